@@ -1,0 +1,27 @@
+//! ONNX models as graphs: load, check, infer shapes, cost, cut, slice,
+//! rewrite, save. Never executes a graph, and has no unsafe code.
+//!
+//! Start at [`Model`], then [`cuts`](mod@cuts) and [`slice`](mod@slice).
+
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod model;
+pub mod profile;
+pub mod tensor;
+pub mod types;
+
+mod check;
+mod external;
+
+/// ONNX messages, generated from `proto/onnx.proto`.
+#[allow(missing_docs, clippy::all)]
+pub mod onnx {
+    include!(concat!(env!("OUT_DIR"), "/onnx/mod.rs"));
+    pub use self::onnx::*;
+}
+
+pub use error::LoadError;
+pub use model::Model;
+pub use tensor::{DataType, Elements, Tensor, TensorError};
+pub use types::{Dim, ValueInfo};
