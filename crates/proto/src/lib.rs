@@ -1,1 +1,24 @@
-//! Placeholder.
+//! What Tierline nodes say to each other: messages, framing, versions,
+//! limits and error codes. No I/O; the daemon carries it over gRPC.
+//!
+//! Start at `proto/tierline.proto` for the messages ([`v1`]), then [`frame`]
+//! for how tensors travel in them. `docs/reference/protocol.md` has the tour.
+
+#![forbid(unsafe_code)]
+
+pub mod digest;
+pub mod failure;
+pub mod frame;
+pub mod limits;
+pub mod versions;
+
+/// Messages and services, generated from `proto/tierline.proto`.
+#[allow(missing_docs, clippy::all, rustdoc::all)]
+pub mod v1 {
+    tonic::include_proto!("tierline.v1");
+}
+
+pub use digest::Digest;
+pub use frame::{Assembler, Encoded, FrameError};
+pub use v1::{Code, Failure, Role};
+pub use versions::Versions;

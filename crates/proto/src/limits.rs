@@ -1,0 +1,79 @@
+//! Every limit of the wire, by name, with its reason. Both sides check: the
+//! sender so that the error names its cause, the receiver before it
+//! allocates.
+
+/// Payload of one chunk as we send it: small enough that a heartbeat waits
+/// under 25 ms behind it on 100 Mbit/s, large enough to keep overhead low.
+pub const CHUNK_BYTES: usize = 256 << 10;
+
+/// Largest chunk payload accepted.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// Largest gRPC message accepted or sent, on every service: one chunk and
+/// the fields around it, or a header at its own limits.
+pub const MESSAGE_BYTES_MAX: usize = 2 << 20;
+
+/// Encoded bytes of all tensors of one request or reply.
+pub const RUN_BYTES_MAX: u64 = 512 << 20;
+
+/// Tensors of one frame (a request's or a reply's).
+pub const TENSORS_MAX: usize = 256;
+
+/// Length of a tensor, codec, node or model name, bytes of UTF-8.
+pub const NAME_BYTES_MAX: usize = 512;
+
+/// Length of a codec's name, bytes.
+pub const CODEC_NAME_BYTES_MAX: usize = 32;
+
+/// Boundaries in a route: one fewer than the tiers of the longest path.
+pub const BOUNDARIES_MAX: usize = 8;
+
+/// Relays a request may pass before it is taken for a loop.
+pub const HOPS_MAX: u32 = 8;
+
+/// Stage timings in a reply: the tiers of the longest path, twice (planned
+/// and recovered).
+pub const STAGES_MAX: usize = 2 * (BOUNDARIES_MAX + 1);
+
+/// Length of a message for people inside a failure, bytes.
+pub const TEXT_BYTES_MAX: usize = 4 << 10;
+
+/// Longest deadline a request may carry.
+pub const DEADLINE_MS_MAX: u64 = 10 * 60 * 1_000;
+
+/// Runs in flight on one connection; HTTP/2 would allow more, memory not.
+pub const RUNS_PER_CONNECTION_MAX: u32 = 64;
+
+/// Names in a catalogue, and models in an offer.
+pub const MODELS_MAX: usize = 4_096;
+
+/// Entries of a revocation list carried in one message.
+pub const REVOCATIONS_MAX: usize = 16_384;
+
+/// Children of one node.
+pub const CHILDREN_MAX: usize = 1_024;
+
+/// Bytes a child sends back in one reverse reply.
+pub const REVERSE_BYTES_MAX: usize = 1 << 20;
+
+/// One artefact (a model with its external data).
+pub const ARTEFACT_BYTES_MAX: u64 = 16 << 30;
+
+/// Files of one added model: the model and its external data.
+pub const MODEL_FILES_MAX: usize = 1_024;
+
+/// Padding of one bandwidth probe, each way.
+pub const PROBE_BYTES_MAX: u64 = 4 << 20;
+
+/// Length of a join token, bytes.
+pub const TOKEN_BYTES_MAX: usize = 1_024;
+
+/// Length of a certificate signing request, bytes.
+pub const CSR_BYTES_MAX: usize = 16 << 10;
+
+/// HTTP/2 window of a stream. Larger windows raise throughput on long fat
+/// links and make small calls wait behind large ones on thin links.
+pub const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// HTTP/2 window of a connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
