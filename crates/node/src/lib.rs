@@ -1,1 +1,42 @@
-//! Placeholder.
+//! What an end, an edge and a cloud do, one state machine per duty.
+//!
+//! Pure: no I/O, no clock, no runtime. A machine takes the time, a random
+//! source and an event, and returns actions; the shell performs them and
+//! reports back with events. Each machine also says when it wants to be woken
+//! (`wake`), and the shell sends it `Wake` then; a `Wake` too early or too
+//! often does nothing. What the daemon runs is what the tests drive, under
+//! virtual time with seeded faults.
+//!
+//! Start at [`request`], the path of a request; then [`lease`] (is the next
+//! tier there?), [`admit`] (whose turn is it?), [`estimate`] and [`adapt`]
+//! (which plan now?), [`fetch`] (artefacts), [`policy`] (who may call what).
+//! `docs/design/nodes.md` draws them.
+
+#![forbid(unsafe_code)]
+
+pub mod adapt;
+pub mod admit;
+pub mod estimate;
+pub mod fetch;
+pub mod lease;
+pub mod policy;
+pub mod request;
+pub mod time;
+
+pub use fastrand::Rng;
+pub use time::Time;
+
+/// Segments `[first, last)` of a model between its candidate cuts.
+///
+/// With `n` cuts there are `n + 1` segments; segment `i` ends at cut `i`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Span {
+    /// First segment.
+    pub first: u32,
+    /// One past the last segment.
+    pub last: u32,
+}
+
+/// A parent this node dials, by its place in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Peer(pub u32);

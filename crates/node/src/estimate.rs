@@ -1,0 +1,545 @@
+//! How fast is the link, and has it changed? From transfers that happen
+//! anyway, and a few small probes when there are none.
+//!
+//! **Bandwidth**, per direction, from samples `x = ln(bytes / seconds)`.
+//! Links differ by decades and noise is a factor, so all is done on
+//! logarithms. The estimate is an exponentially weighted mean of `x`
+//! (weight 1/4, more for the first samples: the plain mean).
+//!
+//! **Change**: two-sided CUSUM (Page, 1954) on the residual `r = x - mean`,
+//! clipped to +-[`CLIP`] as Huber (1964) does, so that one outlier alone never
+//! raises the alarm:
+//!
+//! ```text
+//! up   = max(0, up   + clip(r) - DRIFT)      alarm when up   > ALARM
+//! down = max(0, down - clip(r) - DRIFT)      alarm when down > ALARM
+//! ```
+//!
+//! After an alarm the estimate restarts from the median of the samples since
+//! the sum left zero: those are after the change.
+//!
+//! **RTT**: the smallest of the last [`RTT_WINDOW`] round trips, since
+//! waiting behind one's own tensors only adds to them.
+//!
+//! **Probes** are asked for when a direction has had no sample for a while,
+//! when a sample looks like a change (to confirm it at once), and after a
+//! link came up. They spend from a bucket of bytes that fills at
+//! [`PROBE_SHARE`] of the estimated bandwidth within
+//! [`PROBE_BYTES_PER_MINUTE`], and grow while they are too short to time.
+//!
+//! Start at [`Estimator`].
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::time::Time;
+
+/// Shift per sample, in logarithm, that is still noise: a factor of 1.42.
+pub const DRIFT: f64 = 0.35;
+
+/// Sum of residuals beyond the drift that means change.
+pub const ALARM: f64 = 1.2;
+
+/// Largest residual counted: below `ALARM + DRIFT`, so an alarm needs two.
+pub const CLIP: f64 = 1.0;
+
+/// Weight of a new sample once there are several.
+const WEIGHT: f64 = 0.25;
+
+/// Round trips over which the smallest is taken.
+pub const RTT_WINDOW: usize = 16;
+
+/// Transfers with fewer bytes say more about delay than about bandwidth.
+pub const PASSIVE_BYTES_MIN: u64 = 4 << 10;
+
+/// A transfer shorter than this cannot be timed through schedulers and
+/// buffers; it only shows that the link is at least that fast.
+pub const TIMED_MIN: Duration = Duration::from_millis(2);
+
+/// Smallest and largest probe.
+pub const PROBE_BYTES: [u64; 2] = [4 << 10, 512 << 10];
+
+/// Time a probe should take on the link, so that it can be timed.
+pub const PROBE_TARGET: Duration = Duration::from_millis(20);
+
+/// Share of the estimated bandwidth that probes may use.
+pub const PROBE_SHARE: f64 = 0.01;
+
+/// Bytes that probes may cost in a minute, whatever the bandwidth: from 32
+/// KiB (4% of a link of 0.1 Mbit/s) to 4 MiB (1% of 5 Mbit/s).
+pub const PROBE_BYTES_PER_MINUTE: [u64; 2] = [32 << 10, 4 << 20];
+
+/// Bytes the bucket holds at most, and when a link comes up.
+pub const PROBE_BURST: u64 = 1 << 20;
+
+/// A direction without a sample for so long is probed.
+pub const PROBE_IDLE: Duration = Duration::from_secs(10);
+
+/// Between probes, at least.
+pub const PROBE_GAP: Duration = Duration::from_millis(250);
+
+/// A probe without an answer for so long is given up (and says that the link
+/// is slow).
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Age at which an estimate is worth half as much.
+const HALF_LIFE: Duration = Duration::from_secs(60);
+
+/// Towards the parent, or from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Towards the parent.
+    Up,
+    /// From the parent.
+    Down,
+}
+
+/// What was seen of a link.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event {
+    /// `bytes` arrived within `elapsed`, first to last (a receiver's view;
+    /// without the bytes of the first chunk).
+    Flow {
+        /// Which way.
+        direction: Direction,
+        /// Bytes after the first chunk.
+        bytes: u64,
+        /// From the first chunk to the last.
+        elapsed: Duration,
+    },
+    /// A call sent `up` bytes and brought `down` back; `network` is its time
+    /// less what the parent spent on it (the caller's view).
+    Exchange {
+        /// Bytes sent.
+        up: u64,
+        /// Bytes received.
+        down: u64,
+        /// Time on the wire, round trip included.
+        network: Duration,
+    },
+    /// `bytes` have been under way for `elapsed` and are not through: the
+    /// link is at most that fast.
+    Pending {
+        /// Which way.
+        direction: Direction,
+        /// Bytes handed to the link.
+        bytes: u64,
+        /// Since the first.
+        elapsed: Duration,
+    },
+    /// A heartbeat's round trip.
+    Rtt(Duration),
+    /// A probe was answered.
+    Probed {
+        /// Its number.
+        probe: u64,
+        /// Padding sent, and the time in which the parent received it.
+        up: (u64, Duration),
+        /// Padding received, and the time from first to last.
+        down: (u64, Duration),
+    },
+    /// A probe failed.
+    ProbeFailed {
+        /// Its number.
+        probe: u64,
+    },
+    /// The lease is held.
+    LinkUp,
+    /// The lease is lost.
+    LinkDown,
+    /// The time [`Estimator::wake`] named.
+    Wake,
+}
+
+/// What the shell shall do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Action {
+    /// Send padding and ask for some, in chunks of at most a quarter; report
+    /// `Probed` or `ProbeFailed`.
+    Probe {
+        /// Its number.
+        probe: u64,
+        /// Padding to send.
+        up_bytes: u64,
+        /// Padding to ask for.
+        down_bytes: u64,
+    },
+    /// The estimate is new or has moved. `changed`: by more than noise.
+    Estimate(Estimate),
+}
+
+/// What is believed about a link.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// Bytes per second towards the parent, when known.
+    pub up: Option<f64>,
+    /// Bytes per second from the parent, when known.
+    pub down: Option<f64>,
+    /// Round trip without load, when known.
+    pub rtt: Option<Duration>,
+    /// 0 (a guess) to 1 (several fresh samples that agree), of the worse
+    /// direction.
+    pub confidence: f64,
+    /// Whether a change was detected at this step.
+    pub changed: bool,
+}
+
+/// One direction.
+#[derive(Debug, Clone, Default)]
+struct Track {
+    mean: f64,
+    /// Mean of squared residuals.
+    variance: f64,
+    samples: u32,
+    high: f64,
+    low: f64,
+    /// Samples since `high` or `low` left zero.
+    since_high: Vec<f64>,
+    since_low: Vec<f64>,
+    last: Option<Time>,
+    /// Bytes of the next probe, when the last was too short to time.
+    probe_bytes: u64,
+}
+
+/// Most samples kept between the first hint of a change and the alarm.
+const SUSPECTS_MAX: usize = 16;
+
+impl Track {
+    /// Takes a sample in bytes per second; true when it raised the alarm.
+    fn sample(&mut self, now: Time, bytes_per_s: f64) -> bool {
+        let x = bytes_per_s.max(1.0).ln();
+        self.last = Some(now);
+        if self.samples == 0 {
+            self.restart(&[x]);
+            // The first knowledge of a link is news as well.
+            return true;
+        }
+        let residual = x - self.mean;
+        let clipped = residual.clamp(-CLIP, CLIP);
+        let grow = |sum: &mut f64, suspects: &mut Vec<f64>, step: f64| {
+            *sum = (*sum + step - DRIFT).max(0.0);
+            if *sum == 0.0 {
+                suspects.clear();
+            } else if suspects.len() < SUSPECTS_MAX {
+                suspects.push(x);
+            }
+            *sum > ALARM
+        };
+        let rose = grow(&mut self.high, &mut self.since_high, clipped);
+        let fell = grow(&mut self.low, &mut self.since_low, -clipped);
+        if rose || fell {
+            let suspects = std::mem::take(if rose { &mut self.since_high } else { &mut self.since_low });
+            self.restart(&suspects);
+            return true;
+        }
+        self.samples = self.samples.saturating_add(1);
+        let weight = WEIGHT.max(1.0 / f64::from(self.samples));
+        // Clipped: an outlier moves the mean no more than it moves the sum.
+        self.mean += weight * clipped;
+        self.variance += weight * (clipped * clipped - self.variance);
+        false
+    }
+
+    /// At most `bytes_per_s`: a sample only where it contradicts the estimate.
+    fn at_most(&mut self, now: Time, bytes_per_s: f64) -> bool {
+        let contradicts = self.samples > 0 && bytes_per_s.max(1.0).ln() < self.mean - DRIFT;
+        contradicts && self.sample(now, bytes_per_s)
+    }
+
+    /// At least `bytes_per_s`: a sample only where it contradicts.
+    fn at_least(&mut self, now: Time, bytes_per_s: f64) -> bool {
+        let contradicts = self.samples == 0 || bytes_per_s.max(1.0).ln() > self.mean + DRIFT;
+        if !contradicts {
+            self.last = Some(now);
+        }
+        contradicts && self.sample(now, bytes_per_s)
+    }
+
+    fn restart(&mut self, samples: &[f64]) {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let last = self.last;
+        let mean = sorted.get(sorted.len() / 2).copied().unwrap_or(self.mean);
+        let variance = DRIFT * DRIFT;
+        *self = Self { mean, variance, samples: samples.len() as u32, last, ..Self::default() };
+    }
+
+    fn is_suspicious(&self) -> bool {
+        self.high > 0.0 || self.low > 0.0
+    }
+
+    fn bytes_per_s(&self) -> Option<f64> {
+        (self.samples > 0).then(|| self.mean.exp())
+    }
+
+    /// More samples, fresher, closer together: surer.
+    fn confidence(&self, now: Time) -> f64 {
+        let Some(last) = self.last.filter(|_| self.samples > 0) else { return 0.0 };
+        let count = f64::from(self.samples) / (f64::from(self.samples) + 1.0);
+        let age = 0.5f64.powf(now.since(last).as_secs_f64() / HALF_LIFE.as_secs_f64());
+        count * age / (1.0 + self.variance)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Probe {
+    number: u64,
+    sent: Time,
+    up_bytes: u64,
+    down_bytes: u64,
+}
+
+/// One link to a parent.
+#[derive(Debug, Default)]
+pub struct Estimator {
+    up: Track,
+    down: Track,
+    rtts: VecDeque<Duration>,
+    is_up: bool,
+    bucket: f64,
+    filled: Time,
+    probe: Option<Probe>,
+    next_probe: Time,
+    probes: u64,
+    /// Bytes of all probes so far, both ways.
+    probed_bytes: u64,
+}
+
+impl Estimator {
+    /// An estimator that starts from what an earlier run of the node stored;
+    /// zero confidence until confirmed.
+    #[must_use]
+    pub fn with_prior(up: Option<f64>, down: Option<f64>, rtt: Option<Duration>) -> Self {
+        let track = |prior: Option<f64>| {
+            let mut track = Track::default();
+            if let Some(prior) = prior {
+                track.restart(&[prior.max(1.0).ln()]);
+            }
+            track
+        };
+        Self { up: track(up), down: track(down), rtts: rtt.into_iter().collect(), ..Self::default() }
+    }
+
+    /// One step.
+    pub fn step(&mut self, now: Time, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let changed = match event {
+            Event::Flow { direction, bytes, elapsed } => self.flow(now, direction, bytes, elapsed),
+            Event::Exchange { up, down, network } => self.exchange(now, up, down, network),
+            Event::Pending { direction, bytes, elapsed } => Some(self.pending(now, direction, bytes, elapsed)),
+            Event::Rtt(rtt) => self.rtt_seen(rtt),
+            Event::Probed { probe, up, down } => self.probed(now, probe, up, down),
+            Event::ProbeFailed { probe } => {
+                self.probe = self.probe.filter(|out| out.number != probe);
+                None
+            }
+            Event::LinkUp => {
+                self.link_up(now);
+                None
+            }
+            Event::LinkDown => {
+                self.is_up = false;
+                self.probe = None;
+                None
+            }
+            Event::Wake => self.probe_timeout(now),
+        };
+        if let Some(changed) = changed {
+            actions.push(Action::Estimate(Estimate { changed, ..self.estimate(now) }));
+        }
+        actions.extend(self.maybe_probe(now));
+        actions
+    }
+
+    /// When the machine wants `Wake`.
+    #[must_use]
+    pub fn wake(&self) -> Option<Time> {
+        if !self.is_up {
+            return None;
+        }
+        match self.probe {
+            Some(probe) => Some(probe.sent + PROBE_TIMEOUT),
+            None => Some(self.due().max(self.affordable())),
+        }
+    }
+
+    /// What is believed now.
+    #[must_use]
+    pub fn estimate(&self, now: Time) -> Estimate {
+        Estimate {
+            up: self.up.bytes_per_s(),
+            down: self.down.bytes_per_s(),
+            rtt: self.rtt(),
+            confidence: self.up.confidence(now).min(self.down.confidence(now)),
+            changed: false,
+        }
+    }
+
+    /// Bytes that probes have cost so far, both ways.
+    #[must_use]
+    pub fn probed_bytes(&self) -> u64 {
+        self.probed_bytes
+    }
+
+    fn rtt(&self) -> Option<Duration> {
+        self.rtts.iter().min().copied()
+    }
+
+    fn rtt_seen(&mut self, rtt: Duration) -> Option<bool> {
+        let before = self.rtt();
+        self.rtts.push_back(rtt);
+        if self.rtts.len() > RTT_WINDOW {
+            self.rtts.pop_front();
+        }
+        // News when the smallest moves by a quarter and a millisecond.
+        let (after, before) = (self.rtt()?, before.unwrap_or_default());
+        let moved = after.abs_diff(before);
+        (moved > Duration::from_millis(1) && moved * 4 > before).then_some(false)
+    }
+
+    fn track(&mut self, direction: Direction) -> &mut Track {
+        match direction {
+            Direction::Up => &mut self.up,
+            Direction::Down => &mut self.down,
+        }
+    }
+
+    fn flow(&mut self, now: Time, direction: Direction, bytes: u64, elapsed: Duration) -> Option<bool> {
+        if bytes < PASSIVE_BYTES_MIN {
+            return None;
+        }
+        let rate = bytes as f64 / elapsed.max(Duration::from_micros(1)).as_secs_f64();
+        let track = self.track(direction);
+        if elapsed < TIMED_MIN {
+            return Some(track.at_least(now, bytes as f64 / TIMED_MIN.as_secs_f64()));
+        }
+        Some(track.sample(now, rate))
+    }
+
+    /// Solves `network = rtt + up/bandwidth_up + down/bandwidth_down` for the
+    /// direction that took most of it; the other's share comes from its
+    /// estimate.
+    fn exchange(&mut self, now: Time, up: u64, down: u64, network: Duration) -> Option<bool> {
+        let wire = network.saturating_sub(self.rtt()?).as_secs_f64();
+        let share = |track: &Track, bytes: u64| track.bytes_per_s().map_or(0.0, |rate| bytes as f64 / rate);
+        let (up_s, down_s) = (share(&self.up, up), share(&self.down, down));
+        let up_leads = match (self.up.samples, self.down.samples) {
+            (0, _) | (_, 0) => up >= down,
+            _ => up_s >= down_s,
+        };
+        let (direction, bytes, other_s) =
+            if up_leads { (Direction::Up, up, down_s) } else { (Direction::Down, down, up_s) };
+        if bytes < PASSIVE_BYTES_MIN {
+            return None;
+        }
+        // Where the other's share is a large part, its error is too.
+        let rest = wire - other_s;
+        if rest < wire * 0.5 && wire > TIMED_MIN.as_secs_f64() {
+            return None;
+        }
+        self.flow(now, direction, bytes, Duration::from_secs_f64(rest.max(0.0)))
+    }
+
+    fn pending(&mut self, now: Time, direction: Direction, bytes: u64, elapsed: Duration) -> bool {
+        let seconds = elapsed.saturating_sub(self.rtt().unwrap_or_default()).as_secs_f64();
+        seconds > 0.0 && self.track(direction).at_most(now, bytes as f64 / seconds)
+    }
+
+    fn probed(&mut self, now: Time, number: u64, up: (u64, Duration), down: (u64, Duration)) -> Option<bool> {
+        self.probe.take_if(|probe| probe.number == number)?;
+        let mut changed = false;
+        for (direction, (bytes, elapsed)) in [(Direction::Up, up), (Direction::Down, down)] {
+            if bytes == 0 {
+                continue;
+            }
+            let track = self.track(direction);
+            let short = elapsed < TIMED_MIN;
+            changed |= if short {
+                track.at_least(now, bytes as f64 / TIMED_MIN.as_secs_f64())
+            } else {
+                track.sample(now, bytes as f64 / elapsed.as_secs_f64())
+            };
+            // Too short to time: the next one is four times as long.
+            let longer = if short { bytes.saturating_mul(4).min(PROBE_BYTES[1]) } else { 0 };
+            self.track(direction).probe_bytes = longer;
+        }
+        Some(changed)
+    }
+
+    fn probe_timeout(&mut self, now: Time) -> Option<bool> {
+        let probe = self.probe.take_if(|probe| now >= probe.sent + PROBE_TIMEOUT)?;
+        // Which way it hung is unknown; the slower belief takes the blame.
+        let rates = [self.up.bytes_per_s(), self.down.bytes_per_s()];
+        let direction = if rates[0] <= rates[1] { Direction::Up } else { Direction::Down };
+        let bytes = if direction == Direction::Up { probe.up_bytes } else { probe.down_bytes };
+        Some(self.pending(now, direction, bytes, PROBE_TIMEOUT))
+    }
+
+    fn link_up(&mut self, now: Time) {
+        self.is_up = true;
+        self.probe = None;
+        // Another network, perhaps: what was known is a hint only.
+        self.rtts.clear();
+        self.bucket = PROBE_BURST as f64;
+        self.filled = now;
+        self.next_probe = now;
+        for track in [&mut self.up, &mut self.down] {
+            track.last = None;
+            track.probe_bytes = 0;
+        }
+    }
+
+    /// When a probe is wanted, whatever it costs.
+    fn due(&self) -> Time {
+        let of = |track: &Track| match track.last {
+            None => Time::ZERO,
+            // An open question, or a probe that was too short, is settled at once.
+            Some(_) if track.is_suspicious() || track.probe_bytes > 0 => Time::ZERO,
+            // The first samples come quickly, then the link is left alone.
+            Some(last) if track.samples < 3 => last + PROBE_GAP,
+            Some(last) => last + PROBE_IDLE,
+        };
+        of(&self.up).min(of(&self.down)).max(self.next_probe)
+    }
+
+    /// When the bucket will hold the next probe.
+    fn affordable(&self) -> Time {
+        let missing = (self.probe_cost() as f64 - self.bucket).max(0.0);
+        self.filled + Duration::from_secs_f64(missing / self.refill())
+    }
+
+    /// Bytes per second at which the bucket fills.
+    fn refill(&self) -> f64 {
+        let slower = self.up.bytes_per_s().unwrap_or(0.0).min(self.down.bytes_per_s().unwrap_or(0.0));
+        let [least, most] = PROBE_BYTES_PER_MINUTE.map(|bytes| bytes as f64 / 60.0);
+        (slower * PROBE_SHARE).clamp(least, most)
+    }
+
+    fn probe_size(&self, track: &Track) -> u64 {
+        let target = track.bytes_per_s().map_or(0.0, |rate| rate * PROBE_TARGET.as_secs_f64()) as u64;
+        target.max(track.probe_bytes).clamp(PROBE_BYTES[0], PROBE_BYTES[1])
+    }
+
+    fn probe_cost(&self) -> u64 {
+        self.probe_size(&self.up) + self.probe_size(&self.down)
+    }
+
+    fn maybe_probe(&mut self, now: Time) -> Option<Action> {
+        let gained = now.since(self.filled).as_secs_f64() * self.refill();
+        self.bucket = (self.bucket + gained).min(PROBE_BURST as f64);
+        self.filled = now;
+        let cost = self.probe_cost();
+        // A hair's breadth of rounding must not cost another wake.
+        let broke = self.bucket + 1.0 < cost as f64;
+        if !self.is_up || self.probe.is_some() || now < self.due() || broke {
+            return None;
+        }
+        self.bucket = (self.bucket - cost as f64).max(0.0);
+        self.probes += 1;
+        self.probed_bytes += cost;
+        self.next_probe = now + PROBE_GAP;
+        let (up_bytes, down_bytes) = (self.probe_size(&self.up), self.probe_size(&self.down));
+        self.probe = Some(Probe { number: self.probes, sent: now, up_bytes, down_bytes });
+        Some(Action::Probe { probe: self.probes, up_bytes, down_bytes })
+    }
+}

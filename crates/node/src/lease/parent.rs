@@ -1,0 +1,302 @@
+//! The parent's side: a register of children and their leases.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tierline_proto::limits::CHILDREN_MAX;
+use tierline_proto::{Code, Failure, Role, Versions};
+
+use super::{HEARTBEAT, LEASE};
+use crate::time::Time;
+
+/// A child's hello, from an identity the shell has checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Identity, from its certificate.
+    pub node: String,
+    /// Role, from its certificate.
+    pub role: Role,
+    /// Its name, for people.
+    pub name: String,
+    /// Versions it speaks.
+    pub versions: Versions,
+    /// Start of its process.
+    pub incarnation: u64,
+}
+
+/// What happens to the register.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A child says hello; `call` names the answer.
+    Hello {
+        /// Which call to answer.
+        call: u64,
+        /// What it said.
+        hello: Hello,
+    },
+    /// A heartbeat on the stream of `session`.
+    Heartbeat {
+        /// The lease.
+        session: u64,
+        /// The heartbeat's number.
+        sequence: u64,
+    },
+    /// The session's stream ended.
+    Ended {
+        /// The lease.
+        session: u64,
+    },
+    /// The node's certificate is revoked.
+    Revoked {
+        /// Identity.
+        node: String,
+    },
+    /// Take no new children, and say goodbye to those here.
+    Drain,
+    /// The time [`Parent::wake`] named.
+    Wake,
+}
+
+/// What the shell shall do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Answer the hello: a lease.
+    Grant {
+        /// Call to answer.
+        call: u64,
+        /// Protocol version agreed on.
+        version: u32,
+        /// The lease.
+        session: u64,
+        /// Its length.
+        lease: Duration,
+        /// Between heartbeats.
+        heartbeat: Duration,
+    },
+    /// Answer the hello: no.
+    Deny {
+        /// Call to answer.
+        call: u64,
+        /// Why.
+        failure: Failure,
+    },
+    /// Acknowledge a heartbeat.
+    Ack {
+        /// The lease.
+        session: u64,
+        /// The heartbeat's number.
+        sequence: u64,
+    },
+    /// A child is here from now on.
+    Up {
+        /// Identity.
+        node: String,
+        /// Its lease.
+        session: u64,
+    },
+    /// A child is gone.
+    Down {
+        /// Identity.
+        node: String,
+        /// The lease it had.
+        session: u64,
+        /// Why.
+        why: Lost,
+    },
+    /// End the session's stream with a goodbye, and its connections.
+    Close {
+        /// The lease.
+        session: u64,
+        /// What to say.
+        failure: Failure,
+    },
+}
+
+/// Why a child is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// No heartbeat within the lease.
+    Expired,
+    /// Its stream ended.
+    Ended,
+    /// It said hello again; a new lease follows.
+    Replaced,
+    /// Its certificate is revoked.
+    Revoked,
+    /// This node is draining.
+    Draining,
+}
+
+/// A child, present or past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// What it last said.
+    pub hello: Hello,
+    /// Its lease, while it has one.
+    pub session: Option<u64>,
+    /// When it was last heard.
+    pub seen: Time,
+    /// Why it has no lease.
+    pub lost: Option<Lost>,
+}
+
+/// The register.
+///
+/// Invariants: a node has at most one lease; a lease belongs to one node; for
+/// every `Up` there is later at most one `Down` of the same session.
+#[derive(Debug)]
+pub struct Parent {
+    versions: Versions,
+    lease: Duration,
+    heartbeat: Duration,
+    children: BTreeMap<String, Entry>,
+    /// Live leases: node, and when it is lost unless renewed.
+    sessions: BTreeMap<u64, (String, Time)>,
+    next_session: u64,
+    draining: bool,
+}
+
+impl Parent {
+    /// An empty register. `first_session` must differ between starts of the
+    /// process (time will do), so that an old child's heartbeat is not taken
+    /// for a new one's.
+    #[must_use]
+    pub fn new(first_session: u64) -> Self {
+        Self::with_lease(first_session, LEASE, HEARTBEAT)
+    }
+
+    /// As [`Parent::new`], with another lease and heartbeat.
+    #[must_use]
+    pub fn with_lease(first_session: u64, lease: Duration, heartbeat: Duration) -> Self {
+        Self {
+            versions: Versions::OURS,
+            lease,
+            heartbeat,
+            children: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            next_session: first_session.max(1),
+            draining: false,
+        }
+    }
+
+    /// One step.
+    pub fn step(&mut self, now: Time, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let out = &mut actions;
+        // Whoever is late is gone before anything else is decided.
+        self.expire(now, out);
+        match event {
+            Event::Hello { call, hello } => match self.admit(&hello) {
+                Ok(version) => self.grant(now, call, version, hello, out),
+                Err(failure) => out.push(Action::Deny { call, failure }),
+            },
+            Event::Heartbeat { session, sequence } => self.heard(now, session, sequence, out),
+            Event::Ended { session } => self.drop_session(session, Lost::Ended, out),
+            Event::Revoked { node } => {
+                if let Some(session) = self.children.get(&node).and_then(|entry| entry.session) {
+                    let failure = Failure::new(Code::Forbidden, "this node's certificate is revoked");
+                    out.push(Action::Close { session, failure });
+                    self.drop_session(session, Lost::Revoked, out);
+                }
+            }
+            Event::Drain => {
+                self.draining = true;
+                let sessions: Vec<u64> = self.sessions.keys().copied().collect();
+                for session in sessions {
+                    out.push(Action::Close { session, failure: Failure::new(Code::Draining, "the node is draining") });
+                    self.drop_session(session, Lost::Draining, out);
+                }
+            }
+            Event::Wake => {}
+        }
+        actions
+    }
+
+    /// When the machine wants `Wake`.
+    #[must_use]
+    pub fn wake(&self) -> Option<Time> {
+        self.sessions.values().map(|(_, expires)| *expires).min()
+    }
+
+    /// Children, present and past, by identity.
+    pub fn children(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.children.iter().map(|(node, entry)| (node.as_str(), entry))
+    }
+
+    /// The node that holds `session`, if it is live at `now`.
+    #[must_use]
+    pub fn holder(&self, now: Time, session: u64) -> Option<&str> {
+        self.sessions.get(&session).filter(|(_, expires)| now < *expires).map(|(node, _)| node.as_str())
+    }
+
+    fn admit(&self, hello: &Hello) -> Result<u32, Failure> {
+        let version = self.versions.agree(hello.versions);
+        let version = version.map_err(|error| Failure::new(Code::VersionMismatch, error.to_string()))?;
+        if self.draining {
+            return Err(Failure::new(Code::Draining, "the node is draining"));
+        }
+        if self.sessions.len() >= CHILDREN_MAX && self.children.get(&hello.node).is_none_or(|e| e.session.is_none()) {
+            let failure = Failure::new(Code::Overloaded, format!("this node has {CHILDREN_MAX} children already"));
+            return Err(failure.with_help("join another edge of the site"));
+        }
+        Ok(version)
+    }
+
+    fn grant(&mut self, now: Time, call: u64, version: u32, hello: Hello, out: &mut Vec<Action>) {
+        let node = hello.node.clone();
+        if let Some(session) = self.children.get(&node).and_then(|entry| entry.session) {
+            let failure = Failure::new(Code::Cancelled, "the same node said hello again");
+            out.push(Action::Close { session, failure });
+            self.drop_session(session, Lost::Replaced, out);
+        }
+        self.forget_oldest();
+        let session = self.next_session;
+        self.next_session += 1;
+        self.sessions.insert(session, (node.clone(), now + self.lease));
+        self.children.insert(node.clone(), Entry { hello, session: Some(session), seen: now, lost: None });
+        let (lease, heartbeat) = (self.lease, self.heartbeat);
+        out.push(Action::Grant { call, version, session, lease, heartbeat });
+        out.push(Action::Up { node, session });
+    }
+
+    fn heard(&mut self, now: Time, session: u64, sequence: u64, out: &mut Vec<Action>) {
+        let Some((node, expires)) = self.sessions.get_mut(&session) else {
+            // Expired, replaced, or of another start of this process.
+            let failure = Failure::new(Code::Cancelled, "this lease is no longer held; say hello again");
+            out.push(Action::Close { session, failure });
+            return;
+        };
+        *expires = now + self.lease;
+        if let Some(entry) = self.children.get_mut(node) {
+            entry.seen = now;
+        }
+        out.push(Action::Ack { session, sequence });
+    }
+
+    fn drop_session(&mut self, session: u64, why: Lost, out: &mut Vec<Action>) {
+        let Some((node, _)) = self.sessions.remove(&session) else { return };
+        if let Some(entry) = self.children.get_mut(&node) {
+            entry.session = None;
+            entry.lost = Some(why);
+        }
+        out.push(Action::Down { node, session, why });
+    }
+
+    fn expire(&mut self, now: Time, out: &mut Vec<Action>) {
+        let late: Vec<u64> = self.sessions.iter().filter(|(_, (_, at))| now >= *at).map(|(id, _)| *id).collect();
+        for session in late {
+            let failure = Failure::new(Code::Cancelled, "no heartbeat within the lease; say hello again");
+            out.push(Action::Close { session, failure });
+            self.drop_session(session, Lost::Expired, out);
+        }
+    }
+
+    /// Keeps the register bounded: the child gone longest makes room.
+    fn forget_oldest(&mut self) {
+        while self.children.len() >= 2 * CHILDREN_MAX {
+            let gone = self.children.iter().filter(|(_, entry)| entry.session.is_none());
+            let Some(node) = gone.min_by_key(|(_, entry)| entry.seen).map(|(node, _)| node.clone()) else { return };
+            self.children.remove(&node);
+        }
+    }
+}
