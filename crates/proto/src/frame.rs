@@ -9,7 +9,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::limits::{CHUNK_BYTES_MAX, CODEC_NAME_BYTES_MAX, NAME_BYTES_MAX, RUN_BYTES_MAX, TENSORS_MAX};
-use crate::v1::{TensorChunk, TensorInfo};
+use crate::v1::{Code, Failure, TensorChunk, TensorInfo};
 
 /// A tensor as it travels: what the codec made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +101,19 @@ pub enum FrameError {
         /// Bytes declared.
         declared: u64,
     },
+}
+
+impl FrameError {
+    /// The failure on the wire.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        let code = match self {
+            Self::TooManyTensors { .. } | Self::TooManyBytes { .. } | Self::ChunkTooLong { .. } => Code::TooLarge,
+            Self::Truncated { .. } => Code::Cancelled,
+            _ => Code::Protocol,
+        };
+        Failure::new(code, self.to_string())
+    }
 }
 
 /// The declaration of `tensors`, for a header or a reply.

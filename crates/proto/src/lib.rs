@@ -9,6 +9,7 @@
 pub mod digest;
 pub mod failure;
 pub mod frame;
+pub mod header;
 pub mod limits;
 pub mod versions;
 

@@ -1,0 +1,6 @@
+//! One test crate: frames, headers, versions, failures.
+
+mod failures;
+mod frames;
+mod fuzz;
+mod versions;
