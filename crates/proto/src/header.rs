@@ -59,13 +59,13 @@ pub enum HeaderError {
         /// Limit.
         max: usize,
     },
-    /// Cuts that do not rise along the route.
-    #[error("cut {next} comes after cut {before} in the route; cuts must rise")]
+    /// Cuts that go back along the route.
+    #[error("{} comes after {} in the route; a route never goes back", place(*.next), place(*.before))]
     Order {
-        /// The one before.
-        before: u32,
+        /// The one before; `None` is the inputs.
+        before: Option<u32>,
         /// The one that does not follow.
-        next: u32,
+        next: Option<u32>,
     },
     /// Passed on too often.
     #[error("the request was passed on {0} times, the limit is {HOPS_MAX}: there is a loop")]
@@ -105,7 +105,7 @@ pub fn check_run(header: &RunHeader) -> Result<Checked, HeaderError> {
     Ok(Checked { request, model })
 }
 
-/// Checks a route: rising cuts, bounded lists and names.
+/// Checks a route: cuts in order, bounded lists and names.
 ///
 /// # Errors
 /// Names the first field that is wrong.
@@ -114,10 +114,12 @@ pub fn check_route(route: &Route) -> Result<(), HeaderError> {
     text("the reply's codec", &route.reply_codec, CODEC_NAME_BYTES_MAX)?;
     let mut before = route.from;
     for boundary in &route.boundaries {
-        if let Some(before) = before.filter(|before| *before >= boundary.cut) {
+        // Equal where a tier runs nothing and passes on; the inputs (`None`)
+        // come before every cut.
+        if boundary.cut < before {
             return Err(HeaderError::Order { before, next: boundary.cut });
         }
-        before = Some(boundary.cut);
+        before = boundary.cut;
         count("tensors of a boundary", boundary.tensors.len(), TENSORS_MAX)?;
         for tensor in &boundary.tensors {
             text("a tensor's name", &tensor.name, NAME_BYTES_MAX)?;
@@ -161,4 +163,8 @@ fn count(what: &'static str, count: usize, max: usize) -> Result<(), HeaderError
 
 fn text(what: &'static str, text: &str, max: usize) -> Result<(), HeaderError> {
     if text.len() > max { Err(HeaderError::Text { what, length: text.len(), max }) } else { Ok(()) }
+}
+
+fn place(cut: Option<u32>) -> String {
+    cut.map_or_else(|| "the inputs".to_owned(), |cut| format!("cut {cut}"))
 }

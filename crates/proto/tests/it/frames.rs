@@ -62,7 +62,7 @@ fn sending_and_single_chunks_copy_nothing() {
     let encoded = Encoded { name: "t".into(), codec: "raw".into(), data: data.clone() };
     let sent: Vec<TensorChunk> = chunks(vec![encoded.clone()], 400).collect();
     assert_eq!(sent.iter().map(|c| c.data.as_ptr()).collect::<Vec<_>>(), [0, 400, 800].map(|o| data[o..].as_ptr()));
-    let mut assembler = Assembler::new(declare(&[encoded.clone()]), RUN_BYTES_MAX).unwrap();
+    let mut assembler = Assembler::new(declare(std::slice::from_ref(&encoded)), RUN_BYTES_MAX).unwrap();
     chunks(vec![encoded], 1000).for_each(|chunk| assembler.push(chunk).unwrap());
     assert_eq!(assembler.finish().unwrap()[0].data.as_ptr(), data.as_ptr());
 }
@@ -132,14 +132,16 @@ fn headers_are_checked() {
     assert_eq!(wrong(|h| h.route = None), HeaderError::NoRoute);
     assert_eq!(wrong(|h| h.hops = HOPS_MAX + 1), HeaderError::Hops(HOPS_MAX + 1));
     assert_eq!(wrong(|h| h.remaining_us = u64::MAX), HeaderError::Deadline(u64::MAX));
-    let cut = |cut| Boundary { cut, tensors: vec![] };
-    let route = |from, cuts: &[u32]| {
-        header::check_route(&Route { from, boundaries: cuts.iter().map(|c| cut(*c)).collect(), ..Route::default() })
+    let route = |from, cuts: &[Option<u32>]| {
+        let boundaries = cuts.iter().map(|cut| Boundary { cut: *cut, tensors: vec![] }).collect();
+        header::check_route(&Route { from, boundaries, ..Route::default() })
     };
-    assert_eq!(route(None, &[0, 3, 9]), Ok(()));
-    assert_eq!(route(Some(0), &[0]), Err(HeaderError::Order { before: 0, next: 0 }));
-    assert_eq!(route(None, &[3, 2]), Err(HeaderError::Order { before: 3, next: 2 }));
-    assert!(matches!(route(None, &[0, 1, 2, 3, 4, 5, 6, 7, 8]), Err(HeaderError::TooMany { count: 9, .. })));
+    assert_eq!(route(None, &[None, Some(0), Some(3), Some(3), Some(9)]), Ok(()));
+    assert_eq!(route(Some(0), &[Some(0)]), Ok(()));
+    assert_eq!(route(Some(0), &[None]), Err(HeaderError::Order { before: Some(0), next: None }));
+    let back = route(None, &[Some(3), Some(2)]).unwrap_err();
+    assert_eq!(back.to_string(), "cut 2 comes after cut 3 in the route; a route never goes back");
+    assert!(matches!(route(None, &[None; 9]), Err(HeaderError::TooMany { count: 9, .. })));
     let reply = Reply { request: Bytes::from_static(&[1; 16]), ..Reply::default() };
     assert_eq!(header::check_reply([1; 16], &reply), Ok(()));
     assert_eq!(header::check_reply([2; 16], &reply), Err(HeaderError::OtherRequest));

@@ -28,7 +28,7 @@ fn valid(rng: &mut fastrand::Rng) -> Vec<Vec<u8>> {
             model: Bytes::from_static(&[2; 32]),
             route: Some(Route {
                 from: Some(1),
-                boundaries: vec![Boundary { cut: 2, tensors: vec![codec] }],
+                boundaries: vec![Boundary { cut: Some(2), tensors: vec![codec] }],
                 reply_codec: "planes".into(),
             }),
             remaining_us: 100_000,
