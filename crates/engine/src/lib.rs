@@ -1,1 +1,102 @@
-//! Placeholder.
+//! Runs ONNX graphs: one small trait, two engines behind it, and the profiler
+//! that times fused segments on this device.
+//!
+//! Knows nothing of networks, plans or codecs. Start at [`Engine`] and
+//! [`discover`](fn@discover); then [`profiler`].
+//!
+//! - `rten` is pure Rust and always there.
+//! - ONNX Runtime is a shared library, loaded when it is found; it is faster
+//!   and takes more element types.
+//!
+//! What an engine is known to get wrong is refused at load (`refuse.rs`),
+//! never run.
+
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod discover;
+mod error;
+mod evaluate;
+mod inputs;
+mod library;
+mod options;
+mod ort;
+mod refuse;
+mod rten;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tierline_graph::{Model, Tensor, ValueInfo};
+
+pub use discover::{Choice, Considered, Discovered, Outcome, Search, discover};
+pub use error::EngineError;
+pub use evaluate::Evaluator;
+pub use options::{LoadOptions, Provider, ProviderError, ProviderKind};
+
+/// Something that loads ONNX models.
+pub trait Engine: Send + Sync {
+    /// `rten` or `onnxruntime`.
+    fn name(&self) -> &'static str;
+
+    /// The engine's own version, as it states it.
+    fn version(&self) -> String;
+
+    /// Prepares a model to run.
+    ///
+    /// # Errors
+    /// [`EngineError::Refused`] when the engine can't run the model or is
+    /// known to get it wrong; [`EngineError::ProviderUnavailable`].
+    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError>;
+}
+
+/// A model ready to run.
+pub trait Session: Send {
+    /// The inputs to give, as the model declares them.
+    fn inputs(&self) -> &[ValueInfo];
+
+    /// The outputs, in the model's order.
+    fn outputs(&self) -> &[ValueInfo];
+
+    /// Runs the model into `outputs`, in the model's order. Tensors already
+    /// there lend their buffers where type and shape fit, so a caller that
+    /// passes the same vector again allocates nothing.
+    ///
+    /// # Errors
+    /// An input that is missing, unknown, or of another type or shape; a
+    /// failure or panic of the engine. `outputs` is then unspecified.
+    fn run_into(&mut self, inputs: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError>;
+
+    /// Runs the model; outputs in the model's order.
+    ///
+    /// # Errors
+    /// As [`Session::run_into`].
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError> {
+        let mut outputs = Vec::with_capacity(self.outputs().len());
+        self.run_into(inputs, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// What the caller should know about how the model was loaded, such as an
+    /// execution provider that wasn't available.
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+}
+
+/// The embedded engine; always available.
+#[must_use]
+pub fn rten() -> Arc<dyn Engine> {
+    Arc::new(rten::Rten)
+}
+
+/// ONNX Runtime, loaded from `path` (the library, or a folder that holds it),
+/// or found as [`discover`](fn@discover) does.
+///
+/// # Errors
+/// When there is no usable library; never panics.
+pub fn onnxruntime(path: Option<&Path>) -> Result<Arc<dyn Engine>, EngineError> {
+    match path {
+        Some(path) => ort::engine(path),
+        None => discover::onnxruntime(&Search::default()),
+    }
+}

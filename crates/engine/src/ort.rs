@@ -1,0 +1,377 @@
+//! ONNX Runtime, through its shared library.
+//!
+//! Inputs are handed over without a copy, outputs are copied once out of the
+//! runtime's arena into the caller's buffers.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::ort::environment::{Environment, GlobalThreadPoolOptions};
+use ::ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider};
+use ::ort::logging::LogLevel;
+use ::ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ::ort::session::{Session as OrtSession, SessionInputValue};
+use ::ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, TensorRef, ValueType};
+use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
+
+use crate::error::{EngineError, guarded};
+use crate::options::{LoadOptions, Provider, ProviderKind};
+use crate::{Engine, Session, inputs, library, refuse};
+
+pub(crate) const NAME: &str = "onnxruntime";
+
+/// The one ONNX Runtime of this process. Its environment is never dropped:
+/// the library allows only one per process, ever.
+static LOADED: Mutex<Option<OnnxRuntime>> = Mutex::new(None);
+
+#[derive(Clone)]
+struct OnnxRuntime {
+    environment: Environment,
+    path: PathBuf,
+    version: String,
+}
+
+/// The engine from the library at `path`, or in the folder `path`.
+pub(crate) fn engine(path: &Path) -> Result<Arc<dyn Engine>, EngineError> {
+    let path = if path.is_dir() {
+        crate::discover::in_folder(path)
+            .into_iter()
+            .next()
+            .ok_or_else(|| EngineError::LibraryMissing { tried: vec![path.to_owned()] })?
+    } else {
+        path.to_owned()
+    };
+    let path = path.canonicalize().map_err(|_| EngineError::LibraryMissing { tried: vec![path.clone()] })?;
+    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(runtime) = loaded.as_ref() {
+        if runtime.path == path {
+            return Ok(Arc::new(runtime.clone()));
+        }
+        return Err(EngineError::LibraryLoaded { loaded: runtime.path.clone(), requested: path });
+    }
+    let unusable = |reason: String| EngineError::LibraryUnusable { path: path.clone(), reason };
+    let version = library::version(&path).map_err(unusable)?;
+    let environment = guarded(NAME, "loading its library", || {
+        let builder = ::ort::init_from(&path).map_err(|e| unusable(e.to_string()))?;
+        builder
+            .with_name("tierline")
+            .with_telemetry(false)
+            .with_global_thread_pool(GlobalThreadPoolOptions::default())
+            .with_logger(Arc::new(log))
+            .build()
+            .map_err(|e| unusable(e.to_string()))
+    })?;
+    environment.set_log_level(LogLevel::Warning);
+    let runtime = OnnxRuntime { environment, path, version };
+    *loaded = Some(runtime.clone());
+    Ok(Arc::new(runtime))
+}
+
+/// The runtime's own log, at debug level: what matters comes back as errors.
+fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
+    tracing::debug!(?level, category, place, "{message}");
+}
+
+/// The library in use, if one is.
+pub(crate) fn loaded() -> Option<PathBuf> {
+    LOADED.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|r| r.path.clone())
+}
+
+impl Engine for OnnxRuntime {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn version(&self) -> String {
+        self.version.clone()
+    }
+
+    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+        refuse::check(NAME, model)?;
+        let bytes = model.to_bytes().map_err(|e| EngineError::Prepare { reason: e.to_string() })?;
+        guarded(NAME, "loading the model", || {
+            let (mut builder, notes) = self.builder(options)?;
+            let session = builder.commit_from_memory(&bytes).map_err(|e| refused(e.message()))?;
+            let inputs = session.inputs().iter().map(|o| outlet(o.name(), o.dtype())).collect::<Result<_, _>>()?;
+            let outputs = session.outputs().iter().map(|o| outlet(o.name(), o.dtype())).collect::<Result<_, _>>()?;
+            Ok(Box::new(Loaded { session, inputs, outputs, notes }) as Box<dyn Session>)
+        })
+    }
+}
+
+impl OnnxRuntime {
+    fn builder(&self, options: &LoadOptions) -> Result<(SessionBuilder, Vec<String>), EngineError> {
+        let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
+        let mut builder = OrtSession::builder(&self.environment)
+            .map_err(|e| refused(e.message()))?
+            .with_optimization_level(level)
+            .map_err(|e| refused(e.message()))?;
+        // The shared pool has every core and spins; anything else needs its own.
+        if options.threads != 0 || !options.spin {
+            builder = builder
+                .with_independent_thread_pool()
+                .and_then(|b| b.with_intra_threads(options.threads))
+                .and_then(|b| b.with_intra_op_spinning(options.spin))
+                .map_err(|e| refused(e.message()))?;
+        }
+        let mut notes = Vec::new();
+        for provider in &options.providers {
+            match register(provider, &mut builder) {
+                Ok(()) => {}
+                Err(reason) if provider.required => {
+                    return Err(EngineError::ProviderUnavailable { provider: provider.kind.to_string(), reason });
+                }
+                Err(reason) => {
+                    let note = format!(
+                        "execution provider `{}` is not available ({reason}); using the next one",
+                        provider.kind
+                    );
+                    tracing::warn!("{note}");
+                    notes.push(note);
+                }
+            }
+        }
+        Ok((builder, notes))
+    }
+}
+
+fn refused(reason: &str) -> EngineError {
+    EngineError::Refused { engine: NAME, node: None, reason: reason.to_owned() }
+}
+
+fn register(provider: &Provider, builder: &mut SessionBuilder) -> Result<(), String> {
+    fn add<E: ExecutionProvider>(ep: E, builder: &mut SessionBuilder) -> Result<(), String> {
+        if !E::is_available().map_err(|e| e.to_string())? {
+            return Err("this ONNX Runtime was built without it".to_owned());
+        }
+        ep.register(builder).map_err(|e| e.to_string())
+    }
+    fn fixed<E: ExecutionProvider>(ep: E, wanted: &Provider, builder: &mut SessionBuilder) -> Result<(), String> {
+        match wanted.options.keys().next() {
+            Some(key) => Err(format!("it takes no options; `{key}` was given")),
+            None => add(ep, builder),
+        }
+    }
+    fn tuned<E>(ep: E, wanted: &Provider, builder: &mut SessionBuilder) -> Result<(), String>
+    where
+        E: ExecutionProvider + ArbitrarilyConfigurableExecutionProvider,
+    {
+        add(wanted.options.iter().fold(ep, |ep, (key, value)| ep.with_arbitrary_config(key, value)), builder)
+    }
+    match provider.kind {
+        // Always there, and always last.
+        ProviderKind::Cpu => Ok(()),
+        ProviderKind::Cuda => tuned(ep::CUDA::default(), provider, builder),
+        ProviderKind::TensorRt => tuned(ep::TensorRT::default(), provider, builder),
+        ProviderKind::OpenVino => tuned(ep::OpenVINO::default(), provider, builder),
+        ProviderKind::CoreMl => tuned(ep::CoreML::default(), provider, builder),
+        ProviderKind::DirectMl => fixed(ep::DirectML::default(), provider, builder),
+        ProviderKind::Rocm => tuned(ep::ROCm::default(), provider, builder),
+        ProviderKind::MiGraphX => fixed(ep::MIGraphX::default(), provider, builder),
+        ProviderKind::Xnnpack => tuned(ep::XNNPACK::default(), provider, builder),
+        ProviderKind::Qnn => tuned(ep::QNN::default(), provider, builder),
+        ProviderKind::Nnapi => fixed(ep::NNAPI::default(), provider, builder),
+        ProviderKind::OneDnn => tuned(ep::OneDNN::default(), provider, builder),
+        ProviderKind::Cann => tuned(ep::CANN::default(), provider, builder),
+        ProviderKind::Acl => fixed(ep::ACL::default(), provider, builder),
+    }
+}
+
+/// An input or output as the runtime knows it: it infers what the file leaves
+/// out.
+fn outlet(name: &str, kind: &ValueType) -> Result<ValueInfo, EngineError> {
+    let ValueType::Tensor { ty, shape, dimension_symbols } = kind else {
+        return Err(refused(&format!("`{name}` is a {kind}; nodes exchange tensors only")));
+    };
+    let dtype = data_type(*ty)
+        .ok_or_else(|| refused(&format!("`{name}` has element type {ty}, which Tierline does not carry")))?;
+    let shape = shape
+        .iter()
+        .zip(dimension_symbols.iter())
+        .map(|(&n, symbol)| match u64::try_from(n) {
+            Ok(n) => Dim::Known(n),
+            Err(_) if symbol.is_empty() => Dim::Unknown,
+            Err(_) => Dim::Symbol(symbol.clone()),
+        })
+        .collect();
+    Ok(ValueInfo { name: name.to_owned(), dtype: Some(dtype), shape: Some(shape) })
+}
+
+fn data_type(t: TensorElementType) -> Option<DataType> {
+    use TensorElementType as T;
+    Some(match t {
+        T::Float32 => DataType::F32,
+        T::Uint8 => DataType::U8,
+        T::Int8 => DataType::I8,
+        T::Uint16 => DataType::U16,
+        T::Int16 => DataType::I16,
+        T::Int32 => DataType::I32,
+        T::Int64 => DataType::I64,
+        T::String => DataType::String,
+        T::Bool => DataType::Bool,
+        T::Float16 => DataType::F16,
+        T::Float64 => DataType::F64,
+        T::Uint32 => DataType::U32,
+        T::Uint64 => DataType::U64,
+        T::Bfloat16 => DataType::BF16,
+        _ => return None,
+    })
+}
+
+struct Loaded {
+    session: OrtSession,
+    inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
+    notes: Vec<String>,
+}
+
+impl Session for Loaded {
+    fn inputs(&self) -> &[ValueInfo] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[ValueInfo] {
+        &self.outputs
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
+        let ordered = inputs::in_order(&self.inputs, given)?;
+        guarded(NAME, "running the model", || {
+            let values = self
+                .inputs
+                .iter()
+                .zip(&ordered)
+                .map(|(value, tensor)| Ok((Cow::from(value.name.as_str()), view(&value.name, tensor)?)))
+                .collect::<Result<Vec<_>, EngineError>>()?;
+            let made = self.session.run(values).map_err(|e| failed(&e))?;
+            for (i, value) in self.outputs.iter().enumerate() {
+                let previous = (i < outputs.len()).then(|| std::mem::replace(&mut outputs[i], empty()));
+                let tensor = take(&value.name, &made[i], previous)?;
+                match outputs.get_mut(i) {
+                    Some(slot) => *slot = tensor,
+                    None => outputs.push(tensor),
+                }
+            }
+            outputs.truncate(self.outputs.len());
+            Ok(())
+        })
+    }
+}
+
+fn empty() -> Tensor {
+    Tensor::new([0], Elements::U8(Vec::new())).expect("no elements have shape [0]")
+}
+
+fn failed(e: &::ort::Error) -> EngineError {
+    EngineError::Run { engine: NAME, reason: e.message().to_owned() }
+}
+
+/// The tensor as the runtime takes it; only strings are copied.
+fn view<'t>(name: &str, tensor: &'t Tensor) -> Result<SessionInputValue<'t>, EngineError> {
+    fn numbers<'t, T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static>(
+        shape: &'t [usize],
+        elements: &'t [T],
+    ) -> Result<SessionInputValue<'t>, EngineError> {
+        Ok(TensorRef::from_array_view((shape, elements)).map_err(|e| failed(&e))?.into())
+    }
+    let shape = tensor.shape();
+    match tensor.elements() {
+        Elements::F32(v) => numbers(shape, v),
+        Elements::U8(v) => numbers(shape, v),
+        Elements::I8(v) => numbers(shape, v),
+        Elements::U16(v) => numbers(shape, v),
+        Elements::I16(v) => numbers(shape, v),
+        Elements::I32(v) => numbers(shape, v),
+        Elements::I64(v) => numbers(shape, v),
+        Elements::F16(v) => numbers(shape, v),
+        Elements::F64(v) => numbers(shape, v),
+        Elements::U32(v) => numbers(shape, v),
+        Elements::U64(v) => numbers(shape, v),
+        Elements::BF16(v) => numbers(shape, v),
+        Elements::Bool(v) => {
+            let bools = bytemuck::checked::try_cast_slice::<u8, bool>(v).map_err(|_| {
+                let index = v.iter().position(|&b| b > 1).unwrap_or(0);
+                value_error(name, index, v[index].to_string(), "a boolean is 0 or 1")
+            })?;
+            numbers(shape, bools)
+        }
+        Elements::String(v) => {
+            if let Some(index) = v.iter().position(|s| s.contains('\0')) {
+                let reason = "its strings end at the first NUL";
+                return Err(value_error(name, index, format!("{:?}", v[index]), reason));
+            }
+            let value = ::ort::value::Tensor::from_string_array((shape, v.as_slice())).map_err(|e| failed(&e))?;
+            Ok(value.into())
+        }
+        _ => Err(EngineError::Run { engine: NAME, reason: format!("input `{name}` is {}", tensor.dtype()) }),
+    }
+}
+
+fn value_error(name: &str, index: usize, value: String, reason: &'static str) -> EngineError {
+    EngineError::InputValue { name: name.to_owned(), index, value, engine: NAME, reason }
+}
+
+/// Copies an output out of the runtime, into `previous` where that fits.
+fn take(name: &str, value: &DynValue, previous: Option<Tensor>) -> Result<Tensor, EngineError> {
+    let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
+        return Err(output_type(name, &value.dtype().to_string()));
+    };
+    let shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
+    macro_rules! copy {
+        ($($ty:ident: $rust:ty => $variant:ident;)*) => {
+            match ty {
+                $(TensorElementType::$ty => {
+                    let (_, made) = value.try_extract_tensor::<$rust>().map_err(|e| failed(&e))?;
+                    match previous {
+                        Some(mut tensor) if tensor.shape() == shape && matches!(tensor.elements(), Elements::$variant(_)) => {
+                            if let Elements::$variant(buffer) = tensor.elements_mut() {
+                                buffer.copy_from_slice(made);
+                            }
+                            return Ok(tensor);
+                        }
+                        _ => Elements::$variant(made.to_vec()),
+                    }
+                })*
+                TensorElementType::Bool => {
+                    let (_, made) = value.try_extract_tensor::<bool>().map_err(|e| failed(&e))?;
+                    Elements::Bool(bytemuck::cast_slice::<bool, u8>(made).to_vec())
+                }
+                // The runtime can't give the content of a tensor without elements.
+                TensorElementType::String if shape.contains(&0) => Elements::String(Vec::new()),
+                TensorElementType::String => {
+                    Elements::String(value.try_extract_strings().map_err(|e| failed(&e))?.1)
+                }
+                other => return Err(output_type(name, &other.to_string())),
+            }
+        };
+    }
+    let elements = copy! {
+        Float32: f32 => F32;
+        Uint8: u8 => U8;
+        Int8: i8 => I8;
+        Uint16: u16 => U16;
+        Int16: i16 => I16;
+        Int32: i32 => I32;
+        Int64: i64 => I64;
+        Float16: half::f16 => F16;
+        Float64: f64 => F64;
+        Uint32: u32 => U32;
+        Uint64: u64 => U64;
+        Bfloat16: half::bf16 => BF16;
+    };
+    Tensor::new(shape, elements).map_err(|e| EngineError::Run { engine: NAME, reason: e.to_string() })
+}
+
+fn output_type(name: &str, given: &str) -> EngineError {
+    EngineError::OutputType {
+        engine: NAME,
+        name: name.to_owned(),
+        expected: "a tensor that Tierline carries".to_owned(),
+        given: given.to_owned(),
+    }
+}

@@ -1,0 +1,6 @@
+//! Tests of the engines, all through the public trait.
+
+mod conformance;
+mod models;
+mod run;
+mod support;
