@@ -1,1 +1,106 @@
-//! Placeholder.
+//! Tensors to bytes and back, for activations on the wire.
+//!
+//! Every codec is one short file and one line in [`codecs`]; encodings say
+//! what they are, so a decoder needs only the bytes. Start at [`Codec`];
+//! `docs/howto/add-a-codec.md` is the recipe.
+
+#![forbid(unsafe_code)]
+
+mod fp16;
+pub mod frame;
+mod int8;
+pub mod npy;
+mod planes;
+mod raw;
+
+use tierline_graph::{DataType, Tensor, TensorError};
+
+/// A way to write a tensor as bytes.
+pub trait Codec: Send + Sync {
+    /// Its name, in plans and on the wire.
+    fn name(&self) -> &'static str;
+
+    /// Whether decoding gives back exactly what was encoded.
+    fn lossless(&self) -> bool;
+
+    /// Whether it takes elements of this type.
+    fn accepts(&self, dtype: DataType) -> bool;
+
+    /// Appends the encoding of `tensor` to `out`.
+    ///
+    /// # Errors
+    /// When the type or a value can't be encoded.
+    fn encode(&self, tensor: &Tensor, out: &mut Vec<u8>) -> Result<(), CodecError>;
+
+    /// The tensor that `bytes` encode.
+    ///
+    /// # Errors
+    /// When the bytes are broken or exceed a limit.
+    fn decode(&self, bytes: &[u8]) -> Result<Tensor, CodecError>;
+}
+
+/// Every codec, the plainest first.
+#[must_use]
+pub fn codecs() -> &'static [&'static dyn Codec] {
+    &[&raw::Raw, &fp16::Fp16, &int8::Int8, &planes::Planes]
+}
+
+/// The codec of this name.
+#[must_use]
+pub fn by_name(name: &str) -> Option<&'static dyn Codec> {
+    codecs().iter().copied().find(|c| c.name() == name)
+}
+
+/// Why a tensor can't be encoded or decoded.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// The codec doesn't take this element type.
+    #[error("codec `{codec}` takes no {dtype} tensors; use `raw` or `planes`")]
+    Type {
+        /// The codec.
+        codec: &'static str,
+        /// The element type.
+        dtype: DataType,
+    },
+    /// A value that a lossy codec can't hold.
+    #[error("codec `{codec}` cannot hold the value {value} at element {index}; use `raw` or `planes`")]
+    Value {
+        /// The codec.
+        codec: &'static str,
+        /// Where.
+        index: usize,
+        /// What.
+        value: f32,
+    },
+    /// The bytes end too early.
+    #[error("the encoding is cut short: {needed} bytes were expected, {left} are left")]
+    Truncated {
+        /// Bytes needed next.
+        needed: u64,
+        /// Bytes there are.
+        left: u64,
+    },
+    /// Bytes behind the end.
+    #[error("{0} bytes follow the end of the encoding")]
+    Trailing(usize),
+    /// The bytes make no sense.
+    #[error("the encoding is corrupt: {0}")]
+    Corrupt(&'static str),
+    /// Written by another version.
+    #[error("encoding version {0} is unknown here; update this node")]
+    Version(u8),
+    /// More than a limit allows.
+    #[error("the encoding declares {declared} {what}; the limit is {max}")]
+    TooLarge {
+        /// What is too many.
+        what: &'static str,
+        /// Declared.
+        declared: u64,
+        /// Allowed.
+        max: u64,
+    },
+    /// The elements don't make a tensor.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}

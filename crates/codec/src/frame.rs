@@ -1,0 +1,114 @@
+//! The header in front of every encoded tensor: magic, version, element type
+//! and shape, so that bytes say what they are.
+
+use tierline_graph::DataType;
+use tierline_graph::tensor::element_count;
+
+use crate::CodecError;
+
+/// First bytes of an encoded tensor.
+const MAGIC: [u8; 2] = *b"TL";
+
+/// Version of the header's layout.
+const VERSION: u8 = 1;
+
+/// Axes of a tensor; ONNX models in the field have at most six.
+pub const RANK_MAX: usize = 16;
+
+/// Elements of one decoded tensor: what a request of 512 MiB could hold at
+/// one byte each. Checked before anything is allocated.
+pub const ELEMENTS_MAX: usize = 512 << 20;
+
+/// What a header says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Element type of the tensor as it was given.
+    pub dtype: DataType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+impl Header {
+    /// Number of elements.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Appends the header.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&MAGIC);
+        out.push(VERSION);
+        out.push(self.dtype.to_onnx() as u8);
+        out.push(self.shape.len() as u8);
+        for &dim in &self.shape {
+            out.extend_from_slice(&(dim as u64).to_le_bytes());
+        }
+    }
+
+    /// Reads a header, and gives what follows it.
+    ///
+    /// # Errors
+    /// When the bytes are no header, or declare more than the limits allow.
+    pub fn read(bytes: &[u8]) -> Result<(Self, &[u8]), CodecError> {
+        let mut reader = Reader(bytes);
+        let head = reader.take(5)?;
+        if head[..2] != MAGIC {
+            return Err(CodecError::Corrupt("the first bytes are not an encoded tensor's"));
+        }
+        if head[2] != VERSION {
+            return Err(CodecError::Version(head[2]));
+        }
+        let dtype = DataType::from_onnx(i32::from(head[3])).ok_or(CodecError::Corrupt("unknown element type"))?;
+        let rank = usize::from(head[4]);
+        if rank > RANK_MAX {
+            return Err(CodecError::TooLarge { what: "axes", declared: rank as u64, max: RANK_MAX as u64 });
+        }
+        let mut shape = Vec::with_capacity(rank);
+        for _ in 0..rank {
+            let dim = reader.u64()?;
+            shape.push(usize::try_from(dim).map_err(|_| CodecError::Corrupt("an axis exceeds memory"))?);
+        }
+        let elements = element_count(&shape).map_err(|_| CodecError::Corrupt("the shape exceeds memory"))?;
+        if elements > ELEMENTS_MAX {
+            return Err(CodecError::TooLarge { what: "elements", declared: elements as u64, max: ELEMENTS_MAX as u64 });
+        }
+        Ok((Self { dtype, shape }, reader.0))
+    }
+}
+
+/// Takes bytes off the front, never past the end.
+pub struct Reader<'a>(pub &'a [u8]);
+
+impl<'a> Reader<'a> {
+    /// The next `n` bytes.
+    ///
+    /// # Errors
+    /// When fewer are left.
+    pub fn take(&mut self, n: usize) -> Result<&'a [u8], CodecError> {
+        let (head, tail) =
+            self.0.split_at_checked(n).ok_or(CodecError::Truncated { needed: n as u64, left: self.0.len() as u64 })?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    /// The next eight bytes as a number.
+    ///
+    /// # Errors
+    /// When fewer are left.
+    pub fn u64(&mut self) -> Result<u64, CodecError> {
+        let mut raw = [0; 8];
+        raw.copy_from_slice(self.take(8)?);
+        Ok(u64::from_le_bytes(raw))
+    }
+
+    /// The next four bytes as a number.
+    ///
+    /// # Errors
+    /// When fewer are left.
+    pub fn f32(&mut self) -> Result<f32, CodecError> {
+        let mut raw = [0; 4];
+        raw.copy_from_slice(self.take(4)?);
+        Ok(f32::from_le_bytes(raw))
+    }
+}
