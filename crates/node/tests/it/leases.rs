@@ -1,0 +1,488 @@
+//! Children and a parent with lost messages, partitions, resets and crashes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tierline_node::lease::{
+    BACKOFF_MAX, Child, ChildAction, ChildEvent, ChildState, DIAL_TIMEOUT, Granted, HELLO_TIMEOUT, Hello, Lost, Parent,
+    ParentAction, ParentEvent,
+};
+use tierline_node::{Rng, Time};
+use tierline_proto::{Code, Failure, Role, Versions};
+
+use crate::harness::{Alarm, Link, Schedule, between, ms, seeds};
+
+const SCHEDULES: u64 = 2_000;
+const FAULTS_END: Time = Time::from_ns(40_000_000_000);
+/// Forty quiet seconds suffice for whatever attempt is under way to end and the
+/// next to succeed.
+const END: Time = Time::from_ns(80_000_000_000);
+
+/// A child's attempt at one start of the child.
+type Conn = (usize, u32, u64);
+
+#[derive(Debug, Clone)]
+enum Ev {
+    WakeChild(usize, u32),
+    WakeParent,
+    ToChild(Conn, ChildEvent),
+    ToParent(Conn, Message),
+    Fault,
+    Heal(usize),
+    Restart(usize),
+    RestartParent,
+}
+
+#[derive(Debug, Clone)]
+enum Message {
+    Dial,
+    Hello,
+    Beat { session: u64, sequence: u64 },
+}
+
+struct Node {
+    machine: Child,
+    /// Counts starts of the process.
+    life: u32,
+    alive: bool,
+    link: Link,
+    /// Whether `Up` was the last of `Up` and `Down`.
+    up: bool,
+    session: Option<u64>,
+    alarm: Alarm,
+}
+
+struct World<'a> {
+    rng: &'a mut Rng,
+    schedule: Schedule<Ev>,
+    children: Vec<Node>,
+    parent: Option<Parent>,
+    parent_life: u32,
+    /// Sessions by the parent's start that granted them.
+    granted: BTreeMap<u64, (u32, Conn)>,
+    calls: BTreeMap<u64, Conn>,
+    /// Connections that are gone: nothing passes any more.
+    broken: BTreeSet<Conn>,
+    up_at_parent: BTreeSet<u64>,
+    alarm: Alarm,
+}
+
+impl<'a> World<'a> {
+    fn new(rng: &'a mut Rng, children: usize) -> Self {
+        let node = || Node {
+            machine: Child::default(),
+            life: 0,
+            alive: true,
+            link: Link::GOOD,
+            up: false,
+            session: None,
+            alarm: Alarm::default(),
+        };
+        Self {
+            rng,
+            schedule: Schedule::new(),
+            children: std::iter::repeat_with(node).take(children).collect(),
+            parent: Some(Parent::new(1)),
+            parent_life: 0,
+            granted: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            broken: BTreeSet::new(),
+            up_at_parent: BTreeSet::new(),
+            alarm: Alarm::default(),
+        }
+    }
+
+    fn child(&mut self, at: usize, event: ChildEvent) {
+        let now = self.schedule.now();
+        let node = &mut self.children[at];
+        if !node.alive {
+            return;
+        }
+        let actions = node.machine.step(now, self.rng, event);
+        let life = node.life;
+        for action in actions {
+            let conn = |conn: u64| (at, life, conn);
+            match action {
+                ChildAction::Dial { conn: c } => self.send(conn(c), Message::Dial),
+                ChildAction::SayHello { conn: c } => self.send(conn(c), Message::Hello),
+                ChildAction::Heartbeat { conn: c, session, sequence } => {
+                    self.send(conn(c), Message::Beat { session, sequence });
+                }
+                ChildAction::Up { granted, .. } => {
+                    let node = &mut self.children[at];
+                    assert!(!node.up, "Up twice");
+                    node.up = true;
+                    node.session = Some(granted.session);
+                }
+                ChildAction::Down { .. } => {
+                    let node = &mut self.children[at];
+                    assert!(node.up, "Down without Up");
+                    node.up = false;
+                    node.session = None;
+                }
+                ChildAction::Close { conn: c } => self.hang_up(conn(c)),
+                ChildAction::Rtt(rtt) => assert!(rtt <= ms(40), "{rtt:?}"),
+                ChildAction::Refused(failure) => panic!("refused: {failure}"),
+            }
+        }
+        let node = &mut self.children[at];
+        if let Some(wake) = node.alarm.set(node.machine.wake()) {
+            self.schedule.at(wake, Ev::WakeChild(at, life));
+        }
+    }
+
+    fn parent(&mut self, conn: Option<Conn>, event: ParentEvent) {
+        let now = self.schedule.now();
+        let Some(parent) = &mut self.parent else { return };
+        for action in parent.step(now, event) {
+            match action {
+                ParentAction::Grant { call, version, session, lease, heartbeat } => {
+                    let conn = self.calls[&call];
+                    self.granted.insert(session, (self.parent_life, conn));
+                    let granted = Granted { version, session, lease, heartbeat };
+                    self.reply(conn, ChildEvent::Hello { conn: conn.2, result: Ok(granted) });
+                }
+                ParentAction::Deny { call, failure } => {
+                    let conn = self.calls[&call];
+                    self.reply(conn, ChildEvent::Hello { conn: conn.2, result: Err(failure) });
+                }
+                ParentAction::Ack { sequence, .. } => {
+                    let conn = conn.expect("a heartbeat comes on a connection");
+                    self.reply(conn, ChildEvent::Ack { conn: conn.2, sequence, held: Duration::ZERO });
+                }
+                ParentAction::Close { session, failure } => {
+                    let known = self.granted.get(&session).map(|(_, conn)| *conn).or(conn);
+                    let Some(conn) = known else { continue };
+                    let goodbye = ChildEvent::Goodbye { conn: conn.2, reason: failure, return_after: Duration::ZERO };
+                    self.reply(conn, goodbye);
+                }
+                ParentAction::Up { session, .. } => assert!(self.up_at_parent.insert(session)),
+                ParentAction::Down { session, why: Lost::Expired, .. } => {
+                    assert!(self.up_at_parent.remove(&session));
+                    let holds = |node: &Node| node.alive && node.session == Some(session) && node.machine.holds(now);
+                    assert!(!self.children.iter().any(holds), "the parent let go first, at {now:?}");
+                }
+                ParentAction::Down { session, why, .. } => {
+                    assert!(self.up_at_parent.remove(&session));
+                    assert!(matches!(why, Lost::Ended | Lost::Replaced), "{why:?}");
+                }
+            }
+        }
+        if let Some(wake) = self.alarm.set(self.parent.as_ref().and_then(Parent::wake)) {
+            self.schedule.at(wake, Ev::WakeParent);
+        }
+    }
+
+    /// A lost message breaks its connection silently, as with TCP: what
+    /// follows on it is lost too.
+    fn send(&mut self, conn: Conn, message: Message) {
+        self.carry(conn, |conn| Ev::ToParent(conn, message));
+    }
+
+    fn reply(&mut self, conn: Conn, event: ChildEvent) {
+        self.carry(conn, |conn| Ev::ToChild(conn, event));
+    }
+
+    fn carry(&mut self, conn: Conn, event: impl FnOnce(Conn) -> Ev) {
+        if self.broken.contains(&conn) {
+            return;
+        }
+        match self.children[conn.0].link.carry(self.rng) {
+            Some(delay) => self.schedule.after(delay, event(conn)),
+            None => drop(self.broken.insert(conn)),
+        }
+    }
+
+    /// The child closed: the parent may or may not learn of it.
+    fn hang_up(&mut self, conn: Conn) {
+        if !self.broken.insert(conn) || self.rng.bool() {
+            return;
+        }
+        let session = self.granted.iter().find(|(_, (life, of))| *of == conn && *life == self.parent_life);
+        if let Some(session) = session.map(|(session, _)| *session) {
+            self.parent(None, ParentEvent::Ended { session });
+        }
+    }
+
+    fn received(&mut self, conn: Conn, message: Message) {
+        if self.broken.contains(&conn) {
+            return;
+        }
+        if self.parent.is_none() {
+            let failure = Failure::new(Code::Unreachable, "connection refused");
+            return self.reply(conn, ChildEvent::Disconnected { conn: conn.2, failure });
+        }
+        match message {
+            Message::Dial => self.reply(conn, ChildEvent::Connected { conn: conn.2 }),
+            Message::Hello => {
+                let call = self.calls.len() as u64;
+                self.calls.insert(call, conn);
+                let hello = Hello {
+                    node: format!("node-{}", conn.0),
+                    role: Role::End,
+                    name: format!("end-{}", conn.0),
+                    versions: Versions::OURS,
+                    incarnation: u64::from(conn.1),
+                };
+                self.parent(None, ParentEvent::Hello { call, hello });
+            }
+            Message::Beat { session, sequence } => {
+                self.parent(Some(conn), ParentEvent::Heartbeat { session, sequence })
+            }
+        }
+    }
+
+    fn fault(&mut self) {
+        let at = self.rng.usize(..self.children.len());
+        let pause = between(self.rng, [ms(10), ms(8_000)]);
+        match self.rng.u8(..6) {
+            0 => {
+                self.children[at].link.partitioned = true;
+                self.schedule.after(pause, Ev::Heal(at));
+            }
+            1 => {
+                self.children[at].link.loss = self.rng.f64() * 0.5;
+                self.schedule.after(pause, Ev::Heal(at));
+            }
+            2 if self.children[at].alive => {
+                let node = &mut self.children[at];
+                node.alive = false;
+                node.up = false;
+                node.session = None;
+                self.schedule.after(pause, Ev::Restart(at));
+            }
+            3 if self.parent.is_some() && self.rng.u8(..3) == 0 => {
+                self.parent = None;
+                self.up_at_parent.clear();
+                self.schedule.after(pause, Ev::RestartParent);
+            }
+            // The connection is reset; both sides learn of it.
+            _ => {
+                if let ChildState::Held(_) = self.children[at].machine.state() {
+                    let Some(session) = self.children[at].session else { return };
+                    let Some((life, conn)) = self.granted.get(&session).copied() else { return };
+                    self.broken.insert(conn);
+                    let failure = Failure::new(Code::Unreachable, "connection reset");
+                    self.child(at, ChildEvent::Disconnected { conn: conn.2, failure });
+                    if life == self.parent_life {
+                        self.parent(None, ParentEvent::Ended { session });
+                    }
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, event: Ev) {
+        match event {
+            Ev::WakeChild(at, life) if life == self.children[at].life => {
+                self.children[at].alarm.ring();
+                self.child(at, ChildEvent::Wake);
+            }
+            Ev::ToChild((at, life, conn), event)
+                if life == self.children[at].life && !self.broken.contains(&(at, life, conn)) =>
+            {
+                self.child(at, event)
+            }
+            Ev::WakeChild(..) | Ev::ToChild(..) => {}
+            Ev::WakeParent => {
+                self.alarm.ring();
+                self.parent(None, ParentEvent::Wake);
+            }
+            Ev::ToParent(conn, message) => self.received(conn, message),
+            Ev::Fault => {
+                self.fault();
+                let pause = between(self.rng, [ms(50), ms(4_000)]);
+                if self.schedule.now() + pause < FAULTS_END {
+                    self.schedule.after(pause, Ev::Fault);
+                }
+            }
+            Ev::Heal(at) => self.children[at].link = Link::GOOD,
+            Ev::Restart(at) => {
+                let node = &mut self.children[at];
+                node.machine = Child::default();
+                node.alive = true;
+                node.life += 1;
+                node.alarm.ring();
+                self.child(at, ChildEvent::Start);
+            }
+            Ev::RestartParent => {
+                self.parent_life += 1;
+                self.parent = Some(Parent::new(1_000_000 * u64::from(self.parent_life)));
+            }
+        }
+    }
+
+    /// Whoever believes that it holds its lease does, unless the parent died.
+    fn check(&self) {
+        let now = self.schedule.now();
+        let Some(parent) = &self.parent else { return };
+        for (at, node) in self.children.iter().enumerate() {
+            let Some(session) = node.session.filter(|_| node.alive && node.machine.holds(now)) else { continue };
+            if self.granted[&session].0 != self.parent_life {
+                continue;
+            }
+            let holder = parent.holder(now, session);
+            // Unless the parent has let go by itself, on a stream that ended
+            // or a new hello, and its goodbye is on the way.
+            let told = !self.up_at_parent.contains(&session);
+            let own = || holder.and_then(|node| node.strip_prefix("node-")?.parse().ok()) == Some(at);
+            assert!(told || own(), "child {at} at {now:?}");
+        }
+    }
+}
+
+#[test]
+fn a_child_never_holds_a_lease_longer_than_its_parent_and_always_comes_back() {
+    seeds(SCHEDULES, |rng| {
+        let children = rng.usize(1..4);
+        let mut world = World::new(rng, children);
+        (0..children).for_each(|at| world.child(at, ChildEvent::Start));
+        world.schedule.after(ms(500), Ev::Fault);
+        while let Some(event) = world.schedule.next(END) {
+            world.step(event);
+            world.check();
+        }
+        let now = END;
+        for (at, node) in world.children.iter().enumerate() {
+            let session = node.session.unwrap_or_else(|| panic!("child {at} is {:?}", node.machine.state()));
+            assert!(node.machine.holds(now));
+            assert_eq!(world.parent.as_ref().unwrap().holder(now, session), Some(format!("node-{at}").as_str()));
+        }
+        // One lease each at the parent, of the right sessions.
+        assert_eq!(world.up_at_parent.len(), children);
+    });
+}
+
+#[test]
+fn expiry_alone_never_finds_the_child_still_holding() {
+    // No stream ends and nobody says hello again: only clocks decide, so the
+    // child must let go first, whatever is lost and delayed.
+    seeds(5_000, |rng| {
+        let mut child = Child::default();
+        let mut parent = Parent::new(1);
+        let connected = ChildEvent::Connected { conn: 1 };
+        let _ = child.step(Time::ZERO, rng, ChildEvent::Start);
+        let _ = child.step(Time::from_ns(1), rng, connected);
+        let hello =
+            Hello { node: "n".into(), role: Role::End, name: "n".into(), versions: Versions::OURS, incarnation: 0 };
+        let asked = Time::from_ns(1);
+        let answered = asked + between(rng, [ms(0), ms(900)]);
+        let Some(ParentAction::Grant { version, session, lease, heartbeat, .. }) =
+            parent.step(answered, ParentEvent::Hello { call: 0, hello }).into_iter().next()
+        else {
+            panic!("not granted")
+        };
+        let mut now = answered + between(rng, [ms(0), ms(900)]);
+        let granted = Granted { version, session, lease, heartbeat };
+        let mut actions = child.step(now, rng, ChildEvent::Hello { conn: 1, result: Ok(granted) });
+        let mut acks: Vec<(Time, u64)> = Vec::new();
+        let mut beats: Vec<(Time, u64)> = Vec::new();
+        for _ in 0..200 {
+            for action in actions.drain(..) {
+                if let ChildAction::Heartbeat { sequence, .. } = action
+                    && rng.f64() < 0.6
+                {
+                    beats.push((now + between(rng, [ms(0), ms(1_500)]), sequence));
+                }
+            }
+            beats.sort();
+            acks.sort();
+            let next = [child.wake(), beats.first().map(|b| b.0), acks.first().map(|a| a.0), parent.wake()];
+            now = next.into_iter().flatten().min().unwrap().max(now);
+            if let Some(at) = beats.iter().position(|(at, _)| *at <= now) {
+                let (_, sequence) = beats.remove(at);
+                for action in parent.step(now, ParentEvent::Heartbeat { session, sequence }) {
+                    if let ParentAction::Ack { sequence, .. } = action {
+                        acks.push((now + between(rng, [ms(0), ms(1_500)]), sequence));
+                    }
+                }
+            } else if let Some(at) = acks.iter().position(|(at, _)| *at <= now) {
+                let (_, sequence) = acks.remove(at);
+                actions.extend(child.step(now, rng, ChildEvent::Ack { conn: 1, sequence, held: Duration::ZERO }));
+            } else {
+                actions.extend(child.step(now, rng, ChildEvent::Wake));
+                let _ = parent.step(now, ParentEvent::Wake);
+            }
+            if child.holds(now) {
+                assert!(parent.holder(now, session).is_some(), "the parent let go first, at {now:?}");
+            } else {
+                return;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_version_mismatch_is_final_until_reconfigured() {
+    let mut rng = Rng::with_seed(1);
+    for code in [Code::VersionMismatch, Code::Unauthenticated, Code::Forbidden] {
+        let mut child = Child::default();
+        let failure = Failure::new(code, "no");
+        assert_eq!(child.step(Time::ZERO, &mut rng, ChildEvent::Start), [ChildAction::Dial { conn: 1 }]);
+        let _ = child.step(Time::ZERO, &mut rng, ChildEvent::Connected { conn: 1 });
+        let actions = child.step(Time::ZERO, &mut rng, ChildEvent::Hello { conn: 1, result: Err(failure.clone()) });
+        assert_eq!(actions, [ChildAction::Close { conn: 1 }, ChildAction::Refused(failure)]);
+        assert_eq!(child.wake(), None);
+        assert_eq!(child.step(Time::from_ns(u64::MAX), &mut rng, ChildEvent::Wake), []);
+        let again = child.step(Time::from_ns(5), &mut rng, ChildEvent::Reconfigured);
+        assert_eq!(again, [ChildAction::Dial { conn: 2 }]);
+    }
+    // And the parent's side of it.
+    let hello = |versions| Hello { node: "n".into(), role: Role::End, name: "n".into(), versions, incarnation: 0 };
+    let future = ParentEvent::Hello { call: 7, hello: hello(Versions { min: 900, max: 901 }) };
+    let actions = Parent::new(1).step(Time::ZERO, future);
+    assert!(
+        matches!(&actions[..], [ParentAction::Deny { call: 7, failure }] if failure.code() == Code::VersionMismatch)
+    );
+}
+
+#[test]
+fn pauses_grow_spread_and_stay_bounded() {
+    let mut rng = Rng::with_seed(2);
+    let mut pauses: Vec<Vec<Duration>> = vec![Vec::new(); 12];
+    for _ in 0..200 {
+        let mut child = Child::default();
+        let mut now = Time::ZERO;
+        let _ = child.step(now, &mut rng, ChildEvent::Start);
+        for (conn, pauses) in (1..).zip(&mut pauses) {
+            let failure = Failure::new(Code::Unreachable, "refused");
+            let _ = child.step(now, &mut rng, ChildEvent::Disconnected { conn, failure });
+            let next = child.wake().unwrap();
+            pauses.push(next.since(now));
+            now = next;
+            let actions = child.step(now, &mut rng, ChildEvent::Wake);
+            assert_eq!(actions, [ChildAction::Dial { conn: conn + 1 }]);
+        }
+    }
+    let mean = |all: &Vec<Duration>| all.iter().sum::<Duration>() / all.len() as u32;
+    let means: Vec<Duration> = pauses.iter().map(mean).collect();
+    // Full jitter: half the bound on average, doubling from 200 ms to 10 s.
+    assert!(means[0] > ms(80) && means[0] < ms(120), "{means:?}");
+    assert!(means[3] > ms(650) && means[3] < ms(950), "{means:?}");
+    assert!(means[11] > ms(4_200) && means[11] < ms(5_800), "{means:?}");
+    assert!(pauses.iter().flatten().all(|pause| *pause <= BACKOFF_MAX));
+    assert!(DIAL_TIMEOUT + HELLO_TIMEOUT + BACKOFF_MAX < END.since(FAULTS_END));
+}
+
+#[test]
+fn revoked_and_replaced_children_lose_their_lease() {
+    let hello = |incarnation| {
+        let versions = Versions::OURS;
+        ParentEvent::Hello {
+            call: incarnation,
+            hello: Hello { node: "n".into(), role: Role::End, name: "n".into(), versions, incarnation },
+        }
+    };
+    let mut parent = Parent::new(10);
+    let _ = parent.step(Time::ZERO, hello(1));
+    assert_eq!(parent.holder(Time::ZERO, 10), Some("n"));
+    let again = parent.step(Time::from_ns(1), hello(2));
+    assert!(matches!(again[0], ParentAction::Close { session: 10, .. }));
+    assert!(matches!(again[1], ParentAction::Down { session: 10, why: Lost::Replaced, .. }));
+    assert_eq!((parent.holder(Time::from_ns(1), 10), parent.holder(Time::from_ns(1), 11)), (None, Some("n")));
+    let revoked = parent.step(Time::from_ns(2), ParentEvent::Revoked { node: "n".into() });
+    assert!(matches!(&revoked[0], ParentAction::Close { session: 11, failure } if failure.code() == Code::Forbidden));
+    // The heartbeat of a lease from another life is answered with a goodbye.
+    let stale = parent.step(Time::from_ns(3), ParentEvent::Heartbeat { session: 3, sequence: 0 });
+    assert!(matches!(stale[..], [ParentAction::Close { session: 3, .. }]));
+}

@@ -1,0 +1,12 @@
+//! One test crate: every machine under virtual time, with seeded faults.
+//!
+//! A failing schedule prints its seed; `TIERLINE_SEED=n` runs that one alone.
+
+mod adapts;
+mod admits;
+mod estimates;
+mod fetches;
+mod harness;
+mod leases;
+mod policies;
+mod requests;
