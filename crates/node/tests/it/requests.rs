@@ -1,1 +1,551 @@
+//! Requests through an end, an edge and a cloud, with links cut, replies
+//! lost, nodes crashed, engines failing and queues full.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tierline_node::admit::{self, Class, Job, JobId, Limits, Queue};
+use tierline_node::request::{Action, Event, Local, Op, Outcome, Recovery, Request, Setup, Upstream};
+use tierline_node::{Peer, Rng, Span, Time};
+use tierline_proto::v1::{Degraded, degraded::Cause};
+use tierline_proto::{Code, Failure};
+
+use crate::harness::{Schedule, between, ms, seeds};
+
+const PARENT: Peer = Peer(0);
+const END: Time = Time::from_ns(60_000_000_000);
+const LAST_ARRIVAL: Time = Time::from_ns(12_000_000_000);
+/// A heartbeat lease: so long may a lost link go unnoticed.
+const LEASE: Duration = ms(800);
+
+/// What a schedule may do.
+#[derive(Debug, Clone, Copy)]
+struct Weather {
+    faults: bool,
+    /// Also let engines fail, at every node.
+    engine_faults: bool,
+    /// Requests per second and slots per node.
+    rate: u64,
+    slots: usize,
+}
+
+type Key = u64;
+
+/// Whom to answer: a request's op on the node below; `None` for the client.
+type Caller = Option<(Key, Op)>;
+
+#[derive(Debug)]
+enum Ev {
+    Arrive,
+    Wake(usize, Key),
+    RunDone(usize, JobId, bool),
+    CallArrives { node: usize, key: Key, caller: (Key, Op), remaining: Duration, whole: bool },
+    ReplyArrives { node: usize, key: Key, op: Op, result: Result<Option<Degraded>, Failure> },
+    CancelArrives { node: usize, key: Key },
+    Fault,
+    Cut(usize),
+    Noticed(usize, u32),
+    Mend(usize),
+    Crash(usize),
+    Restart(usize),
+}
+
+struct Live {
+    machine: Request,
+    caller: Caller,
+    /// This request on the node above.
+    above: BTreeMap<Op, Key>,
+    /// Ops that are the planned path.
+    planned: Vec<Op>,
+    deadline: Time,
+    /// Degraded answers that came from above, by op.
+    came_degraded: BTreeMap<Op, bool>,
+}
+
+struct Node {
+    queue: Queue,
+    live: BTreeMap<Key, Live>,
+    jobs: BTreeMap<JobId, (Key, Op, Duration)>,
+    alive: bool,
+    /// The link to the parent passes messages.
+    link: bool,
+    cuts: u32,
+    /// The lease is held, as far as this node knows.
+    leased: bool,
+}
+
+/// Whole-model times per tier, and where a request's plan cuts.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    whole: [Duration; 3],
+    /// Share of the model done before leaving tier 0 and tier 1.
+    cuts: [f64; 2],
+    holds: [bool; 2],
+}
+
+struct World<'a> {
+    rng: &'a mut Rng,
+    weather: Weather,
+    schedule: Schedule<Ev>,
+    nodes: Vec<Node>,
+    next: u64,
+    shapes: BTreeMap<Key, Shape>,
+    outcomes: BTreeMap<Key, (Time, Outcome, bool)>,
+    entered: Vec<(Key, Time, bool)>,
+}
+
+fn share(time: Duration, from: f64, to: f64) -> Duration {
+    time.mul_f64((to - from).max(0.0))
+}
+
+impl<'a> World<'a> {
+    fn new(rng: &'a mut Rng, weather: Weather) -> Self {
+        let node = || Node {
+            queue: Queue::new(Limits { slots: weather.slots, waiting: 8 }),
+            live: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            alive: true,
+            link: true,
+            cuts: 0,
+            leased: true,
+        };
+        Self {
+            rng,
+            weather,
+            schedule: Schedule::new(),
+            nodes: vec![node(), node(), node()],
+            next: 1,
+            shapes: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            entered: Vec::new(),
+        }
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Begins a request at `node`, at `from` of its model.
+    fn begin(&mut self, node: usize, key: Key, shape: Shape, caller: Caller, deadline: Time, from: f64) {
+        let now = self.schedule.now();
+        let time = shape.whole[node];
+        let until = if node < 2 { shape.cuts[node].max(from) } else { 1.0 };
+        let span = |from: f64, to: f64| Span { first: (from * 100.0) as u32, last: (to * 100.0) as u32 };
+        let local = (until > from).then(|| Local { span: span(from, until), predicted: share(time, from, until) });
+        let upstream = (until < 1.0).then(|| {
+            let above: Duration = share(shape.whole[node + 1], until, 1.0);
+            Upstream { peer: PARENT, predicted: above + ms(20), back: ms(5) }
+        });
+        let here = Recovery::Here(Local { span: span(until, 1.0), predicted: share(time, until, 1.0) });
+        let holds = node == 2 || shape.holds[node];
+        let recoveries = if holds && upstream.is_some() { vec![here] } else { vec![] };
+        let setup = Setup { node: format!("n{node}"), deadline, local, upstream, patience: None, recoveries };
+        let down = if self.nodes[node].leased { vec![] } else { vec![(PARENT, "no lease".to_owned())] };
+        let machine = Request::new(setup, down);
+        let live =
+            Live { machine, caller, above: BTreeMap::new(), planned: vec![], deadline, came_degraded: BTreeMap::new() };
+        self.shapes.insert(key, shape);
+        self.nodes[node].live.insert(key, live);
+        assert!(now <= deadline);
+        self.event(node, key, Event::Start);
+    }
+
+    fn event(&mut self, node: usize, key: Key, event: Event) {
+        let now = self.schedule.now();
+        let Some(live) = self.nodes[node].live.get_mut(&key) else { return };
+        if let Event::CallDone { op, result: Ok(degraded) } = &event {
+            live.came_degraded.insert(*op, degraded.is_some());
+        }
+        let actions = live.machine.step(now, event);
+        for action in actions {
+            self.perform(node, key, action);
+        }
+        let Some(live) = self.nodes[node].live.get(&key) else { return };
+        assert!(now < live.deadline || live.machine.is_done(), "still going at its deadline");
+        match live.machine.wake() {
+            Some(wake) => self.schedule.at(wake, Ev::Wake(node, key)),
+            None => drop(self.nodes[node].live.remove(&key)),
+        }
+    }
+
+    fn perform(&mut self, node: usize, key: Key, action: Action) {
+        let now = self.schedule.now();
+        let shape = self.shapes[&key];
+        match action {
+            Action::Run { op, span, recovery, deadline } => {
+                let service = share(shape.whole[node], f64::from(span.first) / 100.0, f64::from(span.last) / 100.0);
+                let id = JobId(self.fresh());
+                let actual = service.mul_f64(0.5 + 0.8 * self.rng.f64());
+                self.nodes[node].jobs.insert(id, (key, op, actual));
+                if let Some(live) = self.nodes[node].live.get_mut(&key).filter(|_| !recovery) {
+                    live.planned.push(op);
+                }
+                let class = if recovery { Class::Recovery } else { Class::Planned };
+                let job = Job { id, class, deadline, service: service.mul_f64(0.99), after: Duration::ZERO };
+                self.queue(node, admit::Event::Submit(job));
+            }
+            Action::Call { op, whole, remaining, .. } => {
+                let above = self.fresh();
+                let live = self.nodes[node].live.get_mut(&key).expect("alive while it acts");
+                live.above.insert(op, above);
+                if !whole {
+                    live.planned.push(op);
+                }
+                // What is sent into a cut link is lost.
+                if self.nodes[node].link && self.nodes[node + 1].alive {
+                    let delay = between(self.rng, [ms(1), ms(8)]);
+                    let caller = (key, op);
+                    let event = Ev::CallArrives { node: node + 1, key: above, caller, remaining, whole };
+                    self.schedule.after(delay, event);
+                }
+            }
+            Action::Abandon { op } => {
+                let job = self.nodes[node].jobs.iter().find(|(_, (of, run, _))| (*of, *run) == (key, op));
+                if let Some(id) = job.map(|(id, _)| *id) {
+                    self.queue(node, admit::Event::Cancel(id));
+                }
+                let above = self.nodes[node].live.get(&key).and_then(|live| live.above.get(&op)).copied();
+                if let Some(above) = above.filter(|_| self.nodes[node].link) {
+                    self.schedule.after(ms(3), Ev::CancelArrives { node: node + 1, key: above });
+                }
+            }
+            Action::Finish(outcome) => {
+                let live = &self.nodes[node].live[&key];
+                let planned = match &outcome {
+                    Outcome::Answer { op, degraded } => {
+                        let planned = live.planned.contains(op);
+                        let came = live.came_degraded.get(op).copied().unwrap_or(false);
+                        assert_eq!(degraded.is_some(), !planned || came, "degraded iff not the planned way");
+                        planned
+                    }
+                    Outcome::Failed(_) => false,
+                };
+                assert!(now <= live.deadline);
+                match live.caller {
+                    None => {
+                        let before = self.outcomes.insert(key, (now, outcome, planned));
+                        assert!(before.is_none(), "answered twice");
+                    }
+                    Some((below, op)) => {
+                        // A reply on a link that is cut is lost.
+                        if !self.nodes[node - 1].link {
+                            return;
+                        }
+                        let result = match outcome {
+                            Outcome::Answer { degraded, .. } => Ok(degraded),
+                            Outcome::Failed(failure) => Err(failure),
+                        };
+                        let delay = between(self.rng, [ms(1), ms(8)]);
+                        self.schedule.after(delay, Ev::ReplyArrives { node: node - 1, key: below, op, result });
+                    }
+                }
+            }
+        }
+    }
+
+    fn queue(&mut self, node: usize, event: admit::Event) {
+        let now = self.schedule.now();
+        for action in self.nodes[node].queue.step(now, event) {
+            match action {
+                admit::Action::Start(id) => {
+                    let fails = self.weather.engine_faults && self.rng.u8(..10) == 0;
+                    let actual = self.nodes[node].jobs[&id].2;
+                    self.schedule.after(actual, Ev::RunDone(node, id, fails));
+                }
+                admit::Action::Refuse(id, refusal) => {
+                    if let Some((key, op, _)) = self.nodes[node].jobs.remove(&id) {
+                        let failure = Failure::new(Code::Overloaded, refusal.to_string());
+                        self.event(node, key, Event::RunDone { op, result: Err(failure) });
+                    }
+                }
+            }
+        }
+    }
+
+    fn arrive(&mut self) {
+        let now = self.schedule.now();
+        let whole = between(self.rng, [ms(20), ms(200)]);
+        let first = [0.0, 0.0, 0.3, 0.6, 1.0][self.rng.usize(..5)];
+        let second = [first, f64::max(first, 0.8), 1.0][self.rng.usize(..3)];
+        let shape = Shape {
+            whole: [whole, whole / 4, whole / 16],
+            cuts: [first, second],
+            holds: [self.rng.u8(..4) != 0, self.rng.bool()],
+        };
+        // The planned part, then a recovery of the rest, fit with room.
+        let deadline = now + whole.mul_f64(1.9) + ms(30) + between(self.rng, [ms(0), ms(2_000)]);
+        let key = self.fresh();
+        self.entered.push((key, deadline, shape.holds[0] || first >= 1.0));
+        self.begin(0, key, shape, None, deadline, 0.0);
+        if now < LAST_ARRIVAL {
+            let gap = Duration::from_secs(1) / self.weather.rate as u32;
+            let pause = between(self.rng, [Duration::ZERO, gap * 2]);
+            self.schedule.after(pause, Ev::Arrive);
+        }
+    }
+
+    fn fault(&mut self) {
+        let pause = between(self.rng, [ms(20), ms(3_000)]);
+        let at = self.rng.usize(..2);
+        match self.rng.u8(..4) {
+            0 | 1 => {
+                self.schedule.after(ms(0), Ev::Cut(at));
+                self.schedule.after(pause, Ev::Mend(at));
+            }
+            2 => {
+                self.schedule.after(ms(0), Ev::Crash(at + 1));
+                self.schedule.after(pause, Ev::Restart(at + 1));
+            }
+            _ => {}
+        }
+        if self.schedule.now() < LAST_ARRIVAL {
+            let next = between(self.rng, [ms(100), ms(3_000)]);
+            self.schedule.after(next, Ev::Fault);
+        }
+    }
+
+    /// The child learns of it at once (a reset) or when its lease ends.
+    fn cut(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.link = false;
+        node.cuts += 1;
+        let notice = if self.rng.bool() { ms(1) } else { LEASE };
+        self.schedule.after(notice, Ev::Noticed(at, node.cuts));
+    }
+
+    fn tell_all(&mut self, node: usize, event: &Event) {
+        let keys: Vec<Key> = self.nodes[node].live.keys().copied().collect();
+        keys.into_iter().for_each(|key| self.event(node, key, event.clone()));
+    }
+
+    fn step(&mut self, event: Ev) {
+        let now = self.schedule.now();
+        match event {
+            Ev::Arrive => self.arrive(),
+            Ev::Wake(node, key) => self.event(node, key, Event::Wake),
+            Ev::RunDone(node, id, fails) => {
+                let Some((key, op, _)) = self.nodes[node].jobs.remove(&id) else { return };
+                self.queue(node, admit::Event::Done(id));
+                let result = if fails { Err(Failure::new(Code::Engine, "the engine failed")) } else { Ok(()) };
+                self.event(node, key, Event::RunDone { op, result });
+            }
+            Ev::CallArrives { node, key, caller, remaining, whole } => {
+                let Some(mut shape) = self.shapes.get(&caller.0).copied() else { return };
+                if !self.nodes[node].alive || !self.nodes[node - 1].link {
+                    return;
+                }
+                let from = if whole { 0.0 } else { shape.cuts[node - 1] };
+                if whole {
+                    shape.cuts[node.min(1)] = 1.0;
+                }
+                self.begin(node, key, shape, Some(caller), now + remaining, from);
+            }
+            Ev::ReplyArrives { node, key, op, result } => {
+                if self.nodes[node].link {
+                    self.event(node, key, Event::CallDone { op, result });
+                }
+            }
+            Ev::CancelArrives { node, key } => self.event(node, key, Event::Cancel),
+            Ev::Fault => self.fault(),
+            Ev::Cut(at) => self.cut(at),
+            Ev::Noticed(at, cuts) => {
+                if self.nodes[at].cuts == cuts && !self.nodes[at].link {
+                    self.nodes[at].leased = false;
+                    self.tell_all(at, &Event::PeerDown { peer: PARENT, reason: "the lease is lost".into() });
+                }
+            }
+            Ev::Mend(at) => {
+                if self.nodes[at + 1].alive {
+                    // A connection never survives: what was out is lost.
+                    self.tell_all(at, &Event::PeerDown { peer: PARENT, reason: "reconnected".into() });
+                    self.nodes[at].link = true;
+                    self.nodes[at].leased = true;
+                    self.tell_all(at, &Event::PeerUp { peer: PARENT });
+                }
+            }
+            Ev::Crash(at) => {
+                let node = &mut self.nodes[at];
+                node.alive = false;
+                node.live.clear();
+                node.jobs.clear();
+                node.queue = Queue::new(Limits { slots: self.weather.slots, waiting: 8 });
+                self.cut(at - 1);
+            }
+            Ev::Restart(at) => {
+                self.nodes[at].alive = true;
+                self.schedule.after(ms(5), Ev::Mend(at - 1));
+            }
+        }
+    }
+
+    fn run(mut self) -> Vec<(Outcome, bool, bool)> {
+        self.schedule.after(ms(0), Ev::Arrive);
+        if self.weather.faults {
+            self.schedule.after(ms(50), Ev::Fault);
+        }
+        while let Some(event) = self.schedule.next(END) {
+            self.step(event);
+        }
+        for (at, node) in self.nodes.iter().enumerate() {
+            assert!(node.live.is_empty(), "requests left on node {at}");
+            assert_eq!(node.queue.depth(), (0, 0), "jobs left on node {at}");
+        }
+        let mut ended = Vec::new();
+        for (key, deadline, holds) in self.entered {
+            let (at, outcome, planned) = self.outcomes.remove(&key).expect("every request is answered");
+            assert!(at <= deadline);
+            ended.push((outcome, planned, holds));
+        }
+        ended
+    }
+}
+
+#[test]
+fn without_faults_every_answer_is_the_planned_one() {
+    let weather = Weather { faults: false, engine_faults: false, rate: 4, slots: 64 };
+    seeds(300, |rng| {
+        for (outcome, planned, _) in World::new(rng, weather).run() {
+            assert!(matches!(outcome, Outcome::Answer { .. }) && planned, "{outcome:?}");
+        }
+    });
+}
+
+#[test]
+fn an_end_that_holds_the_model_answers_whatever_happens_above() {
+    let weather = Weather { faults: true, engine_faults: false, rate: 10, slots: 64 };
+    let (degraded, failed) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    seeds(1_200, |rng| {
+        for (outcome, _, holds) in World::new(rng, weather).run() {
+            match outcome {
+                Outcome::Answer { degraded: Some(why), .. } => {
+                    degraded.set(degraded.get() + 1);
+                    assert!(why.cause() != Cause::Unspecified && !why.reason.is_empty() && !why.node.is_empty());
+                }
+                Outcome::Answer { .. } => {}
+                Outcome::Failed(failure) => {
+                    failed.set(failed.get() + 1);
+                    assert!(!holds, "{failure}");
+                    assert!(matches!(failure.code(), Code::Unreachable | Code::DeadlineExceeded), "{failure}");
+                    assert!(!failure.node.is_empty());
+                }
+            }
+        }
+    });
+    // The schedules do reach both.
+    assert!(degraded.get() > 500 && failed.get() > 50, "{degraded:?} {failed:?}");
+}
+
+#[test]
+fn full_queues_and_failing_engines_still_end_every_request_once_and_in_time() {
+    let weather = Weather { faults: true, engine_faults: true, rate: 40, slots: 1 };
+    let codes = std::cell::RefCell::new(BTreeMap::<Code, u32>::new());
+    seeds(1_200, |rng| {
+        for (outcome, ..) in World::new(rng, weather).run() {
+            if let Outcome::Failed(failure) = outcome {
+                *codes.borrow_mut().entry(failure.code()).or_default() += 1;
+            }
+        }
+    });
+    let codes: Vec<Code> = codes.into_inner().into_keys().collect();
+    for code in [Code::Overloaded, Code::Engine, Code::Unreachable, Code::DeadlineExceeded] {
+        assert!(codes.contains(&code), "{codes:?}");
+    }
+}
+
+fn setup(recoveries: Vec<Recovery>) -> Setup {
+    let local = Local { span: Span { first: 0, last: 2 }, predicted: ms(10) };
+    let upstream = Upstream { peer: PARENT, predicted: ms(30), back: ms(5) };
+    let deadline = Time::ZERO + ms(200);
+    Setup { node: "end".into(), deadline, local: Some(local), upstream: Some(upstream), patience: None, recoveries }
+}
+
+const HERE: Recovery = Recovery::Here(Local { span: Span { first: 2, last: 9 }, predicted: ms(40) });
+
+/// Runs the planned segments; the call is then out.
+fn called(recoveries: Vec<Recovery>) -> Request {
+    let mut request = Request::new(setup(recoveries), vec![]);
+    assert!(matches!(request.step(Time::ZERO, Event::Start)[..], [Action::Run { op: Op(0), recovery: false, .. }]));
+    let actions = request.step(Time::ZERO + ms(10), Event::RunDone { op: Op(0), result: Ok(()) });
+    let remaining = ms(185);
+    assert_eq!(actions, [Action::Call { op: Op(1), peer: PARENT, remaining, whole: false }]);
+    request
+}
+
+#[test]
+fn a_recovery_starts_beside_a_late_call_and_the_first_answer_wins() {
+    // 40 ms predicted, reserved half as much again and 5 ms: 65 of 200.
+    let hedge = Time::ZERO + ms(135);
+    for call_first in [true, false] {
+        let mut request = called(vec![HERE]);
+        assert_eq!(request.wake(), Some(hedge));
+        let actions = request.step(hedge, Event::Wake);
+        assert!(matches!(
+            actions[..],
+            [Action::Run { op: Op(2), recovery: true, span: Span { first: 2, last: 9 }, .. }]
+        ));
+        let (event, loser) = if call_first {
+            (Event::CallDone { op: Op(1), result: Ok(None) }, Op(2))
+        } else {
+            (Event::RunDone { op: Op(2), result: Ok(()) }, Op(1))
+        };
+        let actions = request.step(hedge + ms(20), event);
+        let [Action::Abandon { op }, Action::Finish(Outcome::Answer { op: winner, degraded })] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        assert_eq!((*op, *winner == Op(1)), (loser, call_first));
+        let cause = degraded.as_ref().map(Degraded::cause);
+        assert_eq!(cause, (!call_first).then_some(Cause::UpstreamTimeout));
+        // Nothing follows.
+        assert_eq!(request.step(hedge + ms(30), Event::CallDone { op: Op(1), result: Ok(None) }), []);
+        assert_eq!(request.wake(), None);
+    }
+}
+
+#[test]
+fn the_nearest_way_that_is_open_and_in_time_is_taken() {
+    let other = Upstream { peer: Peer(1), predicted: ms(60), back: ms(5) };
+    let failed = || Event::CallDone { op: Op(1), result: Err(Failure::new(Code::Draining, "going down")) };
+    let at = |t: u64| Time::ZERO + ms(t);
+    // At once on a failure, not at the reserve.
+    let actions = called(vec![HERE, Recovery::Above(other)]).step(at(20), failed());
+    assert!(matches!(actions[..], [Action::Run { op: Op(2), recovery: true, .. }]));
+    // Without room here: the other parent, with all of the model.
+    let slow = Recovery::Here(Local { span: Span { first: 2, last: 9 }, predicted: ms(500) });
+    let mut request = called(vec![slow, Recovery::Above(other)]);
+    let actions = request.step(at(20), failed());
+    assert_eq!(actions, [Action::Call { op: Op(2), peer: Peer(1), remaining: ms(175), whole: true }]);
+    // And when that one is lost as well, nothing is left.
+    let actions = request.step(at(30), Event::PeerDown { peer: Peer(1), reason: "lost".into() });
+    let [Action::Abandon { op: Op(2) }, Action::Finish(Outcome::Failed(failure))] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(failure.code(), Code::Unreachable);
+    insta::assert_snapshot!(failure, @"end: lost, and no other way is left in time (first: going down)");
+    // Nowhere to go from the start.
+    let actions = called(vec![]).step(at(20), failed());
+    let [Action::Finish(Outcome::Failed(failure))] = &actions[..] else { panic!("{actions:?}") };
+    insta::assert_snapshot!(failure, @"end: going down, and no nearer node can hold the model");
+    // By the deadline.
+    let actions = called(vec![]).step(at(200), Event::Wake);
+    let [Action::Abandon { .. }, Action::Finish(Outcome::Failed(failure))] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    insta::assert_snapshot!(failure, @"end: no answer by the deadline; allow more time, or see `tierline explain`");
+}
+
+#[test]
+fn a_lost_lease_is_not_called_and_a_cancelled_request_says_nothing() {
+    let mut request = Request::new(setup(vec![HERE]), vec![(PARENT, "the link is down".into())]);
+    let _ = request.step(Time::ZERO, Event::Start);
+    let actions = request.step(Time::ZERO + ms(9), Event::RunDone { op: Op(0), result: Ok(()) });
+    assert!(matches!(actions[..], [Action::Run { op: Op(1), recovery: true, .. }]));
+    let actions = request.step(Time::ZERO + ms(50), Event::RunDone { op: Op(1), result: Ok(()) });
+    let [Action::Finish(Outcome::Answer { degraded: Some(degraded), .. })] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((degraded.cause(), degraded.node.as_str()), (Cause::LinkDown, "end"));
+    let mut request = called(vec![HERE]);
+    assert_eq!(request.step(Time::ZERO + ms(20), Event::Cancel), [Action::Abandon { op: Op(1) }]);
+    assert!(request.is_done());
+}
