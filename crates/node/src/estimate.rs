@@ -6,17 +6,17 @@
 //! logarithms. The estimate is an exponentially weighted mean of `x`
 //! (weight 1/4, more for the first samples: the plain mean).
 //!
-//! **Change**: two-sided CUSUM (Page, 1954) on the residual `r = x - mean`,
-//! clipped to +-[`CLIP`] as Huber (1964) does, so that one outlier alone never
-//! raises the alarm:
+//! **Change**: two-sided CUSUM (Page, 1954) on the residual `r = x - base`
+//! from a slower mean (weight 1/16), clipped to +-[`CLIP`] as Huber (1964)
+//! does, so that one outlier alone never raises the alarm:
 //!
 //! ```text
 //! up   = max(0, up   + clip(r) - DRIFT)      alarm when up   > ALARM
 //! down = max(0, down - clip(r) - DRIFT)      alarm when down > ALARM
 //! ```
 //!
-//! After an alarm the estimate restarts from the median of the samples since
-//! the sum left zero: those are after the change.
+//! After an alarm both means restart from the median of the last three samples
+//! since the sum left zero: those are after the change.
 //!
 //! **RTT**: the smallest of the last [`RTT_WINDOW`] round trips, since
 //! waiting behind one's own tensors only adds to them.
@@ -43,8 +43,12 @@ pub const ALARM: f64 = 1.2;
 /// Largest residual counted: below `ALARM + DRIFT`, so an alarm needs two.
 pub const CLIP: f64 = 1.0;
 
-/// Weight of a new sample once there are several.
+/// Weight of a new sample in the estimate, once there are several.
 const WEIGHT: f64 = 0.25;
+
+/// Weight of a new sample in what changes are measured against: slow, so that
+/// a change does not hide by being followed.
+const BASE_WEIGHT: f64 = 1.0 / 16.0;
 
 /// Round trips over which the smallest is taken.
 pub const RTT_WINDOW: usize = 16;
@@ -54,13 +58,13 @@ pub const PASSIVE_BYTES_MIN: u64 = 4 << 10;
 
 /// A transfer shorter than this cannot be timed through schedulers and
 /// buffers; it only shows that the link is at least that fast.
-pub const TIMED_MIN: Duration = Duration::from_millis(2);
+pub const TIMED_MIN: Duration = Duration::from_millis(1);
 
 /// Smallest and largest probe.
-pub const PROBE_BYTES: [u64; 2] = [4 << 10, 512 << 10];
+pub const PROBE_BYTES: [u64; 2] = [4 << 10, 256 << 10];
 
 /// Time a probe should take on the link, so that it can be timed.
-pub const PROBE_TARGET: Duration = Duration::from_millis(20);
+pub const PROBE_TARGET: Duration = Duration::from_millis(10);
 
 /// Share of the estimated bandwidth that probes may use.
 pub const PROBE_SHARE: f64 = 0.01;
@@ -69,7 +73,8 @@ pub const PROBE_SHARE: f64 = 0.01;
 /// KiB (4% of a link of 0.1 Mbit/s) to 4 MiB (1% of 5 Mbit/s).
 pub const PROBE_BYTES_PER_MINUTE: [u64; 2] = [32 << 10, 4 << 20];
 
-/// Bytes the bucket holds at most, and when a link comes up.
+/// Bytes in the bucket when a link comes up; once its bandwidth is known, the
+/// bucket holds what a minute brings.
 pub const PROBE_BURST: u64 = 1 << 20;
 
 /// A direction without a sample for so long is probed.
@@ -80,7 +85,7 @@ pub const PROBE_GAP: Duration = Duration::from_millis(250);
 
 /// A probe without an answer for so long is given up (and says that the link
 /// is slow).
-pub const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Age at which an estimate is worth half as much.
 const HALF_LIFE: Duration = Duration::from_secs(60);
@@ -188,6 +193,7 @@ pub struct Estimate {
 #[derive(Debug, Clone, Default)]
 struct Track {
     mean: f64,
+    base: f64,
     /// Mean of squared residuals.
     variance: f64,
     samples: u32,
@@ -197,6 +203,8 @@ struct Track {
     since_high: Vec<f64>,
     since_low: Vec<f64>,
     last: Option<Time>,
+    /// Nothing is known but that it is at least that fast.
+    only_bound: bool,
     /// Bytes of the next probe, when the last was too short to time.
     probe_bytes: u64,
 }
@@ -209,13 +217,12 @@ impl Track {
     fn sample(&mut self, now: Time, bytes_per_s: f64) -> bool {
         let x = bytes_per_s.max(1.0).ln();
         self.last = Some(now);
-        if self.samples == 0 {
+        if self.samples == 0 || self.only_bound {
             self.restart(&[x]);
             // The first knowledge of a link is news as well.
             return true;
         }
-        let residual = x - self.mean;
-        let clipped = residual.clamp(-CLIP, CLIP);
+        let clipped = (x - self.base).clamp(-CLIP, CLIP);
         let grow = |sum: &mut f64, suspects: &mut Vec<f64>, step: f64| {
             *sum = (*sum + step - DRIFT).max(0.0);
             if *sum == 0.0 {
@@ -233,10 +240,12 @@ impl Track {
             return true;
         }
         self.samples = self.samples.saturating_add(1);
-        let weight = WEIGHT.max(1.0 / f64::from(self.samples));
-        // Clipped: an outlier moves the mean no more than it moves the sum.
-        self.mean += weight * clipped;
-        self.variance += weight * (clipped * clipped - self.variance);
+        let count = 1.0 / f64::from(self.samples);
+        // Clipped: an outlier moves the means no more than it moves the sum.
+        let residual = (x - self.mean).clamp(-CLIP, CLIP);
+        self.mean += WEIGHT.max(count) * residual;
+        self.variance += WEIGHT.max(count) * (residual * residual - self.variance);
+        self.base += BASE_WEIGHT.max(count) * clipped;
         false
     }
 
@@ -251,17 +260,38 @@ impl Track {
         let contradicts = self.samples == 0 || bytes_per_s.max(1.0).ln() > self.mean + DRIFT;
         if !contradicts {
             self.last = Some(now);
+            return false;
         }
-        contradicts && self.sample(now, bytes_per_s)
+        let bound = self.samples == 0 || self.only_bound;
+        let changed = self.sample(now, bytes_per_s);
+        self.only_bound = bound;
+        changed
     }
 
     fn restart(&mut self, samples: &[f64]) {
-        let mut sorted = samples.to_vec();
+        // The first of many may be noise from before the change.
+        let mut sorted = samples[samples.len().saturating_sub(3)..].to_vec();
         sorted.sort_by(f64::total_cmp);
-        let last = self.last;
-        let mean = sorted.get(sorted.len() / 2).copied().unwrap_or(self.mean);
-        let variance = DRIFT * DRIFT;
-        *self = Self { mean, variance, samples: samples.len() as u32, last, ..Self::default() };
+        let mean = match sorted[..] {
+            [] => self.mean,
+            [one] => one,
+            [one, two] => f64::midpoint(one, two),
+            [_, middle, ..] => middle,
+        };
+        let (last, samples) = (self.last, sorted.len() as u32);
+        *self = Self { mean, base: mean, variance: DRIFT * DRIFT, samples, last, ..Self::default() };
+    }
+
+    /// The estimate, or less where the last sample says so.
+    fn cautious(&self) -> Option<f64> {
+        let suspect = self.since_low.last().map_or(self.mean, |x| x.min(self.mean));
+        (self.samples > 0).then(|| suspect.exp())
+    }
+
+    /// The estimate, or more where the last sample says so; 0 when unknown.
+    fn hopeful(&self) -> f64 {
+        let suspect = self.since_high.last().map_or(self.mean, |x| x.max(self.mean));
+        if self.samples > 0 { suspect.exp() } else { 0.0 }
     }
 
     fn is_suspicious(&self) -> bool {
@@ -459,8 +489,8 @@ impl Estimator {
             } else {
                 track.sample(now, bytes as f64 / elapsed.as_secs_f64())
             };
-            // Too short to time: the next one is four times as long.
-            let longer = if short { bytes.saturating_mul(4).min(PROBE_BYTES[1]) } else { 0 };
+            // Too short to time: the next one is eight times as long.
+            let longer = if short { bytes.saturating_mul(8).min(PROBE_BYTES[1]) } else { 0 };
             self.track(direction).probe_bytes = longer;
         }
         Some(changed)
@@ -468,11 +498,12 @@ impl Estimator {
 
     fn probe_timeout(&mut self, now: Time) -> Option<bool> {
         let probe = self.probe.take_if(|probe| now >= probe.sent + PROBE_TIMEOUT)?;
-        // Which way it hung is unknown; the slower belief takes the blame.
-        let rates = [self.up.bytes_per_s(), self.down.bytes_per_s()];
-        let direction = if rates[0] <= rates[1] { Direction::Up } else { Direction::Down };
-        let bytes = if direction == Direction::Up { probe.up_bytes } else { probe.down_bytes };
-        Some(self.pending(now, direction, bytes, PROBE_TIMEOUT))
+        // Which way it hung is unknown: both are suspected, as if equal. The
+        // next probe is small and tells them apart.
+        let bytes = probe.up_bytes + probe.down_bytes;
+        let up = self.pending(now, Direction::Up, bytes, PROBE_TIMEOUT);
+        let down = self.pending(now, Direction::Down, bytes, PROBE_TIMEOUT);
+        Some(up || down)
     }
 
     fn link_up(&mut self, now: Time) {
@@ -510,13 +541,13 @@ impl Estimator {
 
     /// Bytes per second at which the bucket fills.
     fn refill(&self) -> f64 {
-        let slower = self.up.bytes_per_s().unwrap_or(0.0).min(self.down.bytes_per_s().unwrap_or(0.0));
+        let slower = self.up.hopeful().min(self.down.hopeful());
         let [least, most] = PROBE_BYTES_PER_MINUTE.map(|bytes| bytes as f64 / 60.0);
         (slower * PROBE_SHARE).clamp(least, most)
     }
 
     fn probe_size(&self, track: &Track) -> u64 {
-        let target = track.bytes_per_s().map_or(0.0, |rate| rate * PROBE_TARGET.as_secs_f64()) as u64;
+        let target = track.cautious().map_or(0.0, |rate| rate * PROBE_TARGET.as_secs_f64()) as u64;
         target.max(track.probe_bytes).clamp(PROBE_BYTES[0], PROBE_BYTES[1])
     }
 
@@ -526,9 +557,11 @@ impl Estimator {
 
     fn maybe_probe(&mut self, now: Time) -> Option<Action> {
         let gained = now.since(self.filled).as_secs_f64() * self.refill();
-        self.bucket = (self.bucket + gained).min(PROBE_BURST as f64);
         self.filled = now;
         let cost = self.probe_cost();
+        let known = self.up.samples > 1 && self.down.samples > 1;
+        let most = if known { (self.refill() * 60.0).max(cost as f64) } else { f64::MAX };
+        self.bucket = (self.bucket + gained).min(most).min(PROBE_BURST as f64);
         // A hair's breadth of rounding must not cost another wake.
         let broke = self.bucket + 1.0 < cost as f64;
         if !self.is_up || self.probe.is_some() || now < self.due() || broke {
