@@ -5,7 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cost;
 pub mod error;
+pub mod infer;
 pub mod model;
 pub mod profile;
 pub mod tensor;
@@ -22,6 +24,7 @@ pub mod onnx {
 }
 
 pub use error::LoadError;
+pub use infer::{InferError, Types, infer_types, infer_types_with};
 pub use model::Model;
 pub use tensor::{DataType, Elements, Tensor, TensorError};
 pub use types::{Dim, ValueInfo};

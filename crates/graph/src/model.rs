@@ -111,7 +111,7 @@ pub fn value_info(v: &ValueInfoProto) -> ValueInfo {
     ValueInfo { name: v.name().to_owned(), dtype, shape }
 }
 
-fn tensor_type(t: &TypeProto) -> (Option<DataType>, Option<Vec<Dim>>) {
+pub(crate) fn tensor_type(t: &TypeProto) -> (Option<DataType>, Option<Vec<Dim>>) {
     if !t.has_tensor_type() {
         return (None, None);
     }

@@ -1,0 +1,213 @@
+//! Names in sight while a graph, a subgraph or a function is inferred.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::onnx::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto};
+use crate::tensor::DataType;
+use crate::types::Dim;
+
+use super::error::{InferError, node_name};
+use super::op::Op;
+use super::value::Value;
+use super::{DEPTH_MAX, registry};
+
+/// What stays the same within one graph or function body.
+pub(super) struct Env<'a> {
+    pub(super) functions: &'a HashMap<(&'a str, &'a str), &'a FunctionProto>,
+    pub(super) opsets: &'a [OperatorSetIdProto],
+    /// Attributes that a function was called with; empty in graphs.
+    pub(super) attributes: HashMap<&'a str, &'a AttributeProto>,
+    pub(super) depth: usize,
+}
+
+impl<'a> Env<'a> {
+    pub(super) fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
+        self.attributes.get(name).copied()
+    }
+
+    fn opset(&self, domain: &str) -> i64 {
+        let domain = canonical(domain);
+        self.opsets.iter().find(|o| canonical(o.domain()) == domain).map_or(1, |o| o.version())
+    }
+}
+
+/// The default domain has two names.
+pub(super) fn canonical(domain: &str) -> &str {
+    if domain == "ai.onnx" { "" } else { domain }
+}
+
+/// Functions of a model by domain and name.
+pub(super) fn functions(model: &ModelProto) -> HashMap<(&str, &str), &FunctionProto> {
+    model.functions.iter().map(|f| ((canonical(f.domain()), f.name()), f)).collect()
+}
+
+/// Values by name; inner graphs see those of the graphs around them.
+#[derive(Default)]
+pub(super) struct Scope<'a> {
+    pub(super) outer: Option<&'a Scope<'a>>,
+    pub(super) values: HashMap<&'a str, Value>,
+}
+
+impl Scope<'_> {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.values.get(name).or_else(|| self.outer?.get(name))
+    }
+}
+
+/// Infers a graph's nodes into `scope`, which holds its inputs already.
+pub(super) fn infer_graph<'a>(env: &Env<'_>, scope: &mut Scope<'a>, graph: &'a GraphProto) -> Result<(), InferError> {
+    for tensor in &graph.initializer {
+        scope.values.insert(tensor.name(), Value::constant(tensor));
+    }
+    for sparse in &graph.sparse_initializer {
+        let shape = sparse.dims.iter().map(|d| u64::try_from(*d).ok().map(Dim::Known)).collect();
+        let dtype = DataType::from_onnx(sparse.values.data_type());
+        scope.values.insert(sparse.values.name(), Value::new(dtype, shape));
+    }
+    let declared: HashMap<&str, &TypeProto> =
+        graph.value_info.iter().chain(&graph.output).filter_map(|v| v.type_.as_ref().map(|t| (v.name(), t))).collect();
+    infer_nodes(env, scope, &graph.node, &declared)
+}
+
+/// Infers nodes in order; `declared` types refine or contradict what they compute.
+pub(super) fn infer_nodes<'a>(
+    env: &Env<'_>,
+    scope: &mut Scope<'a>,
+    nodes: &'a [NodeProto],
+    declared: &HashMap<&str, &TypeProto>,
+) -> Result<(), InferError> {
+    for node in nodes {
+        let values = infer_node(env, scope, node)?;
+        let values = values.into_iter().map(Some).chain(std::iter::repeat(None));
+        for (name, value) in node.output.iter().zip(values) {
+            if name.is_empty() {
+                continue;
+            }
+            let mut value = value.unwrap_or_default();
+            if let Some(declared) = declared.get(name.as_str()) {
+                value = refine(node, name, value, declared_value(declared))?;
+            }
+            scope.values.insert(name, value);
+        }
+    }
+    Ok(())
+}
+
+fn infer_node(env: &Env<'_>, scope: &Scope<'_>, node: &NodeProto) -> Result<Vec<Value>, InferError> {
+    let domain = canonical(node.domain());
+    let inputs = node.input.iter().map(|name| if name.is_empty() { None } else { scope.get(name) }).collect();
+    let op = Op { node, inputs, opset: env.opset(domain), env, scope };
+    if let Some(function) = env.functions.get(&(domain, node.op_type())) {
+        return call(&op, function);
+    }
+    match registry::rule(domain, node.op_type()) {
+        Some(rule) => rule(&op).map_err(|fault| fault.at(node)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Infers a model-local function's body with the caller's inputs.
+fn call(op: &Op<'_>, function: &FunctionProto) -> Result<Vec<Value>, InferError> {
+    let depth = deeper(op)?;
+    let mut attributes: HashMap<&str, &AttributeProto> =
+        function.attribute_proto.iter().map(|a| (a.name(), a)).collect();
+    for given in &op.node.attribute {
+        if let Some(attribute) = op.attribute(given.name()) {
+            attributes.insert(given.name(), attribute);
+        }
+    }
+    let opsets = if function.opset_import.is_empty() { op.env.opsets } else { &function.opset_import };
+    let env = Env { functions: op.env.functions, opsets, attributes, depth };
+    let mut scope = Scope::default();
+    for (name, value) in function.input.iter().zip(&op.inputs) {
+        if let Some(value) = value {
+            scope.values.insert(name, (*value).clone());
+        }
+    }
+    let declared = function.value_info.iter().filter_map(|v| v.type_.as_ref().map(|t| (v.name(), t))).collect();
+    infer_nodes(&env, &mut scope, &function.node, &declared)?;
+    Ok(function.output.iter().map(|name| scope.get(name).cloned().unwrap_or_default()).collect())
+}
+
+/// Infers a subgraph of `op`, given its inputs, and returns its outputs.
+pub(super) fn infer_body(op: &Op<'_>, body: &GraphProto, inputs: Vec<Value>) -> Result<Vec<Value>, InferError> {
+    let env = Env {
+        functions: op.env.functions,
+        opsets: op.env.opsets,
+        attributes: op.env.attributes.clone(),
+        depth: deeper(op)?,
+    };
+    let mut scope = Scope { outer: Some(op.scope), values: HashMap::new() };
+    let mut inputs = inputs.into_iter();
+    for input in &body.input {
+        let mut value = inputs.next().unwrap_or_default();
+        if let Some(declared) = input.type_.as_ref() {
+            value = refine(op.node, input.name(), value, declared_value(declared))?;
+        }
+        scope.values.insert(input.name(), value);
+    }
+    infer_graph(&env, &mut scope, body)?;
+    Ok(body.output.iter().map(|o| scope.get(o.name()).cloned().unwrap_or_default()).collect())
+}
+
+fn deeper(op: &Op<'_>) -> Result<usize, InferError> {
+    let depth = op.env.depth + 1;
+    if depth > DEPTH_MAX {
+        return Err(InferError::TooDeep { node: node_name(op.node), max: DEPTH_MAX });
+    }
+    Ok(depth)
+}
+
+/// Joins what a node computes with what the model declares of it.
+fn refine(node: &NodeProto, tensor: &str, value: Value, declared: Value) -> Result<Value, InferError> {
+    let contradiction = |value: &Value, declared: &Value| InferError::Declared {
+        node: node_name(node),
+        tensor: tensor.to_owned(),
+        declared: declared.describe(),
+        inferred: value.describe(),
+    };
+    let dtype = match (value.dtype, declared.dtype) {
+        (Some(a), Some(b)) if a != b => return Err(contradiction(&value, &declared)),
+        (a, b) => a.or(b),
+    };
+    let shape = match (&value.shape, &declared.shape) {
+        (Some(a), Some(b)) => Some(super::dims::meet_shapes(a, b).ok_or_else(|| contradiction(&value, &declared))?),
+        (a, b) => a.clone().or_else(|| b.clone()),
+    };
+    let items = match (value.items, declared.items) {
+        (Some(a), Some(b)) => Some(Box::new(refine(node, tensor, *a, *b)?)),
+        (a, b) => a.or(b),
+    };
+    Ok(Value { dtype, shape, items, ..Value::default() }.with(value.elements))
+}
+
+/// A declared type. A sequence's or optional's items are kept.
+pub(super) fn declared_value(declared: &TypeProto) -> Value {
+    if declared.has_sequence_type() {
+        return Value { items: inner(declared.sequence_type().elem_type.as_ref()), ..Value::default() };
+    }
+    if declared.has_optional_type() {
+        return Value { items: inner(declared.optional_type().elem_type.as_ref()), ..Value::default() };
+    }
+    let (dtype, shape) = crate::model::tensor_type(declared);
+    Value::new(dtype, shape)
+}
+
+fn inner(declared: Option<&TypeProto>) -> Option<Box<Value>> {
+    Some(Box::new(declared_value(declared?)))
+}
+
+/// Sizes of named axes, by the shapes given for inputs. A name given two
+/// sizes is dropped: exporters reuse names for axes that differ.
+pub(super) fn bind(declared: &[Value], given: &[Option<&[u64]>]) -> BTreeMap<String, u64> {
+    let mut bound: BTreeMap<String, Option<u64>> = BTreeMap::new();
+    for (value, sizes) in declared.iter().zip(given) {
+        let (Some(shape), Some(sizes)) = (&value.shape, sizes) else { continue };
+        for (dim, size) in shape.iter().zip(*sizes) {
+            if let Dim::Symbol(name) = dim {
+                bound.entry(name.clone()).and_modify(|b| *b = b.filter(|b| b == size)).or_insert(Some(*size));
+            }
+        }
+    }
+    bound.into_iter().filter_map(|(name, size)| Some((name, size?))).collect()
+}
