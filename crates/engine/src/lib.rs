@@ -13,10 +13,12 @@
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod adapt;
 mod discover;
 mod error;
 mod evaluate;
 mod inputs;
+mod known;
 mod library;
 mod options;
 mod ort;

@@ -14,7 +14,7 @@ use tierline_graph::{DataType, Elements, Model, Tensor, ValueInfo};
 
 use crate::error::{EngineError, guarded};
 use crate::options::{LoadOptions, ProviderKind};
-use crate::{Engine, Session, inputs, refuse};
+use crate::{Engine, Session, adapt, inputs, refuse};
 
 pub(crate) const NAME: &str = "rten";
 
@@ -42,7 +42,11 @@ impl Engine for Rten {
             }
             notes.push(format!("execution provider `{}` is not available ({reason})", provider.kind));
         }
-        let bytes = model.to_bytes().map_err(|e| EngineError::Prepare { reason: e.to_string() })?;
+        let prepare = |e: tierline_graph::LoadError| EngineError::Prepare { reason: e.to_string() };
+        let bytes = match adapt::adapt(model) {
+            Some(adapted) => Model::from_proto(adapted).and_then(|m| m.to_bytes()).map_err(prepare)?,
+            None => model.to_bytes().map_err(prepare)?,
+        };
         let loaded = guarded(NAME, "loading the model", || {
             ModelOptions::with_all_ops()
                 .enable_optimization(options.optimize)

@@ -320,3 +320,82 @@ fn sequences_and_maps_are_refused() {
         assert!(error.to_string().contains("output `y` is a sequence"), "{error}");
     }
 }
+
+#[test]
+fn casting_to_boolean_tells_numbers_from_zero() {
+    let cast = |from: DataType| {
+        let to = DataType::Bool as i64;
+        let nodes = vec![
+            node("Cast", &["x"], &["b"]).int("to", to),
+            node("Cast", &["b"], &["y"]).int("to", DataType::I64 as i64),
+        ];
+        model(17, &[("x", from, &["3"])], &[("b", Bool, &["3"]), ("y", I64, &["3"])], &[], nodes)
+    };
+    let samples = [
+        Tensor::new([3], Elements::F32(vec![0.5, 0., -2.])).unwrap(),
+        Tensor::new([3], Elements::I64(vec![5, 0, -2])).unwrap(),
+        Tensor::new([3], Elements::U8(vec![5, 0, 255])).unwrap(),
+        Tensor::new([3], Elements::Bool(vec![1, 0, 1])).unwrap(),
+    ];
+    for engine in engines() {
+        for x in &samples {
+            let made = load(&*engine, &cast(x.dtype())).run(&[("x", x)]).unwrap();
+            assert_eq!(made[0].elements(), &Elements::Bool(vec![1, 0, 1]), "{} {}", engine.name(), x.dtype());
+            assert_eq!(made[1].as_i64(), Some(&[1, 0, 1][..]), "{} {}", engine.name(), x.dtype());
+        }
+    }
+}
+
+#[test]
+fn what_rten_gets_wrong_is_refused_with_the_reason() {
+    let rten = tierline_engine::rten();
+    let kernel =
+        |m: usize, c: usize, k: usize| Tensor::new([m, c, k, k], Elements::I8(vec![1; m * c * k * k])).unwrap();
+    let convolve = |batch: &str, weights: Tensor, pads: &[i64]| {
+        let inputs: &[(&str, DataType, &[&str])] = &[("x", U8, &[batch, "4", "8", "8"])];
+        let outputs: &[(&str, DataType, &[&str])] = &[("y", I32, &["n", "m", "h", "w"])];
+        let groups = if weights.shape()[1] == 1 { 4 } else { 1 };
+        let kernel = [weights.shape()[2] as i64; 2];
+        let conv = node("ConvInteger", &["x", "w"], &["y"]).ints("pads", pads).int("group", groups);
+        let conv = conv.ints("kernel_shape", &kernel);
+        model(17, inputs, outputs, &[("w", weights)], vec![conv])
+    };
+    let (none, one) = ([0; 4], [1; 4]);
+    for (batch, weights, pads, right) in [
+        ("1", kernel(4, 4, 3), none, true),
+        ("1", kernel(4, 4, 3), one, false),
+        ("2", kernel(4, 4, 3), none, false),
+        ("n", kernel(4, 4, 3), none, false),
+        ("2", kernel(4, 4, 1), none, true),
+        ("2", kernel(4, 1, 3), one, true),
+    ] {
+        let convolution = convolve(batch, weights, &pads);
+        let loaded = rten.load(&convolution, &LoadOptions::default());
+        assert_eq!(loaded.is_ok(), right, "batch {batch}, pads {pads:?}");
+        if right {
+            let n = batch.parse().unwrap();
+            let bytes = (0..n * 256).map(|i| (i * 73 % 256) as u8).collect();
+            let x = Tensor::new([n, 4, 8, 8], Elements::U8(bytes)).unwrap();
+            let made: Vec<_> = engines().iter().map(|e| load(&**e, &convolution).run(&[("x", &x)]).unwrap()).collect();
+            assert!(made.iter().all(|m| *m == made[0]), "batch {batch}, pads {pads:?}");
+        }
+        if let Err(e) = loaded {
+            assert!(e.to_string().starts_with("rten refuses the model at node `ConvInteger_y`: ConvInteger:"), "{e}");
+        }
+    }
+
+    let softmax = |opset, axis| {
+        let shape: &[&str] = &["2", "3", "4"];
+        let node = node("Softmax", &["x"], &["y"]).int("axis", axis);
+        model(opset, &[("x", F32, shape)], &[("y", F32, shape)], &[], vec![node])
+    };
+    for (opset, axis, right) in [(11, 1, false), (11, 2, true), (11, -1, true), (13, 1, true)] {
+        assert_eq!(rten.load(&softmax(opset, axis), &LoadOptions::default()).is_ok(), right, "{opset} {axis}");
+    }
+
+    let far = Tensor::new([1], Elements::I64(vec![1 << 40])).unwrap();
+    let add =
+        model(17, &[("x", I64, &["1"])], &[("y", I64, &["1"])], &[("w", far)], vec![node("Add", &["x", "w"], &["y"])]);
+    let Err(error) = rten.load(&add, &LoadOptions::default()) else { panic!("loaded a weight it can't hold") };
+    assert!(error.to_string().contains("1099511627776"), "{error}");
+}

@@ -100,7 +100,7 @@ fn weight(name: &str, tensor: &Tensor) -> onnx::TensorProto {
     }
 }
 
-/// A node; attributes follow with `ints` and `text`.
+/// A node; attributes follow with `ints`, `int` and `text`.
 pub fn node(op: &str, inputs: &[&str], outputs: &[&str]) -> onnx::NodeProto {
     onnx::NodeProto {
         op_type: Some(op.into()),
@@ -122,6 +122,15 @@ pub trait Attributes: Sized {
             ..Default::default()
         })
     }
+    fn int(self, name: &str, value: i64) -> Self {
+        let kind = onnx::attribute_proto::AttributeType::INT as i32;
+        self.with(onnx::AttributeProto {
+            name: Some(name.into()),
+            type_: Some(kind),
+            i: Some(value),
+            ..Default::default()
+        })
+    }
     fn text(self, name: &str, value: &str) -> Self {
         let kind = onnx::attribute_proto::AttributeType::STRING as i32;
         self.with(onnx::AttributeProto {
@@ -138,4 +147,34 @@ impl Attributes for onnx::NodeProto {
         self.attribute.push(attribute);
         self
     }
+}
+
+/// The tensor in a message; `None` for element types that nodes don't exchange.
+pub fn tensor(proto: &onnx::TensorProto) -> Option<Tensor> {
+    let dtype = DataType::from_onnx(proto.data_type())?;
+    let shape: Vec<usize> = proto.dims.iter().map(|&d| d as usize).collect();
+    if proto.has_raw_data() {
+        return Some(Tensor::from_bytes(dtype, shape, proto.raw_data()).unwrap());
+    }
+    let ints = &proto.int32_data;
+    let elements = match dtype {
+        DataType::F32 => Elements::F32(proto.float_data.clone()),
+        DataType::F64 => Elements::F64(proto.double_data.clone()),
+        DataType::I64 => Elements::I64(proto.int64_data.clone()),
+        DataType::U64 => Elements::U64(proto.uint64_data.clone()),
+        DataType::U32 => Elements::U32(proto.uint64_data.iter().map(|&x| x as u32).collect()),
+        DataType::I32 => Elements::I32(ints.clone()),
+        DataType::I16 => Elements::I16(ints.iter().map(|&x| x as i16).collect()),
+        DataType::U16 => Elements::U16(ints.iter().map(|&x| x as u16).collect()),
+        DataType::I8 => Elements::I8(ints.iter().map(|&x| x as i8).collect()),
+        DataType::U8 => Elements::U8(ints.iter().map(|&x| x as u8).collect()),
+        DataType::Bool => Elements::Bool(ints.iter().map(|&x| u8::from(x != 0)).collect()),
+        DataType::F16 => Elements::F16(ints.iter().map(|&x| half::f16::from_bits(x as u16)).collect()),
+        DataType::BF16 => Elements::BF16(ints.iter().map(|&x| half::bf16::from_bits(x as u16)).collect()),
+        DataType::String => Elements::String(
+            proto.string_data.iter().map(|s| std::string::String::from_utf8(s.to_vec()).unwrap()).collect(),
+        ),
+        other => panic!("{other}"),
+    };
+    Some(Tensor::new(shape, elements).unwrap())
 }

@@ -1,0 +1,159 @@
+//! Rewrites for rten: operators it computes wrongly in one form and rightly
+//! in another, so that they needn't be refused.
+
+use tierline_graph::onnx::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, attribute_proto};
+use tierline_graph::{DataType, Model};
+
+use crate::known::Known;
+use crate::refuse::Site;
+
+/// The model in forms that rten computes rightly; `None` when it is so already.
+pub(crate) fn adapt(model: &Model) -> Option<ModelProto> {
+    let needed = |node: &NodeProto| form(node).is_some();
+    if !any(model.graph(), &needed) {
+        return None;
+    }
+    let mut proto = model.proto().clone();
+    rewrite(proto.graph.mut_or_insert_default(), model.graph(), &Known::new(model));
+    Some(proto)
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    /// Of equal elements it takes the last index; TopK takes the first, as
+    /// both should.
+    ArgExtreme { largest: bool },
+    /// It takes missing strides for those of another number of axes.
+    Strides,
+    /// Casting to boolean keeps the number (2 stays 2, 0.5 becomes 0).
+    ToBool,
+}
+
+fn form(node: &NodeProto) -> Option<Form> {
+    let attribute = |name: &str| node.attribute.iter().find(|a| a.name() == name).map_or(0, AttributeProto::i);
+    match (node.domain(), node.op_type()) {
+        ("" | "ai.onnx", "ArgMax" | "ArgMin") if attribute("select_last_index") == 0 => {
+            Some(Form::ArgExtreme { largest: node.op_type() == "ArgMax" })
+        }
+        ("" | "ai.onnx", "MaxPool" | "AveragePool" | "ConvInteger")
+            if has(node, "kernel_shape") && !has(node, "strides") =>
+        {
+            Some(Form::Strides)
+        }
+        ("" | "ai.onnx", "Cast") if attribute("to") == DataType::Bool as i64 => Some(Form::ToBool),
+        _ => None,
+    }
+}
+
+fn has(node: &NodeProto, name: &str) -> bool {
+    node.attribute.iter().any(|a| a.name() == name)
+}
+
+fn any(graph: &GraphProto, needed: &dyn Fn(&NodeProto) -> bool) -> bool {
+    graph.node.iter().any(|node| {
+        let bodies = || node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+        needed(node) || bodies().any(|g| any(g, needed))
+    })
+}
+
+/// Rewrites `graph`; `original` is the same graph unchanged, for lookups.
+fn rewrite(graph: &mut GraphProto, original: &GraphProto, known: &Known) {
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    for (mut node, before) in std::mem::take(&mut graph.node).into_iter().zip(&original.node) {
+        for (attribute, unchanged) in node.attribute.iter_mut().zip(&before.attribute) {
+            if let (Some(body), Some(original)) = (attribute.g.as_mut(), unchanged.g.as_ref()) {
+                rewrite(body, original, &known.inside(original));
+            }
+            for (body, original) in attribute.graphs.iter_mut().zip(&unchanged.graphs) {
+                rewrite(body, original, &known.inside(original));
+            }
+        }
+        let site = Site { node: before, opset: 0, known };
+        match form(before) {
+            None => nodes.push(node),
+            Some(Form::ArgExtreme { largest }) => {
+                let axis = site.int("axis").unwrap_or(0);
+                let keep = site.int("keepdims").unwrap_or(1) != 0;
+                let (one, y) = (fresh(&node, "one"), node.output[0].clone());
+                let indices = if keep { y.clone() } else { fresh(&node, "indices") };
+                graph.initializer.push(i64s(&one, 1));
+                let mut top = plain("TopK", &[&node.input[0], &one], &fresh(&node, "values"));
+                top.output.push(indices.clone());
+                top.attribute = vec![int("axis", axis), int("largest", largest.into())];
+                nodes.push(top);
+                if !keep {
+                    let axes = fresh(&node, "axes");
+                    graph.initializer.push(i64s(&axes, axis));
+                    nodes.push(plain("Squeeze", &[&indices, &axes], &y));
+                }
+            }
+            Some(Form::Strides) => {
+                let axes = site.attribute("kernel_shape").map_or(0, |a| a.ints.len());
+                node.attribute.push(AttributeProto {
+                    name: Some("strides".to_owned()),
+                    type_: Some(attribute_proto::AttributeType::INTS as i32),
+                    ints: vec![1; axes],
+                    ..AttributeProto::default()
+                });
+                nodes.push(node);
+            }
+            Some(Form::ToBool) => {
+                let (x, y) = (node.input[0].clone(), node.output[0].clone());
+                let between = fresh(&node, "compared");
+                if site.dtype(0).is_some_and(DataType::is_float) {
+                    let zero = fresh(&node, "zero");
+                    graph.initializer.push(TensorProto {
+                        name: Some(zero.clone()),
+                        data_type: Some(DataType::F32 as i32),
+                        float_data: vec![0.],
+                        ..TensorProto::default()
+                    });
+                    nodes.push(plain("Equal", &[&x, &zero], &between));
+                } else {
+                    // rten's booleans are 32-bit integers, as its other ones are.
+                    let number = fresh(&node, "number");
+                    let mut cast = plain("Cast", &[&x], &number);
+                    cast.attribute.push(int("to", DataType::I32 as i64));
+                    nodes.push(cast);
+                    nodes.push(plain("Not", &[&number], &between));
+                }
+                nodes.push(plain("Not", &[&between], &y));
+            }
+        }
+    }
+    graph.node = nodes;
+}
+
+fn fresh(node: &NodeProto, what: &str) -> String {
+    // Outputs are unique in a model, so this is too.
+    format!("{}/tierline_{what}", node.output[0])
+}
+
+fn plain(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
+    NodeProto {
+        op_type: Some(operator.to_owned()),
+        name: Some(format!("{operator}_{output}")),
+        input: inputs.iter().map(|&i| i.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        ..NodeProto::default()
+    }
+}
+
+fn int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        type_: Some(attribute_proto::AttributeType::INT as i32),
+        i: Some(value),
+        ..AttributeProto::default()
+    }
+}
+
+fn i64s(name: &str, value: i64) -> TensorProto {
+    TensorProto {
+        name: Some(name.to_owned()),
+        dims: vec![1],
+        data_type: Some(DataType::I64 as i32),
+        int64_data: vec![value],
+        ..TensorProto::default()
+    }
+}
