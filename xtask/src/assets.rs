@@ -1,8 +1,15 @@
 //! What tests and demonstrations need beside Rust: ONNX Runtime, real
 //! models, real pictures, the ONNX project's operator tests. All of it comes
 //! through pip, into a folder outside the clone.
+//!
+//! A stamp names the pins; while it matches and the files are there, nothing
+//! is fetched. Every stage may be repeated, so a broken fetch is mended by
+//! running the same command again.
 
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,11 +18,29 @@ use crate::command::{self, Task};
 /// Python packages, pinned: another version is another set of assets.
 const PACKAGES: &[&str] = &["numpy==2.4.6", "onnx==1.23.2", "onnxruntime==1.32.0"];
 
-/// Packages that only carry files: fetched, unpacked, not installed.
+/// Packages that only carry files: fetched and unpacked, not installed.
 const ARCHIVES: &[&str] = &["rapidocr-onnxruntime==1.4.4", "scikit-image==0.26.0"];
 
-/// Attempts at a fetch: registries have bad moments.
-const ATTEMPTS: usize = 3;
+/// Takes the files out of the packages.
+const UNPACK: &str = include_str!("unpack.py");
+
+/// Attempts at a fetch: package registries have bad moments.
+const ATTEMPTS: u32 = 3;
+
+/// Wait before the second attempt; the third waits twice as long.
+const RETRY_WAIT: Duration = Duration::from_secs(5);
+
+/// The oldest Python that the pinned packages take.
+const PYTHON: &str = "3.11";
+
+/// Files whose absence means that somebody cleaned up behind the stamp.
+const MUST_EXIST: &[&str] = &[
+    "models/ppocr-det.onnx",
+    "models/light-resnet50.onnx",
+    "pictures/page.png",
+    "onnx-node-tests/test_relu/model.onnx",
+    "venv/bin/python",
+];
 
 /// The assets, ready to use.
 pub struct Assets {
@@ -36,56 +61,104 @@ impl Assets {
 /// Fetches what is missing.
 pub fn ensure() -> Result<Assets> {
     let folder = cache()?.join("assets");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    // Two commands at once must not unpack into each other.
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock().context("cannot lock the assets folder")?;
+
     let stamp = folder.join("stamp");
-    let wanted = format!("{}\n{}\n{}\n", PACKAGES.join("\n"), ARCHIVES.join("\n"), UNPACK);
-    if std::fs::read_to_string(&stamp).ok().as_deref() != Some(&wanted) {
-        fetch(&folder)?;
-        std::fs::write(&stamp, wanted)?;
+    let wanted = [&PACKAGES.join("\n"), &ARCHIVES.join("\n"), UNPACK].join("\n");
+    if fs::read_to_string(&stamp).ok().as_ref() != Some(&wanted) || !complete(&folder) {
+        fetch(&folder).with_context(|| {
+            format!("the assets in {} are incomplete; run the command again to go on from here", folder.display())
+        })?;
+        fs::write(&stamp, wanted)?;
     }
-    let runtime = std::fs::read_to_string(folder.join("onnxruntime.path"))?;
-    Ok(Assets { runtime: PathBuf::from(runtime.trim()), folder })
+    let runtime = runtime(&folder).context("the assets name no ONNX Runtime library")?;
+    Ok(Assets { runtime, folder })
 }
 
+/// The folder outside the clone that holds assets and build output.
 fn cache() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("TIERLINE_CACHE") {
-        return Ok(folder.into());
+        return Ok(std::path::absolute(folder)?);
     }
     let home = std::env::var_os("HOME").context("HOME is not set; set TIERLINE_CACHE to a folder")?;
     Ok(Path::new(&home).join(".cache/tierline"))
 }
 
-fn fetch(folder: &Path) -> Result<()> {
-    eprintln!("fetching models, pictures and ONNX Runtime into {}", folder.display());
-    std::fs::create_dir_all(folder)?;
-    let venv = folder.join("venv");
-    if !venv.join("bin/python").exists() {
-        retry("creating a Python environment", || {
-            command::program("python3").args(&["-m", "venv"]).args(&[&venv]).run()
-        })?;
-    }
-    let pip = venv.join("bin/pip");
-    retry("installing Python packages", || {
-        command::program(&pip).args(&["install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES).run()
-    })?;
-    let wheels = folder.join("wheels");
-    retry("downloading models and pictures", || {
-        let pip =
-            command::program(&pip).args(&["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest"]);
-        pip.args(&[&wheels]).args(ARCHIVES).run()
-    })?;
-    command::program(venv.join("bin/python")).args(&["-W", "ignore", "-c", UNPACK]).args(&[folder]).run()
+fn complete(folder: &Path) -> bool {
+    MUST_EXIST.iter().all(|f| folder.join(f).exists()) && runtime(folder).is_some()
 }
 
-fn retry(what: &str, attempt: impl Fn() -> Result<()>) -> Result<()> {
-    for number in 1..=ATTEMPTS {
-        match attempt() {
-            Ok(()) => return Ok(()),
-            Err(error) if number == ATTEMPTS => bail!("{what} failed {ATTEMPTS} times: {error:#}"),
-            Err(error) => eprintln!("{what}: {error:#}; trying again"),
-        }
+fn runtime(folder: &Path) -> Option<PathBuf> {
+    let path = PathBuf::from(fs::read_to_string(folder.join("onnxruntime.path")).ok()?.trim());
+    path.exists().then_some(path)
+}
+
+fn fetch(folder: &Path) -> Result<()> {
+    eprintln!("fetching models, pictures, operator tests and ONNX Runtime into {}", folder.display());
+    let python = system_python()?;
+    let venv = folder.join("venv");
+    let own = venv.join("bin/python");
+    if !command::program(&own).args(["-m", "pip", "--version"]).succeeds() {
+        eprintln!("  a Python environment");
+        create_environment(&python, &venv)?;
+    }
+    eprintln!("  Python packages: {}", PACKAGES.join(" "));
+    pip(&own, "install", &[], PACKAGES)?;
+    eprintln!("  models and pictures: {}", ARCHIVES.join(" "));
+    let wheels = folder.join("wheels");
+    // Wheels of other versions would make "the" wheel ambiguous.
+    let _ = fs::remove_dir_all(&wheels);
+    pip(&own, "download", &["--no-deps".as_ref(), "--dest".as_ref(), wheels.as_os_str()], ARCHIVES)?;
+    eprintln!("  unpacking, and making the operator tests");
+    command::program(&own).args(["-W", "ignore", "-c", UNPACK]).args([folder]).run()?;
+    if !complete(folder) {
+        bail!("the packages came, but one of {MUST_EXIST:?} is not in them");
     }
     Ok(())
 }
 
-/// Takes the files out of the packages.
-const UNPACK: &str = include_str!("unpack.py");
+fn system_python() -> Result<PathBuf> {
+    let check = "import sys; assert sys.version_info >= tuple(map(int, sys.argv[1].split('.')))";
+    [PYTHON, ""]
+        .iter()
+        .flat_map(|version| [format!("python{version}"), "python3".into(), "python".into()])
+        .find(|name| command::program(name).args(["-c", check, PYTHON]).succeeds())
+        .map(PathBuf::from)
+        .with_context(|| format!("no Python {PYTHON} or later is on the PATH; install it, with pip, and try again"))
+}
+
+fn create_environment(python: &Path, venv: &Path) -> Result<()> {
+    let create = |more: &[&str]| command::program(python).args(["-m", "venv", "--clear"]).args(more).args([venv]);
+    if create(&[]).succeeds() {
+        return Ok(());
+    }
+    // Some distributions split venv's own pip into another package: use the system's.
+    create(&["--without-pip"]).run().context("cannot create a Python environment; is the venv module installed?")?;
+    retry("installing pip into the Python environment", || {
+        let pip = command::program(python).args(["-m", "pip", "--python"]).args([venv]);
+        pip.args(["install", "--quiet", "--disable-pip-version-check", "pip"]).run()
+    })
+}
+
+fn pip(python: &Path, verb: &str, options: &[&OsStr], packages: &[&str]) -> Result<()> {
+    retry(&format!("pip {verb}"), || {
+        let pip = command::program(python).args(["-m", "pip", verb, "--quiet", "--disable-pip-version-check"]);
+        // Never builds a package from source: that would need a C compiler and an hour.
+        pip.args(["--only-binary", ":all:"]).args(options).args(packages).run()
+    })
+}
+
+fn retry(what: &str, attempt: impl Fn() -> Result<()>) -> Result<()> {
+    for number in 1.. {
+        match attempt() {
+            Ok(()) => break,
+            Err(error) if number == ATTEMPTS => return Err(error.context(format!("{what} failed {ATTEMPTS} times"))),
+            Err(error) => eprintln!("{what}: {error:#}; trying again"),
+        }
+        std::thread::sleep(RETRY_WAIT * number);
+    }
+    Ok(())
+}

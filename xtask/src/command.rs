@@ -10,10 +10,8 @@ use anyhow::{Context, Result, bail};
 pub struct Task(Command);
 
 /// Cargo, the one that runs us.
-pub fn cargo(args: &[&str]) -> Task {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(args);
-    Task(command)
+pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Task {
+    program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(args)
 }
 
 /// Any program.
@@ -22,47 +20,61 @@ pub fn program(path: impl AsRef<OsStr>) -> Task {
 }
 
 impl Task {
+    /// Adds arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.0.args(args);
+        self
+    }
+
     /// Sets a variable of its environment.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.0.env(name, value);
         self
     }
 
-    /// Adds arguments.
-    pub fn args(mut self, args: &[impl AsRef<OsStr>]) -> Self {
-        self.0.args(args);
-        self
-    }
-
-    /// Adds arguments and runs it.
-    pub fn args_then(self, args: &[String]) -> Result<()> {
-        self.args(args).run()
-    }
-
     /// Runs it to its end; its output is ours.
     pub fn run(mut self) -> Result<()> {
-        let status = self.0.status().with_context(|| format!("cannot start {:?}", self.0.get_program()))?;
+        let status = self.0.status().with_context(|| self.cannot_start())?;
         if status.success() {
             return Ok(());
         }
-        bail!("{:?} {:?} failed: {status}", self.0.get_program(), self.0.get_args().collect::<Vec<_>>())
+        bail!("`{}` failed: {status}", self.line())
+    }
+
+    /// Runs it to its end and returns what it wrote to stdout.
+    pub fn output(mut self) -> Result<String> {
+        let output = self.0.stderr(Stdio::inherit()).output().with_context(|| self.cannot_start())?;
+        if !output.status.success() {
+            bail!("`{}` failed: {}", self.line(), output.status);
+        }
+        String::from_utf8(output.stdout).with_context(|| format!("`{}` wrote something that isn't text", self.line()))
+    }
+
+    /// Whether it runs and succeeds; its output is dropped.
+    pub fn succeeds(mut self) -> bool {
+        self.0.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    }
+
+    fn cannot_start(&self) -> String {
+        format!("cannot start `{}`; is it installed?", self.0.get_program().to_string_lossy())
+    }
+
+    fn line(&self) -> String {
+        // A script given inline would fill the screen.
+        let short = |a: &OsStr| a.to_string_lossy().lines().next().unwrap_or_default().to_owned();
+        [self.0.get_program()].into_iter().chain(self.0.get_args()).map(short).collect::<Vec<_>>().join(" ")
     }
 }
 
-/// Whether a program runs and succeeds.
-pub fn succeeds(program: &str, args: &[&str]) -> bool {
-    Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+/// The repository's root.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
 /// Where cargo puts what it builds.
 pub fn target_folder() -> Result<PathBuf> {
-    let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .output()
-        .context("cargo metadata")?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata")?;
-    metadata["target_directory"]
-        .as_str()
-        .map(|t| Path::new(t).to_owned())
-        .context("cargo metadata names no target folder")
+    let metadata = cargo(["metadata", "--no-deps", "--format-version", "1"]).output()?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("cargo metadata")?;
+    let folder = metadata["target_directory"].as_str().context("cargo metadata names no target folder")?;
+    Ok(folder.into())
 }

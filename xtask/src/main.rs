@@ -2,17 +2,22 @@
 
 mod assets;
 mod command;
+mod summary;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+use summary::Summary;
+
 const HELP: &str = "\
-cargo xtask demo    fetch what is missing, build, and run the demonstration
-cargo xtask test    install what the tests need and run them all
-cargo xtask check   everything a change must pass: format, lints, tests, docs
-cargo xtask bench   run the benchmarks and write docs/reference/benchmarks.md
-cargo xtask assets  fetch models, pictures and ONNX Runtime only";
+cargo xtask demo [..]   fetch what is missing, build, and run the demonstration
+cargo xtask test [..]   install what the tests need and run them all; words filter by name
+cargo xtask check       everything a change must pass: format, lints, docs, tests
+cargo xtask bench [..]  run the benchmarks and write docs/reference/benchmarks.md
+cargo xtask assets      only fetch models, pictures, operator tests and ONNX Runtime
+
+What is fetched, and .ci/run's build output, lives in TIERLINE_CACHE (default ~/.cache/tierline).";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -30,8 +35,12 @@ fn run(args: &[String]) -> Result<()> {
     match args.first().map(String::as_str) {
         Some("demo") => program("tierline-demo", rest),
         Some("bench") => program("tierline-bench", rest),
-        Some("test") => test(rest),
-        Some("check") => check(rest),
+        Some("test") => {
+            let mut summary = Summary::default();
+            test(&mut summary, rest);
+            summary.finish()
+        }
+        Some("check") => check(),
         Some("assets") => {
             println!("{}", assets::ensure()?.folder.display());
             Ok(())
@@ -44,32 +53,53 @@ fn run(args: &[String]) -> Result<()> {
     }
 }
 
-/// Runs every test with the assets in place.
-fn test(rest: &[String]) -> Result<()> {
-    let assets = assets::ensure()?;
-    let run = |args: &[&str]| assets.environment(command::cargo(args)).args_then(rest);
-    if command::succeeds("cargo", &["nextest", "--version"]) {
-        run(&["nextest", "run", "--workspace", "--no-fail-fast"])?;
-    } else {
-        run(&["test", "--workspace", "--no-fail-fast"])?;
+/// Everything that the README's second command promises.
+fn test(summary: &mut Summary, filters: &[String]) {
+    let mut assets = None;
+    summary.part("assets", || assets::ensure().map(|a| assets = Some(a)));
+    let Some(assets) = assets else { return };
+    let cargo = |args: &[&str]| assets.environment(command::cargo(args));
+    let nextest = command::cargo(["nextest", "--version"]).succeeds();
+
+    let built = summary.part("build, examples included", || cargo(&["build", "--workspace", "--all-targets"]).run());
+    if !built {
+        return;
     }
-    assets.environment(command::cargo(&["build", "--workspace", "--examples"])).run()
+    summary.part("tests", || {
+        let run = if nextest {
+            cargo(&["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests", "pass"])
+        } else {
+            cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast", "--"])
+        };
+        run.args(filters).run()
+    });
+    if filters.is_empty() {
+        summary.part("examples in the documentation", || cargo(&["test", "--workspace", "--doc"]).run());
+    }
 }
 
-fn check(rest: &[String]) -> Result<()> {
-    command::cargo(&["fmt", "--all", "--check"]).run()?;
-    command::cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()?;
-    command::cargo(&["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings").run()?;
-    test(rest)
+/// The one door for changes.
+fn check() -> Result<()> {
+    let mut summary = Summary::default();
+    summary.part("format", || command::cargo(["fmt", "--all", "--check"]).run());
+    summary.part("lints", || command::cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run());
+    summary.part("documentation", || {
+        command::cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings").run()
+    });
+    // Dependency edges, licences and pages are tests of xtask itself.
+    test(&mut summary, &[]);
+    summary.finish()
 }
 
 /// Builds the users' binary and a program of ours, and runs the program.
 fn program(package: &str, rest: &[String]) -> Result<()> {
     let assets = assets::ensure()?;
-    command::cargo(&["build", "--profile", "fast", "--package", "tierline", "--package", package]).run()?;
+    command::cargo(["build", "--profile", "fast", "--package", "tierline", "--package", package]).run()?;
     let folder = command::target_folder()?.join("fast");
     assets
-        .environment(command::program(&folder.join(package)))
+        .environment(command::program(folder.join(package)))
         .env("TIERLINE_BINARY", folder.join("tierline"))
-        .args_then(rest)
+        .env("TIERLINE_REPOSITORY", command::root())
+        .args(rest)
+        .run()
 }

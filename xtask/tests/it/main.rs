@@ -1,0 +1,6 @@
+//! The repository held to its own rules.
+
+mod edges;
+mod licences;
+mod pages;
+mod workspace;
