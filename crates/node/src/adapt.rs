@@ -238,6 +238,8 @@ impl<P: Plans> Adapt<P> {
                 if let Some(model) = self.models.get_mut(&model) {
                     model.requested = now;
                 }
+                // On every request's path: it counts from the next event on.
+                return actions;
             }
             Event::Conditions { conditions, changed } => {
                 self.conditions = conditions;
@@ -341,6 +343,7 @@ impl<P: Plans> Adapt<P> {
             (Some((_, None)), None) => {
                 model.current = None;
                 model.next = None;
+                model.better = None;
                 out.push(Action::Unusable { model: id });
             }
             // Nothing to wait for: the plan in use answers nobody.

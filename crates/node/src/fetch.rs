@@ -5,7 +5,8 @@
 //! stopped, from the parents in order of preference. Bytes are appended to a
 //! partial file, and the whole is hashed before it is committed under its
 //! digest. A wrong digest starts over once, from another source if there is
-//! one; the second time it is an error.
+//! one; the second time it is an error. While a parent that may have it is
+//! away, the artefact stays wanted: each waiter has its own deadline.
 //!
 //! Pure: the machine sees lengths, not bytes. Start at [`Fetcher`].
 
@@ -148,6 +149,8 @@ pub enum Event {
     SourceUp(Peer),
     /// A parent cannot be asked any more; its transfers broke.
     SourceDown(Peer),
+    /// A parent is no longer configured.
+    SourceGone(Peer),
     /// Bytes arrived.
     Chunk {
         /// Of which transfer.
@@ -251,10 +254,12 @@ struct Job {
     have: u64,
     /// Length of the whole, once a source said it.
     total: Option<u64>,
-    /// Sources that do not have it, or gave wrong bytes.
+    /// Sources that do not have it.
     excluded: BTreeSet<Peer>,
     /// Where the bytes in the partial file came from, as far as known.
     from: BTreeSet<Peer>,
+    /// Sources of wrong bytes; asked only when no other is there.
+    distrusted: BTreeSet<Peer>,
     fruitless: u32,
     /// Whether wrong bytes have come once already.
     corrupt_once: bool,
@@ -272,10 +277,18 @@ pub struct Fetcher {
     /// In order of arrival, for fairness.
     order: VecDeque<Digest>,
     up: BTreeSet<Peer>,
+    /// Configured parents.
+    known: BTreeSet<Peer>,
     transfers: u64,
 }
 
 impl Fetcher {
+    /// A node with these parents, none of which can be asked yet.
+    #[must_use]
+    pub fn new(parents: impl IntoIterator<Item = Peer>) -> Self {
+        Self { known: parents.into_iter().collect(), ..Self::default() }
+    }
+
     /// One step.
     pub fn step(&mut self, now: Time, rng: &mut Rng, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
@@ -286,6 +299,12 @@ impl Fetcher {
             Event::Looked { digest, found } => self.looked(now, digest, found, out),
             Event::SourceUp(source) => self.source_up(source),
             Event::SourceDown(source) => self.source_down(now, rng, source, out),
+            Event::SourceGone(source) => {
+                self.source_down(now, rng, source, out);
+                self.known.remove(&source);
+                let all: Vec<Digest> = self.jobs.keys().copied().collect();
+                all.into_iter().for_each(|digest| self.check_found(digest, out));
+            }
             Event::Chunk { transfer, total, offset, length } => {
                 self.chunk(now, rng, transfer, total, offset, length, out)
             }
@@ -339,6 +358,7 @@ impl Fetcher {
                 total: None,
                 excluded: BTreeSet::new(),
                 from: BTreeSet::new(),
+                distrusted: BTreeSet::new(),
                 fruitless: 0,
                 corrupt_once: false,
                 reason: "no node above can be reached".to_owned(),
@@ -376,11 +396,10 @@ impl Fetcher {
 
     fn source_up(&mut self, source: Peer) {
         self.up.insert(source);
+        self.known.insert(source);
         for job in self.jobs.values_mut() {
-            // It may have learnt of it meanwhile, and starts with a clean slate.
-            if !job.corrupt_once {
-                job.excluded.remove(&source);
-            }
+            // It may have learnt of it meanwhile.
+            job.excluded.remove(&source);
             if let Phase::Ready { not_before } = &mut job.phase {
                 *not_before = Time::ZERO;
             }
@@ -464,14 +483,22 @@ impl Fetcher {
             Some((Code::NotFound | Code::UnknownModel, _)) => {
                 job.excluded.insert(source);
                 job.phase = Phase::Ready { not_before: now };
-                if self.up.iter().all(|source| self.jobs[&digest].excluded.contains(source)) {
-                    self.finish(digest, Err(FetchError::NotFound(digest)), out);
-                }
+                self.check_found(digest, out);
             }
             // The source is fetching it itself: not a fruitless attempt.
             Some((Code::ModelNotReady, reason)) => self.pause(now, rng, digest, reason, false, out),
             Some((_, reason)) => self.pause(now, rng, digest, reason, true, out),
             None => self.pause(now, rng, digest, "the source stopped early".to_owned(), true, out),
+        }
+    }
+
+    /// Gives up on what every parent says it does not have. One that is away
+    /// may have it: the waiters decide how long that is worth.
+    fn check_found(&mut self, digest: Digest, out: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get(&digest) else { return };
+        let asked = !job.excluded.is_empty() && matches!(job.phase, Phase::Ready { .. });
+        if asked && self.known.is_subset(&job.excluded) {
+            self.finish(digest, Err(FetchError::NotFound(digest)), out);
         }
     }
 
@@ -507,11 +534,7 @@ impl Fetcher {
         job.have = 0;
         job.total = None;
         job.phase = Phase::Ready { not_before: now };
-        // Prefer a source that had no part in it; without one, ask again.
-        let from = std::mem::take(&mut job.from);
-        if self.up.iter().any(|source| !from.contains(source) && !job.excluded.contains(source)) {
-            job.excluded.extend(from);
-        }
+        job.distrusted.append(&mut job.from);
         if job.waiters.is_empty() {
             self.remove(digest);
         }
@@ -594,6 +617,7 @@ impl Fetcher {
 
     /// The first parent in order of preference that is up and may have it.
     fn source_for(&self, job: &Job) -> Option<Peer> {
-        self.up.iter().find(|source| !job.excluded.contains(source)).copied()
+        let may_have = || self.up.difference(&job.excluded);
+        may_have().find(|source| !job.distrusted.contains(source)).or_else(|| may_have().next()).copied()
     }
 }

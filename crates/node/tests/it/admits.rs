@@ -1,1 +1,168 @@
+//! The queue under random loads: nothing lost, nothing twice, slots kept,
+//! deadlines met or refused.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tierline_node::Time;
+use tierline_node::admit::{Action, Class, Event, Job, JobId, Limits, Queue, Refusal};
+
+use crate::harness::{Schedule, between, ms, seeds};
+
+const SCHEDULES: u64 = 2_000;
+
+enum Ev {
+    Submit,
+    Done(JobId),
+    Wake,
+}
+
+#[test]
+fn every_job_is_started_or_refused_once_and_slots_are_kept() {
+    seeds(SCHEDULES, |rng| {
+        let limits = Limits { slots: rng.usize(1..4), waiting: rng.usize(0..12) };
+        let mut queue = Queue::new(limits);
+        let mut schedule = Schedule::new();
+        let mut jobs: BTreeMap<JobId, Job> = BTreeMap::new();
+        let (mut open, mut running) = (BTreeSet::new(), BTreeSet::new());
+        let mut cancelled = 0;
+        // Actual times equal predicted ones in half of the schedules.
+        let exact = rng.bool();
+        for _ in 0..60 {
+            schedule.after(between(rng, [ms(0), ms(600)]), Ev::Submit);
+        }
+        while let Some(event) = schedule.next(Time::from_ns(u64::MAX)) {
+            let now = schedule.now();
+            let event = match event {
+                Ev::Submit => {
+                    let id = JobId(jobs.len() as u64);
+                    let class = [Class::Recovery, Class::Planned, Class::Background][rng.usize(..3)];
+                    let (service, after) = (between(rng, [ms(1), ms(60)]), between(rng, [ms(0), ms(20)]));
+                    let job = Job { id, class, deadline: now + between(rng, [ms(1), ms(400)]), service, after };
+                    jobs.insert(id, job);
+                    open.insert(id);
+                    Event::Submit(job)
+                }
+                Ev::Done(id) => {
+                    assert!(running.remove(&id));
+                    Event::Done(id)
+                }
+                Ev::Wake => Event::Wake,
+            };
+            let mut actions = queue.step(now, event);
+            if rng.u8(..20) == 0
+                && let Some(id) = open.iter().next().copied()
+                && !actions.iter().any(|a| matches!(a, Action::Start(of) | Action::Refuse(of, _) if *of == id))
+            {
+                open.remove(&id);
+                cancelled += 1;
+                actions.extend(queue.step(now, Event::Cancel(id)));
+            }
+            for action in actions {
+                match action {
+                    Action::Start(id) => {
+                        assert!(open.remove(&id), "{id:?} started twice or after a cancel");
+                        let job = jobs[&id];
+                        assert!(now + job.service + job.after <= job.deadline, "started too late");
+                        running.insert(id);
+                        assert!(running.len() <= limits.slots);
+                        let actual = if exact { job.service } else { job.service.mul_f64(0.2 + 2.0 * rng.f64()) };
+                        schedule.after(actual, Ev::Done(id));
+                    }
+                    Action::Refuse(id, refusal) => {
+                        assert!(open.remove(&id));
+                        if let Refusal::Full { waiting } = refusal {
+                            assert_eq!(waiting, limits.waiting);
+                        }
+                    }
+                }
+            }
+            let (waiting, busy) = queue.depth();
+            assert!(waiting <= limits.waiting.max(1) && busy == running.len());
+            assert!(waiting == 0 || busy == limits.slots, "a slot is free and work waits");
+            if let Some(wake) = queue.wake() {
+                schedule.at(wake, Ev::Wake);
+            }
+        }
+        assert!(open.is_empty(), "{} jobs forgotten", open.len());
+        assert_eq!(jobs.len(), 60);
+        assert!(cancelled <= 60);
+    });
+}
+
+fn job(id: u64, class: Class, deadline: u64, service: u64) -> Job {
+    let (deadline, service) = (Time::ZERO + ms(deadline), ms(service));
+    Job { id: JobId(id), class, deadline, service, after: Duration::ZERO }
+}
+
+#[test]
+fn recoveries_first_then_the_nearest_deadline() {
+    let mut queue = Queue::new(Limits { slots: 1, waiting: 9 });
+    let now = Time::ZERO;
+    assert_eq!(queue.step(now, Event::Submit(job(0, Class::Planned, 900, 10))), [Action::Start(JobId(0))]);
+    for waiting in [
+        job(1, Class::Background, 50, 1),
+        job(2, Class::Planned, 800, 10),
+        job(3, Class::Planned, 200, 10),
+        job(4, Class::Recovery, 700, 10),
+        job(5, Class::Planned, 200, 10),
+    ] {
+        assert_eq!(queue.step(now, Event::Submit(waiting)), []);
+    }
+    let mut order = vec![];
+    let mut last = JobId(0);
+    while let [Action::Start(id)] = queue.step(now, Event::Done(last))[..] {
+        order.push(id.0);
+        last = id;
+    }
+    assert_eq!(order, [4, 3, 5, 2, 1]);
+}
+
+#[test]
+fn who_cannot_make_it_is_refused_at_once() {
+    let mut queue = Queue::new(Limits { slots: 1, waiting: 2 });
+    let now = Time::ZERO;
+    let _ = queue.step(now, Event::Submit(job(0, Class::Planned, 900, 100)));
+    let late = queue.step(now, Event::Submit(job(1, Class::Planned, 110, 20)));
+    assert_eq!(late, [Action::Refuse(JobId(1), Refusal::TooLate { late: ms(10) })]);
+    assert_eq!(queue.step(now, Event::Submit(job(2, Class::Planned, 150, 20))), []);
+    assert_eq!(queue.expected_wait(now), ms(120));
+    assert_eq!(queue.step(now, Event::Submit(job(3, Class::Planned, 900, 20))), []);
+    let full = queue.step(now, Event::Submit(job(4, Class::Planned, 900, 1)));
+    assert_eq!(full, [Action::Refuse(JobId(4), Refusal::Full { waiting: 2 })]);
+    // The one at work takes longer than predicted: who waits is told in time.
+    assert_eq!(queue.wake(), Some(Time::ZERO + ms(130) + Duration::from_nanos(1)));
+    let gone = queue.step(Time::ZERO + ms(131), Event::Wake);
+    assert_eq!(gone, [Action::Refuse(JobId(2), Refusal::TooLate { late: ms(1) })]);
+    let _ = queue.step(now, Event::Drain);
+    let draining = queue.step(now, Event::Submit(job(5, Class::Planned, 900, 1)));
+    assert_eq!(draining, [Action::Refuse(JobId(5), Refusal::Draining)]);
+    assert_eq!(queue.step(now, Event::Submit(job(6, Class::Recovery, 900, 1))), []);
+}
+
+#[test]
+fn consecutive_requests_overlap_their_stages() {
+    // Each computes for 10 ms, then sends for 10 ms: ten take 110 ms, not 200.
+    let mut stages = [0, 1].map(|_| Queue::new(Limits { slots: 1, waiting: 16 }));
+    let mut schedule: Schedule<(usize, Event)> = Schedule::new();
+    for id in 0..10 {
+        schedule.after(ms(0), (0, Event::Submit(job(id, Class::Planned, 900, 10))));
+    }
+    let mut sent = 0;
+    let mut end = Time::ZERO;
+    while let Some((stage, event)) = schedule.next(Time::from_ns(u64::MAX)) {
+        if let Event::Done(id) = event {
+            if stage == 0 {
+                schedule.after(ms(0), (1, Event::Submit(job(id.0, Class::Planned, 900, 10))));
+            } else {
+                sent += 1;
+                end = schedule.now();
+            }
+        }
+        for action in stages[stage].step(schedule.now(), event) {
+            let Action::Start(id) = action else { panic!("{action:?}") };
+            schedule.after(ms(10), (stage, Event::Done(id)));
+        }
+    }
+    assert_eq!((sent, end), (10, Time::ZERO + ms(110)));
+}
