@@ -1,0 +1,4 @@
+//! The zoo's networks are the published ones, and run.
+
+mod published;
+mod run;
