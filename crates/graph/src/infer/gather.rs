@@ -1,6 +1,6 @@
 //! Operators that pick or place elements by index.
 
-use crate::tensor::DataType::{Bool, I64};
+use crate::tensor::DataType::I64;
 use crate::types::Dim;
 
 use super::dims::{self, Shape, known, product};
@@ -176,9 +176,4 @@ fn non_max_suppression(op: &Op) -> Outputs {
     op.shape_of_rank(0, 3, "3: [batch, boxes, 4]")?;
     op.shape_of_rank(1, 3, "3: [batch, classes, boxes]")?;
     one(Value::typed(I64, Some(vec![Dim::Unknown, known(3)])))
-}
-
-/// Whether a type is a boolean or unknown, as conditions are.
-pub(super) fn condition(value: Option<&Value>) -> bool {
-    value.and_then(|v| v.dtype).is_none_or(|d| d == Bool)
 }

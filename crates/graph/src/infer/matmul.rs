@@ -58,7 +58,7 @@ pub(super) fn product(a: usize, left: &[Dim], b: usize, right: &[Dim]) -> Result
     Ok(shape)
 }
 
-fn gemm(op: &Op) -> Outputs {
+pub(super) fn gemm(op: &Op) -> Outputs {
     let dtype = op.same_dtype(0, 1)?;
     let a = op.shape_of_rank(0, 2, "2")?;
     let b = op.shape_of_rank(1, 2, "2")?;

@@ -19,6 +19,10 @@ mod scope;
 mod value;
 
 mod arithmetic;
+mod attention;
+mod classic;
+mod contrib;
+mod control;
 mod conv;
 mod elementwise;
 mod gather;
@@ -27,9 +31,14 @@ mod join;
 mod matmul;
 mod norm;
 mod pool;
+mod quantize;
+mod recurrent;
 mod reduce;
 mod resize;
+mod sequence;
 mod shape;
+mod signal;
+mod text;
 mod window;
 
 pub use error::InferError;

@@ -15,6 +15,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("GroupNormalization", same),
     ("LayerNormalization", layer),
     ("RMSNormalization", rms),
+    // ONNX Runtime's fused form of it lives in the default domain too.
+    ("SimplifiedLayerNormalization", layer),
     ("LRN", same),
     ("LpNormalization", along_axis),
     ("MeanVarianceNormalization", same),

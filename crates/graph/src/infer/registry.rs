@@ -21,6 +21,19 @@ const FAMILIES: &[Family] = &[
     ("", super::norm::RULES),
     ("", super::resize::RULES),
     ("", super::generate::RULES),
+    ("", super::recurrent::RULES),
+    ("", super::quantize::RULES),
+    ("", super::control::RULES),
+    ("", super::sequence::RULES),
+    ("", super::attention::RULES),
+    ("", super::signal::RULES),
+    ("", super::text::RULES),
+    ("ai.onnx.preview", super::attention::PREVIEW),
+    ("ai.onnx.ml", super::classic::RULES),
+    ("ai.onnx.preview.training", super::classic::TRAINING),
+    ("com.microsoft", super::contrib::RULES),
+    ("com.microsoft", super::quantize::RULES),
+    ("com.microsoft", super::recurrent::CONTRIB),
 ];
 
 static RULES: LazyLock<HashMap<(&'static str, &'static str), Rule>> = LazyLock::new(|| {

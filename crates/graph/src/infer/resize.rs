@@ -128,7 +128,7 @@ fn space_to_depth(op: &Op) -> Outputs {
     one(Value::new(op.dtype(0), Some(vec![from[0].clone(), channels, size(&from[2])?, size(&from[3])?])))
 }
 
-fn grid_sample(op: &Op) -> Outputs {
+pub(super) fn grid_sample(op: &Op) -> Outputs {
     let (Some(from), Some(grid)) = (op.shape(0), op.shape(1)) else { return one(Value::new(op.dtype(0), None)) };
     if from.len() < 3 || grid.len() != from.len() {
         return Err(Fault::Rank { input: 1, expected: "as many as the data, 3 or more", actual: grid.len() });
