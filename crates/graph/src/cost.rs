@@ -46,13 +46,13 @@ pub fn total_macs(costs: &[NodeCost]) -> Option<u64> {
 ///
 /// Weights are the constants (initialisers, and outputs of `Constant` and
 /// `ConstantOfShape` nodes with constant sizes) that a node reads as numbers:
-/// all floating-point ones, and integer ones of two axes or more (quantised
-/// matrices). Shapes, axes, scalars of integer type and the like aren't, nor
-/// are constants that nothing reads.
+/// all floating-point ones, running statistics included, and 8-bit integer
+/// ones of two axes or more (quantised matrices). Shapes, axes, indices and
+/// zero points aren't, nor are constants that nothing reads.
 #[must_use]
 pub fn parameters(model: &Model) -> u64 {
     let mut weights = weights(model);
-    model.graph().node.iter().map(|node| take(node, &mut weights)).sum()
+    model.graph().node.iter().fold(0, |sum, node| sum.saturating_add(take(node, &mut weights)))
 }
 
 /// Elements of each weight by name.
@@ -97,7 +97,7 @@ fn sizes(tensor: &TensorProto) -> Option<Vec<i64>> {
 
 fn weight(dtype: i32, dims: &[i64]) -> Option<u64> {
     let dtype = DataType::from_onnx(dtype)?;
-    let counts = dtype.is_float() || (dims.len() >= 2 && !matches!(dtype, DataType::Bool | DataType::String));
+    let counts = dtype.is_float() || (dims.len() >= 2 && matches!(dtype, DataType::I8 | DataType::U8));
     if !counts {
         return None;
     }
@@ -106,9 +106,11 @@ fn weight(dtype: i32, dims: &[i64]) -> Option<u64> {
 
 /// Takes the weights a node reads out of the table, so that each counts once.
 fn take(node: &NodeProto, weights: &mut HashMap<&str, u64>) -> u64 {
-    let mut sum: u64 = node.input.iter().filter_map(|name| weights.remove(name.as_str())).sum();
-    for graph in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
-        sum += graph.node.iter().map(|node| take(node, weights)).sum::<u64>();
+    // Saturating: a damaged model may declare more than there can be.
+    let read = node.input.iter().filter_map(|name| weights.remove(name.as_str()));
+    let mut sum = read.fold(0, u64::saturating_add);
+    for inner in node.attribute.iter().filter_map(|a| a.g.as_ref()).flat_map(|g| &g.node) {
+        sum = sum.saturating_add(take(inner, weights));
     }
     sum
 }
@@ -138,6 +140,7 @@ fn macs(model: &Model, node: &NodeProto, types: &Types) -> Option<u64> {
     if function || node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty()) {
         return None;
     }
+    let default = matches!(node.domain(), "" | "ai.onnx");
     match node.op_type() {
         "Conv" | "ConvInteger" | "FusedConv" | "NhwcFusedConv" | "DeformConv" | "CausalConvWithState" => {
             per_window(output(0)?, input(1)?)
@@ -161,23 +164,25 @@ fn macs(model: &Model, node: &NodeProto, types: &Types) -> Option<u64> {
         "MatMulNBits" => output(0)?.elements()?.checked_mul(u64::try_from(attribute(node, "K")?.i()).ok()?),
         "Einsum" => einsum(node, types),
         // Input and recurrence, for every step of every sequence.
-        "LSTM" | "GRU" | "RNN" => {
+        "LSTM" | "GRU" | "RNN" | "DynamicQuantizeLSTM" => {
             let (x, w, r) = (input(0)?, input(1)?, input(2)?);
             let steps = size(x, 0)?.checked_mul(size(x, 1)?)?;
             steps.checked_mul(w.elements()?.checked_add(r.elements()?)?)
         }
-        "Attention" if matches!(node.domain(), "" | "ai.onnx") => {
-            attention(node, input(0)?, input(1)?, input(2)?, input(4))
+        "FlexAttention" => attention(node, input(0)?, input(1)?, input(2)?, None),
+        "Attention" if default => attention(node, input(0)?, input(1)?, input(2)?, input(4)),
+        "Attention" | "QAttention"
+            if node.input.get(4).is_none_or(String::is_empty) || node.op_type() == "QAttention" =>
+        {
+            projected_attention(input(0)?, input(1)?)
         }
-        "Attention"
-        | "MultiHeadAttention"
-        | "GroupQueryAttention"
-        | "QAttention"
-        | "PackedAttention"
-        | "FlexAttention"
-        | "LinearAttention"
-        | "DecoderMaskedMultiHeadAttention" => None,
-        _ if node.domain().is_empty() || node.domain() == "ai.onnx" => Some(0),
+        "MultiHeadAttention" if node.input.get(6).is_none_or(String::is_empty) => {
+            let (q, k, v) = (input(0)?, input(1)?, input(2)?);
+            let each = size(q, 2)?.checked_add(size(v, 2)?)?;
+            size(q, 0)?.checked_mul(size(q, 1)?)?.checked_mul(size(k, 1)?)?.checked_mul(each)
+        }
+        "LinearAttention" => None,
+        _ if default => Some(0),
         // Unknown operators may compute anything.
         _ if KNOWN_FREE.contains(&node.op_type()) => Some(0),
         _ => None,
@@ -246,13 +251,22 @@ fn einsum(node: &NodeProto, types: &Types) -> Option<u64> {
     sizes.values().try_fold(1u64, |n, d| n.checked_mul(*d))
 }
 
+/// The projection of `[batch, sequence, hidden]` by one weight, then every
+/// position against every other.
+fn projected_attention(x: &ValueInfo, weight: &ValueInfo) -> Option<u64> {
+    let positions = size(x, 0)?.checked_mul(size(x, 1)?)?;
+    let projection = positions.checked_mul(weight.elements()?)?;
+    let hidden = size(weight, 1)? / 3;
+    projection.checked_add(positions.checked_mul(size(x, 1)?)?.checked_mul(hidden.checked_mul(2)?)?)
+}
+
 /// Scores and weighted values: `batch * heads * queries * keys * (head + value head)`.
 fn attention(node: &NodeProto, q: &ValueInfo, k: &ValueInfo, v: &ValueInfo, past: Option<&ValueInfo>) -> Option<u64> {
     let heads = |name: &str| attribute(node, name).and_then(|a| u64::try_from(a.i()).ok());
     let packed = q.shape.as_ref()?.len() == 3;
     let sequence = if packed { 1 } else { 2 };
     let heads_q = if packed { heads("q_num_heads")? } else { size(q, 1)? };
-    let keys = size(k, sequence)? + past.map_or(Some(0), |p| size(p, 2))?;
+    let keys = size(k, sequence)?.checked_add(past.map_or(Some(0), |p| size(p, 2))?)?;
     let (head, value) = if packed {
         (size(q, 2)?.checked_div(heads_q)?, size(v, 2)?.checked_div(heads("kv_num_heads")?)?)
     } else {

@@ -62,7 +62,8 @@ fn vectorize(_: &Op) -> Outputs {
 }
 
 fn features(op: &Op) -> Outputs {
-    let widths = op.ints("inputdimensions").and_then(|w| u64::try_from(w.iter().sum::<i64>()).ok());
+    let widths =
+        op.ints("inputdimensions").and_then(|w| w.iter().try_fold(0u64, |n, d| n.checked_add(u64::try_from(*d).ok()?)));
     let rows = op.shape(0).and_then(|s| s.first().cloned()).unwrap_or(Dim::Unknown);
     one(Value::typed(F32, Some(vec![rows, widths.map_or(Dim::Unknown, known)])))
 }

@@ -81,6 +81,19 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("WhisperBeamSearch", sequences),
 ];
 
+/// Operators on ONNX Runtime's blocked layout, in models that it saved
+/// optimised for one machine. Shapes depend on that machine's block.
+pub(super) const BLOCKED: &[(&str, Rule)] = &[
+    ("Conv", element_type),
+    ("MaxPool", element_type),
+    ("AveragePool", element_type),
+    ("GlobalMaxPool", element_type),
+    ("GlobalAveragePool", element_type),
+    ("ReorderInput", element_type),
+    ("ReorderOutput", element_type),
+    ("Upsample", element_type),
+];
+
 /// The first input's element type; the shape stays unknown.
 fn element_type(op: &Op) -> Outputs {
     one(Value::new(op.dtype(0), None))

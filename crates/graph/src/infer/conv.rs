@@ -51,8 +51,10 @@ fn group(op: &Op) -> Result<u64, Fault> {
         .ok_or_else(|| Fault::invalid(0, format!("group {group} is not positive")))
 }
 
+type DataAndWeight<'a> = (&'a [Dim], Option<&'a [Dim]>);
+
 /// Shapes of data and weight, when their numbers of axes agree.
-fn data_and_weight<'a>(op: &Op<'a>, x: usize, w: usize) -> Result<Option<(&'a [Dim], Option<&'a [Dim]>)>, Fault> {
+fn data_and_weight<'a>(op: &Op<'a>, x: usize, w: usize) -> Result<Option<DataAndWeight<'a>>, Fault> {
     let said = "3 or more: [batch, channels, spatial...]";
     let data = op.shape_where(x, said, |n| n >= 3)?;
     let weight = op.shape_where(w, "3 or more: [out channels, channels / group, window...]", |n| n >= 3)?;
@@ -110,8 +112,13 @@ fn conv_transpose(op: &Op) -> Outputs {
             (None, auto) => {
                 let pad = if auto == Auto::Valid { 0 } else { window.pad(axis) };
                 let span = window.span(axis).and_then(|s| i64::try_from(s).ok());
-                grown(&data[axis + 2], window.strides[axis], span, extra.get(axis).copied().unwrap_or(0) - pad)
-                    .ok_or_else(|| Fault::invalid(0, "the padding removes the whole output"))?
+                grown(
+                    &data[axis + 2],
+                    window.strides[axis],
+                    span,
+                    extra.get(axis).copied().unwrap_or(0).saturating_sub(pad),
+                )
+                .ok_or_else(|| Fault::invalid(0, "the padding removes the whole output"))?
             }
         });
     }
@@ -137,7 +144,7 @@ fn col2im(op: &Op) -> Outputs {
         return one(Value::new(op.dtype(0), None));
     };
     let Some(image) = image.vector() else { return one(Value::new(op.dtype(0), None)) };
-    let block = op.ints_at(2).map(|b| b.iter().product::<i64>()).and_then(|b| u64::try_from(b).ok());
+    let block = op.ints_at(2).and_then(|b| b.iter().try_fold(1u64, |n, d| n.checked_mul(u64::try_from(*d).ok()?)));
     let channels = block.map_or(Some(Dim::Unknown), |b| dims::div_exact(&data[1], b));
     let channels = channels.ok_or_else(|| Fault::invalid(0, "the columns are no multiple of the block"))?;
     let spatial: Option<Shape> = image.iter().map(Scalar::to_dim).collect();

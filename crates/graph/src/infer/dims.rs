@@ -43,7 +43,7 @@ pub(super) fn join_shapes(a: &[Dim], b: &[Dim]) -> Option<Shape> {
 }
 
 /// NumPy broadcasting of one axis.
-fn broadcast_dim(a: &Dim, b: &Dim) -> Option<Dim> {
+pub(super) fn broadcast_dim(a: &Dim, b: &Dim) -> Option<Dim> {
     Some(match (a, b) {
         (Dim::Known(1), other) | (other, Dim::Known(1)) => other.clone(),
         (Dim::Known(x), Dim::Known(y)) if x != y => return None,

@@ -101,6 +101,14 @@ pub enum InferError {
         /// Shape given.
         given: Vec<u64>,
     },
+    /// Loops and functions repeat more nodes than [`super::NODES_MAX`].
+    #[error("node `{node}`: with functions and loops taken apart the model has more than {max} nodes")]
+    TooLarge {
+        /// The node at the limit.
+        node: String,
+        /// The limit.
+        max: u64,
+    },
     /// Subgraphs or functions nest deeper than [`super::DEPTH_MAX`].
     #[error("node `{node}`: graphs and functions nest deeper than {max}")]
     TooDeep {

@@ -82,7 +82,11 @@ fn range(op: &Op) -> Outputs {
                 .then(|| distance.unsigned_abs().div_ceil(u128::from(delta.unsigned_abs())))
                 .map_or(Some(0), |n| u64::try_from(n).ok());
             let elements = count.filter(|n| *n <= ELEMENTS_MAX).map(|n| {
-                (0..n as i64).map(|i| start.checked_add(i * delta).map_or(Scalar::Unknown, Scalar::Int)).collect()
+                (0..n as i64)
+                    .map(|i| {
+                        i.checked_mul(*delta).and_then(|d| start.checked_add(d)).map_or(Scalar::Unknown, Scalar::Int)
+                    })
+                    .collect()
             });
             (count.map_or(Dim::Unknown, known), elements)
         }

@@ -3,7 +3,7 @@
 use crate::tensor::DataType;
 use crate::types::Dim;
 
-use super::dims::{Shape, broadcast, meet};
+use super::dims::{Shape, broadcast, broadcast_dim, meet};
 use super::error::Fault;
 use super::op::{Op, Outputs, Rule, one};
 use super::value::Value;
@@ -112,9 +112,7 @@ fn einsum(op: &Op) -> Outputs {
         for (letter, dim) in before.chars().chain(after.chars()).zip(axes) {
             match sizes.iter_mut().find(|(l, _)| *l == letter) {
                 // Engines let an axis of size 1 broadcast.
-                Some((_, known)) => {
-                    *known = broadcast(&[known.clone()], &[dim.clone()]).ok_or_else(contradiction)?.remove(0)
-                }
+                Some((_, known)) => *known = broadcast_dim(known, dim).ok_or_else(contradiction)?,
                 None => sizes.push((letter, dim.clone())),
             }
         }

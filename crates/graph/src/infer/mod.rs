@@ -6,6 +6,7 @@
 //! isn't known stays unknown; what contradicts itself is an error.
 //! Start at [`infer_types`]; to add an operator see `docs/adding-operators.md`.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::Model;
@@ -46,6 +47,10 @@ pub use error::InferError;
 /// Subgraphs and functions nest this deep at most: models in use nest two or
 /// three levels, and inference recurses.
 pub const DEPTH_MAX: usize = 32;
+
+/// Nodes inferred at most, counting a function's at every call and a loop
+/// body's in every round: a small file can describe exponentially many.
+pub const NODES_MAX: u64 = 4_000_000;
 
 /// Types of a graph's tensors, by name: inputs, initialisers, and every
 /// node's outputs. Values inside If/Loop/Scan bodies aren't listed.
@@ -104,8 +109,9 @@ pub fn infer_types(model: &Model) -> Result<Types, InferError> {
 /// gives it a shape that the model doesn't take.
 pub fn infer_types_with(model: &Model, inputs: &BTreeMap<String, Vec<u64>>) -> Result<Types, InferError> {
     let graph = model.graph();
-    if let Some(name) = inputs.keys().find(|name| !graph.input.iter().any(|v| v.name() == name.as_str())) {
-        let available: Vec<String> = graph.input.iter().map(|v| format!("`{}`", v.name())).collect();
+    let free = model.inputs();
+    if let Some(name) = inputs.keys().find(|name| !free.iter().any(|v| v.name == **name)) {
+        let available: Vec<String> = free.iter().map(|v| format!("`{}`", v.name)).collect();
         return Err(InferError::UnknownInput { name: name.clone(), available: available.join(", ") });
     }
     let mut declared: Vec<value::Value> =
@@ -117,8 +123,13 @@ pub fn infer_types_with(model: &Model, inputs: &BTreeMap<String, Vec<u64>>) -> R
     }
 
     let functions = scope::functions(model.proto());
-    let env =
-        scope::Env { functions: &functions, opsets: &model.proto().opset_import, attributes: HashMap::new(), depth: 0 };
+    let env = scope::Env {
+        functions: &functions,
+        opsets: &model.proto().opset_import,
+        attributes: HashMap::new(),
+        depth: 0,
+        nodes: &Cell::new(0),
+    };
     let mut scope = scope::Scope::default();
     scope.values.extend(graph.input.iter().map(|v| v.name()).zip(declared));
     scope::infer_graph(&env, &mut scope, graph)?;

@@ -52,11 +52,6 @@ impl<'a> Op<'a> {
         self.input(i)?.ints()
     }
 
-    /// The only element of an input, when it is a known integer.
-    pub(super) fn int_at(&self, i: usize) -> Option<i64> {
-        self.input(i)?.scalar()?.int()
-    }
-
     /// An attribute; inside a function, references go to the caller's.
     pub(super) fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
         let found = self.node.attribute.iter().find(|a| a.name() == name)?;

@@ -34,6 +34,7 @@ const FAMILIES: &[Family] = &[
     ("com.microsoft", super::contrib::RULES),
     ("com.microsoft", super::quantize::RULES),
     ("com.microsoft", super::recurrent::CONTRIB),
+    ("com.microsoft.nchwc", super::contrib::BLOCKED),
 ];
 
 static RULES: LazyLock<HashMap<(&'static str, &'static str), Rule>> = LazyLock::new(|| {

@@ -1,5 +1,6 @@
 //! Names in sight while a graph, a subgraph or a function is inferred.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::onnx::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto};
@@ -9,7 +10,7 @@ use crate::types::Dim;
 use super::error::{InferError, node_name};
 use super::op::Op;
 use super::value::Value;
-use super::{DEPTH_MAX, registry};
+use super::{DEPTH_MAX, NODES_MAX, registry};
 
 /// What stays the same within one graph or function body.
 pub(super) struct Env<'a> {
@@ -18,6 +19,8 @@ pub(super) struct Env<'a> {
     /// Attributes that a function was called with; empty in graphs.
     pub(super) attributes: HashMap<&'a str, &'a AttributeProto>,
     pub(super) depth: usize,
+    /// Nodes inferred so far, in all graphs and functions.
+    pub(super) nodes: &'a Cell<u64>,
 }
 
 impl<'a> Env<'a> {
@@ -77,6 +80,11 @@ pub(super) fn infer_nodes<'a>(
     declared: &HashMap<&str, &TypeProto>,
 ) -> Result<(), InferError> {
     for node in nodes {
+        let count = env.nodes.get() + 1;
+        if count > NODES_MAX {
+            return Err(InferError::TooLarge { node: node_name(node), max: NODES_MAX });
+        }
+        env.nodes.set(count);
         let values = infer_node(env, scope, node)?;
         let values = values.into_iter().map(Some).chain(std::iter::repeat(None));
         for (name, value) in node.output.iter().zip(values) {
@@ -117,7 +125,7 @@ fn call(op: &Op<'_>, function: &FunctionProto) -> Result<Vec<Value>, InferError>
         }
     }
     let opsets = if function.opset_import.is_empty() { op.env.opsets } else { &function.opset_import };
-    let env = Env { functions: op.env.functions, opsets, attributes, depth };
+    let env = Env { functions: op.env.functions, opsets, attributes, depth, nodes: op.env.nodes };
     let mut scope = Scope::default();
     for (name, value) in function.input.iter().zip(&op.inputs) {
         if let Some(value) = value {
@@ -136,13 +144,16 @@ pub(super) fn infer_body(op: &Op<'_>, body: &GraphProto, inputs: Vec<Value>) -> 
         opsets: op.env.opsets,
         attributes: op.env.attributes.clone(),
         depth: deeper(op)?,
+        nodes: op.env.nodes,
     };
     let mut scope = Scope { outer: Some(op.scope), values: HashMap::new() };
     let mut inputs = inputs.into_iter();
     for input in &body.input {
         let mut value = inputs.next().unwrap_or_default();
         if let Some(declared) = input.type_.as_ref() {
-            value = refine(op.node, input.name(), value, declared_value(declared))?;
+            // Exporters declare a loop's values as its first round has them.
+            let refined = refine(op.node, input.name(), value.clone(), declared_value(declared));
+            value = refined.unwrap_or(value);
         }
         scope.values.insert(input.name(), value);
     }

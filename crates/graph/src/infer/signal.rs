@@ -61,7 +61,7 @@ fn dft(op: &Op) -> Outputs {
         // From half a spectrum back to as many real numbers as were asked for.
         if op.input(1).is_none() {
             let bins = from[at].known().filter(|n| *n > 0);
-            shape[at] = bins.map_or(Dim::Unknown, |n| known(2 * (n - 1)));
+            shape[at] = bins.and_then(|n| (n - 1).checked_mul(2)).map_or(Dim::Unknown, known);
         }
         shape[last] = known(1);
     } else {

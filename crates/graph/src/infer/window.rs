@@ -31,14 +31,12 @@ impl Window {
     pub(super) fn of(op: &Op, kernel: Vec<Dim>) -> Result<Self, Fault> {
         let axes = kernel.len();
         let positive = |name: &str| match op.ints(name) {
-            None => Ok(vec![1; axes]),
-            Some(v) if v.is_empty() => Ok(vec![1; axes]),
+            None | Some([]) => Ok(vec![1; axes]),
             Some(v) if v.len() == axes && v.iter().all(|n| *n > 0) => Ok(v.iter().map(|n| *n as u64).collect()),
             Some(v) => Err(Fault::invalid(0, format!("{name} {v:?} are not {axes} positive numbers"))),
         };
         let pads = match op.ints("pads") {
-            None => vec![0; 2 * axes],
-            Some(v) if v.is_empty() => vec![0; 2 * axes],
+            None | Some([]) => vec![0; 2 * axes],
             Some(v) if v.len() == 2 * axes => v.to_vec(),
             Some(v) => return Err(Fault::invalid(0, format!("pads {v:?} are not two for each of {axes} axes"))),
         };
