@@ -122,7 +122,8 @@ pub(crate) fn tensor_type(t: &TypeProto) -> (Option<DataType>, Option<Vec<Dim>>)
             .map(|d| {
                 if d.has_dim_value() && d.dim_value() >= 0 {
                     Dim::Known(d.dim_value() as u64)
-                } else if d.has_dim_param() && !d.dim_param().is_empty() {
+                // Some exporters name every free axis `?`: that says nothing of any two.
+                } else if d.has_dim_param() && !matches!(d.dim_param(), "" | "?") {
                     Dim::Symbol(d.dim_param().to_owned())
                 } else {
                     Dim::Unknown

@@ -1,10 +1,10 @@
 //! Element type and shape of every tensor, without running anything.
 //!
-//! One pass over the nodes, each by the rule of its operator ([`registry`]'s
-//! table; one file per family). Small tensors are followed element by element
-//! ([`value`]), so that shapes computed by the graph itself resolve. What
-//! isn't known stays unknown; what contradicts itself is an error.
-//! Start at [`infer_types`]; to add an operator see `docs/adding-operators.md`.
+//! One pass over the nodes, each by the rule of its operator (`registry.rs`
+//! lists them; one file per family). Small tensors are followed element by
+//! element (`value.rs`), so that shapes computed by the graph itself resolve.
+//! What isn't known stays unknown; what contradicts itself is an error.
+//! Start at [`infer_types`]; to add an operator see `docs/adding-type-rules.md`.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};

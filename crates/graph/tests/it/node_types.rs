@@ -7,8 +7,8 @@ use std::path::Path;
 use bytes::Bytes;
 use protobuf::Message;
 use tierline_graph::cost::cost;
-use tierline_graph::onnx::{ModelProto, TensorProto, ValueInfoProto};
-use tierline_graph::{DataType, InferError, Model, Types, infer_types, infer_types_with};
+use tierline_graph::onnx::{ModelProto, TensorProto, ValueInfoProto, tensor_shape_proto};
+use tierline_graph::{DataType, Dim, InferError, Model, Types, infer_types, infer_types_with};
 
 use crate::assets::asset;
 
@@ -133,6 +133,68 @@ fn operator_tests_never_contradict() {
             assert!(known as f64 >= KNOWN_MIN * cases.len() as f64, "only {known} of {}", cases.len());
         }
     }
+    assert!(wrong.is_empty(), "{} contradictions:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Every axis of a case's inputs gets a name; small integers become constants.
+fn by_symbols(case: &Case, name: impl Fn(usize, usize, i64) -> String) -> (Result<Types, InferError>, Sizes) {
+    let mut proto = undeclared(&case.model);
+    let graph = proto.graph.mut_or_insert_default();
+    let mut sizes = Sizes::new();
+    for (i, (value, tensor)) in case.model.graph.input.iter().zip(&case.inputs).enumerate() {
+        let Some(tensor) = tensor else { continue };
+        if tensor.data_type() == DataType::I64.to_onnx() && tensor.dims.iter().product::<i64>() < 16 {
+            let mut tensor = tensor.clone();
+            tensor.set_name(value.name().to_owned());
+            graph.initializer.push(tensor);
+            continue;
+        }
+        let declared = graph.input[i].type_.mut_or_insert_default().mut_tensor_type();
+        let shape = declared.shape.mut_or_insert_default();
+        shape.dim.clear();
+        for (axis, size) in tensor.dims.iter().enumerate() {
+            let symbol = name(i, axis, *size);
+            sizes.insert(symbol.clone(), *size as u64);
+            let mut dim = tensor_shape_proto::Dimension::new();
+            dim.set_dim_param(symbol);
+            shape.dim.push(dim);
+        }
+    }
+    (infer_types(&Model::from_proto(proto).expect("operator tests load")), sizes)
+}
+
+type Sizes = BTreeMap<String, u64>;
+
+/// A name that comes out stands for the size that went in under it.
+#[test]
+fn symbols_stand_for_the_sizes_that_run() {
+    let Some(root) = asset("onnx-node-tests") else { return };
+    let (mut wrong, mut axes, mut known) = (Vec::new(), 0, 0);
+    for case in cases(&root) {
+        let each = by_symbols(&case, |input, axis, _| format!("i{input}a{axis}"));
+        let equal = by_symbols(&case, |_, _, size| format!("s{size}"));
+        for (types, sizes) in [each, equal] {
+            let types = match types {
+                Ok(types) => types,
+                Err(e) => {
+                    wrong.push(format!("{}: {e}", case.name));
+                    continue;
+                }
+            };
+            for (value, tensor) in case.model.graph.output.iter().zip(&case.outputs) {
+                let shape = types.get(value.name()).and_then(|v| v.shape.as_ref());
+                let (Some(tensor), Some(shape)) = (tensor, shape) else { continue };
+                let size = |d: &Dim| if let Dim::Symbol(s) = d { sizes.get(s).copied() } else { d.known() };
+                let fits = shape.iter().zip(&tensor.dims).all(|(d, n)| size(d).is_none_or(|d| d == *n as u64));
+                if shape.len() != tensor.dims.len() || !fits {
+                    wrong.push(format!("{}: `{}` is {:?}, inferred {shape:?}", case.name, value.name(), tensor.dims));
+                }
+                axes += shape.len();
+                known += shape.iter().filter(|d| size(d).is_some()).count();
+            }
+        }
+    }
+    println!("with named axes, {known} of {axes} output axes are known or named");
     assert!(wrong.is_empty(), "{} contradictions:\n{}", wrong.len(), wrong.join("\n"));
 }
 
