@@ -9,13 +9,13 @@ use super::elementwise::{broadcast_inputs, same};
 use super::error::Fault;
 use super::matmul::{multiplied, product};
 use super::op::{Op, Outputs, Rule, one};
-use super::value::Value;
+use super::value::{Scalar, Value};
 use super::{conv, pool};
 
 pub(super) const RULES: &[(&str, Rule)] = &[
     ("FusedConv", conv::conv),
     ("NhwcFusedConv", element_type),
-    ("NhwcMaxPool", element_type),
+    ("NhwcMaxPool", max_pool),
     ("FusedMatMul", fused_matmul),
     ("TransposeMatMul", fused_matmul),
     ("FusedMatMulActivation", fused_matmul),
@@ -70,8 +70,8 @@ pub(super) const RULES: &[(&str, Rule)] = &[
     ("ComplexMul", same),
     ("ComplexMulConj", same),
     ("CDist", distances),
-    ("ExpandDims", element_type),
-    ("Pad", element_type),
+    ("ExpandDims", expand_dims),
+    ("Pad", super::join::pad),
     ("GridSample", super::resize::grid_sample),
     ("MaxpoolWithMask", element_type),
     ("CropAndResize", element_type),
@@ -158,10 +158,7 @@ fn qgemm(op: &Op) -> Outputs {
 }
 
 fn qlinear_conv(op: &Op) -> Outputs {
-    if op.flag("channels_last") {
-        return one(Value::new(op.dtype(7).or(op.dtype(0)), None));
-    }
-    conv::qlinear_conv(op)
+    if op.flag("channels_last") { channels_last(op, conv::qlinear_conv) } else { conv::qlinear_conv(op) }
 }
 
 fn qlinear_binary(op: &Op) -> Outputs {
@@ -173,19 +170,28 @@ fn qlinear_where(op: &Op) -> Outputs {
 }
 
 fn qlinear_pool(op: &Op) -> Outputs {
-    let shape = if op.flag("channels_last") { None } else { pool::pooled(op)? };
-    one(Value::new(op.dtype(0), shape))
+    if op.flag("channels_last") { channels_last(op, pool::pool) } else { pool::pool(op) }
 }
 
 fn qlinear_global(op: &Op) -> Outputs {
-    if !op.flag("channels_last") {
-        return pool::global(op);
-    }
-    let shape = op.shape(0).map(|s| {
-        let spatial = 1..s.len().saturating_sub(1);
-        s.iter().enumerate().map(|(i, d)| if spatial.contains(&i) { dims::ONE } else { d.clone() }).collect()
+    if op.flag("channels_last") { channels_last(op, pool::global) } else { pool::global(op) }
+}
+
+fn max_pool(op: &Op) -> Outputs {
+    channels_last(op, pool::pool)
+}
+
+/// A rule for channels first, applied to `[batch, spatial..., channels]`.
+fn channels_last(op: &Op, rule: Rule) -> Outputs {
+    let moved = op.input(0).map(|value| {
+        let mut value = value.clone().forget();
+        value.shape.iter_mut().filter(|s| s.len() > 2).for_each(|s| s[1..].rotate_right(1));
+        value
     });
-    one(Value::new(op.dtype(0), shape))
+    let inputs = std::iter::once(moved.as_ref()).chain(op.inputs.iter().copied().skip(1)).collect();
+    let mut outputs = rule(&Op { node: op.node, inputs, opset: op.opset, env: op.env, scope: op.scope })?;
+    outputs.iter_mut().filter_map(|v| v.shape.as_mut()).filter(|s| s.len() > 2).for_each(|s| s[1..].rotate_left(1));
+    Ok(outputs)
 }
 
 /// Inputs: the output's scale and zero point, then tensor, scale and zero point of each.
@@ -268,7 +274,15 @@ fn multi_head(op: &Op) -> Outputs {
         }
         _ => None,
     };
-    Ok(vec![Value::new(op.dtype(0), shape), Value::new(op.dtype(0), None), Value::new(op.dtype(0), None)])
+    let present = |input: usize, past: usize| match (op.shape(input), op.input(past)) {
+        (Some([batch, sequence, hidden]), None) => {
+            let heads = op.int("num_heads").and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0)?;
+            Some(vec![batch.clone(), known(heads), sequence.clone(), dims::div_exact(hidden, heads)?])
+        }
+        _ => None,
+    };
+    let value = |shape: Option<Shape>| Value::new(op.dtype(0), shape);
+    Ok(vec![value(shape), value(present(1, 6)), value(present(2, 7))])
 }
 
 fn grouped(op: &Op) -> Outputs {
@@ -279,6 +293,14 @@ fn grouped(op: &Op) -> Outputs {
 
 fn gather_quantized(op: &Op) -> Outputs {
     one(Value::new(op.dtype(2), None))
+}
+
+fn expand_dims(op: &Op) -> Outputs {
+    let axis = op.input(1).and_then(Value::scalar).and_then(Scalar::int);
+    let (Some(from), Some(axis)) = (op.shape(0), axis) else { return element_type(op) };
+    let mut shape = from.to_vec();
+    shape.insert(op.axis(0, axis, from.len() + 1)?, dims::ONE);
+    one(Value::new(op.dtype(0), Some(shape)))
 }
 
 fn distances(op: &Op) -> Outputs {

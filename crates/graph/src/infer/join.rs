@@ -163,7 +163,7 @@ fn window(axis: &Dim, start: &Scalar, end: &Scalar, step: &Scalar) -> (Dim, Opti
     (known(length), Some((start, step)))
 }
 
-fn pad(op: &Op) -> Outputs {
+pub(super) fn pad(op: &Op) -> Outputs {
     let Some(from) = op.shape(0) else { return one(Value::new(op.dtype(0), None)) };
     let unknown = || one(Value::new(op.dtype(0), Some(dims::unknown(from.len()))));
     let pads: Option<Vec<Scalar>> = match op.ints("pads").or(op.ints("paddings")) {

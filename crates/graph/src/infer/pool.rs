@@ -31,7 +31,7 @@ fn sizes(op: &Op, name: &'static str) -> Result<Shape, Fault> {
     sizes.ok_or_else(|| Fault::invalid(0, format!("`{name}` has a negative size")))
 }
 
-pub(super) fn pooled(op: &Op) -> Result<Option<Shape>, Fault> {
+fn pooled(op: &Op) -> Result<Option<Shape>, Fault> {
     let Some(data) = spatial(op)? else { return Ok(None) };
     let kernel = sizes(op, "kernel_shape")?;
     if kernel.len() + 2 != data.len() {
@@ -45,7 +45,7 @@ pub(super) fn pooled(op: &Op) -> Result<Option<Shape>, Fault> {
     Ok(Some(shape))
 }
 
-fn pool(op: &Op) -> Outputs {
+pub(super) fn pool(op: &Op) -> Outputs {
     let shape = pooled(op)?;
     Ok(vec![Value::new(op.dtype(0), shape.clone()), Value::typed(DataType::I64, shape)])
 }

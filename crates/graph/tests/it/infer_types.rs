@@ -188,6 +188,50 @@ fn networks_with_state_attention_and_quantisation() {
     ]);
 }
 
+/// Shapes as ONNX Runtime computed them for these inputs.
+#[test]
+fn contrib_operators_as_onnx_runtime_has_them() {
+    let scales = "s = f32[]\nz = u8[]\n";
+    let quantised = |text: &str| inferred(&format!("{scales}{text}"), "y");
+    assert_eq!(
+        quantised("a: u8[2,3]\nb: u8[2,5]\ny = com.microsoft.QLinearConcat(s, z, a, s, z, b, s, z) axis=1"),
+        "u8[2,8]"
+    );
+    assert_eq!(
+        quantised(
+            "x: u8[1,8,8,3]\nw = i8[4,3,3,3]\ny = com.microsoft.QLinearConv(x, s, z, w, s, z, s, z) channels_last=1"
+        ),
+        "u8[1,6,6,4]"
+    );
+    assert_eq!(
+        quantised("x: u8[1,8,8,3]\ny = com.microsoft.QLinearGlobalAveragePool(x, s, z, s, z) channels_last=1"),
+        "u8[1,1,1,3]"
+    );
+    assert_eq!(quantised("a: u8[3,4]\nb = i8[5,4]\ny = com.microsoft.QGemm(a, s, z, b, s, z) transB=1"), "f32[3,5]");
+    check(&[
+        (
+            "q: f32[2,5,32]\nk: f32[2,7,32]\nv: f32[2,7,48]\ny = com.microsoft.MultiHeadAttention(q, k, v) num_heads=4",
+            "f32[2,5,48]",
+        ),
+        (
+            "q: f32[2,5,32]\nk: f32[2,7,32]\nv: f32[2,7,32]\na, y = com.microsoft.MultiHeadAttention(q, k, v) num_heads=4",
+            "f32[2,4,7,8]",
+        ),
+        (
+            "x: f32[2,5,16]\nw = f32[16,96]\nb = f32[96]\ny = com.microsoft.Attention(x, w, b) num_heads=4",
+            "f32[2,5,32]",
+        ),
+        (
+            "t: i32[2,5]\nw = f32[10,32]\np = f32[12,32]\ny = com.microsoft.EmbedLayerNormalization(t, _, w, p)",
+            "f32[2,5,32]",
+        ),
+        ("a: f32[2,4,3]\nb: f32[5,4]\ny = com.microsoft.FusedMatMul(a, b) transA=1 transB=1", "f32[2,3,5]"),
+        ("a: u8[2,3,4]\nb = i8[4,5]\ns = f32[]\ny = com.microsoft.MatMulIntegerToFloat(a, b, s, s)", "f32[2,3,5]"),
+        ("x: u8[1,8,8,3]\ny = com.microsoft.NhwcMaxPool(x) kernel_shape=[2,2]", "u8[1,7,7,3]"),
+        ("a: f32[3,4]\nb: f32[5,4]\ny = com.microsoft.CDist(a, b)", "f32[3,5]"),
+    ]);
+}
+
 #[test]
 fn opsets_read_the_same_operator_differently() {
     check(&[
