@@ -21,11 +21,18 @@
 //! **RTT**: the smallest of the last [`RTT_WINDOW`] round trips, since
 //! waiting behind one's own tensors only adds to them.
 //!
-//! **Probes** are asked for when a direction has had no sample for a while,
-//! when a sample looks like a change (to confirm it at once), and after a
-//! link came up. They spend from a bucket of bytes that fills at
-//! [`PROBE_SHARE`] of the estimated bandwidth within
-//! [`PROBE_BYTES_PER_MINUTE`], and grow while they are too short to time.
+//! **Time on the wire** of a call or a probe is its whole time, less the RTT
+//! and less what the other side says it spent. The time between the first and
+//! the last chunk at the receiver is closer to the truth when it is there, but
+//! small transfers arrive in one piece (one TLS record, one buffer of a
+//! proxy): it is believed where it makes up at least half of the former.
+//!
+//! **Probes** go one way at a time, so that their time has one cause. They
+//! are asked for when a direction has had no sample for a while, when a
+//! sample looks like a change (to confirm it at once), and after a link came
+//! up. They spend from a bucket of bytes that fills at [`PROBE_SHARE`] of the
+//! estimated bandwidth within [`PROBE_BYTES_PER_MINUTE`], and grow while they
+//! are too short to time.
 //!
 //! Start at [`Estimator`].
 
@@ -55,6 +62,10 @@ pub const RTT_WINDOW: usize = 16;
 
 /// Transfers with fewer bytes say more about delay than about bandwidth.
 pub const PASSIVE_BYTES_MIN: u64 = 4 << 10;
+
+/// Bytes between the first and the last chunk from which their time means
+/// anything: four TLS records.
+pub const FLOW_BYTES_MIN: u64 = 64 << 10;
 
 /// A transfer shorter than this cannot be timed through schedulers and
 /// buffers; it only shows that the link is at least that fast.
@@ -134,13 +145,14 @@ pub enum Event {
     },
     /// A heartbeat's round trip.
     Rtt(Duration),
-    /// A probe was answered.
+    /// A probe was answered, just now.
     Probed {
         /// Its number.
         probe: u64,
-        /// Padding sent, and the time in which the parent received it.
+        /// Padding that the parent received after the first chunk, and the
+        /// time from the first chunk to the last; zeros where unknown.
         up: (u64, Duration),
-        /// Padding received, and the time from first to last.
+        /// The same of padding received here.
         down: (u64, Duration),
     },
     /// A probe failed.
@@ -159,8 +171,7 @@ pub enum Event {
 /// What the shell shall do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Action {
-    /// Send padding and ask for some, in chunks of at most a quarter; report
-    /// `Probed` or `ProbeFailed`.
+    /// Send padding, or ask for some; report `Probed` or `ProbeFailed`.
     Probe {
         /// Its number.
         probe: u64,
@@ -315,8 +326,8 @@ impl Track {
 struct Probe {
     number: u64,
     sent: Time,
-    up_bytes: u64,
-    down_bytes: u64,
+    direction: Direction,
+    bytes: u64,
 }
 
 /// One link to a parent.
@@ -389,7 +400,8 @@ impl Estimator {
         }
         match self.probe {
             Some(probe) => Some(probe.sent + PROBE_TIMEOUT),
-            None => Some(self.due().max(self.affordable())),
+            None if self.rtts.is_empty() => None,
+            None => Some(self.due().1.max(self.affordable())),
         }
     }
 
@@ -435,15 +447,32 @@ impl Estimator {
     }
 
     fn flow(&mut self, now: Time, direction: Direction, bytes: u64, elapsed: Duration) -> Option<bool> {
-        if bytes < PASSIVE_BYTES_MIN {
-            return None;
-        }
-        let rate = bytes as f64 / elapsed.max(Duration::from_micros(1)).as_secs_f64();
+        // Less arrives in one piece, whatever the link.
+        (bytes >= FLOW_BYTES_MIN).then(|| self.timed(now, direction, bytes, elapsed, TIMED_MIN))
+    }
+
+    /// `bytes` took `wire`; below `shortest` that only says "at least".
+    fn timed(&mut self, now: Time, direction: Direction, bytes: u64, wire: Duration, shortest: Duration) -> bool {
+        let rate = |time: Duration| bytes as f64 / time.as_secs_f64();
         let track = self.track(direction);
-        if elapsed < TIMED_MIN {
-            return Some(track.at_least(now, bytes as f64 / TIMED_MIN.as_secs_f64()));
+        let changed = if wire < shortest { track.at_least(now, rate(shortest)) } else { track.sample(now, rate(wire)) };
+        self.doubt_other(direction, changed)
+    }
+
+    /// A link that changed one way has probably changed the other way too:
+    /// that is looked into at once.
+    fn doubt_other(&mut self, direction: Direction, changed: bool) -> bool {
+        if changed {
+            let other = if direction == Direction::Up { Direction::Down } else { Direction::Up };
+            self.track(other).last = None;
         }
-        Some(track.sample(now, rate))
+        changed
+    }
+
+    /// What a whole round trip cannot tell from the delay: its variation is
+    /// taken for a quarter of it.
+    fn shortest(&self) -> Duration {
+        TIMED_MIN.max(self.rtt().unwrap_or_default() / 4)
     }
 
     /// Solves `network = rtt + up/bandwidth_up + down/bandwidth_down` for the
@@ -467,43 +496,38 @@ impl Estimator {
         if rest < wire * 0.5 && wire > TIMED_MIN.as_secs_f64() {
             return None;
         }
-        self.flow(now, direction, bytes, Duration::from_secs_f64(rest.max(0.0)))
+        let rest = Duration::from_secs_f64(rest.max(0.0));
+        Some(self.timed(now, direction, bytes, rest, self.shortest()))
     }
 
     fn pending(&mut self, now: Time, direction: Direction, bytes: u64, elapsed: Duration) -> bool {
         let seconds = elapsed.saturating_sub(self.rtt().unwrap_or_default()).as_secs_f64();
-        seconds > 0.0 && self.track(direction).at_most(now, bytes as f64 / seconds)
+        let changed = seconds > 0.0 && self.track(direction).at_most(now, bytes as f64 / seconds);
+        self.doubt_other(direction, changed)
     }
 
     fn probed(&mut self, now: Time, number: u64, up: (u64, Duration), down: (u64, Duration)) -> Option<bool> {
-        self.probe.take_if(|probe| probe.number == number)?;
-        let mut changed = false;
-        for (direction, (bytes, elapsed)) in [(Direction::Up, up), (Direction::Down, down)] {
-            if bytes == 0 {
-                continue;
-            }
-            let track = self.track(direction);
-            let short = elapsed < TIMED_MIN;
-            changed |= if short {
-                track.at_least(now, bytes as f64 / TIMED_MIN.as_secs_f64())
-            } else {
-                track.sample(now, bytes as f64 / elapsed.as_secs_f64())
-            };
-            // Too short to time: the next one is eight times as long.
-            let longer = if short { bytes.saturating_mul(8).min(PROBE_BYTES[1]) } else { 0 };
-            self.track(direction).probe_bytes = longer;
-        }
+        let probe = self.probe.take_if(|probe| probe.number == number)?;
+        let (direction, bytes) = (probe.direction, probe.bytes);
+        let (flowed, between) = if direction == Direction::Up { up } else { down };
+        let wire = now.since(probe.sent).saturating_sub(self.rtt().unwrap_or_default());
+        // The receiver's time, stretched to the bytes of the first chunk.
+        let share = flowed as f64 / bytes.max(1) as f64;
+        let arrived = if share > 0.25 { between.div_f64(share.min(1.0)) } else { Duration::ZERO };
+        let shortest = self.shortest();
+        let (time, shortest) =
+            if arrived * 2 >= wire && arrived > TIMED_MIN { (arrived, TIMED_MIN) } else { (wire, shortest) };
+        let changed = self.timed(now, direction, bytes, time, shortest);
+        // Too short to time: the next one is eight times as long.
+        let longer = if time < shortest { bytes.saturating_mul(8).min(PROBE_BYTES[1]) } else { 0 };
+        // At its longest it has said what it can.
+        self.track(direction).probe_bytes = if longer == bytes { 0 } else { longer };
         Some(changed)
     }
 
     fn probe_timeout(&mut self, now: Time) -> Option<bool> {
         let probe = self.probe.take_if(|probe| now >= probe.sent + PROBE_TIMEOUT)?;
-        // Which way it hung is unknown: both are suspected, as if equal. The
-        // next probe is small and tells them apart.
-        let bytes = probe.up_bytes + probe.down_bytes;
-        let up = self.pending(now, Direction::Up, bytes, PROBE_TIMEOUT);
-        let down = self.pending(now, Direction::Down, bytes, PROBE_TIMEOUT);
-        Some(up || down)
+        Some(self.pending(now, probe.direction, probe.bytes, PROBE_TIMEOUT))
     }
 
     fn link_up(&mut self, now: Time) {
@@ -520,8 +544,9 @@ impl Estimator {
         }
     }
 
-    /// When a probe is wanted, whatever it costs.
-    fn due(&self) -> Time {
+    /// Which way the next probe goes, and when it is wanted, whatever it
+    /// costs.
+    fn due(&self) -> (Direction, Time) {
         let of = |track: &Track| match track.last {
             None => Time::ZERO,
             // An open question, or a probe that was too short, is settled at once.
@@ -530,7 +555,10 @@ impl Estimator {
             Some(last) if track.samples < 3 => last + PROBE_GAP,
             Some(last) => last + PROBE_IDLE,
         };
-        of(&self.up).min(of(&self.down)).max(self.next_probe)
+        let (up, down) = (of(&self.up), of(&self.down));
+        // With nothing between them, the one not heard of for longer.
+        let direction = if (up, self.up.last) <= (down, self.down.last) { Direction::Up } else { Direction::Down };
+        (direction, up.min(down).max(self.next_probe))
     }
 
     /// When the bucket will hold the next probe.
@@ -539,11 +567,12 @@ impl Estimator {
         self.filled + Duration::from_secs_f64(missing / self.refill())
     }
 
-    /// Bytes per second at which the bucket fills.
+    /// Bytes per second at which the bucket fills: a share of what the way of
+    /// the next probe seems able to carry.
     fn refill(&self) -> f64 {
-        let slower = self.up.hopeful().min(self.down.hopeful());
+        let seems = self.known(self.due().0).hopeful();
         let [least, most] = PROBE_BYTES_PER_MINUTE.map(|bytes| bytes as f64 / 60.0);
-        (slower * PROBE_SHARE).clamp(least, most)
+        (seems * PROBE_SHARE).clamp(least, most)
     }
 
     fn probe_size(&self, track: &Track) -> u64 {
@@ -552,27 +581,41 @@ impl Estimator {
     }
 
     fn probe_cost(&self) -> u64 {
-        self.probe_size(&self.up) + self.probe_size(&self.down)
+        self.probe_size(self.known(self.due().0))
+    }
+
+    fn known(&self, direction: Direction) -> &Track {
+        match direction {
+            Direction::Up => &self.up,
+            Direction::Down => &self.down,
+        }
     }
 
     fn maybe_probe(&mut self, now: Time) -> Option<Action> {
         let gained = now.since(self.filled).as_secs_f64() * self.refill();
         self.filled = now;
-        let cost = self.probe_cost();
+        let (direction, due) = self.due();
+        let bytes = self.probe_cost();
         let known = self.up.samples > 1 && self.down.samples > 1;
-        let most = if known { (self.refill() * 60.0).max(cost as f64) } else { f64::MAX };
+        let most = if known { (self.refill() * 60.0).max(bytes as f64) } else { f64::MAX };
         self.bucket = (self.bucket + gained).min(most).min(PROBE_BURST as f64);
         // A hair's breadth of rounding must not cost another wake.
-        let broke = self.bucket + 1.0 < cost as f64;
-        if !self.is_up || self.probe.is_some() || now < self.due() || broke {
+        let broke = self.bucket + 1.0 < bytes as f64;
+        // Without a round trip to take off, its time would say too little.
+        let ready = self.is_up && self.probe.is_none() && !self.rtts.is_empty();
+        if !ready || now < due || broke {
             return None;
         }
-        self.bucket = (self.bucket - cost as f64).max(0.0);
+        self.bucket = (self.bucket - bytes as f64).max(0.0);
         self.probes += 1;
-        self.probed_bytes += cost;
+        self.probed_bytes += bytes;
         self.next_probe = now + PROBE_GAP;
-        let (up_bytes, down_bytes) = (self.probe_size(&self.up), self.probe_size(&self.down));
-        self.probe = Some(Probe { number: self.probes, sent: now, up_bytes, down_bytes });
+        self.probe = Some(Probe { number: self.probes, sent: now, direction, bytes });
+        let (up_bytes, down_bytes) = match direction {
+            Direction::Up => (bytes, 0),
+            // One byte carries the question.
+            Direction::Down => (1, bytes),
+        };
         Some(Action::Probe { probe: self.probes, up_bytes, down_bytes })
     }
 }

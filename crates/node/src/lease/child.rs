@@ -55,6 +55,14 @@ pub enum Event {
         /// How long the parent held it.
         held: Duration,
     },
+    /// An acknowledgement names another length of the lease; comes before its
+    /// `Ack`. Zero leaves it as it is.
+    Lease {
+        /// Attempt.
+        conn: u64,
+        /// How long the lease lasts from the acknowledged heartbeat on.
+        lease: Duration,
+    },
     /// The parent says goodbye.
     Goodbye {
         /// Attempt.
@@ -193,6 +201,13 @@ impl Child {
             Event::Connected { conn } if conn == self.conn => self.connected(now, out),
             Event::Hello { conn, result } if conn == self.conn => self.greeted(now, rng, result, out),
             Event::Ack { conn, sequence, held } if conn == self.conn => self.acknowledged(now, sequence, held, out),
+            Event::Lease { conn, lease } if conn == self.conn => {
+                if let State::Held(held) = &mut self.state
+                    && !lease.is_zero()
+                {
+                    held.granted.lease = lease.clamp(LEASE_RANGE[0], LEASE_RANGE[1]);
+                }
+            }
             Event::Disconnected { conn, failure } if conn == self.conn => {
                 self.lose(now, rng, failure, Duration::ZERO, out);
             }

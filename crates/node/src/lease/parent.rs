@@ -6,7 +6,7 @@ use std::time::Duration;
 use tierline_proto::limits::CHILDREN_MAX;
 use tierline_proto::{Code, Failure, Role, Versions};
 
-use super::{HEARTBEAT, LEASE};
+use super::{HEARTBEAT, LEASE, LEASE_RANGE, QUEUED_BYTES};
 use crate::time::Time;
 
 /// A child's hello, from an identity the shell has checked.
@@ -40,6 +40,20 @@ pub enum Event {
         session: u64,
         /// The heartbeat's number.
         sequence: u64,
+    },
+    /// Anything else of the child arrived, on any of its connections: it
+    /// lives, though its heartbeats may wait behind its tensors.
+    Heard {
+        /// The lease.
+        session: u64,
+    },
+    /// What the child says of its link: thin links get longer leases. Say it
+    /// before the heartbeat that carried it.
+    Link {
+        /// The lease.
+        session: u64,
+        /// Bytes per second towards this node; 0 when unknown.
+        up_bytes_per_s: f64,
     },
     /// The session's stream ended.
     Ended {
@@ -140,6 +154,16 @@ pub struct Entry {
     pub lost: Option<Lost>,
 }
 
+/// A live lease.
+#[derive(Debug)]
+struct Live {
+    node: String,
+    /// When it is lost unless renewed.
+    expires: Time,
+    /// How long a renewal lasts.
+    lease: Duration,
+}
+
 /// The register.
 ///
 /// Invariants: a node has at most one lease; a lease belongs to one node; for
@@ -150,8 +174,7 @@ pub struct Parent {
     lease: Duration,
     heartbeat: Duration,
     children: BTreeMap<String, Entry>,
-    /// Live leases: node, and when it is lost unless renewed.
-    sessions: BTreeMap<u64, (String, Time)>,
+    sessions: BTreeMap<u64, Live>,
     next_session: u64,
     draining: bool,
 }
@@ -190,7 +213,16 @@ impl Parent {
                 Ok(version) => self.grant(now, call, version, hello, out),
                 Err(failure) => out.push(Action::Deny { call, failure }),
             },
-            Event::Heartbeat { session, sequence } => self.heard(now, session, sequence, out),
+            Event::Heartbeat { session, sequence } => self.heartbeat(now, session, sequence, out),
+            Event::Heard { session } => {
+                self.renew(now, session);
+            }
+            Event::Link { session, up_bytes_per_s } => {
+                let lease = self.lease;
+                if let Some(live) = self.sessions.get_mut(&session) {
+                    live.lease = lease.max(queueing(up_bytes_per_s)).min(LEASE_RANGE[1]);
+                }
+            }
             Event::Ended { session } => self.drop_session(session, Lost::Ended, out),
             Event::Revoked { node } => {
                 if let Some(session) = self.children.get(&node).and_then(|entry| entry.session) {
@@ -215,7 +247,7 @@ impl Parent {
     /// When the machine wants `Wake`.
     #[must_use]
     pub fn wake(&self) -> Option<Time> {
-        self.sessions.values().map(|(_, expires)| *expires).min()
+        self.sessions.values().map(|live| live.expires).min()
     }
 
     /// Children, present and past, by identity.
@@ -226,7 +258,14 @@ impl Parent {
     /// The node that holds `session`, if it is live at `now`.
     #[must_use]
     pub fn holder(&self, now: Time, session: u64) -> Option<&str> {
-        self.sessions.get(&session).filter(|(_, expires)| now < *expires).map(|(node, _)| node.as_str())
+        self.sessions.get(&session).filter(|live| now < live.expires).map(|live| live.node.as_str())
+    }
+
+    /// How long the next renewal of `session` lasts: to be put into the
+    /// acknowledgement of a heartbeat.
+    #[must_use]
+    pub fn lease_of(&self, session: u64) -> Duration {
+        self.sessions.get(&session).map_or(self.lease, |live| live.lease)
     }
 
     fn admit(&self, hello: &Hello) -> Result<u32, Failure> {
@@ -252,29 +291,36 @@ impl Parent {
         self.forget_oldest();
         let session = self.next_session;
         self.next_session += 1;
-        self.sessions.insert(session, (node.clone(), now + self.lease));
+        let live = Live { node: node.clone(), expires: now + self.lease, lease: self.lease };
+        self.sessions.insert(session, live);
         self.children.insert(node.clone(), Entry { hello, session: Some(session), seen: now, lost: None });
         let (lease, heartbeat) = (self.lease, self.heartbeat);
         out.push(Action::Grant { call, version, session, lease, heartbeat });
         out.push(Action::Up { node, session });
     }
 
-    fn heard(&mut self, now: Time, session: u64, sequence: u64, out: &mut Vec<Action>) {
-        let Some((node, expires)) = self.sessions.get_mut(&session) else {
+    fn heartbeat(&mut self, now: Time, session: u64, sequence: u64, out: &mut Vec<Action>) {
+        if self.renew(now, session) {
+            out.push(Action::Ack { session, sequence });
+        } else {
             // Expired, replaced, or of another start of this process.
             let failure = Failure::new(Code::Cancelled, "this lease is no longer held; say hello again");
             out.push(Action::Close { session, failure });
-            return;
-        };
-        *expires = now + self.lease;
-        if let Some(entry) = self.children.get_mut(node) {
+        }
+    }
+
+    fn renew(&mut self, now: Time, session: u64) -> bool {
+        let Some(live) = self.sessions.get_mut(&session) else { return false };
+        // Never earlier than promised before, when the lease was longer.
+        live.expires = live.expires.max(now + live.lease);
+        if let Some(entry) = self.children.get_mut(&live.node) {
             entry.seen = now;
         }
-        out.push(Action::Ack { session, sequence });
+        true
     }
 
     fn drop_session(&mut self, session: u64, why: Lost, out: &mut Vec<Action>) {
-        let Some((node, _)) = self.sessions.remove(&session) else { return };
+        let Some(Live { node, .. }) = self.sessions.remove(&session) else { return };
         if let Some(entry) = self.children.get_mut(&node) {
             entry.session = None;
             entry.lost = Some(why);
@@ -283,7 +329,7 @@ impl Parent {
     }
 
     fn expire(&mut self, now: Time, out: &mut Vec<Action>) {
-        let late: Vec<u64> = self.sessions.iter().filter(|(_, (_, at))| now >= *at).map(|(id, _)| *id).collect();
+        let late: Vec<u64> = self.sessions.iter().filter(|(_, live)| now >= live.expires).map(|(id, _)| *id).collect();
         for session in late {
             let failure = Failure::new(Code::Cancelled, "no heartbeat within the lease; say hello again");
             out.push(Action::Close { session, failure });
@@ -299,4 +345,11 @@ impl Parent {
             self.children.remove(&node);
         }
     }
+}
+
+/// How long a heartbeat may wait behind tensors on a link of this bandwidth.
+fn queueing(bytes_per_s: f64) -> Duration {
+    let seconds = QUEUED_BYTES as f64 / bytes_per_s;
+    // Unknown, absurd, or so thin that the range decides.
+    if bytes_per_s > 0.0 { Duration::try_from_secs_f64(seconds).unwrap_or(LEASE_RANGE[1]) } else { Duration::ZERO }
 }

@@ -133,6 +133,7 @@ impl Path {
         let (estimator, now) = (Estimator::default(), Time::ZERO);
         let mut path = Self { estimator, rate, now, bytes: 0, answer: None, estimates: vec![] };
         path.event(Event::LinkUp);
+        path.event(Event::Rtt(RTT));
         path
     }
 
@@ -141,10 +142,15 @@ impl Path {
             match action {
                 Action::Estimate(estimate) => self.estimates.push((self.now, estimate)),
                 Action::Probe { probe, up_bytes, down_bytes } => {
+                    assert!(up_bytes <= 1 || down_bytes == 0, "one way at a time");
                     self.bytes += up_bytes + down_bytes;
                     let time = |bytes: u64| Duration::from_secs_f64(bytes as f64 / self.rate);
                     let (up, down) = (time(up_bytes), time(down_bytes));
-                    let event = Event::Probed { probe, up: (up_bytes, up), down: (down_bytes, down) };
+                    // Three of four chunks, and nothing to see of small ones.
+                    let seen = |bytes: u64, time: Duration| {
+                        if bytes < 16 << 10 { (bytes * 3 / 4, Duration::ZERO) } else { (bytes * 3 / 4, time * 3 / 4) }
+                    };
+                    let event = Event::Probed { probe, up: seen(up_bytes, up), down: seen(down_bytes, down) };
                     self.answer = Some((self.now + RTT + up + down, event));
                 }
             }

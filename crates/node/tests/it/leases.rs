@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tierline_node::lease::{
-    BACKOFF_MAX, Child, ChildAction, ChildEvent, ChildState, DIAL_TIMEOUT, Granted, HELLO_TIMEOUT, Hello, Lost, Parent,
-    ParentAction, ParentEvent,
+    BACKOFF_MAX, Child, ChildAction, ChildEvent, ChildState, DIAL_TIMEOUT, Granted, HELLO_TIMEOUT, Hello, LEASE, Lost,
+    Parent, ParentAction, ParentEvent,
 };
 use tierline_node::{Rng, Time};
 use tierline_proto::{Code, Failure, Role, Versions};
 
 use crate::harness::{Alarm, Link, Schedule, between, ms, seeds};
 
-const SCHEDULES: u64 = 2_000;
+const SCHEDULES: u64 = 1_500;
 const FAULTS_END: Time = Time::from_ns(40_000_000_000);
-/// Forty quiet seconds suffice for whatever attempt is under way to end and the
+/// A quiet minute suffices for whatever attempt is under way to end and the
 /// next to succeed.
-const END: Time = Time::from_ns(80_000_000_000);
+const END: Time = Time::from_ns(110_000_000_000);
 
 /// A child's attempt at one start of the child.
 type Conn = (usize, u32, u64);
@@ -25,7 +25,7 @@ type Conn = (usize, u32, u64);
 enum Ev {
     WakeChild(usize, u32),
     WakeParent,
-    ToChild(Conn, ChildEvent),
+    ToChild(Conn, Vec<ChildEvent>),
     ToParent(Conn, Message),
     Fault,
     Heal(usize),
@@ -146,9 +146,13 @@ impl<'a> World<'a> {
                     let conn = self.calls[&call];
                     self.reply(conn, ChildEvent::Hello { conn: conn.2, result: Err(failure) });
                 }
-                ParentAction::Ack { sequence, .. } => {
+                ParentAction::Ack { session, sequence } => {
                     let conn = conn.expect("a heartbeat comes on a connection");
-                    self.reply(conn, ChildEvent::Ack { conn: conn.2, sequence, held: Duration::ZERO });
+                    let lease = self.parent.as_ref().map_or(Duration::ZERO, |parent| parent.lease_of(session));
+                    // One message on the wire.
+                    let ack = ChildEvent::Ack { conn: conn.2, sequence, held: Duration::ZERO };
+                    let both = vec![ChildEvent::Lease { conn: conn.2, lease }, ack];
+                    self.carry(conn, |conn| Ev::ToChild(conn, both));
                 }
                 ParentAction::Close { session, failure } => {
                     let known = self.granted.get(&session).map(|(_, conn)| *conn).or(conn);
@@ -180,7 +184,7 @@ impl<'a> World<'a> {
     }
 
     fn reply(&mut self, conn: Conn, event: ChildEvent) {
-        self.carry(conn, |conn| Ev::ToChild(conn, event));
+        self.carry(conn, |conn| Ev::ToChild(conn, vec![event]));
     }
 
     fn carry(&mut self, conn: Conn, event: impl FnOnce(Conn) -> Ev) {
@@ -227,6 +231,11 @@ impl<'a> World<'a> {
                 self.parent(None, ParentEvent::Hello { call, hello });
             }
             Message::Beat { session, sequence } => {
+                // Links of all widths: leases get longer and shorter.
+                if self.rng.u8(..4) == 0 {
+                    let up_bytes_per_s = [0.0, 20_000.0, 100_000.0, 1e7][self.rng.usize(..4)];
+                    self.parent(None, ParentEvent::Link { session, up_bytes_per_s });
+                }
                 self.parent(Some(conn), ParentEvent::Heartbeat { session, sequence })
             }
         }
@@ -278,10 +287,10 @@ impl<'a> World<'a> {
                 self.children[at].alarm.ring();
                 self.child(at, ChildEvent::Wake);
             }
-            Ev::ToChild((at, life, conn), event)
+            Ev::ToChild((at, life, conn), events)
                 if life == self.children[at].life && !self.broken.contains(&(at, life, conn)) =>
             {
-                self.child(at, event)
+                events.into_iter().for_each(|event| self.child(at, event));
             }
             Ev::WakeChild(..) | Ev::ToChild(..) => {}
             Ev::WakeParent => {
@@ -483,6 +492,32 @@ fn revoked_and_replaced_children_lose_their_lease() {
     let revoked = parent.step(Time::from_ns(2), ParentEvent::Revoked { node: "n".into() });
     assert!(matches!(&revoked[0], ParentAction::Close { session: 11, failure } if failure.code() == Code::Forbidden));
     // The heartbeat of a lease from another life is answered with a goodbye.
+    assert!(parent.step(Time::from_ns(3), ParentEvent::Heard { session: 3 }).is_empty());
     let stale = parent.step(Time::from_ns(3), ParentEvent::Heartbeat { session: 3, sequence: 0 });
     assert!(matches!(stale[..], [ParentAction::Close { session: 3, .. }]));
+}
+
+#[test]
+fn thin_links_get_longer_leases_and_data_is_a_sign_of_life() {
+    let mut parent = Parent::new(1);
+    let hello = Hello { node: "n".into(), role: Role::End, name: "n".into(), versions: Versions::OURS, incarnation: 0 };
+    let _ = parent.step(Time::ZERO, ParentEvent::Hello { call: 0, hello });
+    assert_eq!(parent.lease_of(1), LEASE);
+    let at = |seconds: u64| Time::ZERO + Duration::from_secs(seconds);
+    // 1 Mbit/s: half a MiB takes 4.2 s.
+    let mut link = |up_bytes_per_s| {
+        let _ = parent.step(at(1), ParentEvent::Link { session: 1, up_bytes_per_s });
+        parent.lease_of(1).as_secs_f64()
+    };
+    assert!((link(125_000.0) - 4.19).abs() < 0.01);
+    assert_eq!(link(f64::NAN), 3.0);
+    assert_eq!(link(-1.0), 3.0);
+    assert_eq!(link(f64::INFINITY), 3.0);
+    assert_eq!(link(1e-300), 30.0);
+    let _ = parent.step(at(2), ParentEvent::Heard { session: 1 });
+    assert_eq!(parent.wake(), Some(at(32)));
+    // A shorter lease does not take back what was promised.
+    let _ = parent.step(at(3), ParentEvent::Link { session: 1, up_bytes_per_s: 1e9 });
+    let _ = parent.step(at(3), ParentEvent::Heartbeat { session: 1, sequence: 1 });
+    assert_eq!(parent.wake(), Some(at(32)));
 }

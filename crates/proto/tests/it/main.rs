@@ -1,5 +1,6 @@
 //! One test crate: frames, headers, versions, failures.
 
+mod docs;
 mod failures;
 mod frames;
 mod fuzz;
