@@ -358,7 +358,7 @@ async fn call(
     let (reply, encoded) = uplink.run(header, tensors).await?;
     let waited = started.elapsed();
     let received = wire::total(&encoded);
-    uplink.observe_transfer(sent, received, waited, &reply.stages);
+    uplink.observe_transfer(node, sent, received, waited, &reply.stages);
     if let Some(failure) = reply.failure.filter(|f| f.code() != Code::Ok) {
         return Err(failure);
     }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
-use tierline_node::{Peer, Rng};
+use tierline_node::estimate::{Action as LinkAction, Estimator, Event as LinkEvent};
+use tierline_node::{Peer, Rng, Time};
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::{
-    self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, LinkEstimate, ParentMessage, ParentStatus, Reply, RunChunk, RunHeader,
+    self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, LinkEstimate, ParentMessage, ParentStatus, ProbeChunk, Reply, RunChunk, RunHeader,
     StageTiming, UpstreamPath, child_message, parent_message, run_chunk,
 };
 use tierline_proto::{Digest, Encoded, Versions, frame};
@@ -18,7 +19,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Node;
-use super::links::LinkWatch;
 use super::transport::{self, Pair};
 use super::wire;
 
@@ -37,9 +37,11 @@ pub struct Uplink {
     pub url: String,
     shared: RwLock<Shared>,
     /// Bandwidth and round trip to it.
-    pub link: Mutex<LinkWatch>,
+    link: Mutex<Estimator>,
     events: mpsc::UnboundedSender<ChildEvent>,
     inbox: Mutex<Option<mpsc::UnboundedReceiver<ChildEvent>>>,
+    /// Rings when the estimator's next wake may have moved.
+    stir: tokio::sync::Notify,
 }
 
 #[derive(Default)]
@@ -66,9 +68,10 @@ impl Uplink {
             peer,
             url,
             shared: RwLock::new(Shared { state: "dialling", ..Shared::default() }),
-            link: Mutex::new(LinkWatch::default()),
+            link: Mutex::new(Estimator::default()),
             events,
             inbox: Mutex::new(Some(inbox)),
+            stir: tokio::sync::Notify::new(),
         }
     }
 
@@ -107,13 +110,77 @@ impl Uplink {
 
     /// What is known of the link to the parent.
     #[must_use]
-    pub fn estimate(&self) -> LinkEstimate {
-        lock(&self.link).estimate()
+    pub fn estimate(&self, now: Time) -> LinkEstimate {
+        let estimate = lock(&self.link).estimate(now);
+        LinkEstimate {
+            up_bytes_per_s: estimate.up.unwrap_or(0.0),
+            down_bytes_per_s: estimate.down.unwrap_or(0.0),
+            rtt_ns: estimate.rtt.map_or(0, super::flow::ns),
+            confidence: estimate.confidence,
+            age_ms: 0,
+        }
+    }
+
+    /// Tells the estimator what the link did, and performs what it asks.
+    pub fn observe(self: &Arc<Self>, node: &Arc<Node>, event: LinkEvent) {
+        let actions = lock(&self.link).step(node.now(), event);
+        for action in actions {
+            match action {
+                LinkAction::Estimate(estimate) => node.link_moved(self, &estimate),
+                LinkAction::Probe { probe, up_bytes, down_bytes } => {
+                    let (this, node) = (Arc::clone(self), Arc::clone(node));
+                    tokio::spawn(async move {
+                        let event = match this.probe(up_bytes, down_bytes).await {
+                            Ok((up, down)) => LinkEvent::Probed { probe, up, down },
+                            Err(_) => LinkEvent::ProbeFailed { probe },
+                        };
+                        this.observe(&node, event);
+                    });
+                }
+            }
+        }
+        self.stir.notify_one();
+    }
+
+    /// Sends padding and gets some back: bytes and time each way, the first
+    /// chunk not counted.
+    async fn probe(&self, up_bytes: u64, down_bytes: u64) -> Result<((u64, Duration), (u64, Duration)), Failure> {
+        // At least four chunks, so that the time between the first and the
+        // last says something.
+        let size = usize::try_from((up_bytes / 4).clamp(1, CHUNK_BYTES as u64)).unwrap_or(CHUNK_BYTES);
+        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
+        let feeder = tokio::spawn(async move {
+            let mut left = usize::try_from(up_bytes).unwrap_or(0);
+            let mut want_bytes = down_bytes;
+            while left > 0 {
+                let padding = Bytes::from(vec![0u8; left.min(size)]);
+                left -= padding.len();
+                let chunk = ProbeChunk { want_bytes, padding, ..ProbeChunk::default() };
+                want_bytes = 0;
+                if send.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let _feeder = AbortOnDrop(feeder);
+        let mut stream = self.pair()?.bulk().probe(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
+        let missing = || Failure::new(Code::Protocol, "the probe was not answered");
+        let head = stream.message().await.map_err(|s| self.failure(&s))?.ok_or_else(missing)?;
+        let (mut first, mut bytes) = (None, 0u64);
+        while let Some(chunk) = stream.message().await.map_err(|s| self.failure(&s))? {
+            match first {
+                None => first = Some(Instant::now()),
+                Some(_) => bytes += chunk.padding.len() as u64,
+            }
+        }
+        let down = first.map_or(Duration::ZERO, |f| f.elapsed());
+        let up = head.received_bytes.saturating_sub(size as u64);
+        Ok(((up, Duration::from_nanos(head.received_ns)), (bytes, down)))
     }
 
     /// For `tierline nodes` and `status`.
     #[must_use]
-    pub fn status(&self) -> ParentStatus {
+    pub fn status(&self, now: Time) -> ParentStatus {
         let shared = self.read();
         ParentStatus {
             url: self.url.clone(),
@@ -121,7 +188,7 @@ impl Uplink {
             role: shared.parent.as_ref().map_or(0, |p| p.role),
             state: shared.state.to_owned(),
             failure: shared.failure.clone(),
-            link: Some(lock(&self.link).estimate()),
+            link: Some(self.estimate(now)),
             path: shared.path.clone(),
         }
     }
@@ -187,11 +254,11 @@ impl Uplink {
 
     /// Learns from a finished call what the link did: what the tiers above
     /// didn't spend, the link did.
-    pub fn observe_transfer(&self, sent: u64, received: u64, waited: Duration, above: &[StageTiming]) {
+    pub fn observe_transfer(self: &Arc<Self>, node: &Arc<Node>, sent: u64, received: u64, waited: Duration, above: &[StageTiming]) {
         let Some(first) = above.first() else { return };
         let spent = first.queue_ns + first.decode_ns + first.compute_ns + first.encode_ns + first.upstream_ns;
         let on_link = waited.saturating_sub(Duration::from_nanos(spent));
-        lock(&self.link).transfer(Instant::now(), sent, received, on_link);
+        self.observe(node, LinkEvent::Exchange { up: sent, down: received, network: on_link });
     }
 
     /// Keeps the lease until the node ends.
@@ -199,21 +266,23 @@ impl Uplink {
         let Some(mut inbox) = lock(&self.inbox).take() else { return };
         let mut child = Child::default();
         let mut rng = Rng::new();
-        let mut dialled: Option<(u64, Pair)> = None;
         let mut actions = VecDeque::from(child.step(node.now(), &mut rng, ChildEvent::Start));
         loop {
             while let Some(action) = actions.pop_front() {
-                self.perform(&node, action, &mut dialled).await;
+                self.perform(&node, action);
             }
             self.show(&child);
             let wake = child.wake().map(|t| node.instant_of(t));
+            let probe = lock(&self.link).wake().map(|t| node.instant_of(t));
             let event = tokio::select! {
                 event = inbox.recv() => event.unwrap_or(ChildEvent::Stop),
                 () = wait_until(wake) => ChildEvent::Wake,
+                () = self.stir.notified() => continue,
+                () = wait_until(probe) => {
+                    self.observe(&node, LinkEvent::Wake);
+                    continue;
+                }
             };
-            if let ChildEvent::Connected { .. } = &event {
-                dialled = self.read().pair.clone().map(|p| (0, p));
-            }
             actions.extend(child.step(node.now(), &mut rng, event));
         }
     }
@@ -230,21 +299,21 @@ impl Uplink {
         (shared.state, shared.failure) = (state, failure);
     }
 
-    async fn perform(self: &Arc<Self>, node: &Arc<Node>, action: ChildAction, _dialled: &mut Option<(u64, Pair)>) {
+    fn perform(self: &Arc<Self>, node: &Arc<Node>, action: ChildAction) {
         match action {
             ChildAction::Dial { conn } => self.dial(node, conn),
             ChildAction::SayHello { conn } => self.say_hello(node, conn),
             ChildAction::Up { conn, granted } => self.open(node, conn, &granted),
             ChildAction::Heartbeat { session, sequence, .. } => {
-                self.tell(child_message::Body::Heartbeat(Heartbeat { session, sequence, sent_ns: 0, link: Some(self.estimate()) }));
+                self.tell(child_message::Body::Heartbeat(Heartbeat { session, sequence, sent_ns: 0, link: Some(self.estimate(node.now())) }));
             }
-            ChildAction::Rtt(rtt) => lock(&self.link).rtt(Instant::now(), rtt),
+            ChildAction::Rtt(rtt) => self.observe(node, LinkEvent::Rtt(rtt)),
             ChildAction::Down { failure } => {
                 {
                     let mut shared = self.write();
                     (shared.up, shared.outbox, shared.failure) = (false, None, Some(failure.clone()));
                 }
-                lock(&self.link).down();
+                self.observe(node, LinkEvent::LinkDown);
                 node.peer_down(self.peer, &self.name(), &failure);
             }
             ChildAction::Close { .. } => {
@@ -330,6 +399,7 @@ impl Uplink {
             Ok(response) => response.into_inner(),
             Err(status) => return self.failure(&status),
         };
+        self.observe(node, LinkEvent::LinkUp);
         node.peer_up(self);
         loop {
             match stream.message().await {
