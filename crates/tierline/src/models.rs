@@ -98,7 +98,10 @@ impl Prepared {
         let inputs = self.model.inputs();
         if let Some(name) = shapes.keys().find(|n| inputs.iter().all(|i| &i.name != *n)) {
             let known: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-            return Err(Failure::message(Exit::Usage, format!("the model has no input `{name}`; its inputs are {}", known.join(", "))));
+            return Err(Failure::message(
+                Exit::Usage,
+                format!("the model has no input `{name}`; its inputs are {}", known.join(", ")),
+            ));
         }
         if shapes.is_empty() { Ok(infer_types(&self.model)?) } else { Ok(infer_types_with(&self.model, shapes)?) }
     }
@@ -183,6 +186,7 @@ pub fn discover(prefer: &str, data: &Path) -> Outcome<Discovered> {
 pub fn engine(global: &Global) -> Outcome<Arc<dyn Engine>> {
     let found = engines(global)?;
     found.chosen.ok_or_else(|| {
-        Failure::message(Exit::Configuration, format!("engine `{}` is not available here", global.engine)).hint("tierline doctor")
+        Failure::message(Exit::Configuration, format!("engine `{}` is not available here", global.engine))
+            .hint("tierline doctor")
     })
 }

@@ -177,7 +177,12 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let numeric = |cell: &str| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-');
     let columns = header.len();
     let width = |c: usize| {
-        rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).chain([header[c].chars().count()]).max().unwrap_or(0)
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|s| s.chars().count())
+            .chain([header[c].chars().count()])
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let right: Vec<bool> =
@@ -248,6 +253,9 @@ mod tests {
 
     #[test]
     fn units_read_well() {
-        assert_eq!((bytes(999), bytes(1_234_567), duration(12_300_000)), ("999 B".into(), "1.2 MB".into(), "12.3 ms".into()));
+        assert_eq!(
+            (bytes(999), bytes(1_234_567), duration(12_300_000)),
+            ("999 B".into(), "1.2 MB".into(), "12.3 ms".into())
+        );
     }
 }

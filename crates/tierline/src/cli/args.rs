@@ -16,11 +16,10 @@ pub fn shapes(options: &[String]) -> Outcome<BTreeMap<String, Vec<u64>>> {
             let (name, dims) = option
                 .split_once('=')
                 .ok_or_else(|| usage(format!("--shape {option}: write it as NAME=1,3,224,224")))?;
-            let dims = dims
-                .split(',')
-                .map(|d| d.trim().parse::<u64>())
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(|_| usage(format!("--shape {option}: sizes are whole numbers, as in {name}=1,3,224,224")))?;
+            let dims =
+                dims.split(',').map(|d| d.trim().parse::<u64>()).collect::<Result<Vec<_>, _>>().map_err(|_| {
+                    usage(format!("--shape {option}: sizes are whole numbers, as in {name}=1,3,224,224"))
+                })?;
             Ok((name.to_owned(), dims))
         })
         .collect()
@@ -41,8 +40,7 @@ pub fn tensors(options: &[String]) -> Outcome<Vec<(String, Tensor)>> {
 
 /// A tensor from a NumPy file.
 pub fn read_npy(path: &Path) -> Outcome<Tensor> {
-    let bytes = std::fs::read(path).map_err(|e| Failure::message(Exit::Failure, format!("cannot read {path:?}: {e}")))?;
-    tierline_codec::npy::read(&bytes)
-        .map_err(|e| anyhow::anyhow!("{path:?}: {e}"))
-        .exit_with(Exit::Failure)
+    let bytes =
+        std::fs::read(path).map_err(|e| Failure::message(Exit::Failure, format!("cannot read {path:?}: {e}")))?;
+    tierline_codec::npy::read(&bytes).map_err(|e| anyhow::anyhow!("{path:?}: {e}")).exit_with(Exit::Failure)
 }

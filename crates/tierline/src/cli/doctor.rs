@@ -27,7 +27,11 @@ pub fn doctor(global: &Global) -> Outcome {
     let found = crate::models::engines(global)?;
     let mut engines = Vec::new();
     for candidate in &found.candidates {
-        engines.push(EngineLine { name: candidate.name.clone(), available: candidate.available, detail: candidate.detail.clone() });
+        engines.push(EngineLine {
+            name: candidate.name.clone(),
+            available: candidate.available,
+            detail: candidate.detail.clone(),
+        });
     }
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -44,7 +48,15 @@ pub fn doctor(global: &Global) -> Outcome {
         }
         text.push_str(&format!("\nengine   {}\n", r.chosen.as_deref().unwrap_or("none")));
         text.push_str(&format!("threads  {}\n", r.threads));
-        text.push_str(&format!("data     {} ({})\n", r.data_folder, if r.joined { "joined" } else { "no node yet: `tierline node --role cloud` starts a site here, `tierline join URL --token T` joins one" }));
+        text.push_str(&format!(
+            "data     {} ({})\n",
+            r.data_folder,
+            if r.joined {
+                "joined"
+            } else {
+                "no node yet: `tierline node --role cloud` starts a site here, `tierline join URL --token T` joins one"
+            }
+        ));
         text
     })
 }

@@ -10,7 +10,7 @@ use tierline_graph::{Dim, ValueInfo};
 
 use super::{Global, args, usage};
 use crate::models::{self, Prepared};
-use crate::output::{self, ExitWith, Exit, Outcome};
+use crate::output::{self, Exit, ExitWith, Outcome};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum ModelVerb {
@@ -85,7 +85,10 @@ fn inspect(global: &Global, args: &Inspect) -> Outcome {
         parameters: tierline_graph::cost::parameters(&prepared.model),
         macs: tierline_graph::cost::total_macs(&costs),
         nodes_folded: prepared.model.graph().node.len(),
-        cuts: cuts(&prepared.model, &types).into_iter().map(|Cut { tensors, bytes, .. }| CutLine { tensors, bytes }).collect(),
+        cuts: cuts(&prepared.model, &types)
+            .into_iter()
+            .map(|Cut { tensors, bytes, .. }| CutLine { tensors, bytes })
+            .collect(),
     };
     global.output().data(&report, |r| {
         let mut text = String::new();
@@ -98,7 +101,10 @@ fn inspect(global: &Global, args: &Inspect) -> Outcome {
         let macs = r.macs.map_or("unknown: fix the free axes with --shape".into(), output::count);
         text.push_str(&format!(
             "\nnodes       {} ({} after constant folding)\nparameters  {}\nmultiply-adds {macs}\ncuts        {}\n\n",
-            r.nodes, r.nodes_folded, output::count(r.parameters), r.cuts.len()
+            r.nodes,
+            r.nodes_folded,
+            output::count(r.parameters),
+            r.cuts.len()
         ));
         let rows: Vec<Vec<String>> = r
             .cuts
@@ -147,12 +153,16 @@ fn slice_model(global: &Global, args: &Slice) -> Outcome {
     let at: Vec<Vec<String>> =
         args.at.iter().map(|cut| cut.split(',').map(|t| t.trim().to_owned()).collect()).collect();
     if at.iter().flatten().any(String::is_empty) {
-        return Err(usage("--at has an empty tensor name; write --at T1,T2").hint(format!("tierline model inspect {}", args.model.display())));
+        return Err(usage("--at has an empty tensor name; write --at T1,T2")
+            .hint(format!("tierline model inspect {}", args.model.display())));
     }
     let slices = slice(&prepared.model, &types, &at).map_err(|e| {
-        crate::output::Failure::new(Exit::Failure, e).hint(format!("tierline model inspect {} lists every cut", args.model.display()))
+        crate::output::Failure::new(Exit::Failure, e)
+            .hint(format!("tierline model inspect {} lists every cut", args.model.display()))
     })?;
-    std::fs::create_dir_all(&args.out).map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", args.out)).exit_with(Exit::Failure)?;
+    std::fs::create_dir_all(&args.out)
+        .map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", args.out))
+        .exit_with(Exit::Failure)?;
     let mut lines = Vec::new();
     for (i, part) in slices.iter().enumerate() {
         let file = args.out.join(format!("{i}.onnx"));
@@ -169,17 +179,22 @@ fn slice_model(global: &Global, args: &Slice) -> Outcome {
         let rows: Vec<Vec<String>> = r
             .slices
             .iter()
-            .map(|s| vec![s.file.clone(), s.nodes.to_string(), output::bytes(s.bytes), s.inputs.join(","), s.outputs.join(",")])
+            .map(|s| {
+                vec![
+                    s.file.clone(),
+                    s.nodes.to_string(),
+                    output::bytes(s.bytes),
+                    s.inputs.join(","),
+                    s.outputs.join(","),
+                ]
+            })
             .collect();
         output::table(&["file", "nodes", "bytes", "inputs", "outputs"], &rows)
     })
 }
 
 /// Input shapes given, or the fixed ones the model declares.
-pub fn profile_shapes(
-    prepared: &Prepared,
-    given: BTreeMap<String, Vec<u64>>,
-) -> Outcome<BTreeMap<String, Vec<u64>>> {
+pub fn profile_shapes(prepared: &Prepared, given: BTreeMap<String, Vec<u64>>) -> Outcome<BTreeMap<String, Vec<u64>>> {
     let mut shapes = given;
     for input in prepared.model.inputs() {
         if shapes.contains_key(&input.name) {
