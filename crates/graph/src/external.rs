@@ -41,10 +41,10 @@ fn visit(graph: &mut GraphProto, depth: usize, f: &mut impl FnMut(&mut TensorPro
         f(tensor)?;
     }
     for attribute in graph.node.iter_mut().flat_map(|n| &mut n.attribute) {
-        for tensor in attribute.t.iter_mut().chain(&mut attribute.tensors) {
+        for tensor in attribute.t.as_mut().into_iter().chain(&mut attribute.tensors) {
             f(tensor)?;
         }
-        for subgraph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+        for subgraph in attribute.g.as_mut().into_iter().chain(&mut attribute.graphs) {
             visit(subgraph, depth + 1, f)?;
         }
     }

@@ -61,6 +61,7 @@ pub enum FoldError {
 pub fn fold(model: &mut Model, evaluator: &mut dyn Evaluate) -> Result<FoldReport, FoldError> {
     let mut report = FoldReport { nodes_before: model.graph().node.len(), ..FoldReport::default() };
     let mut proto = model.proto().clone();
+    modernise(&mut proto);
     literal_constants(&mut proto)?;
     drop_identities(&mut proto);
     let lifted = Model::from_proto(proto)?;
@@ -101,6 +102,19 @@ pub fn fold(model: &mut Model, evaluator: &mut dyn Evaluate) -> Result<FoldRepor
     report.nodes_after = result.graph().node.len();
     *model = result;
     Ok(report)
+}
+
+/// Before IR 4 every initialiser had to be listed as an input; since then that
+/// means a default that callers may replace. Files of the old kind mean
+/// constants.
+fn modernise(proto: &mut ModelProto) {
+    if proto.ir_version() >= 4 {
+        return;
+    }
+    proto.ir_version = Some(4);
+    let graph = proto.graph.mut_or_insert_default();
+    let constants: HashSet<String> = graph.initializer.iter().map(|t| t.name().to_owned()).collect();
+    graph.input.retain(|i| !constants.contains(i.name()));
 }
 
 /// Constant nodes become initialisers.
