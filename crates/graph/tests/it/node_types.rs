@@ -43,7 +43,9 @@ fn cases(root: &Path) -> Vec<Case> {
             model,
         }
     };
-    folders.iter().map(case).collect()
+    // A few cases keep operator sets older than those that models are taken with.
+    let taken = |case: &Case| case.model.opset_import.iter().all(|o| !o.domain().is_empty() || o.version() >= 7);
+    folders.iter().map(case).filter(taken).collect()
 }
 
 /// Forgets declared shapes of outputs, so that they have to be inferred.
