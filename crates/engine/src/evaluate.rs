@@ -21,3 +21,9 @@ impl Evaluator {
         self.0.load(model, &options)?.run(&[])
     }
 }
+
+impl tierline_graph::fold::Evaluate for Evaluator {
+    fn evaluate(&mut self, model: &Model) -> Result<Vec<Tensor>, String> {
+        self.outputs(model).map_err(|e| e.to_string())
+    }
+}

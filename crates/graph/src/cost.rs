@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::Model;
+use crate::constant::tensor_from_proto;
 use crate::infer::Types;
 use crate::onnx::{AttributeProto, NodeProto, TensorProto};
 use crate::tensor::DataType;
@@ -88,11 +89,7 @@ fn weights(model: &Model) -> HashMap<&str, u64> {
 }
 
 fn sizes(tensor: &TensorProto) -> Option<Vec<i64>> {
-    if !tensor.int64_data.is_empty() {
-        return Some(tensor.int64_data.clone());
-    }
-    let raw = tensor.raw_data().chunks_exact(8);
-    Some(raw.map(|b| i64::from_le_bytes(b.try_into().unwrap_or_default())).collect())
+    tensor_from_proto(tensor).ok()?.as_i64().map(<[i64]>::to_vec)
 }
 
 fn weight(dtype: i32, dims: &[i64]) -> Option<u64> {

@@ -5,11 +5,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod constant;
 pub mod cost;
+pub mod cuts;
 pub mod error;
+pub mod fold;
+pub mod index;
 pub mod infer;
 pub mod model;
 pub mod profile;
+pub mod slice;
 pub mod tensor;
 pub mod types;
 

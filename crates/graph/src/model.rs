@@ -71,6 +71,19 @@ impl Model {
         self.proto.write_to_bytes().map_err(|e| LoadError::TooLarge { reason: e.to_string() })
     }
 
+    /// Writes one self-contained file: whole, or not at all.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the model exceeds 2 GiB.
+    pub fn save(&self, path: &Path) -> Result<(), LoadError> {
+        let write = |source| LoadError::Write { path: path.to_owned(), source };
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        let partial = path.with_file_name(name);
+        std::fs::write(&partial, self.to_bytes()?).map_err(write)?;
+        std::fs::rename(&partial, path).map_err(write)
+    }
+
     /// The underlying message.
     #[must_use]
     pub fn proto(&self) -> &ModelProto {

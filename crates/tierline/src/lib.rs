@@ -1,1 +1,6 @@
-//! The library behind the `tierline` binary.
+//! The parts behind the `tierline` binary: command line, daemon, identity,
+//! storage and links. Start at [`cli::run`]; a node's life is in `daemon`.
+
+pub mod cli;
+pub mod models;
+pub mod output;

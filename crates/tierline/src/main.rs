@@ -1,2 +1,5 @@
-//! Entry point.
-fn main() {}
+//! The one binary. Everything it does is in the library beside it.
+
+fn main() -> std::process::ExitCode {
+    tierline::cli::run()
+}

@@ -3,4 +3,5 @@
 mod conformance;
 mod models;
 mod run;
+mod slices;
 mod support;

@@ -4,6 +4,7 @@
 //! number, a named axis, or unknown), so that the targets of `Reshape`,
 //! `Resize` or `Slice` resolve.
 
+use crate::constant::tensor_from_proto;
 use crate::onnx::TensorProto;
 use crate::tensor::{DataType, Elements};
 use crate::types::Dim;
@@ -155,8 +156,8 @@ impl Value {
         if value.count().is_none_or(|n| n > ELEMENTS_MAX) {
             return value;
         }
-        let elements = scalars(tensor);
-        value.with(elements)
+        let elements = tensor_from_proto(tensor).ok();
+        value.with(elements.map(|t| all(t.elements())))
     }
 
     /// How error messages show a value.
@@ -165,35 +166,6 @@ impl Value {
         let shape = self.shape.as_ref().map_or("?".to_owned(), |s| super::error::shape(s));
         format!("{dtype} {shape}")
     }
-}
-
-/// Elements of a small numeric tensor, whichever field holds them.
-fn scalars(tensor: &TensorProto) -> Option<Vec<Scalar>> {
-    let dtype = DataType::from_onnx(tensor.data_type())?;
-    let ints = |v: &[i32]| v.iter().map(|n| Scalar::Int(i64::from(*n))).collect();
-    let size = dtype.size()?;
-    if tensor.has_raw_data() {
-        let raw = tensor.raw_data();
-        return raw.len().is_multiple_of(size).then(|| Elements::from_bytes(dtype, raw).ok())?.as_ref().map(all);
-    }
-    Some(match dtype {
-        DataType::F32 => tensor.float_data.iter().map(|x| Scalar::Real(f64::from(*x))).collect(),
-        DataType::F64 => tensor.double_data.iter().map(|x| Scalar::Real(*x)).collect(),
-        DataType::I64 => tensor.int64_data.iter().map(|n| Scalar::Int(*n)).collect(),
-        DataType::U32 | DataType::U64 => {
-            tensor.uint64_data.iter().map(|n| i64::try_from(*n).map_or(Scalar::Unknown, Scalar::Int)).collect()
-        }
-        DataType::F16 => bits(&tensor.int32_data, |b| half::f16::from_bits(b).to_f64()),
-        DataType::BF16 => bits(&tensor.int32_data, |b| half::bf16::from_bits(b).to_f64()),
-        DataType::I32 | DataType::I16 | DataType::I8 | DataType::U16 | DataType::U8 | DataType::Bool => {
-            ints(&tensor.int32_data)
-        }
-        DataType::String => return None,
-    })
-}
-
-fn bits(words: &[i32], decode: impl Fn(u16) -> f64) -> Vec<Scalar> {
-    words.iter().map(|w| u16::try_from(*w).map_or(Scalar::Unknown, |b| Scalar::Real(decode(b)))).collect()
 }
 
 fn all(elements: &Elements) -> Vec<Scalar> {

@@ -1,0 +1,179 @@
+//! `tierline model add | ls | show | rm`: the models of a site.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tierline_proto::Digest;
+use tierline_proto::v1::{
+    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelShowRequest, ModelState,
+    model_add_chunk,
+};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{Global, args, client, infer};
+use crate::models::{self, Manifest};
+use crate::output::{self, Outcome};
+
+#[derive(Debug, clap::Args)]
+pub struct Add {
+    /// The ONNX file
+    model: PathBuf,
+    /// The name it will be asked for by
+    #[arg(long)]
+    name: String,
+    /// Sizes to profile for, where inputs have free axes: NAME=1,3,640,640
+    #[arg(long = "shape", value_name = "NAME=DIMS")]
+    shapes: Vec<String>,
+    /// A real input to profile with: NAME=@FILE.npy
+    #[arg(long = "sample", value_name = "NAME=@FILE")]
+    samples: Vec<String>,
+    /// Point the name at this model when it points at another
+    #[arg(long)]
+    replace: bool,
+    /// The node: https://host:port or unix:PATH
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Named {
+    /// The model's name or digest
+    model: String,
+    /// The node: https://host:port or unix:PATH
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Ls {
+    /// The node: https://host:port or unix:PATH
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ModelLine {
+    name: String,
+    digest: String,
+    manifest: String,
+    bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profiled: Option<bool>,
+}
+
+fn line(entry: ModelEntry) -> ModelLine {
+    let hex = |b: &Bytes| Digest::try_from(b).map_or_else(|_| String::new(), |d| d.to_string());
+    ModelLine { digest: hex(&entry.model), manifest: hex(&entry.manifest), name: entry.name, bytes: entry.bytes, state: None, profiled: None }
+}
+
+pub fn add(global: &Global, args: &Add) -> Outcome {
+    let shapes = args::shapes(&args.shapes)?;
+    let samples = args::tensors(&args.samples)?;
+    // A broken file is reported here, before anything is sent.
+    let model = models::load(&args.model)?;
+    let bytes = Bytes::from(model.to_bytes()?);
+    let mut files = vec![ModelFile { name: "model.onnx".into(), length: bytes.len() as u64 }];
+    let mut parts = vec![bytes];
+    let mut sample_files = Vec::new();
+    for (name, tensor) in &samples {
+        let npy = Bytes::from(tierline_codec::npy::write(tensor)?);
+        sample_files.push(name.clone());
+        files.push(ModelFile { name: format!("sample/{name}"), length: npy.len() as u64 });
+        parts.push(npy);
+    }
+    let header = ModelAddHeader {
+        name: args.name.clone(),
+        files,
+        replace: args.replace,
+        shapes: shapes.into_iter().map(|(name, shape)| InputShape { name, shape }).collect(),
+        cuts_max: 0,
+    };
+    super::block_on(async {
+        let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        let (send, receive) = tokio::sync::mpsc::channel(8);
+        tokio::spawn(async move {
+            let data = parts.into_iter().flat_map(infer::split).map(model_add_chunk::Body::Data);
+            for body in std::iter::once(model_add_chunk::Body::Header(header)).chain(data) {
+                if send.send(ModelAddChunk { body: Some(body) }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let reply = node.model_add(ReceiverStream::new(receive)).await.map_err(|s| client::refused(&s))?.into_inner();
+        let added = line(reply.entry.unwrap_or_default());
+        global.output().data(&added, |m| format!("{}  {}  {}", m.name, &m.digest[..m.digest.len().min(12)], output::bytes(m.bytes)))
+    })
+}
+
+#[derive(Serialize)]
+struct Models {
+    models: Vec<ModelLine>,
+}
+
+pub fn ls(global: &Global, args: &Ls) -> Outcome {
+    super::block_on(async {
+        let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        let reply = node.model_list(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
+        let models = reply
+            .models
+            .into_iter()
+            .map(|m| {
+                let state = match m.state() {
+                    ModelState::Ready => "ready",
+                    ModelState::Fetching => "fetching",
+                    ModelState::Fetchable => "fetchable",
+                    ModelState::Refused => "refused",
+                    ModelState::Unspecified => "unknown",
+                };
+                ModelLine { state: Some(state), profiled: Some(m.profiled), ..line(m.entry.unwrap_or_default()) }
+            })
+            .collect();
+        global.output().data(&Models { models }, |l| {
+            let rows: Vec<Vec<String>> = l
+                .models
+                .iter()
+                .map(|m| {
+                    let profiled = if m.profiled == Some(true) { "yes" } else { "no" };
+                    vec![m.name.clone(), m.digest.chars().take(12).collect(), output::bytes(m.bytes), m.state.unwrap_or("").into(), profiled.into()]
+                })
+                .collect();
+            output::table(&["name", "digest", "bytes", "state", "profiled"], &rows)
+        })
+    })
+}
+
+pub fn show(global: &Global, args: &Named) -> Outcome {
+    super::block_on(async {
+        let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        let reply = node.model_show(ModelShowRequest { model: args.model.clone() }).await.map_err(|s| client::refused(&s))?.into_inner();
+        let manifest: Manifest = serde_json::from_str(&reply.manifest_json)?;
+        global.output().data(&manifest, |m| {
+            let mut text = format!("{}  {}\n", m.name, m.digest);
+            for (what, values) in [("input", &m.inputs), ("output", &m.outputs)] {
+                for v in values {
+                    let dtype = v.dtype.map_or("not a tensor".into(), |d| d.to_string());
+                    let shape = super::model::shape_text(v.shape.as_ref());
+                    text.push_str(&format!("{what:<7} {}  {dtype} {shape}\n", v.name));
+                }
+            }
+            for (name, shape) in &m.input_shapes {
+                text.push_str(&format!("profiled at {name} {shape:?}\n"));
+            }
+            let macs = m.macs.map_or("unknown".into(), output::count);
+            text.push_str(&format!("{} nodes, {} parameters, {macs} multiply-adds, {} candidate cuts\n", m.nodes, output::count(m.parameters), m.cuts.len()));
+            text
+        })
+    })
+}
+
+pub fn rm(global: &Global, args: &Named) -> Outcome {
+    super::block_on(async {
+        let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        node.model_remove(ModelRemoveRequest { model: args.model.clone() }).await.map_err(|s| client::refused(&s))?;
+        global.output().say(format!("{} is no longer known by that name", args.model));
+        Ok(())
+    })
+}

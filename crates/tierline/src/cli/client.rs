@@ -1,0 +1,87 @@
+//! Talks to a node: the one on this device through its socket, another one
+//! through mTLS with an operator's identity.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tierline_proto::v1::local_client::LocalClient;
+use tonic::transport::{Channel, Endpoint};
+
+use super::Global;
+use crate::identity::Identity;
+use crate::output::{Exit, Failure, Outcome};
+
+/// Time to reach a node that is there; a longer wait would only hide that it
+/// isn't.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Where the socket of a node lies in its data folder.
+pub const SOCKET: &str = "tierline.sock";
+
+/// Messages between a node and its operator carry plans and profiles whole.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Connects to `endpoint`, or to the node of the data folder.
+pub async fn connect(global: &Global, endpoint: Option<&str>) -> Outcome<LocalClient<Channel>> {
+    let data = global.data_folder();
+    let channel = match endpoint {
+        None => socket(&data.join(SOCKET)).await?,
+        Some(url) if url.starts_with("unix:") => {
+            socket(Path::new(url.trim_start_matches("unix:").trim_start_matches("//"))).await?
+        }
+        Some(url) => remote(url, &data).await?,
+    };
+    Ok(LocalClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+async fn socket(path: &Path) -> Outcome<Channel> {
+    if !path.exists() {
+        return Err(Failure::message(Exit::Unreachable, format!("no node runs on this device: {} is missing", path.display()))
+            .hint("start one with `tierline node --role cloud`, or name another with --endpoint URL or --data DIR"));
+    }
+    let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))?.connect_timeout(CONNECT_TIME_MAX);
+    endpoint.connect().await.map_err(|e| {
+        Failure::message(Exit::Unreachable, format!("the node behind {} does not answer: {}", path.display(), chain(&e)))
+            .hint("is it still running? start it again with `tierline node`")
+    })
+}
+
+async fn remote(url: &str, data: &Path) -> Outcome<Channel> {
+    let identity = Identity::load(&data.join("identity")).map_err(|e| {
+        Failure::new(Exit::Verification, e)
+            .hint("a node answers operators only: `tierline token create --role operator` there, `tierline join URL --token T` here")
+    })?;
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(|e| Failure::message(Exit::Usage, format!("--endpoint {url}: {e}; write https://host:port")))?
+        .connect_timeout(CONNECT_TIME_MAX)
+        .tls_config(crate::daemon::transport::client_tls(&identity))?;
+    endpoint.connect().await.map_err(|e| Failure::message(Exit::Unreachable, format!("cannot reach {url}: {}", chain(&e))).hint("tierline doctor"))
+}
+
+/// An error with everything that caused it, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// A node's refusal as a failed command.
+pub fn refused(status: &tonic::Status) -> Failure {
+    use tonic::Code;
+    let exit = match status.code() {
+        Code::Unavailable => Exit::Unreachable,
+        Code::DeadlineExceeded => Exit::Timeout,
+        Code::InvalidArgument => Exit::Usage,
+        Code::FailedPrecondition => Exit::Infeasible,
+        Code::Unauthenticated | Code::PermissionDenied | Code::DataLoss => Exit::Verification,
+        _ => Exit::Failure,
+    };
+    Failure::message(exit, status.message())
+}

@@ -1,0 +1,62 @@
+//! `tierline doctor`: what works on this device, and how to get the rest.
+
+use serde::Serialize;
+
+use super::Global;
+use crate::output::Outcome;
+
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    engines: Vec<EngineLine>,
+    chosen: Option<String>,
+    data_folder: String,
+    joined: bool,
+    threads: usize,
+}
+
+#[derive(Serialize)]
+struct EngineLine {
+    name: String,
+    available: bool,
+    detail: String,
+}
+
+pub fn doctor(global: &Global) -> Outcome {
+    let data = global.data_folder();
+    let found = crate::models::engines(global)?;
+    let mut engines = Vec::new();
+    for candidate in &found.candidates {
+        engines.push(EngineLine {
+            name: candidate.name.clone(),
+            available: candidate.available,
+            detail: candidate.detail.clone(),
+        });
+    }
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        engines,
+        chosen: found.chosen.as_ref().map(|e| format!("{} {}", e.name(), e.version())),
+        joined: data.join("identity").join("node.pem").exists(),
+        data_folder: data.display().to_string(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    global.output().data(&report, |r| {
+        let mut text = format!("tierline {}\n\n", r.version);
+        for e in &r.engines {
+            text.push_str(&format!("  {:<12} {:<5} {}\n", e.name, if e.available { "yes" } else { "no" }, e.detail));
+        }
+        text.push_str(&format!("\nengine   {}\n", r.chosen.as_deref().unwrap_or("none")));
+        text.push_str(&format!("threads  {}\n", r.threads));
+        text.push_str(&format!(
+            "data     {} ({})\n",
+            r.data_folder,
+            if r.joined {
+                "joined"
+            } else {
+                "no node yet: `tierline node --role cloud` starts a site here, `tierline join URL --token T` joins one"
+            }
+        ));
+        text
+    })
+}

@@ -1,0 +1,111 @@
+//! The command line: one file per verb, conventions in one place.
+//!
+//! stdout is data, stderr is messages; `--json` gives one document with
+//! `schema_version`. Exit codes are [`Exit`]'s.
+
+mod args;
+mod completions;
+mod doctor;
+mod model;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::output::{self, Exit, Failure, Outcome, Output};
+
+/// Deep learning across end devices, edge nodes and the cloud.
+#[derive(Debug, Parser)]
+#[command(name = "tierline", version, propagate_version = true, disable_help_subcommand = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 3 configuration, 4 unreachable, 5 infeasible, \
+6 verification failed, 124 timeout, 130 interrupted.")]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options that every verb takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Global {
+    /// Print one JSON document instead of text
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// No messages or progress on stderr
+    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    pub quiet: bool,
+    /// The data folder of this device's node
+    #[arg(long, global = true, value_name = "DIR", env = "TIERLINE_DATA", help_heading = "Everywhere")]
+    pub data: Option<PathBuf>,
+    /// The engine to use: `auto`, `onnxruntime` or `rten`
+    #[arg(long, global = true, default_value = "auto", env = "TIERLINE_ENGINE", help_heading = "Everywhere")]
+    pub engine: String,
+}
+
+impl Global {
+    /// Where data and messages go.
+    #[must_use]
+    pub fn output(&self) -> Output {
+        Output { json: self.json, quiet: self.quiet }
+    }
+
+    /// The data folder: `--data`, else the user's own.
+    #[must_use]
+    pub fn data_folder(&self) -> PathBuf {
+        self.data.clone().unwrap_or_else(default_data_folder)
+    }
+}
+
+fn default_data_folder() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(PathBuf::from);
+    std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| home().map(|h| h.join(".local/share")))
+        .unwrap_or_else(|| PathBuf::from("."))
+        .join("tierline")
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Say what works on this device and how to get what doesn't
+    Doctor,
+    /// Look into models, cut them, and keep them in a node's store
+    #[command(subcommand)]
+    Model(model::ModelVerb),
+    /// Print shell completions
+    Completions(completions::Completions),
+}
+
+/// Parses the command line, runs it, and gives its exit code.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are answers; everything else is wrong usage.
+            let code = if e.use_stderr() { Exit::Usage as u8 } else { 0 };
+            let _ = e.print();
+            return ExitCode::from(code);
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => output::report(&failure),
+    }
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    let global = &cli.global;
+    match cli.verb {
+        Verb::Doctor => doctor::doctor(global),
+        Verb::Model(verb) => model::model(global, verb),
+        Verb::Completions(c) => completions::completions(&c),
+    }
+}
+
+/// A wrong argument that clap couldn't see.
+fn usage(text: impl std::fmt::Display) -> Failure {
+    Failure::message(Exit::Usage, text)
+}

@@ -1,0 +1,219 @@
+//! `tierline model`: look into models, cut them, keep them in the store.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tierline_graph::cuts::{Cut, cuts};
+use tierline_graph::slice::slice;
+use tierline_graph::{Dim, ValueInfo};
+
+use super::{Global, args, usage};
+use crate::models::{self, Prepared};
+use crate::output::{self, Exit, ExitWith, Outcome};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum ModelVerb {
+    /// Print a model's inputs, outputs, cost and every cut
+    Inspect(Inspect),
+    /// Divide a model at cuts into models that run one after the other
+    Slice(Slice),
+}
+
+pub fn model(global: &Global, verb: ModelVerb) -> Outcome {
+    match verb {
+        ModelVerb::Inspect(args) => inspect(global, &args),
+        ModelVerb::Slice(args) => slice_model(global, &args),
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// The ONNX file
+    model: PathBuf,
+    /// Fix an input's free axes: NAME=1,3,224,224
+    #[arg(long = "shape", value_name = "NAME=DIMS")]
+    shapes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Inspection {
+    inputs: Vec<Value>,
+    outputs: Vec<Value>,
+    /// Nodes of the main graph as given.
+    nodes: usize,
+    parameters: u64,
+    macs: Option<u64>,
+    /// Nodes left after constant folding; the cuts are cuts of that graph.
+    nodes_folded: usize,
+    cuts: Vec<CutLine>,
+}
+
+#[derive(Serialize)]
+struct Value {
+    name: String,
+    dtype: Option<String>,
+    shape: Option<Vec<Dim>>,
+}
+
+#[derive(Serialize)]
+struct CutLine {
+    tensors: Vec<String>,
+    bytes: Option<u64>,
+}
+
+fn value(info: ValueInfo) -> Value {
+    Value { name: info.name, dtype: info.dtype.map(|d| d.to_string()), shape: info.shape }
+}
+
+fn shape_text(shape: Option<&Vec<Dim>>) -> String {
+    shape.map_or("any shape".into(), |s| format!("[{}]", s.iter().map(Dim::to_string).collect::<Vec<_>>().join(", ")))
+}
+
+fn inspect(global: &Global, args: &Inspect) -> Outcome {
+    let engine = models::engine(global)?;
+    let shapes = args::shapes(&args.shapes)?;
+    let given = models::load(&args.model)?;
+    let nodes = given.graph().node.len();
+    let prepared = Prepared::fold(given, &engine)?;
+    let types = prepared.types(&shapes)?;
+    let costs = tierline_graph::cost::cost(&prepared.model, &types);
+    let report = Inspection {
+        inputs: prepared.model.inputs().into_iter().map(value).collect(),
+        outputs: prepared.model.outputs().into_iter().map(value).collect(),
+        nodes,
+        parameters: tierline_graph::cost::parameters(&prepared.model),
+        macs: tierline_graph::cost::total_macs(&costs),
+        nodes_folded: prepared.model.graph().node.len(),
+        cuts: cuts(&prepared.model, &types)
+            .into_iter()
+            .map(|Cut { tensors, bytes, .. }| CutLine { tensors, bytes })
+            .collect(),
+    };
+    global.output().data(&report, |r| {
+        let mut text = String::new();
+        for (what, values) in [("input", &r.inputs), ("output", &r.outputs)] {
+            for v in values {
+                let dtype = v.dtype.as_deref().unwrap_or("not a tensor");
+                text.push_str(&format!("{what:<7} {}  {dtype} {}\n", v.name, shape_text(v.shape.as_ref())));
+            }
+        }
+        let macs = r.macs.map_or("unknown: fix the free axes with --shape".into(), output::count);
+        text.push_str(&format!(
+            "\nnodes       {} ({} after constant folding)\nparameters  {}\nmultiply-adds {macs}\ncuts        {}\n\n",
+            r.nodes,
+            r.nodes_folded,
+            output::count(r.parameters),
+            r.cuts.len()
+        ));
+        let rows: Vec<Vec<String>> = r
+            .cuts
+            .iter()
+            .enumerate()
+            .map(|(i, c)| vec![i.to_string(), c.bytes.map_or("?".into(), output::bytes), c.tensors.join(",")])
+            .collect();
+        text.push_str(&output::table(&["cut", "bytes", "tensors"], &rows));
+        text
+    })
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Slice {
+    /// The ONNX file
+    model: PathBuf,
+    /// A cut: its frontier's tensors, separated by commas (repeat for further cuts, in order)
+    #[arg(long = "at", value_name = "T1[,T2...]", required = true)]
+    at: Vec<String>,
+    /// Folder for 0.onnx, 1.onnx, ...
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Fix an input's free axes: NAME=1,3,224,224
+    #[arg(long = "shape", value_name = "NAME=DIMS")]
+    shapes: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Slices {
+    slices: Vec<SliceLine>,
+}
+
+#[derive(Serialize)]
+struct SliceLine {
+    file: String,
+    nodes: usize,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+    bytes: u64,
+}
+
+fn slice_model(global: &Global, args: &Slice) -> Outcome {
+    let engine = models::engine(global)?;
+    let prepared = Prepared::load(&args.model, &engine)?;
+    let types = prepared.types(&args::shapes(&args.shapes)?)?;
+    let at: Vec<Vec<String>> =
+        args.at.iter().map(|cut| cut.split(',').map(|t| t.trim().to_owned()).collect()).collect();
+    if at.iter().flatten().any(String::is_empty) {
+        return Err(usage("--at has an empty tensor name; write --at T1,T2")
+            .hint(format!("tierline model inspect {}", args.model.display())));
+    }
+    let slices = slice(&prepared.model, &types, &at).map_err(|e| {
+        crate::output::Failure::new(Exit::Failure, e)
+            .hint(format!("tierline model inspect {} lists every cut", args.model.display()))
+    })?;
+    std::fs::create_dir_all(&args.out)
+        .map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", args.out))
+        .exit_with(Exit::Failure)?;
+    let mut lines = Vec::new();
+    for (i, part) in slices.iter().enumerate() {
+        let file = args.out.join(format!("{i}.onnx"));
+        part.save(&file)?;
+        lines.push(SliceLine {
+            file: file.display().to_string(),
+            nodes: part.graph().node.len(),
+            inputs: part.inputs().into_iter().map(|v| v.name).collect(),
+            outputs: part.outputs().into_iter().map(|v| v.name).collect(),
+            bytes: std::fs::metadata(&file)?.len(),
+        });
+    }
+    global.output().data(&Slices { slices: lines }, |r| {
+        let rows: Vec<Vec<String>> = r
+            .slices
+            .iter()
+            .map(|s| {
+                vec![
+                    s.file.clone(),
+                    s.nodes.to_string(),
+                    output::bytes(s.bytes),
+                    s.inputs.join(","),
+                    s.outputs.join(","),
+                ]
+            })
+            .collect();
+        output::table(&["file", "nodes", "bytes", "inputs", "outputs"], &rows)
+    })
+}
+
+/// Input shapes given, or the fixed ones the model declares.
+pub fn profile_shapes(prepared: &Prepared, given: BTreeMap<String, Vec<u64>>) -> Outcome<BTreeMap<String, Vec<u64>>> {
+    let mut shapes = given;
+    for input in prepared.model.inputs() {
+        if shapes.contains_key(&input.name) {
+            continue;
+        }
+        let dims = input.shape.as_ref().and_then(|s| s.iter().map(Dim::known).collect::<Option<Vec<u64>>>());
+        match dims {
+            Some(dims) => {
+                shapes.insert(input.name, dims);
+            }
+            None => {
+                return Err(usage(format!(
+                    "input `{}` has free axes {}; say what size to plan for: --shape {}=...",
+                    input.name,
+                    shape_text(input.shape.as_ref()),
+                    input.name
+                )));
+            }
+        }
+    }
+    Ok(shapes)
+}

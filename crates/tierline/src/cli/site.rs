@@ -1,0 +1,231 @@
+//! `tierline token`, `tierline nodes`: who belongs to the site.
+
+use serde::Serialize;
+use tierline_proto::Role;
+use tierline_proto::v1::{Empty, NodeInfo, NodeRevokeRequest, TokenCreateRequest, TokenRevokeRequest};
+
+use super::{Global, client, infer::parse_time};
+use crate::output::{self, Outcome};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum TokenVerb {
+    /// Make a token that lets a device join
+    Create(TokenCreate),
+    /// List tokens that are still good
+    Ls(Target),
+    /// Take a token back
+    Rm(TokenRm),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Target {
+    /// The cloud node: https://host:port or unix:PATH
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct TokenCreate {
+    /// What the device will be
+    #[arg(long, value_enum, default_value = "end")]
+    role: RoleArg,
+    /// How long it can be used, as in `1 h`
+    #[arg(long, default_value = "1 h", value_parser = parse_time, value_name = "TIME")]
+    valid: std::time::Duration,
+    /// How many devices may join with it
+    #[arg(long, default_value = "1")]
+    uses: u32,
+    /// Fix the device's name
+    #[arg(long)]
+    name: Option<String>,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct TokenRm {
+    /// The token's id, as `token ls` prints it
+    id: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// A role on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RoleArg {
+    /// A device with the data: camera, gateway, board
+    End,
+    /// A node near the devices
+    Edge,
+    /// The top of the site
+    Cloud,
+    /// A person or tool that administers the site
+    Operator,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::End => Self::End,
+            RoleArg::Edge => Self::Edge,
+            RoleArg::Cloud => Self::Cloud,
+            RoleArg::Operator => Self::Operator,
+        }
+    }
+}
+
+fn role_name(role: i32) -> &'static str {
+    tierline_node::policy::name(Role::try_from(role).unwrap_or(Role::Unspecified))
+}
+
+#[derive(Serialize)]
+struct Token {
+    id: String,
+    role: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+    not_after_s: u64,
+    uses_left: u32,
+}
+
+#[derive(Serialize)]
+struct Tokens {
+    tokens: Vec<Token>,
+}
+
+pub fn token(global: &Global, verb: TokenVerb) -> Outcome {
+    super::block_on(async {
+        match verb {
+            TokenVerb::Create(args) => {
+                let mut node = client::connect(global, args.target.endpoint.as_deref()).await?;
+                let role = Role::from(args.role);
+                let request = TokenCreateRequest {
+                    role: role.into(),
+                    valid_s: args.valid.as_secs().max(1),
+                    uses: args.uses,
+                    name: args.name.unwrap_or_default(),
+                };
+                let reply = node.token_create(request).await.map_err(|s| client::refused(&s))?.into_inner();
+                let token = Token {
+                    id: reply.token_id,
+                    role: role_name(role.into()).into(),
+                    token: Some(reply.token),
+                    not_after_s: reply.not_after_s,
+                    uses_left: args.uses,
+                };
+                global.output().data(&token, |t| t.token.clone().unwrap_or_default())
+            }
+            TokenVerb::Ls(target) => {
+                let mut node = client::connect(global, target.endpoint.as_deref()).await?;
+                let reply = node.token_list(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
+                let tokens = reply
+                    .tokens
+                    .into_iter()
+                    .filter(|t| !t.revoked)
+                    .map(|t| Token { id: t.token_id, role: role_name(t.role).into(), token: None, not_after_s: t.not_after_s, uses_left: t.uses_left })
+                    .collect();
+                global.output().data(&Tokens { tokens }, |t| {
+                    let rows: Vec<Vec<String>> =
+                        t.tokens.iter().map(|t| vec![t.id.clone(), t.role.clone(), t.uses_left.to_string(), until(t.not_after_s)]).collect();
+                    output::table(&["id", "role", "uses left", "valid for"], &rows)
+                })
+            }
+            TokenVerb::Rm(args) => {
+                let mut node = client::connect(global, args.target.endpoint.as_deref()).await?;
+                node.token_revoke(TokenRevokeRequest { token_id: args.id.clone() }).await.map_err(|s| client::refused(&s))?;
+                global.output().say(format!("token {} can no longer be used", args.id));
+                Ok(())
+            }
+        }
+    })
+}
+
+fn until(not_after_s: u64) -> String {
+    let left = not_after_s.saturating_sub(crate::daemon::events::now_ms() / 1_000);
+    match left {
+        0 => "expired".into(),
+        s if s < 3_600 => format!("{} min", s.div_ceil(60)),
+        s if s < 172_800 => format!("{} h", s / 3_600),
+        s => format!("{} d", s / 86_400),
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Nodes {
+    #[command(subcommand)]
+    verb: Option<NodesVerb>,
+    #[command(flatten)]
+    target: Target,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum NodesVerb {
+    /// Shut a node out: its certificate is refused everywhere from now on
+    Revoke {
+        /// The node's name or id
+        node: String,
+        /// Why, for the record
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+}
+
+#[derive(Serialize)]
+struct NodeList {
+    nodes: Vec<NodeLine>,
+}
+
+#[derive(Serialize)]
+struct NodeLine {
+    id: String,
+    name: String,
+    role: String,
+    parent: String,
+    state: String,
+    last_seen_ms: u64,
+    up_bytes_per_s: f64,
+    rtt_ms: f64,
+    models: usize,
+}
+
+pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
+    super::block_on(async {
+        let mut node = client::connect(global, args.target.endpoint.as_deref()).await?;
+        if let Some(NodesVerb::Revoke { node: name, reason }) = &args.verb {
+            let request = NodeRevokeRequest { node: name.clone(), reason: reason.clone() };
+            node.node_revoke(request).await.map_err(|s| client::refused(&s))?;
+            global.output().say(format!("{name} is shut out of the site"));
+            return Ok(());
+        }
+        let reply = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
+        let names: std::collections::HashMap<String, String> =
+            reply.nodes.iter().map(|n| (n.node_id.clone(), n.node_name.clone())).collect();
+        let line = |n: NodeInfo| NodeLine {
+            parent: names.get(&n.parent_id).cloned().unwrap_or(n.parent_id),
+            role: role_name(n.role).into(),
+            up_bytes_per_s: n.link.as_ref().map_or(0.0, |l| l.up_bytes_per_s),
+            rtt_ms: n.link.as_ref().map_or(0.0, |l| l.rtt_ns as f64 / 1e6),
+            models: n.models.len(),
+            id: n.node_id,
+            name: n.node_name,
+            state: n.state,
+            last_seen_ms: n.last_seen_ms,
+        };
+        let list = NodeList { nodes: reply.nodes.into_iter().map(line).collect() };
+        global.output().data(&list, |l| {
+            let rows: Vec<Vec<String>> = l
+                .nodes
+                .iter()
+                .map(|n| {
+                    let link = if n.up_bytes_per_s > 0.0 {
+                        format!("{:.2} Mbit/s, {:.0} ms", n.up_bytes_per_s * 8.0 / 1e6, n.rtt_ms)
+                    } else {
+                        "-".into()
+                    };
+                    vec![n.name.clone(), n.role.clone(), n.parent.clone(), n.state.clone(), link, n.models.to_string()]
+                })
+                .collect();
+            output::table(&["name", "role", "parent", "state", "link up", "models"], &rows)
+        })
+    })
+}

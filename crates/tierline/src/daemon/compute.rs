@@ -1,0 +1,308 @@
+//! Runs slices on this device: one worker thread, a bounded queue, and the
+//! sessions of recent slices kept warm within a memory limit.
+//!
+//! One worker, because a session already uses every thread it was given: two
+//! at once would only take turns and make both late.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tierline_engine::{Engine, EngineError, LoadOptions, Session};
+use tierline_graph::slice::SliceError;
+use tierline_graph::{Model, Tensor};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::models::Manifest;
+
+/// Jobs waiting for the worker; a request that would wait longer is better
+/// refused at once than answered after its deadline.
+pub const JOBS_WAITING_MAX: usize = 64;
+
+/// A run of consecutive segments of a model: `from..to` counted in segments
+/// between the manifest's candidate cuts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SliceKey {
+    /// Digest of the prepared model.
+    pub digest: String,
+    /// First segment.
+    pub from: usize,
+    /// One past the last segment.
+    pub to: usize,
+}
+
+/// A model as the worker needs it.
+#[derive(Debug)]
+pub struct Program {
+    /// The prepared model.
+    pub model: Model,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Types at the profiled shapes, for slices' declared values.
+    pub types: tierline_graph::infer::Types,
+}
+
+impl Program {
+    /// Number of segments.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.manifest.cuts.len() + 1
+    }
+
+    /// Names of the tensors that enter segment `index`: the model's inputs
+    /// for the first, else the frontier before it.
+    #[must_use]
+    pub fn entering(&self, index: usize) -> Vec<String> {
+        match index {
+            0 => self.manifest.inputs.iter().map(|i| i.name.clone()).collect(),
+            i => self.manifest.cuts[i - 1].clone(),
+        }
+    }
+
+    /// The model of segments `from..to`.
+    ///
+    /// # Errors
+    /// When the cuts don't fit the model.
+    pub fn slice(&self, from: usize, to: usize) -> Result<Model, SliceError> {
+        let mut at = Vec::new();
+        if from > 0 {
+            at.push(self.manifest.cuts[from - 1].clone());
+        }
+        if to < self.segments() {
+            at.push(self.manifest.cuts[to - 1].clone());
+        }
+        if at.is_empty() {
+            return Ok(self.model.clone());
+        }
+        let mut parts = tierline_graph::slice::slice(&self.model, &self.types, &at)?;
+        Ok(parts.swap_remove(usize::from(from > 0)))
+    }
+}
+
+/// Why a slice didn't run here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ComputeError {
+    /// The engine refused or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The cut doesn't fit the model.
+    #[error(transparent)]
+    Slice(#[from] SliceError),
+    /// Too many jobs wait already.
+    #[error("{waiting} jobs wait already on this node (limit {limit}); send fewer requests or allow more time")]
+    Busy {
+        /// Jobs waiting.
+        waiting: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The session alone exceeds the memory limit.
+    #[error("segments {from}..{to} need about {needed} bytes; this node's limit for sessions is {limit}")]
+    Memory {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The segments don't exist.
+    #[error("segments {from}..{to} of a model with {segments}; the models differ between nodes")]
+    Range {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+        /// Segments there are.
+        segments: usize,
+    },
+    /// The worker ended.
+    #[error("this node is shutting down")]
+    Closed,
+}
+
+/// Tensors by name.
+pub type Named = Vec<(String, Tensor)>;
+
+/// What running a slice gave.
+#[derive(Debug)]
+pub struct Computed {
+    /// Outputs by name, in the slice's order.
+    pub outputs: Named,
+    /// Time waited for the worker.
+    pub queued: Duration,
+    /// Time computed, the slowdown factor included.
+    pub compute: Duration,
+}
+
+enum Work {
+    Run { inputs: Named, reply: oneshot::Sender<Result<Computed, ComputeError>> },
+    Warm,
+}
+
+struct Job {
+    program: Arc<Program>,
+    key: SliceKey,
+    queued: Instant,
+    work: Work,
+}
+
+/// Handle of the worker; clones share it.
+#[derive(Clone)]
+pub struct Compute {
+    jobs: mpsc::Sender<Job>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// How the worker runs.
+pub struct ComputeOptions {
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+    /// How sessions are loaded.
+    pub load: LoadOptions,
+    /// Every run takes this many times as long: 1 runs at full speed, 8
+    /// stands for a device eight times slower.
+    pub slowdown: f64,
+    /// Bytes that warm sessions may hold together.
+    pub memory_max: u64,
+}
+
+impl Compute {
+    /// Starts the worker thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(options: ComputeOptions) -> std::io::Result<Self> {
+        let (jobs, mut inbox) = mpsc::channel::<Job>(JOBS_WAITING_MAX);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&waiting);
+        std::thread::Builder::new().name("compute".into()).spawn(move || {
+            let mut sessions = Sessions { options, warm: HashMap::new(), clock: 0 };
+            while let Some(job) = inbox.blocking_recv() {
+                counter.fetch_sub(1, Ordering::Relaxed);
+                sessions.perform(job);
+            }
+        })?;
+        Ok(Self { jobs, waiting })
+    }
+
+    /// Jobs waiting for the worker.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Runs segments `key.from..key.to` on `inputs`.
+    ///
+    /// # Errors
+    /// [`ComputeError`].
+    pub async fn run(&self, program: Arc<Program>, key: SliceKey, inputs: Named) -> Result<Computed, ComputeError> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Job { program, key, queued: Instant::now(), work: Work::Run { inputs, reply } })?;
+        answer.await.map_err(|_| ComputeError::Closed)?
+    }
+
+    /// Loads the session of `key` when the worker has nothing else to do.
+    pub fn warm(&self, program: Arc<Program>, key: SliceKey) {
+        // Losing a warm-up costs a later request some milliseconds; nothing else.
+        let _ = self.submit(Job { program, key, queued: Instant::now(), work: Work::Warm });
+    }
+
+    fn submit(&self, job: Job) -> Result<(), ComputeError> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.jobs.try_send(job).map_err(|e| {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            match e {
+                mpsc::error::TrySendError::Full(_) => ComputeError::Busy { waiting: JOBS_WAITING_MAX, limit: JOBS_WAITING_MAX },
+                mpsc::error::TrySendError::Closed(_) => ComputeError::Closed,
+            }
+        })
+    }
+}
+
+struct Warm {
+    session: Box<dyn Session>,
+    bytes: u64,
+    used: u64,
+}
+
+struct Sessions {
+    options: ComputeOptions,
+    warm: HashMap<SliceKey, Warm>,
+    /// Counts uses, to evict the session that was used longest ago.
+    clock: u64,
+}
+
+impl Sessions {
+    fn perform(&mut self, job: Job) {
+        let queued = job.queued.elapsed();
+        match job.work {
+            Work::Warm => {
+                if let Err(error) = self.session(&job.program, &job.key) {
+                    tracing::debug!(%error, digest = job.key.digest, "warming a session failed");
+                }
+            }
+            Work::Run { inputs, reply } => {
+                let result = self.run(&job.program, &job.key, &inputs, queued);
+                // A caller that went away doesn't want the answer any more.
+                let _ = reply.send(result);
+            }
+        }
+    }
+
+    fn run(&mut self, program: &Program, key: &SliceKey, inputs: &Named, queued: Duration) -> Result<Computed, ComputeError> {
+        let slowdown = self.options.slowdown;
+        let session = self.session(program, key)?;
+        let started = Instant::now();
+        let given: Vec<(&str, &Tensor)> = session
+            .inputs()
+            .iter()
+            .filter_map(|want| inputs.iter().find(|(n, _)| *n == want.name).map(|(n, t)| (n.as_str(), t)))
+            .collect();
+        // Names the slice doesn't know are passed on, so that the engine
+        // names them in its error.
+        let extra = inputs.iter().filter(|(n, _)| key.from == 0 && !given.iter().any(|(g, _)| g == n));
+        let given: Vec<(&str, &Tensor)> = given.iter().copied().chain(extra.map(|(n, t)| (n.as_str(), t))).collect();
+        let tensors = session.run(&given)?;
+        let outputs = session.outputs().iter().map(|v| v.name.clone()).zip(tensors).collect();
+        if slowdown > 1.0 {
+            std::thread::sleep(started.elapsed().mul_f64(slowdown - 1.0));
+        }
+        Ok(Computed { outputs, queued, compute: started.elapsed() })
+    }
+
+    fn session(&mut self, program: &Program, key: &SliceKey) -> Result<&mut Box<dyn Session>, ComputeError> {
+        let segments = program.segments();
+        if key.from >= key.to || key.to > segments {
+            return Err(ComputeError::Range { from: key.from, to: key.to, segments });
+        }
+        self.clock += 1;
+        let now = self.clock;
+        if !self.warm.contains_key(key) {
+            let slice = program.slice(key.from, key.to)?;
+            let bytes = slice.to_bytes().map_or(0, |b| b.len() as u64);
+            let limit = self.options.memory_max;
+            if bytes > limit {
+                return Err(ComputeError::Memory { from: key.from, to: key.to, needed: bytes, limit });
+            }
+            self.make_room(limit - bytes);
+            let session = self.options.engine.load(&slice, &self.options.load)?;
+            self.warm.insert(key.clone(), Warm { session, bytes, used: now });
+        }
+        let Some(warm) = self.warm.get_mut(key) else { return Err(ComputeError::Closed) };
+        warm.used = now;
+        Ok(&mut warm.session)
+    }
+
+    /// Drops the sessions used longest ago until the rest fits in `limit`.
+    fn make_room(&mut self, limit: u64) {
+        while self.warm.values().map(|w| w.bytes).sum::<u64>() > limit {
+            let Some(oldest) = self.warm.iter().min_by_key(|(_, w)| w.used).map(|(k, _)| k.clone()) else { return };
+            self.warm.remove(&oldest);
+        }
+    }
+}

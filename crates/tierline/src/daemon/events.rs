@@ -1,0 +1,55 @@
+//! What happened on this node, for whoever watches: a bounded history and a
+//! live feed.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tierline_proto::v1::Event;
+use tokio::sync::broadcast;
+
+/// Events kept for a watcher that comes late.
+const HISTORY_MAX: usize = 256;
+
+/// Events a slow watcher may fall behind before it misses some.
+const FEED_MAX: usize = 256;
+
+/// The node's event log.
+pub struct Events {
+    history: Mutex<VecDeque<Event>>,
+    feed: broadcast::Sender<Event>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self { history: Mutex::new(VecDeque::new()), feed: broadcast::channel(FEED_MAX).0 }
+    }
+}
+
+impl Events {
+    /// Records an event of `kind` (`link`, `lease`, `plan`, `degraded`, `model`, `node`).
+    pub fn record(&self, kind: &str, text: impl Into<String>, json: &serde_json::Value) {
+        let event = Event { time_ms: now_ms(), kind: kind.to_owned(), text: text.into(), json: json.to_string() };
+        tracing::info!(kind, "{}", event.text);
+        let mut history = self.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if history.len() == HISTORY_MAX {
+            history.pop_front();
+        }
+        history.push_back(event.clone());
+        drop(history);
+        // Nobody watching is the usual case.
+        let _ = self.feed.send(event);
+    }
+
+    /// What happened so far, oldest first, and the feed of what comes.
+    pub fn watch(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let history = self.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (history.iter().cloned().collect(), self.feed.subscribe())
+    }
+}
+
+/// Milliseconds since 1970-01-01 UTC.
+#[must_use]
+pub fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,392 @@
+//! One request through this node: performs what the request machine asks
+//! (`tierline_node::request`), with real tensors, sessions and connections.
+//!
+//! Entry and relay are the same flow; they differ in where the tensors come
+//! from and who chose the route.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierline_node::request::{Action, Event, Local, Op, Outcome, Recovery, Request, Setup, Upstream};
+use tierline_node::{Peer, Span};
+use tierline_proto::Encoded;
+use tierline_proto::v1::{Boundary, Code, Degraded, Failure, Reply, Route, RunHeader, StageTiming};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::Node;
+use super::compute::{Named, Program, SliceKey};
+use super::wire;
+
+/// A request's tensors, and the segment they enter.
+pub struct Inputs {
+    /// First segment they feed.
+    pub segment: usize,
+    /// The tensors.
+    pub tensors: Named,
+    /// As they came over the wire, to be relayed without another encoding.
+    pub encoded: Option<Vec<Encoded>>,
+    /// Time spent decoding them.
+    pub decode: Duration,
+    /// Bytes received.
+    pub received: u64,
+}
+
+/// What is to be done with a request.
+pub struct Order {
+    /// 16 bytes that name it at every node it passes.
+    pub id: Vec<u8>,
+    /// The model.
+    pub program: Arc<Program>,
+    /// Boundaries from here on, nearest first.
+    pub boundaries: Vec<Boundary>,
+    /// Who runs what lies behind the first boundary.
+    pub peer: Option<Peer>,
+    /// When it must be answered.
+    pub deadline: Instant,
+    /// Relays it has passed.
+    pub hops: u32,
+    /// Trace context, passed on.
+    pub trace: String,
+    /// Whether this node may answer by itself when the next tier fails.
+    pub fallback: bool,
+    /// Codec of outputs on their way back through this node's uplink.
+    pub reply_codec: String,
+}
+
+/// A request's end.
+pub struct Answer {
+    /// Outputs, decoded; empty when failed.
+    pub outputs: Named,
+    /// Stages and how it ended.
+    pub reply: Reply,
+}
+
+/// What a run or call produced.
+enum Product {
+    Ran { outputs: Named, timing: StageTiming },
+    Called { outputs: Named, sent: u64, encode: Duration, waited: Duration, stages: Vec<StageTiming>, received: u64 },
+}
+
+/// Segment that begins behind `cut`; `None` is the model's inputs.
+#[must_use]
+pub fn segment_after(cut: Option<u32>) -> usize {
+    cut.map_or(0, |c| c as usize + 1)
+}
+
+/// Runs one request to its end.
+pub async fn answer(node: &Arc<Node>, order: Order, inputs: Inputs) -> Answer {
+    Flow::new(node, order, inputs).run().await
+}
+
+struct Flow<'n> {
+    node: &'n Arc<Node>,
+    order: Arc<Order>,
+    inputs: Arc<Inputs>,
+    /// Segment of the first boundary: where the planned local run ends.
+    split: usize,
+    /// The frontier at `split`, once computed.
+    frontier: Option<Arc<Named>>,
+    products: HashMap<Op, Product>,
+    tasks: HashMap<Op, AbortHandle>,
+    done: mpsc::UnboundedSender<(Event, Option<(Op, Product)>)>,
+    inbox: mpsc::UnboundedReceiver<(Event, Option<(Op, Product)>)>,
+    /// Stages that ran here, in order.
+    stages: Vec<StageTiming>,
+}
+
+impl<'n> Flow<'n> {
+    fn new(node: &'n Arc<Node>, order: Order, inputs: Inputs) -> Self {
+        let split = order.boundaries.first().map_or(order.program.segments(), |b| segment_after(b.cut));
+        let (done, inbox) = mpsc::unbounded_channel();
+        Self {
+            node,
+            order: Arc::new(order),
+            inputs: Arc::new(inputs),
+            split,
+            frontier: None,
+            products: HashMap::new(),
+            tasks: HashMap::new(),
+            done,
+            inbox,
+            stages: Vec::new(),
+        }
+    }
+
+    fn setup(&self) -> Result<Setup, Failure> {
+        let (first, segments) = (self.inputs.segment, self.order.program.segments());
+        if self.split < first || self.split > segments || first > segments {
+            let text = format!("a route from segment {first} to {} of {segments}; the nodes hold different models", self.split);
+            return Err(Failure::new(Code::Protocol, text).with_help("add the model again on the cloud"));
+        }
+        let predict = |from: usize, to: usize| self.node.predicted(&self.order.program, from, to);
+        let local = |from: usize, to: usize| Local { span: span(from, to), predicted: predict(from, to) };
+        let upstream = self.order.peer.filter(|_| self.split < segments).map(|peer| Upstream {
+            peer,
+            predicted: self.node.predicted_upstream(peer, &self.order.program, &self.order.boundaries),
+            back: Duration::ZERO,
+        });
+        let mut recoveries = Vec::new();
+        if self.order.fallback && upstream.is_some() {
+            // From the frontier when it is there, which costs least.
+            recoveries.push(Recovery::Here(local(self.split.max(first), segments)));
+        }
+        for other in self.node.other_parents(self.order.peer) {
+            recoveries.push(Recovery::Above(Upstream {
+                peer: other,
+                predicted: self.node.predicted_upstream(other, &self.order.program, &[]),
+                back: Duration::ZERO,
+            }));
+        }
+        // Without a next tier everything runs here.
+        let split = if upstream.is_some() { self.split } else { segments };
+        Ok(Setup {
+            node: self.node.name().to_owned(),
+            deadline: self.node.time_of(self.order.deadline),
+            local: (split > first).then(|| local(first, split)),
+            upstream,
+            patience: None,
+            recoveries,
+        })
+    }
+
+    async fn run(mut self) -> Answer {
+        let setup = match self.setup() {
+            Ok(setup) => setup,
+            Err(failure) => return self.failed(failure),
+        };
+        let mut changes = self.node.peer_changes();
+        let mut machine = Request::new(setup, self.node.parents_down());
+        let mut actions = machine.step(self.node.now(), Event::Start);
+        loop {
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    Action::Run { op, span, .. } => self.start_run(op, span),
+                    Action::Call { op, peer, remaining, whole } => self.start_call(op, peer, remaining, whole),
+                    Action::Abandon { op } => {
+                        if let Some(task) = self.tasks.remove(&op) {
+                            task.abort();
+                        }
+                    }
+                    Action::Finish(outcome) => return self.finish(outcome),
+                }
+            }
+            let wake = machine.wake().map(|t| self.node.instant_of(t));
+            let event = tokio::select! {
+                Some((event, product)) = self.inbox.recv() => {
+                    if let Some((op, product)) = product {
+                        self.keep(op, product);
+                    }
+                    event
+                }
+                Ok(change) = changes.recv() => change,
+                () = sleep_until(wake) => Event::Wake,
+            };
+            actions = machine.step(self.node.now(), event);
+        }
+    }
+
+    fn keep(&mut self, op: Op, product: Product) {
+        if let Product::Ran { outputs, timing } = &product
+            && timing.last_segment as usize == self.split
+            && self.split < self.order.program.segments()
+        {
+            self.frontier = Some(Arc::new(outputs.clone()));
+            self.stages.push(timing.clone());
+        }
+        self.products.insert(op, product);
+    }
+
+    fn start_run(&mut self, op: Op, span: Span) {
+        let (first, last) = (span.first as usize, span.last as usize);
+        let from_frontier = first != self.inputs.segment && first == self.split;
+        let tensors = match (&self.frontier, from_frontier) {
+            (Some(frontier), true) => Named::clone(frontier),
+            _ => self.inputs.tensors.clone(),
+        };
+        // Without the frontier a recovery starts from the inputs.
+        let first = if from_frontier && self.frontier.is_none() { self.inputs.segment } else { first };
+        let key = SliceKey { digest: self.order.program.manifest.digest.clone(), from: first, to: last };
+        let (compute, program, done) = (self.node.compute.clone(), Arc::clone(&self.order.program), self.done.clone());
+        let (name, role, inputs) = (self.node.name().to_owned(), self.node.role().into(), Arc::clone(&self.inputs));
+        let task = tokio::spawn(async move {
+            let message = match compute.run(program, key, tensors).await {
+                Ok(computed) => {
+                    let at_entry = first == inputs.segment;
+                    let timing = StageTiming {
+                        node: name,
+                        role,
+                        first_segment: first as u32,
+                        last_segment: last as u32,
+                        queue_ns: ns(computed.queued),
+                        decode_ns: if at_entry { ns(inputs.decode) } else { 0 },
+                        compute_ns: ns(computed.compute),
+                        received_bytes: if at_entry { inputs.received } else { 0 },
+                        ..StageTiming::default()
+                    };
+                    (Event::RunDone { op, result: Ok(()) }, Some((op, Product::Ran { outputs: computed.outputs, timing })))
+                }
+                Err(e) => (Event::RunDone { op, result: Err(wire::compute_failure(&e).at(&name)) }, None),
+            };
+            let _ = done.send(message);
+        });
+        self.tasks.insert(op, task.abort_handle());
+    }
+
+    fn start_call(&mut self, op: Op, peer: Peer, remaining: Duration, whole: bool) {
+        let (node, order, inputs) = (Arc::clone(self.node), Arc::clone(&self.order), Arc::clone(&self.inputs));
+        let (frontier, done, split) = (self.frontier.clone(), self.done.clone(), self.split);
+        let task = tokio::spawn(async move {
+            let result = call(&node, &order, &inputs, frontier, Call { peer, remaining, whole, split }).await;
+            let message = match result {
+                Ok((product, degraded)) => (Event::CallDone { op, result: Ok(degraded) }, Some((op, product))),
+                Err(failure) => (Event::CallDone { op, result: Err(failure) }, None),
+            };
+            let _ = done.send(message);
+        });
+        self.tasks.insert(op, task.abort_handle());
+    }
+
+    fn finish(mut self, outcome: Outcome) -> Answer {
+        for (_, task) in self.tasks.drain() {
+            task.abort();
+        }
+        let (op, degraded) = match outcome {
+            Outcome::Failed(failure) => return self.failed(failure),
+            Outcome::Answer { op, degraded } => (op, degraded),
+        };
+        if let Some(degraded) = &degraded {
+            self.node.count_degraded(degraded);
+        }
+        let mut stages = std::mem::take(&mut self.stages);
+        let outputs = match self.products.remove(&op) {
+            None => return self.failed(Failure::new(Code::Internal, "the answer was lost on its way")),
+            Some(Product::Ran { outputs, timing }) => {
+                stages.push(timing);
+                outputs
+            }
+            Some(Product::Called { outputs, sent, encode, waited, stages: above, received }) => {
+                if stages.is_empty() {
+                    // Nothing ran here: the stage is the relaying itself.
+                    let at = self.inputs.segment as u32;
+                    stages.push(StageTiming {
+                        node: self.node.name().to_owned(),
+                        role: self.node.role().into(),
+                        first_segment: at,
+                        last_segment: at,
+                        decode_ns: ns(self.inputs.decode),
+                        received_bytes: self.inputs.received,
+                        ..StageTiming::default()
+                    });
+                }
+                if let Some(own) = stages.last_mut() {
+                    (own.sent_bytes, own.encode_ns, own.upstream_ns) = (sent, ns(encode), ns(waited));
+                }
+                let _ = received;
+                stages.extend(above);
+                outputs
+            }
+        };
+        Answer {
+            outputs,
+            reply: Reply { request: self.order.id.clone().into(), failure: None, degraded, stages, tensors: Vec::new() },
+        }
+    }
+
+    fn failed(&self, failure: Failure) -> Answer {
+        let failure = failure.at(self.node.name());
+        Answer {
+            outputs: Vec::new(),
+            reply: Reply {
+                request: self.order.id.clone().into(),
+                failure: Some(failure),
+                degraded: None,
+                stages: self.stages.clone(),
+                tensors: Vec::new(),
+            },
+        }
+    }
+}
+
+struct Call {
+    peer: Peer,
+    remaining: Duration,
+    whole: bool,
+    split: usize,
+}
+
+/// Hands a request to a parent and waits for its answer.
+async fn call(
+    node: &Arc<Node>,
+    order: &Order,
+    inputs: &Inputs,
+    frontier: Option<Arc<Named>>,
+    call: Call,
+) -> Result<(Product, Option<Degraded>), Failure> {
+    let Call { peer, remaining, whole, split } = call;
+    let uplink = node.uplink(peer)?;
+    let first = order.boundaries.first().filter(|_| !whole);
+    let codec_of = |name: &str| {
+        first.and_then(|b| b.tensors.iter().find(|t| t.name == name)).map_or(wire::raw().name(), |t| t.codec.as_str())
+    };
+    let at_inputs = whole || split == inputs.segment;
+    let (tensors, encode) = match (&inputs.encoded, &frontier) {
+        // Relayed as they came: decoding and encoding again would only cost.
+        (Some(encoded), _) if at_inputs => (encoded.clone(), Duration::ZERO),
+        (_, Some(frontier)) if !at_inputs => encode_blocking(Arc::clone(frontier), codec_of).await?,
+        _ => encode_blocking(Arc::new(inputs.tensors.clone()), codec_of).await?,
+    };
+    let segment = if at_inputs { inputs.segment } else { split };
+    let header = RunHeader {
+        request: order.id.clone().into(),
+        model: node.digest_bytes(&order.program.manifest.digest)?,
+        route: Some(Route {
+            from: segment.checked_sub(1).map(|c| c as u32),
+            boundaries: if whole { Vec::new() } else { order.boundaries.iter().skip(1).cloned().collect() },
+            reply_codec: order.reply_codec.clone(),
+        }),
+        remaining_us: u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX),
+        hops: order.hops + 1,
+        trace: order.trace.clone(),
+        tensors: tierline_proto::frame::declare(&tensors),
+        // We hold the frontier, so recovering here costs no second transfer.
+        no_fallback: false,
+    };
+    let sent = wire::total(&tensors);
+    let started = Instant::now();
+    let (reply, encoded) = uplink.run(header, tensors).await?;
+    let waited = started.elapsed();
+    let received = wire::total(&encoded);
+    uplink.observe_transfer(node, sent, received, waited, &reply.stages);
+    if let Some(failure) = reply.failure.filter(|f| f.code() != Code::Ok) {
+        return Err(failure);
+    }
+    let (outputs, _) = wire::unpack(encoded)?;
+    Ok((Product::Called { outputs, sent, encode, waited, stages: reply.stages, received }, reply.degraded))
+}
+
+async fn encode_blocking<'a>(
+    tensors: Arc<Named>,
+    codec_of: impl Fn(&str) -> &'a str,
+) -> Result<(Vec<Encoded>, Duration), Failure> {
+    let packed = tokio::task::block_in_place(|| wire::pack(&tensors, codec_of))?;
+    Ok((packed.tensors, packed.time))
+}
+
+fn span(from: usize, to: usize) -> Span {
+    Span { first: from as u32, last: to as u32 }
+}
+
+/// Nanoseconds, saturating.
+#[must_use]
+pub fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,430 @@
+//! The daemon: one node of a site, as the Tokio shell around the machines of
+//! `tierline-node`.
+//!
+//! The machines decide; this shell performs: it holds the connections
+//! ([`uplink`], [`services`]), the sessions ([`compute`]), the artefacts
+//! ([`artefacts`]) and the plans ([`planner`]). Start at [`run`], then
+//! [`flow`], the path of a request.
+
+pub mod artefacts;
+pub mod authority;
+pub mod catalogue;
+pub mod compute;
+pub mod events;
+pub mod flow;
+pub mod metrics;
+mod models;
+pub mod planner;
+pub mod services;
+mod start;
+pub mod transport;
+pub mod uplink;
+pub mod wire;
+
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tierline_node::lease::Lost;
+use tierline_node::request::Event as RequestEvent;
+use tierline_node::{Peer, Time};
+use tierline_proto::v1::{
+    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, LoadReport, NodeInfo, NodeStatus, Revocations, ReverseReply, ReverseRequest,
+    UpstreamPath, UpstreamTier, child_message, parent_message, reverse_reply,
+};
+use tierline_proto::{Digest, Role};
+use tokio::sync::{broadcast, watch};
+
+use crate::config::NodeConfig;
+use crate::identity::Identity;
+
+use self::catalogue::Catalogue;
+use self::compute::Compute;
+use self::events::Events;
+use self::services::control::Children;
+use self::uplink::Uplink;
+
+pub use self::start::run;
+
+/// Changes of parents that requests in flight hear of.
+const PEER_CHANGES_MAX: usize = 64;
+
+/// One node, shared by everything that runs on it.
+pub struct Node {
+    config: NodeConfig,
+    identity: RwLock<Arc<Identity>>,
+    id: String,
+    role: Role,
+    engine: Arc<dyn tierline_engine::Engine>,
+    origin: Instant,
+    /// Changes with every start.
+    pub incarnation: u64,
+    /// Slices run here.
+    pub compute: Compute,
+    /// Models by name.
+    pub catalogue: Catalogue,
+    /// What happened.
+    pub events: Events,
+    /// Nodes below.
+    pub children: Children,
+    /// Numbers for Prometheus.
+    pub metrics: metrics::Metrics,
+    artefacts: artefacts::Artefacts,
+    planner: planner::Planner,
+    authority: Option<authority::Authority>,
+    uplinks: Vec<Arc<Uplink>>,
+    changes: broadcast::Sender<RequestEvent>,
+    revocations: Mutex<Revocations>,
+    draining: watch::Sender<bool>,
+    /// Itself, for tasks it starts.
+    this: std::sync::Weak<Node>,
+}
+
+impl Node {
+    /// Its name, for people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Its identity, from its certificate.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its role, from its certificate.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Key, certificate and CA.
+    #[must_use]
+    pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.identity.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The machines' time.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        self.time_of(Instant::now())
+    }
+
+    /// A moment as the machines count it.
+    #[must_use]
+    pub fn time_of(&self, at: Instant) -> Time {
+        Time::ZERO + at.saturating_duration_since(self.origin)
+    }
+
+    /// The moment of a machine's time.
+    #[must_use]
+    pub fn instant_of(&self, time: Time) -> Instant {
+        // Machines use far times for "never"; a day is as good.
+        self.origin + time.since(Time::ZERO).min(self.origin.elapsed() + Duration::from_secs(86_400))
+    }
+
+    fn shared(&self) -> Option<Arc<Node>> {
+        self.this.upgrade()
+    }
+
+    // ---- parents
+
+    /// The parent at `peer`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn uplink(&self, peer: Peer) -> Result<Arc<Uplink>, Failure> {
+        self.uplinks
+            .get(peer.0 as usize)
+            .cloned()
+            .ok_or_else(|| Failure::new(Code::Unreachable, format!("{} has no parent number {}", self.name(), peer.0)))
+    }
+
+    /// Parents, in order of preference.
+    #[must_use]
+    pub fn uplinks(&self) -> &[Arc<Uplink>] {
+        &self.uplinks
+    }
+
+    /// The preferred parent that is up, else the first.
+    #[must_use]
+    pub fn first_parent(&self) -> Option<Peer> {
+        self.uplinks.iter().find(|u| u.is_up()).or(self.uplinks.first()).map(|u| u.peer)
+    }
+
+    /// A connection to the preferred parent.
+    ///
+    /// # Errors
+    /// When none is up.
+    pub fn first_connection(&self) -> Result<transport::Pair, Failure> {
+        let peer = self.first_parent().ok_or_else(|| Failure::new(Code::Unreachable, "this node has no parent"))?;
+        self.uplink(peer)?.connections()
+    }
+
+    /// Parents other than the planned one, for recoveries.
+    #[must_use]
+    pub fn other_parents(&self, planned: Option<Peer>) -> Vec<Peer> {
+        self.uplinks.iter().map(|u| u.peer).filter(|p| planned.is_some() && Some(*p) != planned).collect()
+    }
+
+    /// Parents whose lease is lost, and why.
+    #[must_use]
+    pub fn parents_down(&self) -> Vec<(Peer, String)> {
+        self.uplinks.iter().filter(|u| !u.is_up()).map(|u| (u.peer, u.reason())).collect()
+    }
+
+    /// What happens to parents from now on.
+    #[must_use]
+    pub fn peer_changes(&self) -> broadcast::Receiver<RequestEvent> {
+        self.changes.subscribe()
+    }
+
+    /// A lease is held.
+    pub fn peer_up(self: &Arc<Self>, uplink: &Arc<Uplink>) {
+        let _ = self.changes.send(RequestEvent::PeerUp { peer: uplink.peer });
+        self.artefacts.source_up(self, uplink.peer);
+        self.events.record("lease", format!("connected to {}", uplink.name()), &serde_json::json!({ "parent": uplink.name(), "up": true }));
+        self.report(uplink);
+        self.replan();
+    }
+
+    /// A lease is lost.
+    pub fn peer_down(self: &Arc<Self>, peer: Peer, name: &str, failure: &Failure) {
+        let reason = format!("the lease with {name} is lost: {failure}");
+        let _ = self.changes.send(RequestEvent::PeerDown { peer, reason });
+        self.artefacts.source_down(self, peer);
+        self.events.record("lease", format!("lost {name}: {failure}"), &serde_json::json!({ "parent": name, "up": false }));
+        self.replan();
+        self.tell_children_path();
+    }
+
+    /// The estimate of a link moved.
+    pub fn link_moved(self: &Arc<Self>, uplink: &Arc<Uplink>, estimate: &tierline_node::estimate::Estimate) {
+        if estimate.changed {
+            let up = estimate.up.map_or("unknown".into(), |b| format!("{:.2} Mbit/s", b * 8.0 / 1e6));
+            let text = format!("link to {}: {up} up, round trip {:.0} ms", uplink.name(), estimate.rtt.map_or(0.0, |r| r.as_secs_f64() * 1e3));
+            let json = serde_json::json!({ "parent": uplink.name(), "up_bytes_per_s": estimate.up, "rtt_ns": estimate.rtt.map(flow::ns) });
+            self.events.record("link", text, &json);
+        }
+        self.planner.conditions(self, estimate.changed);
+        if estimate.changed {
+            self.tell_children_path();
+        }
+    }
+
+    /// Tells a parent what this node holds and who is below it.
+    fn report(self: &Arc<Self>, uplink: &Arc<Uplink>) {
+        uplink.tell(child_message::Body::Offers(self.planner.offers(self)));
+        uplink.tell(child_message::Body::Load(self.load()));
+        uplink.tell(child_message::Body::Subtree(tierline_proto::v1::Subtree { nodes: self.children.list(&self.id) }));
+    }
+
+    /// Reports to every parent.
+    pub fn report_up(self: &Arc<Self>) {
+        for uplink in &self.uplinks {
+            self.report(uplink);
+        }
+    }
+
+    /// A parent calls this node.
+    pub fn reverse(self: &Arc<Self>, uplink: &Arc<Uplink>, request: ReverseRequest) {
+        use tierline_proto::v1::reverse_request::Body;
+        let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
+        tokio::spawn(async move {
+            let call = request.call;
+            let body = match request.body {
+                Some(Body::Status(_)) => reverse_reply::Body::Status(node.status().await),
+                Some(Body::Drain(drain)) => {
+                    node.drain(&drain);
+                    reverse_reply::Body::Done(tierline_proto::v1::Empty {})
+                }
+                _ => reverse_reply::Body::Failure(Failure::new(Code::Protocol, "this node does not know that call")),
+            };
+            uplink.tell(child_message::Body::Reply(ReverseReply { call, body: Some(body) }));
+        });
+    }
+
+    // ---- children
+
+    /// A child's session opened.
+    pub fn child_up(self: &Arc<Self>, peer: &crate::identity::Peer) {
+        self.events.record("node", format!("{} joined", peer.name), &serde_json::json!({ "node": peer.name, "up": true }));
+        self.report_up();
+    }
+
+    /// A child's lease ended.
+    pub fn child_down(&self, id: &str, why: Lost) {
+        self.events.record("node", format!("{id} is gone: {why:?}"), &serde_json::json!({ "node": id, "up": false }));
+        if let Some(node) = self.shared() {
+            node.report_up();
+        }
+    }
+
+    /// The tiers from here up, as children plan with them.
+    #[must_use]
+    pub fn path_for_children(self: &Arc<Self>) -> UpstreamPath {
+        let above = self.first_parent().and_then(|p| self.uplink(p).ok());
+        let above_path = above.as_ref().filter(|u| u.is_up()).and_then(|u| u.path());
+        let own = UpstreamTier {
+            node_id: self.id.clone(),
+            node_name: self.name().to_owned(),
+            role: self.role.into(),
+            models: self.planner.offers(self).models,
+            link_above: above.as_ref().map(|u| u.estimate(self.now())),
+            load: Some(self.load()),
+            reachable: above.as_ref().is_none_or(|u| u.is_up()),
+        };
+        let tiers = std::iter::once(own).chain(above_path.into_iter().flat_map(|p| p.tiers)).collect();
+        UpstreamPath { sequence: events::now_ms(), tiers }
+    }
+
+    /// Sends every child the path.
+    pub fn tell_children_path(self: &Arc<Self>) {
+        self.children.tell_all(&parent_message::Body::Path(self.path_for_children()));
+    }
+
+    /// Sends every child the catalogue.
+    pub fn tell_children_catalogue(&self) {
+        self.children.tell_all(&parent_message::Body::Catalogue(self.catalogue.message()));
+    }
+
+    /// A child says which sessions its likely plans need above.
+    pub fn warm_hints(self: &Arc<Self>, hints: &tierline_proto::v1::WarmHints) {
+        self.planner.warm_hints(self, hints);
+    }
+
+    // ---- plans
+
+    /// Conditions or plans may have changed.
+    pub fn replan(self: &Arc<Self>) {
+        self.planner.replan(self);
+    }
+
+    // ---- revocation
+
+    /// Refuses a certificate that is on the list.
+    ///
+    /// # Errors
+    /// [`Code::Unauthenticated`] when it is revoked.
+    pub fn check_revoked(&self, peer: &crate::identity::Peer) -> Result<(), Failure> {
+        let list = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        let revoked = list.revoked.iter().any(|r| r.node_id == peer.id || (!r.serial.is_empty() && r.serial == peer.serial));
+        if revoked {
+            let text = format!("the certificate of {} is revoked", peer.name);
+            return Err(Failure::new(Code::Unauthenticated, text).with_help("join again with a new token"));
+        }
+        Ok(())
+    }
+
+    /// The list as this node has it.
+    #[must_use]
+    pub fn revocations(&self) -> Revocations {
+        self.revocations.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A newer list came from above.
+    pub fn hear_revocations(self: &Arc<Self>, list: &Revocations) {
+        {
+            let mut own = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
+            if list.sequence <= own.sequence {
+                return;
+            }
+            *own = list.clone();
+        }
+        for revoked in &list.revoked {
+            self.children.revoke(self, &revoked.node_id);
+        }
+        self.children.tell_all(&parent_message::Body::Revocations(list.clone()));
+    }
+
+    // ---- catalogue
+
+    /// A parent says which models there are.
+    pub fn hear_catalogue(self: &Arc<Self>, uplink: &Arc<Uplink>, message: CatalogueMessage) {
+        let _ = uplink;
+        let node = Arc::clone(self);
+        tokio::spawn(async move { models::adopt(&node, message).await });
+    }
+
+    // ---- state
+
+    /// How busy it is.
+    #[must_use]
+    pub fn load(&self) -> LoadReport {
+        LoadReport { queued: u32::try_from(self.compute.waiting()).unwrap_or(u32::MAX), ..LoadReport::default() }
+    }
+
+    /// Everything `tierline nodes` says of this node.
+    pub async fn status(self: &Arc<Self>) -> NodeStatus {
+        NodeStatus {
+            node_id: self.id.clone(),
+            node_name: self.name().to_owned(),
+            role: self.role.into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            protocol: tierline_proto::Versions::OURS.max,
+            engine: self.engine.name().to_owned(),
+            engine_version: self.engine.version(),
+            uptime_ms: u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            load: Some(self.load()),
+            parents: self.uplinks.iter().map(|u| u.status(self.now())).collect(),
+            children: self.children.list(&self.id),
+            sessions: Vec::new(),
+            store_bytes: self.artefacts.bytes().await,
+            certificate_not_after_s: self.identity().not_after_s(),
+            draining: *self.draining.borrow(),
+        }
+    }
+
+    /// This node and everything below it.
+    #[must_use]
+    pub fn nodes(self: &Arc<Self>) -> Vec<NodeInfo> {
+        let own = NodeInfo {
+            node_id: self.id.clone(),
+            node_name: self.name().to_owned(),
+            role: self.role.into(),
+            parent_id: String::new(),
+            state: "connected".to_owned(),
+            last_seen_ms: events::now_ms(),
+            link: self.uplinks.first().map(|u| u.estimate(self.now())),
+            load: Some(self.load()),
+            models: self.planner.offers(self).models,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        std::iter::once(own).chain(self.children.list(&self.id)).collect()
+    }
+
+    /// The signing part, on the cloud.
+    #[must_use]
+    pub fn authority(&self) -> Option<&authority::Authority> {
+        self.authority.as_ref()
+    }
+
+    /// The signing part, or why it isn't here.
+    ///
+    /// # Errors
+    /// On nodes that don't hold the CA.
+    pub fn the_authority(&self) -> Result<&authority::Authority, Failure> {
+        self.authority.as_ref().ok_or_else(|| {
+            Failure::new(Code::Forbidden, format!("{} does not hold the site's CA", self.name())).with_help("ask the cloud node")
+        })
+    }
+
+    /// Ends the node once running requests are done.
+    pub fn drain(self: &Arc<Self>, request: &DrainRequest) {
+        self.children.drain(self);
+        let node = Arc::clone(self);
+        let grace = Duration::from_millis(request.grace_ms.into());
+        tokio::spawn(async move {
+            tokio::time::sleep(grace).await;
+            let _ = node.draining.send(true);
+        });
+    }
+
+    /// A model's digest as a message field.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn digest_bytes(&self, digest: &str) -> Result<bytes::Bytes, Failure> {
+        digest.parse::<Digest>().map(Digest::to_bytes).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))
+    }
+}

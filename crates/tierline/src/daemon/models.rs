@@ -1,0 +1,308 @@
+//! Models on this node: added, adopted from the catalogue above, fetched,
+//! profiled, removed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tierline_engine::profiler::{ProfileOptions, profile};
+use tierline_graph::profile::ModelProfile;
+use tierline_graph::{DataType, Elements, Tensor};
+use tierline_proto::Digest;
+use tierline_proto::v1::{Catalogue as CatalogueMessage, Code, Failure, ModelAddHeader, ModelEntry};
+
+use super::Node;
+use super::catalogue::{Entry, unknown_model};
+use super::compute::Program;
+use crate::models::{Manifest, Prepared};
+
+/// Time the profiler may spend on one model: enough for a stable median on a
+/// slow board, short enough to answer while the user waits.
+const PROFILE_TIME: Duration = Duration::from_secs(6);
+
+impl Node {
+    /// Takes in a model: checks, folds, stores and names it.
+    ///
+    /// # Errors
+    /// When the name is taken, the files are no valid model, or the disk is full.
+    pub async fn add_model(self: &Arc<Self>, header: ModelAddHeader, bytes: Vec<u8>) -> Result<Entry, Failure> {
+        if !self.uplinks.is_empty() {
+            let text = format!("{} takes its models from {}", self.name(), self.uplinks[0].name());
+            return Err(Failure::new(Code::Forbidden, text).with_help("add the model on the cloud node; every node below gets it from there"));
+        }
+        if let Some(existing) = self.catalogue.get(&header.name)
+            && !header.replace
+            && existing.manifest.source_digest != crate::models::digest(&bytes[..first_length(&header)])
+        {
+            let text = format!("`{}` already names another model", header.name);
+            return Err(Failure::new(Code::AlreadyExists, text).with_help("add --replace, or choose another name"));
+        }
+        let mut files = split_files(&header, Bytes::from(bytes))?;
+        let source = files.remove("model.onnx").ok_or_else(|| Failure::new(Code::Protocol, "the first file must be model.onnx"))?;
+        let engine = Arc::clone(&self.engine);
+        let shapes: BTreeMap<String, Vec<u64>> = header.shapes.iter().map(|s| (s.name.clone(), s.shape.clone())).collect();
+        let name = header.name.clone();
+        let samples: BTreeMap<String, Bytes> =
+            files.into_iter().filter_map(|(n, b)| Some((n.strip_prefix("sample/")?.to_owned(), b))).collect();
+        let sample_shapes = sample_shapes(&samples)?;
+        let (prepared, mut manifest) = tokio::task::spawn_blocking(move || {
+            let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
+            let source_digest = crate::models::digest(&source);
+            let model = tierline_graph::Model::parse(source).map_err(|e| invalid(&e))?;
+            let prepared = Prepared::fold(model, &engine).map_err(|e| invalid(&e.error))?;
+            let given = sample_shapes.into_iter().chain(shapes).collect();
+            let shapes = crate::cli::profile_shapes(&prepared, given)
+                .map_err(|e| invalid(&e.error).with_help("fix the free axes with --shape, or give a --sample"))?;
+            let manifest = prepared.manifest(&name, source_digest, shapes).map_err(|e| invalid(&e.error))?;
+            Ok::<_, Failure>((prepared, manifest))
+        })
+        .await
+        .map_err(|e| Failure::new(Code::Internal, format!("preparing the model failed: {e}")))??;
+        self.artefacts.put(prepared.bytes.clone()).await?;
+        for (input, npy) in samples {
+            let digest = self.artefacts.put(npy).await?;
+            manifest.sample.insert(input, digest.to_string());
+        }
+        let entry = self.adopt_manifest(manifest).await?;
+        self.catalogue.load(&entry, prepared.bytes)?;
+        self.tell_children_catalogue();
+        self.profile_later(entry.clone());
+        Ok(entry)
+    }
+
+    /// Stores a manifest and points its name at it.
+    async fn adopt_manifest(self: &Arc<Self>, manifest: Manifest) -> Result<Entry, Failure> {
+        let json = serde_json::to_vec(&manifest).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+        let digest = self.artefacts.put(Bytes::from(json)).await?;
+        let entry = Entry::new(manifest, digest)?;
+        self.artefacts.name(&entry.manifest.name, digest).await?;
+        if self.catalogue.insert(entry.clone()) {
+            let text = format!("model {} is {}", entry.manifest.name, entry.model.short());
+            self.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name, "digest": entry.manifest.digest }));
+        }
+        Ok(entry)
+    }
+
+    /// Forgets a name, here and below.
+    ///
+    /// # Errors
+    /// When it is unknown, or the catalogue is kept above.
+    pub fn remove_model(self: &Arc<Self>, name: &str) -> Result<(), Failure> {
+        if !self.uplinks.is_empty() {
+            return Err(Failure::new(Code::Forbidden, "the catalogue is kept on the cloud").with_help("remove the model there"));
+        }
+        let known = self.catalogue.list();
+        let entry = self.catalogue.get(name).ok_or_else(|| unknown_model(name, &known))?;
+        self.catalogue.remove(&entry.manifest.name);
+        self.artefacts.unname(&entry.manifest.name)?;
+        self.planner.gone(self, entry.model);
+        self.tell_children_catalogue();
+        Ok(())
+    }
+
+    /// The program of an entry, fetched from above when it isn't here.
+    ///
+    /// # Errors
+    /// When it can't be fetched or is damaged.
+    pub async fn program(self: &Arc<Self>, entry: &Entry) -> Result<Arc<Program>, Failure> {
+        if let Some(program) = self.catalogue.program(entry.model) {
+            return Ok(program);
+        }
+        self.ensure_artefact(entry.model).await?;
+        let bytes = self.artefacts.get(entry.model).await?;
+        let (node, entry) = (Arc::clone(self), entry.clone());
+        tokio::task::spawn_blocking(move || node.catalogue.load(&entry, bytes))
+            .await
+            .map_err(|e| Failure::new(Code::Internal, format!("loading the model failed: {e}")))?
+    }
+
+    /// Profiles a model in the background, then plans with it.
+    pub fn profile_later(self: &Arc<Self>, entry: Entry) {
+        let node = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(failure) = node.profile_model(&entry).await {
+                let text = format!("{} could not be profiled: {failure}", entry.manifest.name);
+                node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+            }
+        });
+    }
+
+    /// Measures a model on this device, keeps and reports the profile.
+    ///
+    /// # Errors
+    /// When the model can't be had or run here.
+    pub async fn profile_model(self: &Arc<Self>, entry: &Entry) -> Result<(Digest, Arc<ModelProfile>), Failure> {
+        let program = self.program(entry).await?;
+        let inputs = self.sample_inputs(&entry.manifest).await?;
+        let (engine, load, slowdown) = (Arc::clone(&self.engine), self.config.load_options(), self.config.slowdown);
+        let measured = tokio::task::spawn_blocking(move || {
+            let cuts = program.manifest.candidate_cuts(&program.types);
+            let options = ProfileOptions { load, budget: PROFILE_TIME, ..ProfileOptions::default() };
+            let mut probe = super::planner::CodecMeter::default();
+            profile(&engine, &program.model, &program.types, &cuts, &inputs, &options, &mut probe)
+        })
+        .await
+        .map_err(|e| Failure::new(Code::Internal, format!("profiling failed: {e}")))?;
+        let mut profile = measured.map_err(|e| Failure::new(Code::Engine, e.to_string()))?;
+        profile.model.clone_from(&entry.manifest.digest);
+        if slowdown > 1.0 {
+            profile = slowed(profile, slowdown);
+        }
+        let json = serde_json::to_vec(&profile).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+        let digest = self.artefacts.put(Bytes::from(json)).await?;
+        self.artefacts.keep_profile(entry.model, digest).await?;
+        self.catalogue.set_profile(entry.model, profile);
+        self.planner.profiled(entry.model, digest);
+        let profile = self.catalogue.profile(entry.model).ok_or_else(|| Failure::new(Code::Internal, "the profile was lost"))?;
+        let text = format!("profiled {}: {:.1} ms whole", entry.manifest.name, profile.whole_ns as f64 / 1e6);
+        self.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name, "whole_ns": profile.whole_ns }));
+        self.report_up();
+        self.tell_children_path();
+        self.replan();
+        Ok((digest, profile))
+    }
+
+    /// The manifest's sample inputs, or noise of the profiled shapes.
+    async fn sample_inputs(self: &Arc<Self>, manifest: &Manifest) -> Result<Vec<(String, Tensor)>, Failure> {
+        let mut inputs = Vec::new();
+        for input in &manifest.inputs {
+            let tensor = match manifest.sample.get(&input.name) {
+                Some(digest) => {
+                    let digest = digest.parse().map_err(|e| Failure::new(Code::Corrupt, format!("{e}")))?;
+                    self.ensure_artefact(digest).await?;
+                    let npy = self.artefacts.get(digest).await?;
+                    tierline_codec::npy::read(&npy).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))?
+                }
+                None => {
+                    let shape = manifest.input_shapes.get(&input.name).cloned().unwrap_or_default();
+                    synthetic(input.dtype.unwrap_or(DataType::F32), &shape)?
+                }
+            };
+            inputs.push((input.name.clone(), tensor));
+        }
+        Ok(inputs)
+    }
+}
+
+/// A tensor of seeded noise for profiling: floats in -1..1, small integers.
+///
+/// # Errors
+/// When the shape exceeds memory or the type has no noise.
+pub fn synthetic(dtype: DataType, shape: &[u64]) -> Result<Tensor, Failure> {
+    let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+    let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
+    let len = tierline_graph::tensor::element_count(&shape).map_err(|e| invalid(&e))?;
+    let mut rng = fastrand::Rng::with_seed(7);
+    let elements = match dtype {
+        DataType::F32 => Elements::F32((0..len).map(|_| rng.f32() * 2.0 - 1.0).collect()),
+        DataType::F64 => Elements::F64((0..len).map(|_| rng.f64() * 2.0 - 1.0).collect()),
+        DataType::F16 => Elements::F16((0..len).map(|_| half::f16::from_f32(rng.f32() * 2.0 - 1.0)).collect()),
+        // Ones are valid token ids, masks and lengths alike.
+        DataType::I64 => Elements::I64(vec![1; len]),
+        DataType::I32 => Elements::I32(vec![1; len]),
+        DataType::Bool => Elements::Bool(vec![1; len]),
+        DataType::U8 => Elements::U8((0..len).map(|_| rng.u8(..)).collect()),
+        DataType::I8 => Elements::I8((0..len).map(|_| rng.i8(..)).collect()),
+        other => return Err(invalid(&format!("no sample can be made up for {other} inputs")).with_help("give one with --sample")),
+    };
+    Tensor::new(shape, elements).map_err(|e| invalid(&e))
+}
+
+/// The profile of this device slowed by a stated factor.
+fn slowed(profile: ModelProfile, factor: f64) -> ModelProfile {
+    let model = profile.model.clone();
+    let device = tierline_graph::profile::DeviceProfile {
+        device: String::new(),
+        engine: String::new(),
+        threads: 0,
+        scale: 1.0,
+        models: BTreeMap::from([(model.clone(), profile.clone())]),
+    };
+    let mut slow = device.scaled("", factor).models.remove(&model).unwrap_or_else(|| profile.clone());
+    // The slowdown stretches what the engine computes; codecs run at full speed.
+    for (to, from) in slow.cuts.iter_mut().chain([&mut slow.input]).zip(profile.cuts.iter().chain([&profile.input])) {
+        to.clone_from(from);
+    }
+    slow
+}
+
+/// Takes over what the parent's catalogue says.
+pub async fn adopt(node: &Arc<Node>, message: CatalogueMessage) {
+    let mut changed = false;
+    if message.full {
+        let named: Vec<&str> = message.models.iter().map(|m| m.name.as_str()).collect();
+        for entry in node.catalogue.list() {
+            if !named.contains(&entry.manifest.name.as_str()) {
+                changed |= forget(node, &entry);
+            }
+        }
+    }
+    for name in &message.removed {
+        if let Some(entry) = node.catalogue.get(name) {
+            changed |= forget(node, &entry);
+        }
+    }
+    for model in message.models {
+        match adopt_one(node, &model).await {
+            Ok(Some(entry)) => {
+                changed = true;
+                if node.catalogue.profile(entry.model).is_none() {
+                    node.profile_later(entry);
+                }
+            }
+            Ok(None) => {}
+            Err(failure) => {
+                let text = format!("model {} could not be taken over: {failure}", model.name);
+                node.events.record("model", text, &serde_json::json!({ "name": model.name }));
+            }
+        }
+    }
+    if changed {
+        node.tell_children_catalogue();
+        node.report_up();
+    }
+}
+
+fn forget(node: &Arc<Node>, entry: &Entry) -> bool {
+    node.planner.gone(node, entry.model);
+    let _ = node.artefacts.unname(&entry.manifest.name);
+    node.catalogue.remove(&entry.manifest.name)
+}
+
+async fn adopt_one(node: &Arc<Node>, model: &ModelEntry) -> Result<Option<Entry>, Failure> {
+    let digest = Digest::try_from(&model.manifest).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
+    if node.catalogue.get(&model.name).is_some_and(|e| e.manifest_digest == digest) {
+        return Ok(None);
+    }
+    node.ensure_artefact(digest).await?;
+    let json = node.artefacts.get(digest).await?;
+    let manifest: Manifest = serde_json::from_slice(&json).map_err(|e| Failure::new(Code::Corrupt, format!("manifest of {}: {e}", model.name)))?;
+    node.adopt_manifest(manifest).await.map(Some)
+}
+
+fn first_length(header: &ModelAddHeader) -> usize {
+    header.files.first().map_or(0, |f| f.length as usize)
+}
+
+fn split_files(header: &ModelAddHeader, bytes: Bytes) -> Result<BTreeMap<String, Bytes>, Failure> {
+    let mut at = 0usize;
+    let mut files = BTreeMap::new();
+    for file in &header.files {
+        let end = at.checked_add(file.length as usize).filter(|e| *e <= bytes.len());
+        let end = end.ok_or_else(|| Failure::new(Code::Protocol, format!("file `{}` is cut short", file.name)))?;
+        files.insert(file.name.clone(), bytes.slice(at..end));
+        at = end;
+    }
+    Ok(files)
+}
+
+fn sample_shapes(samples: &BTreeMap<String, Bytes>) -> Result<BTreeMap<String, Vec<u64>>, Failure> {
+    samples
+        .iter()
+        .map(|(name, npy)| {
+            let tensor = tierline_codec::npy::read(npy).map_err(|e| Failure::new(Code::InvalidInput, format!("sample `{name}`: {e}")))?;
+            Ok((name.clone(), tensor.shape().iter().map(|&d| d as u64).collect()))
+        })
+        .collect()
+}

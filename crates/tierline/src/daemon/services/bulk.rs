@@ -1,0 +1,99 @@
+//! Artefacts by range, and padding to measure a link with.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tierline_proto::Digest;
+use tierline_proto::limits::{CHUNK_BYTES, PROBE_BYTES_MAX};
+use tierline_proto::v1::bulk_server::Bulk;
+use tierline_proto::v1::{Code, Failure, FetchChunk, FetchRequest, ProbeChunk, StatReply, StatRequest};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::daemon::Node;
+
+/// Chunks read ahead of the connection.
+const CHUNKS_AHEAD_MAX: usize = 4;
+
+/// The service.
+pub struct BulkService(pub Arc<Node>);
+
+fn digest(bytes: &Bytes) -> Result<Digest, Failure> {
+    Digest::try_from(bytes).map_err(|e| Failure::new(Code::Protocol, e.to_string()))
+}
+
+#[tonic::async_trait]
+impl Bulk for BulkService {
+    type FetchStream = ReceiverStream<Result<FetchChunk, Status>>;
+    type ProbeStream = ReceiverStream<Result<ProbeChunk, Status>>;
+
+    async fn stat(&self, request: Request<StatRequest>) -> Result<Response<StatReply>, Status> {
+        let digest = digest(&request.into_inner().digest)?;
+        let length = self.0.artefact_length(digest).await?;
+        Ok(Response::new(StatReply { found: length.is_some(), length: length.unwrap_or(0) }))
+    }
+
+    async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let FetchRequest { digest: wanted, offset, length } = request.into_inner();
+        let wanted = digest(&wanted)?;
+        // An edge that lacks it fetches it first: the site downloads it once.
+        self.0.ensure_artefact(wanted).await?;
+        let total = self
+            .0
+            .artefact_length(wanted)
+            .await?
+            .ok_or_else(|| Failure::new(Code::NotFound, format!("artefact {} is not here", wanted.short())))?;
+        if offset > total {
+            return Err(Failure::new(Code::Protocol, format!("offset {offset} lies behind the artefact's {total} bytes")).into());
+        }
+        let end = if length == 0 { total } else { total.min(offset.saturating_add(length)) };
+        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
+        let node = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let mut at = offset;
+            while at < end {
+                let next = end.min(at + CHUNK_BYTES as u64);
+                let chunk = node.artefact_range(wanted, at..next).await.map(|data| FetchChunk { total, offset: at, data });
+                let broken = chunk.is_err();
+                if send.send(chunk.map_err(Failure::into_status)).await.is_err() || broken {
+                    return;
+                }
+                at = next;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn probe(&self, request: Request<Streaming<ProbeChunk>>) -> Result<Response<Self::ProbeStream>, Status> {
+        let mut stream = request.into_inner();
+        let (mut received, mut want, mut first) = (0u64, 0u64, None);
+        while let Some(chunk) = stream.message().await? {
+            want = want.max(chunk.want_bytes);
+            received += chunk.padding.len() as u64;
+            if received > PROBE_BYTES_MAX || want > PROBE_BYTES_MAX {
+                return Err(Failure::new(Code::TooLarge, format!("a probe carries at most {PROBE_BYTES_MAX} bytes each way")).into());
+            }
+            first.get_or_insert_with(Instant::now);
+        }
+        let received_ns = first.map_or(0, |f| u64::try_from(f.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
+        tokio::spawn(async move {
+            let head = ProbeChunk { received_bytes: received, received_ns, ..ProbeChunk::default() };
+            if send.send(Ok(head)).await.is_err() {
+                return;
+            }
+            let mut left = usize::try_from(want).unwrap_or(0);
+            while left > 0 {
+                let size = left.min(CHUNK_BYTES);
+                let chunk = ProbeChunk { padding: Bytes::from(vec![0u8; size]), ..ProbeChunk::default() };
+                if send.send(Ok(chunk)).await.is_err() {
+                    return;
+                }
+                left -= size;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+}

@@ -1,0 +1,140 @@
+//! Requests from children: decode, run the route's next stage, pass on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierline_proto::limits::{BOUNDARIES_MAX, CHUNK_BYTES, HOPS_MAX};
+use tierline_proto::v1::infer_server::Infer;
+use tierline_proto::v1::{Code, Failure, Reply, Route, RunChunk, RunHeader, run_chunk};
+use tierline_proto::{Digest, Encoded, frame};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::daemon::flow::{self, Answer, Inputs, Order};
+use crate::daemon::{Node, wire};
+
+/// Chunks of an answer ahead of the connection.
+const CHUNKS_AHEAD_MAX: usize = 8;
+
+/// The service.
+pub struct InferService(pub Arc<Node>);
+
+#[tonic::async_trait]
+impl Infer for InferService {
+    type RunStream = ReceiverStream<Result<RunChunk, Status>>;
+
+    async fn run(&self, request: Request<Streaming<RunChunk>>) -> Result<Response<Self::RunStream>, Status> {
+        let arrived = Instant::now();
+        let mut stream = request.into_inner();
+        let Some(RunChunk { body: Some(run_chunk::Body::Header(mut header)) }) = stream.message().await? else {
+            return Err(Failure::new(Code::Protocol, "a request begins with its header").into_status());
+        };
+        check(&header)?;
+        let declared = std::mem::take(&mut header.tensors);
+        let (first, started) = (Instant::now(), ());
+        let () = started;
+        let encoded = wire::collect(&mut stream, declared, |chunk| match chunk.body {
+            Some(run_chunk::Body::Tensor(t)) => Some(t),
+            _ => None,
+        })
+        .await?;
+        let receive = first.elapsed();
+        let codec = header.route.as_ref().map_or_else(String::new, |r| r.reply_codec.clone());
+        let answer = relay(&self.0, header, encoded, arrived, receive).await;
+        let (reply, tensors) = pack(answer, &codec);
+        Ok(Response::new(send(reply, tensors)))
+    }
+}
+
+fn check(header: &RunHeader) -> Result<(), Failure> {
+    if header.hops > HOPS_MAX {
+        let text = format!("the request passed {} nodes (limit {HOPS_MAX}); parents form a loop", header.hops);
+        return Err(Failure::new(Code::Protocol, text).with_help("`tierline nodes` shows who is whose parent"));
+    }
+    let boundaries = header.route.as_ref().map_or(0, |r| r.boundaries.len());
+    if boundaries > BOUNDARIES_MAX {
+        return Err(Failure::new(Code::Protocol, format!("a route of {boundaries} boundaries; the limit is {BOUNDARIES_MAX}")));
+    }
+    Ok(())
+}
+
+async fn relay(node: &Arc<Node>, header: RunHeader, encoded: Vec<Encoded>, arrived: Instant, receive: Duration) -> Answer {
+    let id = header.request.to_vec();
+    match prepare(node, header, encoded, arrived, receive).await {
+        Ok((order, inputs)) => flow::answer(node, order, inputs).await,
+        Err(failure) => {
+            Answer { outputs: Vec::new(), reply: Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() } }
+        }
+    }
+}
+
+async fn prepare(
+    node: &Arc<Node>,
+    header: RunHeader,
+    encoded: Vec<Encoded>,
+    arrived: Instant,
+    _receive: Duration,
+) -> Result<(Order, Inputs), Failure> {
+    let digest = Digest::try_from(&header.model).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
+    let entry = node
+        .catalogue
+        .by_model(digest)
+        .ok_or_else(|| Failure::new(Code::UnknownModel, format!("model {} is not in this node's catalogue", digest.short())))?;
+    let program = node.program(&entry).await?;
+    let Route { from, boundaries, reply_codec } = header.route.unwrap_or_default();
+    let segment = flow::segment_after(from);
+    let received = wire::total(&encoded);
+    // Tensors that only pass through needn't be decoded here.
+    let relayed = boundaries.first().is_some_and(|b| flow::segment_after(b.cut) == segment);
+    let (tensors, decode) = {
+        let encoded = encoded.clone();
+        tokio::task::block_in_place(move || wire::unpack(encoded))?
+    };
+    let order = Order {
+        id: header.request.to_vec(),
+        program,
+        peer: (!boundaries.is_empty()).then(|| node.first_parent()).flatten(),
+        boundaries,
+        deadline: arrived + Duration::from_micros(header.remaining_us),
+        hops: header.hops,
+        trace: header.trace,
+        fallback: !header.no_fallback,
+        reply_codec,
+    };
+    Ok((order, Inputs { segment, tensors, encoded: relayed.then_some(encoded), decode, received }))
+}
+
+/// Encodes an answer's outputs for the way back.
+pub fn pack(answer: Answer, codec: &str) -> (Reply, Vec<Encoded>) {
+    let mut reply = answer.reply;
+    if reply.failure.is_some() {
+        return (reply, Vec::new());
+    }
+    let codec = if codec.is_empty() { wire::raw().name() } else { codec };
+    match tokio::task::block_in_place(|| wire::pack(&answer.outputs, |_| codec)) {
+        Ok(packed) => {
+            reply.tensors = frame::declare(&packed.tensors);
+            (reply, packed.tensors)
+        }
+        Err(failure) => {
+            reply.failure = Some(failure);
+            (reply, Vec::new())
+        }
+    }
+}
+
+fn send(reply: Reply, tensors: Vec<Encoded>) -> ReceiverStream<Result<RunChunk, Status>> {
+    let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
+    tokio::spawn(async move {
+        let bodies = std::iter::once(run_chunk::Body::Reply(reply))
+            .chain(frame::chunks(tensors, CHUNK_BYTES).map(run_chunk::Body::Tensor));
+        for body in bodies {
+            // The caller went away: nobody wants the rest.
+            if send.send(Ok(RunChunk { body: Some(body) })).await.is_err() {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(receive)
+}

@@ -1,0 +1,321 @@
+//! Operators and applications: everything the command line asks of a node.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES, DEADLINE_MS_MAX, MODEL_FILES_MAX};
+use tierline_proto::v1::local_server::Local;
+use tierline_proto::v1::{
+    Code, DrainRequest, Empty, Event, Failure, InferChunk, InferHeader, InferReply, MetricsReply, ModelAddChunk, ModelAddReply,
+    ModelInfo, ModelListReply, ModelRemoveRequest, ModelShowReply, ModelShowRequest, NodeRevokeRequest, NodeStatus, NodesReply,
+    Placement, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, TokenCreateReply, TokenCreateRequest, TokenListReply,
+    TokenRevokeRequest, WatchRequest, infer_chunk, model_add_chunk,
+};
+use tierline_proto::{Encoded, frame};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::infer::pack;
+use crate::daemon::catalogue::unknown_model;
+use crate::daemon::flow::{self, Answer, Inputs, Order};
+use crate::daemon::{Node, wire};
+
+/// Messages of a stream ahead of the connection.
+const AHEAD_MAX: usize = 8;
+
+/// Time for a request whose caller named none.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+
+/// The service.
+pub struct LocalService(pub Arc<Node>);
+
+type Reply1<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Local for LocalService {
+    type ProfileStream = ReceiverStream<Result<ProfileProgress, Status>>;
+    type InferStream = ReceiverStream<Result<InferChunk, Status>>;
+    type WatchStream = ReceiverStream<Result<Event, Status>>;
+
+    async fn status(&self, _: Request<Empty>) -> Reply1<NodeStatus> {
+        Ok(Response::new(self.0.status().await))
+    }
+
+    async fn nodes(&self, _: Request<Empty>) -> Reply1<NodesReply> {
+        Ok(Response::new(NodesReply { nodes: self.0.nodes() }))
+    }
+
+    async fn token_create(&self, request: Request<TokenCreateRequest>) -> Reply1<TokenCreateReply> {
+        Ok(Response::new(self.0.the_authority()?.token_create(&request.into_inner())?))
+    }
+
+    async fn token_list(&self, _: Request<Empty>) -> Reply1<TokenListReply> {
+        Ok(Response::new(self.0.the_authority()?.token_list()?))
+    }
+
+    async fn token_revoke(&self, request: Request<TokenRevokeRequest>) -> Reply1<Empty> {
+        self.0.the_authority()?.token_revoke(&request.into_inner().token_id)?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn node_revoke(&self, request: Request<NodeRevokeRequest>) -> Reply1<Empty> {
+        let request = request.into_inner();
+        self.0.the_authority()?.node_revoke(&self.0, &request)?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn model_list(&self, _: Request<Empty>) -> Reply1<ModelListReply> {
+        let mut models = Vec::new();
+        for entry in self.0.catalogue.list() {
+            models.push(info(&self.0, &entry).await?);
+        }
+        Ok(Response::new(ModelListReply { models }))
+    }
+
+    async fn model_show(&self, request: Request<ModelShowRequest>) -> Reply1<ModelShowReply> {
+        let name = request.into_inner().model;
+        let entry = entry(&self.0, &name)?;
+        let profile = self.0.catalogue.profile(entry.model);
+        Ok(Response::new(ModelShowReply {
+            info: Some(info(&self.0, &entry).await?),
+            manifest_json: json(&entry.manifest)?,
+            profile_json: profile.map_or(Ok(String::new()), |p| json(p.as_ref()))?,
+        }))
+    }
+
+    async fn model_add(&self, request: Request<Streaming<ModelAddChunk>>) -> Reply1<ModelAddReply> {
+        let mut stream = request.into_inner();
+        let Some(ModelAddChunk { body: Some(model_add_chunk::Body::Header(header)) }) = stream.message().await? else {
+            return Err(Failure::new(Code::Protocol, "adding a model begins with its header").into());
+        };
+        let declared: u64 = header.files.iter().map(|f| f.length).fold(0, u64::saturating_add);
+        if declared > ARTEFACT_BYTES_MAX || header.files.len() > MODEL_FILES_MAX || header.files.is_empty() {
+            let text = format!("{} files of {declared} bytes; at most {MODEL_FILES_MAX} of {ARTEFACT_BYTES_MAX} bytes are taken", header.files.len());
+            return Err(Failure::new(Code::TooLarge, text).into());
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = stream.message().await? {
+            if let Some(model_add_chunk::Body::Data(data)) = chunk.body {
+                if bytes.len() as u64 + data.len() as u64 > declared {
+                    return Err(Failure::new(Code::Protocol, "more bytes came than the header declared").into());
+                }
+                bytes.extend_from_slice(&data);
+            }
+        }
+        if bytes.len() as u64 != declared {
+            return Err(Failure::new(Code::Protocol, format!("{} of {declared} bytes came; send the model again", bytes.len())).into());
+        }
+        let entry = self.0.add_model(header, bytes).await?;
+        Ok(Response::new(ModelAddReply { entry: Some(entry.message()), notes: Vec::new() }))
+    }
+
+    async fn model_remove(&self, request: Request<ModelRemoveRequest>) -> Reply1<Empty> {
+        let name = request.into_inner().model;
+        self.0.remove_model(&name)?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn profile(&self, request: Request<ProfileRequest>) -> Reply1<Self::ProfileStream> {
+        let request = request.into_inner();
+        let entry = entry(&self.0, &request.model)?;
+        let (send, receive) = mpsc::channel(AHEAD_MAX);
+        let node = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let begin = ProfileProgress { total: 1, step: "profiling".into(), ..ProfileProgress::default() };
+            if send.send(Ok(begin)).await.is_err() {
+                return;
+            }
+            let last = match node.profile_model(&entry).await {
+                Ok((digest, profile)) => json(profile.as_ref()).map(|profile_json| ProfileProgress {
+                    done: 1,
+                    total: 1,
+                    step: "done".into(),
+                    profile: digest.to_bytes(),
+                    profile_json,
+                }),
+                Err(failure) => Err(failure),
+            };
+            let _ = send.send(last.map_err(Failure::into_status)).await;
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn plan(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
+        let request = request.into_inner();
+        let entry = entry(&self.0, &request.model)?;
+        Ok(Response::new(self.0.plan_now(&entry, &request, false).await?))
+    }
+
+    async fn explain(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
+        let request = request.into_inner();
+        let entry = entry(&self.0, &request.model)?;
+        Ok(Response::new(self.0.plan_now(&entry, &request, true).await?))
+    }
+
+    async fn infer(&self, request: Request<Streaming<InferChunk>>) -> Reply1<Self::InferStream> {
+        let arrived = Instant::now();
+        let mut stream = request.into_inner();
+        let Some(InferChunk { body: Some(infer_chunk::Body::Header(mut header)) }) = stream.message().await? else {
+            return Err(Failure::new(Code::Protocol, "a request begins with its header").into());
+        };
+        let declared = std::mem::take(&mut header.tensors);
+        let encoded = wire::collect(&mut stream, declared, |chunk| match chunk.body {
+            Some(infer_chunk::Body::Tensor(t)) => Some(t),
+            _ => None,
+        })
+        .await?;
+        let (predicted, plan, answer) = enter(&self.0, &header, encoded, arrived).await;
+        let (reply, tensors) = pack(answer, wire::raw().name());
+        let total = arrived.elapsed();
+        self.0.count_request(total, &reply);
+        let reply = InferReply { reply: Some(reply), total_ns: flow::ns(total), predicted_ns: predicted, plan };
+        Ok(Response::new(send(reply, tensors)))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Reply1<Empty> {
+        self.0.drain(&request.into_inner());
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn metrics(&self, _: Request<Empty>) -> Reply1<MetricsReply> {
+        Ok(Response::new(MetricsReply { text: self.0.metrics_text() }))
+    }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Reply1<Self::WatchStream> {
+        let kinds = request.into_inner().kinds;
+        let (past, mut feed) = self.0.events.watch();
+        let (send, receive) = mpsc::channel(AHEAD_MAX);
+        tokio::spawn(async move {
+            let wanted = |e: &Event| kinds.is_empty() || kinds.contains(&e.kind);
+            for event in past.into_iter().filter(wanted) {
+                if send.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+            loop {
+                match feed.recv().await {
+                    Ok(event) if wanted(&event) => {
+                        if send.send(Ok(event)).await.is_err() {
+                            return;
+                        }
+                    }
+                    // A slow watcher misses events rather than slowing the node.
+                    Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+}
+
+fn entry(node: &Node, name: &str) -> Result<crate::daemon::catalogue::Entry, Failure> {
+    node.catalogue.get(name).ok_or_else(|| unknown_model(name, &node.catalogue.list()))
+}
+
+async fn info(node: &Node, entry: &crate::daemon::catalogue::Entry) -> Result<ModelInfo, Failure> {
+    let stored = node.artefact_length(entry.model).await?.is_some();
+    Ok(ModelInfo {
+        entry: Some(entry.message()),
+        state: node.catalogue.state(entry, stored).into(),
+        profiled: node.catalogue.profile(entry.model).is_some(),
+    })
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|e| Failure::new(Code::Internal, e.to_string()))
+}
+
+/// A request that enters the site here.
+async fn enter(node: &Arc<Node>, header: &InferHeader, encoded: Vec<Encoded>, arrived: Instant) -> (u64, String, Answer) {
+    let id = fastrand::u128(..).to_be_bytes().to_vec();
+    match prepare(node, header, encoded, arrived, &id).await {
+        Ok((order, inputs, predicted, plan)) => (predicted, plan, flow::answer(node, order, inputs).await),
+        Err(failure) => {
+            let reply = Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() };
+            (0, String::new(), Answer { outputs: Vec::new(), reply })
+        }
+    }
+}
+
+async fn prepare(
+    node: &Arc<Node>,
+    header: &InferHeader,
+    encoded: Vec<Encoded>,
+    arrived: Instant,
+    id: &[u8],
+) -> Result<(Order, Inputs, u64, String), Failure> {
+    let entry = entry(node, &header.model)?;
+    let received = wire::total(&encoded);
+    let (tensors, decode) = tokio::task::block_in_place(|| wire::unpack(encoded))?;
+    check_inputs(&entry.manifest, &tensors)?;
+    let program = node.program(&entry).await?;
+    let placed = match Placement::try_from(header.placement).unwrap_or(Placement::Plan) {
+        Placement::Plan => node.current_plan(&entry, &program),
+        Placement::Here => node.all_at(&program, 0)?,
+        Placement::Edge => node.all_at_role(&program, tierline_proto::Role::Edge)?,
+        Placement::Cloud => node.all_at_role(&program, tierline_proto::Role::Cloud)?,
+        Placement::Fixed => node.fixed(&program, header.route.clone().unwrap_or_default())?,
+    };
+    let deadline = match header.deadline_ms {
+        0 => DEADLINE_DEFAULT,
+        ms => Duration::from_millis(ms.min(DEADLINE_MS_MAX)),
+    };
+    let order = Order {
+        id: id.to_vec(),
+        program,
+        boundaries: placed.boundaries,
+        peer: placed.peer,
+        deadline: arrived + deadline,
+        hops: 0,
+        trace: header.trace.clone(),
+        fallback: true,
+        reply_codec: String::new(),
+    };
+    Ok((order, Inputs { segment: 0, tensors, encoded: None, decode, received }, placed.predicted_ns, placed.text))
+}
+
+/// Names, types and fixed axes, checked where the request enters, so that a
+/// wrong request costs no transfer.
+fn check_inputs(manifest: &crate::models::Manifest, tensors: &[(String, tierline_graph::Tensor)]) -> Result<(), Failure> {
+    let invalid = |text: String| Err(Failure::new(Code::InvalidInput, text).with_help(format!("`tierline model show {}` lists the inputs", manifest.name)));
+    let given: BTreeMap<&str, &tierline_graph::Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    for want in &manifest.inputs {
+        let Some(tensor) = given.get(want.name.as_str()) else {
+            return invalid(format!("input `{}` is missing", want.name));
+        };
+        if let Some(dtype) = want.dtype
+            && dtype != tensor.dtype()
+        {
+            return invalid(format!("input `{}` is {}, the model takes {dtype}", want.name, tensor.dtype()));
+        }
+        if let Some(shape) = &want.shape {
+            let fits = shape.len() == tensor.shape().len()
+                && shape.iter().zip(tensor.shape()).all(|(d, &n)| d.known().is_none_or(|known| known == n as u64));
+            if !fits {
+                let wanted: Vec<String> = shape.iter().map(ToString::to_string).collect();
+                return invalid(format!("input `{}` has shape {:?}, the model takes [{}]", want.name, tensor.shape(), wanted.join(", ")));
+            }
+        }
+    }
+    match given.keys().find(|n| manifest.inputs.iter().all(|i| i.name != **n)) {
+        Some(name) => invalid(format!("the model has no input `{name}`")),
+        None => Ok(()),
+    }
+}
+
+fn send(reply: InferReply, tensors: Vec<Encoded>) -> ReceiverStream<Result<InferChunk, Status>> {
+    let (send, receive) = mpsc::channel(AHEAD_MAX);
+    tokio::spawn(async move {
+        let bodies = std::iter::once(infer_chunk::Body::Reply(reply))
+            .chain(frame::chunks(tensors, CHUNK_BYTES).map(infer_chunk::Body::Tensor));
+        for body in bodies {
+            if send.send(Ok(InferChunk { body: Some(body) })).await.is_err() {
+                return;
+            }
+        }
+    });
+    ReceiverStream::new(receive)
+}

@@ -1,0 +1,8 @@
+//! What a node answers: one file per service, one gate in front of all.
+
+pub mod bulk;
+pub mod control;
+pub mod enrollment;
+pub mod gate;
+pub mod infer;
+pub mod local;

@@ -1,0 +1,109 @@
+//! How nodes reach each other: gRPC over mTLS, two connections per pair so
+//! that bulk never delays tensors.
+
+use std::time::Duration;
+
+use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
+use tierline_proto::v1::bulk_client::BulkClient;
+use tierline_proto::v1::control_client::ControlClient;
+use tierline_proto::v1::enrollment_client::EnrollmentClient;
+use tierline_proto::v1::infer_client::InferClient;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity, ServerTlsConfig};
+
+use crate::identity::{Identity, SERVER_NAME};
+
+/// Time to connect and shake hands; on a 0.1 Mbit/s link the certificates
+/// alone take half a second.
+pub const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A peer that answers no ping for so long is gone, even if TCP hasn't noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// TLS of a caller: its own certificate, and the site's CA only.
+#[must_use]
+pub fn client_tls(identity: &Identity) -> ClientTlsConfig {
+    ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(identity.ca_pem()))
+        .identity(TlsIdentity::from_pem(identity.chain_pem(), identity.key_pem()))
+        .domain_name(SERVER_NAME)
+}
+
+/// TLS of a server. A caller without a certificate gets in, to join; the
+/// policy table refuses it everything else.
+#[must_use]
+pub fn server_tls(identity: &Identity) -> ServerTlsConfig {
+    ServerTlsConfig::new()
+        .identity(TlsIdentity::from_pem(identity.chain_pem(), identity.key_pem()))
+        .client_ca_root(Certificate::from_pem(identity.ca_pem()))
+        .client_auth_optional(true)
+        .timeout(CONNECT_TIME_MAX)
+}
+
+/// TLS of a device that has a token but no certificate yet.
+#[must_use]
+pub fn joining_tls(ca_pem: &str) -> ClientTlsConfig {
+    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca_pem)).domain_name(SERVER_NAME)
+}
+
+/// How to reach `url` with `tls`.
+///
+/// # Errors
+/// When `url` is no `https://host:port`.
+pub fn endpoint(url: &str, tls: ClientTlsConfig) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(url.to_owned())?
+        .connect_timeout(CONNECT_TIME_MAX)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .tls_config(tls)?)
+}
+
+/// The two connections to a parent.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// Control and tensors.
+    pub first: Channel,
+    /// Artefacts and probes.
+    pub second: Channel,
+}
+
+impl Pair {
+    /// Connects both.
+    ///
+    /// # Errors
+    /// When the peer can't be reached or its certificate isn't the site's.
+    pub async fn connect(endpoint: &Endpoint) -> Result<Self, tonic::transport::Error> {
+        let first = endpoint.connect().await?;
+        // The second is made when bulk first needs it: on a thin link two
+        // handshakes at once would double the time to the first answer.
+        let second = endpoint.connect_lazy();
+        Ok(Self { first, second })
+    }
+
+    /// Client of the control service.
+    #[must_use]
+    pub fn control(&self) -> ControlClient<Channel> {
+        ControlClient::new(self.first.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Client of the inference service.
+    #[must_use]
+    pub fn infer(&self) -> InferClient<Channel> {
+        InferClient::new(self.first.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Client of the bulk service.
+    #[must_use]
+    pub fn bulk(&self) -> BulkClient<Channel> {
+        BulkClient::new(self.second.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Client of the enrollment service.
+    #[must_use]
+    pub fn enrollment(&self) -> EnrollmentClient<Channel> {
+        EnrollmentClient::new(self.first.clone())
+    }
+}

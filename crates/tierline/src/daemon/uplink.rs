@@ -1,0 +1,471 @@
+//! One parent of this node: performs what the lease machine asks
+//! (`tierline_node::lease`), and carries requests and artefacts upwards.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
+use tierline_node::estimate::{Action as LinkAction, Estimator, Event as LinkEvent};
+use tierline_node::{Peer, Rng, Time};
+use tierline_proto::limits::CHUNK_BYTES;
+use tierline_proto::v1::{
+    self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, LinkEstimate, ParentMessage, ParentStatus, ProbeChunk, Reply, RunChunk, RunHeader,
+    StageTiming, UpstreamPath, child_message, parent_message, run_chunk,
+};
+use tierline_proto::{Digest, Encoded, Versions, frame};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::Node;
+use super::transport::{self, Pair};
+use super::wire;
+
+/// Messages to the parent waiting for the stream; heartbeats come once a
+/// second, so more would mean that nothing flows.
+const OUTBOX_MAX: usize = 64;
+
+/// Chunks ahead of the connection: back-pressure reaches the encoder after these.
+const CHUNKS_AHEAD_MAX: usize = 8;
+
+/// A parent, shared between the lease task and the requests.
+pub struct Uplink {
+    /// Its place in the configuration.
+    pub peer: Peer,
+    /// Where it listens.
+    pub url: String,
+    shared: RwLock<Shared>,
+    /// Bandwidth and round trip to it.
+    link: Mutex<Estimator>,
+    events: mpsc::UnboundedSender<ChildEvent>,
+    inbox: Mutex<Option<mpsc::UnboundedReceiver<ChildEvent>>>,
+    /// Rings when the estimator's next wake may have moved.
+    stir: tokio::sync::Notify,
+}
+
+#[derive(Default)]
+struct Shared {
+    pair: Option<Pair>,
+    outbox: Option<mpsc::Sender<ChildMessage>>,
+    parent: Option<v1::HelloReply>,
+    path: Option<UpstreamPath>,
+    up: bool,
+    state: &'static str,
+    failure: Option<Failure>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Uplink {
+    /// A parent that isn't dialled yet.
+    #[must_use]
+    pub fn new(peer: Peer, url: String) -> Self {
+        let (events, inbox) = mpsc::unbounded_channel();
+        Self {
+            peer,
+            url,
+            shared: RwLock::new(Shared { state: "dialling", ..Shared::default() }),
+            link: Mutex::new(Estimator::default()),
+            events,
+            inbox: Mutex::new(Some(inbox)),
+            stir: tokio::sync::Notify::new(),
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Shared> {
+        self.shared.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Shared> {
+        self.shared.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the lease is held.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.read().up
+    }
+
+    /// Why the lease isn't held.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        let shared = self.read();
+        shared.failure.as_ref().map_or_else(|| format!("{} is being dialled", self.url), Failure::to_string)
+    }
+
+    /// The parent's name, once it said hello.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.read().parent.as_ref().map_or_else(|| self.url.clone(), |p| p.node_name.clone())
+    }
+
+    /// The tiers above, nearest first, as the parent last told.
+    #[must_use]
+    pub fn path(&self) -> Option<UpstreamPath> {
+        self.read().path.clone()
+    }
+
+    /// What is known of the link to the parent.
+    #[must_use]
+    pub fn estimate(&self, now: Time) -> LinkEstimate {
+        let estimate = lock(&self.link).estimate(now);
+        LinkEstimate {
+            up_bytes_per_s: estimate.up.unwrap_or(0.0),
+            down_bytes_per_s: estimate.down.unwrap_or(0.0),
+            rtt_ns: estimate.rtt.map_or(0, super::flow::ns),
+            confidence: estimate.confidence,
+            age_ms: 0,
+        }
+    }
+
+    /// Tells the estimator what the link did, and performs what it asks.
+    pub fn observe(self: &Arc<Self>, node: &Arc<Node>, event: LinkEvent) {
+        let actions = lock(&self.link).step(node.now(), event);
+        for action in actions {
+            match action {
+                LinkAction::Estimate(estimate) => node.link_moved(self, &estimate),
+                LinkAction::Probe { probe, up_bytes, down_bytes } => {
+                    let (this, node) = (Arc::clone(self), Arc::clone(node));
+                    tokio::spawn(async move {
+                        let event = match this.probe(up_bytes, down_bytes).await {
+                            Ok((up, down)) => LinkEvent::Probed { probe, up, down },
+                            Err(_) => LinkEvent::ProbeFailed { probe },
+                        };
+                        this.observe(&node, event);
+                    });
+                }
+            }
+        }
+        self.stir.notify_one();
+    }
+
+    /// Sends padding and gets some back: bytes and time each way, the first
+    /// chunk not counted.
+    async fn probe(&self, up_bytes: u64, down_bytes: u64) -> Result<((u64, Duration), (u64, Duration)), Failure> {
+        // At least four chunks, so that the time between the first and the
+        // last says something.
+        let size = usize::try_from((up_bytes / 4).clamp(1, CHUNK_BYTES as u64)).unwrap_or(CHUNK_BYTES);
+        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
+        let feeder = tokio::spawn(async move {
+            let mut left = usize::try_from(up_bytes).unwrap_or(0);
+            let mut want_bytes = down_bytes;
+            while left > 0 {
+                let padding = Bytes::from(vec![0u8; left.min(size)]);
+                left -= padding.len();
+                let chunk = ProbeChunk { want_bytes, padding, ..ProbeChunk::default() };
+                want_bytes = 0;
+                if send.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let _feeder = AbortOnDrop(feeder);
+        let mut stream = self.pair()?.bulk().probe(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
+        let missing = || Failure::new(Code::Protocol, "the probe was not answered");
+        let head = stream.message().await.map_err(|s| self.failure(&s))?.ok_or_else(missing)?;
+        let (mut first, mut bytes) = (None, 0u64);
+        while let Some(chunk) = stream.message().await.map_err(|s| self.failure(&s))? {
+            match first {
+                None => first = Some(Instant::now()),
+                Some(_) => bytes += chunk.padding.len() as u64,
+            }
+        }
+        let down = first.map_or(Duration::ZERO, |f| f.elapsed());
+        let up = head.received_bytes.saturating_sub(size as u64);
+        Ok(((up, Duration::from_nanos(head.received_ns)), (bytes, down)))
+    }
+
+    /// For `tierline nodes` and `status`.
+    #[must_use]
+    pub fn status(&self, now: Time) -> ParentStatus {
+        let shared = self.read();
+        ParentStatus {
+            url: self.url.clone(),
+            node_name: shared.parent.as_ref().map_or_else(String::new, |p| p.node_name.clone()),
+            role: shared.parent.as_ref().map_or(0, |p| p.role),
+            state: shared.state.to_owned(),
+            failure: shared.failure.clone(),
+            link: Some(self.estimate(now)),
+            path: shared.path.clone(),
+        }
+    }
+
+    fn pair(&self) -> Result<Pair, Failure> {
+        self.read().pair.clone().ok_or_else(|| Failure::new(Code::Unreachable, self.reason()))
+    }
+
+    /// Clients for artefacts and probes.
+    ///
+    /// # Errors
+    /// When the parent isn't connected.
+    pub fn connections(&self) -> Result<Pair, Failure> {
+        self.pair()
+    }
+
+    /// Sends a message on the session's stream, if there is one; what doesn't
+    /// fit is dropped, the next report replaces it.
+    pub fn tell(&self, body: child_message::Body) {
+        if let Some(outbox) = &self.read().outbox {
+            let _ = outbox.try_send(ChildMessage { body: Some(body) });
+        }
+    }
+
+    /// Runs a request on the parent.
+    ///
+    /// # Errors
+    /// When the parent can't be reached or breaks the protocol; a refusal by
+    /// the parent is in the reply.
+    pub async fn run(&self, header: RunHeader, tensors: Vec<Encoded>) -> Result<(Reply, Vec<Encoded>), Failure> {
+        let mut client = self.pair()?.infer();
+        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
+        let feeder = tokio::spawn(async move {
+            let head = RunChunk { body: Some(run_chunk::Body::Header(header)) };
+            if send.send(head).await.is_err() {
+                return;
+            }
+            for chunk in frame::chunks(tensors, CHUNK_BYTES) {
+                if send.send(RunChunk { body: Some(run_chunk::Body::Tensor(chunk)) }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        // Dropping the call must stop the feeding too.
+        let _feeder = AbortOnDrop(feeder);
+        let mut stream = client.run(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
+        let first = stream.message().await.map_err(|s| self.failure(&s))?;
+        let Some(RunChunk { body: Some(run_chunk::Body::Reply(mut reply)) }) = first else {
+            return Err(Failure::new(Code::Protocol, "the answer did not begin with a reply").at(&self.name()));
+        };
+        let declared = std::mem::take(&mut reply.tensors);
+        let tensors = wire::collect(&mut stream, declared, |chunk| match chunk.body {
+            Some(run_chunk::Body::Tensor(t)) => Some(t),
+            _ => None,
+        })
+        .await?;
+        Ok((reply, tensors))
+    }
+
+    fn failure(&self, status: &tonic::Status) -> Failure {
+        Failure::from_status(status).at(&self.name())
+    }
+
+    /// Learns from a finished call what the link did: what the tiers above
+    /// didn't spend, the link did.
+    pub fn observe_transfer(self: &Arc<Self>, node: &Arc<Node>, sent: u64, received: u64, waited: Duration, above: &[StageTiming]) {
+        let Some(first) = above.first() else { return };
+        let spent = first.queue_ns + first.decode_ns + first.compute_ns + first.encode_ns + first.upstream_ns;
+        let on_link = waited.saturating_sub(Duration::from_nanos(spent));
+        self.observe(node, LinkEvent::Exchange { up: sent, down: received, network: on_link });
+    }
+
+    /// Keeps the lease until the node ends.
+    pub async fn keep(self: Arc<Self>, node: Arc<Node>) {
+        let Some(mut inbox) = lock(&self.inbox).take() else { return };
+        let mut child = Child::default();
+        let mut rng = Rng::new();
+        let mut actions = VecDeque::from(child.step(node.now(), &mut rng, ChildEvent::Start));
+        loop {
+            while let Some(action) = actions.pop_front() {
+                self.perform(&node, action);
+            }
+            self.show(&child);
+            let wake = child.wake().map(|t| node.instant_of(t));
+            let probe = lock(&self.link).wake().map(|t| node.instant_of(t));
+            let event = tokio::select! {
+                event = inbox.recv() => event.unwrap_or(ChildEvent::Stop),
+                () = wait_until(wake) => ChildEvent::Wake,
+                () = self.stir.notified() => continue,
+                () = wait_until(probe) => {
+                    self.observe(&node, LinkEvent::Wake);
+                    continue;
+                }
+            };
+            actions.extend(child.step(node.now(), &mut rng, event));
+        }
+    }
+
+    fn show(&self, child: &Child) {
+        let (state, failure) = match child.state() {
+            ChildState::Stopped => ("stopped", None),
+            ChildState::Dialling { .. } | ChildState::Greeting { .. } => ("dialling", self.read().failure.clone()),
+            ChildState::Held(_) => ("connected", None),
+            ChildState::Waiting { failure, .. } => ("waiting", Some(failure.clone())),
+            ChildState::Refused(failure) => ("refused", Some(failure.clone())),
+        };
+        let mut shared = self.write();
+        (shared.state, shared.failure) = (state, failure);
+    }
+
+    fn perform(self: &Arc<Self>, node: &Arc<Node>, action: ChildAction) {
+        match action {
+            ChildAction::Dial { conn } => self.dial(node, conn),
+            ChildAction::SayHello { conn } => self.say_hello(node, conn),
+            ChildAction::Up { conn, granted } => self.open(node, conn, &granted),
+            ChildAction::Heartbeat { session, sequence, .. } => {
+                self.tell(child_message::Body::Heartbeat(Heartbeat { session, sequence, sent_ns: 0, link: Some(self.estimate(node.now())) }));
+            }
+            ChildAction::Rtt(rtt) => self.observe(node, LinkEvent::Rtt(rtt)),
+            ChildAction::Down { failure } => {
+                {
+                    let mut shared = self.write();
+                    (shared.up, shared.outbox, shared.failure) = (false, None, Some(failure.clone()));
+                }
+                self.observe(node, LinkEvent::LinkDown);
+                node.peer_down(self.peer, &self.name(), &failure);
+            }
+            ChildAction::Close { .. } => {
+                let mut shared = self.write();
+                (shared.pair, shared.outbox) = (None, None);
+            }
+            ChildAction::Refused(failure) => {
+                node.events.record("link", format!("{} refuses this node: {failure}", self.url), &serde_json::json!({ "url": self.url }));
+                self.write().failure = Some(failure);
+            }
+        }
+    }
+
+    fn dial(self: &Arc<Self>, node: &Arc<Node>, conn: u64) {
+        let (this, node) = (Arc::clone(self), Arc::clone(node));
+        tokio::spawn(async move {
+            let connected = async {
+                let endpoint = transport::endpoint(&this.url, transport::client_tls(&node.identity()))?;
+                Pair::connect(&endpoint).await
+            };
+            let event = match connected.await {
+                Ok(pair) => {
+                    this.write().pair = Some(pair);
+                    ChildEvent::Connected { conn }
+                }
+                Err(e) => {
+                    let text = format!("cannot reach {}: {}", this.url, crate::cli::client::chain(&e));
+                    ChildEvent::Disconnected { conn, failure: Failure::new(Code::Unreachable, text) }
+                }
+            };
+            let _ = this.events.send(event);
+        });
+    }
+
+    fn say_hello(self: &Arc<Self>, node: &Arc<Node>, conn: u64) {
+        let (this, node) = (Arc::clone(self), Arc::clone(node));
+        tokio::spawn(async move {
+            let result = async {
+                let hello = HelloRequest {
+                    versions: Some(Versions::OURS.into()),
+                    node_name: node.name().to_owned(),
+                    role: node.role().into(),
+                    features: Vec::new(),
+                    incarnation: node.incarnation,
+                };
+                let reply = this.pair()?.control().hello(hello).await.map_err(|s| this.failure(&s))?.into_inner();
+                let granted = Granted {
+                    version: reply.version,
+                    session: reply.session,
+                    lease: Duration::from_millis(reply.lease_ms.into()),
+                    heartbeat: Duration::from_millis(reply.heartbeat_ms.into()),
+                };
+                this.write().parent = Some(reply);
+                Ok(granted)
+            };
+            let result = result.await;
+            let _ = this.events.send(ChildEvent::Hello { conn, result });
+        });
+    }
+
+    /// Opens the session's stream and listens to it.
+    fn open(self: &Arc<Self>, node: &Arc<Node>, conn: u64, granted: &Granted) {
+        let (send, receive) = mpsc::channel(OUTBOX_MAX);
+        {
+            let mut shared = self.write();
+            (shared.up, shared.outbox) = (true, Some(send));
+        }
+        let name = self.name();
+        tracing::debug!(version = granted.version, "lease held with {name}");
+        let (this, node) = (Arc::clone(self), Arc::clone(node));
+        tokio::spawn(async move {
+            let ended = this.listen(&node, conn, receive).await;
+            let _ = this.events.send(ChildEvent::Disconnected { conn, failure: ended });
+        });
+    }
+
+    async fn listen(self: &Arc<Self>, node: &Arc<Node>, conn: u64, receive: mpsc::Receiver<ChildMessage>) -> Failure {
+        let mut client = match self.pair() {
+            Ok(pair) => pair.control(),
+            Err(failure) => return failure,
+        };
+        let mut stream = match client.session(ReceiverStream::new(receive)).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return self.failure(&status),
+        };
+        self.observe(node, LinkEvent::LinkUp);
+        node.peer_up(self);
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) => self.hear(node, conn, message),
+                Ok(None) => return Failure::new(Code::Unreachable, format!("{} closed the session", self.name())),
+                Err(status) => return self.failure(&status),
+            }
+        }
+    }
+
+    fn hear(self: &Arc<Self>, node: &Arc<Node>, conn: u64, message: ParentMessage) {
+        use parent_message::Body;
+        match message.body {
+            Some(Body::Ack(ack)) => {
+                let held = Duration::from_nanos(ack.held_ns);
+                let _ = self.events.send(ChildEvent::Ack { conn, sequence: ack.sequence, held });
+            }
+            Some(Body::Catalogue(catalogue)) => node.hear_catalogue(self, catalogue),
+            Some(Body::Path(path)) => {
+                self.write().path = Some(path);
+                node.replan();
+            }
+            Some(Body::Revocations(list)) => node.hear_revocations(&list),
+            Some(Body::Request(request)) => node.reverse(self, request),
+            Some(Body::Goodbye(Goodbye { reason, return_after_ms })) => {
+                let reason = reason.unwrap_or_else(|| Failure::new(Code::Draining, "the parent said goodbye"));
+                let return_after = Duration::from_millis(return_after_ms.into());
+                let _ = self.events.send(ChildEvent::Goodbye { conn, reason, return_after });
+            }
+            None => {}
+        }
+    }
+
+    /// Fetches a range of an artefact from the parent; `take` gets each piece
+    /// with its offset, and the artefact's whole length.
+    ///
+    /// # Errors
+    /// When the parent has it not, or the transfer breaks.
+    pub async fn fetch(
+        &self,
+        digest: Digest,
+        offset: u64,
+        mut take: impl FnMut(u64, u64, Bytes) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut client = self.pair()?.bulk();
+        let request = v1::FetchRequest { digest: digest.to_bytes(), offset, length: 0 };
+        let mut stream = client.fetch(request).await.map_err(|s| self.failure(&s))?.into_inner();
+        while let Some(chunk) = stream.message().await.map_err(|s| self.failure(&s))? {
+            take(chunk.total, chunk.offset, chunk.data)?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends a task when its owner goes.
+pub struct AbortOnDrop<T>(pub tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,127 @@
+//! Between tensors in memory and tensors on the wire: codecs applied, frames
+//! assembled, failures given their codes.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tierline_graph::Tensor;
+use tierline_proto::limits::RUN_BYTES_MAX;
+use tierline_proto::v1::{self, Code, Failure};
+use tierline_proto::{Assembler, Encoded};
+use tonic::Streaming;
+
+use super::compute::{ComputeError, Named};
+
+/// Tensors encoded for the wire, and the time that took.
+pub struct Packed {
+    /// The encoded tensors.
+    pub tensors: Vec<Encoded>,
+    /// Time spent encoding.
+    pub time: Duration,
+}
+
+/// Encodes `tensors`, each with the codec `codec_of` names for it.
+///
+/// # Errors
+/// When a codec is unknown or refuses a tensor.
+pub fn pack<'a>(tensors: &[(String, Tensor)], codec_of: impl Fn(&str) -> &'a str) -> Result<Packed, Failure> {
+    let started = Instant::now();
+    let tensors = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let wanted = codec_of(name);
+            let named = tierline_codec::by_name(wanted)
+                .ok_or_else(|| Failure::new(Code::Protocol, format!("tensor `{name}`: codec `{wanted}` is unknown here")))?;
+            // A codec chosen for floats may meet an integer mask in the same
+            // frontier; raw carries everything.
+            let codec = if named.accepts(tensor.dtype()) { named } else { raw() };
+            let mut data = Vec::new();
+            match codec.encode(tensor, &mut data) {
+                Ok(()) => Ok(Encoded { name: name.clone(), codec: codec.name().to_owned(), data: Bytes::from(data) }),
+                // Values a lossy codec can't hold (NaN, infinity) travel raw
+                // rather than changed.
+                Err(_) if !codec.lossless() => {
+                    data.clear();
+                    raw().encode(tensor, &mut data).map_err(|e| Failure::new(Code::InvalidInput, format!("tensor `{name}`: {e}")))?;
+                    Ok(Encoded { name: name.clone(), codec: raw().name().to_owned(), data: Bytes::from(data) })
+                }
+                Err(e) => Err(Failure::new(Code::InvalidInput, format!("tensor `{name}`: {e}"))),
+            }
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Packed { tensors, time: started.elapsed() })
+}
+
+/// Decodes tensors from the wire, and says how long that took.
+///
+/// # Errors
+/// When a codec is unknown or the bytes are broken.
+pub fn unpack(encoded: Vec<Encoded>) -> Result<(Named, Duration), Failure> {
+    let started = Instant::now();
+    let named = encoded
+        .into_iter()
+        .map(|e| {
+            let codec = tierline_codec::by_name(&e.codec)
+                .ok_or_else(|| Failure::new(Code::InvalidInput, format!("tensor `{}`: codec `{}` is unknown here", e.name, e.codec)))?;
+            let tensor =
+                codec.decode(&e.data).map_err(|err| Failure::new(Code::InvalidInput, format!("tensor `{}`: {err}", e.name)))?;
+            Ok((e.name, tensor))
+        })
+        .collect::<Result<Named, Failure>>()?;
+    Ok((named, started.elapsed()))
+}
+
+/// The codec that carries everything unchanged.
+#[must_use]
+pub fn raw() -> &'static dyn tierline_codec::Codec {
+    tierline_codec::by_name("raw").unwrap_or(tierline_codec::codecs()[0])
+}
+
+/// Bytes of encoded tensors.
+#[must_use]
+pub fn total(tensors: &[Encoded]) -> u64 {
+    tensors.iter().map(|t| t.data.len() as u64).sum()
+}
+
+/// Collects the tensors declared in a header or reply from the chunks that
+/// follow it; `chunk_of` takes the chunk out of the stream's message.
+///
+/// # Errors
+/// When the stream breaks, ends early, or doesn't match the declaration.
+pub async fn collect<M>(
+    stream: &mut Streaming<M>,
+    declared: Vec<v1::TensorInfo>,
+    chunk_of: impl Fn(M) -> Option<v1::TensorChunk>,
+) -> Result<Vec<Encoded>, Failure> {
+    let protocol = |e: tierline_proto::FrameError| Failure::new(Code::Protocol, e.to_string());
+    let mut assembler = Assembler::new(declared, RUN_BYTES_MAX).map_err(protocol)?;
+    while !assembler.is_complete() {
+        let message = stream.message().await.map_err(|s| Failure::from_status(&s))?;
+        let Some(message) = message else { break };
+        let chunk = chunk_of(message)
+            .ok_or_else(|| Failure::new(Code::Protocol, "a tensor chunk was expected; the peers speak different protocols"))?;
+        assembler.push(chunk).map_err(protocol)?;
+    }
+    assembler.finish().map_err(protocol)
+}
+
+/// What a slice that didn't run means to the caller.
+#[must_use]
+pub fn compute_failure(error: &ComputeError) -> Failure {
+    use tierline_engine::EngineError;
+    let code = match error {
+        ComputeError::Busy { .. } => Code::Overloaded,
+        ComputeError::Memory { .. } => Code::Infeasible,
+        ComputeError::Range { .. } => Code::Protocol,
+        ComputeError::Closed => Code::Draining,
+        ComputeError::Engine(e) if is_input_error(e) => Code::InvalidInput,
+        ComputeError::Engine(EngineError::Refused { .. }) => Code::Infeasible,
+        _ => Code::Engine,
+    };
+    Failure::new(code, error.to_string())
+}
+
+/// Whether the caller's tensors, not the engine, are at fault.
+fn is_input_error(error: &tierline_engine::EngineError) -> bool {
+    error.is_input()
+}

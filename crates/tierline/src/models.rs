@@ -1,0 +1,192 @@
+//! From a model file to what nodes run: the *prepared* model.
+//!
+//! Preparing folds constants once, so that every node sees the same graph,
+//! the same digest and the same candidate cuts, whatever its engine.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tierline_engine::{Discovered, Engine, Evaluator, Search};
+use tierline_graph::cuts::{Cut, candidates, cuts};
+use tierline_graph::infer::{Types, infer_types, infer_types_with};
+use tierline_graph::{Model, ValueInfo};
+
+use crate::cli::Global;
+use crate::output::{Exit, ExitWith, Failure, Outcome};
+
+/// Candidate cuts a manifest keeps: more would cost every node profiling time
+/// and sessions, and past a few dozen the best plan no longer improves.
+pub const CANDIDATE_CUTS_MAX: usize = 24;
+
+/// What nodes know of a model by name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The name it is asked for by.
+    pub name: String,
+    /// Digest of the prepared model.
+    pub digest: String,
+    /// Bytes of the prepared model.
+    pub bytes: u64,
+    /// Digest of the file as it was given.
+    pub source_digest: String,
+    /// Inputs a caller gives.
+    pub inputs: Vec<ValueInfo>,
+    /// Outputs it answers with.
+    pub outputs: Vec<ValueInfo>,
+    /// Input shapes it is profiled at.
+    pub input_shapes: BTreeMap<String, Vec<u64>>,
+    /// Candidate cuts in topological order: each frontier's tensors.
+    pub cuts: Vec<Vec<String>>,
+    /// Sample inputs by name: digests of NumPy files in the store.
+    pub sample: BTreeMap<String, String>,
+    /// Nodes of the prepared model.
+    pub nodes: u64,
+    /// Elements of its weights.
+    pub parameters: u64,
+    /// Multiply-adds at `input_shapes`, where known.
+    pub macs: Option<u64>,
+}
+
+/// A model that is checked, folded and named by its digest.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The folded model.
+    pub model: Model,
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// BLAKE3 of `bytes`, hexadecimal.
+    pub digest: String,
+}
+
+impl Prepared {
+    /// Loads a file and folds its constants.
+    ///
+    /// # Errors
+    /// When the file is no model, or folding breaks it.
+    pub fn load(path: &Path, engine: &Arc<dyn Engine>) -> Outcome<Self> {
+        let model = load(path)?;
+        Self::fold(model, engine)
+    }
+
+    /// Folds a loaded model.
+    ///
+    /// # Errors
+    /// When folding breaks it, or it exceeds one file.
+    pub fn fold(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Self> {
+        tierline_graph::fold::fold(&mut model, &mut Evaluator::new(Arc::clone(engine)))?;
+        let bytes = Bytes::from(model.to_bytes()?);
+        Ok(Self { model, digest: digest(&bytes), bytes })
+    }
+
+    /// A prepared model read back from a store.
+    ///
+    /// # Errors
+    /// When the bytes are no valid model.
+    pub fn from_store(bytes: Bytes) -> Result<Self, tierline_graph::LoadError> {
+        Ok(Self { model: Model::parse(bytes.clone())?, digest: digest(&bytes), bytes })
+    }
+
+    /// Types of every value, with the free axes of the inputs fixed by `shapes`.
+    ///
+    /// # Errors
+    /// When shapes contradict the model.
+    pub fn types(&self, shapes: &BTreeMap<String, Vec<u64>>) -> Outcome<Types> {
+        let inputs = self.model.inputs();
+        if let Some(name) = shapes.keys().find(|n| inputs.iter().all(|i| &i.name != *n)) {
+            let known: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+            return Err(Failure::message(
+                Exit::Usage,
+                format!("the model has no input `{name}`; its inputs are {}", known.join(", ")),
+            ));
+        }
+        if shapes.is_empty() { Ok(infer_types(&self.model)?) } else { Ok(infer_types_with(&self.model, shapes)?) }
+    }
+
+    /// The manifest under which nodes share this model.
+    ///
+    /// # Errors
+    /// When shapes contradict the model.
+    pub fn manifest(&self, name: &str, source_digest: String, shapes: BTreeMap<String, Vec<u64>>) -> Outcome<Manifest> {
+        let types = self.types(&shapes)?;
+        let all = cuts(&self.model, &types);
+        let chosen = candidates(&self.model, &types, &all, CANDIDATE_CUTS_MAX);
+        let costs = tierline_graph::cost::cost(&self.model, &types);
+        Ok(Manifest {
+            name: name.to_owned(),
+            digest: self.digest.clone(),
+            bytes: self.bytes.len() as u64,
+            source_digest,
+            inputs: self.model.inputs(),
+            outputs: self.model.outputs(),
+            input_shapes: shapes,
+            cuts: chosen.into_iter().map(|c| c.tensors).collect(),
+            sample: BTreeMap::new(),
+            nodes: self.model.graph().node.len() as u64,
+            parameters: tierline_graph::cost::parameters(&self.model),
+            macs: tierline_graph::cost::total_macs(&costs),
+        })
+    }
+}
+
+impl Manifest {
+    /// The candidate cuts with their sizes at the profiled shapes.
+    #[must_use]
+    pub fn candidate_cuts(&self, types: &Types) -> Vec<Cut> {
+        self.cuts
+            .iter()
+            .enumerate()
+            .map(|(position, tensors)| Cut {
+                tensors: tensors.clone(),
+                bytes: tensors.iter().try_fold(0u64, |sum, t| Some(sum + types.get(t)?.bytes()?)),
+                position,
+            })
+            .collect()
+    }
+}
+
+/// Reads and checks a model file.
+///
+/// # Errors
+/// When it is no valid model.
+pub fn load(path: &Path) -> Outcome<Model> {
+    Model::load(path).map_err(|e| anyhow::Error::new(e).context(format!("{}", path.display()))).exit_with(Exit::Failure)
+}
+
+/// BLAKE3 in hexadecimal: the name of every artefact.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// Which engines this device has.
+///
+/// # Errors
+/// When `--engine` names none.
+pub fn engines(global: &Global) -> Outcome<Discovered> {
+    discover(&global.engine, &global.data_folder())
+}
+
+/// Which engines are found from a data folder, `prefer` being `auto` or a name.
+///
+/// # Errors
+/// When `prefer` names no engine.
+pub fn discover(prefer: &str, data: &Path) -> Outcome<Discovered> {
+    let search = Search { prefer: prefer.to_owned(), folders: vec![data.join("lib")], ..Search::default() };
+    tierline_engine::discover(&search).exit_with(Exit::Configuration)
+}
+
+/// The engine to run on.
+///
+/// # Errors
+/// When the one asked for isn't available.
+pub fn engine(global: &Global) -> Outcome<Arc<dyn Engine>> {
+    let found = engines(global)?;
+    found.chosen.ok_or_else(|| {
+        Failure::message(Exit::Configuration, format!("engine `{}` is not available here", global.engine))
+            .hint("tierline doctor")
+    })
+}

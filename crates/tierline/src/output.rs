@@ -1,0 +1,261 @@
+//! What a command says and how it ends: data to stdout, messages to stderr,
+//! an exit code per kind of outcome.
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+/// Version of the JSON documents on stdout; raised when a field changes meaning.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// How a command ended, as its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Something failed.
+    Failure = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// A configuration file or value is wrong.
+    Configuration = 3,
+    /// A node can't be reached.
+    Unreachable = 4,
+    /// No plan satisfies the limits.
+    Infeasible = 5,
+    /// A digest, signature or certificate doesn't verify.
+    Verification = 6,
+    /// The deadline passed.
+    Timeout = 124,
+    /// The user interrupted.
+    Interrupted = 130,
+}
+
+/// A failed command: what and why, what to try next, and the exit code.
+#[derive(Debug)]
+pub struct Failure {
+    /// Exit code.
+    pub exit: Exit,
+    /// What failed and why.
+    pub error: anyhow::Error,
+    /// The next command to try.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with this exit code.
+    pub fn new(exit: Exit, error: impl Into<anyhow::Error>) -> Self {
+        Self { exit, error: error.into(), hint: None }
+    }
+
+    /// A failure described by a sentence.
+    pub fn message(exit: Exit, text: impl std::fmt::Display) -> Self {
+        Self { exit, error: anyhow::anyhow!("{text}"), hint: None }
+    }
+
+    /// The same failure with what to try next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::new(Exit::Failure, error)
+    }
+}
+
+/// A command's outcome.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+/// Attaches an exit code to any error.
+pub trait ExitWith<T> {
+    /// The error as a [`Failure`] with this exit code.
+    ///
+    /// # Errors
+    /// The error itself.
+    fn exit_with(self, exit: Exit) -> Outcome<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> ExitWith<T> for Result<T, E> {
+    fn exit_with(self, exit: Exit) -> Outcome<T> {
+        self.map_err(|e| Failure::new(exit, e))
+    }
+}
+
+/// Where a command's words go.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    /// One JSON document instead of text.
+    pub json: bool,
+    /// No messages or progress on stderr.
+    pub quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Document<'a, T: Serialize> {
+    schema_version: u32,
+    #[serde(flatten)]
+    body: &'a T,
+}
+
+impl Output {
+    /// Prints data: `value` as a JSON document under `--json`, else `text`.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn data<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Outcome {
+        let mut line = if self.json {
+            serde_json::to_string_pretty(&Document { schema_version: SCHEMA_VERSION, body: value })?
+        } else {
+            text(value)
+        };
+        if !line.ends_with('\n') {
+            line.push('\n');
+        }
+        write_stdout(&line)
+    }
+
+    /// Prints one line of a stream of JSON documents.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn event<T: Serialize>(self, value: &T) -> Outcome {
+        let mut line = serde_json::to_string(&Document { schema_version: SCHEMA_VERSION, body: value })?;
+        line.push('\n');
+        write_stdout(&line)
+    }
+
+    /// Says something to the person, unless quiet.
+    pub fn say(self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// A progress bar of `steps` on stderr; hidden when quiet or no terminal.
+    #[must_use]
+    pub fn progress(self, steps: u64, what: &str) -> indicatif::ProgressBar {
+        if self.quiet || !std::io::stderr().is_terminal() {
+            return indicatif::ProgressBar::hidden();
+        }
+        let style = indicatif::ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}")
+            .unwrap_or_else(|_| indicatif::ProgressStyle::default_bar());
+        indicatif::ProgressBar::new(steps).with_style(style).with_message(what.to_owned())
+    }
+}
+
+fn write_stdout(text: &str) -> Outcome {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A closed pipe (`| head`) is the reader's choice, not our failure.
+        Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Prints a failure to stderr and gives its exit code.
+#[must_use]
+pub fn report(failure: &Failure) -> std::process::ExitCode {
+    eprintln!("error: {}", failure.error);
+    for cause in failure.error.chain().skip(1) {
+        let text = cause.to_string();
+        if !failure.error.to_string().contains(&text) {
+            eprintln!("  because: {text}");
+        }
+    }
+    if let Some(hint) = &failure.hint {
+        eprintln!("  try: {hint}");
+    }
+    std::process::ExitCode::from(failure.exit as u8)
+}
+
+/// Lines up rows of cells in columns; numbers are right-aligned.
+#[must_use]
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let numeric = |cell: &str| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-');
+    let columns = header.len();
+    let width = |c: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(c))
+            .map(|s| s.chars().count())
+            .chain([header[c].chars().count()])
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let right: Vec<bool> =
+        (0..columns).map(|c| !rows.is_empty() && rows.iter().filter_map(|r| r.get(c)).all(|s| numeric(s))).collect();
+    let line = |cells: Vec<&str>| {
+        let mut text = String::new();
+        for (c, cell) in cells.iter().enumerate() {
+            let pad = widths[c].saturating_sub(cell.chars().count());
+            if right[c] {
+                text.push_str(&" ".repeat(pad));
+                text.push_str(cell);
+            } else {
+                text.push_str(cell);
+                text.push_str(&" ".repeat(pad));
+            }
+            text.push_str("  ");
+        }
+        format!("{}\n", text.trim_end())
+    };
+    let mut out = line(header.to_vec());
+    for row in rows {
+        out.push_str(&line(row.iter().map(String::as_str).collect()));
+    }
+    out
+}
+
+/// `1234567` bytes as `1.2 MB`.
+#[must_use]
+pub fn bytes(n: u64) -> String {
+    scaled(n as f64, &["B", "kB", "MB", "GB", "TB"])
+}
+
+/// `1234567` as `1.23 M`.
+#[must_use]
+pub fn count(n: u64) -> String {
+    scaled(n as f64, &["", "k", "M", "G", "T"])
+}
+
+/// Nanoseconds as `12.3 ms`.
+#[must_use]
+pub fn duration(ns: u64) -> String {
+    scaled_by(ns as f64, 1000.0, &["ns", "us", "ms", "s"])
+}
+
+fn scaled(n: f64, units: &[&str]) -> String {
+    scaled_by(n, 1000.0, units)
+}
+
+fn scaled_by(mut n: f64, step: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while n >= step && unit + 1 < units.len() {
+        n /= step;
+        unit += 1;
+    }
+    let text = if unit == 0 { format!("{n:.0} {}", units[unit]) } else { format!("{n:.1} {}", units[unit]) };
+    text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let text = table(&["name", "bytes"], &[vec!["a".into(), "10".into()], vec!["long".into(), "5".into()]]);
+        assert_eq!(text, "name  bytes\na        10\nlong      5\n");
+    }
+
+    #[test]
+    fn units_read_well() {
+        assert_eq!(
+            (bytes(999), bytes(1_234_567), duration(12_300_000)),
+            ("999 B".into(), "1.2 MB".into(), "12.3 ms".into())
+        );
+    }
+}
