@@ -157,7 +157,13 @@ fn names(names: &[String]) -> String {
     if names.is_empty() {
         return "no inputs".to_owned();
     }
-    names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")
+    /// Old exporters list every weight as an input.
+    const SHOWN_MAX: usize = 8;
+    let shown = names.iter().take(SHOWN_MAX).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN_MAX) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 fn looked(tried: &[PathBuf]) -> String {

@@ -13,8 +13,17 @@ pub(crate) struct Known<'m> {
 }
 
 impl<'m> Known<'m> {
+    /// What the model declares, and what follows from it.
     pub(crate) fn new(model: &'m Model) -> Self {
-        Self::default().inside(model.graph())
+        let mut known = Self::default().inside(model.graph());
+        // A model that contradicts itself is the engine's to refuse.
+        let types = tierline_graph::infer_types(model).unwrap_or_default();
+        for output in model.graph().node.iter().flat_map(|n| &n.output) {
+            if let Some(value) = types.get(output) {
+                known.values.insert(output, value.clone());
+            }
+        }
+        known
     }
 
     /// The same, and what `graph` declares.

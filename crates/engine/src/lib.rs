@@ -22,6 +22,7 @@ mod known;
 mod library;
 mod options;
 mod ort;
+pub mod profiler;
 mod refuse;
 mod rten;
 
@@ -101,4 +102,12 @@ pub fn onnxruntime(path: Option<&Path>) -> Result<Arc<dyn Engine>, EngineError> 
         Some(path) => ort::engine(path),
         None => discover::onnxruntime(&Search::default()),
     }
+}
+
+/// ONNX Runtime's environment, once it is loaded. A process has only one; the
+/// benchmarks call the runtime directly in it, beside [`Session::run`].
+#[doc(hidden)]
+#[must_use]
+pub fn onnxruntime_environment() -> Option<::ort::environment::Environment> {
+    ort::environment()
 }

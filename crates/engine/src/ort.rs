@@ -12,7 +12,7 @@ use ::ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvide
 use ::ort::logging::LogLevel;
 use ::ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ::ort::session::{Session as OrtSession, SessionInputValue};
-use ::ort::value::{DynValue, PrimitiveTensorElementType, TensorElementType, TensorRef, ValueType};
+use ::ort::value::{DynValue, Outlet, PrimitiveTensorElementType, TensorElementType, TensorRef, ValueType};
 use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 
 use crate::error::{EngineError, guarded};
@@ -73,6 +73,12 @@ fn log(level: LogLevel, category: &str, _id: &str, place: &str, message: &str) {
     tracing::debug!(?level, category, place, "{message}");
 }
 
+/// The environment in use, if ONNX Runtime is loaded; see
+/// [`crate::onnxruntime_environment`].
+pub(crate) fn environment() -> Option<Environment> {
+    LOADED.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|r| r.environment.clone())
+}
+
 /// The library in use, if one is.
 pub(crate) fn loaded() -> Option<PathBuf> {
     LOADED.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|r| r.path.clone())
@@ -93,8 +99,11 @@ impl Engine for OnnxRuntime {
         guarded(NAME, "loading the model", || {
             let (mut builder, notes) = self.builder(options)?;
             let session = builder.commit_from_memory(&bytes).map_err(|e| refused(e.message()))?;
-            let inputs = session.inputs().iter().map(|o| outlet(o.name(), o.dtype())).collect::<Result<_, _>>()?;
-            let outputs = session.outputs().iter().map(|o| outlet(o.name(), o.dtype())).collect::<Result<_, _>>()?;
+            let all = |outlets: &[Outlet], declared: &[ValueInfo]| {
+                outlets.iter().map(|o| outlet(o.name(), o.dtype(), declared)).collect::<Result<Vec<_>, _>>()
+            };
+            let inputs = all(session.inputs(), &model.inputs())?;
+            let outputs = all(session.outputs(), &model.outputs())?;
             Ok(Box::new(Loaded { session, inputs, outputs, notes }) as Box<dyn Session>)
         })
     }
@@ -180,13 +189,13 @@ fn register(provider: &Provider, builder: &mut SessionBuilder) -> Result<(), Str
 
 /// An input or output as the runtime knows it: it infers what the file leaves
 /// out.
-fn outlet(name: &str, kind: &ValueType) -> Result<ValueInfo, EngineError> {
+fn outlet(name: &str, kind: &ValueType, declared: &[ValueInfo]) -> Result<ValueInfo, EngineError> {
     let ValueType::Tensor { ty, shape, dimension_symbols } = kind else {
         return Err(refused(&format!("`{name}` is a {kind}; nodes exchange tensors only")));
     };
     let dtype = data_type(*ty)
         .ok_or_else(|| refused(&format!("`{name}` has element type {ty}, which Tierline does not carry")))?;
-    let shape = shape
+    let sizes: Vec<Dim> = shape
         .iter()
         .zip(dimension_symbols.iter())
         .map(|(&n, symbol)| match u64::try_from(n) {
@@ -195,7 +204,10 @@ fn outlet(name: &str, kind: &ValueType) -> Result<ValueInfo, EngineError> {
             Err(_) => Dim::Symbol(symbol.clone()),
         })
         .collect();
-    Ok(ValueInfo { name: name.to_owned(), dtype: Some(dtype), shape: Some(shape) })
+    // It reports a tensor of unknown rank like a scalar; the file tells which.
+    let scalar = || declared.iter().any(|v| v.name == name && v.shape.is_some());
+    let shape = (!sizes.is_empty() || scalar()).then_some(sizes);
+    Ok(ValueInfo { name: name.to_owned(), dtype: Some(dtype), shape })
 }
 
 fn data_type(t: TensorElementType) -> Option<DataType> {

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod models;
+mod profile;
 mod run;
 mod slices;
 mod support;

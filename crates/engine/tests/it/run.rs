@@ -399,3 +399,20 @@ fn what_rten_gets_wrong_is_refused_with_the_reason() {
     let Err(error) = rten.load(&add, &LoadOptions::default()) else { panic!("loaded a weight it can't hold") };
     assert!(error.to_string().contains("1099511627776"), "{error}");
 }
+
+#[test]
+fn an_unknown_rank_is_no_scalar() {
+    let known = model(17, &[("x", F32, &["2"])], &[("y", F32, &["2"])], &[], vec![node("Relu", &["x"], &["y"])]);
+    let mut proto = known.proto().clone();
+    let graph = proto.graph.as_mut().unwrap();
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        value.type_.as_mut().unwrap().mut_tensor_type().shape.take();
+    }
+    let free = Model::from_proto(proto).unwrap();
+    for engine in engines() {
+        let mut session = load(&*engine, &free);
+        assert_eq!(session.inputs()[0].shape, None, "{}", engine.name());
+        let x = f32s(&[2, 1], &[-1., 1.]);
+        assert_eq!(session.run(&[("x", &x)]).unwrap(), [f32s(&[2, 1], &[0., 1.])], "{}", engine.name());
+    }
+}

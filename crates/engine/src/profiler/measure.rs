@@ -1,0 +1,99 @@
+//! Rounds of timing: sessions run in turns until their times are known.
+
+use std::time::{Duration, Instant};
+
+use tierline_graph::Tensor;
+
+use crate::{EngineError, Session};
+
+/// A session with what it is fed.
+pub(super) struct Runner<'v> {
+    session: &'v mut dyn Session,
+    feed: Vec<(&'v str, &'v Tensor)>,
+    pub(super) outputs: Vec<Tensor>,
+}
+
+impl<'v> Runner<'v> {
+    pub(super) fn new(session: &'v mut dyn Session, feed: Vec<(&'v str, &'v Tensor)>) -> Self {
+        Self { session, feed, outputs: Vec::new() }
+    }
+}
+
+/// One run, timed.
+pub(super) trait Step {
+    /// Nanoseconds it took.
+    fn time(&mut self) -> Result<u64, EngineError>;
+}
+
+impl Step for Runner<'_> {
+    fn time(&mut self) -> Result<u64, EngineError> {
+        let start = Instant::now();
+        self.session.run_into(&self.feed, &mut self.outputs)?;
+        Ok(start.elapsed().as_nanos() as u64)
+    }
+}
+
+/// How many rounds to run.
+pub(super) struct Rounds {
+    pub(super) warm_up: usize,
+    pub(super) min: usize,
+    pub(super) max: usize,
+    pub(super) budget: Duration,
+    /// Standard error over a time at which it is known.
+    pub(super) precision: f64,
+}
+
+/// Times of each runner over the rounds, nanoseconds. Every round runs every
+/// runner once, in order.
+pub(super) fn rounds(runners: &mut [&mut dyn Step], rounds: &Rounds) -> Result<Vec<Vec<u64>>, EngineError> {
+    let mut times = vec![Vec::new(); runners.len()];
+    for _ in 0..rounds.warm_up {
+        for runner in runners.iter_mut() {
+            runner.time()?;
+        }
+    }
+    let started = Instant::now();
+    for round in 1..=rounds.max.max(1) {
+        for (runner, times) in runners.iter_mut().zip(&mut times) {
+            times.push(runner.time()?);
+        }
+        if round >= rounds.min && (started.elapsed() >= rounds.budget || known(&times, rounds.precision)) {
+            break;
+        }
+    }
+    Ok(times)
+}
+
+/// Whether every time is known to `precision` of itself, or of a tenth of the
+/// largest for those that are small beside it.
+fn known(times: &[Vec<u64>], precision: f64) -> bool {
+    let largest = times.iter().map(|t| typical(t)).max().unwrap_or(0);
+    times.iter().all(|t| {
+        // 1.4826 makes a standard deviation of the median absolute one, 1.36
+        // the standard error of a quartile of it (for normal noise).
+        let error = 1.36 * 1.4826 * deviation(t) as f64 / (t.len() as f64).sqrt();
+        error <= precision * (typical(t) as f64).max(largest as f64 / 10.)
+    })
+}
+
+/// The lower quartile; 0 of nothing. Other processes only ever add time, so it
+/// moves less than the median on a busy device, and is hardly different on an
+/// idle one.
+pub(super) fn typical(times: &[u64]) -> u64 {
+    quantile(times, 1, 4)
+}
+
+/// The median absolute deviation from the median.
+pub(super) fn deviation(times: &[u64]) -> u64 {
+    let median = quantile(times, 1, 2);
+    quantile(&times.iter().map(|t| t.abs_diff(median)).collect::<Vec<_>>(), 1, 2)
+}
+
+fn quantile(times: &[u64], numerator: usize, denominator: usize) -> u64 {
+    if times.is_empty() {
+        return 0;
+    }
+    let mut sorted = times.to_vec();
+    let at = (times.len() - 1) * numerator / denominator;
+    *sorted.select_nth_unstable(at).1
+}
