@@ -2,5 +2,9 @@
 //! storage and links. Start at [`cli::run`]; a node's life is in `daemon`.
 
 pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod identity;
 pub mod models;
 pub mod output;
+pub mod store;

@@ -77,7 +77,7 @@ impl Prepared {
     /// # Errors
     /// When folding breaks it, or it exceeds one file.
     pub fn fold(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Self> {
-        tierline_graph::fold::fold(&mut model, &mut Evaluator::new(Arc::clone(engine)))?;
+        tierline_graph::fold::fold(&mut model, &mut Evaluator(Arc::clone(engine)))?;
         let bytes = Bytes::from(model.to_bytes()?);
         Ok(Self { model, digest: digest(&bytes), bytes })
     }
@@ -170,13 +170,13 @@ pub fn engines(global: &Global) -> Outcome<Discovered> {
     discover(&global.engine, &global.data_folder())
 }
 
-/// Which engines are found from a data folder, `prefer` being `auto` or a name.
+/// Which engines are found from a data folder, `choice` being `auto` or a name.
 ///
 /// # Errors
-/// When `prefer` names no engine.
-pub fn discover(prefer: &str, data: &Path) -> Outcome<Discovered> {
-    let search = Search { prefer: prefer.to_owned(), folders: vec![data.join("lib")], ..Search::default() };
-    tierline_engine::discover(&search).exit_with(Exit::Configuration)
+/// When `choice` names no engine.
+pub fn discover(choice: &str, data: &Path) -> Outcome<Discovered> {
+    let choice = choice.parse().map_err(|e: String| Failure::message(Exit::Configuration, e))?;
+    Ok(tierline_engine::discover(&Search { choice, folders: vec![data.join("lib")], ..Search::default() }))
 }
 
 /// The engine to run on.
@@ -184,9 +184,17 @@ pub fn discover(prefer: &str, data: &Path) -> Outcome<Discovered> {
 /// # Errors
 /// When the one asked for isn't available.
 pub fn engine(global: &Global) -> Outcome<Arc<dyn Engine>> {
-    let found = engines(global)?;
-    found.chosen.ok_or_else(|| {
-        Failure::message(Exit::Configuration, format!("engine `{}` is not available here", global.engine))
-            .hint("tierline doctor")
-    })
+    usable(engines(global)?, &global.engine)
+}
+
+/// The engine found, unless another one was asked for by name.
+///
+/// # Errors
+/// [`Exit::Configuration`] with what was tried.
+pub fn usable(found: Discovered, choice: &str) -> Outcome<Arc<dyn Engine>> {
+    if found.fallback {
+        let text = format!("engine `{choice}` is not available here");
+        return Err(Failure::message(Exit::Configuration, text).hint("tierline doctor"));
+    }
+    Ok(found.engine)
 }

@@ -47,7 +47,7 @@ async fn socket(path: &Path) -> Outcome<Channel> {
 }
 
 async fn remote(url: &str, data: &Path) -> Outcome<Channel> {
-    let identity = Identity::load(&data.join("identity")).map_err(|e| {
+    let identity = Identity::load(&data.join("identity"), std::time::SystemTime::now()).map_err(|e| {
         Failure::new(Exit::Verification, e)
             .hint("a node answers operators only: `tierline token create --role operator` there, `tierline join URL --token T` here")
     })?;

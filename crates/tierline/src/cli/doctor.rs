@@ -1,6 +1,7 @@
 //! `tierline doctor`: what works on this device, and how to get the rest.
 
 use serde::Serialize;
+use tierline_engine::Outcome as Considered;
 
 use super::Global;
 use crate::output::Outcome;
@@ -25,18 +26,23 @@ struct EngineLine {
 pub fn doctor(global: &Global) -> Outcome {
     let data = global.data_folder();
     let found = crate::models::engines(global)?;
-    let mut engines = Vec::new();
-    for candidate in &found.candidates {
-        engines.push(EngineLine {
-            name: candidate.name.clone(),
-            available: candidate.available,
-            detail: candidate.detail.clone(),
-        });
-    }
+    let engines = found
+        .considered
+        .iter()
+        .map(|c| {
+            let place = c.path.as_ref().map_or_else(|| c.origin.to_owned(), |p| format!("{} ({})", p.display(), c.origin));
+            let (available, detail) = match &c.outcome {
+                Considered::Chosen => (true, place),
+                Considered::Passed => (true, format!("{place}, passed over")),
+                Considered::Rejected(why) => (false, format!("{place}: {why}")),
+            };
+            EngineLine { name: c.engine.to_owned(), available, detail }
+        })
+        .collect();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         engines,
-        chosen: found.chosen.as_ref().map(|e| format!("{} {}", e.name(), e.version())),
+        chosen: Some(format!("{} {}", found.engine.name(), found.engine.version())).filter(|_| !found.fallback),
         joined: data.join("identity").join("node.pem").exists(),
         data_folder: data.display().to_string(),
         threads: std::thread::available_parallelism().map_or(1, usize::from),

@@ -4,9 +4,17 @@
 //! `schema_version`. Exit codes are [`Exit`]'s.
 
 mod args;
+mod catalogue;
+pub mod client;
 mod completions;
 mod doctor;
+pub mod infer;
 mod model;
+mod node;
+mod planning;
+mod site;
+
+pub use model::profile_shapes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,9 +79,26 @@ fn default_data_folder() -> PathBuf {
 enum Verb {
     /// Say what works on this device and how to get what doesn't
     Doctor,
-    /// Look into models, cut them, and keep them in a node's store
+    /// Run this device's node until it is stopped
+    Node(node::NodeArgs),
+    /// Tokens that let devices join the site
+    #[command(subcommand)]
+    Token(site::TokenVerb),
+    /// Make this device a member of a site
+    Join(node::Join),
+    /// List the site's nodes, or shut one out
+    Nodes(site::Nodes),
+    /// Look into models, cut them, and give them to the site
     #[command(subcommand)]
     Model(model::ModelVerb),
+    /// Measure a model on this device
+    Profile(planning::Profile),
+    /// Find the best placement of a model on the tiers
+    Plan(planning::Plan),
+    /// The same, with what decided it
+    Explain(planning::Plan),
+    /// Send a request to a node
+    Infer(infer::Infer),
     /// Print shell completions
     Completions(completions::Completions),
 }
@@ -100,7 +125,15 @@ fn dispatch(cli: Cli) -> Outcome {
     let global = &cli.global;
     match cli.verb {
         Verb::Doctor => doctor::doctor(global),
+        Verb::Node(args) => node::node(global, args),
+        Verb::Token(verb) => site::token(global, verb),
+        Verb::Join(args) => node::join(global, &args),
+        Verb::Nodes(args) => site::nodes(global, &args),
         Verb::Model(verb) => model::model(global, verb),
+        Verb::Profile(args) => planning::profile(global, &args),
+        Verb::Plan(args) => planning::plan(global, &args, false),
+        Verb::Explain(args) => planning::plan(global, &args, true),
+        Verb::Infer(args) => infer::infer(global, &args),
         Verb::Completions(c) => completions::completions(&c),
     }
 }
@@ -108,4 +141,11 @@ fn dispatch(cli: Cli) -> Outcome {
 /// A wrong argument that clap couldn't see.
 fn usage(text: impl std::fmt::Display) -> Failure {
     Failure::message(Exit::Usage, text)
+}
+
+/// Runs a command that talks to nodes.
+fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
+    // Four workers at least: one may encode tensors while others keep leases.
+    let threads = std::thread::available_parallelism().map_or(4, |n| n.get().max(4));
+    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?.block_on(command)
 }

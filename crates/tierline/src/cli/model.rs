@@ -8,7 +8,7 @@ use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, ValueInfo};
 
-use super::{Global, args, usage};
+use super::{Global, args, catalogue, usage};
 use crate::models::{self, Prepared};
 use crate::output::{self, Exit, ExitWith, Outcome};
 
@@ -18,12 +18,24 @@ pub enum ModelVerb {
     Inspect(Inspect),
     /// Divide a model at cuts into models that run one after the other
     Slice(Slice),
+    /// Give a model to the site, under a name
+    Add(catalogue::Add),
+    /// List the models a node knows
+    Ls(catalogue::Ls),
+    /// Print what a node knows of a model
+    Show(catalogue::Named),
+    /// Take a model's name back, on the whole site
+    Rm(catalogue::Named),
 }
 
 pub fn model(global: &Global, verb: ModelVerb) -> Outcome {
     match verb {
         ModelVerb::Inspect(args) => inspect(global, &args),
         ModelVerb::Slice(args) => slice_model(global, &args),
+        ModelVerb::Add(args) => catalogue::add(global, &args),
+        ModelVerb::Ls(args) => catalogue::ls(global, &args),
+        ModelVerb::Show(args) => catalogue::show(global, &args),
+        ModelVerb::Rm(args) => catalogue::rm(global, &args),
     }
 }
 
@@ -66,7 +78,7 @@ fn value(info: ValueInfo) -> Value {
     Value { name: info.name, dtype: info.dtype.map(|d| d.to_string()), shape: info.shape }
 }
 
-fn shape_text(shape: Option<&Vec<Dim>>) -> String {
+pub fn shape_text(shape: Option<&Vec<Dim>>) -> String {
     shape.map_or("any shape".into(), |s| format!("[{}]", s.iter().map(Dim::to_string).collect::<Vec<_>>().join(", ")))
 }
 

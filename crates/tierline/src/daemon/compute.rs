@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tierline_engine::{Engine, EngineError, LoadOptions, Session};
@@ -141,7 +141,7 @@ pub struct Computed {
 
 enum Work {
     Run { inputs: Named, reply: oneshot::Sender<Result<Computed, ComputeError>> },
-    Warm,
+    Warm { reply: oneshot::Sender<Result<u64, ComputeError>> },
 }
 
 struct Job {
@@ -151,11 +151,24 @@ struct Job {
     work: Work,
 }
 
+enum Order {
+    Job(Job),
+    Evict { key: SliceKey, done: oneshot::Sender<()> },
+}
+
+/// What the worker is busy with, for those who plan.
+#[derive(Default)]
+struct Load {
+    waiting: AtomicUsize,
+    /// Moving average of a run, nanoseconds.
+    typical_ns: AtomicU64,
+}
+
 /// Handle of the worker; clones share it.
 #[derive(Clone)]
 pub struct Compute {
-    jobs: mpsc::Sender<Job>,
-    waiting: Arc<AtomicUsize>,
+    orders: mpsc::Sender<Order>,
+    load: Arc<Load>,
 }
 
 /// How the worker runs.
@@ -177,23 +190,36 @@ impl Compute {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(options: ComputeOptions) -> std::io::Result<Self> {
-        let (jobs, mut inbox) = mpsc::channel::<Job>(JOBS_WAITING_MAX);
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&waiting);
+        let (orders, mut inbox) = mpsc::channel::<Order>(JOBS_WAITING_MAX);
+        let load = Arc::new(Load::default());
+        let shared = Arc::clone(&load);
         std::thread::Builder::new().name("compute".into()).spawn(move || {
-            let mut sessions = Sessions { options, warm: HashMap::new(), clock: 0 };
-            while let Some(job) = inbox.blocking_recv() {
-                counter.fetch_sub(1, Ordering::Relaxed);
-                sessions.perform(job);
+            let mut sessions = Sessions { options, warm: HashMap::new(), clock: 0, load: shared };
+            while let Some(order) = inbox.blocking_recv() {
+                match order {
+                    Order::Job(job) => sessions.perform(job),
+                    Order::Evict { key, done } => {
+                        sessions.warm.remove(&key);
+                        // Whoever asked may be gone.
+                        let _ = done.send(());
+                    }
+                }
             }
         })?;
-        Ok(Self { jobs, waiting })
+        Ok(Self { orders, load })
     }
 
     /// Jobs waiting for the worker.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.load.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How long a job that comes now is likely to wait.
+    #[must_use]
+    pub fn expected_wait(&self) -> Duration {
+        let ahead = self.waiting().saturating_sub(1) as u64;
+        Duration::from_nanos(self.load.typical_ns.load(Ordering::Relaxed).saturating_mul(ahead))
     }
 
     /// Runs segments `key.from..key.to` on `inputs`.
@@ -206,18 +232,32 @@ impl Compute {
         answer.await.map_err(|_| ComputeError::Closed)?
     }
 
-    /// Loads the session of `key` when the worker has nothing else to do.
-    pub fn warm(&self, program: Arc<Program>, key: SliceKey) {
-        // Losing a warm-up costs a later request some milliseconds; nothing else.
-        let _ = self.submit(Job { program, key, queued: Instant::now(), work: Work::Warm });
+    /// Loads the session of `key`; gives the bytes it takes.
+    ///
+    /// # Errors
+    /// [`ComputeError`].
+    pub async fn warm(&self, program: Arc<Program>, key: SliceKey) -> Result<u64, ComputeError> {
+        let (reply, answer) = oneshot::channel();
+        self.submit(Job { program, key, queued: Instant::now(), work: Work::Warm { reply } })?;
+        answer.await.map_err(|_| ComputeError::Closed)?
+    }
+
+    /// Drops the session of `key`, if it is loaded.
+    pub async fn evict(&self, key: SliceKey) {
+        let (done, gone) = oneshot::channel();
+        if self.orders.send(Order::Evict { key, done }).await.is_ok() {
+            let _ = gone.await;
+        }
     }
 
     fn submit(&self, job: Job) -> Result<(), ComputeError> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.jobs.try_send(job).map_err(|e| {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.load.waiting.fetch_add(1, Ordering::Relaxed);
+        self.orders.try_send(Order::Job(job)).map_err(|e| {
+            self.load.waiting.fetch_sub(1, Ordering::Relaxed);
             match e {
-                mpsc::error::TrySendError::Full(_) => ComputeError::Busy { waiting: JOBS_WAITING_MAX, limit: JOBS_WAITING_MAX },
+                mpsc::error::TrySendError::Full(_) => {
+                    ComputeError::Busy { waiting: JOBS_WAITING_MAX, limit: JOBS_WAITING_MAX }
+                }
                 mpsc::error::TrySendError::Closed(_) => ComputeError::Closed,
             }
         })
@@ -235,23 +275,29 @@ struct Sessions {
     warm: HashMap<SliceKey, Warm>,
     /// Counts uses, to evict the session that was used longest ago.
     clock: u64,
+    load: Arc<Load>,
 }
 
 impl Sessions {
     fn perform(&mut self, job: Job) {
         let queued = job.queued.elapsed();
         match job.work {
-            Work::Warm => {
-                if let Err(error) = self.session(&job.program, &job.key) {
-                    tracing::debug!(%error, digest = job.key.digest, "warming a session failed");
-                }
+            Work::Warm { reply } => {
+                let result = self.session(&job.program, &job.key).map(drop);
+                let _ = reply.send(result.map(|()| self.warm.get(&job.key).map_or(0, |w| w.bytes)));
             }
             Work::Run { inputs, reply } => {
                 let result = self.run(&job.program, &job.key, &inputs, queued);
+                if let Ok(computed) = &result {
+                    let (last, old) = (super::flow::ns(computed.compute), self.load.typical_ns.load(Ordering::Relaxed));
+                    let typical = if old == 0 { last } else { old - old / 4 + last / 4 };
+                    self.load.typical_ns.store(typical, Ordering::Relaxed);
+                }
                 // A caller that went away doesn't want the answer any more.
                 let _ = reply.send(result);
             }
         }
+        self.load.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn run(&mut self, program: &Program, key: &SliceKey, inputs: &Named, queued: Duration) -> Result<Computed, ComputeError> {

@@ -181,7 +181,7 @@ impl<'n> Flow<'n> {
                     event
                 }
                 Ok(change) = changes.recv() => change,
-                () = sleep_until(wake) => Event::Wake,
+                () = super::wait_until(wake) => Event::Wake,
             };
             actions = machine.step(self.node.now(), event);
         }
@@ -382,11 +382,4 @@ fn span(from: usize, to: usize) -> Span {
 #[must_use]
 pub fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
 }

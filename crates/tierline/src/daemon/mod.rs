@@ -21,7 +21,7 @@ pub mod transport;
 pub mod uplink;
 pub mod wire;
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tierline_node::lease::Lost;
@@ -36,6 +36,7 @@ use tokio::sync::{broadcast, watch};
 
 use crate::config::NodeConfig;
 use crate::identity::Identity;
+use crate::identity::tls::LiveIdentity;
 
 use self::catalogue::Catalogue;
 use self::compute::Compute;
@@ -51,7 +52,7 @@ const PEER_CHANGES_MAX: usize = 64;
 /// One node, shared by everything that runs on it.
 pub struct Node {
     config: NodeConfig,
-    identity: RwLock<Arc<Identity>>,
+    identity: LiveIdentity,
     id: String,
     role: Role,
     engine: Arc<dyn tierline_engine::Engine>,
@@ -74,6 +75,7 @@ pub struct Node {
     uplinks: Vec<Arc<Uplink>>,
     changes: broadcast::Sender<RequestEvent>,
     revocations: Mutex<Revocations>,
+    state: Arc<crate::store::State>,
     draining: watch::Sender<bool>,
     /// Itself, for tasks it starts.
     this: std::sync::Weak<Node>,
@@ -101,7 +103,7 @@ impl Node {
     /// Key, certificate and CA.
     #[must_use]
     pub fn identity(&self) -> Arc<Identity> {
-        Arc::clone(&self.identity.read().unwrap_or_else(PoisonError::into_inner))
+        self.identity.get()
     }
 
     /// The machines' time.
@@ -121,6 +123,12 @@ impl Node {
     pub fn instant_of(&self, time: Time) -> Instant {
         // Machines use far times for "never"; a day is as good.
         self.origin + time.since(Time::ZERO).min(self.origin.elapsed() + Duration::from_secs(86_400))
+    }
+
+    /// What it was told.
+    #[must_use]
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
     }
 
     fn shared(&self) -> Option<Arc<Node>> {
@@ -331,6 +339,9 @@ impl Node {
             }
             *own = list.clone();
         }
+        if let Err(error) = self.state.keep_revocations(list) {
+            tracing::warn!(%error, "the revocations hold until the next start only");
+        }
         for revoked in &list.revoked {
             self.children.revoke(self, &revoked.node_id);
         }
@@ -370,7 +381,7 @@ impl Node {
             children: self.children.list(&self.id),
             sessions: Vec::new(),
             store_bytes: self.artefacts.bytes().await,
-            certificate_not_after_s: self.identity().not_after_s(),
+            certificate_not_after_s: seconds(self.identity().peer().not_after),
             draining: *self.draining.borrow(),
         }
     }
@@ -426,5 +437,18 @@ impl Node {
     /// When it is none.
     pub fn digest_bytes(&self, digest: &str) -> Result<bytes::Bytes, Failure> {
         digest.parse::<Digest>().map(Digest::to_bytes).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))
+    }
+}
+
+/// Unix time of a moment, in seconds.
+fn seconds(at: std::time::SystemTime) -> u64 {
+    at.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Sleeps until `at`; forever without one.
+pub(crate) async fn wait_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tierline_engine::profiler::{ProfileOptions, profile};
+use tierline_engine::profiler::{ProfileOptions, Subject, profile_with};
 use tierline_graph::profile::ModelProfile;
 use tierline_graph::{DataType, Elements, Tensor};
 use tierline_proto::Digest;
@@ -76,7 +76,7 @@ impl Node {
         let json = serde_json::to_vec(&manifest).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         let digest = self.artefacts.put(Bytes::from(json)).await?;
         let entry = Entry::new(manifest, digest)?;
-        self.artefacts.name(&entry.manifest.name, digest).await?;
+        self.artefacts.name(&entry.manifest.name, digest)?;
         if self.catalogue.insert(entry.clone()) {
             let text = format!("model {} is {}", entry.manifest.name, entry.model.short());
             self.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name, "digest": entry.manifest.digest }));
@@ -137,10 +137,19 @@ impl Node {
         let inputs = self.sample_inputs(&entry.manifest).await?;
         let (engine, load, slowdown) = (Arc::clone(&self.engine), self.config.load_options(), self.config.slowdown);
         let measured = tokio::task::spawn_blocking(move || {
-            let cuts = program.manifest.candidate_cuts(&program.types);
             let options = ProfileOptions { load, budget: PROFILE_TIME, ..ProfileOptions::default() };
-            let mut probe = super::planner::CodecMeter::default();
-            profile(&engine, &program.model, &program.types, &cuts, &inputs, &options, &mut probe)
+            let slice = |cuts: &[Vec<String>]| {
+                tierline_graph::slice::slice(&program.model, &program.types, cuts)
+                    .map_err(|e| tierline_engine::EngineError::Refused { engine: "slicing", node: None, reason: e.to_string() })
+            };
+            let subject = Subject {
+                model: &program.model,
+                types: &program.types,
+                cuts: &program.manifest.cuts,
+                slice: &slice,
+                inputs: &inputs,
+            };
+            profile_with(engine.as_ref(), &subject, &options, &mut super::planner::CodecMeter)
         })
         .await
         .map_err(|e| Failure::new(Code::Internal, format!("profiling failed: {e}")))?;
@@ -151,7 +160,7 @@ impl Node {
         }
         let json = serde_json::to_vec(&profile).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         let digest = self.artefacts.put(Bytes::from(json)).await?;
-        self.artefacts.keep_profile(entry.model, digest).await?;
+        self.artefacts.keep_profile(entry.model, digest)?;
         self.catalogue.set_profile(entry.model, profile);
         self.planner.profiled(entry.model, digest);
         let profile = self.catalogue.profile(entry.model).ok_or_else(|| Failure::new(Code::Internal, "the profile was lost"))?;

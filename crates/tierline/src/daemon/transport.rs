@@ -8,7 +8,7 @@ use tierline_proto::v1::bulk_client::BulkClient;
 use tierline_proto::v1::control_client::ControlClient;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::v1::infer_client::InferClient;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity, ServerTlsConfig};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
 
 use crate::identity::{Identity, SERVER_NAME};
 
@@ -28,21 +28,10 @@ pub fn client_tls(identity: &Identity) -> ClientTlsConfig {
         .domain_name(SERVER_NAME)
 }
 
-/// TLS of a server. A caller without a certificate gets in, to join; the
-/// policy table refuses it everything else.
-#[must_use]
-pub fn server_tls(identity: &Identity) -> ServerTlsConfig {
-    ServerTlsConfig::new()
-        .identity(TlsIdentity::from_pem(identity.chain_pem(), identity.key_pem()))
-        .client_ca_root(Certificate::from_pem(identity.ca_pem()))
-        .client_auth_optional(true)
-        .timeout(CONNECT_TIME_MAX)
-}
-
 /// TLS of a device that has a token but no certificate yet.
 #[must_use]
-pub fn joining_tls(ca_pem: &str) -> ClientTlsConfig {
-    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca_pem)).domain_name(SERVER_NAME)
+pub fn joining_tls(ca: &rustls::pki_types::CertificateDer<'_>) -> ClientTlsConfig {
+    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(crate::identity::certificate_pem(ca))).domain_name(SERVER_NAME)
 }
 
 /// How to reach `url` with `tls`.

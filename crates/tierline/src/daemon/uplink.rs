@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Node;
 use super::transport::{self, Pair};
-use super::wire;
+use super::{wait_until, wire};
 
 /// Messages to the parent waiting for the stream; heartbeats come once a
 /// second, so more would mean that nothing flows.
@@ -460,12 +460,5 @@ pub struct AbortOnDrop<T>(pub tokio::task::JoinHandle<T>);
 impl<T> Drop for AbortOnDrop<T> {
     fn drop(&mut self) {
         self.0.abort();
-    }
-}
-
-async fn wait_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }

@@ -123,5 +123,9 @@ pub fn compute_failure(error: &ComputeError) -> Failure {
 
 /// Whether the caller's tensors, not the engine, are at fault.
 fn is_input_error(error: &tierline_engine::EngineError) -> bool {
-    error.is_input()
+    use tierline_engine::EngineError as E;
+    matches!(
+        error,
+        E::MissingInput { .. } | E::ExtraInput { .. } | E::DuplicateInput { .. } | E::InputType { .. } | E::InputShape { .. }
+    )
 }

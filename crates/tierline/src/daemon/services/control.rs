@@ -110,7 +110,7 @@ impl Children {
             let wake = self.lock().register.wake().map(|t| node.instant_of(t));
             tokio::select! {
                 () = self.moved.notified() => {}
-                () = async { match wake { Some(at) => tokio::time::sleep_until(at.into()).await, None => std::future::pending().await } } => {
+                () = crate::daemon::wait_until(wake) => {
                     self.step(node, ParentEvent::Wake);
                 }
             }

@@ -51,7 +51,8 @@ impl<S, B, R> tower_service::Service<Request<B>> for Gate<S>
 where
     S: tower_service::Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send + 'static,
-    R: Default,
+    S::Error: Send + 'static,
+    R: Default + Send + 'static,
     B: Send + 'static,
 {
     type Response = Response<R>;

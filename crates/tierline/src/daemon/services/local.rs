@@ -9,7 +9,7 @@ use tierline_proto::v1::local_server::Local;
 use tierline_proto::v1::{
     Code, DrainRequest, Empty, Event, Failure, InferChunk, InferHeader, InferReply, MetricsReply, ModelAddChunk, ModelAddReply,
     ModelInfo, ModelListReply, ModelRemoveRequest, ModelShowReply, ModelShowRequest, NodeRevokeRequest, NodeStatus, NodesReply,
-    Placement, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, TokenCreateReply, TokenCreateRequest, TokenListReply,
+    Placement, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, Route, TokenCreateReply, TokenCreateRequest, TokenListReply,
     TokenRevokeRequest, WatchRequest, infer_chunk, model_add_chunk,
 };
 use tierline_proto::{Encoded, frame};
@@ -145,13 +145,13 @@ impl Local for LocalService {
     async fn plan(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
         let request = request.into_inner();
         let entry = entry(&self.0, &request.model)?;
-        Ok(Response::new(self.0.plan_now(&entry, &request, false).await?))
+        Ok(Response::new(self.0.plan_now(&entry, &request, false)?))
     }
 
     async fn explain(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
         let request = request.into_inner();
         let entry = entry(&self.0, &request.model)?;
-        Ok(Response::new(self.0.plan_now(&entry, &request, true).await?))
+        Ok(Response::new(self.0.plan_now(&entry, &request, true)?))
     }
 
     async fn infer(&self, request: Request<Streaming<InferChunk>>) -> Reply1<Self::InferStream> {
@@ -254,10 +254,10 @@ async fn prepare(
     let program = node.program(&entry).await?;
     let placed = match Placement::try_from(header.placement).unwrap_or(Placement::Plan) {
         Placement::Plan => node.current_plan(&entry, &program),
-        Placement::Here => node.all_at(&program, 0)?,
+        Placement::Here => node.all_here(&program),
         Placement::Edge => node.all_at_role(&program, tierline_proto::Role::Edge)?,
         Placement::Cloud => node.all_at_role(&program, tierline_proto::Role::Cloud)?,
-        Placement::Fixed => node.fixed(&program, header.route.clone().unwrap_or_default())?,
+        Placement::Fixed => node.fixed(&program, header.route.as_ref().unwrap_or(&Route::default()))?,
     };
     let deadline = match header.deadline_ms {
         0 => DEADLINE_DEFAULT,

@@ -1,0 +1,181 @@
+//! `tierline node`, `tierline join`: this device as part of a site.
+
+use std::time::SystemTime;
+
+use rustls::pki_types::CertificateDer;
+use serde::Serialize;
+use tierline_proto::v1::JoinRequest;
+use tierline_proto::{Role, Versions};
+
+use super::site::RoleArg;
+use super::{Global, block_on, client, usage};
+use crate::config::NodeConfig;
+use crate::daemon::{self, transport};
+use crate::identity::{self, Identity, JoinToken, KeyRequest};
+use crate::output::{Exit, ExitWith, Failure, Outcome};
+
+#[derive(Debug, clap::Args)]
+pub struct NodeArgs {
+    /// What this device is; a joined one knows by itself. `cloud` starts a new site
+    #[arg(long, value_enum)]
+    role: Option<RoleArg>,
+    /// A new site's cloud is called so
+    #[arg(long)]
+    name: Option<String>,
+    /// Address to listen on
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// The tier above: https://host:port (repeat: most wanted first)
+    #[arg(long = "parent", value_name = "URL")]
+    parents: Vec<String>,
+    /// Threads within an operator; 0 takes every core
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Run so many times slower, to stand for a weaker device
+    #[arg(long, value_name = "FACTOR")]
+    slowdown: Option<f64>,
+    /// Bytes that loaded models may take together
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<u64>,
+    /// An execution provider of ONNX Runtime, as in `cuda` (repeat: most wanted first)
+    #[arg(long = "provider", value_name = "NAME")]
+    providers: Vec<tierline_engine::Provider>,
+}
+
+pub fn node(global: &Global, args: NodeArgs) -> Outcome {
+    let mut config = NodeConfig::load(&global.data_folder())?;
+    if global.engine != "auto" {
+        config.engine.clone_from(&global.engine);
+    }
+    if let Some(name) = args.name {
+        config.name = name;
+    }
+    if args.listen.is_some() {
+        config.listen = args.listen;
+    }
+    if !args.parents.is_empty() {
+        config.parents = args.parents;
+    }
+    if !args.providers.is_empty() {
+        config.providers = args.providers;
+    }
+    config.threads = args.threads.unwrap_or(config.threads);
+    config.slowdown = args.slowdown.unwrap_or(config.slowdown);
+    config.memory_bytes = args.memory.unwrap_or(config.memory_bytes);
+    config.check()?;
+    if args.role == Some(RoleArg::Operator) {
+        return Err(usage("an operator runs no node; choose end, edge or cloud"));
+    }
+    logging();
+    block_on(daemon::run(config, args.role.map(Into::into), global.output()))
+}
+
+/// Messages of the daemon to stderr, as `RUST_LOG` asks; quiet by default.
+fn logging() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("TIERLINE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,tierline=info"));
+    // A second subscriber in one process (tests) is refused; the first stays.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none())
+        .try_init();
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Join {
+    /// A node of the site: https://host:port
+    url: String,
+    /// The token, from `tierline token create`; better given as TIERLINE_TOKEN
+    #[arg(long, env = "TIERLINE_TOKEN", hide_env_values = true)]
+    token: String,
+    /// This device's name; the token may fix another
+    #[arg(long)]
+    name: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Joined {
+    id: String,
+    name: String,
+    role: &'static str,
+    not_after_s: u64,
+    data: String,
+}
+
+pub fn join(global: &Global, args: &Join) -> Outcome {
+    let token: JoinToken = args.token.parse().exit_with(Exit::Usage)?;
+    let data = global.data_folder();
+    let folder = data.join("identity");
+    let address = args
+        .url
+        .strip_prefix("https://")
+        .map(|rest| rest.trim_end_matches('/'))
+        .filter(|rest| rest.contains(':'))
+        .ok_or_else(|| usage(format!("`{}` is no address; write https://host:port", args.url)))?;
+    let name = args.name.clone().unwrap_or_else(host_name);
+    identity::check_name(&name).exit_with(Exit::Usage)?;
+    block_on(async {
+        // First the authority, by the token's fingerprint: the secret goes to nobody else.
+        let ca = identity::fetch_ca(address, token.fingerprint).await.map_err(|e| {
+            let exit = match e {
+                identity::TlsError::Network { .. } | identity::TlsError::Timeout { .. } => Exit::Unreachable,
+                _ => Exit::Verification,
+            };
+            Failure::new(exit, e).hint("is the address right, and the token from this site?")
+        })?;
+        let request = KeyRequest::resume_or_generate(&folder).exit_with(Exit::Configuration)?;
+        let endpoint = transport::endpoint(&args.url, transport::joining_tls(&ca))?;
+        let channel = endpoint.connect().await.map_err(|e| {
+            Failure::message(Exit::Unreachable, format!("cannot reach {}: {}", args.url, client::chain(&e)))
+        })?;
+        let mut enrollment = tierline_proto::v1::enrollment_client::EnrollmentClient::new(channel);
+        let message = JoinRequest {
+            token: args.token.trim().to_owned(),
+            csr_der: request.csr_der()?.into(),
+            role: Role::Unspecified.into(),
+            name,
+            versions: Some(Versions::OURS.into()),
+        };
+        let reply = enrollment.join(message).await.map_err(|s| client::refused(&s))?.into_inner();
+        let chain = reply.certificate_chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
+        let identity: Identity = request.accept(chain, ca, SystemTime::now()).exit_with(Exit::Verification)?;
+        identity.save(&folder).exit_with(Exit::Failure)?;
+        let peer = identity.peer();
+        if peer.role != Role::Operator {
+            let mut config = NodeConfig::load(&data)?;
+            config.name.clone_from(&peer.name);
+            config.parents = vec![args.url.trim_end_matches('/').to_owned()];
+            config.save()?;
+        }
+        let joined = Joined {
+            id: peer.id.clone(),
+            name: peer.name.clone(),
+            role: identity::role_name(peer.role),
+            not_after_s: reply.not_after_s,
+            data: data.display().to_string(),
+        };
+        global.output().data(&joined, |j| {
+            let next = if j.role == "operator" {
+                format!("try: tierline nodes --endpoint {}", args.url)
+            } else {
+                "try: tierline node".to_owned()
+            };
+            format!("{} joined as {}; its identity is in {}\n{next}", j.name, j.role, j.data)
+        })
+    })
+}
+
+/// The device's own name as a node's name.
+fn host_name() -> String {
+    let given = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
+    let name: String = given
+        .trim()
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(63)
+        .collect();
+    let name = name.trim_matches('-').to_owned();
+    if name.is_empty() { format!("node-{:06x}", fastrand::u32(..0x0100_0000)) } else { name }
+}

@@ -1,0 +1,169 @@
+//! What a node is told: `node.toml` in its data folder, under flags.
+//!
+//! Precedence: flag, environment, file, default. Unknown keys are refused
+//! with the nearest known one.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tierline_engine::{LoadOptions, Provider};
+use tierline_plan::{Limits, Objective};
+
+use crate::output::{Exit, Failure, Outcome};
+
+/// The file's name in the data folder.
+pub const FILE: &str = "node.toml";
+
+/// Where a node that serves others listens, unless told otherwise.
+pub const LISTEN_DEFAULT: &str = "0.0.0.0:7443";
+
+/// Bytes that sessions may take together, unless told otherwise.
+const MEMORY_DEFAULT: u64 = 2 << 30;
+
+/// One node's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Its data folder; never in the file.
+    #[serde(skip)]
+    pub data: PathBuf,
+    /// Its name; a node that joined has it in its certificate.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Address to listen on; ends don't listen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
+    /// Addresses of the tiers above (`https://host:port`), most wanted first.
+    pub parents: Vec<String>,
+    /// `auto`, `onnxruntime` or `rten`.
+    pub engine: String,
+    /// Threads within an operator; 0 takes every core.
+    pub threads: usize,
+    /// ONNX Runtime's execution providers, most wanted first, as in `cuda`.
+    pub providers: Vec<Provider>,
+    /// Every run takes this many times as long: stands for a slower device.
+    pub slowdown: f64,
+    /// Bytes that sessions may take together.
+    pub memory_bytes: u64,
+    /// What plans make small.
+    pub objective: Objective,
+    /// What plans must keep.
+    pub limits: Limits,
+    /// Power while computing, watts; for the objectives that count energy.
+    pub watts: f64,
+    /// Price of an hour of computing; for the objectives that count money.
+    pub price_per_hour: f64,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::new(),
+            name: String::new(),
+            listen: None,
+            parents: Vec::new(),
+            engine: "auto".to_owned(),
+            threads: 0,
+            providers: Vec::new(),
+            slowdown: 1.0,
+            memory_bytes: MEMORY_DEFAULT,
+            objective: Objective::Latency,
+            limits: Limits::default(),
+            watts: 0.0,
+            price_per_hour: 0.0,
+        }
+    }
+}
+
+impl NodeConfig {
+    /// The configuration in a data folder; the default where there is no file.
+    ///
+    /// # Errors
+    /// [`Exit::Configuration`] for a file that can't be read or is wrong.
+    pub fn load(data: &Path) -> Outcome<Self> {
+        let path = data.join(FILE);
+        let mut config = match std::fs::read_to_string(&path) {
+            Ok(text) => parse::<Self>(&text, &path)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
+            Err(e) => return Err(Failure::message(Exit::Configuration, format!("cannot read {}: {e}", path.display()))),
+        };
+        data.clone_into(&mut config.data);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that make no sense.
+    ///
+    /// # Errors
+    /// [`Exit::Configuration`], naming the key.
+    pub fn check(&self) -> Outcome {
+        let wrong = |text: String| Err(Failure::message(Exit::Configuration, text));
+        if !(self.slowdown >= 1.0 && self.slowdown.is_finite()) {
+            return wrong(format!("slowdown = {}: it must be 1 or more", self.slowdown));
+        }
+        if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
+            return wrong(format!("parents: `{url}` is no address; write https://host:port"));
+        }
+        Ok(())
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn save(&self) -> Outcome {
+        let path = self.data.join(FILE);
+        let text = toml::to_string_pretty(self)?;
+        crate::store::disk::write_atomically(&path, text.as_bytes(), 0o644, crate::store::disk::Existing::Replace)
+            .map_err(|e| Failure::message(Exit::Failure, format!("cannot write {}: {e}", path.display())))
+    }
+
+    /// How the engine loads sessions.
+    #[must_use]
+    pub fn load_options(&self) -> LoadOptions {
+        // Several processes share a device more often than not, and a waiting
+        // thread that spins takes the core another one needs.
+        LoadOptions { threads: self.threads, providers: self.providers.clone(), optimize: true, spin: false }
+    }
+}
+
+/// Parses a TOML file; an unknown key comes with the nearest known one.
+///
+/// # Errors
+/// [`Exit::Configuration`] with line, column and what to write instead.
+pub fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Outcome<T> {
+    toml::from_str(text).map_err(|e| {
+        let message = e.to_string();
+        let failure = Failure::message(Exit::Configuration, format!("{}: {}", path.display(), message.trim_end()));
+        match nearest(e.message()) {
+            Some(key) => failure.hint(format!("did you mean `{key}`?")),
+            None => failure,
+        }
+    })
+}
+
+/// The known key nearest to the one that an error calls unknown.
+fn nearest(message: &str) -> Option<String> {
+    let mut names = message.split('`').skip(1).step_by(2);
+    let wrong = names.next().filter(|_| message.starts_with("unknown field"))?;
+    names.min_by_key(|known| strsim::damerau_levenshtein(known, wrong)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_key_names_the_right_one() {
+        let failure = parse::<NodeConfig>("threds = 2\n", Path::new("node.toml")).unwrap_err();
+        assert_eq!(failure.exit, Exit::Configuration);
+        assert_eq!(failure.hint.as_deref(), Some("did you mean `threads`?"));
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let config = NodeConfig { slowdown: 8.0, parents: vec!["https://edge:7443".into()], ..NodeConfig::default() };
+        let text = toml::to_string_pretty(&config).unwrap();
+        assert_eq!(parse::<NodeConfig>(&text, Path::new("x")).unwrap(), config);
+    }
+}

@@ -1,0 +1,202 @@
+//! The signing part of a site, on its cloud node: tokens, joins, renewals,
+//! revocations.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tierline_proto::v1::{
+    Code, Failure, JoinReply, JoinRequest, NodeRevokeRequest, RenewRequest, TokenCreateReply, TokenCreateRequest, TokenInfo,
+    TokenListReply,
+};
+use tierline_proto::{Role, Versions};
+
+use super::Node;
+use crate::identity::{Ca, Grant, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_name, role_name};
+use crate::store::State;
+use crate::store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
+
+/// Longest life of a token: it is a secret that travels by hand.
+const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
+
+/// Devices that one token lets in at most.
+const TOKEN_USES_MAX: u32 = 10_000;
+
+/// The authority and its records.
+pub struct Authority {
+    ca: Ca,
+    state: Arc<State>,
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+fn refused(error: &IdentityError) -> Failure {
+    let code = match error {
+        IdentityError::BadName { .. } | IdentityError::BadRequest { .. } | IdentityError::MalformedToken { .. } => Code::InvalidInput,
+        _ => Code::Internal,
+    };
+    Failure::new(code, error.to_string())
+}
+
+impl Authority {
+    /// The authority, recording in `state`.
+    #[must_use]
+    pub fn new(ca: Ca, state: Arc<State>) -> Self {
+        Self { ca, state }
+    }
+
+    /// Makes a token.
+    ///
+    /// # Errors
+    /// [`Code::InvalidInput`] for a role, name, life or number that can't be.
+    pub fn token_create(&self, request: &TokenCreateRequest) -> Result<TokenCreateReply, Failure> {
+        let invalid = |text: String| Err(Failure::new(Code::InvalidInput, text));
+        let role = request.role();
+        if !matches!(role, Role::End | Role::Edge | Role::Operator) {
+            return invalid(format!("a device can't join as {}: choose end, edge or operator; a site has one cloud", role_name(role)));
+        }
+        if !request.name.is_empty() {
+            check_name(&request.name).map_err(|e| refused(&e))?;
+        }
+        if request.valid_s == 0 || request.valid_s > TOKEN_LIFE_MAX.as_secs() {
+            return invalid(format!("a token lives 1 s to {} days", TOKEN_LIFE_MAX.as_secs() / 86_400));
+        }
+        if request.uses == 0 || request.uses > TOKEN_USES_MAX {
+            return invalid(format!("a token lets in 1 to {TOKEN_USES_MAX} devices"));
+        }
+        let token = JoinToken::generate(self.ca.fingerprint()).map_err(|e| refused(&e))?;
+        let not_after_s = now_s() + request.valid_s;
+        self.state.add_token(&TokenRow {
+            id: token.id.clone(),
+            secret: token.secret_digest(),
+            role,
+            name: request.name.clone(),
+            not_after_s,
+            uses_left: request.uses,
+            revoked: false,
+        })?;
+        Ok(TokenCreateReply { token: token.text().to_string(), token_id: token.id, not_after_s })
+    }
+
+    /// Tokens that may still be used, and those taken back.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn token_list(&self) -> Result<TokenListReply, Failure> {
+        let now = now_s();
+        let tokens = self.state.tokens()?;
+        let good = tokens.into_iter().filter(|t| t.uses_left > 0 && t.not_after_s >= now);
+        let info = |t: TokenRow| TokenInfo {
+            token_id: t.id,
+            role: t.role.into(),
+            not_after_s: t.not_after_s,
+            uses_left: t.uses_left,
+            name: t.name,
+            revoked: t.revoked,
+        };
+        Ok(TokenListReply { tokens: good.map(info).collect() })
+    }
+
+    /// Takes a token back.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] where there is none of that id.
+    pub fn token_revoke(&self, id: &str) -> Result<(), Failure> {
+        if self.state.revoke_token(id)? {
+            return Ok(());
+        }
+        Err(Failure::new(Code::NotFound, format!("there is no token `{id}`")).with_help("`tierline token ls` lists them"))
+    }
+
+    /// Lets a device in.
+    ///
+    /// # Errors
+    /// [`Code::Unauthenticated`] for a token that isn't good,
+    /// [`Code::AlreadyExists`] for a name that is taken,
+    /// [`Code::VersionMismatch`] for a device that speaks another protocol.
+    pub fn join(&self, node: &Node, request: &JoinRequest) -> Result<JoinReply, Failure> {
+        let version = Versions::OURS
+            .agree_with(request.versions.as_ref())
+            .map_err(|e| Failure::new(Code::VersionMismatch, e.to_string()))?;
+        let denied = |text: &str| {
+            Err(Failure::new(Code::Unauthenticated, text).with_help("make a new one on the cloud: `tierline token create`"))
+        };
+        let token: JoinToken = request.token.parse().map_err(|e: IdentityError| refused(&e))?;
+        if token.fingerprint != self.ca.fingerprint() {
+            return denied("the token is another site's");
+        }
+        check_name(&request.name).map_err(|e| refused(&e))?;
+        let device_key = Ca::request_key(&request.csr_der).map_err(|e| refused(&e))?;
+        let new_id = Ca::new_node_id().map_err(|e| refused(&e))?;
+        let joined = self.state.join(&JoinAttempt {
+            token: &token.id,
+            secret: token.secret_digest(),
+            device_key,
+            new_id: &new_id,
+            name: &request.name,
+            now_s: now_s(),
+        })?;
+        let row = match joined {
+            Joined::Node(row) => row,
+            Joined::Unknown => return denied("no such token"),
+            Joined::Revoked => return denied("the token was taken back"),
+            Joined::Expired => return denied("the token has expired"),
+            Joined::UsedUp => return denied("the token was used already"),
+            Joined::NameTaken => {
+                let text = format!("another node is called `{}`", request.name);
+                return Err(Failure::new(Code::AlreadyExists, text)
+                    .with_help("choose another with --name, or shut the old one out: `tierline nodes revoke NAME`"));
+            }
+        };
+        let json = serde_json::json!({ "node": row.name, "role": role_name(row.role) });
+        node.events.record("node", format!("{} got a certificate as {}", row.name, role_name(row.role)), &json);
+        self.sign(&row, &request.csr_der, version)
+    }
+
+    /// Signs a new key of a node that is in.
+    ///
+    /// # Errors
+    /// [`Code::InvalidInput`] for a request that can't be signed.
+    pub fn renew(&self, node: &Node, peer: &Peer, request: &RenewRequest) -> Result<JoinReply, Failure> {
+        node.check_revoked(peer)?;
+        let row = NodeRow { id: peer.id.clone(), name: peer.name.clone(), role: peer.role };
+        self.sign(&row, &request.csr_der, Versions::OURS.max)
+    }
+
+    fn sign(&self, row: &NodeRow, csr_der: &[u8], version: u32) -> Result<JoinReply, Failure> {
+        let grant = Grant { id: &row.id, role: row.role, name: &row.name, validity: NODE_VALIDITY };
+        let Issued { chain, peer } = self.ca.sign(csr_der, &grant, SystemTime::now()).map_err(|e| refused(&e))?;
+        Ok(JoinReply {
+            node_id: peer.id,
+            certificate_chain: chain.iter().map(|c| Bytes::copy_from_slice(c)).collect(),
+            ca_der: Bytes::copy_from_slice(self.ca.certificate()),
+            not_after_s: peer.not_after.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            role: row.role.into(),
+            revocations: Some(self.state.revocations()?),
+            version,
+        })
+    }
+
+    /// Shuts a node out, everywhere.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] for an unknown node; the cloud can't shut itself out.
+    pub fn node_revoke(&self, node: &Arc<Node>, request: &NodeRevokeRequest) -> Result<(), Failure> {
+        let Some(row) = self.state.node(&request.node)? else {
+            let names = self.state.node_names()?;
+            let near = names.iter().find(|n| strsim::damerau_levenshtein(n, &request.node) <= 2);
+            let help = near.map_or_else(|| "`tierline nodes` lists them".to_owned(), |n| format!("did you mean `{n}`?"));
+            return Err(Failure::new(Code::NotFound, format!("there is no node `{}`", request.node)).with_help(help));
+        };
+        if row.id == node.id() {
+            return Err(Failure::new(Code::Forbidden, "the cloud can't shut itself out"));
+        }
+        self.state.revoke_node(&row, &request.reason, now_s())?;
+        let json = serde_json::json!({ "node": row.name, "reason": request.reason });
+        node.events.record("node", format!("{} is shut out", row.name), &json);
+        node.hear_revocations(&self.state.revocations()?);
+        Ok(())
+    }
+}

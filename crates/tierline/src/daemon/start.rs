@@ -1,0 +1,330 @@
+//! A node's start and end.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use tierline_node::Peer;
+use tierline_proto::v1::bulk_server::BulkServer;
+use tierline_proto::v1::control_server::ControlServer;
+use tierline_proto::v1::enrollment_server::EnrollmentServer;
+use tierline_proto::v1::infer_server::InferServer;
+use tierline_proto::v1::local_server::LocalServer;
+use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
+use tierline_proto::Role;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{broadcast, watch};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::transport::Server;
+
+use super::artefacts::Artefacts;
+use super::authority::Authority;
+use super::catalogue::{Catalogue, Entry};
+use super::compute::{Compute, ComputeOptions};
+use super::events::Events;
+use super::planner::Planner;
+use super::services::bulk::BulkService;
+use super::services::control::{Children, ControlService};
+use super::services::enrollment::EnrollmentService;
+use super::services::gate::{Door, GateLayer};
+use super::services::infer::InferService;
+use super::services::local::LocalService;
+use super::uplink::Uplink;
+use super::{Node, PEER_CHANGES_MAX, metrics};
+use crate::cli::client::SOCKET;
+use crate::config::{LISTEN_DEFAULT, NodeConfig};
+use crate::identity::tls::{self, LiveIdentity};
+use crate::identity::{Ca, Identity, check_name, role_name};
+use crate::models::{self, Manifest};
+use crate::output::{Exit, ExitWith, Failure, Outcome, Output};
+use crate::store::state::NodeRow;
+use crate::store::{ArtefactStore, State, disk};
+
+/// Answers under way get so long to end once the node is told to stop.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Messages between a node and its operator carry plans and profiles whole.
+const LOCAL_MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Printed once everything answers.
+#[derive(Debug, Serialize)]
+struct Ready<'a> {
+    event: &'static str,
+    node: &'a str,
+    role: &'a str,
+    id: &'a str,
+    /// Where children reach it; none for ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    socket: PathBuf,
+    engine: String,
+    start_ms: u64,
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// When it can't start: a wrong configuration, no identity, an address in use.
+pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outcome {
+    let started = Instant::now();
+    let data = config.data.clone();
+    disk::create_private_folder(&data)
+        .map_err(|e| anyhow::anyhow!("cannot use the data folder {}: {e}", data.display()))
+        .exit_with(Exit::Configuration)?;
+    let socket = data.join(SOCKET);
+    // Connections of a node that is gone are refused; one that answers owns the folder.
+    if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+        return Err(Failure::message(Exit::Configuration, format!("a node already runs on {}", data.display()))
+            .hint("stop it first, or choose another folder with --data DIR"));
+    }
+    let found = models::discover(&config.engine, &data)?;
+    let engine = models::usable(found, &config.engine)?;
+    let node = build(config, role, engine)?;
+    load_models(&node).await.map_err(|f| crate::cli::infer::wire_failure(&f))?;
+
+    let mut stop = node.draining.subscribe();
+    let listener = listen(&node).await?;
+    let url = listener.as_ref().and_then(|l| l.local_addr().ok()).map(|a| {
+        let host = if a.ip().is_unspecified() { "127.0.0.1".to_owned() } else { a.ip().to_string() };
+        format!("https://{host}:{}", a.port())
+    });
+    let network = listener.map(|listener| serve_network(&node, listener)).transpose()?;
+    let local = serve_socket(&node, &socket)?;
+    for uplink in node.uplinks() {
+        tokio::spawn(Arc::clone(uplink).keep(Arc::clone(&node)));
+    }
+    let background = Arc::clone(&node);
+    tokio::spawn(async move { background.children.watch(&background).await });
+    let background = Arc::clone(&node);
+    tokio::spawn(async move { background.artefacts.watch(&background).await });
+    let background = Arc::clone(&node);
+    tokio::spawn(async move { background.planner.watch(&background).await });
+    let background = Arc::clone(&node);
+    tokio::spawn(async move { background.planner.work(&background).await });
+    node.replan();
+    profile_missing(&node);
+
+    let ready = Ready {
+        event: "ready",
+        node: node.name(),
+        role: role_name(node.role()),
+        id: node.id(),
+        url,
+        socket: socket.clone(),
+        engine: format!("{} {}", node.engine.name(), node.engine.version()),
+        start_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    if output.json {
+        output.event(&ready)?;
+    } else {
+        let place = ready.url.as_deref().unwrap_or("nowhere: ends call, they are not called");
+        output.say(format!("{} ({}) is ready, listening on {place}", ready.node, ready.role));
+    }
+    tokio::select! {
+        () = asked_to_stop() => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    output.say(format!("{} says goodbye", node.name()));
+    node.children.drain(&node);
+    let _ = node.draining.send(true);
+    // Servers end by themselves once their answers are out.
+    let servers = async {
+        if let Some(network) = network {
+            let _ = network.await;
+        }
+        let _ = local.await;
+    };
+    let _ = tokio::time::timeout(GRACE, servers).await;
+    // Left behind, it would only look like a node.
+    let _ = std::fs::remove_file(&socket);
+    Ok(())
+}
+
+/// Everything that a node holds, not yet running.
+fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_engine::Engine>) -> Outcome<Arc<Node>> {
+    let data = config.data.clone();
+    let now = SystemTime::now();
+    let state = Arc::new(State::open(&data.join("state.db")).exit_with(Exit::Configuration)?);
+    let folder = data.join("identity");
+    let ca_folder = data.join("ca");
+    let is_cloud = Ca::key_path(&ca_folder).exists() || (role == Some(Role::Cloud) && !folder.exists());
+    let (identity, authority) = if is_cloud {
+        let ca = Ca::open_or_create(&ca_folder, now).exit_with(Exit::Configuration)?;
+        if config.name.is_empty() {
+            "cloud".clone_into(&mut config.name);
+        }
+        check_name(&config.name).exit_with(Exit::Configuration)?;
+        let identity = Identity::load_or_issue(&ca, &folder, &config.name, now).exit_with(Exit::Verification)?;
+        let peer = identity.peer();
+        state
+            .add_node(&NodeRow { id: peer.id.clone(), name: peer.name.clone(), role: peer.role })
+            .exit_with(Exit::Configuration)?;
+        (identity, Some(Authority::new(ca, Arc::clone(&state))))
+    } else {
+        let identity = Identity::load(&folder, now).map_err(|e| {
+            Failure::new(Exit::Verification, e)
+                .hint("`tierline node --role cloud` starts a new site here; `tierline join URL --token T` joins one")
+        })?;
+        (identity, None)
+    };
+    let peer = identity.peer().clone();
+    if peer.role == Role::Operator {
+        return Err(Failure::message(Exit::Configuration, "this folder holds an operator's identity, which runs no node")
+            .hint("join as end or edge into another folder with --data DIR"));
+    }
+    if let Some(asked) = role.filter(|asked| *asked != peer.role) {
+        let text = format!("this node joined as {}, not as {}", role_name(peer.role), role_name(asked));
+        return Err(Failure::message(Exit::Configuration, text).hint("leave --role away, or join again with a token of that role"));
+    }
+    if now > peer.not_after {
+        return Err(Failure::message(Exit::Verification, "this node's certificate has expired")
+            .hint("join again with a new token: `tierline join URL --token T`"));
+    }
+    if config.parents.is_empty() && peer.role != Role::Cloud {
+        return Err(Failure::message(Exit::Configuration, "this node has no parent").hint("name one with --parent URL, or join again"));
+    }
+    config.name.clone_from(&peer.name);
+    let store = ArtefactStore::open(&data.join("artefacts")).exit_with(Exit::Configuration)?;
+    let uplinks: Vec<Arc<Uplink>> = config
+        .parents
+        .iter()
+        .enumerate()
+        .map(|(i, url)| Arc::new(Uplink::new(Peer(u32::try_from(i).unwrap_or(u32::MAX)), url.clone())))
+        .collect();
+    let compute = Compute::start(ComputeOptions {
+        engine: Arc::clone(&engine),
+        load: config.load_options(),
+        slowdown: config.slowdown,
+        memory_max: config.memory_bytes,
+    })?;
+    let incarnation = fastrand::u64(1..);
+    let revocations = state.revocations().exit_with(Exit::Configuration)?;
+    let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
+    Ok(Arc::new_cyclic(|this| Node {
+        identity,
+        id: peer.id.clone(),
+        role: peer.role,
+        engine,
+        origin: Instant::now(),
+        incarnation,
+        compute,
+        catalogue: Catalogue::default(),
+        events: Events::default(),
+        children: Children::new(incarnation >> 1),
+        metrics: metrics::Metrics::default(),
+        artefacts: Artefacts::new(store, Arc::clone(&state), uplinks.iter().map(|u| u.peer)),
+        planner: Planner::new(config.memory_bytes),
+        authority,
+        uplinks,
+        changes: broadcast::channel(PEER_CHANGES_MAX).0,
+        revocations: Mutex::new(revocations),
+        state,
+        draining: watch::channel(false).0,
+        this: this.clone(),
+        config,
+    }))
+}
+
+/// Models that were here before the start.
+async fn load_models(node: &Arc<Node>) -> Result<(), tierline_proto::Failure> {
+    for (name, digest) in node.state.names()? {
+        let manifest = async {
+            let json = node.artefacts.get(digest).await?;
+            serde_json::from_slice::<Manifest>(&json)
+                .map_err(|e| tierline_proto::Failure::new(tierline_proto::Code::Corrupt, e.to_string()))
+        };
+        match manifest.await.and_then(|manifest| Entry::new(manifest, digest)) {
+            Ok(entry) => {
+                load_profile(node, &entry).await;
+                node.catalogue.insert(entry);
+            }
+            // One damaged manifest must not keep the others from answering.
+            Err(failure) => {
+                let text = format!("model {name} is damaged here: {failure}");
+                node.events.record("model", text, &serde_json::json!({ "name": name }));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn load_profile(node: &Arc<Node>, entry: &Entry) {
+    let Ok(Some(digest)) = node.state.profile(entry.model) else { return };
+    let Ok(json) = node.artefacts.get(digest).await else { return };
+    // A profile of an older version is measured again.
+    let Ok(profile) = serde_json::from_slice(&json) else { return };
+    node.catalogue.set_profile(entry.model, profile);
+    node.planner.profiled(entry.model, digest);
+}
+
+fn profile_missing(node: &Arc<Node>) {
+    for entry in node.catalogue.list() {
+        if node.catalogue.profile(entry.model).is_none() {
+            node.profile_later(entry);
+        }
+    }
+}
+
+/// The network's door; ends have none.
+async fn listen(node: &Node) -> Outcome<Option<TcpListener>> {
+    if node.role() == Role::End {
+        return Ok(None);
+    }
+    let address = node.config().listen.clone().unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
+    let listener = TcpListener::bind(&address).await.map_err(|e| {
+        Failure::message(Exit::Configuration, format!("cannot listen on {address}: {e}")).hint("choose another address with --listen HOST:PORT")
+    })?;
+    Ok(Some(listener))
+}
+
+type Served = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
+
+async fn ended(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Served> {
+    let tls = tls::server_config(&node.identity).exit_with(Exit::Verification)?;
+    let connections = ReceiverStream::new(tls::listen(listener, tls));
+    let router = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .layer(GateLayer { node: Arc::clone(node), door: Door::Network })
+        .add_service(ControlServer::new(ControlService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(InferServer::new(InferService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(BulkServer::new(BulkService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(EnrollmentServer::new(EnrollmentService(Arc::clone(node))))
+        .add_service(LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX));
+    Ok(tokio::spawn(router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe()))))
+}
+
+fn serve_socket(node: &Arc<Node>, path: &Path) -> Outcome<Served> {
+    // A dead node's socket is in the way of a new one.
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).map_err(|e| {
+        Failure::message(Exit::Configuration, format!("cannot open the socket {}: {e}", path.display()))
+            .hint("socket paths are limited to about 100 bytes; choose a shorter --data DIR")
+    })?;
+    let router = Server::builder()
+        .layer(GateLayer { node: Arc::clone(node), door: Door::Socket })
+        .add_service(LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX));
+    let connections = UnixListenerStream::new(listener);
+    Ok(tokio::spawn(router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe()))))
+}
+
+async fn asked_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let interrupt = tokio::signal::ctrl_c();
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(_) => {
+            let _ = interrupt.await;
+        }
+    }
+}

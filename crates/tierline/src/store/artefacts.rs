@@ -1,0 +1,206 @@
+//! Artefacts by digest, behind `object_store`: a local folder here, a bucket
+//! by configuration later. What is fetched lies in a partial file until its
+//! digest is verified.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
+use tierline_proto::Digest;
+
+use super::{StoreError, disk};
+
+/// Bytes read at once when hashing or moving a partial file.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// The artefacts of one node.
+#[derive(Debug, Clone)]
+pub struct ArtefactStore {
+    store: Arc<dyn ObjectStore>,
+    folder: PathBuf,
+    partial: PathBuf,
+}
+
+fn key(digest: Digest) -> Key {
+    // Two digits as folders keep directories short.
+    let hex = digest.to_string();
+    Key::from(format!("{}/{hex}", &hex[..2]))
+}
+
+impl ArtefactStore {
+    /// The store in `folder`, made there if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the folder can't be used.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let partial = folder.join("partial");
+        let whole = folder.join("whole");
+        for path in [&partial, &whole] {
+            disk::create_private_folder(path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
+        }
+        let store = LocalFileSystem::new_with_prefix(&whole).map_err(|e| StoreError::Artefacts(e.to_string()))?;
+        Ok(Self { store: Arc::new(store), folder: folder.to_owned(), partial })
+    }
+
+    fn failed(&self, digest: Digest, error: object_store::Error) -> StoreError {
+        if let object_store::Error::NotFound { .. } = error {
+            return StoreError::Missing(digest);
+        }
+        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(cause) = source {
+            if cause.downcast_ref::<std::io::Error>().is_some_and(disk::is_full) {
+                return StoreError::Full { folder: self.folder.clone() };
+            }
+            source = cause.source();
+        }
+        StoreError::Artefacts(error.to_string())
+    }
+
+    fn io(&self, path: &Path, source: std::io::Error) -> StoreError {
+        if disk::is_full(&source) {
+            StoreError::Full { folder: self.folder.clone() }
+        } else {
+            StoreError::Io { path: path.to_owned(), source }
+        }
+    }
+
+    /// Stores bytes under their digest.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put(&self, bytes: Bytes) -> Result<Digest, StoreError> {
+        let digest = Digest(*blake3::hash(&bytes).as_bytes());
+        if self.length(digest).await?.is_none() {
+            self.store.put(&key(digest), PutPayload::from(bytes)).await.map_err(|e| self.failed(digest, e))?;
+        }
+        Ok(digest)
+    }
+
+    /// A whole artefact, verified.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] where it isn't or its bytes are damaged.
+    pub async fn get(&self, digest: Digest) -> Result<Bytes, StoreError> {
+        let got = self.store.get(&key(digest)).await.map_err(|e| self.failed(digest, e))?;
+        let bytes = got.bytes().await.map_err(|e| self.failed(digest, e))?;
+        if blake3::hash(&bytes).as_bytes() != &digest.0 {
+            // Gone is better than wrong: it is fetched again.
+            tracing::warn!(%digest, "a damaged artefact is removed");
+            self.store.delete(&key(digest)).await.map_err(|e| self.failed(digest, e))?;
+            return Err(StoreError::Missing(digest));
+        }
+        Ok(bytes)
+    }
+
+    /// A range of an artefact.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] where it isn't.
+    pub async fn range(&self, digest: Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.store.get_range(&key(digest), range).await.map_err(|e| self.failed(digest, e))
+    }
+
+    /// Length of an artefact that is here.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn length(&self, digest: Digest) -> Result<Option<u64>, StoreError> {
+        match self.store.head(&key(digest)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(self.failed(digest, e)),
+        }
+    }
+
+    /// Bytes of all artefacts.
+    pub async fn bytes(&self) -> u64 {
+        let folder = self.folder.clone();
+        tokio::task::spawn_blocking(move || size_of(&folder)).await.unwrap_or(0)
+    }
+
+    fn partial_path(&self, digest: Digest) -> PathBuf {
+        self.partial.join(digest.to_string())
+    }
+
+    /// Bytes of a transfer that was broken off.
+    #[must_use]
+    pub fn partial_length(&self, digest: Digest) -> u64 {
+        fs::metadata(self.partial_path(digest)).map_or(0, |m| m.len())
+    }
+
+    /// Appends to the partial file of a transfer.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] and others of the file system.
+    pub fn append(&self, digest: Digest, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.partial_path(digest);
+        let open = fs::OpenOptions::new().create(true).append(true).open(&path);
+        open.and_then(|mut file| file.write_all(bytes)).map_err(|e| self.io(&path, e))
+    }
+
+    /// Empties the partial file of a transfer.
+    pub fn discard(&self, digest: Digest) {
+        // None there is as good.
+        let _ = fs::remove_file(self.partial_path(digest));
+    }
+
+    /// Digest of the partial file.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn hash_partial(&self, digest: Digest) -> Result<Digest, StoreError> {
+        let path = self.partial_path(digest);
+        let mut hasher = blake3::Hasher::new();
+        blocks(&path, |block| {
+            hasher.update(block);
+        })
+        .map_err(|e| self.io(&path, e))?;
+        Ok(Digest(*hasher.finalize().as_bytes()))
+    }
+
+    /// Moves the verified partial file into the store.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn commit(&self, digest: Digest) -> Result<(), StoreError> {
+        let path = self.partial_path(digest);
+        let upload = self.store.put_multipart(&key(digest)).await.map_err(|e| self.failed(digest, e))?;
+        let mut upload = WriteMultipart::new(upload);
+        let read = tokio::task::block_in_place(|| blocks(&path, |block| upload.write(block)));
+        if let Err(e) = read {
+            let _ = upload.abort().await;
+            return Err(self.io(&path, e));
+        }
+        upload.finish().await.map_err(|e| self.failed(digest, e))?;
+        self.discard(digest);
+        Ok(())
+    }
+}
+
+fn blocks(path: &Path, mut take: impl FnMut(&[u8])) -> std::io::Result<()> {
+    let mut file = fs::File::open(path)?;
+    let mut block = vec![0; BLOCK_BYTES];
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(()),
+            n => take(&block[..n]),
+        }
+    }
+}
+
+fn size_of(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => size_of(&entry.path()),
+            _ => entry.metadata().map_or(0, |m| m.len()),
+        })
+        .sum()
+}

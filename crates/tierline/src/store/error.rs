@@ -1,0 +1,65 @@
+//! What can go wrong with what a node keeps.
+
+use std::path::PathBuf;
+
+use tierline_proto::{Code, Failure};
+
+/// The store failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// No room left.
+    #[error("no room left in `{folder}`; remove models (`tierline model rm`) or free space there", folder = folder.display())]
+    Full {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file or folder can't be used.
+    #[error("`{path}`: {source}", path = path.display())]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The state file is damaged or can't be used.
+    #[error("the state in `{path}` can't be used: {source}; restore it from a backup, or move the data folder away and join again", path = path.display())]
+    State {
+        /// The file.
+        path: PathBuf,
+        /// The database's words.
+        source: rusqlite::Error,
+    },
+    /// Written by a later version.
+    #[error("the state in `{path}` was written by a newer version (schema {found}, this one knows {known}); update this node", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// An artefact isn't there.
+    #[error("artefact {0} is not in the store")]
+    Missing(tierline_proto::Digest),
+    /// The artefact store failed.
+    #[error("the artefact store failed: {0}")]
+    Artefacts(String),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        let code = match &error {
+            StoreError::Full { .. } => Code::StorageFull,
+            StoreError::Missing(_) => Code::NotFound,
+            StoreError::State { source, .. } if is_full(source) => Code::StorageFull,
+            _ => Code::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+}

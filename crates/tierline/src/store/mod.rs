@@ -1,0 +1,10 @@
+//! What a node keeps on disk: small state in SQLite, artefacts by digest.
+
+pub mod artefacts;
+pub mod disk;
+mod error;
+pub mod state;
+
+pub use artefacts::ArtefactStore;
+pub use error::StoreError;
+pub use state::State;

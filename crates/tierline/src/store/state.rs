@@ -1,0 +1,441 @@
+//! A node's small state, in SQLite: names of models, profiles, and on the
+//! cloud tokens, nodes and revocations.
+//!
+//! Every write is one transaction, synced before it is acknowledged. Schema
+//! changes are steps in [`STEPS`], never edits of an earlier one.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension, params};
+use tierline_proto::v1::{Revocations, Revoked};
+use tierline_proto::{Digest, Role};
+
+use super::StoreError;
+
+/// Schema steps; the database's `user_version` counts those done.
+const STEPS: &[&str] = &["
+    CREATE TABLE names (name TEXT PRIMARY KEY, manifest BLOB NOT NULL) STRICT;
+    CREATE TABLE profiles (model BLOB PRIMARY KEY, profile BLOB NOT NULL) STRICT;
+    CREATE TABLE tokens (
+        id TEXT PRIMARY KEY, secret BLOB NOT NULL, role INTEGER NOT NULL, name TEXT NOT NULL,
+        not_after_s INTEGER NOT NULL, uses_left INTEGER NOT NULL, revoked INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE joins (device_key BLOB PRIMARY KEY, token TEXT NOT NULL, node TEXT NOT NULL) STRICT;
+    CREATE TABLE nodes (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, role INTEGER NOT NULL) STRICT;
+    CREATE TABLE revoked (node TEXT PRIMARY KEY, name TEXT NOT NULL, reason TEXT NOT NULL, since_s INTEGER NOT NULL) STRICT;
+"];
+
+/// The state of one node.
+pub struct State {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+/// A join token as the cloud keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Names it; not secret.
+    pub id: String,
+    /// BLAKE3 of its secret.
+    pub secret: [u8; 32],
+    /// What the device will be.
+    pub role: Role,
+    /// The device's name, if it is fixed; else empty.
+    pub name: String,
+    /// Last second of its life, Unix time.
+    pub not_after_s: u64,
+    /// Devices that may still join with it.
+    pub uses_left: u32,
+    /// Whether it was taken back.
+    pub revoked: bool,
+}
+
+/// A node that joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRow {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its role.
+    pub role: Role,
+}
+
+/// What became of a join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Joined {
+    /// A new node, or the same device once more.
+    Node(NodeRow),
+    /// No such token, or its secret is wrong.
+    Unknown,
+    /// It was taken back.
+    Revoked,
+    /// Its time is over.
+    Expired,
+    /// It was used as often as it may.
+    UsedUp,
+    /// Another node has that name.
+    NameTaken,
+}
+
+/// A device that asks to join.
+#[derive(Debug)]
+pub struct JoinAttempt<'a> {
+    /// The token's id.
+    pub token: &'a str,
+    /// BLAKE3 of the token's secret.
+    pub secret: [u8; 32],
+    /// Digest of the device's public key: knows a repeated join again.
+    pub device_key: [u8; 32],
+    /// Id for a new node.
+    pub new_id: &'a str,
+    /// Name the device wishes; the token's wins.
+    pub name: &'a str,
+    /// Now, Unix time in seconds.
+    pub now_s: u64,
+}
+
+fn number(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn role(value: i32) -> Role {
+    Role::try_from(value).unwrap_or(Role::Unspecified)
+}
+
+impl State {
+    /// Opens the state in `path`, made there if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError`] when it can't be read, is damaged or newer.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let fail = |source| StoreError::State { path: path.to_owned(), source };
+        let mut connection = Connection::open(path).map_err(fail)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
+        let done: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)?;
+        let known = STEPS.len() as i64;
+        if done > known {
+            return Err(StoreError::Newer { path: path.to_owned(), found: done, known });
+        }
+        let transaction = connection.transaction().map_err(fail)?;
+        for step in &STEPS[done as usize..] {
+            transaction.execute_batch(step).map_err(fail)?;
+        }
+        transaction.pragma_update(None, "user_version", known).map_err(fail)?;
+        transaction.commit().map_err(fail)?;
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        f(&mut connection).map_err(|source| StoreError::State { path: self.path.clone(), source })
+    }
+
+    // ---- models
+
+    /// Points `name` at a manifest.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_name(&self, name: &str, manifest: Digest) -> Result<(), StoreError> {
+        self.with(|c| c.execute("INSERT OR REPLACE INTO names VALUES (?1, ?2)", params![name, manifest.0]).map(drop))
+    }
+
+    /// Forgets `name`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove_name(&self, name: &str) -> Result<(), StoreError> {
+        self.with(|c| c.execute("DELETE FROM names WHERE name = ?1", [name]).map(drop))
+    }
+
+    /// Every name and its manifest.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn names(&self) -> Result<Vec<(String, Digest)>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT name, manifest FROM names ORDER BY name")?
+                .query_map([], |row| Ok((row.get(0)?, Digest(row.get(1)?))))?
+                .collect()
+        })
+    }
+
+    /// Keeps the digest of this device's profile of a model.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_profile(&self, model: Digest, profile: Digest) -> Result<(), StoreError> {
+        self.with(|c| c.execute("INSERT OR REPLACE INTO profiles VALUES (?1, ?2)", params![model.0, profile.0]).map(drop))
+    }
+
+    /// This device's profile of a model.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn profile(&self, model: Digest) -> Result<Option<Digest>, StoreError> {
+        self.with(|c| {
+            c.query_row("SELECT profile FROM profiles WHERE model = ?1", [model.0], |row| row.get(0).map(Digest)).optional()
+        })
+    }
+
+    // ---- tokens
+
+    /// Keeps a new token.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add_token(&self, token: &TokenRow) -> Result<(), StoreError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT INTO tokens (id, secret, role, name, not_after_s, uses_left) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    token.id,
+                    token.secret,
+                    i32::from(token.role),
+                    token.name,
+                    number(token.not_after_s),
+                    token.uses_left
+                ],
+            )
+            .map(drop)
+        })
+    }
+
+    /// Every token, newest life first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn tokens(&self) -> Result<Vec<TokenRow>, StoreError> {
+        self.with(|c| c.prepare("SELECT * FROM tokens ORDER BY not_after_s DESC")?.query_map([], token_row)?.collect())
+    }
+
+    /// Takes a token back; says whether it was there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn revoke_token(&self, id: &str) -> Result<bool, StoreError> {
+        self.with(|c| Ok(c.execute("UPDATE tokens SET revoked = 1 WHERE id = ?1", [id])? > 0))
+    }
+
+    // ---- nodes
+
+    /// Uses a token for a device, in one transaction: a device that repeats a
+    /// join whose answer was lost gets the same node again and uses nothing.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn join(&self, attempt: &JoinAttempt<'_>) -> Result<Joined, StoreError> {
+        self.with(|c| {
+            let t = c.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let token = t.query_row("SELECT * FROM tokens WHERE id = ?1", [attempt.token], token_row).optional()?;
+            let Some(token) = token.filter(|token| token.secret == attempt.secret) else { return Ok(Joined::Unknown) };
+            let before: Option<String> = t
+                .query_row(
+                    "SELECT node FROM joins WHERE device_key = ?1 AND token = ?2",
+                    params![attempt.device_key, token.id],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            let revoked = |t: &rusqlite::Transaction<'_>, id: &str| {
+                t.query_row("SELECT 1 FROM revoked WHERE node = ?1", [id], |_| Ok(())).optional().map(|r| r.is_some())
+            };
+            if let Some(id) = before
+                && !revoked(&t, &id)?
+                && let Some(node) = t.query_row("SELECT * FROM nodes WHERE id = ?1", [&id], node_row).optional()?
+            {
+                return Ok(Joined::Node(node));
+            }
+            if token.revoked {
+                return Ok(Joined::Revoked);
+            }
+            if attempt.now_s > token.not_after_s {
+                return Ok(Joined::Expired);
+            }
+            if token.uses_left == 0 {
+                return Ok(Joined::UsedUp);
+            }
+            let wished = if token.name.is_empty() { attempt.name } else { &token.name };
+            let holder = t.query_row("SELECT * FROM nodes WHERE name = ?1", [wished], node_row).optional()?;
+            if let Some(holder) = holder {
+                // A revoked node's name is free again.
+                if !revoked(&t, &holder.id)? {
+                    return Ok(Joined::NameTaken);
+                }
+                t.execute("DELETE FROM nodes WHERE id = ?1", [&holder.id])?;
+            }
+            let node = NodeRow { id: attempt.new_id.to_owned(), name: wished.to_owned(), role: token.role };
+            t.execute("UPDATE tokens SET uses_left = uses_left - 1 WHERE id = ?1", [&token.id])?;
+            t.execute("INSERT INTO nodes VALUES (?1, ?2, ?3)", params![node.id, node.name, i32::from(node.role)])?;
+            t.execute("INSERT OR REPLACE INTO joins VALUES (?1, ?2, ?3)", params![attempt.device_key, token.id, node.id])?;
+            t.commit()?;
+            Ok(Joined::Node(node))
+        })
+    }
+
+    /// Records a node that did not join by token: the cloud itself.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add_node(&self, node: &NodeRow) -> Result<(), StoreError> {
+        self.with(|c| {
+            c.execute("INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3)", params![node.id, node.name, i32::from(node.role)])
+                .map(drop)
+        })
+    }
+
+    /// The node of that name or id.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn node(&self, name_or_id: &str) -> Result<Option<NodeRow>, StoreError> {
+        self.with(|c| c.query_row("SELECT * FROM nodes WHERE name = ?1 OR id = ?1", [name_or_id], node_row).optional())
+    }
+
+    /// Names of all nodes.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn node_names(&self) -> Result<Vec<String>, StoreError> {
+        self.with(|c| c.prepare("SELECT name FROM nodes ORDER BY name")?.query_map([], |row| row.get(0))?.collect())
+    }
+
+    // ---- revocations
+
+    /// Shuts a node out; its certificates count no more.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn revoke_node(&self, node: &NodeRow, reason: &str, now_s: u64) -> Result<(), StoreError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT OR IGNORE INTO revoked VALUES (?1, ?2, ?3, ?4)",
+                params![node.id, node.name, reason, number(now_s)],
+            )
+            .map(drop)
+        })
+    }
+
+    /// The list as it travels; its sequence is the number of entries, which
+    /// only grows.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn revocations(&self) -> Result<Revocations, StoreError> {
+        let revoked: Vec<Revoked> = self.with(|c| {
+            c.prepare("SELECT node, since_s FROM revoked ORDER BY since_s, node")?
+                .query_map([], |row| {
+                    let since: i64 = row.get(1)?;
+                    Ok(Revoked { node_id: row.get(0)?, since_s: u64::try_from(since).unwrap_or(0), ..Revoked::default() })
+                })?
+                .collect()
+        })?;
+        Ok(Revocations { sequence: revoked.len() as u64, revoked })
+    }
+
+    /// Keeps a list that came from above, so that it holds after a restart.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn keep_revocations(&self, list: &Revocations) -> Result<(), StoreError> {
+        self.with(|c| {
+            let t = c.transaction()?;
+            for revoked in &list.revoked {
+                t.execute(
+                    "INSERT OR IGNORE INTO revoked VALUES (?1, '', '', ?2)",
+                    params![revoked.node_id, number(revoked.since_s)],
+                )?;
+            }
+            t.commit()
+        })
+    }
+}
+
+fn token_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<TokenRow> {
+    let not_after: i64 = row.get("not_after_s")?;
+    Ok(TokenRow {
+        id: row.get("id")?,
+        secret: row.get("secret")?,
+        role: role(row.get("role")?),
+        name: row.get("name")?,
+        not_after_s: u64::try_from(not_after).unwrap_or(0),
+        uses_left: row.get("uses_left")?,
+        revoked: row.get("revoked")?,
+    })
+}
+
+fn node_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<NodeRow> {
+    Ok(NodeRow { id: row.get("id")?, name: row.get("name")?, role: role(row.get("role")?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attempt<'a>(token: &'a str, key: u8, id: &'a str, name: &'a str) -> JoinAttempt<'a> {
+        JoinAttempt { token, secret: [1; 32], device_key: [key; 32], new_id: id, name, now_s: 100 }
+    }
+
+    fn token(uses_left: u32) -> TokenRow {
+        TokenRow {
+            id: "t".into(),
+            secret: [1; 32],
+            role: Role::End,
+            name: String::new(),
+            not_after_s: 200,
+            uses_left,
+            revoked: false,
+        }
+    }
+
+    fn state() -> (tempfile::TempDir, State) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(&folder.path().join("state.db")).unwrap();
+        (folder, state)
+    }
+
+    #[test]
+    fn a_token_counts_devices_not_attempts() {
+        let (_folder, state) = state();
+        state.add_token(&token(1)).unwrap();
+        let first = state.join(&attempt("t", 1, "a", "cam")).unwrap();
+        assert!(matches!(&first, Joined::Node(node) if node.id == "a"));
+        assert_eq!(state.join(&attempt("t", 1, "b", "cam")).unwrap(), first, "the same device asks again");
+        assert_eq!(state.join(&attempt("t", 2, "c", "other")).unwrap(), Joined::UsedUp);
+    }
+
+    #[test]
+    fn wrong_late_and_taken_back_tokens_are_told_apart() {
+        let (_folder, state) = state();
+        state.add_token(&token(5)).unwrap();
+        let wrong = JoinAttempt { secret: [9; 32], ..attempt("t", 1, "a", "cam") };
+        assert_eq!(state.join(&wrong).unwrap(), Joined::Unknown);
+        let late = JoinAttempt { now_s: 201, ..attempt("t", 1, "a", "cam") };
+        assert_eq!(state.join(&late).unwrap(), Joined::Expired);
+        state.join(&attempt("t", 1, "a", "cam")).unwrap();
+        assert_eq!(state.join(&attempt("t", 2, "b", "cam")).unwrap(), Joined::NameTaken);
+        assert!(state.revoke_token("t").unwrap());
+        assert_eq!(state.join(&attempt("t", 3, "c", "new")).unwrap(), Joined::Revoked);
+    }
+
+    #[test]
+    fn a_revoked_node_frees_its_name_and_stays_out() {
+        let (_folder, state) = state();
+        state.add_token(&token(5)).unwrap();
+        state.join(&attempt("t", 1, "a", "cam")).unwrap();
+        let node = state.node("cam").unwrap().unwrap();
+        state.revoke_node(&node, "lost", 150).unwrap();
+        assert_eq!(state.revocations().unwrap().sequence, 1);
+        assert!(matches!(state.join(&attempt("t", 1, "b", "cam")).unwrap(), Joined::Node(n) if n.id == "b"));
+    }
+
+    #[test]
+    fn a_newer_state_is_left_alone() {
+        let (folder, state) = state();
+        state.with(|c| c.pragma_update(None, "user_version", 99)).unwrap();
+        drop(state);
+        assert!(matches!(State::open(&folder.path().join("state.db")), Err(StoreError::Newer { found: 99, .. })));
+    }
+}
