@@ -9,7 +9,7 @@ use tierline_graph::Tensor;
 use tierline_proto::frame;
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::local_client::LocalClient;
-use tierline_proto::v1::{Code, Failure as WireFailure, InferChunk, InferHeader, InferReply, Placement, StageTiming, infer_chunk};
+use tierline_proto::v1::{Boundary, Code, Failure as WireFailure, InferChunk, InferHeader, InferReply, Placement, Route, StageTiming, infer_chunk};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -17,6 +17,7 @@ use super::{Global, args, client};
 use crate::daemon::wire;
 use crate::output::{self, Exit, Failure, Outcome};
 
+/// The verb's arguments.
 #[derive(Debug, clap::Args)]
 pub struct Infer {
     /// The model's name or digest
@@ -34,6 +35,9 @@ pub struct Infer {
     /// Run the plan in force, or everything on one tier
     #[arg(long, value_enum, default_value = "plan")]
     placement: PlacementArg,
+    /// Hand on at these segments instead: 3,7 runs 0..3 here, 3..7 one tier up, the rest two up
+    #[arg(long, value_name = "S1[,S2...]", value_delimiter = ',', conflicts_with = "placement")]
+    split: Vec<u32>,
     /// Write each output as FOLDER/NAME.npy
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -42,6 +46,7 @@ pub struct Infer {
     repeat: u32,
 }
 
+/// Placements by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum PlacementArg {
     /// The plan in force
@@ -140,12 +145,13 @@ pub struct OutputLine {
 /// Values printed at most when no file is asked for.
 const VALUES_PRINTED_MAX: usize = 1_024;
 
-pub fn infer(global: &Global, args: &Infer) -> Outcome {
+pub(super) fn infer(global: &Global, args: &Infer) -> Outcome {
     let inputs = args::tensors(&args.inputs)?;
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        let wanted = if args.split.is_empty() { Wanted::at(args.placement.into()) } else { Wanted::split(&args.split) };
         for _ in 0..args.repeat.max(1) {
-            let answer = ask(&mut node, &args.model, &inputs, args.deadline, args.placement.into()).await?;
+            let answer = ask(&mut node, &args.model, &inputs, args.deadline, &wanted).await?;
             let line = line(answer, args)?;
             if args.repeat > 1 && global.json {
                 global.output().event(&line)?;
@@ -167,6 +173,29 @@ pub struct Answer {
     pub latency: Duration,
 }
 
+/// Where a request is to run.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    placement: Placement,
+    route: Option<Route>,
+}
+
+impl Wanted {
+    /// By the plan, or all on one tier.
+    #[must_use]
+    pub fn at(placement: Placement) -> Self {
+        Self { placement, route: None }
+    }
+
+    /// Handed on at these segments, nearest tier first.
+    #[must_use]
+    pub fn split(places: &[u32]) -> Self {
+        let boundary = |place: &u32| Boundary { cut: place.checked_sub(1), tensors: Vec::new() };
+        let route = Route { boundaries: places.iter().map(boundary).collect(), ..Route::default() };
+        Self { placement: Placement::Fixed, route: Some(route) }
+    }
+}
+
 /// Sends one request.
 ///
 /// # Errors
@@ -176,14 +205,15 @@ pub async fn ask(
     model: &str,
     inputs: &[(String, Tensor)],
     deadline: Duration,
-    placement: Placement,
+    wanted: &Wanted,
 ) -> Outcome<Answer> {
     let packed = wire::pack(inputs, |_| wire::raw().name()).map_err(|f| wire_failure(&f))?;
     let header = InferHeader {
         model: model.to_owned(),
         tensors: frame::declare(&packed.tensors),
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX).max(1),
-        placement: placement.into(),
+        placement: wanted.placement.into(),
+        route: wanted.route.clone(),
         ..InferHeader::default()
     };
     let bodies: Vec<infer_chunk::Body> = std::iter::once(infer_chunk::Body::Header(header))

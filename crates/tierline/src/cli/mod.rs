@@ -4,6 +4,7 @@
 //! `schema_version`. Exit codes are [`Exit`]'s.
 
 mod args;
+mod bench;
 mod catalogue;
 pub mod client;
 mod completions;
@@ -99,6 +100,8 @@ enum Verb {
     Explain(planning::Plan),
     /// Send a request to a node
     Infer(infer::Infer),
+    /// Measure how fast a node answers
+    Bench(bench::Bench),
     /// Print shell completions
     Completions(completions::Completions),
 }
@@ -134,6 +137,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Plan(args) => planning::plan(global, &args, false),
         Verb::Explain(args) => planning::plan(global, &args, true),
         Verb::Infer(args) => infer::infer(global, &args),
+        Verb::Bench(args) => bench::bench(global, &args),
         Verb::Completions(c) => completions::completions(&c),
     }
 }

@@ -76,6 +76,8 @@ pub struct Node {
     changes: broadcast::Sender<RequestEvent>,
     revocations: Mutex<Revocations>,
     state: Arc<crate::store::State>,
+    /// The path as children know it.
+    told: Mutex<UpstreamPath>,
     draining: watch::Sender<bool>,
     /// Itself, for tasks it starts.
     this: std::sync::Weak<Node>,
@@ -194,6 +196,7 @@ impl Node {
         self.events.record("lease", format!("connected to {}", uplink.name()), &serde_json::json!({ "parent": uplink.name(), "up": true }));
         self.report(uplink);
         self.replan();
+        self.tell_children_path();
     }
 
     /// A lease is lost.
@@ -288,7 +291,19 @@ impl Node {
 
     /// Sends every child the path.
     pub fn tell_children_path(self: &Arc<Self>) {
-        self.children.tell_all(&parent_message::Body::Path(self.path_for_children()));
+        let path = self.path_for_children();
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&path);
+        self.children.tell_all(&parent_message::Body::Path(path));
+    }
+
+    /// Sends every child the path if it differs by more than noise from what
+    /// they were told last.
+    pub fn refresh_children_path(self: &Arc<Self>) {
+        let path = self.path_for_children();
+        let moved = differs(&self.told.lock().unwrap_or_else(PoisonError::into_inner), &path);
+        if moved {
+            self.tell_children_path();
+        }
     }
 
     /// Sends every child the catalogue.
@@ -362,7 +377,11 @@ impl Node {
     /// How busy it is.
     #[must_use]
     pub fn load(&self) -> LoadReport {
-        LoadReport { queued: u32::try_from(self.compute.waiting()).unwrap_or(u32::MAX), ..LoadReport::default() }
+        LoadReport {
+            queued: u32::try_from(self.compute.waiting()).unwrap_or(u32::MAX),
+            wait_ns: flow::ns(self.compute.expected_wait()),
+            ..LoadReport::default()
+        }
     }
 
     /// Everything `tierline nodes` says of this node.
@@ -438,6 +457,26 @@ impl Node {
     pub fn digest_bytes(&self, digest: &str) -> Result<bytes::Bytes, Failure> {
         digest.parse::<Digest>().map(Digest::to_bytes).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))
     }
+}
+
+/// Whether links, waits or profiles on a path differ enough to matter to plans.
+fn differs(old: &UpstreamPath, new: &UpstreamPath) -> bool {
+    /// Waits below this change no plan.
+    const WAIT_NS: f64 = 5e6;
+    let apart = |a: f64, b: f64, floor: f64| (a - b).abs() > floor.max(0.15 * a.max(b));
+    let link = |tier: &UpstreamTier| tier.link_above.unwrap_or_default();
+    let wait = |tier: &UpstreamTier| tier.load.map_or(0.0, |l| l.wait_ns as f64);
+    let tier = |(a, b): (&UpstreamTier, &UpstreamTier)| {
+        let (x, y) = (link(a), link(b));
+        a.node_id != b.node_id
+            || a.reachable != b.reachable
+            || a.models != b.models
+            || apart(x.up_bytes_per_s, y.up_bytes_per_s, 0.0)
+            || apart(x.down_bytes_per_s, y.down_bytes_per_s, 0.0)
+            || apart(x.rtt_ns as f64, y.rtt_ns as f64, WAIT_NS)
+            || apart(wait(a), wait(b), WAIT_NS)
+    };
+    old.tiers.len() != new.tiers.len() || old.tiers.iter().zip(&new.tiers).any(tier)
 }
 
 /// Unix time of a moment, in seconds.

@@ -137,6 +137,7 @@ impl Node {
         let inputs = self.sample_inputs(&entry.manifest).await?;
         let (engine, load, slowdown) = (Arc::clone(&self.engine), self.config.load_options(), self.config.slowdown);
         let measured = tokio::task::spawn_blocking(move || {
+            let _turn = turn();
             let options = ProfileOptions { load, budget: PROFILE_TIME, ..ProfileOptions::default() };
             let slice = |cuts: &[Vec<String>]| {
                 tierline_graph::slice::slice(&program.model, &program.types, cuts)
@@ -192,6 +193,14 @@ impl Node {
         }
         Ok(inputs)
     }
+}
+
+/// Nodes that share a device measure one after the other: side by side each
+/// would measure the others. Without the file they measure all the same.
+fn turn() -> Option<std::fs::File> {
+    let file = std::fs::File::create(std::env::temp_dir().join("tierline-profile.lock")).ok()?;
+    file.lock().ok()?;
+    Some(file)
 }
 
 /// A tensor of seeded noise for profiling: floats in -1..1, small integers.

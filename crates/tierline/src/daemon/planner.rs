@@ -332,12 +332,17 @@ impl Planner {
 
     /// Makes tables and wakes the machine, until the node ends.
     pub async fn watch(&self, node: &Arc<Node>) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wake = self.lock().adapt.wake().map(|t| node.instant_of(t));
             tokio::select! {
                 () = self.stir.notified() => {}
                 () = super::wait_until(wake) => self.step(node, Event::Wake),
-                () = tokio::time::sleep(LOOK) => self.conditions(node, false),
+                _ = look.tick() => {
+                    self.conditions(node, false);
+                    node.refresh_children_path();
+                }
             }
         }
     }

@@ -220,6 +220,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
         revocations: Mutex::new(revocations),
         state,
+        told: Mutex::default(),
         draining: watch::channel(false).0,
         this: this.clone(),
         config,

@@ -421,6 +421,7 @@ impl Uplink {
             Some(Body::Path(path)) => {
                 self.write().path = Some(path);
                 node.replan();
+                node.refresh_children_path();
             }
             Some(Body::Revocations(list)) => node.hear_revocations(&list),
             Some(Body::Request(request)) => node.reverse(self, request),

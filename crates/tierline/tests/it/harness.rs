@@ -1,0 +1,264 @@
+//! Nodes as processes, and the command line beside them.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tierline_graph::{Elements, Tensor};
+
+/// The longest a node may take to start, or anything to come about.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// The JSON document on stdout of a command that succeeded.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        assert_eq!(self.code, 0, "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// Ended with `code`, and said `text`.
+    #[track_caller]
+    pub fn refused(&self, code: i32, text: &str) {
+        assert_eq!(self.code, code, "{self:?}");
+        assert!(self.stderr.contains(text), "`{text}` is missing: {self:?}");
+    }
+}
+
+/// The binary under test, on the embedded engine: no test depends on what is
+/// installed.
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tierline"));
+    command.env("TIERLINE_ENGINE", "rten").env_remove("TIERLINE_DATA").env_remove("TIERLINE_TOKEN");
+    command
+}
+
+/// Runs a command to its end.
+pub fn tierline<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
+    let output = binary().args(args).stdin(Stdio::null()).output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// A node as a process; ends with the value.
+pub struct Node {
+    child: Child,
+    pub name: String,
+    pub data: PathBuf,
+    /// Where children reach it; empty for ends.
+    pub url: String,
+    log: PathBuf,
+    args: Vec<String>,
+}
+
+impl Node {
+    /// Starts a node on `data` and waits until it is ready.
+    pub fn start(data: &Path, args: &[&str]) -> Self {
+        Self::start_by(binary(), data, args)
+    }
+
+    /// As [`Node::start`], by another command that ends in the binary.
+    pub fn start_by(mut command: Command, data: &Path, args: &[&str]) -> Self {
+        let log = data.with_extension("log");
+        let stderr = File::options().create(true).append(true).open(&log).expect("a log file");
+        let mut child = command
+            .arg("--data")
+            .arg(data)
+            .args(["node", "--json", "--threads", "1"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .expect("the node starts");
+        let mut line = String::new();
+        let stdout = child.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let ready: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("not ready: {}", std::fs::read_to_string(&log).unwrap_or_default()));
+        assert_eq!(ready["event"], "ready");
+        Self {
+            child,
+            name: ready["node"].as_str().unwrap_or_default().to_owned(),
+            data: data.to_owned(),
+            url: ready["url"].as_str().unwrap_or_default().to_owned(),
+            log,
+            args: args.iter().map(|&a| a.to_owned()).collect(),
+        }
+    }
+
+    /// Runs a command against this node.
+    pub fn ask(&self, args: &[&str]) -> Ran {
+        let data = self.data.to_str().expect("a plain path");
+        tierline([&["--data", data], args].concat())
+    }
+
+    /// Kills the process as a power cut would.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again, listening where it did.
+    pub fn restart(&mut self) {
+        self.kill();
+        let mut args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        let address = self.url.trim_start_matches("https://").to_owned();
+        if let Some(at) = args.iter().position(|a| *a == "--listen") {
+            args[at + 1] = &address;
+        }
+        *self = Self::start(&self.data, &args);
+    }
+
+    /// Asks it to stop, and says how it ended.
+    pub fn stop(&mut self) -> std::process::ExitStatus {
+        let id = self.child.id().to_string();
+        Command::new("kill").arg(&id).status().expect("kill runs");
+        self.child.wait().expect("it ends")
+    }
+
+    /// Of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- {} ---\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// A site in a folder of its own.
+pub struct Site {
+    pub folder: tempfile::TempDir,
+    pub cloud: Node,
+}
+
+impl Site {
+    /// A site with nothing but its cloud.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cloud = Node::start(&folder.path().join("cloud"), &["--role", "cloud", "--listen", "127.0.0.1:0"]);
+        Self { folder, cloud }
+    }
+
+    pub fn token(&self, role: &str) -> String {
+        let made = self.cloud.ask(&["token", "create", "--role", role, "--json"]).json();
+        made["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// Joins a device below `parent`, without starting it.
+    pub fn join(&self, role: &str, name: &str, parent: &str) -> PathBuf {
+        let data = self.folder.path().join(name);
+        let token = self.token(role);
+        let ran = tierline(["--data", data.to_str().expect("a plain path"), "join", parent, "--token", &token, "--name", name]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        data
+    }
+
+    pub fn edge(&self, name: &str) -> Node {
+        let data = self.join("edge", name, &self.cloud.url);
+        Node::start(&data, &["--listen", "127.0.0.1:0"])
+    }
+
+    pub fn end(&self, name: &str, parent: &str, args: &[&str]) -> Node {
+        let data = self.join("end", name, parent);
+        Node::start(&data, args)
+    }
+
+    /// Writes the test model and an input, and gives the model to the site.
+    pub fn add_model(&self) -> Model {
+        let model = Model::write(self.folder.path());
+        let ran = self.cloud.ask(&["model", "add", model.file.to_str().expect("a plain path"), "--name", "digits"]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        model
+    }
+}
+
+/// A small network with seeded weights, and an input for it.
+pub struct Model {
+    pub file: PathBuf,
+    /// As `--input` takes it.
+    pub input: String,
+    pub name: String,
+}
+
+impl Model {
+    pub fn write(folder: &Path) -> Self {
+        let model = tierline_zoo::lenet(&tierline_zoo::Options::default());
+        let file = folder.join("digits.onnx");
+        model.save(&file).expect("it is saved");
+        let input = &model.inputs()[0];
+        let shape: Vec<usize> =
+            input.shape.as_ref().expect("a shape").iter().map(|d| d.known().unwrap_or(1) as usize).collect();
+        let mut rng = fastrand::Rng::with_seed(3);
+        let values = (0..shape.iter().product::<usize>()).map(|_| rng.f32()).collect();
+        let name = input.name.clone();
+        let npy = folder.join("input.npy");
+        write_npy(&npy, shape, values);
+        Self { file, input: format!("{name}=@{}", npy.display()), name }
+    }
+}
+
+pub fn write_npy(path: &Path, shape: Vec<usize>, values: Vec<f32>) {
+    let tensor = Tensor::new(shape, Elements::F32(values)).expect("a tensor");
+    std::fs::write(path, tierline_codec::npy::write(&tensor).expect("it is encoded")).expect("it is written");
+}
+
+/// Waits until `check` gives something.
+#[track_caller]
+pub fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = check() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come about within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Waits until a node knows the model, has measured it and has a plan.
+pub fn until_planned(node: &Node) {
+    until("a plan", || (node.ask(&["plan", "digits", "--json"]).code == 0).then_some(()));
+}
+
+/// Outputs of an answer, by name.
+pub fn outputs(answer: &Value) -> Vec<(String, Vec<f64>)> {
+    let values = |v: &Value| v.as_array().expect("values").iter().map(|x| x.as_f64().expect("a number")).collect();
+    let list = answer["outputs"].as_array().expect("outputs");
+    list.iter().map(|o| (o["name"].as_str().expect("a name").to_owned(), values(&o["data"]))).collect()
+}
+
+/// Whether two answers agree within 1e-5 of the largest value.
+#[track_caller]
+pub fn same_outputs(a: &Value, b: &Value) {
+    let (a, b) = (outputs(a), outputs(b));
+    assert_eq!(a.len(), b.len());
+    for ((name, x), (other, y)) in a.iter().zip(&b) {
+        assert_eq!(name, other);
+        assert!(!x.is_empty() && x.len() == y.len());
+        let largest = x.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let apart = x.iter().zip(y).fold(0.0f64, |m, (x, y)| m.max((x - y).abs()));
+        assert!(apart <= 1e-5 * largest, "{name}: {apart} apart");
+    }
+}

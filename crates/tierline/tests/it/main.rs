@@ -1,0 +1,7 @@
+//! The binary as its users meet it: real processes, real sockets.
+
+mod bad_input;
+mod cli;
+mod harness;
+mod identity;
+mod site;

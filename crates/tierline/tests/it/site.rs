@@ -1,0 +1,193 @@
+//! A site at work: placements agree, faults are answered, state survives.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Site, outputs, same_outputs, until, until_planned};
+
+#[test]
+fn every_placement_gives_the_same_answer() {
+    let site = Site::new();
+    let edge = site.edge("edge-1");
+    let end = site.end("end-1", &edge.url, &["--slowdown", "3"]);
+    let model = site.add_model();
+    until_planned(&end);
+    let ask = |placement: &str| {
+        end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", placement, "--json"]).json()
+    };
+    let here = ask("here");
+    assert_eq!(here["stages"][0]["node"], "end-1");
+    for (placement, node) in [("edge", "edge-1"), ("cloud", "cloud")] {
+        let answer = ask(placement);
+        let last = answer["stages"].as_array().unwrap().last().unwrap().clone();
+        assert_eq!(last["node"], node, "{answer}");
+        assert!(last["compute_ms"].as_f64().unwrap() > 0.0);
+        same_outputs(&here, &answer);
+    }
+    let planned = ask("plan");
+    assert_eq!(planned["degraded"], false);
+    assert!(planned["predicted_ms"].as_f64().unwrap() > 0.0);
+    same_outputs(&here, &planned);
+    let cuts = end.ask(&["model", "show", "digits", "--json"]).json()["cuts"].as_array().unwrap().len();
+    for split in 0..=cuts {
+        let places = format!("{split},{}", (split + 2).min(cuts + 1));
+        let answer = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--split", &places, "--json"]).json();
+        assert_eq!(answer["degraded"], false, "{answer}");
+        same_outputs(&here, &answer);
+    }
+}
+
+#[test]
+fn an_end_may_sit_directly_below_the_cloud() {
+    let site = Site::new();
+    let model = site.add_model();
+    let end = site.end("end-1", &site.cloud.url, &[]);
+    until_planned(&end);
+    let answer = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "cloud", "--json"]).json();
+    assert_eq!(answer["stages"].as_array().unwrap().last().unwrap()["node"], "cloud");
+}
+
+#[test]
+fn a_killed_edge_degrades_answers_until_it_is_back() {
+    let site = Site::new();
+    let mut edge = site.edge("edge-1");
+    let end = site.end("end-1", &edge.url, &[]);
+    let model = site.add_model();
+    until_planned(&end);
+    let ask = || end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "cloud", "--deadline", "5 s", "--json"]);
+    let whole = ask().json();
+    assert_eq!(whole["degraded"], false);
+    edge.kill();
+    let degraded = ask().json();
+    assert_eq!(degraded["degraded"], true, "{degraded}");
+    assert!(!degraded["reason"].as_str().unwrap().is_empty());
+    same_outputs(&whole, &degraded);
+    edge.restart();
+    until("answers from the cloud again", || {
+        let answer = ask();
+        (answer.code == 0 && answer.json()["degraded"] == false).then_some(())
+    });
+}
+
+#[test]
+fn a_killed_cloud_leaves_its_site_answering_and_forgets_nothing() {
+    let mut site = Site::new();
+    let edge = site.edge("edge-1");
+    let end = site.end("end-1", &edge.url, &[]);
+    let model = site.add_model();
+    until_planned(&end);
+    until_planned(&edge);
+    let ask = |placement: &str| end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", placement, "--json"]);
+    let before = ask("cloud").json();
+    site.cloud.kill();
+    let by_edge = ask("cloud").json();
+    assert_eq!(by_edge["degraded"], true, "{by_edge}");
+    same_outputs(&before, &by_edge);
+    assert_eq!(ask("edge").json()["degraded"], false);
+    site.cloud.restart();
+    let models = site.cloud.ask(&["model", "ls", "--json"]).json();
+    assert_eq!(models["models"][0]["name"], "digits");
+    until("the cloud answering again", || {
+        let answer = ask("cloud");
+        (answer.code == 0 && answer.json()["degraded"] == false).then_some(())
+    });
+}
+
+#[test]
+fn a_node_killed_amid_requests_answers_each_of_them_somehow() {
+    let site = Site::new();
+    let mut edge = site.edge("edge-1");
+    let end = site.end("end-1", &edge.url, &[]);
+    let model = site.add_model();
+    until_planned(&end);
+    let reference = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "edge", "--repeat", "40", "--json"])
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(300));
+        edge.kill();
+        for asked in asking {
+            let ran = asked.join().unwrap();
+            assert_eq!(ran.code, 0, "{ran:?}");
+            let answers: Vec<serde_json::Value> = ran.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+            assert_eq!(answers.len(), 40);
+            for answer in &answers {
+                same_outputs(&reference, answer);
+            }
+            assert_eq!(answers.last().unwrap()["degraded"], true);
+        }
+    });
+}
+
+#[test]
+fn models_flow_down_once_and_names_can_be_taken_back() {
+    let site = Site::new();
+    let edge = site.edge("edge-1");
+    let end = site.end("end-1", &edge.url, &[]);
+    site.add_model();
+    let names = |node: &crate::harness::Node| {
+        let models = node.ask(&["model", "ls", "--json"]).json();
+        models["models"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    until("the end knowing the model", || (names(&end) == ["digits"]).then_some(()));
+    end.ask(&["model", "rm", "digits"]).refused(6, "kept on the cloud");
+    assert_eq!(site.cloud.ask(&["model", "rm", "digits"]).code, 0);
+    until("the end forgetting it", || names(&end).is_empty().then_some(()));
+}
+
+#[test]
+fn a_broken_transfer_is_resumed() {
+    let site = Site::new();
+    let mut edge = site.edge("edge-1");
+    let end = site.end("end-1", &edge.url, &[]);
+    let large = tierline_zoo::mobilenet_v2(&tierline_zoo::Options::default());
+    let file = site.folder.path().join("large.onnx");
+    large.save(&file).unwrap();
+    assert_eq!(site.cloud.ask(&["model", "add", file.to_str().unwrap(), "--name", "large"]).code, 0);
+    // The edge dies while the model flows through it.
+    edge.kill();
+    edge.restart();
+    let ready = || {
+        let models = end.ask(&["model", "ls", "--json"]).json();
+        models["models"].as_array()?.iter().any(|m| m["name"] == "large" && m["state"] == "ready").then_some(())
+    };
+    until("the end having the model", ready);
+}
+
+#[test]
+fn a_node_told_to_stop_ends_well_and_soon() {
+    let mut site = Site::new();
+    let begun = Instant::now();
+    let status = site.cloud.stop();
+    assert!(status.success(), "{status:?}");
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(!site.cloud.data.join("tierline.sock").exists());
+}
+
+#[test]
+fn concurrent_requests_are_all_answered() {
+    let site = Site::new();
+    let edge = site.edge("edge-1");
+    let end = site.end("end-1", &edge.url, &[]);
+    let model = site.add_model();
+    until_planned(&end);
+    let reference = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..6)
+            .map(|_| scope.spawn(|| end.ask(&["infer", "--model", "digits", "--input", &model.input, "--split", "3,5", "--repeat", "10", "--json"])))
+            .collect();
+        for asked in asking {
+            let ran = asked.join().unwrap();
+            assert_eq!(ran.code, 0, "{ran:?}");
+            for line in ran.stdout.lines() {
+                let answer: serde_json::Value = serde_json::from_str(line).unwrap();
+                assert!(!outputs(&answer).is_empty());
+                same_outputs(&reference, &answer);
+            }
+        }
+    });
+}
