@@ -6,12 +6,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bounded;
+mod dense;
 pub mod flow;
+mod local;
 pub mod plan;
 pub mod problem;
+pub mod random;
 pub mod request;
 pub mod table;
 
 pub use plan::{Plan, PlanError, plan, plan_with_direct};
-pub use request::{LinkCondition, Limits, Objective, PlanRequest};
+pub use request::{Limits, LinkCondition, Objective, PlanRequest};
 pub use table::{Grid, PlanTable};

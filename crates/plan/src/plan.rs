@@ -115,7 +115,11 @@ pub(crate) fn check(request: &PlanRequest) -> Result<(), PlanError> {
     if tiers == 0 || segments == 0 {
         return Err(PlanError::Empty);
     }
-    let lengths = request.tiers.iter().map(|t| (t.name.clone(), t.segment_ns.len())).chain([("memory".to_owned(), request.segment_memory.len())]);
+    let lengths = request
+        .tiers
+        .iter()
+        .map(|t| (t.name.clone(), t.segment_ns.len()))
+        .chain([("memory".to_owned(), request.segment_memory.len())]);
     for (tier, actual) in lengths {
         if actual != segments {
             return Err(PlanError::Mismatch { tier, actual, expected: segments });
@@ -127,7 +131,12 @@ pub(crate) fn check(request: &PlanRequest) -> Result<(), PlanError> {
 }
 
 fn unlimited(request: &PlanRequest) -> crate::request::Limits {
-    crate::request::Limits { private_segments: 0, private_tensors: Vec::new(), deadline_ns: None, max_loss: request.limits.max_loss }
+    crate::request::Limits {
+        private_segments: 0,
+        private_tensors: Vec::new(),
+        deadline_ns: None,
+        max_loss: request.limits.max_loss,
+    }
 }
 
 fn roomy(request: &PlanRequest) -> Vec<crate::request::Tier> {

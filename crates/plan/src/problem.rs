@@ -1,67 +1,111 @@
 //! The bare placement problem: nodes with a cost per tier, tensors with a
-//! cost per boundary, tiers in a line. Solved exactly by one minimum cut.
+//! cost per boundary, tiers in a line, for anyone's numbers.
 //!
-//! The formulation is in `docs/design/planning.md`: one vertex per node and
-//! boundary, on the source's side iff the node runs above that boundary.
+//! Boundary `k` lies between tier `k` and tier `k + 1`. A tensor that goes
+//! from tier `a` to tier `b` pays every boundary between, and pays each one
+//! once per direction, however many consumers lie beyond. Without [`Limit`]s
+//! one minimum cut solves it exactly; with them it is NP-hard, and the answer
+//! says how far from the optimum it may be. Formulation and proof:
+//! `docs/design/planning.md`. Start at [`solve`].
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use crate::flow::{INFINITE, Network, minimum_cut};
+use crate::bounded;
+use crate::dense::Dense;
+use crate::flow::{MinCut, NEVER, Network};
 
-/// Tiers of a problem: a line of more is no site.
-pub const TIERS_MAX: usize = 16;
+/// Tiers of a problem at most; no site has a longer line.
+pub const TIERS_MAX: usize = 64;
 
-/// A placement problem; costs are whole nanoseconds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A placement problem. Costs are whole nanoseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Problem {
-    /// Number of tiers in the line, 0 the lowest.
+    /// Number of tiers in the line; tier 0 is the lowest.
     pub tiers: usize,
     /// What is placed.
     pub nodes: Vec<Node>,
-    /// What flows between nodes.
+    /// What flows between nodes; must not run in circles.
     pub tensors: Vec<Tensor>,
+    /// What placements may use at most, beyond their cost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
 }
 
 /// A node to be placed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawNode")]
 pub struct Node {
-    /// Its name.
+    /// Its name, unlike any other's.
     pub name: String,
-    /// Cost per tier; `None` where it can't run.
+    /// Cost on each tier; `None` where it can't run.
     pub cost_ns: Vec<Option<u64>>,
 }
 
-/// A tensor, sent once over each boundary between its producer and its
-/// farthest consumer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// A tensor from one node to others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "RawTensor")]
 pub struct Tensor {
-    /// Node that makes it.
+    /// The node that makes it.
     pub producer: String,
-    /// Nodes that use it.
+    /// The nodes that use it.
     pub consumers: Vec<String>,
-    /// Cost upwards over boundary `k` (between tier `k` and `k + 1`).
+    /// Cost of crossing boundary `k` upwards.
     pub up_ns: Vec<u64>,
-    /// Cost downwards; `None` where it never goes back.
+    /// Cost of crossing boundary `k` downwards; `None` where it never does.
     pub down_ns: Vec<Option<u64>>,
+}
+
+/// Something of which a placement may use only so much: the memory of one
+/// tier, or time when the cost is energy. In any unit, but one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// What is limited, for people.
+    pub name: String,
+    /// The most that may be used.
+    pub max: u64,
+    /// Per node in the problem's order and tier: what it uses there. Empty: nothing.
+    #[serde(default)]
+    pub node_use: Vec<Vec<u64>>,
+    /// Per tensor and boundary: what crossing it upwards uses. Empty: nothing.
+    #[serde(default)]
+    pub up_use: Vec<Vec<u64>>,
+    /// Per tensor and boundary: what crossing it downwards uses. Empty: nothing.
+    #[serde(default)]
+    pub down_use: Vec<Vec<u64>>,
+}
+
+impl Limit {
+    /// The memory of one tier: nodes on it may need `max` bytes together.
+    #[must_use]
+    pub fn memory(tier: usize, tiers: usize, node_bytes: &[u64], max: u64) -> Self {
+        let on = |bytes: &u64| (0..tiers).map(|t| if t == tier { *bytes } else { 0 }).collect();
+        Self {
+            name: format!("memory of tier {tier}"),
+            max,
+            node_use: node_bytes.iter().map(on).collect(),
+            ..Self::default()
+        }
+    }
 }
 
 /// A placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Solution {
-    /// Tier of every node.
+    /// Tier of every node. Without limits the one with the lowest tiers, of
+    /// several cheapest placements.
     pub assignment: BTreeMap<String, usize>,
-    /// Its cost.
+    /// What it costs, nanoseconds.
     pub objective_ns: u64,
     /// Whether no placement is cheaper.
     pub optimal: bool,
-    /// How far from the optimum it may be, as a share.
+    /// How far above the optimum it may be, as a share of its cost.
     pub gap: f64,
-    /// Time it took; filled by the caller, who has a clock.
+    /// How long it took, microseconds: 0 until the caller, who has a clock,
+    /// fills it.
     pub solve_us: u64,
 }
 
@@ -70,270 +114,262 @@ pub struct Solution {
 #[non_exhaustive]
 pub enum SolveError {
     /// No tiers, or too many.
-    #[error("a problem has 1 to {TIERS_MAX} tiers, not {0}")]
+    #[error("`tiers` must be 1 to {TIERS_MAX}, not {0}")]
     Tiers(usize),
     /// Two nodes of one name.
-    #[error("two nodes are called `{0}`")]
+    #[error("`nodes`: two are called `{0}`; names must differ")]
     Duplicate(String),
     /// A list of the wrong length.
-    #[error("{owner}: {field} has {actual} values; {expected} are needed")]
+    #[error("{owner} has {actual} values in `{field}`; {expected} are needed")]
     Length {
-        /// Node or tensor.
+        /// Node, tensor or limit.
         owner: String,
-        /// Which list.
+        /// The list.
         field: &'static str,
         /// Values given.
         actual: usize,
-        /// Values needed.
+        /// Values needed: one per tier, boundary, node or tensor.
         expected: usize,
     },
+    /// A number that is no cost.
+    #[error("{owner}: `{field}[{index}]` is {value}; it must be a whole number of nanoseconds, 0 or more{}", null_means(.field))]
+    Cost {
+        /// Node or tensor.
+        owner: String,
+        /// The list.
+        field: &'static str,
+        /// Position in it.
+        index: usize,
+        /// What stands there.
+        value: String,
+    },
     /// A tensor names a node that isn't there.
-    #[error("tensor {tensor} names node `{node}`, which the problem does not have")]
+    #[error("tensor {tensor}: `{field}` names `{node}`, which is not among the nodes")]
     Unknown {
         /// Position of the tensor.
         tensor: usize,
+        /// `producer` or `consumers`.
+        field: &'static str,
         /// The name.
         node: String,
     },
-    /// Costs whose sum exceeds 62 bits.
-    #[error("the costs add up to more than {max} ns; give them in larger units", max = INFINITE)]
+    /// Nodes that wait for each other.
+    #[error("`tensors` run in a circle: {}", circle(.0))]
+    Cycle(Vec<String>),
+    /// The sum of all costs is out of range.
+    #[error("the costs add up to more than {max} ns; scale them down", max = NEVER)]
     Overflow,
-    /// A node that no tier can run.
-    #[error("node `{0}` can run on no tier: every cost is null")]
+    /// A node that can run nowhere.
+    #[error("node `{0}`: every value in `cost_ns` is null, so it can run on no tier")]
     Nowhere(String),
-    /// Nodes whose tiers contradict each other.
-    #[error("no placement satisfies the limits: {0}")]
-    Infeasible(String),
+    /// Nodes that can't be where the others force them.
+    #[error("no placement is possible: {}", reason(.0))]
+    Contradiction(Vec<Forced>),
+    /// No placement keeps to a limit.
+    #[error("no placement keeps to limit `{name}`: at least {needed} is used, {max} is there")]
+    Limit {
+        /// The limit.
+        name: String,
+        /// The least that any placement uses.
+        needed: u64,
+        /// What there is.
+        max: u64,
+    },
+    /// Each limit can be kept to, but no placement keeps to all.
+    #[error("no placement keeps to all limits at once: {}", .0.join(", "))]
+    Limits(Vec<String>),
+    /// The search ended before it found a placement or proved that there is none.
+    #[error("no placement that keeps to all limits was found in {tried} tries, nor proved impossible; raise a limit")]
+    Undecided {
+        /// Minimum cuts computed.
+        tried: usize,
+    },
 }
 
 impl SolveError {
-    /// Whether the problem is well-formed but has no solution.
+    /// Whether the problem is well formed but has no solution.
     #[must_use]
     pub fn is_infeasible(&self) -> bool {
-        matches!(self, Self::Nowhere(_) | Self::Infeasible(_))
+        matches!(self, Self::Nowhere(_) | Self::Contradiction(_) | Self::Limit { .. } | Self::Limits(_))
     }
 }
 
-/// Finds a cheapest placement.
-///
-/// # Errors
-/// [`SolveError`].
-pub fn solve(problem: &Problem) -> Result<Solution, SolveError> {
-    let network = network(problem)?;
-    let cut = minimum_cut(&network);
-    if cut.value >= INFINITE {
-        return Err(SolveError::Infeasible(contradiction(problem)));
-    }
-    let levels = problem.tiers - 1;
-    let assignment = problem
-        .nodes
-        .iter()
-        .enumerate()
-        .map(|(v, node)| {
-            let tier = (0..levels).filter(|k| cut.source_side[2 + v * levels + k]).count();
-            (node.name.clone(), tier)
-        })
-        .collect();
-    Ok(Solution { assignment, objective_ns: cut.value, optimal: true, gap: 0.0, solve_us: 0 })
+/// A link of a chain of compulsion: each follows from the one before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forced {
+    /// The node.
+    pub node: String,
+    /// It must run on this tier or higher, ...
+    pub lowest: usize,
+    /// ... because what this node makes never goes back down to it; `None`:
+    /// because it can't run lower.
+    pub by: Option<String>,
 }
 
-/// The flow network whose minimum cuts are the cheapest placements. Vertices
-/// 0 and 1 are source and sink, then `tiers - 1` per node.
-///
-/// # Errors
-/// As [`solve`], for problems that aren't well-formed.
-pub fn network(problem: &Problem) -> Result<Network, SolveError> {
-    let index = check(problem)?;
-    let levels = problem.tiers - 1;
-    let mut net = Network { vertices: 2 + problem.nodes.len() * levels, arcs: Vec::new(), source: 0, sink: 1 };
-    let vertex = |v: usize, k: usize| (2 + v * levels + k) as u32;
-    for (v, node) in problem.nodes.iter().enumerate() {
-        // s -> (v,1) -> ... -> (v,K-1) -> t; cutting the arc that leaves
-        // level k puts v on tier k.
-        for tier in 0..=levels {
-            let tail = if tier == 0 { net.source } else { vertex(v, tier - 1) };
-            let head = if tier == levels { net.sink } else { vertex(v, tier) };
-            net.arc(tail, head, node.cost_ns[tier].unwrap_or(INFINITE));
-            if tier > 0 && tier < levels {
-                net.arc(head, tail, INFINITE);
-            }
-        }
+fn null_means(field: &str) -> &'static str {
+    match field {
+        "cost_ns" => ", or null where the node cannot run",
+        "down_ns" => ", or null where the tensor never goes back",
+        _ => "",
     }
-    for tensor in &problem.tensors {
-        let u = index[tensor.producer.as_str()];
-        let consumers: Vec<usize> = tensor.consumers.iter().map(|c| index[c.as_str()]).filter(|&w| w != u).collect();
-        if consumers.is_empty() {
-            continue;
-        }
-        for k in 0..levels {
-            // Paid once if any consumer lies above while the producer is below.
-            if tensor.up_ns[k] > 0 {
-                let hub = if let [w] = consumers[..] { vertex(w, k) } else { net.vertex() };
-                if consumers.len() > 1 {
-                    consumers.iter().for_each(|&w| net.arc(vertex(w, k), hub, INFINITE));
-                }
-                net.arc(hub, vertex(u, k), tensor.up_ns[k]);
-            }
-            // And the other way round.
-            match tensor.down_ns[k] {
-                None => consumers.iter().for_each(|&w| net.arc(vertex(u, k), vertex(w, k), INFINITE)),
-                Some(0) => {}
-                Some(cost) => {
-                    let hub = if let [w] = consumers[..] { vertex(w, k) } else { net.vertex() };
-                    net.arc(vertex(u, k), hub, cost);
-                    if consumers.len() > 1 {
-                        consumers.iter().for_each(|&w| net.arc(hub, vertex(w, k), INFINITE));
-                    }
-                }
-            }
-        }
-    }
-    Ok(net)
 }
 
-fn check(problem: &Problem) -> Result<HashMap<&str, usize>, SolveError> {
-    let tiers = problem.tiers;
-    if !(1..=TIERS_MAX).contains(&tiers) {
-        return Err(SolveError::Tiers(tiers));
-    }
-    let length = |owner: String, field: &'static str, actual: usize, expected: usize| {
-        if actual == expected { Ok(()) } else { Err(SolveError::Length { owner, field, actual, expected }) }
+fn circle(nodes: &[String]) -> String {
+    let mut names: Vec<String> = nodes.iter().map(|n| format!("`{n}`")).collect();
+    names.extend(names.first().cloned());
+    names.join(" -> ")
+}
+
+fn reason(chain: &[Forced]) -> String {
+    let link = |f: &Forced| match &f.by {
+        None => format!("`{}` can run on no tier below {}", f.node, f.lowest),
+        Some(by) => format!("what `{by}` makes never goes back down from tier {} to `{}`", f.lowest, f.node),
     };
-    let mut index = HashMap::new();
-    let mut sum = 0u64;
-    for (i, node) in problem.nodes.iter().enumerate() {
-        length(format!("node `{}`", node.name), "cost_ns", node.cost_ns.len(), tiers)?;
-        if index.insert(node.name.as_str(), i).is_some() {
-            return Err(SolveError::Duplicate(node.name.clone()));
-        }
-        let dearest = node.cost_ns.iter().flatten().max().ok_or_else(|| SolveError::Nowhere(node.name.clone()))?;
-        sum = sum.saturating_add(*dearest);
+    let mut text: Vec<String> = chain.iter().map(link).collect();
+    if let Some(last) = chain.last() {
+        text.push(format!("`{}` can run on no tier from {} up", last.node, last.lowest));
     }
+    text.join("; ")
+}
+
+/// Finds the cheapest placement; with [`Limit`]s, the cheapest within the
+/// effort that [`bounded::CUTS_MAX`] allows.
+///
+/// # Errors
+/// When the problem is malformed, or nothing satisfies it
+/// ([`SolveError::is_infeasible`]).
+pub fn solve(problem: &Problem) -> Result<Solution, SolveError> {
+    let dense = Dense::new(problem)?;
+    let (tiers, objective_ns, bound) = if problem.limits.is_empty() {
+        let (cost, tiers) = dense.place(&mut MinCut::new()).ok_or_else(|| dense.contradiction(problem))?;
+        (tiers, cost, cost)
+    } else {
+        bounded::solve(problem, &dense)?
+    };
+    let assignment = problem.nodes.iter().zip(tiers).map(|(node, tier)| (node.name.clone(), tier)).collect();
+    let gap = if objective_ns > bound { (objective_ns - bound) as f64 / objective_ns as f64 } else { 0.0 };
+    Ok(Solution { assignment, objective_ns, optimal: objective_ns == bound, gap, solve_us: 0 })
+}
+
+/// The flow network whose minimum cuts are the cheapest placements, for
+/// other solvers. Its minimum cut costs what [`solve`] finds without limits.
+///
+/// # Errors
+/// When the problem is malformed.
+pub fn network(problem: &Problem) -> Result<Network, SolveError> {
+    let mut network = Network::new();
+    Dense::new(problem)?.write(&mut network, false);
+    Ok(network)
+}
+
+/// What a placement costs, tier per node in the problem's order; `None` when
+/// it is not allowed. The definition that [`solve`] minimises.
+#[must_use]
+pub fn cost_of(problem: &Problem, tiers: &[usize]) -> Option<u64> {
+    let mut total = 0u64;
+    for (node, &tier) in problem.nodes.iter().zip(tiers) {
+        total = total.checked_add((*node.cost_ns.get(tier)?)?)?;
+    }
+    let mut used = vec![0u64; problem.limits.len()];
+    let using = |table: &[Vec<u64>], row: usize, column: usize| table.get(row).map_or(0, |r| r[column]);
+    for (v, &tier) in tiers.iter().enumerate() {
+        for (used, limit) in used.iter_mut().zip(&problem.limits) {
+            *used = used.checked_add(using(&limit.node_use, v, tier))?;
+        }
+    }
+    let place: HashMap<&str, usize> =
+        problem.nodes.iter().map(|n| n.name.as_str()).zip(tiers.iter().copied()).collect();
     for (i, tensor) in problem.tensors.iter().enumerate() {
-        length(format!("tensor {i}"), "up_ns", tensor.up_ns.len(), tiers - 1)?;
-        length(format!("tensor {i}"), "down_ns", tensor.down_ns.len(), tiers - 1)?;
-        if let Some(node) = std::iter::once(&tensor.producer).chain(&tensor.consumers).find(|n| !index.contains_key(n.as_str())) {
-            return Err(SolveError::Unknown { tensor: i, node: node.clone() });
+        let from = *place.get(tensor.producer.as_str())?;
+        let to = tensor.consumers.iter().map(|c| place.get(c.as_str()).copied()).collect::<Option<Vec<usize>>>()?;
+        for k in 0..problem.tiers - 1 {
+            let up = from <= k && to.iter().any(|&t| t > k);
+            let down = from > k && to.iter().any(|&t| t <= k);
+            if up {
+                total = total.checked_add(tensor.up_ns[k])?;
+            }
+            if down {
+                total = total.checked_add(tensor.down_ns[k]?)?;
+            }
+            for (used, limit) in used.iter_mut().zip(&problem.limits) {
+                let more = if up { using(&limit.up_use, i, k) } else { 0 };
+                let less = if down { using(&limit.down_use, i, k) } else { 0 };
+                *used = used.checked_add(more)?.checked_add(less)?;
+            }
         }
-        let costs = tensor.up_ns.iter().copied().chain(tensor.down_ns.iter().flatten().copied());
-        sum = costs.fold(sum, u64::saturating_add);
     }
-    if sum >= INFINITE { Err(SolveError::Overflow) } else { Ok(index) }
+    used.iter().zip(&problem.limits).all(|(used, limit)| *used <= limit.max).then_some(total)
 }
 
-/// Names a contradiction: a consumer that must lie below its producer over a
-/// boundary that nothing crosses downwards.
-fn contradiction(problem: &Problem) -> String {
-    // The lowest tier each node can have, pushed up along one-way tensors.
-    let mut low: HashMap<&str, (usize, String)> = HashMap::new();
-    for node in &problem.nodes {
-        let lowest = node.cost_ns.iter().position(Option::is_some).unwrap_or(0);
-        low.insert(&node.name, (lowest, format!("`{}` runs on no tier below {lowest}", node.name)));
-    }
-    for _ in 0..problem.nodes.len().min(1_000) {
-        let mut moved = false;
-        for tensor in &problem.tensors {
-            let (from, why) = low[tensor.producer.as_str()].clone();
-            for consumer in &tensor.consumers {
-                let Some((at, _)) = low.get(consumer.as_str()).cloned() else { continue };
-                if at < from && (at..from).all(|k| tensor.down_ns[k].is_none()) {
-                    low.insert(consumer, (from, format!("{why}, and its tensor never goes back down to `{consumer}`")));
-                    moved = true;
-                }
-            }
-        }
-        if !moved {
-            break;
-        }
-    }
-    for node in &problem.nodes {
-        let (at, why) = &low[node.name.as_str()];
-        if !node.cost_ns[*at..].iter().any(Option::is_some) {
-            return format!("{why}, which runs on no tier from {at} up");
-        }
-    }
-    "the tiers that nodes can run on contradict the directions their tensors can take".to_owned()
+/// What stands where a cost should.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Whole(u64),
+    Signed(i64),
+    Real(f64),
+    Flag(bool),
+    Text(String),
+    Null(()),
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Cost of an assignment, straight from the definition.
-    fn cost(problem: &Problem, tiers: &[usize]) -> Option<u64> {
-        let index: HashMap<&str, usize> = problem.nodes.iter().enumerate().map(|(i, n)| (n.name.as_str(), i)).collect();
-        let mut sum = 0;
-        for (node, &tier) in problem.nodes.iter().zip(tiers) {
-            sum += node.cost_ns[tier]?;
+impl Value {
+    /// `3` and `3.0`, and `None` for null; else how it was written.
+    fn cost(self) -> Result<Option<u64>, String> {
+        match self {
+            Self::Whole(ns) => Ok(Some(ns)),
+            Self::Null(()) => Ok(None),
+            // Up to 2^53 every whole number has its own f64.
+            Self::Real(ns) if ns.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&ns) => Ok(Some(ns as u64)),
+            Self::Real(ns) => Err(ns.to_string()),
+            Self::Signed(ns) => Err(ns.to_string()),
+            Self::Flag(flag) => Err(flag.to_string()),
+            Self::Text(text) => Err(format!("\"{text}\"")),
         }
-        for tensor in &problem.tensors {
-            let from = tiers[index[tensor.producer.as_str()]];
-            let to: Vec<usize> = tensor.consumers.iter().map(|c| tiers[index[c.as_str()]]).collect();
-            for k in 0..problem.tiers - 1 {
-                if from <= k && to.iter().any(|&t| t > k) {
-                    sum += tensor.up_ns[k];
-                }
-                if from > k && to.iter().any(|&t| t <= k) {
-                    sum += tensor.down_ns[k]?;
-                }
-            }
-        }
-        Some(sum)
     }
+}
 
-    fn brute_force(problem: &Problem) -> Option<u64> {
-        let n = problem.nodes.len();
-        let all = problem.tiers.pow(n as u32);
-        (0..all)
-            .filter_map(|mut code| {
-                let tiers: Vec<usize> = (0..n)
-                    .map(|_| {
-                        let tier = code % problem.tiers;
-                        code /= problem.tiers;
-                        tier
-                    })
-                    .collect();
-                cost(problem, &tiers)
-            })
-            .min()
+fn costs(owner: &str, field: &'static str, values: Vec<Value>) -> Result<Vec<Option<u64>>, SolveError> {
+    let cost = |(index, value): (usize, Value)| {
+        value.cost().map_err(|value| SolveError::Cost { owner: owner.to_owned(), field, index, value })
+    };
+    values.into_iter().enumerate().map(cost).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNode {
+    name: String,
+    cost_ns: Vec<Value>,
+}
+
+impl TryFrom<RawNode> for Node {
+    type Error = SolveError;
+    fn try_from(raw: RawNode) -> Result<Self, SolveError> {
+        let cost_ns = costs(&format!("node `{}`", raw.name), "cost_ns", raw.cost_ns)?;
+        Ok(Self { name: raw.name, cost_ns })
     }
+}
 
-    fn problems() -> impl Strategy<Value = Problem> {
-        (1usize..=4, 1usize..=6).prop_flat_map(|(tiers, n)| {
-            let cost = prop_oneof![4 => (0u64..50).prop_map(Some), 1 => Just(None)];
-            let nodes = prop::collection::vec(prop::collection::vec(cost.clone(), tiers), n);
-            let tensor = (0..n, prop::collection::vec(0..n, 1..4), prop::collection::vec(0u64..30, tiers - 1), prop::collection::vec(cost, tiers - 1));
-            (Just(tiers), nodes, prop::collection::vec(tensor, 0..8)).prop_map(|(tiers, nodes, tensors)| Problem {
-                tiers,
-                nodes: nodes.into_iter().enumerate().map(|(i, cost_ns)| Node { name: format!("n{i}"), cost_ns }).collect(),
-                tensors: tensors
-                    .into_iter()
-                    .map(|(p, c, up_ns, down_ns)| Tensor {
-                        producer: format!("n{p}"),
-                        consumers: c.into_iter().map(|c| format!("n{c}")).collect(),
-                        up_ns,
-                        down_ns,
-                    })
-                    .collect(),
-            })
-        })
-    }
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawTensor {
+    producer: String,
+    consumers: Vec<String>,
+    up_ns: Vec<Value>,
+    down_ns: Vec<Value>,
+}
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(3_000))]
-
-        #[test]
-        fn the_cut_is_the_cheapest_placement(problem in problems()) {
-            match (solve(&problem), brute_force(&problem)) {
-                (Ok(solution), Some(best)) => {
-                    prop_assert_eq!(solution.objective_ns, best);
-                    let tiers: Vec<usize> = problem.nodes.iter().map(|n| solution.assignment[&n.name]).collect();
-                    prop_assert_eq!(cost(&problem, &tiers), Some(best));
-                }
-                (Err(e), None) => prop_assert!(e.is_infeasible(), "{}", e),
-                (solved, best) => prop_assert!(false, "{:?} against {:?}", solved, best),
-            }
-        }
+impl TryFrom<RawTensor> for Tensor {
+    type Error = SolveError;
+    fn try_from(raw: RawTensor) -> Result<Self, SolveError> {
+        let owner = format!("tensor of `{}`", raw.producer);
+        let up = |(index, ns): (usize, Option<u64>)| {
+            let value = "null".to_owned();
+            ns.ok_or_else(|| SolveError::Cost { owner: owner.clone(), field: "up_ns", index, value })
+        };
+        let up_ns = costs(&owner, "up_ns", raw.up_ns)?.into_iter().enumerate().map(up).collect::<Result<_, _>>()?;
+        let down_ns = costs(&owner, "down_ns", raw.down_ns)?;
+        Ok(Self { producer: raw.producer, consumers: raw.consumers, up_ns, down_ns })
     }
 }

@@ -114,7 +114,9 @@ impl std::str::FromStr for Objective {
             other => {
                 let weights: Vec<f64> = other.split(',').filter_map(|w| w.trim().parse().ok()).collect();
                 let [latency, energy, money] = weights[..] else {
-                    return Err(format!("`{other}` is no objective; use latency, energy, money, throughput or three weights as in 1,0.5,0"));
+                    return Err(format!(
+                        "`{other}` is no objective; use latency, energy, money, throughput or three weights as in 1,0.5,0"
+                    ));
                 };
                 Self::Weighted { latency, energy, money }
             }
@@ -183,7 +185,9 @@ impl PlanRequest {
     pub fn from_profiles(names: &[String], profiles: &[&ModelProfile]) -> Option<Self> {
         let lowest = profiles.first()?;
         let segments = lowest.segments.len();
-        if profiles.len() != names.len() || profiles.iter().any(|p| p.segments.len() != segments || p.model != lowest.model) {
+        if profiles.len() != names.len()
+            || profiles.iter().any(|p| p.segments.len() != segments || p.model != lowest.model)
+        {
             return None;
         }
         let tiers = names
@@ -236,7 +240,12 @@ fn options(tensor: &TensorProfile, other: Option<&CutProfile>) -> Vec<CodecOptio
     let mut options: Vec<CodecOption> = tensor
         .codecs
         .iter()
-        .map(|c| CodecOption { codec: c.codec.clone(), bytes: c.bytes, time_ns: c.encode_ns + decode(&c.codec, c.decode_ns), loss: c.loss })
+        .map(|c| CodecOption {
+            codec: c.codec.clone(),
+            bytes: c.bytes,
+            time_ns: c.encode_ns + decode(&c.codec, c.decode_ns),
+            loss: c.loss,
+        })
         .collect();
     if options.is_empty() {
         options.push(CodecOption { codec: "raw".into(), bytes: tensor.bytes, time_ns: 0, loss: 0.0 });
@@ -268,7 +277,9 @@ impl Cost {
             Objective::Energy => self.joules,
             Objective::Money => self.money,
             Objective::Throughput => self.bottleneck_ns / 1e9,
-            Objective::Weighted { latency, energy, money } => latency * self.latency_ns / 1e9 + energy * self.joules + money * self.money,
+            Objective::Weighted { latency, energy, money } => {
+                latency * self.latency_ns / 1e9 + energy * self.joules + money * self.money
+            }
         }
     }
 }
@@ -386,7 +397,8 @@ impl PlanRequest {
             let reached = self.reach(first);
             let mut compute = if last > first { tier.wait_ns as f64 * reached } else { 0.0 };
             for segment in first..last {
-                let time = tier.segment_ns[segment].ok_or_else(|| Violation::Operator { tier: tier.name.clone(), segment })?;
+                let time =
+                    tier.segment_ns[segment].ok_or_else(|| Violation::Operator { tier: tier.name.clone(), segment })?;
                 compute += time as f64 * self.reach(segment);
             }
             for exit in self.exits.iter().filter(|e| (first..last).contains(&e.segment)) {
@@ -394,7 +406,13 @@ impl PlanRequest {
             }
             let needed: u64 = self.segment_memory[first..last].iter().sum();
             if tier.memory_max > 0 && needed > tier.memory_max {
-                return Err(Violation::Memory { tier: tier.name.clone(), first, last, needed, available: tier.memory_max });
+                return Err(Violation::Memory {
+                    tier: tier.name.clone(),
+                    first,
+                    last,
+                    needed,
+                    available: tier.memory_max,
+                });
             }
             out.stages.push(StagePrediction { tier: tier.name.clone(), first, last, compute_ns: compute });
             out.cost.latency_ns += compute;

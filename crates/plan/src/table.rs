@@ -53,7 +53,8 @@ impl PlanTable {
             let mut at = vec![0usize; reachable];
             loop {
                 for &rtt in &grid.rtts_ns {
-                    let links: Vec<LinkCondition> = at.iter().map(|&i| LinkCondition::symmetric(points[i], rtt)).collect();
+                    let links: Vec<LinkCondition> =
+                        at.iter().map(|&i| LinkCondition::symmetric(points[i], rtt)).collect();
                     visit(&links);
                 }
                 // An odometer over the grid of all links.
