@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use tierline_plan::problem::{Problem, SolveError};
+use tierline_plan::problem::Problem;
 use tierline_plan::Limits;
 use tierline_proto::v1::{PlanRequest as NodePlanRequest, ProfileRequest};
 
@@ -138,7 +138,7 @@ fn bare(global: &Global, file: &Path) -> Outcome {
         .map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))
         .exit_with(Exit::Configuration)?;
     let solution = tierline_plan::problem::solve(&problem).map_err(|e| {
-        let exit = if matches!(e, SolveError::Infeasible(_)) { Exit::Infeasible } else { Exit::Configuration };
+        let exit = if e.is_infeasible() { Exit::Infeasible } else { Exit::Configuration };
         Failure::new(exit, e)
     })?;
     global.output().data(&solution, |s| {

@@ -355,7 +355,11 @@ async fn call(
     };
     let sent = wire::total(&tensors);
     let started = Instant::now();
-    let (reply, encoded) = uplink.run(header, tensors).await?;
+    let predicted = node.predicted_upstream(peer, &order.program, if whole { &[] } else { &order.boundaries });
+    let (reply, encoded) = tokio::select! {
+        answered = uplink.run(header, tensors) => answered?,
+        never = uplink.report_pending(node, sent, predicted) => match never {},
+    };
     let waited = started.elapsed();
     let received = wire::total(&encoded);
     uplink.observe_transfer(node, sent, received, waited, &reply.stages);

@@ -275,7 +275,8 @@ impl Node {
     #[must_use]
     pub fn path_for_children(self: &Arc<Self>) -> UpstreamPath {
         let above = self.first_parent().and_then(|p| self.uplink(p).ok());
-        let above_path = above.as_ref().filter(|u| u.is_up()).and_then(|u| u.path());
+        // Told of also while it is away: what is planned for it is answered nearer.
+        let above_path = above.as_ref().and_then(|u| u.path());
         let own = UpstreamTier {
             node_id: self.id.clone(),
             node_name: self.name().to_owned(),

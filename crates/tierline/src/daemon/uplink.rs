@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
-use tierline_node::estimate::{Action as LinkAction, Estimator, Event as LinkEvent};
+use tierline_node::estimate::{Action as LinkAction, Direction, Estimator, Event as LinkEvent};
 use tierline_node::{Peer, Rng, Time};
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::{
@@ -28,6 +28,12 @@ const OUTBOX_MAX: usize = 64;
 
 /// Chunks ahead of the connection: back-pressure reaches the encoder after these.
 const CHUNKS_AHEAD_MAX: usize = 8;
+
+/// How often a call that is late is held against the link.
+const STILL_PENDING: Duration = Duration::from_millis(300);
+
+/// A call is late after this many times its prediction.
+const LATE_FACTOR: u32 = 2;
 
 /// A parent, shared between the lease task and the requests.
 pub struct Uplink {
@@ -259,6 +265,22 @@ impl Uplink {
         let spent = first.queue_ns + first.decode_ns + first.compute_ns + first.encode_ns + first.upstream_ns;
         let on_link = waited.saturating_sub(Duration::from_nanos(spent));
         self.observe(node, LinkEvent::Exchange { up: sent, down: received, network: on_link });
+    }
+
+    /// Reports every [`STILL_PENDING`] that `bytes` are not through yet, once
+    /// that took much longer than `predicted`; runs until it is dropped.
+    pub async fn report_pending(self: &Arc<Self>, node: &Arc<Node>, bytes: u64, predicted: Duration) -> std::convert::Infallible {
+        let begun = Instant::now();
+        let late = predicted.saturating_mul(LATE_FACTOR).max(STILL_PENDING);
+        loop {
+            tokio::time::sleep(STILL_PENDING).await;
+            let elapsed = begun.elapsed();
+            if elapsed >= late {
+                // What the tiers above were expected to spend isn't the link's.
+                let elapsed = elapsed.saturating_sub(predicted);
+                self.observe(node, LinkEvent::Pending { direction: Direction::Up, bytes, elapsed });
+            }
+        }
     }
 
     /// Keeps the lease until the node ends.

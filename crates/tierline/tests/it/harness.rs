@@ -249,9 +249,15 @@ pub fn outputs(answer: &Value) -> Vec<(String, Vec<f64>)> {
     list.iter().map(|o| (o["name"].as_str().expect("a name").to_owned(), values(&o["data"]))).collect()
 }
 
-/// Whether two answers agree within 1e-5 of the largest value.
+/// Whether two answers agree within what codecs may cost by default.
 #[track_caller]
 pub fn same_outputs(a: &Value, b: &Value) {
+    within(3e-3, a, b);
+}
+
+/// Whether two answers agree within `share` of the largest value.
+#[track_caller]
+pub fn within(share: f64, a: &Value, b: &Value) {
     let (a, b) = (outputs(a), outputs(b));
     assert_eq!(a.len(), b.len());
     for ((name, x), (other, y)) in a.iter().zip(&b) {
@@ -259,6 +265,6 @@ pub fn same_outputs(a: &Value, b: &Value) {
         assert!(!x.is_empty() && x.len() == y.len());
         let largest = x.iter().fold(0.0f64, |m, v| m.max(v.abs()));
         let apart = x.iter().zip(y).fold(0.0f64, |m, (x, y)| m.max((x - y).abs()));
-        assert!(apart <= 1e-5 * largest, "{name}: {apart} apart");
+        assert!(apart <= share * largest, "{name}: {apart} apart");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Site, outputs, same_outputs, until, until_planned};
+use crate::harness::{Node, Site, outputs, same_outputs, until, until_planned, within};
 
 #[test]
 fn every_placement_gives_the_same_answer() {
@@ -33,6 +33,25 @@ fn every_placement_gives_the_same_answer() {
         let answer = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--split", &places, "--json"]).json();
         assert_eq!(answer["degraded"], false, "{answer}");
         same_outputs(&here, &answer);
+    }
+}
+
+#[test]
+fn without_loss_allowed_every_split_is_exact() {
+    let site = Site::new();
+    let edge = site.edge("edge-1");
+    let data = site.join("end", "end-1", &edge.url);
+    let mut config = std::fs::read_to_string(data.join("node.toml")).unwrap();
+    config = config.replace("max_loss = 0.001", "max_loss = 0.0");
+    assert!(config.contains("max_loss = 0.0"), "{config}");
+    std::fs::write(data.join("node.toml"), config).unwrap();
+    let end = Node::start(&data, &[]);
+    let model = site.add_model();
+    until_planned(&end);
+    let ask = |how: &[&str]| end.ask(&[&["infer", "--model", "digits", "--input", &model.input, "--json"], how].concat()).json();
+    let here = ask(&["--placement", "here"]);
+    for split in ["0,0", "0,4", "2,2", "3,6", "7,7"] {
+        within(1e-5, &here, &ask(&["--split", split]));
     }
 }
 
@@ -129,7 +148,7 @@ fn models_flow_down_once_and_names_can_be_taken_back() {
     let edge = site.edge("edge-1");
     let end = site.end("end-1", &edge.url, &[]);
     site.add_model();
-    let names = |node: &crate::harness::Node| {
+    let names = |node: &Node| {
         let models = node.ask(&["model", "ls", "--json"]).json();
         models["models"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
