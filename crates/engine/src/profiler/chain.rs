@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use tierline_graph::profile::{CutProfile, TensorProfile};
-use tierline_graph::{Model, Tensor, Types};
+use tierline_graph::{Model, Tensor};
 
-use super::{CodecProbe, ProfileOptions, memory};
+use super::measure::Runner;
+use super::{CodecProbe, Phase, ProfileOptions, Subject, memory};
 use crate::{Engine, EngineError, Session};
 
 pub(super) type Values = BTreeMap<String, Tensor>;
@@ -15,40 +16,58 @@ pub(super) struct Chain {
     pub(super) links: Vec<Result<Box<dyn Session>, String>>,
     /// What each segment takes: the inputs, then each cut's tensors.
     pub(super) frontiers: Vec<Values>,
+    /// The model's outputs, where the last segment runs.
+    pub(super) outputs: Option<Vec<Tensor>>,
 }
 
 impl Chain {
+    /// Loads every segment and runs it once.
     pub(super) fn new(
         engine: &dyn Engine,
-        types: &Types,
+        subject: &Subject,
         segments: &[Model],
-        cuts: &[Vec<String>],
-        inputs: &[(String, Tensor)],
         options: &ProfileOptions,
     ) -> Result<Self, EngineError> {
-        let mut links = Vec::with_capacity(segments.len());
-        let mut frontiers: Vec<Values> = vec![inputs.iter().cloned().collect()];
+        let Subject { types, cuts, inputs, .. } = *subject;
+        let mut chain = Self { links: Vec::new(), frontiers: vec![inputs.iter().cloned().collect()], outputs: None };
         for (i, segment) in segments.iter().enumerate() {
-            let mut link = match engine.load(segment, &options.load) {
-                Ok(session) => Ok(session),
-                Err(e @ (EngineError::Refused { .. } | EngineError::Panicked { .. })) => Err(e.to_string()),
+            options.watch.tell(Phase::Load, i as f64 / segments.len() as f64);
+            let given = &chain.frontiers[i];
+            let loaded = engine.load(segment, &options.load).and_then(|mut session| {
+                let made = session.run(&pick(session.as_ref(), given))?;
+                Ok((session, made))
+            });
+            let (link, made) = match loaded {
+                Ok((session, made)) => (Ok(session), Some(made)),
+                Err(e) if cannot(&e) => (Err(e.to_string()), None),
                 Err(other) => return Err(other),
             };
-            if let Some(names) = cuts.get(i) {
-                let made = match &mut link {
-                    Ok(session) => run(session.as_mut(), &frontiers[i])?,
-                    Err(_) => Values::new(),
-                };
-                let value = |name: &String| {
-                    let known = made.get(name).or_else(|| frontiers[i].get(name)).cloned();
-                    Ok((name.clone(), known.map_or_else(|| memory::made_up(name, types), Ok)?))
-                };
-                let next = names.iter().map(value).collect::<Result<_, EngineError>>()?;
-                frontiers.push(next);
+            match cuts.get(i) {
+                Some(names) => {
+                    let made: Values = match (&link, made) {
+                        (Ok(session), Some(made)) => {
+                            session.outputs().iter().map(|v| v.name.clone()).zip(made).collect()
+                        }
+                        _ => Values::new(),
+                    };
+                    let value = |name: &String| {
+                        let known = made.get(name).or_else(|| given.get(name)).cloned();
+                        Ok((name.clone(), known.map_or_else(|| memory::made_up(name, types), Ok)?))
+                    };
+                    let next = names.iter().map(value).collect::<Result<_, EngineError>>()?;
+                    chain.frontiers.push(next);
+                }
+                None => chain.outputs = made,
             }
-            links.push(link);
+            chain.links.push(link);
         }
-        Ok(Self { links, frontiers })
+        Ok(chain)
+    }
+
+    /// The segments that run, each with what it is fed.
+    pub(super) fn runners(&mut self) -> Vec<Runner<'_>> {
+        let links = self.links.iter_mut().zip(&self.frontiers);
+        links.filter_map(|(link, values)| Some(Runner::new(link.as_mut().ok()?.as_mut(), values))).collect()
     }
 
     /// Measures the codecs on the tensors that enter segment `from`.
@@ -70,25 +89,36 @@ impl Chain {
 
     /// The model's outputs when `name` is `value` on entering segment `from`.
     fn suffix(&mut self, from: usize, name: &str, value: &Tensor) -> Result<Vec<Tensor>, EngineError> {
+        // The unchanged value is what every probe asks for first.
+        if let Some(outputs) = &self.outputs
+            && self.frontiers[from].get(name) == Some(value)
+        {
+            return Ok(outputs.clone());
+        }
         let mut values = self.frontiers[from].clone();
         values.insert(name.to_owned(), value.clone());
         let last = self.links.len() - 1;
-        for link in &mut self.links[from..last] {
+        for (at, link) in self.links.iter_mut().enumerate().skip(from) {
             let session = link.as_mut().map_err(|reason| EngineError::Prepare { reason: reason.clone() })?;
-            values = run(session.as_mut(), &values)?;
+            let made = session.run(&pick(session.as_ref(), &values))?;
+            if at == last {
+                return Ok(made);
+            }
+            // What passes a segment by is still there behind it.
+            values.extend(session.outputs().iter().map(|v| v.name.clone()).zip(made));
         }
-        let session = self.links[last].as_mut().map_err(|reason| EngineError::Prepare { reason: reason.clone() })?;
-        let given = pick(session.as_ref(), &values);
-        session.run(&given)
+        Err(EngineError::Prepare { reason: format!("there is no segment {from}") })
     }
+}
+
+/// Whether this engine can't run the model, rather than the caller having
+/// asked for something wrong.
+pub(super) fn cannot(error: &EngineError) -> bool {
+    use EngineError::{InputValue, OutputType, Panicked, Refused, Run};
+    matches!(error, Refused { .. } | Panicked { .. } | Run { .. } | OutputType { .. } | InputValue { .. })
 }
 
 /// Those of `values` that the session takes.
 pub(super) fn pick<'v>(session: &dyn Session, values: &'v Values) -> Vec<(&'v str, &'v Tensor)> {
     session.inputs().iter().filter_map(|v| values.get_key_value(&v.name)).map(|(n, t)| (n.as_str(), t)).collect()
-}
-
-fn run(session: &mut dyn Session, values: &Values) -> Result<Values, EngineError> {
-    let made = session.run(&pick(session, values))?;
-    Ok(session.outputs().iter().map(|v| v.name.clone()).zip(made).collect())
 }

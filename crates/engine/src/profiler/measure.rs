@@ -4,17 +4,20 @@ use std::time::{Duration, Instant};
 
 use tierline_graph::Tensor;
 
+use super::chain::{Values, pick};
 use crate::{EngineError, Session};
 
 /// A session with what it is fed.
 pub(super) struct Runner<'v> {
     session: &'v mut dyn Session,
     feed: Vec<(&'v str, &'v Tensor)>,
-    pub(super) outputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
 }
 
 impl<'v> Runner<'v> {
-    pub(super) fn new(session: &'v mut dyn Session, feed: Vec<(&'v str, &'v Tensor)>) -> Self {
+    /// `session`, fed what it takes of `values`.
+    pub(super) fn new(session: &'v mut dyn Session, values: &'v Values) -> Self {
+        let feed = pick(session, values);
         Self { session, feed, outputs: Vec::new() }
     }
 }
@@ -44,19 +47,25 @@ pub(super) struct Rounds {
 }
 
 /// Times of each runner over the rounds, nanoseconds. Every round runs every
-/// runner once, in order.
-pub(super) fn rounds(runners: &mut [&mut dyn Step], rounds: &Rounds) -> Result<Vec<Vec<u64>>, EngineError> {
+/// runner once, in order; `tell` hears how much is done after each.
+pub(super) fn rounds(
+    runners: &mut [&mut dyn Step],
+    rounds: &Rounds,
+    tell: &dyn Fn(f64),
+) -> Result<Vec<Vec<u64>>, EngineError> {
+    let started = Instant::now();
     let mut times = vec![Vec::new(); runners.len()];
     for _ in 0..rounds.warm_up {
         for runner in runners.iter_mut() {
             runner.time()?;
         }
     }
-    let started = Instant::now();
     for round in 1..=rounds.max.max(1) {
         for (runner, times) in runners.iter_mut().zip(&mut times) {
             times.push(runner.time()?);
         }
+        let spent = started.elapsed().as_secs_f64() / rounds.budget.as_secs_f64().max(1e-9);
+        tell(spent.min(round as f64 / rounds.min.max(1) as f64));
         if round >= rounds.min && (started.elapsed() >= rounds.budget || known(&times, rounds.precision)) {
             break;
         }

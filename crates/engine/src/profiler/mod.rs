@@ -2,25 +2,34 @@
 //! candidate cuts, of the whole, of loading; and what codecs make of the
 //! tensors at the cuts.
 //!
+//! Call [`profile`] with an engine, a prepared model, its cuts and a sample
+//! input; [`ProfileOptions`] holds the budget and who hears of progress,
+//! [`CodecProbe`] measures codecs. [`profile_with`] is the same for callers
+//! that know the types already. A profile of one device stands in for another
+//! by [`DeviceProfile::scaled`](tierline_graph::profile::DeviceProfile::scaled).
+//!
 //! Sessions are timed in turns, round after round, so that a noisy moment
 //! touches all of them alike; the lower quartile counts. A segment by
 //! itself takes longer than inside a stage, so segment times are fitted to the
-//! whole and to its halves at some cuts (`spread.rs`); the numbers that decided
-//! it are in docs/design/profiling.md.
+//! whole and to its halves at some cuts (`spread.rs`).
 
 mod chain;
 mod measure;
 mod memory;
 mod spread;
+mod watch;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tierline_graph::profile::{CodecProfile, ModelProfile, SegmentProfile};
-use tierline_graph::{Model, Tensor, Types, cost};
+use tierline_graph::slice::slice;
+use tierline_graph::{Model, Tensor, Types, cost, infer_types_with};
 
-use self::chain::{Chain, pick};
+use self::chain::{Chain, Values, cannot, pick};
 use self::measure::{Rounds, Runner, Step, deviation, typical};
 use self::spread::Anchor;
+pub use self::watch::{Phase, Progress, Watch};
 use crate::{Engine, EngineError, LoadOptions, Session};
 
 /// How to measure.
@@ -36,7 +45,8 @@ pub struct ProfileOptions {
     pub rounds_min: usize,
     /// Rounds after which it is enough.
     pub rounds_max: usize,
-    /// Time for measuring; the minimum of rounds may take longer.
+    /// Time for loading and measuring; the minimum of rounds may take longer,
+    /// and codecs come on top.
     pub budget: Duration,
     /// Measuring ends early when every time is known this well: its standard
     /// error over itself.
@@ -45,6 +55,8 @@ pub struct ProfileOptions {
     /// fewer where the budget doesn't allow them. 0 leaves segment times as
     /// measured alone.
     pub anchors_max: usize,
+    /// Who is told how far it is.
+    pub watch: Watch,
 }
 
 impl Default for ProfileOptions {
@@ -58,6 +70,7 @@ impl Default for ProfileOptions {
             budget: Duration::from_secs(12),
             precision: 0.003,
             anchors_max: 4,
+            watch: Watch::default(),
         }
     }
 }
@@ -113,7 +126,39 @@ pub struct Subject<'a> {
     pub inputs: &'a [(String, Tensor)],
 }
 
-/// [`profile`] with the caller's own way of slicing.
+/// Measures `model` on `engine`, cut at `cuts`.
+///
+/// `model` is the prepared (folded) model, `cuts` its candidate cuts in
+/// topological order, each a frontier's tensors
+/// ([`tierline_graph::cuts::candidates`]), `inputs` a sample for every input.
+/// `n` cuts give `n + 1` segments; what the engine refuses has no time and the
+/// reason. Blocks for about [`ProfileOptions::budget`], plus what `codecs`
+/// take ([`NoCodecs`] for none). Segment times add up to the whole's.
+///
+/// Segments that run are timed in turns with the whole and fitted to it, see
+/// the head of this module.
+///
+/// # Errors
+/// [`EngineError::Prepare`] when the model can't be cut there or contradicts
+/// itself at these shapes; what the engine says when it runs neither the model
+/// nor any part; an input that is missing, unknown or of another type.
+pub fn profile(
+    engine: &dyn Engine,
+    model: &Model,
+    cuts: &[Vec<String>],
+    inputs: &[(String, Tensor)],
+    options: &ProfileOptions,
+    codecs: &mut dyn CodecProbe,
+) -> Result<ModelProfile, EngineError> {
+    let prepare = |e: &dyn std::fmt::Display| EngineError::Prepare { reason: e.to_string() };
+    let types = infer_types_with(model, &shapes(inputs)).map_err(|e| prepare(&e))?;
+    let slice = |at: &[Vec<String>]| slice(model, &types, at).map_err(|e| prepare(&e));
+    let subject = Subject { model, types: &types, cuts, slice: &slice, inputs };
+    profile_with(engine, &subject, options, codecs)
+}
+
+/// [`profile`] with types that are known already and the caller's own way of
+/// slicing.
 ///
 /// # Errors
 /// As [`profile`].
@@ -123,14 +168,17 @@ pub fn profile_with(
     options: &ProfileOptions,
     codecs: &mut dyn CodecProbe,
 ) -> Result<ModelProfile, EngineError> {
+    let started = Instant::now();
     let Subject { model, types, cuts, slice, inputs } = *subject;
     let segments = slice(cuts)?;
-    let whole = load(engine, model, options);
-    let mut chain = Chain::new(engine, types, &segments, cuts, inputs, options)?;
+    options.watch.tell(Phase::Load, 0.);
+    let given: Values = inputs.iter().cloned().collect();
+    let whole = load(engine, model, &given, options);
+    let mut chain = Chain::new(engine, subject, &segments, options)?;
     let timed = match whole {
-        Ok((session, load_ns)) => time(engine, subject, session, load_ns, &mut chain, options)?,
+        Ok((session, load_ns)) => time(engine, subject, session, load_ns, &mut chain, options, started)?,
         // Parts may run where the whole can't.
-        Err(EngineError::Refused { .. }) if chain.links.iter().any(Result::is_err) => time_parts(&mut chain, options)?,
+        Err(e) if cannot(&e) && chain.links.iter().any(Result::is_ok) => time_parts(&mut chain, options, started)?,
         Err(other) => return Err(other),
     };
     let links = chain.links.iter().map(|l| l.as_ref().err().cloned()).zip(&timed.segments);
@@ -141,33 +189,57 @@ pub fn profile_with(
         macs: cost::total_macs(&cost::cost(segment, types)),
     };
     let segments = segments.iter().zip(links).map(profile).collect();
+    let output_bytes = match &chain.outputs {
+        Some(outputs) => outputs.iter().map(Tensor::byte_len).sum(),
+        None => model.outputs().iter().filter_map(|v| types.get(&v.name)?.bytes()).sum(),
+    };
+    let points = cuts.len() + 1;
+    let tell = |point: usize| options.watch.tell(Phase::Codecs, point as f64 / points as f64);
+    tell(0);
     let input = chain.probe(0, inputs.iter().map(|(n, _)| n.as_str()), codecs);
-    let cuts =
-        cuts.iter().enumerate().map(|(i, cut)| chain.probe(i + 1, cut.iter().map(String::as_str), codecs)).collect();
-    let sizes = |t: &Tensor| t.shape().iter().map(|&d| d as u64).collect();
+    let mut probed = Vec::with_capacity(cuts.len());
+    for (i, cut) in cuts.iter().enumerate() {
+        tell(i + 1);
+        probed.push(chain.probe(i + 1, cut.iter().map(String::as_str), codecs));
+    }
+    tell(points);
     Ok(ModelProfile {
         model: options.digest.clone(),
-        input_shapes: inputs.iter().map(|(name, t)| (name.clone(), sizes(t))).collect(),
-        cuts,
+        input_shapes: shapes(inputs),
+        cuts: probed,
         segments,
         whole_ns: timed.whole_ns,
         spread: timed.spread,
         load_ns: timed.load_ns,
-        output_bytes: timed.output_bytes,
+        output_bytes,
         input,
     })
 }
 
-/// The session and the typical time to create it, nanoseconds.
-fn load(engine: &dyn Engine, model: &Model, options: &ProfileOptions) -> Result<(Box<dyn Session>, u64), EngineError> {
+fn shapes(inputs: &[(String, Tensor)]) -> BTreeMap<String, Vec<u64>> {
+    inputs.iter().map(|(name, t)| (name.clone(), t.shape().iter().map(|&d| d as u64).collect())).collect()
+}
+
+/// The session, run once, and the typical time to create it, nanoseconds.
+fn load(
+    engine: &dyn Engine,
+    model: &Model,
+    given: &Values,
+    options: &ProfileOptions,
+) -> Result<(Box<dyn Session>, u64), EngineError> {
     /// A second load is a fair sample of a third; more only cost time.
     const LOADS: usize = 3;
+    /// A load that takes this part of the budget isn't repeated.
+    const LOAD_SHARE_MAX: f64 = 0.05;
     let mut times = Vec::with_capacity(LOADS);
     loop {
         let start = Instant::now();
-        let session = engine.load(model, &options.load)?;
-        times.push(start.elapsed().as_nanos() as u64);
-        if times.len() == LOADS || start.elapsed() > Duration::from_secs(2) {
+        let mut session = engine.load(model, &options.load)?;
+        let took = start.elapsed();
+        times.push(took.as_nanos() as u64);
+        if times.len() == LOADS || took > options.budget.mul_f64(LOAD_SHARE_MAX) {
+            let given = pick(session.as_ref(), given);
+            session.run(&given)?;
             return Ok((session, typical(&times)));
         }
     }
@@ -178,13 +250,18 @@ struct Timed {
     whole_ns: u64,
     spread: f64,
     load_ns: u64,
+    /// No time where there is no session.
     segments: Vec<Option<u64>>,
-    output_bytes: u64,
 }
 
 impl ProfileOptions {
     fn rounds(&self, budget: Duration) -> Rounds {
         Rounds { warm_up: self.warm_up, min: self.rounds_min, max: self.rounds_max, budget, precision: self.precision }
+    }
+
+    /// What is left of the budget.
+    fn left(&self, started: Instant) -> Duration {
+        self.budget.saturating_sub(started.elapsed())
     }
 }
 
@@ -196,27 +273,20 @@ fn time(
     load_ns: u64,
     chain: &mut Chain,
     options: &ProfileOptions,
+    started: Instant,
 ) -> Result<Timed, EngineError> {
-    let started = Instant::now();
-    let feed = pick(whole.as_ref(), &chain.frontiers[0]);
-    let mut whole = Runner::new(whole.as_mut(), feed);
-    let budget = options.budget.mul_f64(if options.anchors_max == 0 { 1. } else { SEGMENTS_SHARE });
+    let given: Values = chain.frontiers[0].clone();
+    let mut whole = Runner::new(whole.as_mut(), &given);
+    let anchors_max = options.anchors_max.min(subject.cuts.len());
+    let share = if anchors_max == 0 { 1. } else { SEGMENTS_SHARE };
+    let rounds = options.rounds(options.left(started).mul_f64(share));
     let present: Vec<bool> = chain.links.iter().map(Result::is_ok).collect();
-    let mut segments: Vec<Runner> = chain
-        .links
-        .iter_mut()
-        .zip(&chain.frontiers)
-        .filter_map(|(link, values)| {
-            let session = link.as_mut().ok()?;
-            let feed = pick(session.as_ref(), values);
-            Some(Runner::new(session.as_mut(), feed))
-        })
-        .collect();
+    let mut segments = chain.runners();
     let mut runners: Vec<&mut dyn Step> = vec![&mut whole];
     runners.extend(segments.iter_mut().map(|s| s as &mut dyn Step));
-    let mut measured = measure::rounds(&mut runners, &options.rounds(budget))?.into_iter();
-    let mut whole_times = measured.next().unwrap_or_default();
-    // No times where there is no session.
+    let mut measured = measure::rounds(&mut runners, &rounds, &|done| options.watch.tell(Phase::Segments, done))?;
+    let mut whole_times = measured.remove(0);
+    let mut measured = measured.into_iter();
     let times: Vec<Vec<u64>> =
         present.iter().map(|&p| if p { measured.next() } else { None }.unwrap_or_default()).collect();
 
@@ -224,24 +294,23 @@ fn time(
     let over_whole = |t: &[u64], whole: &[u64]| typical(t) as f64 / typical(whole).max(1) as f64;
     let alone: Vec<f64> = times.iter().map(|t| over_whole(t, &whole_times)).collect();
     let mut anchors = Vec::new();
-    let places = spread::places(&alone, anchor_count(typical(&whole_times), load_ns, options));
-    for (done, &cut) in places.iter().enumerate() {
-        let left = options.budget.saturating_sub(started.elapsed()) / (places.len() - done) as u32;
+    let places = match anchors_max {
+        0 => Vec::new(),
+        max => spread::places(&alone, anchor_count(typical(&whole_times), load_ns, options).min(max)),
+    };
+    for (nth, &cut) in places.iter().enumerate() {
+        let tell = |done| options.watch.tell(Phase::Halves, (nth as f64 + done) / places.len() as f64);
+        let left = options.left(started) / (places.len() - nth) as u32;
         let halves = (subject.slice)(&subject.cuts[cut..=cut])?;
         let loaded: Result<Vec<_>, _> = halves.iter().map(|half| engine.load(half, &options.load)).collect();
         // What the engine takes in one piece or in many it may still refuse in two.
         let Ok(mut loaded) = loaded else { continue };
-        let mut halves: Vec<Runner> = loaded
-            .iter_mut()
-            .zip([&chain.frontiers[0], &chain.frontiers[cut + 1]])
-            .map(|(session, values)| {
-                let feed = pick(session.as_ref(), values);
-                Runner::new(session.as_mut(), feed)
-            })
-            .collect();
+        let values = [&chain.frontiers[0], &chain.frontiers[cut + 1]];
+        let mut halves: Vec<Runner> =
+            loaded.iter_mut().zip(values).map(|(half, values)| Runner::new(half.as_mut(), values)).collect();
         let mut runners: Vec<&mut dyn Step> = vec![&mut whole];
         runners.extend(halves.iter_mut().map(|h| h as &mut dyn Step));
-        let times = measure::rounds(&mut runners, &options.rounds(left))?;
+        let times = measure::rounds(&mut runners, &options.rounds(left), &tell)?;
         let [whole, before, after] = [&times[0], &times[1], &times[2]];
         anchors.push(Anchor { cut, before: over_whole(before, whole), after: over_whole(after, whole) });
         whole_times.extend(&times[0]);
@@ -251,35 +320,22 @@ fn time(
     let shares = if options.anchors_max == 0 { alone } else { spread::shares(&alone, &anchors) };
     let time = |(share, present): (f64, bool)| present.then(|| (share * whole_ns as f64).round() as u64);
     let segments = shares.into_iter().zip(present).map(time).collect();
-    Ok(Timed {
-        whole_ns,
-        spread: deviation(&whole_times) as f64 / whole_ns.max(1) as f64,
-        load_ns,
-        segments,
-        output_bytes: whole.outputs.iter().map(Tensor::byte_len).sum(),
-    })
+    Ok(Timed { whole_ns, spread: deviation(&whole_times) as f64 / whole_ns.max(1) as f64, load_ns, segments })
 }
 
 /// Times the segments that the engine takes, where it refuses the whole. The
 /// whole's time is then the sum of theirs, its load time unknown (0).
-fn time_parts(chain: &mut Chain, options: &ProfileOptions) -> Result<Timed, EngineError> {
+fn time_parts(chain: &mut Chain, options: &ProfileOptions, started: Instant) -> Result<Timed, EngineError> {
     let present: Vec<bool> = chain.links.iter().map(Result::is_ok).collect();
-    let mut segments: Vec<Runner> = chain
-        .links
-        .iter_mut()
-        .zip(&chain.frontiers)
-        .filter_map(|(link, values)| {
-            let session = link.as_mut().ok()?;
-            let feed = pick(session.as_ref(), values);
-            Some(Runner::new(session.as_mut(), feed))
-        })
-        .collect();
+    let mut segments = chain.runners();
     let mut runners: Vec<&mut dyn Step> = segments.iter_mut().map(|s| s as &mut dyn Step).collect();
-    let mut times = measure::rounds(&mut runners, &options.rounds(options.budget))?.into_iter();
+    let rounds = options.rounds(options.left(started));
+    let tell = |done| options.watch.tell(Phase::Segments, done);
+    let mut times = measure::rounds(&mut runners, &rounds, &tell)?.into_iter();
     let segments: Vec<Option<u64>> =
         present.iter().map(|&p| p.then(|| typical(&times.next().unwrap_or_default()))).collect();
     let whole_ns = segments.iter().flatten().sum();
-    Ok(Timed { whole_ns, spread: 0., load_ns: 0, segments, output_bytes: 0 })
+    Ok(Timed { whole_ns, spread: 0., load_ns: 0, segments })
 }
 
 /// Anchors that the budget allows.

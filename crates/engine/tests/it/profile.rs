@@ -1,8 +1,11 @@
-//! The profiler, on a chain of additions that is sliced by hand.
+//! The profiler, on chains of small operators.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tierline_engine::profiler::{CodecProbe, ProfileOptions, Subject, profile_with};
+use tierline_engine::profiler::{
+    CodecProbe, NoCodecs, Phase, ProfileOptions, Progress, Subject, Watch, profile, profile_with,
+};
 use tierline_engine::{Engine, EngineError};
 use tierline_graph::DataType::F32;
 use tierline_graph::profile::{CodecProfile, ModelProfile};
@@ -27,23 +30,27 @@ fn chain(operators: &[&str], first: usize, last: usize) -> Model {
     model(17, &[(&x, F32, SHAPE)], &[(&y, F32, SHAPE)], &[("one", f32s(&[1], &[1.]))], nodes)
 }
 
-fn profiled(engine: &dyn Engine, operators: &[&str], codecs: &mut dyn CodecProbe) -> Result<ModelProfile, EngineError> {
-    let whole = chain(operators, 0, operators.len());
-    let cuts: Vec<Vec<String>> = (1..operators.len()).map(|i| vec![format!("v{i}")]).collect();
-    let slice = |at: &[Vec<String>]| {
-        let ends = at.iter().map(|cut| cut[0][1..].parse().unwrap()).chain([operators.len()]);
-        let mut first = 0;
-        Ok(ends.map(|last| chain(operators, std::mem::replace(&mut first, last), last)).collect())
-    };
-    let options = ProfileOptions {
+fn brief() -> ProfileOptions {
+    ProfileOptions {
         digest: "d".to_owned(),
         budget: Duration::from_millis(50),
         rounds_min: 3,
         ..ProfileOptions::default()
-    };
-    let (types, inputs) = (infer_types(&whole).unwrap(), [("v0".to_owned(), f32s(&[1, 64], &[0.5; 64]))]);
-    let subject = Subject { model: &whole, types: &types, cuts: &cuts, slice: &slice, inputs: &inputs };
-    profile_with(engine, &subject, &options, codecs)
+    }
+}
+
+fn sample() -> [(String, Tensor); 1] {
+    [("v0".to_owned(), f32s(&[1, 64], &[0.5; 64]))]
+}
+
+/// Cuts at every step.
+fn cuts(operators: &[&str]) -> Vec<Vec<String>> {
+    (1..operators.len()).map(|i| vec![format!("v{i}")]).collect()
+}
+
+fn profiled(engine: &dyn Engine, operators: &[&str], codecs: &mut dyn CodecProbe) -> Result<ModelProfile, EngineError> {
+    let whole = chain(operators, 0, operators.len());
+    profile(engine, &whole, &cuts(operators), &sample(), &brief(), codecs)
 }
 
 /// Notes what it is given, and what the suffix makes of a value one higher.
@@ -95,4 +102,67 @@ fn a_refused_segment_has_the_reason_and_no_time() {
     assert_eq!(timed, [true, false, true]);
     assert!(profile.segments[1].refused.as_ref().unwrap().contains("Sign"));
     assert_eq!(profile.cuts[1].tensors[0].bytes, 256);
+}
+
+#[test]
+fn a_callers_own_slices_are_profiled() {
+    let operators = ["Add", "Relu", "Add"];
+    let whole = chain(&operators, 0, 3);
+    let asked = Mutex::new(Vec::new());
+    let slice = |at: &[Vec<String>]| {
+        asked.lock().unwrap().push(at.len());
+        let ends = at.iter().map(|cut| cut[0][1..].parse().unwrap()).chain([operators.len()]);
+        let mut first = 0;
+        Ok(ends.map(|last| chain(&operators, std::mem::replace(&mut first, last), last)).collect())
+    };
+    let (types, cuts, inputs) = (infer_types(&whole).unwrap(), cuts(&operators), sample());
+    let subject = Subject { model: &whole, types: &types, cuts: &cuts, slice: &slice, inputs: &inputs };
+    let profile = profile_with(&*tierline_engine::rten(), &subject, &brief(), &mut NoCodecs).unwrap();
+    assert_eq!(profile.segments.len(), 3);
+    // All cuts at once for the segments, then one at a time for the halves.
+    let asked = asked.into_inner().unwrap();
+    assert_eq!(asked[0], 2);
+    assert!(asked.len() > 1 && asked[1..].iter().all(|&n| n == 1), "{asked:?}");
+}
+
+#[test]
+fn progress_goes_through_every_phase() {
+    let told: Arc<Mutex<Vec<Progress>>> = Arc::default();
+    let listener = Arc::clone(&told);
+    let options = ProfileOptions { watch: Watch::new(move |p| listener.lock().unwrap().push(p)), ..brief() };
+    let operators = ["Add", "Relu", "Add"];
+    let whole = chain(&operators, 0, 3);
+    profile(&*tierline_engine::rten(), &whole, &cuts(&operators), &sample(), &options, &mut NoCodecs).unwrap();
+    let told = told.lock().unwrap();
+    let mut phases: Vec<Phase> = told.iter().map(|p| p.phase).collect();
+    phases.dedup();
+    assert_eq!(phases, [Phase::Load, Phase::Segments, Phase::Halves, Phase::Codecs]);
+    for pair in told.windows(2).filter(|pair| pair[0].phase == pair[1].phase) {
+        assert!(pair[0].done <= pair[1].done, "{pair:?}");
+    }
+    assert_eq!(told.last().unwrap().done, 1.);
+}
+
+#[test]
+fn a_model_without_cuts_is_one_segment() {
+    let profile = profiled(&*tierline_engine::rten(), &["Add"], &mut NoCodecs).unwrap();
+    assert_eq!(profile.segments.len(), 1);
+    assert_eq!(profile.segments[0].time_ns, Some(profile.whole_ns));
+}
+
+#[test]
+fn what_cannot_be_profiled_says_why() {
+    let whole = chain(&["Add", "Relu"], 0, 2);
+    let at = |cut: &str| {
+        let cuts = [vec![cut.to_owned()]];
+        profile(&*tierline_engine::rten(), &whole, &cuts, &sample(), &brief(), &mut NoCodecs).unwrap_err()
+    };
+    assert!(matches!(at("v9"), EngineError::Prepare { .. }));
+    assert!(at("v9").to_string().contains("no tensor `v9`"), "{}", at("v9"));
+    // The caller's mistake is no refusal by the engine.
+    let missing = profile(&*tierline_engine::rten(), &whole, &cuts(&["Add", "Relu"]), &[], &brief(), &mut NoCodecs);
+    assert!(matches!(missing, Err(EngineError::MissingInput { .. })));
+    // Nothing that the engine runs: its own words.
+    let refused = profiled(&*tierline_engine::rten(), &["Sign"], &mut NoCodecs).unwrap_err();
+    assert!(matches!(refused, EngineError::Refused { .. }), "{refused}");
 }
