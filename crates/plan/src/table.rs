@@ -3,10 +3,16 @@
 //!
 //! Over four decades of bandwidth a model has a handful of distinct optimal
 //! placements (14 in our widest measurement); between grid points the best of
-//! them is chosen by evaluating each at the exact conditions.
+//! them is chosen by evaluating each at the exact conditions. Changing plans
+//! only when it pays and lasts is the node's business, not this table's.
 
-use crate::plan::{Plan, PlanError, plan};
-use crate::request::{Evaluation, LinkCondition, PlanRequest, Violation};
+use crate::evaluate::{Evaluation, Route, Violation};
+use crate::plan::{Plan, PlanError, check, conclude, find};
+use crate::request::{LinkCondition, PlanRequest};
+use crate::search::{Findings, Prepared};
+
+/// Link conditions searched at most; with many tiers the grid is coarser.
+const CONDITIONS_MAX: usize = 2_000;
 
 /// Link conditions to plan for.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,32 +36,44 @@ impl Default for Grid {
 #[derive(Debug, Clone)]
 pub struct PlanTable {
     request: PlanRequest,
-    placements: Vec<Vec<usize>>,
+    prepared: Prepared,
+    placements: Vec<(Route, Vec<usize>)>,
 }
 
 impl PlanTable {
-    /// Plans for every point of the grid, and for lost links: all links down,
-    /// the upper ones down.
+    /// Plans for every point of the grid, for lost links (all links down, the
+    /// upper ones down), and for the direct link.
     ///
     /// # Errors
     /// When the request itself is malformed, or nothing is feasible anywhere.
     pub fn precompute(request: PlanRequest, grid: &Grid) -> Result<Self, PlanError> {
-        let boundaries = request.tiers.len().saturating_sub(1);
-        let mut placements: Vec<Vec<usize>> = Vec::new();
-        let mut last_error = None;
-        let mut visit = |links: &[LinkCondition]| match plan(&request, links) {
-            Ok(p) if !placements.contains(&p.bounds) => placements.push(p.bounds),
-            Ok(_) => {}
-            Err(e) => last_error = Some(e),
+        check(&request)?;
+        let prepared = Prepared::new(&request);
+        let boundaries = request.tiers.len() - 1;
+        let mut placements: Vec<(Route, Vec<usize>)> = Vec::new();
+        let mut first_error = None;
+        let mut visit = |findings: Findings, links: &[LinkCondition], direct: Option<&LinkCondition>| match conclude(
+            &request, findings, links, direct,
+        ) {
+            Ok(Plan { route, bounds, .. }) => {
+                if !placements.contains(&(route, bounds.clone())) {
+                    placements.push((route, bounds));
+                }
+            }
+            Err(e) => first_error = first_error.take().or(Some(e)),
         };
-        let points = points(grid);
+        let mut points_count = grid.bandwidth_points.max(2);
+        while points_count > 2 && points_count.saturating_pow(boundaries as u32) * grid.rtts_ns.len() > CONDITIONS_MAX {
+            points_count -= 1;
+        }
+        let points = points(grid, points_count);
         for reachable in 0..=boundaries {
             let mut at = vec![0usize; reachable];
             loop {
                 for &rtt in &grid.rtts_ns {
                     let links: Vec<LinkCondition> =
                         at.iter().map(|&i| LinkCondition::symmetric(points[i], rtt)).collect();
-                    visit(&links);
+                    visit(prepared.search(&request, Route::Line, &links, None), &links, None);
                 }
                 // An odometer over the grid of all links.
                 let Some(wheel) = at.iter().rposition(|&i| i + 1 < points.len()) else { break };
@@ -63,10 +81,19 @@ impl PlanTable {
                 at[wheel + 1..].fill(0);
             }
         }
-        match (placements.is_empty(), last_error) {
+        // The best way over the direct link doesn't depend on the line's links.
+        if boundaries > 1 {
+            for (point, &rtt) in points.iter().flat_map(|p| grid.rtts_ns.iter().map(move |r| (p, r))) {
+                let direct = LinkCondition::symmetric(*point, rtt);
+                visit(prepared.search(&request, Route::Direct, &[], Some(&direct)), &[], Some(&direct));
+            }
+            let n = request.segments();
+            placements.retain(|(route, bounds)| *route == Route::Line || bounds[0] < n);
+        }
+        match (placements.is_empty(), first_error) {
             (true, Some(e)) => Err(e),
             (true, None) => Err(PlanError::Empty),
-            _ => Ok(Self { request, placements }),
+            _ => Ok(Self { request, prepared, placements }),
         }
     }
 
@@ -91,34 +118,85 @@ impl PlanTable {
     /// Boundaries of placement `index`.
     #[must_use]
     pub fn bounds(&self, index: usize) -> &[usize] {
-        &self.placements[index]
+        &self.placements[index].1
     }
 
-    /// Placement `index` under exact conditions.
+    /// Route of placement `index`.
+    #[must_use]
+    pub fn route(&self, index: usize) -> Route {
+        self.placements[index].0
+    }
+
+    /// Placement `index` with its best codecs under exact conditions.
     ///
     /// # Errors
     /// When it violates a limit or needs a link that is down.
-    pub fn evaluate(&self, index: usize, links: &[LinkCondition]) -> Result<Evaluation, Violation> {
-        self.request.evaluate(&self.placements[index], links)
+    pub fn evaluate(
+        &self,
+        index: usize,
+        links: &[LinkCondition],
+        direct: Option<&LinkCondition>,
+    ) -> Result<Evaluation, Violation> {
+        let (route, bounds) = &self.placements[index];
+        self.request.evaluate_prepared(&self.prepared, bounds, *route, links, direct)
     }
 
     /// The best of the placements under exact conditions, and its value.
     #[must_use]
-    pub fn choose(&self, links: &[LinkCondition]) -> Option<(usize, f64)> {
-        (0..self.placements.len())
-            .filter_map(|i| Some((i, self.evaluate(i, links).ok()?.cost.objective(self.request.objective))))
-            .min_by(|a, b| a.1.total_cmp(&b.1))
+    pub fn choose(&self, links: &[LinkCondition], direct: Option<&LinkCondition>) -> Option<(usize, f64)> {
+        let value = |(i, (route, bounds)): (usize, &(Route, Vec<usize>))| {
+            let found = self.prepared.one(&self.request, *route, bounds, links, direct).best?;
+            Some((i, found.value))
+        };
+        self.placements.iter().enumerate().filter_map(value).min_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// The full plan of the placement that [`Self::choose`] gives.
-    #[must_use]
-    pub fn plan(&self, links: &[LinkCondition]) -> Option<Plan> {
-        plan(&self.request, links).ok()
+    /// The best plan under exact conditions, whether in the table or not: for
+    /// explaining, with runner-up and binding limit.
+    ///
+    /// # Errors
+    /// When nothing is feasible.
+    pub fn plan(&self, links: &[LinkCondition], direct: Option<&LinkCondition>) -> Result<Plan, PlanError> {
+        conclude(&self.request, find(&self.request, &self.prepared, links, direct), links, direct)
     }
 }
 
-fn points(grid: &Grid) -> Vec<f64> {
+impl PlanRequest {
+    /// A placement with its best codecs. `bounds` as in
+    /// [`PlanRequest::evaluate_with`].
+    ///
+    /// # Errors
+    /// The first thing it violates.
+    ///
+    /// # Panics
+    /// When the request is malformed; [`crate::plan()`] checks.
+    pub fn evaluate(
+        &self,
+        bounds: &[usize],
+        route: Route,
+        links: &[LinkCondition],
+        direct: Option<&LinkCondition>,
+    ) -> Result<Evaluation, Violation> {
+        self.evaluate_prepared(&Prepared::new(self), bounds, route, links, direct)
+    }
+
+    fn evaluate_prepared(
+        &self,
+        prepared: &Prepared,
+        bounds: &[usize],
+        route: Route,
+        links: &[LinkCondition],
+        direct: Option<&LinkCondition>,
+    ) -> Result<Evaluation, Violation> {
+        let findings = prepared.one(self, route, bounds, links, direct);
+        // One of the two is there: a placement is either admitted or refused.
+        let found = findings.best.or(findings.refused);
+        let codecs = found.map(|f| f.codecs).unwrap_or_default();
+        self.evaluate_with(bounds, &codecs, route, links, direct)
+    }
+}
+
+fn points(grid: &Grid, count: usize) -> Vec<f64> {
     let (low, high) = grid.bandwidth;
-    let steps = grid.bandwidth_points.max(2) - 1;
-    (0..=steps).map(|i| low * (high / low).powf(i as f64 / steps as f64)).collect()
+    (0..count).map(|i| low * (high / low).powf(i as f64 / (count - 1) as f64)).collect()
 }
