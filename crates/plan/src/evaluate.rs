@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::request::{LinkCondition, LinkPrice, Objective, PlanRequest};
+use crate::search::Prepared;
 
 /// Which way requests take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
@@ -98,14 +99,10 @@ pub struct LinkPrediction {
     pub down_ns: f64,
     /// Round trip.
     pub rtt_ns: f64,
-}
-
-impl LinkPrediction {
-    /// On the wire, up and back.
-    #[must_use]
-    pub fn link_ns(&self) -> f64 {
-        self.up_ns + self.down_ns + self.rtt_ns
-    }
+    /// On the wire: the three together.
+    pub link_ns: f64,
+    /// Encoding below and decoding above; the stages count it too.
+    pub codec_ns: f64,
 }
 
 /// A placement evaluated.
@@ -209,6 +206,56 @@ impl PlanRequest {
         }
     }
 
+    /// What a placement on the line costs with its best codecs. `bounds[k]` is
+    /// the first segment above tier `k`.
+    ///
+    /// # Errors
+    /// The first thing it violates; impossibilities before limits.
+    ///
+    /// # Panics
+    /// When the request is malformed; [`crate::plan()`] checks.
+    pub fn evaluate(&self, bounds: &[usize], links: &[LinkCondition]) -> Result<Evaluation, Violation> {
+        self.evaluate_on(bounds, Route::Line, links, None)
+    }
+
+    /// The same on any route; on [`Route::Direct`] all bounds are the same.
+    ///
+    /// # Errors
+    /// As [`PlanRequest::evaluate`].
+    ///
+    /// # Panics
+    /// As [`PlanRequest::evaluate`].
+    pub fn evaluate_on(
+        &self,
+        bounds: &[usize],
+        route: Route,
+        links: &[LinkCondition],
+        direct: Option<&LinkCondition>,
+    ) -> Result<Evaluation, Violation> {
+        self.evaluate_prepared(&Prepared::new(self), bounds, route, links, direct)
+    }
+
+    pub(crate) fn evaluate_prepared(
+        &self,
+        prepared: &Prepared,
+        bounds: &[usize],
+        route: Route,
+        links: &[LinkCondition],
+        direct: Option<&LinkCondition>,
+    ) -> Result<Evaluation, Violation> {
+        let mut first = 0;
+        let in_order = |bound: &usize| {
+            first = (*bound).clamp(first, self.segments());
+            first
+        };
+        let bounds: Vec<usize> = bounds.iter().map(in_order).collect();
+        let findings = prepared.one(self, route, &bounds, links, direct);
+        // One of the two is there: a placement is either admitted or refused.
+        let found = findings.best.or(findings.refused);
+        let codecs = found.map(|f| f.codecs).unwrap_or_default();
+        self.evaluate_with(&bounds, &codecs, route, links, direct)
+    }
+
     /// What a placement costs with the codecs given. `bounds[k]` is the first
     /// segment above tier `k`; on [`Route::Direct`] all are the same.
     /// `codecs[hop][i]` is the option of the `i`-th tensor crossing at that hop.
@@ -297,12 +344,24 @@ impl PlanRequest {
                 let rtt_ns = link.rtt_ns as f64 * share;
                 out.cost.latency_ns += up_ns + down_ns + rtt_ns;
                 let (from, to) = (tier.name.clone(), above.name.clone());
-                out.links.push(LinkPrediction { from, to, place: last, tensors, share, bytes, up_ns, down_ns, rtt_ns });
+                out.links.push(LinkPrediction {
+                    from,
+                    to,
+                    place: last,
+                    tensors,
+                    share,
+                    bytes,
+                    up_ns,
+                    down_ns,
+                    rtt_ns,
+                    link_ns: up_ns + down_ns + rtt_ns,
+                    codec_ns: stage.encode_ns + decode_ns,
+                });
             }
             let busy_ns = stage.busy_ns();
             out.cost.latency_ns += wait_ns + busy_ns;
             out.cost.joules += busy_ns / 1e9 * tier.watts;
-            out.cost.money += busy_ns / 1e9 * tier.price_per_second;
+            out.cost.money += busy_ns / 3.6e12 * tier.price_per_hour;
             out.cost.bottleneck_ns = out.cost.bottleneck_ns.max(busy_ns);
             out.stages.push(stage);
             first = last;
@@ -324,17 +383,17 @@ impl PlanRequest {
 
     fn privacy(&self, bounds: &[usize], path: &Path) -> Option<Violation> {
         let (until, tensor) = self.private_until();
-        if path.tiers.last().is_none_or(|top| self.limits.private_tier >= *top) {
+        if path.tiers.last().is_none_or(|top| self.private_tier >= *top) {
             return None;
         }
         // Where requests leave the tiers that may see everything.
-        let leave = path.tiers.iter().rev().skip(1).find(|k| **k <= self.limits.private_tier)?;
+        let leave = path.tiers.iter().rev().skip(1).find(|k| **k <= self.private_tier)?;
         let what = match tensor {
             _ if bounds[*leave] >= until => return None,
             Some(tensor) => format!("tensor `{tensor}`"),
             None => format!("segments 0..{until}"),
         };
-        let tier = self.tiers[self.limits.private_tier].name.clone();
+        let tier = self.tiers[self.private_tier].name.clone();
         Some(Violation::Privacy { tier, what })
     }
 }

@@ -129,7 +129,7 @@ pub fn explain(request: &PlanRequest, plan: &Plan, measured: Option<&Measured>) 
             name: format!("{} -> {}", link.from, link.to),
             what: format!("{}, {}{share}", tensors.join(", "), Bytes(link.bytes)),
             link: true,
-            predicted_ns: link.link_ns(),
+            predicted_ns: link.link_ns,
             measured_ns: measured.link_ns.get(&link.from).copied(),
         });
     }
@@ -154,7 +154,7 @@ pub fn explain(request: &PlanRequest, plan: &Plan, measured: Option<&Measured>) 
         money: cost.money,
         loss: cost.loss,
         runner_up: plan.runner_up.as_ref().map(|r| alternative(&r.bounds, r.route, r.objective_value)),
-        binding: plan.binding.as_ref().map(|b| BindingLimit {
+        binding: plan.refused.as_ref().map(|b| BindingLimit {
             violation: b.violation.clone(),
             reason: b.violation.to_string(),
             refused: alternative(&b.bounds, b.route, b.objective_value),

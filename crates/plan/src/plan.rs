@@ -37,8 +37,10 @@ pub struct Plan {
     pub gap: f64,
     /// The best placement with other boundaries or another route.
     pub runner_up: Option<RunnerUp>,
-    /// The limit that keeps a better placement away, when one does.
-    pub binding: Option<Binding>,
+    /// The limit that keeps a better placement away, when one does, in words.
+    pub binding: Option<String>,
+    /// That better placement.
+    pub refused: Option<Refused>,
 }
 
 /// The second best.
@@ -52,9 +54,9 @@ pub struct RunnerUp {
     pub objective_value: f64,
 }
 
-/// What the best placement without limits would be, and the limit it violates.
+/// The best placement if there were no limits, and the limit it violates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Binding {
+pub struct Refused {
     /// Its boundaries.
     pub bounds: Vec<usize>,
     /// Its route.
@@ -186,9 +188,9 @@ pub(crate) fn conclude(
     let (evaluation, _) = examine(&best).map_err(PlanError::Infeasible)?;
     let value = evaluation.cost.objective(request.objective);
     let better = findings.refused.filter(|r| r.value < value - value.abs() * ROUNDING);
-    let binding = better.and_then(|r| {
+    let refused = better.and_then(|r| {
         let violation = violation(&r)?;
-        Some(Binding { objective_value: r.value, bounds: r.bounds, route: r.route, violation })
+        Some(Refused { objective_value: r.value, bounds: r.bounds, route: r.route, violation })
     });
     let runner_up = findings.second.map(|s| RunnerUp { objective_value: s.value, bounds: s.bounds, route: s.route });
     Ok(Plan {
@@ -199,7 +201,8 @@ pub(crate) fn conclude(
         bound: value,
         gap: 0.0,
         runner_up,
-        binding,
+        binding: refused.as_ref().map(|r| r.violation.to_string()),
+        refused,
     })
 }
 
@@ -220,7 +223,7 @@ pub(crate) fn check(request: &PlanRequest) -> Result<(), PlanError> {
     let value = |what: String, value: String, needed| Err(PlanError::Value { what, value, needed });
     let not_negative = "it must be 0 or more";
     for tier in &request.tiers {
-        for (what, number) in [("watts", tier.watts), ("price_per_second", tier.price_per_second)] {
+        for (what, number) in [("watts", tier.watts), ("price_per_hour", tier.price_per_hour)] {
             if !number.is_finite() || number < 0.0 {
                 return value(format!("`{what}` of tier `{}`", tier.name), number.to_string(), not_negative);
             }

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use tierline_graph::profile::{CutProfile, ModelProfile};
 
+pub use crate::evaluate::{Cost, Evaluation, LinkPrediction, StagePrediction, Violation};
 use crate::plan::PlanError;
 
 /// A link as it is now, towards the upper tier.
@@ -55,8 +56,8 @@ pub struct Tier {
     pub wait_ns: u64,
     /// Power while computing, watts.
     pub watts: f64,
-    /// Price of a second of computing.
-    pub price_per_second: f64,
+    /// Price of an hour of computing.
+    pub price_per_hour: f64,
 }
 
 /// What a codec makes of one tensor.
@@ -146,8 +147,6 @@ impl std::str::FromStr for Objective {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// The highest tier that may see what is private.
-    pub private_tier: usize,
     /// Segments from the start that must run no higher.
     pub private_segments: usize,
     /// Tensors that must not be seen higher: neither sent there nor computed
@@ -162,7 +161,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { private_tier: 0, private_segments: 0, private_tensors: Vec::new(), deadline_ns: None, max_loss: 1e-3 }
+        Self { private_segments: 0, private_tensors: Vec::new(), deadline_ns: None, max_loss: 1e-3 }
     }
 }
 
@@ -197,6 +196,8 @@ pub struct PlanRequest {
     pub objective: Objective,
     /// The limits.
     pub limits: Limits,
+    /// The highest tier that may see what the limits say is private.
+    pub private_tier: usize,
     /// Early exits, in order.
     pub exits: Vec<Exit>,
 }
@@ -204,31 +205,20 @@ pub struct PlanRequest {
 impl PlanRequest {
     /// A request from the profiles of the path's tiers, lowest first: least
     /// latency, no limits but the loss. Sizes and losses are those that the
-    /// lowest tier measured, codec times each tier's own.
-    ///
-    /// # Errors
-    /// When there is no profile, or they are of different models or cuts.
-    pub fn from_profiles(names: &[String], profiles: &[&ModelProfile]) -> Result<Self, PlanError> {
-        let lowest = profiles.first().filter(|_| names.len() == profiles.len()).ok_or(PlanError::Empty)?;
+    /// lowest tier measured, codec times each tier's own. `None` where
+    /// [`check_profiles`] says why.
+    #[must_use]
+    pub fn from_profiles(names: &[String], profiles: &[&ModelProfile]) -> Option<Self> {
+        check_profiles(names, profiles).ok()?;
+        let lowest = profiles.first()?;
         let expected = lowest.segments.len();
-        for (name, profile) in names.iter().zip(profiles) {
-            if profile.model != lowest.model {
-                let (actual, expected) = (profile.model.clone(), lowest.model.clone());
-                return Err(PlanError::Model { tier: name.clone(), actual, expected });
-            }
-            let (segments, cuts) = (profile.segments.len(), profile.cuts.len() + 1);
-            if segments != expected || cuts != expected {
-                let actual = if segments == expected { cuts } else { segments };
-                return Err(PlanError::Mismatch { tier: name.clone(), actual, expected });
-            }
-        }
         let tier = |(name, profile): (&String, &&ModelProfile)| Tier {
             name: name.clone(),
             segment_ns: profile.segments.iter().map(|s| s.time_ns).collect(),
             memory_max: 0,
             wait_ns: 0,
             watts: 0.0,
-            price_per_second: 0.0,
+            price_per_hour: 0.0,
         };
         let places = |profile: &ModelProfile, place: usize| -> CutProfile {
             if place == 0 { profile.input.clone() } else { profile.cuts[place - 1].clone() }
@@ -237,7 +227,7 @@ impl PlanRequest {
             let cuts: Vec<CutProfile> = profiles.iter().map(|p| places(p, place)).collect();
             crossings_of(&cuts)
         });
-        Ok(Self {
+        Some(Self {
             tiers: names.iter().zip(profiles).map(tier).collect(),
             link_prices: Vec::new(),
             direct_price: LinkPrice::default(),
@@ -246,6 +236,7 @@ impl PlanRequest {
             output_bytes: lowest.output_bytes,
             objective: Objective::Latency,
             limits: Limits::default(),
+            private_tier: 0,
             exits: Vec::new(),
         })
     }
@@ -273,6 +264,28 @@ impl PlanRequest {
         let segments = (self.limits.private_segments.min(self.segments()), None);
         tensors.chain([segments]).max_by_key(|(place, _)| *place).unwrap_or(segments)
     }
+}
+
+/// Whether profiles, one per name and lowest tier first, are of one model
+/// with the same cuts.
+///
+/// # Errors
+/// When there is none, or which differs how.
+pub fn check_profiles(names: &[String], profiles: &[&ModelProfile]) -> Result<(), PlanError> {
+    let lowest = profiles.first().filter(|_| names.len() == profiles.len()).ok_or(PlanError::Empty)?;
+    let expected = lowest.segments.len();
+    for (name, profile) in names.iter().zip(profiles) {
+        if profile.model != lowest.model {
+            let (actual, expected) = (profile.model.clone(), lowest.model.clone());
+            return Err(PlanError::Model { tier: name.clone(), actual, expected });
+        }
+        let (segments, cuts) = (profile.segments.len(), profile.cuts.len() + 1);
+        if segments != expected || cuts != expected {
+            let actual = if segments == expected { cuts } else { segments };
+            return Err(PlanError::Mismatch { tier: name.clone(), actual, expected });
+        }
+    }
+    Ok(())
 }
 
 /// What crosses at one cut, given each tier's profile of it.

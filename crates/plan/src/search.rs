@@ -189,10 +189,8 @@ impl Prepared {
                     Sums {
                         latency_ns: encode + decode + up + down + link.rtt_ns as f64 * share,
                         joules: (encode * from.watts + decode * to.watts) / 1e9 + moved * price.joules_per_byte,
-                        money: (encode * from.price_per_second
-                            + decode * to.price_per_second
-                            + moved * price.price_per_gb)
-                            / 1e9,
+                        money: (encode * from.price_per_hour + decode * to.price_per_hour) / 3.6e12
+                            + moved / 1e9 * price.price_per_gb,
                         bottleneck_ns: up.max(down),
                     }
                 };
@@ -230,7 +228,7 @@ impl Prepared {
             within &= tier.memory_max == 0 || self.memory[last] - self.memory[first] <= tier.memory_max;
             sums.latency_ns += busy[hop] + if last > first { tier.wait_ns as f64 * self.reach[first] } else { 0.0 };
             sums.joules += busy[hop] / 1e9 * tier.watts;
-            sums.money += busy[hop] / 1e9 * tier.price_per_second;
+            sums.money += busy[hop] / 3.6e12 * tier.price_per_hour;
             first = last;
             if last == n {
                 break;
@@ -238,8 +236,8 @@ impl Prepared {
             possible &= hops[hop].up;
             crossed += 1;
         }
-        let seen_by = path.tiers.iter().rev().skip(1).position(|k| *k <= request.limits.private_tier);
-        if let Some(from_top) = seen_by.filter(|_| path.tiers[path.tiers.len() - 1] > request.limits.private_tier) {
+        let seen_by = path.tiers.iter().rev().skip(1).position(|k| *k <= request.private_tier);
+        if let Some(from_top) = seen_by.filter(|_| path.tiers[path.tiers.len() - 1] > request.private_tier) {
             within &= bounds[bounds.len() - 1 - from_top] >= self.private_until;
         }
         let found = |value: f64, codecs: Vec<Vec<usize>>| {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tierline_graph::profile::ModelProfile;
 
 use crate::plan::PlanError;
-use crate::request::{Limits, LinkCondition, LinkPrice, Objective, PlanRequest};
+use crate::request::{Limits, LinkCondition, LinkPrice, Objective, PlanRequest, check_profiles};
 
 /// Bytes per second of one Mbit/s.
 const MBIT: f64 = 125_000.0;
@@ -397,11 +397,13 @@ impl Site {
     /// # Errors
     /// When the profiles don't fit each other.
     pub fn request(&self, profiles: &[&ModelProfile]) -> Result<PlanRequest, PlanError> {
-        let mut request = PlanRequest::from_profiles(&self.names(), profiles)?;
+        let names = self.names();
+        check_profiles(&names, profiles)?;
+        let mut request = PlanRequest::from_profiles(&names, profiles).ok_or(PlanError::Empty)?;
         for (tier, site) in request.tiers.iter_mut().zip(&self.tiers) {
             tier.memory_max = site.memory_mb.map_or(0, |mb| (mb * 1e6) as u64);
             tier.watts = site.watts;
-            tier.price_per_second = site.price_per_second;
+            tier.price_per_hour = site.price_per_second * 3_600.0;
             tier.wait_ns = (site.wait_ms * 1e6) as u64;
         }
         let pairs = self.tiers.windows(2);
@@ -410,8 +412,8 @@ impl Site {
         request.direct_price = self.direct_link().map(SiteLink::price).unwrap_or_default();
         request.objective = self.objective;
         let highest = self.limits.private_tier.as_ref().and_then(|n| self.tiers.iter().position(|t| &t.name == n));
+        request.private_tier = highest.unwrap_or(0);
         request.limits = Limits {
-            private_tier: highest.unwrap_or(0),
             private_segments: self.limits.private_segments,
             private_tensors: self.limits.private_tensors.clone(),
             deadline_ns: self.limits.deadline_ms.map(|ms| (ms * 1e6) as u64),

@@ -3,13 +3,14 @@
 //!
 //! Over four decades of bandwidth a model has a handful of distinct optimal
 //! placements (14 in our widest measurement); between grid points the best of
-//! them is chosen by evaluating each at the exact conditions. Changing plans
-//! only when it pays and lasts is the node's business, not this table's.
+//! them is chosen by evaluating each at the exact conditions. A direct link is
+//! a path of its own, with two tiers and its own table. Changing plans only
+//! when it pays and lasts is the node's business.
 
 use crate::evaluate::{Evaluation, Route, Violation};
-use crate::plan::{Plan, PlanError, check, conclude, find};
+use crate::plan::{Plan, PlanError, check, conclude};
 use crate::request::{LinkCondition, PlanRequest};
-use crate::search::{Findings, Prepared};
+use crate::search::Prepared;
 
 /// Link conditions searched at most; with many tiers the grid is coarser.
 const CONDITIONS_MAX: usize = 2_000;
@@ -37,12 +38,12 @@ impl Default for Grid {
 pub struct PlanTable {
     request: PlanRequest,
     prepared: Prepared,
-    placements: Vec<(Route, Vec<usize>)>,
+    placements: Vec<Vec<usize>>,
 }
 
 impl PlanTable {
-    /// Plans for every point of the grid, for lost links (all links down, the
-    /// upper ones down), and for the direct link.
+    /// Plans for every point of the grid and for lost links: all links down,
+    /// the upper ones down.
     ///
     /// # Errors
     /// When the request itself is malformed, or nothing is feasible anywhere.
@@ -50,18 +51,8 @@ impl PlanTable {
         check(&request)?;
         let prepared = Prepared::new(&request);
         let boundaries = request.tiers.len() - 1;
-        let mut placements: Vec<(Route, Vec<usize>)> = Vec::new();
+        let mut placements: Vec<Vec<usize>> = Vec::new();
         let mut first_error = None;
-        let mut visit = |findings: Findings, links: &[LinkCondition], direct: Option<&LinkCondition>| match conclude(
-            &request, findings, links, direct,
-        ) {
-            Ok(Plan { route, bounds, .. }) => {
-                if !placements.contains(&(route, bounds.clone())) {
-                    placements.push((route, bounds));
-                }
-            }
-            Err(e) => first_error = first_error.take().or(Some(e)),
-        };
         let mut points_count = grid.bandwidth_points.max(2);
         while points_count > 2 && points_count.saturating_pow(boundaries as u32) * grid.rtts_ns.len() > CONDITIONS_MAX {
             points_count -= 1;
@@ -73,22 +64,18 @@ impl PlanTable {
                 for &rtt in &grid.rtts_ns {
                     let links: Vec<LinkCondition> =
                         at.iter().map(|&i| LinkCondition::symmetric(points[i], rtt)).collect();
-                    visit(prepared.search(&request, Route::Line, &links, None), &links, None);
+                    let findings = prepared.search(&request, Route::Line, &links, None);
+                    match conclude(&request, findings, &links, None) {
+                        Ok(plan) if !placements.contains(&plan.bounds) => placements.push(plan.bounds),
+                        Ok(_) => {}
+                        Err(e) => first_error = first_error.or(Some(e)),
+                    }
                 }
                 // An odometer over the grid of all links.
                 let Some(wheel) = at.iter().rposition(|&i| i + 1 < points.len()) else { break };
                 at[wheel] += 1;
                 at[wheel + 1..].fill(0);
             }
-        }
-        // The best way over the direct link doesn't depend on the line's links.
-        if boundaries > 1 {
-            for (point, &rtt) in points.iter().flat_map(|p| grid.rtts_ns.iter().map(move |r| (p, r))) {
-                let direct = LinkCondition::symmetric(*point, rtt);
-                visit(prepared.search(&request, Route::Direct, &[], Some(&direct)), &[], Some(&direct));
-            }
-            let n = request.segments();
-            placements.retain(|(route, bounds)| *route == Route::Line || bounds[0] < n);
         }
         match (placements.is_empty(), first_error) {
             (true, Some(e)) => Err(e),
@@ -118,34 +105,22 @@ impl PlanTable {
     /// Boundaries of placement `index`.
     #[must_use]
     pub fn bounds(&self, index: usize) -> &[usize] {
-        &self.placements[index].1
-    }
-
-    /// Route of placement `index`.
-    #[must_use]
-    pub fn route(&self, index: usize) -> Route {
-        self.placements[index].0
+        &self.placements[index]
     }
 
     /// Placement `index` with its best codecs under exact conditions.
     ///
     /// # Errors
     /// When it violates a limit or needs a link that is down.
-    pub fn evaluate(
-        &self,
-        index: usize,
-        links: &[LinkCondition],
-        direct: Option<&LinkCondition>,
-    ) -> Result<Evaluation, Violation> {
-        let (route, bounds) = &self.placements[index];
-        self.request.evaluate_prepared(&self.prepared, bounds, *route, links, direct)
+    pub fn evaluate(&self, index: usize, links: &[LinkCondition]) -> Result<Evaluation, Violation> {
+        self.request.evaluate_prepared(&self.prepared, &self.placements[index], Route::Line, links, None)
     }
 
     /// The best of the placements under exact conditions, and its value.
     #[must_use]
-    pub fn choose(&self, links: &[LinkCondition], direct: Option<&LinkCondition>) -> Option<(usize, f64)> {
-        let value = |(i, (route, bounds)): (usize, &(Route, Vec<usize>))| {
-            let found = self.prepared.one(&self.request, *route, bounds, links, direct).best?;
+    pub fn choose(&self, links: &[LinkCondition]) -> Option<(usize, f64)> {
+        let value = |(i, bounds): (usize, &Vec<usize>)| {
+            let found = self.prepared.one(&self.request, Route::Line, bounds, links, None).best?;
             Some((i, found.value))
         };
         self.placements.iter().enumerate().filter_map(value).min_by(|a, b| a.1.total_cmp(&b.1))
@@ -156,43 +131,9 @@ impl PlanTable {
     ///
     /// # Errors
     /// When nothing is feasible.
-    pub fn plan(&self, links: &[LinkCondition], direct: Option<&LinkCondition>) -> Result<Plan, PlanError> {
-        conclude(&self.request, find(&self.request, &self.prepared, links, direct), links, direct)
-    }
-}
-
-impl PlanRequest {
-    /// A placement with its best codecs. `bounds` as in
-    /// [`PlanRequest::evaluate_with`].
-    ///
-    /// # Errors
-    /// The first thing it violates.
-    ///
-    /// # Panics
-    /// When the request is malformed; [`crate::plan()`] checks.
-    pub fn evaluate(
-        &self,
-        bounds: &[usize],
-        route: Route,
-        links: &[LinkCondition],
-        direct: Option<&LinkCondition>,
-    ) -> Result<Evaluation, Violation> {
-        self.evaluate_prepared(&Prepared::new(self), bounds, route, links, direct)
-    }
-
-    fn evaluate_prepared(
-        &self,
-        prepared: &Prepared,
-        bounds: &[usize],
-        route: Route,
-        links: &[LinkCondition],
-        direct: Option<&LinkCondition>,
-    ) -> Result<Evaluation, Violation> {
-        let findings = prepared.one(self, route, bounds, links, direct);
-        // One of the two is there: a placement is either admitted or refused.
-        let found = findings.best.or(findings.refused);
-        let codecs = found.map(|f| f.codecs).unwrap_or_default();
-        self.evaluate_with(bounds, &codecs, route, links, direct)
+    pub fn plan(&self, links: &[LinkCondition]) -> Result<Plan, PlanError> {
+        let findings = self.prepared.search(&self.request, Route::Line, links, None);
+        conclude(&self.request, findings, links, None)
     }
 }
 

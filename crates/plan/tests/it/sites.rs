@@ -57,8 +57,8 @@ fn the_example_makes_a_plan() {
     let request = site.request(&[&camera, &gateway, &server]).unwrap();
     assert_eq!(request.objective, Objective::Latency);
     assert_eq!(request.tiers[0].memory_max, 512_000_000);
-    assert_eq!(request.tiers[2].price_per_second, 0.00012);
-    assert_eq!((request.limits.private_tier, request.limits.private_segments), (1, 1));
+    assert_eq!(request.tiers[2].price_per_hour, 0.00012 * 3_600.0);
+    assert_eq!((request.private_tier, request.limits.private_segments), (1, 1));
     assert_eq!(request.limits.deadline_ns, Some(400_000_000));
     assert_eq!(request.direct_price.price_per_gb, 2.5);
     assert!((request.link_prices[0].joules_per_byte - 0.8e-6).abs() < 1e-12);

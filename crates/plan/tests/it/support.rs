@@ -27,7 +27,7 @@ pub fn request(seed: u64, tiers: usize, segments: usize, objective: Objective, h
         memory_max: if has.memory && r.chance(0.6) { 1 + r.below(segments as u64 * 60) } else { 0 },
         wait_ns: r.below(5_000_000),
         watts: r.unit() * 10.0,
-        price_per_second: r.unit(),
+        price_per_hour: r.unit() * 3_600.0,
     };
     let tiers_list: Vec<Tier> = (0..tiers).map(|k| tier(k, &mut r)).collect();
     let option = |codec: usize, bytes: u64, r: &mut SplitMix| CodecOption {
@@ -61,8 +61,8 @@ pub fn request(seed: u64, tiers: usize, segments: usize, objective: Objective, h
         .into_iter()
         .map(|segment| Exit { segment, go_on: r.unit(), head_ns: (0..tiers).map(|_| r.below(2_000_000)).collect() })
         .collect();
+    let private_tier = if has.privacy { r.below(tiers as u64) as usize } else { 0 };
     let limits = Limits {
-        private_tier: if has.privacy { r.below(tiers as u64) as usize } else { 0 },
         private_segments: if has.privacy && r.chance(0.5) { r.below(segments as u64 + 1) as usize } else { 0 },
         private_tensors: if has.privacy && r.chance(0.5) {
             vec![format!("t{}_0", r.below(segments as u64))]
@@ -81,6 +81,7 @@ pub fn request(seed: u64, tiers: usize, segments: usize, objective: Objective, h
         output_bytes: r.below(20_000),
         objective,
         limits,
+        private_tier,
         exits,
     }
 }
@@ -107,7 +108,7 @@ pub fn by_hand() -> PlanRequest {
         memory_max: 0,
         wait_ns: 0,
         watts: 2.0,
-        price_per_second: 0.5,
+        price_per_hour: 1_800.0,
     };
     let crossing = |tensor: &str, bytes: u64| {
         let option = |codec: &str, bytes: u64, ns: u64, loss: f64| CodecOption {
@@ -136,6 +137,7 @@ pub fn by_hand() -> PlanRequest {
         output_bytes: 1_000,
         objective: Objective::Latency,
         limits: Limits::default(),
+        private_tier: 0,
         exits: Vec::new(),
     }
 }

@@ -1,7 +1,7 @@
 //! The table of plans for all links.
 
 use tierline_plan::request::Exit;
-use tierline_plan::{Grid, LinkCondition, Objective, PlanTable, Route, plan_with_direct};
+use tierline_plan::{Grid, LinkCondition, Objective, PlanTable, plan};
 
 use crate::support::{Has, by_hand, links, request};
 
@@ -17,9 +17,9 @@ fn on_grid_points_the_table_has_the_best_plan() {
         for (i, j) in [(0, 0), (0, 13), (5, 9), (13, 13)] {
             let at =
                 |i: i32| LinkCondition::symmetric(1e4 * (1.5e8f64 / 1e4).powf(f64::from(i) / 13.0), grid.rtts_ns[0]);
-            let (links, direct) = ([at(i), at(j)], at(j));
-            let (_, value) = table.choose(&links, Some(&direct)).unwrap();
-            let best = plan_with_direct(&request, &links, Some(&direct)).unwrap().objective_value;
+            let links = [at(i), at(j)];
+            let (_, value) = table.choose(&links).unwrap();
+            let best = plan(&request, &links).unwrap().objective_value;
             assert!((value - best).abs() <= best * 1e-9, "{value} is not {best}");
         }
     }
@@ -36,10 +36,10 @@ fn between_grid_points_it_is_near() {
                 .iter()
                 .map(|l| LinkCondition::symmetric(l.up_bytes_per_s, l.rtt_ns))
                 .collect::<Vec<_>>();
-            let (index, value) = table.choose(&links, None).unwrap();
-            let best = plan_with_direct(&request, &links, None).unwrap().objective_value;
+            let (index, value) = table.choose(&links).unwrap();
+            let best = plan(&request, &links).unwrap().objective_value;
             worst = worst.max(value / best);
-            let evaluation = table.evaluate(index, &links, None).unwrap();
+            let evaluation = table.evaluate(index, &links).unwrap();
             assert!((evaluation.cost.objective(Objective::Latency) - value).abs() <= value * 1e-9);
         }
     }
@@ -50,15 +50,14 @@ fn between_grid_points_it_is_near() {
 fn lost_links_leave_a_plan() {
     let table = PlanTable::precompute(by_hand(), &Grid::default()).unwrap();
     let fast = LinkCondition::symmetric(1e8, 1_000_000);
-    let (all, _) = table.choose(&[fast, fast], None).unwrap();
+    let (all, _) = table.choose(&[fast, fast]).unwrap();
     assert!(table.bounds(all)[1] < 4, "the server helps");
-    let (upper_lost, _) = table.choose(&[fast], None).unwrap();
+    let (upper_lost, _) = table.choose(&[fast]).unwrap();
     assert_eq!(table.bounds(upper_lost)[1], 4);
-    let (alone, _) = table.choose(&[], None).unwrap();
+    let (alone, _) = table.choose(&[]).unwrap();
     assert_eq!(table.bounds(alone), [4, 4]);
-    let (direct, _) = table.choose(&[], Some(&fast)).unwrap();
-    assert_eq!(table.route(direct), Route::Direct);
-    assert!(table.evaluate(direct, &[fast, fast], None).is_err(), "the direct link is down");
+    assert!(table.evaluate(all, &[fast]).is_err(), "it needs the upper link");
+    assert_eq!(table.plan(&[]).unwrap().bounds, [4, 4]);
 }
 
 #[test]
