@@ -15,7 +15,7 @@ use std::collections::BinaryHeap;
 use crate::dense::{Dense, length};
 use crate::flow::{MinCut, NEVER};
 use crate::local::{Local, Touching};
-use crate::problem::{Limit, Problem, SolveError};
+use crate::problem::{Infeasible, Limit, Problem, SolveError};
 
 /// Minimum cuts computed at most, for the smallest problems.
 pub const CUTS_MAX: usize = 60_000;
@@ -53,17 +53,18 @@ pub(crate) struct Use {
 
 impl Use {
     fn new(limit: &Limit, dense: &Dense) -> Result<Self, SolveError> {
-        let flat = |field: &'static str, table: &[Vec<u64>], rows: usize, columns: usize| {
-            let owner = || format!("limit `{}`", limit.name);
-            if table.is_empty() {
-                return Ok(vec![0; rows * columns]);
-            }
-            length(owner, field, table.len(), rows)?;
-            for row in table {
-                length(owner, field, row.len(), columns)?;
-            }
-            Ok(table.concat())
-        };
+        let flat =
+            |field: &'static str, table: &[Vec<u64>], rows: usize, columns: usize| -> Result<Vec<u64>, SolveError> {
+                let owner = || format!("limit `{}`", limit.name);
+                if table.is_empty() {
+                    return Ok(vec![0; rows * columns]);
+                }
+                length(owner, field, table.len(), rows)?;
+                for row in table {
+                    length(owner, field, row.len(), columns)?;
+                }
+                Ok(table.concat())
+            };
         let tensors = dense.producers.len();
         let (node, up, down) = (
             flat("node_use", &limit.node_use, dense.len, dense.tiers)?,
@@ -175,7 +176,7 @@ pub(crate) fn solve(problem: &Problem, dense: &Dense) -> Result<(Vec<usize>, u64
     let names = || problem.limits.iter().map(|l| l.name.clone()).collect();
     match search.best {
         Some((cost, tiers)) => Ok((tiers, cost, lowest.min(cost))),
-        None if lowest == search.worst => Err(SolveError::Limits(names())),
+        None if lowest == search.worst => Err(Infeasible::Limits(names()).into()),
         None => Err(SolveError::Undecided { tried: search.cuts }),
     }
 }
@@ -190,7 +191,7 @@ impl Search<'_> {
             let Some((needed, tiers)) = self.cut() else { continue };
             let max = self.uses[r].max;
             if needed > max {
-                return Err(SolveError::Limit { name: problem.limits[r].name.clone(), needed, max });
+                return Err(Infeasible::Limit { name: problem.limits[r].name.clone(), needed, max }.into());
             }
             self.look_at(&tiers);
         }
@@ -214,7 +215,7 @@ impl Search<'_> {
             let Some((needed, tiers)) = self.cut() else { return Ok(()) };
             let allowed: i128 = whole.iter().zip(&self.uses).map(|(p, u)| i128::from(*p) * i128::from(u.max)).sum();
             if i128::from(needed) > allowed {
-                return Err(SolveError::Limits(problem.limits.iter().map(|l| l.name.clone()).collect()));
+                return Err(Infeasible::Limits(problem.limits.iter().map(|l| l.name.clone()).collect()).into());
             }
             let used = self.look_at(&tiers);
             self.look_around(&tiers);

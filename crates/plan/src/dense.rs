@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::flow::{Build, MinCut, NEVER};
-use crate::problem::{Forced, Problem, SolveError, TIERS_MAX};
+use crate::problem::{Forced, Infeasible, Problem, SolveError, TIERS_MAX};
 
 /// A checked problem.
 #[derive(Debug, Clone)]
@@ -122,7 +122,7 @@ impl Dense {
         }
         dense.check_circles(problem)?;
         if let Some(v) = dense.cost.chunks(tiers).position(|costs| costs.iter().all(|c| *c == NEVER)) {
-            return Err(SolveError::Nowhere(problem.nodes[v].name.clone()));
+            return Err(Infeasible::Nowhere(problem.nodes[v].name.clone()).into());
         }
         Ok(dense)
     }
@@ -278,7 +278,7 @@ impl Dense {
             next += 1;
             // Of the tiers above boundary k the first it can run on.
             let Some(lowest) = (k as usize + 1..=levels).find(|t| can(v as usize, *t)) else {
-                return SolveError::Contradiction(self.chain(problem, &from, (v, k)));
+                return Infeasible::Contradiction(self.chain(problem, &from, (v, k))).into();
             };
             for &i in &tensors[first[v as usize] as usize..first[v as usize + 1] as usize] {
                 let i = i as usize;
@@ -294,7 +294,7 @@ impl Dense {
                 }
             }
         }
-        SolveError::Contradiction(Vec::new())
+        Infeasible::Contradiction(Vec::new()).into()
     }
 
     fn chain(&self, problem: &Problem, from: &[Option<(u32, u32)>], end: (u32, u32)) -> Vec<Forced> {

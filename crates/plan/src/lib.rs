@@ -2,20 +2,28 @@
 //!
 //! Pure: no I/O, no clock. Times come from profiles, bandwidths from whoever
 //! measures them. Start at [`plan()`] for a model, at [`problem`] for bare
-//! numbers; [`table`] holds every plan that is best somewhere.
+//! numbers; [`table`] holds every plan that is best somewhere, [`explain`]
+//! says why one is, [`site`] reads what users write about their machines.
 
 #![forbid(unsafe_code)]
 
 pub mod bounded;
 mod dense;
+pub mod evaluate;
+pub mod explain;
 pub mod flow;
 mod local;
 pub mod plan;
 pub mod problem;
 pub mod random;
 pub mod request;
+mod search;
+pub mod site;
 pub mod table;
 
+pub use evaluate::{Cost, Evaluation, Route, Violation};
+pub use explain::{Explanation, Measured, explain};
 pub use plan::{Plan, PlanError, plan, plan_with_direct};
 pub use request::{Limits, LinkCondition, Objective, PlanRequest};
+pub use site::Site;
 pub use table::{Grid, PlanTable};

@@ -159,25 +159,9 @@ pub enum SolveError {
     /// The sum of all costs is out of range.
     #[error("the costs add up to more than {max} ns; scale them down", max = NEVER)]
     Overflow,
-    /// A node that can run nowhere.
-    #[error("node `{0}`: every value in `cost_ns` is null, so it can run on no tier")]
-    Nowhere(String),
-    /// Nodes that can't be where the others force them.
-    #[error("no placement is possible: {}", reason(.0))]
-    Contradiction(Vec<Forced>),
-    /// No placement keeps to a limit.
-    #[error("no placement keeps to limit `{name}`: at least {needed} is used, {max} is there")]
-    Limit {
-        /// The limit.
-        name: String,
-        /// The least that any placement uses.
-        needed: u64,
-        /// What there is.
-        max: u64,
-    },
-    /// Each limit can be kept to, but no placement keeps to all.
-    #[error("no placement keeps to all limits at once: {}", .0.join(", "))]
-    Limits(Vec<String>),
+    /// The problem is well formed, but no placement satisfies it.
+    #[error("no placement is possible: {0}")]
+    Infeasible(Infeasible),
     /// The search ended before it found a placement or proved that there is none.
     #[error("no placement that keeps to all limits was found in {tried} tries, nor proved impossible; raise a limit")]
     Undecided {
@@ -190,7 +174,38 @@ impl SolveError {
     /// Whether the problem is well formed but has no solution.
     #[must_use]
     pub fn is_infeasible(&self) -> bool {
-        matches!(self, Self::Nowhere(_) | Self::Contradiction(_) | Self::Limit { .. } | Self::Limits(_))
+        matches!(self, Self::Infeasible(_))
+    }
+}
+
+/// Why no placement satisfies a problem.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Infeasible {
+    /// A node that can run nowhere.
+    #[error("node `{0}` can run on no tier, as every value in its `cost_ns` is null")]
+    Nowhere(String),
+    /// Nodes that can't be where the others force them.
+    #[error("{}", reason(.0))]
+    Contradiction(Vec<Forced>),
+    /// No placement keeps to a limit.
+    #[error("limit `{name}` allows {max}, but at least {needed} is used")]
+    Limit {
+        /// The limit.
+        name: String,
+        /// The least that any placement uses.
+        needed: u64,
+        /// What there is.
+        max: u64,
+    },
+    /// Each limit can be kept to, but no placement keeps to all.
+    #[error("these limits can't all be kept to at once: {}", .0.join(", "))]
+    Limits(Vec<String>),
+}
+
+impl From<Infeasible> for SolveError {
+    fn from(why: Infeasible) -> Self {
+        Self::Infeasible(why)
     }
 }
 

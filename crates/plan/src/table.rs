@@ -3,10 +3,17 @@
 //!
 //! Over four decades of bandwidth a model has a handful of distinct optimal
 //! placements (14 in our widest measurement); between grid points the best of
-//! them is chosen by evaluating each at the exact conditions.
+//! them is chosen by evaluating each at the exact conditions. A direct link is
+//! a path of its own, with two tiers and its own table. Changing plans only
+//! when it pays and lasts is the node's business.
 
-use crate::plan::{Plan, PlanError, plan};
-use crate::request::{Evaluation, LinkCondition, PlanRequest, Violation};
+use crate::evaluate::{Evaluation, Route, Violation};
+use crate::plan::{Plan, PlanError, check, conclude};
+use crate::request::{LinkCondition, PlanRequest};
+use crate::search::Prepared;
+
+/// Link conditions searched at most; with many tiers the grid is coarser.
+const CONDITIONS_MAX: usize = 2_000;
 
 /// Link conditions to plan for.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,32 +37,39 @@ impl Default for Grid {
 #[derive(Debug, Clone)]
 pub struct PlanTable {
     request: PlanRequest,
+    prepared: Prepared,
     placements: Vec<Vec<usize>>,
 }
 
 impl PlanTable {
-    /// Plans for every point of the grid, and for lost links: all links down,
+    /// Plans for every point of the grid and for lost links: all links down,
     /// the upper ones down.
     ///
     /// # Errors
     /// When the request itself is malformed, or nothing is feasible anywhere.
     pub fn precompute(request: PlanRequest, grid: &Grid) -> Result<Self, PlanError> {
-        let boundaries = request.tiers.len().saturating_sub(1);
+        check(&request)?;
+        let prepared = Prepared::new(&request);
+        let boundaries = request.tiers.len() - 1;
         let mut placements: Vec<Vec<usize>> = Vec::new();
-        let mut last_error = None;
-        let mut visit = |links: &[LinkCondition]| match plan(&request, links) {
-            Ok(p) if !placements.contains(&p.bounds) => placements.push(p.bounds),
-            Ok(_) => {}
-            Err(e) => last_error = Some(e),
-        };
-        let points = points(grid);
+        let mut first_error = None;
+        let mut points_count = grid.bandwidth_points.max(2);
+        while points_count > 2 && points_count.saturating_pow(boundaries as u32) * grid.rtts_ns.len() > CONDITIONS_MAX {
+            points_count -= 1;
+        }
+        let points = points(grid, points_count);
         for reachable in 0..=boundaries {
             let mut at = vec![0usize; reachable];
             loop {
                 for &rtt in &grid.rtts_ns {
                     let links: Vec<LinkCondition> =
                         at.iter().map(|&i| LinkCondition::symmetric(points[i], rtt)).collect();
-                    visit(&links);
+                    let findings = prepared.search(&request, Route::Line, &links, None);
+                    match conclude(&request, findings, &links, None) {
+                        Ok(plan) if !placements.contains(&plan.bounds) => placements.push(plan.bounds),
+                        Ok(_) => {}
+                        Err(e) => first_error = first_error.or(Some(e)),
+                    }
                 }
                 // An odometer over the grid of all links.
                 let Some(wheel) = at.iter().rposition(|&i| i + 1 < points.len()) else { break };
@@ -63,10 +77,10 @@ impl PlanTable {
                 at[wheel + 1..].fill(0);
             }
         }
-        match (placements.is_empty(), last_error) {
+        match (placements.is_empty(), first_error) {
             (true, Some(e)) => Err(e),
             (true, None) => Err(PlanError::Empty),
-            _ => Ok(Self { request, placements }),
+            _ => Ok(Self { request, prepared, placements }),
         }
     }
 
@@ -94,31 +108,36 @@ impl PlanTable {
         &self.placements[index]
     }
 
-    /// Placement `index` under exact conditions.
+    /// Placement `index` with its best codecs under exact conditions.
     ///
     /// # Errors
     /// When it violates a limit or needs a link that is down.
     pub fn evaluate(&self, index: usize, links: &[LinkCondition]) -> Result<Evaluation, Violation> {
-        self.request.evaluate(&self.placements[index], links)
+        self.request.evaluate_prepared(&self.prepared, &self.placements[index], Route::Line, links, None)
     }
 
     /// The best of the placements under exact conditions, and its value.
     #[must_use]
     pub fn choose(&self, links: &[LinkCondition]) -> Option<(usize, f64)> {
-        (0..self.placements.len())
-            .filter_map(|i| Some((i, self.evaluate(i, links).ok()?.cost.objective(self.request.objective))))
-            .min_by(|a, b| a.1.total_cmp(&b.1))
+        let value = |(i, bounds): (usize, &Vec<usize>)| {
+            let found = self.prepared.one(&self.request, Route::Line, bounds, links, None).best?;
+            Some((i, found.value))
+        };
+        self.placements.iter().enumerate().filter_map(value).min_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// The full plan of the placement that [`Self::choose`] gives.
-    #[must_use]
-    pub fn plan(&self, links: &[LinkCondition]) -> Option<Plan> {
-        plan(&self.request, links).ok()
+    /// The best plan under exact conditions, whether in the table or not: for
+    /// explaining, with runner-up and binding limit.
+    ///
+    /// # Errors
+    /// When nothing is feasible.
+    pub fn plan(&self, links: &[LinkCondition]) -> Result<Plan, PlanError> {
+        let findings = self.prepared.search(&self.request, Route::Line, links, None);
+        conclude(&self.request, findings, links, None)
     }
 }
 
-fn points(grid: &Grid) -> Vec<f64> {
+fn points(grid: &Grid, count: usize) -> Vec<f64> {
     let (low, high) = grid.bandwidth;
-    let steps = grid.bandwidth_points.max(2) - 1;
-    (0..=steps).map(|i| low * (high / low).powf(i as f64 / steps as f64)).collect()
+    (0..count).map(|i| low * (high / low).powf(i as f64 / (count - 1) as f64)).collect()
 }

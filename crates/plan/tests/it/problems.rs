@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use tierline_plan::flow::{MinCut, NEVER};
-use tierline_plan::problem::{self, Limit, Problem, SolveError};
+use tierline_plan::problem::{self, Infeasible, Limit, Problem, SolveError};
 use tierline_plan::random::{Shape, SplitMix, net, problem};
 
 /// The least cost over all placements.
@@ -29,7 +29,7 @@ fn agrees(problem: &Problem) {
         Err(error) => {
             assert!(error.is_infeasible(), "{error}: {problem:?}");
             assert_eq!(cheapest, None, "{error}: {problem:?}");
-            if let SolveError::Contradiction(chain) = &error {
+            if let SolveError::Infeasible(Infeasible::Contradiction(chain)) = &error {
                 follows(problem, chain);
             }
         }
@@ -186,7 +186,7 @@ fn an_impossible_limit_is_named() {
     problem.limits = vec![Limit::memory(0, 3, &[10; 20], 9)];
     let error = problem::solve(&problem).unwrap_err();
     assert!(error.is_infeasible());
-    insta::assert_snapshot!(error, @"no placement keeps to limit `memory of tier 0`: at least 10 is used, 9 is there");
+    insta::assert_snapshot!(error, @"no placement is possible: limit `memory of tier 0` allows 9, but at least 10 is used");
     problem.limits = (0..3).map(|t| Limit::memory(t, 3, &[10; 20], 60)).collect();
     let error = problem::solve(&problem).unwrap_err();
     assert!(error.is_infeasible(), "{error}");

@@ -1,0 +1,71 @@
+//! The table of plans for all links.
+
+use tierline_plan::request::Exit;
+use tierline_plan::{Grid, LinkCondition, Objective, PlanTable, plan};
+
+use crate::support::{Has, by_hand, links, request};
+
+const PLAIN: Has = Has { missing: false, memory: false, privacy: false, exits: false, deadline: false, loss: true };
+
+#[test]
+fn on_grid_points_the_table_has_the_best_plan() {
+    let grid = Grid::default();
+    for seed in 0..6 {
+        let objective = [Objective::Latency, Objective::Throughput][seed as usize % 2];
+        let request = request(seed, 3, 12, objective, PLAIN);
+        let table = PlanTable::precompute(request.clone(), &grid).unwrap();
+        for (i, j) in [(0, 0), (0, 13), (5, 9), (13, 13)] {
+            let at =
+                |i: i32| LinkCondition::symmetric(1e4 * (1.5e8f64 / 1e4).powf(f64::from(i) / 13.0), grid.rtts_ns[0]);
+            let links = [at(i), at(j)];
+            let (_, value) = table.choose(&links).unwrap();
+            let best = plan(&request, &links).unwrap().objective_value;
+            assert!((value - best).abs() <= best * 1e-9, "{value} is not {best}");
+        }
+    }
+}
+
+#[test]
+fn between_grid_points_it_is_near() {
+    let mut worst: f64 = 1.0;
+    for seed in 0..20 {
+        let request = request(seed, 3, 12, Objective::Latency, PLAIN);
+        let table = PlanTable::precompute(request.clone(), &Grid::default()).unwrap();
+        for other in 0..10 {
+            let links = links(seed * 100 + other, 2)
+                .iter()
+                .map(|l| LinkCondition::symmetric(l.up_bytes_per_s, l.rtt_ns))
+                .collect::<Vec<_>>();
+            let (index, value) = table.choose(&links).unwrap();
+            let best = plan(&request, &links).unwrap().objective_value;
+            worst = worst.max(value / best);
+            let evaluation = table.evaluate(index, &links).unwrap();
+            assert!((evaluation.cost.objective(Objective::Latency) - value).abs() <= value * 1e-9);
+        }
+    }
+    assert!(worst < 1.05, "a plan of the table was {worst} times the best");
+}
+
+#[test]
+fn lost_links_leave_a_plan() {
+    let table = PlanTable::precompute(by_hand(), &Grid::default()).unwrap();
+    let fast = LinkCondition::symmetric(1e8, 1_000_000);
+    let (all, _) = table.choose(&[fast, fast]).unwrap();
+    assert!(table.bounds(all)[1] < 4, "the server helps");
+    let (upper_lost, _) = table.choose(&[fast]).unwrap();
+    assert_eq!(table.bounds(upper_lost)[1], 4);
+    let (alone, _) = table.choose(&[]).unwrap();
+    assert_eq!(table.bounds(alone), [4, 4]);
+    assert!(table.evaluate(all, &[fast]).is_err(), "it needs the upper link");
+    assert_eq!(table.plan(&[]).unwrap().bounds, [4, 4]);
+}
+
+#[test]
+fn a_table_of_nothing_is_refused() {
+    let mut request = by_hand();
+    request.limits.deadline_ns = Some(1);
+    assert!(PlanTable::precompute(request, &Grid::default()).is_err());
+    let mut request = by_hand();
+    request.exits = vec![Exit { segment: 9, go_on: 0.5, head_ns: vec![1; 3] }];
+    assert!(PlanTable::precompute(request, &Grid::default()).is_err());
+}
