@@ -1,15 +1,17 @@
 //! Where a graph may be divided: every frontier in topological order.
 //!
 //! After each node of the order, the frontier is the set of values made (or
-//! given) before and used after. One sweep finds them all.
+//! given) before and used after. One sweep finds them all, in time that grows
+//! with the edges of the graph; `docs/design/cuts.md` has the rules and numbers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::index::Index;
 use crate::infer::Types;
 use crate::model::Model;
+use crate::tensor::DataType;
 
 /// Tensors of a frontier at most: more is no place to cut, since each is sent
 /// with its own header and codec.
@@ -28,88 +30,93 @@ pub struct Cut {
 }
 
 /// Every usable frontier, in topological order.
+///
+/// A node with subgraphs (If, Loop, Scan) is one node: nothing is cut inside,
+/// and what its bodies capture counts as used by it. Values that depend on
+/// constants alone don't cross: every slice computes its own.
 #[must_use]
 pub fn cuts(model: &Model, types: &Types) -> Vec<Cut> {
     let index = Index::new(model);
     let graph = index.graph;
-    // Last position at which each dynamic value is read; outputs to the end.
     let end = index.order.len();
+    // Last position at which each value is read; outputs at the end.
     let mut last: HashMap<&str, usize> = HashMap::new();
     for (position, &node) in index.order.iter().enumerate() {
-        for name in &index.reads[node] {
-            last.insert(name, position);
-        }
+        last.extend(index.reads[node].iter().map(|name| (*name, position)));
     }
-    for output in &graph.output {
-        last.insert(output.name(), end);
-    }
-    let mut made: HashMap<&str, usize> = HashMap::new();
-    // (order of making, name) of live values.
-    let mut live: BTreeSet<(usize, &str)> = BTreeSet::new();
-    let mut expire: Vec<Vec<&str>> = vec![Vec::new(); end + 1];
+    last.extend(graph.output.iter().map(|output| (output.name(), end)));
+    let barred = barred(&index, types);
+
+    // Values alive, by the order in which they are made.
+    let mut live: BTreeMap<usize, &str> = BTreeMap::new();
+    // Of those, how many may not cross, and how many are the model's inputs.
+    let (mut blocking, mut given) = (0usize, 0usize);
+    let mut dying: Vec<Vec<usize>> = vec![Vec::new(); end + 1];
+    let inputs = index.inputs();
+    let is_input: HashSet<&str> = inputs.iter().copied().collect();
     let mut clock = 0;
-    let mut enter = |name: &'_ str| {
-        clock += 1;
-        let _ = name;
-        clock
-    };
-    let inputs: Vec<&str> =
-        graph.input.iter().map(|v| v.name()).filter(|n| index.is_dynamic(n)).collect();
-    for &name in &inputs {
-        if let Some(&until) = last.get(name) {
-            let at = enter(name);
-            made.insert(name, at);
-            live.insert((at, name));
-            expire[until].push(name);
-        }
-    }
     let mut found: Vec<Cut> = Vec::new();
-    for (position, &node) in index.order.iter().enumerate() {
-        for output in graph.node[node].output.iter().filter(|o| !o.is_empty()) {
-            if let Some(&until) = last.get(output.as_str()) {
-                let at = enter(output);
-                made.insert(output, at);
-                live.insert((at, output));
-                expire[until].push(output);
+    // Position 0 brings the inputs to life, position `p` what node `p - 1` makes.
+    for position in 0..end {
+        let born: Vec<&str> = match position.checked_sub(1) {
+            None => inputs.clone(),
+            Some(before) => graph.node[index.order[before]].output.iter().map(String::as_str).collect(),
+        };
+        for name in born.into_iter().filter(|n| index.is_dynamic(n)) {
+            if let Some(&until) = last.get(name) {
+                live.insert(clock, name);
+                dying[until].push(clock);
+                clock += 1;
+                blocking += usize::from(barred.contains(name));
+                given += usize::from(is_input.contains(name));
             }
         }
-        for name in std::mem::take(&mut expire[position]) {
-            if let Some(at) = made.get(name) {
-                live.remove(&(*at, name));
+        // The values that only the node before read.
+        for made in position.checked_sub(1).map(|before| std::mem::take(&mut dying[before])).unwrap_or_default() {
+            if let Some(name) = live.remove(&made) {
+                blocking -= usize::from(barred.contains(name));
+                given -= usize::from(is_input.contains(name));
             }
         }
-        if position + 1 == end || live.is_empty() || live.len() > FRONTIER_TENSORS_MAX {
+        // Where only inputs are alive, nothing has been computed that is of use.
+        if blocking > 0 || given == live.len() || live.len() > FRONTIER_TENSORS_MAX {
             continue;
         }
-        if !live.iter().all(|(_, name)| index.is_dynamic(name) && may_cross(&index, types, name)) {
+        if found.last().is_some_and(|cut| cut.tensors.iter().map(String::as_str).eq(live.values().copied())) {
             continue;
         }
-        // Only inputs alive: nothing has been computed that is of use.
-        if live.iter().all(|(_, name)| inputs.contains(name)) {
-            continue;
-        }
-        let tensors: Vec<String> = live.iter().map(|(_, n)| (*n).to_owned()).collect();
-        if found.last().is_some_and(|c| c.tensors == tensors) {
-            continue;
-        }
-        let bytes = tensors.iter().try_fold(0u64, |sum, t| Some(sum + types.get(t)?.bytes()?));
-        found.push(Cut { tensors, bytes, position: position + 1 });
+        let tensors: Vec<String> = live.values().map(|name| (*name).to_owned()).collect();
+        let bytes = tensors.iter().try_fold(0u64, |sum, t| sum.checked_add(types.get(t)?.bytes()?));
+        found.push(Cut { tensors, bytes, position });
     }
     found
 }
 
-/// Whether a tensor may be sent: quantised graphs are cut at the float
-/// tensor, never between Quantize and Dequantize, so that fusion survives.
-fn may_cross(index: &Index<'_>, types: &Types, name: &str) -> bool {
-    let quantising = ["QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear"];
-    match index.producer.get(name) {
-        None => true,
-        Some(&node) => {
-            let op = index.graph.node[node].op_type();
-            let integer_product = matches!(op, "ConvInteger" | "MatMulInteger");
-            !quantising.contains(&op) && !integer_product && types.get(name).is_none_or(|t| t.dtype.is_some())
+/// Values that may not be sent: those that are no tensors, and those inside
+/// what an engine runs as one quantised operation. Quantised graphs are cut at
+/// the float tensor before a Quantize/Dequantize pair, so that fusion survives.
+fn barred<'m>(index: &Index<'m>, types: &Types) -> HashSet<&'m str> {
+    let mut barred: HashSet<&str> = HashSet::new();
+    let typed = |name: &str| types.get(name).map(|t| t.dtype);
+    barred.extend(index.inputs().into_iter().filter(|name| typed(name) == Some(None)));
+    for &position in &index.order {
+        let node = &index.graph.node[position];
+        let op = node.op_type();
+        let quantises = matches!(op, "QuantizeLinear" | "DynamicQuantizeLinear" | "DequantizeLinear");
+        let accumulates = matches!(op, "ConvInteger" | "MatMulInteger");
+        let follows = node.input.iter().any(|name| barred.contains(name.as_str()));
+        for name in node.output.iter().filter(|o| !o.is_empty()) {
+            let dtype = typed(name);
+            // Moves numbers whose scale an operator before has set
+            // (Reshape, MaxPool), or scales an integer product.
+            let small = matches!(dtype, Some(Some(DataType::I8 | DataType::U8 | DataType::I16 | DataType::U16)));
+            let passes = follows && !op.starts_with("QLinear") && (small || op == "Cast");
+            if quantises || accumulates || passes || dtype == Some(None) {
+                barred.insert(name);
+            }
         }
     }
+    barred
 }
 
 /// The cuts worth profiling, at most `max`: those that send fewer bytes than

@@ -29,8 +29,16 @@ pub enum LoadError {
         reason: String,
     },
     /// More than one protobuf file can hold.
-    #[error("the model is too large for one file: {reason}; save it with external data")]
+    #[error("the model takes {bytes} bytes without its external data; one file holds at most {max}; save it to a path, which moves its initialisers out, and keep large constants among them")]
     TooLarge {
+        /// Bytes that the file would have.
+        bytes: u64,
+        /// Bytes that it may have.
+        max: u64,
+    },
+    /// The message can't be written.
+    #[error("the model cannot be encoded: {reason}")]
+    Encode {
         /// What the encoder said.
         reason: String,
     },
@@ -92,6 +100,14 @@ pub enum LoadError {
     #[error("constant `{tensor}`: {reason}")]
     Tensor {
         /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An input that nobody could ever give.
+    #[error("input `{tensor}`: {reason}")]
+    Input {
+        /// The input.
         tensor: String,
         /// What is wrong.
         reason: String,

@@ -1,10 +1,14 @@
 //! Who makes and who uses each value of the main graph: a view, computed
 //! where it is needed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::model::Model;
 use crate::onnx::{GraphProto, NodeProto};
+
+/// Operators whose result isn't determined by their inputs.
+const RANDOM: [&str; 6] =
+    ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"];
 
 /// Producers, consumers and order of the main graph's nodes.
 #[derive(Debug)]
@@ -13,8 +17,9 @@ pub struct Index<'m> {
     pub graph: &'m GraphProto,
     /// Node that makes each value.
     pub producer: HashMap<&'m str, usize>,
-    /// Position of each initialiser.
-    pub initializer: HashMap<&'m str, usize>,
+    /// Values that need no input of the model: initialisers, and what nodes
+    /// make of them alone.
+    pub constant: HashSet<&'m str>,
     /// Names each node reads, those its subgraphs capture included.
     pub reads: Vec<Vec<&'m str>>,
     /// Nodes in topological order; the file's own order where it is valid.
@@ -32,42 +37,85 @@ impl<'m> Index<'m> {
             .enumerate()
             .flat_map(|(i, n)| n.output.iter().filter(|o| !o.is_empty()).map(move |o| (o.as_str(), i)))
             .collect();
-        let initializer = graph.initializer.iter().enumerate().map(|(i, t)| (t.name(), i)).collect();
         let reads: Vec<Vec<&str>> = graph.node.iter().map(reads).collect();
         let order = order(graph, &producer, &reads);
-        Self { graph, producer, initializer, reads, order }
+        let sparse = graph.sparse_initializer.iter().map(|s| s.values.name());
+        let mut constant: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).chain(sparse).collect();
+        for &node in &order {
+            if is_function_of_inputs(&graph.node[node]) && reads[node].iter().all(|name| constant.contains(name)) {
+                constant.extend(graph.node[node].output.iter().filter(|o| !o.is_empty()).map(String::as_str));
+            }
+        }
+        Self { graph, producer, constant, reads, order }
     }
 
-    /// Whether a name is computed or given, not a constant.
+    /// Whether a name depends on the model's inputs (or on chance). Other
+    /// values are in every slice that needs them and never cross a cut.
     #[must_use]
     pub fn is_dynamic(&self, name: &str) -> bool {
-        !self.initializer.contains_key(name)
+        !self.constant.contains(name)
     }
+
+    /// Inputs that a caller must give, in order: those that no initialiser fills.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<&'m str> {
+        self.graph.input.iter().map(|v| v.name()).filter(|n| self.is_dynamic(n)).collect()
+    }
+
+    /// Nodes that values depend on, walking back no further than `given`.
+    pub(crate) fn needed_for(&self, wanted: &[&'m str], given: &HashSet<&str>) -> HashSet<usize> {
+        let mut nodes = HashSet::new();
+        let mut stack = wanted.to_vec();
+        while let Some(name) = stack.pop() {
+            if let Some(&node) = self.producer.get(name)
+                && !given.contains(name)
+                && nodes.insert(node)
+            {
+                stack.extend(&self.reads[node]);
+            }
+        }
+        nodes
+    }
+}
+
+/// Whether a node's results are determined by its inputs, as far as its
+/// operator is known: foreign domains may do anything, and bodies of
+/// subgraphs aren't looked into.
+pub(crate) fn is_function_of_inputs(node: &NodeProto) -> bool {
+    let known = node.domain().is_empty() || matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
+    let subgraph = node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
+    known && !subgraph && !RANDOM.contains(&node.op_type())
 }
 
 /// Names a node reads: its inputs, and what its subgraphs take from outside.
 #[must_use]
 pub fn reads(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().filter(|i| !i.is_empty()).map(String::as_str).collect();
+    let mut seen: HashSet<&str> = HashSet::new();
     for attribute in &node.attribute {
         for graph in attribute.g.iter().chain(&attribute.graphs) {
-            captured(graph, &mut names);
+            names.extend(captured(graph).into_iter().filter(|name| seen.insert(name)));
         }
     }
     names
 }
 
-/// Names that a subgraph takes from the graphs around it.
-fn captured<'g>(graph: &'g GraphProto, names: &mut Vec<&'g str>) {
-    let mut own: std::collections::HashSet<&str> = graph.input.iter().map(|v| v.name()).collect();
-    own.extend(graph.initializer.iter().map(|t| t.name()));
-    own.extend(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
+/// Names that a subgraph takes from the graphs around it, each once, in the
+/// order of their first use.
+pub(crate) fn captured(graph: &GraphProto) -> Vec<&str> {
+    let own = defined(graph);
+    let mut seen: HashSet<&str> = HashSet::new();
     let used = graph.node.iter().flat_map(reads).chain(graph.output.iter().map(|o| o.name()));
-    for name in used {
-        if !own.contains(name) && !names.contains(&name) {
-            names.push(name);
-        }
-    }
+    used.filter(|name| !own.contains(name) && seen.insert(name)).collect()
+}
+
+/// Names that a graph defines itself.
+pub(crate) fn defined(graph: &GraphProto) -> HashSet<&str> {
+    let mut own: HashSet<&str> = graph.input.iter().map(|v| v.name()).collect();
+    own.extend(graph.initializer.iter().map(|t| t.name()));
+    own.extend(graph.sparse_initializer.iter().map(|s| s.values.name()));
+    own.extend(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
+    own
 }
 
 /// Kahn's algorithm, smallest position first, so that a valid file keeps its order.
@@ -82,14 +130,15 @@ fn order(graph: &GraphProto, producer: &HashMap<&str, usize>, reads: &[Vec<&str>
             }
         }
     }
-    let mut ready: std::collections::BTreeSet<usize> = (0..missing.len()).filter(|&n| missing[n] == 0).collect();
+    let mut ready: std::collections::BinaryHeap<std::cmp::Reverse<usize>> =
+        (0..missing.len()).filter(|&n| missing[n] == 0).map(std::cmp::Reverse).collect();
     let mut order = Vec::with_capacity(missing.len());
-    while let Some(node) = ready.pop_first() {
+    while let Some(std::cmp::Reverse(node)) = ready.pop() {
         order.push(node);
         for &user in &users[node] {
             missing[user] -= 1;
             if missing[user] == 0 {
-                ready.insert(user);
+                ready.push(std::cmp::Reverse(user));
             }
         }
     }

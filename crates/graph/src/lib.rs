@@ -1,7 +1,8 @@
 //! ONNX models as graphs: load, check, infer shapes, cost, cut, slice,
 //! rewrite, save. Never executes a graph, and has no unsafe code.
 //!
-//! Start at [`Model`], then [`cuts`](mod@cuts) and [`slice`](mod@slice).
+//! Start at [`Model`], then [`cuts`](mod@cuts), [`slice`](mod@slice) and
+//! [`rewrite`].
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +15,7 @@ pub mod index;
 pub mod infer;
 pub mod model;
 pub mod profile;
+pub mod rewrite;
 pub mod slice;
 pub mod tensor;
 pub mod types;

@@ -4,7 +4,7 @@
 //! interpret is still there when the model is saved. Views over it
 //! (producers, consumers, types) are computed where they are needed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use protobuf::Message;
@@ -13,6 +13,10 @@ use crate::error::LoadError;
 use crate::onnx::{GraphProto, ModelProto, TypeProto, ValueInfoProto};
 use crate::tensor::DataType;
 use crate::types::{Dim, ValueInfo};
+
+/// Bytes of a model's own file at most: protobuf's readers take lengths as
+/// signed 32-bit numbers.
+pub const FILE_BYTES_MAX: u64 = i32::MAX as u64;
 
 /// A checked ONNX model.
 ///
@@ -31,7 +35,7 @@ impl Model {
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
         let mut model = Self::decode(Bytes::from(bytes))?;
-        crate::external::resolve(&mut model.proto, path.parent().unwrap_or(Path::new("")))?;
+        crate::external::resolve(&mut model.proto, path)?;
         crate::check::check(&model)?;
         Ok(model)
     }
@@ -42,7 +46,6 @@ impl Model {
     /// [`LoadError`], naming node and tensor.
     pub fn parse(bytes: Bytes) -> Result<Self, LoadError> {
         let model = Self::decode(bytes)?;
-        crate::external::refuse(&model.proto)?;
         crate::check::check(&model)?;
         Ok(model)
     }
@@ -66,22 +69,53 @@ impl Model {
     /// The model as one self-contained ONNX file.
     ///
     /// # Errors
-    /// When it exceeds protobuf's 2 GiB.
+    /// When it exceeds [`FILE_BYTES_MAX`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, LoadError> {
-        self.proto.write_to_bytes().map_err(|e| LoadError::TooLarge { reason: e.to_string() })
+        encode(&self.proto, FILE_BYTES_MAX)
     }
 
-    /// Writes one self-contained file: whole, or not at all.
+    /// Writes the model: one self-contained file where that can hold it, else
+    /// with its weights beside it in `<file name>.data`.
+    ///
+    /// Files appear whole or not at all. With weights beside it, a model
+    /// that stood there before is removed first, so that it is never read with
+    /// the weights of another.
     ///
     /// # Errors
-    /// When the disk refuses, or the model exceeds 2 GiB.
+    /// When the disk refuses, or what must stay in the model's own file
+    /// exceeds [`FILE_BYTES_MAX`].
     pub fn save(&self, path: &Path) -> Result<(), LoadError> {
-        let write = |source| LoadError::Write { path: path.to_owned(), source };
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let partial = path.with_file_name(name);
-        std::fs::write(&partial, self.to_bytes()?).map_err(write)?;
-        std::fs::rename(&partial, path).map_err(write)
+        self.save_within(path, FILE_BYTES_MAX)
+    }
+
+    /// [`Model::save`] with a lower limit for the model's own file, in bytes.
+    ///
+    /// # Errors
+    /// As [`Model::save`].
+    pub fn save_within(&self, path: &Path, file_bytes_max: u64) -> Result<(), LoadError> {
+        let max = file_bytes_max.min(FILE_BYTES_MAX);
+        if self.proto.compute_size() <= max {
+            let bytes = encode(&self.proto, max)?;
+            return whole(path, |partial| write(partial, &bytes));
+        }
+        let data = beside(path, ".data");
+        let Some(location) = data.file_name().and_then(|n| n.to_str()) else {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "the file's name is not UTF-8");
+            return Err(LoadError::Write { path: path.to_owned(), source });
+        };
+        let mut proto = self.proto.clone();
+        let mut bytes = Vec::new();
+        whole(&data, |partial| {
+            crate::external::split(&mut proto, location, partial)?;
+            bytes = encode(&proto, max)?;
+            match std::fs::remove_file(path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    Err(LoadError::Write { path: path.to_owned(), source: e })
+                }
+                _ => Ok(()),
+            }
+        })?;
+        whole(path, |partial| write(partial, &bytes))
     }
 
     /// The underlying message.
@@ -115,6 +149,45 @@ impl Model {
         let canonical = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_owned() };
         self.proto.opset_import.iter().find(|o| canonical(o.domain()) == canonical(domain)).map(|o| o.version())
     }
+}
+
+/// Bytes of a message at most `max` long.
+fn encode(proto: &ModelProto, max: u64) -> Result<Vec<u8>, LoadError> {
+    let failed = |e: protobuf::Error| LoadError::Encode { reason: e.to_string() };
+    // The encoder itself would write lengths that no decoder takes.
+    let size = proto.compute_size();
+    if size > max {
+        return Err(LoadError::TooLarge { bytes: size, max });
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    let mut out = protobuf::CodedOutputStream::vec(&mut bytes);
+    proto.write_to_with_cached_sizes(&mut out).map_err(failed)?;
+    out.flush().map_err(failed)?;
+    drop(out);
+    Ok(bytes)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(suffix);
+    path.with_file_name(name)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), LoadError> {
+    std::fs::write(path, bytes).map_err(|source| LoadError::Write { path: path.to_owned(), source })
+}
+
+/// Makes a file under a passing name, and gives it its own once it is whole.
+fn whole(path: &Path, make: impl FnOnce(&Path) -> Result<(), LoadError>) -> Result<(), LoadError> {
+    let partial = beside(path, ".partial");
+    let made = make(&partial).and_then(|()| {
+        std::fs::rename(&partial, path).map_err(|source| LoadError::Write { path: path.to_owned(), source })
+    });
+    if made.is_err() {
+        // What is left of it helps nobody; the error that counts is `made`.
+        let _ = std::fs::remove_file(&partial);
+    }
+    made
 }
 
 /// Name, element type and shape as declared by a message.

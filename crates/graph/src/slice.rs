@@ -1,6 +1,6 @@
 //! Divides a model at cuts into models that run one after the other.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::error::LoadError;
 use crate::index::Index;
@@ -54,20 +54,23 @@ pub enum SliceError {
 /// cuts give `n + 1` models. Slice `i` takes frontier `i - 1` and gives
 /// frontier `i`; the last gives the model's outputs.
 ///
+/// Every node that an output needs is in exactly one slice, save those that
+/// depend on constants alone: they are in each slice that uses them.
+///
 /// # Errors
 /// [`SliceError`].
 pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Model>, SliceError> {
     let index = Index::new(model);
     let graph = index.graph;
-    let inputs: Vec<&str> = graph.input.iter().map(|v| v.name()).filter(|n| index.is_dynamic(n)).collect();
+    let inputs = index.inputs();
     let outputs: Vec<&str> = graph.output.iter().map(|v| v.name()).collect();
     for (cut, frontier) in at.iter().enumerate() {
         for tensor in frontier {
-            if index.initializer.contains_key(tensor.as_str()) {
+            if !index.is_dynamic(tensor) {
                 return Err(SliceError::Constant { cut, tensor: tensor.clone() });
             }
             if !index.producer.contains_key(tensor.as_str()) && !inputs.contains(&tensor.as_str()) {
-                let names = index.producer.keys().copied().chain(inputs.iter().copied());
+                let names = index.producer.keys().chain(&inputs).copied().filter(|name| index.is_dynamic(name));
                 return Err(SliceError::Unknown { cut, tensor: tensor.clone(), near: nearest(tensor, names) });
             }
         }
@@ -80,47 +83,26 @@ pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Mod
     let mut slices = Vec::with_capacity(boundaries.len() - 1);
     for part in 0..boundaries.len() - 1 {
         let given: HashSet<&str> = boundaries[part].iter().copied().collect();
-        let mut nodes: HashSet<usize> = HashSet::new();
-        let mut stack: Vec<&str> = boundaries[part + 1].clone();
-        let mut missing: Vec<String> = Vec::new();
-        while let Some(name) = stack.pop() {
-            if given.contains(name) || index.initializer.contains_key(name) {
-                continue;
-            }
-            match index.producer.get(name) {
-                Some(&node) => {
-                    if nodes.insert(node) {
-                        stack.extend(&index.reads[node]);
-                    }
-                }
-                // An input of the model that the frontier before leaves out.
-                None => missing.push(name.to_owned()),
-            }
-        }
+        let nodes = index.needed_for(&boundaries[part + 1], &given);
         if part > 0 {
             // Walking back past the frontier means that it isn't complete:
             // name the values that cross it, not their causes.
-            let before = reach(&index, &boundaries[part], &inputs);
-            let crossing: Vec<String> = nodes
+            let before = index.needed_for(&boundaries[part], &HashSet::new());
+            let is_before = |name: &str| index.producer.get(name).is_none_or(|p| before.contains(p));
+            let crossing: BTreeSet<String> = nodes
                 .iter()
                 .filter(|n| !before.contains(n))
                 .flat_map(|&n| index.reads[n].iter())
-                .chain(boundaries[part + 1].iter())
-                .filter(|name| !given.contains(**name))
-                .filter(|name| index.producer.get(**name).is_some_and(|p| before.contains(p)) || inputs.contains(name))
+                .chain(&boundaries[part + 1])
+                .filter(|name| !given.contains(**name) && index.is_dynamic(name) && is_before(name))
                 .map(|name| (*name).to_owned())
-                .collect::<std::collections::BTreeSet<_>>()
-                .into_iter()
                 .collect();
             if !crossing.is_empty() {
-                let behind = boundaries[part + 1].iter().all(|n| index.producer.get(n).is_none_or(|p| before.contains(p)));
+                let behind = boundaries[part + 1].iter().all(|name| is_before(name));
                 if behind && part < at.len() {
                     return Err(SliceError::Order { cut: part });
                 }
-                return Err(SliceError::Incomplete { cut: part - 1, missing: crossing });
-            }
-            if !missing.is_empty() {
-                return Err(SliceError::Incomplete { cut: part - 1, missing });
+                return Err(SliceError::Incomplete { cut: part - 1, missing: crossing.into_iter().collect() });
             }
         }
         let mut nodes: Vec<usize> = nodes.into_iter().collect();
@@ -128,20 +110,6 @@ pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Mod
         slices.push(build(model, types, &index, &nodes, &boundaries[part], &boundaries[part + 1])?);
     }
     Ok(slices)
-}
-
-/// Nodes that `names` depend on.
-fn reach<'m>(index: &Index<'m>, names: &[&'m str], _inputs: &[&str]) -> HashSet<usize> {
-    let mut nodes = HashSet::new();
-    let mut stack: Vec<&str> = names.to_vec();
-    while let Some(name) = stack.pop() {
-        if let Some(&node) = index.producer.get(name)
-            && nodes.insert(node)
-        {
-            stack.extend(&index.reads[node]);
-        }
-    }
-    nodes
 }
 
 fn build(model: &Model, types: &Types, index: &Index<'_>, nodes: &[usize], given: &[&str], wanted: &[&str]) -> Result<Model, SliceError> {
@@ -168,7 +136,7 @@ fn build(model: &Model, types: &Types, index: &Index<'_>, nodes: &[usize], given
         sparse_initializer: whole
             .sparse_initializer
             .iter()
-            .filter(|t| t.values.as_ref().is_some_and(|v| used.contains(v.name())))
+            .filter(|s| used.contains(s.values.name()))
             .cloned()
             .collect(),
         quantization_annotation: whole
