@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod identity;
+pub mod link;
 pub mod models;
 pub mod output;
 pub mod store;

@@ -10,6 +10,7 @@ pub mod client;
 mod completions;
 mod doctor;
 pub mod infer;
+mod link;
 mod model;
 mod node;
 mod planning;
@@ -102,6 +103,9 @@ enum Verb {
     Infer(infer::Infer),
     /// Measure how fast a node answers
     Bench(bench::Bench),
+    /// A link in userspace, as slow and broken as wished
+    #[command(subcommand)]
+    Link(link::LinkVerb),
     /// Print shell completions
     Completions(completions::Completions),
 }
@@ -138,6 +142,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Explain(args) => planning::plan(global, &args, true),
         Verb::Infer(args) => infer::infer(global, &args),
         Verb::Bench(args) => bench::bench(global, &args),
+        Verb::Link(verb) => link::link(global, verb),
         Verb::Completions(c) => completions::completions(&c),
     }
 }
@@ -151,5 +156,9 @@ fn usage(text: impl std::fmt::Display) -> Failure {
 fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
     // Four workers at least: one may encode tensors while others keep leases.
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get().max(4));
-    tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?.block_on(command)
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    let outcome = runtime.block_on(command);
+    // Work that nobody waits for any more must not hold up the end.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    outcome
 }

@@ -14,6 +14,7 @@ use tierline_proto::v1::local_server::LocalServer;
 use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use tierline_proto::Role;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, watch};
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
@@ -105,6 +106,8 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     node.replan();
     profile_missing(&node);
 
+    // Whoever reads "ready" may ask for the end at once.
+    let mut signals = Signals::new()?;
     let ready = Ready {
         event: "ready",
         node: node.name(),
@@ -122,7 +125,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
         output.say(format!("{} ({}) is ready, listening on {place}", ready.node, ready.role));
     }
     tokio::select! {
-        () = asked_to_stop() => {}
+        () = signals.any() => {}
         _ = stop.wait_for(|stop| *stop) => {}
     }
     output.say(format!("{} says goodbye", node.name()));
@@ -314,18 +317,21 @@ fn serve_socket(node: &Arc<Node>, path: &Path) -> Outcome<Served> {
     Ok(tokio::spawn(router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe()))))
 }
 
-async fn asked_to_stop() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let interrupt = tokio::signal::ctrl_c();
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = interrupt => {}
-                _ = terminate.recv() => {}
-            }
-        }
-        Err(_) => {
-            let _ = interrupt.await;
+/// What asks a process to end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
 }
