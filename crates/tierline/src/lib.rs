@@ -8,4 +8,5 @@ pub mod identity;
 pub mod link;
 pub mod models;
 pub mod output;
+pub mod profiling;
 pub mod store;

@@ -167,7 +167,7 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
 }
 
 /// The device's own name as a node's name.
-fn host_name() -> String {
+pub fn host_name() -> String {
     let given = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
     let name: String = given
         .trim()

@@ -1,67 +1,199 @@
 //! `tierline profile`, `tierline plan`, `tierline explain`.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde::Serialize;
+use tierline_engine::profiler::Watch;
+use tierline_graph::profile::{CutProfile, DeviceProfile, ModelProfile, TensorProfile};
 use tierline_plan::problem::Problem;
-use tierline_plan::Limits;
-use tierline_proto::v1::{PlanRequest as NodePlanRequest, ProfileRequest};
+use tierline_plan::{Explanation, Limits, PlanError, Site};
+use tierline_proto::v1::{Empty, PlanRequest as NodePlanRequest, ProfileRequest};
 
 use super::{Global, block_on, client, usage};
+use crate::models::{self, Manifest, Prepared};
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
+use crate::profiling::Work;
+use crate::store::disk;
 
 #[derive(Debug, clap::Args)]
 pub struct Profile {
-    /// The model's name, as `model ls` prints it
+    /// A model's name on a node, or an ONNX file to measure right here
     model: String,
+    /// Keep the profile in a file (.toml or .json), beside those of other models
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// This device's name in the file
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+    /// State the profile of a device so many times slower
+    #[arg(long, value_name = "FACTOR", default_value = "1")]
+    scale: f64,
+    /// Threads within an operator; 0 takes every core (with a file)
+    #[arg(long, default_value = "0")]
+    threads: usize,
+    /// Fix an input's free axes: NAME=1,3,224,224 (with a file)
+    #[arg(long = "shape", value_name = "NAME=DIMS")]
+    shapes: Vec<String>,
+    /// A real input to measure with: NAME=@FILE.npy (with a file)
+    #[arg(long = "sample", value_name = "NAME=@FILE")]
+    samples: Vec<String>,
     /// The node: https://host:port or unix:PATH
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
 }
 
+fn is_file(model: &str) -> bool {
+    let path = Path::new(model);
+    path.extension().is_some_and(|e| e == "onnx") || path.is_file()
+}
+
 pub fn profile(global: &Global, args: &Profile) -> Outcome {
+    if !(args.scale > 0.0 && args.scale.is_finite()) {
+        return Err(usage(format!("--scale {}: it must be above 0", args.scale)));
+    }
+    let measured = if is_file(&args.model) { profile_file(global, args)? } else { profile_on_node(global, args)? };
+    let (engine, profile) = measured;
+    let digest = profile.model.clone();
+    let device = DeviceProfile {
+        device: args.device.clone().unwrap_or_else(super::node::host_name),
+        engine,
+        threads: args.threads,
+        scale: 1.0,
+        models: BTreeMap::from([(digest.clone(), profile)]),
+    };
+    let name = device.device.clone();
+    let device = if args.scale == 1.0 { device } else { device.scaled(&name, args.scale) };
+    if let Some(path) = &args.out {
+        keep_profile(path, device.clone())?;
+        global.output().say(format!("kept in {}", path.display()));
+    }
+    let profile = device.models.get(&digest).cloned().unwrap_or_else(|| unreachable!("it was put there above"));
+    global.output().data(&profile, profile_text)
+}
+
+/// Measures a file on this device.
+fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfile)> {
+    let engine = models::engine(global)?;
+    let samples = super::args::tensors(&args.samples)?;
+    let (prepared, manifest) = prepare(Path::new(&args.model), &engine, &args.shapes, &samples)?;
+    let mut inputs = Vec::new();
+    for input in &manifest.inputs {
+        let given = samples.iter().find(|(name, _)| *name == input.name);
+        let shape = manifest.input_shapes.get(&input.name).cloned().unwrap_or_default();
+        let dtype = input.dtype.unwrap_or(tierline_graph::DataType::F32);
+        let tensor = match given {
+            Some((_, tensor)) => tensor.clone(),
+            None => crate::profiling::synthetic(dtype, &shape).map_err(usage)?,
+        };
+        inputs.push((input.name.clone(), tensor));
+    }
+    let work = Work { engine: Arc::clone(&engine), model: &prepared.model, manifest: &manifest, inputs: &inputs };
+    let bar = global.output().progress(100, "measuring");
+    let shown = bar.clone();
+    let watch = Watch::new(move |p| {
+        shown.set_message(p.phase.to_string());
+        shown.set_position((p.done * 100.0) as u64);
+    });
+    let profile = crate::profiling::measure(&work, tierline_engine::LoadOptions::with_threads(args.threads), 1.0, watch)?;
+    bar.finish_and_clear();
+    Ok((format!("{} {}", engine.name(), engine.version()), profile))
+}
+
+fn profile_on_node(global: &Global, args: &Profile) -> Outcome<(String, ModelProfile)> {
+    let mut found = None;
     block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        let status = node.status(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
         let request = ProfileRequest { model: args.model.clone(), ..ProfileRequest::default() };
         let mut stream = node.profile(request).await.map_err(|s| client::refused(&s))?.into_inner();
-        let bar = global.output().progress(1, "measuring");
+        let bar = global.output().progress(100, "measuring");
         let mut json = String::new();
         while let Some(progress) = stream.message().await.map_err(|s| client::refused(&s))? {
-            bar.set_length(u64::from(progress.total));
+            bar.set_message(progress.step);
             bar.set_position(u64::from(progress.done));
             json = progress.profile_json;
         }
         bar.finish_and_clear();
-        let profile: tierline_graph::profile::ModelProfile = serde_json::from_str(&json)?;
-        global.output().data(&profile, |p| {
-            let mut text = format!(
-                "whole model {} (spread {:.1}%), loads in {}\n\n",
-                output::duration(p.whole_ns),
-                p.spread * 100.0,
-                output::duration(p.load_ns)
-            );
-            let rows: Vec<Vec<String>> = p
-                .segments
-                .iter()
-                .enumerate()
-                .map(|(i, s)| {
-                    let cut = p.cuts.get(i);
-                    let bytes = cut.map_or(p.output_bytes, |c| c.tensors.iter().map(|t| t.bytes).sum());
-                    let small = cut.and_then(|c| {
-                        c.tensors.iter().map(|t| t.codecs.iter().filter(|c| c.loss == 0.0).map(|c| c.bytes).min()).sum::<Option<u64>>()
-                    });
-                    vec![
-                        i.to_string(),
-                        s.time_ns.map_or_else(|| "cannot run".to_owned(), output::duration),
-                        output::bytes(s.memory_bytes),
-                        output::bytes(bytes),
-                        small.map_or_else(String::new, output::bytes),
-                    ]
-                })
-                .collect();
-            text.push_str(&output::table(&["segment", "time", "memory", "sends", "lossless"], &rows));
-            text
+        found = Some((format!("{} {}", status.engine, status.engine_version), serde_json::from_str(&json)?));
+        Ok(())
+    })?;
+    found.ok_or_else(|| Failure::message(Exit::Failure, "the node sent no profile"))
+}
+
+/// A model file prepared as nodes prepare it, with its manifest.
+fn prepare(
+    path: &Path,
+    engine: &Arc<dyn tierline_engine::Engine>,
+    shapes: &[String],
+    samples: &[(String, tierline_graph::Tensor)],
+) -> Outcome<(Prepared, Manifest)> {
+    let prepared = Prepared::load(path, engine)?;
+    let mut given = super::args::shapes(shapes)?;
+    for (name, tensor) in samples {
+        given.insert(name.clone(), tensor.shape().iter().map(|&d| d as u64).collect());
+    }
+    let shapes = super::profile_shapes(&prepared, given)?;
+    let manifest = prepared.manifest("", String::new(), shapes)?;
+    Ok((prepared, manifest))
+}
+
+/// Adds to the profiles in a file, or begins one.
+fn keep_profile(path: &Path, mut device: DeviceProfile) -> Outcome {
+    if path.exists() {
+        let known = read_profile(path)?;
+        for (digest, profile) in known.models {
+            device.models.entry(digest).or_insert(profile);
+        }
+    }
+    let json = path.extension().is_some_and(|e| e == "json");
+    let text = if json { serde_json::to_string_pretty(&device)? } else { toml::to_string_pretty(&device)? };
+    let written = disk::write_atomically(path, text.as_bytes(), 0o644, disk::Existing::Replace);
+    written.map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display())).exit_with(Exit::Failure)
+}
+
+fn read_profile(path: &Path) -> Outcome<DeviceProfile> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| anyhow::anyhow!("cannot read the profile {}: {e}", path.display()))
+        .exit_with(Exit::Configuration)?;
+    if path.extension().is_some_and(|e| e == "json") {
+        return serde_json::from_str(&text)
+            .map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
+            .exit_with(Exit::Configuration);
+    }
+    crate::config::parse(&text, path)
+}
+
+fn profile_text(p: &ModelProfile) -> String {
+    let mut text = format!(
+        "whole model {} (spread {:.1}%), loads in {}\n\n",
+        output::duration(p.whole_ns),
+        p.spread * 100.0,
+        output::duration(p.load_ns)
+    );
+    let lossless = |c: &CutProfile| {
+        let least = |t: &TensorProfile| t.codecs.iter().filter(|c| c.loss == 0.0).map(|c| c.bytes).min();
+        c.tensors.iter().map(least).sum::<Option<u64>>()
+    };
+    let rows: Vec<Vec<String>> = p
+        .segments
+        .iter()
+        .enumerate()
+        .map(|(i, s)| {
+            let cut = p.cuts.get(i);
+            let bytes = cut.map_or(p.output_bytes, |c| c.tensors.iter().map(|t| t.bytes).sum());
+            vec![
+                i.to_string(),
+                s.time_ns.map_or_else(|| "cannot run".to_owned(), output::duration),
+                output::bytes(s.memory_bytes),
+                output::bytes(bytes),
+                cut.and_then(lossless).map_or_else(String::new, output::bytes),
+            ]
         })
-    })
+        .collect();
+    text.push_str(&output::table(&["segment", "time", "memory", "sends", "lossless"], &rows));
+    text
 }
 
 #[derive(Debug, clap::Args)]
@@ -105,26 +237,32 @@ fn objective(text: &str) -> Result<String, String> {
 impl Plan {
     /// The limits asked for; `None` leaves the node's own.
     fn limits(&self) -> Option<Limits> {
-        let asked = self.deadline.is_some()
-            || self.private_segments.is_some()
-            || !self.private_tensors.is_empty()
-            || self.max_loss.is_some();
-        asked.then(|| {
-            let default = Limits::default();
-            Limits {
-                private_segments: self.private_segments.unwrap_or(default.private_segments),
-                private_tensors: self.private_tensors.clone(),
-                deadline_ns: self.deadline.map(|d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
-                max_loss: self.max_loss.unwrap_or(default.max_loss),
-            }
-        })
+        let mut limits = Limits::default();
+        self.tighten(&mut limits);
+        (limits != Limits::default()).then_some(limits)
+    }
+
+    /// Puts the limits asked for in place of `limits`.
+    fn tighten(&self, limits: &mut Limits) {
+        if let Some(deadline) = self.deadline {
+            limits.deadline_ns = Some(u64::try_from(deadline.as_nanos()).unwrap_or(u64::MAX));
+        }
+        if let Some(segments) = self.private_segments {
+            limits.private_segments = segments;
+        }
+        if !self.private_tensors.is_empty() {
+            limits.private_tensors.clone_from(&self.private_tensors);
+        }
+        if let Some(loss) = self.max_loss {
+            limits.max_loss = loss;
+        }
     }
 }
 
 pub fn plan(global: &Global, args: &Plan, explain: bool) -> Outcome {
     match (&args.problem, &args.site, &args.model) {
         (Some(file), _, _) => bare(global, file),
-        (None, Some(_), Some(_)) => Err(usage("--site is not there yet")),
+        (None, Some(site), Some(model)) => on_site(global, args, Path::new(model), site, explain),
         (None, None, Some(model)) => on_node(global, args, model, explain),
         _ => Err(usage("name a model, or give --problem FILE")),
     }
@@ -153,8 +291,60 @@ fn bare(global: &Global, file: &Path) -> Outcome {
     })
 }
 
+#[derive(Serialize)]
+struct SitePlan {
+    /// The placement in words.
+    placement: String,
+    /// Names of the tiers, lowest first.
+    tiers: Vec<String>,
+    /// The cuts between segments: each frontier's tensors.
+    cuts: Vec<Vec<String>>,
+    #[serde(flatten)]
+    plan: tierline_plan::Plan,
+    /// What decided it.
+    explanation: Explanation,
+}
+
+/// Plans a file for a site that is described, not running.
+fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: bool) -> Outcome {
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| anyhow::anyhow!("cannot read {}: {e}", file.display()))
+        .exit_with(Exit::Configuration)?;
+    let site = Site::parse(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display())).exit_with(Exit::Configuration)?;
+    let engine = models::engine(global)?;
+    let (_, manifest) = prepare(model, &engine, &args.shapes, &[])?;
+    let mut profiles = Vec::new();
+    for name in site.names() {
+        let source = site.source(&name).exit_with(Exit::Configuration)?;
+        // Paths in a file are relative to the file.
+        let path = file.parent().unwrap_or(Path::new(".")).join(source.profile);
+        let device = read_profile(&path)?.scaled(&name, source.factor);
+        let profile = device.models.get(&manifest.digest).cloned().ok_or_else(|| {
+            Failure::message(Exit::Configuration, format!("{} has no profile of {}", path.display(), model.display()))
+                .hint(format!("tierline profile {} --out {}", model.display(), path.display()))
+        })?;
+        profiles.push(profile);
+    }
+    let borrowed: Vec<&ModelProfile> = profiles.iter().collect();
+    let mut request = site.request(&borrowed).exit_with(Exit::Configuration)?;
+    if let Some(objective) = &args.objective {
+        request.objective = objective.parse().map_err(|e: String| usage(e))?;
+    }
+    args.tighten(&mut request.limits);
+    let plan = tierline_plan::plan_with_direct(&request, &site.conditions(), site.direct().as_ref()).map_err(|e| {
+        let exit = if matches!(e, PlanError::Infeasible(_)) { Exit::Infeasible } else { Exit::Configuration };
+        Failure::new(exit, e)
+    })?;
+    let explanation = tierline_plan::explain(&request, &plan, None);
+    let placement = crate::daemon::planner::words(&plan.evaluation);
+    let document = SitePlan { placement, tiers: site.names(), cuts: manifest.cuts, plan, explanation };
+    global.output().data(&document, |d| {
+        if explain { d.explanation.to_string() } else { crate::daemon::planner::describe_plan(&d.placement, &d.plan) }
+    })
+}
+
 fn on_node(global: &Global, args: &Plan, model: &str, explain: bool) -> Outcome {
-    if Path::new(model).extension().is_some_and(|e| e == "onnx") {
+    if is_file(model) {
         return Err(usage(format!("to plan the file {model}, say what site it is for: --site SITE.toml"))
             .hint("or give it to a node with `tierline model add`, and name it here"));
     }

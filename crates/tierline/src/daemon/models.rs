@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use tierline_engine::profiler::{ProfileOptions, Subject, profile_with};
+use tierline_engine::profiler::Watch;
 use tierline_graph::profile::ModelProfile;
-use tierline_graph::{DataType, Elements, Tensor};
+use tierline_graph::{DataType, Tensor};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Catalogue as CatalogueMessage, Code, Failure, ModelAddHeader, ModelEntry};
 
@@ -16,10 +15,7 @@ use super::Node;
 use super::catalogue::{Entry, unknown_model};
 use super::compute::Program;
 use crate::models::{Manifest, Prepared};
-
-/// Time the profiler may spend on one model: enough for a stable median on a
-/// slow board, short enough to answer while the user waits.
-const PROFILE_TIME: Duration = Duration::from_secs(6);
+use crate::profiling;
 
 impl Node {
     /// Takes in a model: checks, folds, stores and names it.
@@ -121,7 +117,7 @@ impl Node {
     pub fn profile_later(self: &Arc<Self>, entry: Entry) {
         let node = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(failure) = node.profile_model(&entry).await {
+            if let Err(failure) = node.profile_model(&entry, Watch::default()).await {
                 let text = format!("{} could not be profiled: {failure}", entry.manifest.name);
                 node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
             }
@@ -132,33 +128,17 @@ impl Node {
     ///
     /// # Errors
     /// When the model can't be had or run here.
-    pub async fn profile_model(self: &Arc<Self>, entry: &Entry) -> Result<(Digest, Arc<ModelProfile>), Failure> {
+    pub async fn profile_model(self: &Arc<Self>, entry: &Entry, progress: Watch) -> Result<(Digest, Arc<ModelProfile>), Failure> {
         let program = self.program(entry).await?;
         let inputs = self.sample_inputs(&entry.manifest).await?;
         let (engine, load, slowdown) = (Arc::clone(&self.engine), self.config.load_options(), self.config.slowdown);
         let measured = tokio::task::spawn_blocking(move || {
-            let _turn = turn();
-            let options = ProfileOptions { load, budget: PROFILE_TIME, ..ProfileOptions::default() };
-            let slice = |cuts: &[Vec<String>]| {
-                tierline_graph::slice::slice(&program.model, &program.types, cuts)
-                    .map_err(|e| tierline_engine::EngineError::Refused { engine: "slicing", node: None, reason: e.to_string() })
-            };
-            let subject = Subject {
-                model: &program.model,
-                types: &program.types,
-                cuts: &program.manifest.cuts,
-                slice: &slice,
-                inputs: &inputs,
-            };
-            profile_with(engine.as_ref(), &subject, &options, &mut super::planner::CodecMeter)
+            let work = profiling::Work { engine, model: &program.model, manifest: &program.manifest, inputs: &inputs };
+            profiling::measure(&work, load, slowdown, progress)
         })
         .await
         .map_err(|e| Failure::new(Code::Internal, format!("profiling failed: {e}")))?;
-        let mut profile = measured.map_err(|e| Failure::new(Code::Engine, e.to_string()))?;
-        profile.model.clone_from(&entry.manifest.digest);
-        if slowdown > 1.0 {
-            profile = slowed(profile, slowdown);
-        }
+        let profile = measured.map_err(|e| Failure::new(Code::Engine, e.to_string()))?;
         let json = serde_json::to_vec(&profile).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         let digest = self.artefacts.put(Bytes::from(json)).await?;
         self.artefacts.keep_profile(entry.model, digest)?;
@@ -186,63 +166,14 @@ impl Node {
                 }
                 None => {
                     let shape = manifest.input_shapes.get(&input.name).cloned().unwrap_or_default();
-                    synthetic(input.dtype.unwrap_or(DataType::F32), &shape)?
+                    profiling::synthetic(input.dtype.unwrap_or(DataType::F32), &shape)
+                        .map_err(|text| Failure::new(Code::InvalidInput, text))?
                 }
             };
             inputs.push((input.name.clone(), tensor));
         }
         Ok(inputs)
     }
-}
-
-/// Nodes that share a device measure one after the other: side by side each
-/// would measure the others. Without the file they measure all the same.
-fn turn() -> Option<std::fs::File> {
-    let file = std::fs::File::create(std::env::temp_dir().join("tierline-profile.lock")).ok()?;
-    file.lock().ok()?;
-    Some(file)
-}
-
-/// A tensor of seeded noise for profiling: floats in -1..1, small integers.
-///
-/// # Errors
-/// When the shape exceeds memory or the type has no noise.
-pub fn synthetic(dtype: DataType, shape: &[u64]) -> Result<Tensor, Failure> {
-    let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
-    let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
-    let len = tierline_graph::tensor::element_count(&shape).map_err(|e| invalid(&e))?;
-    let mut rng = fastrand::Rng::with_seed(7);
-    let elements = match dtype {
-        DataType::F32 => Elements::F32((0..len).map(|_| rng.f32() * 2.0 - 1.0).collect()),
-        DataType::F64 => Elements::F64((0..len).map(|_| rng.f64() * 2.0 - 1.0).collect()),
-        DataType::F16 => Elements::F16((0..len).map(|_| half::f16::from_f32(rng.f32() * 2.0 - 1.0)).collect()),
-        // Ones are valid token ids, masks and lengths alike.
-        DataType::I64 => Elements::I64(vec![1; len]),
-        DataType::I32 => Elements::I32(vec![1; len]),
-        DataType::Bool => Elements::Bool(vec![1; len]),
-        DataType::U8 => Elements::U8((0..len).map(|_| rng.u8(..)).collect()),
-        DataType::I8 => Elements::I8((0..len).map(|_| rng.i8(..)).collect()),
-        other => return Err(invalid(&format!("no sample can be made up for {other} inputs")).with_help("give one with --sample")),
-    };
-    Tensor::new(shape, elements).map_err(|e| invalid(&e))
-}
-
-/// The profile of this device slowed by a stated factor.
-fn slowed(profile: ModelProfile, factor: f64) -> ModelProfile {
-    let model = profile.model.clone();
-    let device = tierline_graph::profile::DeviceProfile {
-        device: String::new(),
-        engine: String::new(),
-        threads: 0,
-        scale: 1.0,
-        models: BTreeMap::from([(model.clone(), profile.clone())]),
-    };
-    let mut slow = device.scaled("", factor).models.remove(&model).unwrap_or_else(|| profile.clone());
-    // The slowdown stretches what the engine computes; codecs run at full speed.
-    for (to, from) in slow.cuts.iter_mut().chain([&mut slow.input]).zip(profile.cuts.iter().chain([&profile.input])) {
-        to.clone_from(from);
-    }
-    slow
 }
 
 /// Takes over what the parent's catalogue says.

@@ -6,17 +6,17 @@
 //! are numbered in one row, so that going through another parent, or straight
 //! to the cloud, is just another plan.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tierline_graph::profile::{ModelProfile, SegmentProfile};
 use tierline_node::adapt::{Action, Adapt, Conditions, Event, Link, Plans, Session, SessionKey, Why};
 use tierline_node::{Peer, Span};
-use tierline_plan::request::Evaluation;
-use tierline_plan::{Grid, LinkCondition, PlanRequest, PlanTable};
+use tierline_plan::{Evaluation, Explanation, Grid, LinkCondition, Measured, PlanRequest, PlanTable};
 use tierline_proto::v1::{
-    Boundary, Code, Failure, LinkEstimate, ModelOffer, Offers, Route, TensorCodec, UpstreamTier, WarmHint, WarmHints, child_message,
+    Boundary, Code, Failure, InferHeader, LinkEstimate, ModelOffer, Offers, Reply, Route, StageTiming, TensorCodec, UpstreamTier,
+    WarmHint, WarmHints, child_message,
 };
 use tierline_proto::{Digest, Role};
 use tokio::sync::Notify;
@@ -129,6 +129,47 @@ type Key = (Digest, Vec<(Option<Peer>, Vec<(String, Option<Digest>)>)>);
 struct Inner {
     adapt: Adapt<Planned>,
     keys: HashMap<Digest, Key>,
+    /// Answers of the plan in force, by model.
+    recent: HashMap<Digest, Recent>,
+}
+
+/// Answers kept for `explain`.
+const RECENT_MAX: usize = 64;
+
+/// Recent answers that ran one placement.
+#[derive(Debug, Default)]
+struct Recent {
+    placement: String,
+    answers: VecDeque<(Duration, Vec<StageTiming>)>,
+}
+
+impl Recent {
+    /// Medians per stage and link.
+    fn measured(&self) -> Measured {
+        let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let mut links: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for (_, timings) in &self.answers {
+            for (i, t) in timings.iter().enumerate() {
+                let own = t.queue_ns + t.decode_ns + t.compute_ns + t.encode_ns;
+                stages.entry(t.node.clone()).or_default().push(own as f64);
+                if let Some(above) = timings.get(i + 1) {
+                    let spent = above.queue_ns + above.decode_ns + above.compute_ns + above.encode_ns + above.upstream_ns;
+                    links.entry(t.node.clone()).or_default().push(t.upstream_ns.saturating_sub(spent) as f64);
+                }
+            }
+        }
+        let median = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let medians = |all: BTreeMap<String, Vec<f64>>| all.into_iter().map(|(name, values)| (name, median(values))).collect();
+        let totals: Vec<f64> = self.answers.iter().map(|(total, _)| ns(*total) as f64).collect();
+        Measured {
+            stage_ns: medians(stages),
+            link_ns: medians(links),
+            latency_ns: (!totals.is_empty()).then(|| median(totals)),
+        }
+    }
 }
 
 /// The plans of a node.
@@ -162,7 +203,7 @@ impl Planner {
     #[must_use]
     pub fn new(memory_max: u64) -> Self {
         Self {
-            inner: Mutex::new(Inner { adapt: Adapt::new(memory_max), keys: HashMap::new() }),
+            inner: Mutex::new(Inner { adapt: Adapt::new(memory_max), keys: HashMap::new(), recent: HashMap::new() }),
             own: RwLock::default(),
             above: Mutex::default(),
             stir: Notify::new(),
@@ -539,7 +580,8 @@ fn place(peer: Option<Peer>, evaluation: &Evaluation, wait: Duration) -> Placed 
 }
 
 /// `end 0..12 > cloud 12..25`.
-fn words(evaluation: &Evaluation) -> String {
+#[must_use]
+pub fn words(evaluation: &Evaluation) -> String {
     let busy = evaluation.stages.iter().filter(|stage| stage.last > stage.first);
     busy.map(|stage| format!("{} {}..{}", stage.tier, stage.first, stage.last)).collect::<Vec<_>>().join(" > ")
 }
@@ -556,6 +598,8 @@ struct PlanDocument {
     links: Vec<LinkCondition>,
     #[serde(flatten)]
     plan: tierline_plan::Plan,
+    /// What decided it, and what was measured of it.
+    explanation: Explanation,
     /// The plan that requests run now.
     in_force: String,
     /// Distinct optimal placements over all link conditions.
@@ -676,6 +720,23 @@ impl Node {
         })
     }
 
+    /// Remembers how an answer came about, for `explain`.
+    pub fn observe_answer(&self, header: &InferHeader, placement: &str, total: Duration, reply: &Reply) {
+        let Some(entry) = self.catalogue.get(&header.model) else { return };
+        if reply.failure.is_some() || reply.degraded.is_some() {
+            return;
+        }
+        let mut inner = self.planner.lock();
+        let recent = inner.recent.entry(entry.model).or_default();
+        if recent.placement != placement {
+            *recent = Recent { placement: placement.to_owned(), answers: VecDeque::new() };
+        }
+        if recent.answers.len() == RECENT_MAX {
+            recent.answers.pop_front();
+        }
+        recent.answers.push_back((total, reply.stages.clone()));
+    }
+
     /// Plans a model for a person: under the links as they are, with another
     /// goal or other limits if asked.
     ///
@@ -725,9 +786,12 @@ impl Node {
             .current(entry.model)
             .and_then(|p| planned.evaluate(p, inner.adapt.conditions()))
             .map_or_else(|| "none".to_owned(), |(_, evaluation)| words(&evaluation));
+        let placement = words(&plan.evaluation);
+        let measured = inner.recent.get(&entry.model).filter(|r| r.placement == placement).map(Recent::measured);
         let document = PlanDocument {
             model: entry.manifest.name.clone(),
-            placement: words(&plan.evaluation),
+            explanation: tierline_plan::explain(&wanted, &plan, measured.as_ref()),
+            placement,
             tiers: wanted.tiers.iter().map(|t| t.name.clone()).collect(),
             links,
             plan,
@@ -741,9 +805,22 @@ impl Node {
 }
 
 fn describe(document: &PlanDocument, explain: bool) -> String {
+    let mut text = describe_plan(&document.placement, &document.plan);
+    if explain {
+        text = format!("{}\n", document.explanation);
+        text.push_str(&format!(
+            "in force   {}\ntable      {} placements are best under some link\n",
+            document.in_force, document.alternatives
+        ));
+    }
+    text
+}
+
+/// A plan in a few lines: stages, links, prediction.
+#[must_use]
+pub fn describe_plan(placement: &str, plan: &tierline_plan::Plan) -> String {
     use crate::output::{bytes, duration, table};
-    let PlanDocument { plan, .. } = document;
-    let mut text = format!("{}\n\n", document.placement);
+    let mut text = format!("{placement}\n\n");
     let mut rows = Vec::new();
     for (k, stage) in plan.evaluation.stages.iter().enumerate() {
         let span = if stage.last > stage.first { format!("{}..{}", stage.first, stage.last) } else { "passes on".to_owned() };
@@ -754,84 +831,8 @@ fn describe(document: &PlanDocument, explain: bool) -> String {
         }
     }
     text.push_str(&table(&["tier", "segments", "time", "sent"], &rows));
-    let cost = &plan.evaluation.cost;
-    text.push_str(&format!("\npredicted  {}", duration(cost.latency_ns as u64)));
-    if plan.gap > 0.0 {
-        text.push_str(&format!(", at most {:.1}% from the best possible", plan.gap * 100.0));
-    } else {
-        text.push_str(", proved the best");
-    }
-    text.push('\n');
-    if explain {
-        if let Some(second) = &plan.runner_up {
-            let more = (second.objective_value / plan.objective_value - 1.0) * 100.0;
-            text.push_str(&format!("runner-up  handing on at {:?}: {more:.1}% more\n", second.bounds));
-        }
-        let binding = plan.binding.as_deref().unwrap_or("none");
-        text.push_str(&format!("binding    {binding}\nin force   {}\n", document.in_force));
-        text.push_str(&format!("table      {} placements are best under some link\n", document.alternatives));
-    }
+    text.push_str(&format!("\npredicted  {}", duration(plan.evaluation.cost.latency_ns as u64)));
+    let proof = if plan.gap > 0.0 { format!("at most {:.1}% from the best", plan.gap * 100.0) } else { "proved the best".to_owned() };
+    text.push_str(&format!(", {proof}\n"));
     text
-}
-
-/// Measures codecs on the tensors of cuts: bytes, times, and the error that
-/// they cause in the model's outputs.
-#[derive(Debug, Default)]
-pub struct CodecMeter;
-
-/// Repetitions of a codec; the quickest counts.
-const CODEC_RUNS: usize = 3;
-
-impl tierline_engine::profiler::CodecProbe for CodecMeter {
-    fn probe(
-        &mut self,
-        _tensor: &str,
-        value: &tierline_graph::Tensor,
-        run_suffix: &mut dyn FnMut(&tierline_graph::Tensor) -> Result<Vec<tierline_graph::Tensor>, tierline_engine::EngineError>,
-    ) -> Vec<tierline_graph::profile::CodecProfile> {
-        let exact = run_suffix(value).ok();
-        let usable = tierline_codec::codecs().iter().filter(|codec| codec.accepts(value.dtype()));
-        usable
-            .filter_map(|codec| {
-                let (mut data, mut encode, mut decode, mut back) = (Vec::new(), Duration::MAX, Duration::MAX, None);
-                for _ in 0..CODEC_RUNS {
-                    data.clear();
-                    let started = std::time::Instant::now();
-                    codec.encode(value, &mut data).ok()?;
-                    encode = encode.min(started.elapsed());
-                    let started = std::time::Instant::now();
-                    back = Some(codec.decode(&data).ok()?);
-                    decode = decode.min(started.elapsed());
-                }
-                let loss = if codec.lossless() {
-                    0.0
-                } else {
-                    // A loss that can't be measured counts as total.
-                    let changed = run_suffix(&back?).ok();
-                    exact.as_ref().zip(changed.as_ref()).map_or(1.0, |(a, b)| difference(a, b))
-                };
-                Some(tierline_graph::profile::CodecProfile {
-                    codec: codec.name().to_owned(),
-                    bytes: data.len() as u64,
-                    encode_ns: ns(encode),
-                    decode_ns: ns(decode),
-                    loss,
-                })
-            })
-            .collect()
-    }
-}
-
-/// Root mean square of the difference over that of `exact`, the worst output.
-fn difference(exact: &[tierline_graph::Tensor], changed: &[tierline_graph::Tensor]) -> f64 {
-    let of = |(a, b): (&tierline_graph::Tensor, &tierline_graph::Tensor)| {
-        let (tierline_graph::Elements::F32(a), tierline_graph::Elements::F32(b)) = (a.elements(), b.elements()) else {
-            return f64::from(u8::from(a != b));
-        };
-        let square = |x: f32| f64::from(x) * f64::from(x);
-        let error: f64 = a.iter().zip(b).map(|(x, y)| square(x - y)).sum();
-        let size: f64 = a.iter().map(|x| square(*x)).sum();
-        if error == 0.0 { 0.0 } else { (error / size.max(f64::MIN_POSITIVE)).sqrt() }
-    };
-    exact.iter().zip(changed).map(of).fold(0.0, f64::max)
 }

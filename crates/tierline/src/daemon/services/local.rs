@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tierline_engine::profiler::Watch;
 use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES, DEADLINE_MS_MAX, MODEL_FILES_MAX};
 use tierline_proto::v1::local_server::Local;
 use tierline_proto::v1::{
@@ -122,15 +123,17 @@ impl Local for LocalService {
         let entry = entry(&self.0, &request.model)?;
         let (send, receive) = mpsc::channel(AHEAD_MAX);
         let node = Arc::clone(&self.0);
+        let report = send.clone();
+        let watch = Watch::new(move |p| {
+            let step = ProfileProgress { done: (p.done * 100.0) as u32, total: 100, step: p.phase.to_string(), ..ProfileProgress::default() };
+            // A watcher that is slow to read misses steps.
+            let _ = report.try_send(Ok(step));
+        });
         tokio::spawn(async move {
-            let begin = ProfileProgress { total: 1, step: "profiling".into(), ..ProfileProgress::default() };
-            if send.send(Ok(begin)).await.is_err() {
-                return;
-            }
-            let last = match node.profile_model(&entry).await {
+            let last = match node.profile_model(&entry, watch).await {
                 Ok((digest, profile)) => json(profile.as_ref()).map(|profile_json| ProfileProgress {
-                    done: 1,
-                    total: 1,
+                    done: 100,
+                    total: 100,
                     step: "done".into(),
                     profile: digest.to_bytes(),
                     profile_json,
@@ -170,6 +173,7 @@ impl Local for LocalService {
         let (reply, tensors) = pack(answer, wire::raw().name());
         let total = arrived.elapsed();
         self.0.count_request(total, &reply);
+        self.0.observe_answer(&header, &plan, total, &reply);
         let reply = InferReply { reply: Some(reply), total_ns: flow::ns(total), predicted_ns: predicted, plan };
         Ok(Response::new(send(reply, tensors)))
     }

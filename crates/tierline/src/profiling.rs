@@ -1,0 +1,155 @@
+//! A model measured on this device: segments, codecs, and the device's own
+//! slowness. The same for nodes and for `tierline profile FILE`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierline_engine::profiler::{CodecProbe, ProfileOptions, Watch, profile};
+use tierline_engine::{Engine, EngineError, LoadOptions};
+use tierline_graph::profile::{CodecProfile, DeviceProfile, ModelProfile};
+use tierline_graph::{DataType, Elements, Model, Tensor};
+
+use crate::daemon::flow::ns;
+use crate::models::Manifest;
+
+/// Time that segments may take to be measured: enough for a stable median on
+/// a slow board, short enough to answer while the user waits.
+const PROFILE_TIME: Duration = Duration::from_secs(5);
+
+/// What is measured.
+pub struct Work<'a> {
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+    /// The prepared model.
+    pub model: &'a Model,
+    /// Its manifest: the candidate cuts.
+    pub manifest: &'a Manifest,
+    /// A sample of every input.
+    pub inputs: &'a [(String, Tensor)],
+}
+
+/// Measures a model; `slowdown` stands for a device so many times slower.
+/// Blocks for some seconds.
+///
+/// # Errors
+/// When the engine takes neither the model nor its parts.
+pub fn measure(work: &Work<'_>, load: LoadOptions, slowdown: f64, watch: Watch) -> Result<ModelProfile, EngineError> {
+    let _turn = turn();
+    let digest = work.manifest.digest.clone();
+    let options = ProfileOptions { digest, load, budget: PROFILE_TIME, watch, ..ProfileOptions::default() };
+    let measured = profile(work.engine.as_ref(), work.model, &work.manifest.cuts, work.inputs, &options, &mut CodecMeter)?;
+    Ok(if slowdown > 1.0 { slowed(measured, slowdown) } else { measured })
+}
+
+/// Nodes that share a device measure one after the other: side by side each
+/// would measure the others. Without the file they measure all the same.
+fn turn() -> Option<std::fs::File> {
+    let file = std::fs::File::create(std::env::temp_dir().join("tierline-profile.lock")).ok()?;
+    file.lock().ok()?;
+    Some(file)
+}
+
+/// A tensor of seeded noise for profiling: floats in -1..1, small integers.
+///
+/// # Errors
+/// When the shape exceeds memory or the type has no noise.
+pub fn synthetic(dtype: DataType, shape: &[u64]) -> Result<Tensor, String> {
+    let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+    let invalid = |e: &dyn std::fmt::Display| e.to_string();
+    let len = tierline_graph::tensor::element_count(&shape).map_err(|e| invalid(&e))?;
+    let mut rng = fastrand::Rng::with_seed(7);
+    let elements = match dtype {
+        DataType::F32 => Elements::F32((0..len).map(|_| rng.f32() * 2.0 - 1.0).collect()),
+        DataType::F64 => Elements::F64((0..len).map(|_| rng.f64() * 2.0 - 1.0).collect()),
+        DataType::F16 => Elements::F16((0..len).map(|_| half::f16::from_f32(rng.f32() * 2.0 - 1.0)).collect()),
+        // Ones are valid token ids, masks and lengths alike.
+        DataType::I64 => Elements::I64(vec![1; len]),
+        DataType::I32 => Elements::I32(vec![1; len]),
+        DataType::Bool => Elements::Bool(vec![1; len]),
+        DataType::U8 => Elements::U8((0..len).map(|_| rng.u8(..)).collect()),
+        DataType::I8 => Elements::I8((0..len).map(|_| rng.i8(..)).collect()),
+        other => return Err(format!("no sample can be made up for {other} inputs; give one with --sample")),
+    };
+    Tensor::new(shape, elements).map_err(|e| invalid(&e))
+}
+
+/// The profile of this device slowed by a stated factor.
+fn slowed(profile: ModelProfile, factor: f64) -> ModelProfile {
+    let model = profile.model.clone();
+    let device = DeviceProfile {
+        device: String::new(),
+        engine: String::new(),
+        threads: 0,
+        scale: 1.0,
+        models: BTreeMap::from([(model.clone(), profile.clone())]),
+    };
+    let mut slow = device.scaled("", factor).models.remove(&model).unwrap_or_else(|| profile.clone());
+    // The slowdown stretches what the engine computes; codecs run at full speed.
+    for (to, from) in slow.cuts.iter_mut().chain([&mut slow.input]).zip(profile.cuts.iter().chain([&profile.input])) {
+        to.clone_from(from);
+    }
+    slow
+}
+
+/// Measures codecs on the tensors of cuts: bytes, times, and the error that
+/// they cause in the model's outputs.
+#[derive(Debug, Default)]
+pub struct CodecMeter;
+
+/// Repetitions of a codec; the quickest counts.
+const CODEC_RUNS: usize = 3;
+
+impl CodecProbe for CodecMeter {
+    fn probe(
+        &mut self,
+        _tensor: &str,
+        value: &Tensor,
+        run_suffix: &mut dyn FnMut(&Tensor) -> Result<Vec<Tensor>, EngineError>,
+    ) -> Vec<CodecProfile> {
+        let exact = run_suffix(value).ok();
+        let usable = tierline_codec::codecs().iter().filter(|codec| codec.accepts(value.dtype()));
+        usable
+            .filter_map(|codec| {
+                let (mut data, mut encode, mut decode, mut back) = (Vec::new(), Duration::MAX, Duration::MAX, None);
+                for _ in 0..CODEC_RUNS {
+                    data.clear();
+                    let started = Instant::now();
+                    codec.encode(value, &mut data).ok()?;
+                    encode = encode.min(started.elapsed());
+                    let started = Instant::now();
+                    back = Some(codec.decode(&data).ok()?);
+                    decode = decode.min(started.elapsed());
+                }
+                let loss = if codec.lossless() {
+                    0.0
+                } else {
+                    // A loss that can't be measured counts as total.
+                    let changed = run_suffix(&back?).ok();
+                    exact.as_ref().zip(changed.as_ref()).map_or(1.0, |(a, b)| difference(a, b))
+                };
+                Some(CodecProfile {
+                    codec: codec.name().to_owned(),
+                    bytes: data.len() as u64,
+                    encode_ns: ns(encode),
+                    decode_ns: ns(decode),
+                    loss,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Root mean square of the difference over that of `exact`, the worst output.
+fn difference(exact: &[Tensor], changed: &[Tensor]) -> f64 {
+    let of = |(a, b): (&Tensor, &Tensor)| {
+        let (Elements::F32(a), Elements::F32(b)) = (a.elements(), b.elements()) else {
+            return f64::from(u8::from(a != b));
+        };
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let error: f64 = a.iter().zip(b).map(|(x, y)| square(x - y)).sum();
+        let size: f64 = a.iter().map(|x| square(*x)).sum();
+        if error == 0.0 { 0.0 } else { (error / size.max(f64::MIN_POSITIVE)).sqrt() }
+    };
+    exact.iter().zip(changed).map(of).fold(0.0, f64::max)
+}
