@@ -11,14 +11,13 @@ use tierline_graph::{Elements, Tensor};
 /// Sides that the detector halves five times must be multiples of this.
 const SIDE_STEP: u32 = 32;
 
-/// Mean and deviation of the pictures it was trained on (ImageNet's), in the
-/// order blue, green, red, as PaddleOCR feeds them.
-const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
+/// Fills what the picture doesn't cover: about the mean of the pictures that
+/// the detector was trained on, in its order blue, green, red.
+const PADDING: [u8; 3] = [124, 116, 104];
 
 /// A picture fitted onto the detector's canvas.
 pub struct Fitted {
-    /// f32 `[1, 3, height, width]`, normalised; zero where the picture isn't.
+    /// u8 `[1, height, width, 3]`, blue, green, red, as cameras give them.
     pub tensor: Tensor,
     /// Picture pixels per canvas pixel.
     pub scale: f32,
@@ -45,16 +44,12 @@ pub fn fit(picture: &RgbImage, [height, width]: [u32; 2]) -> Result<Fitted> {
     let covered = [side(picture.width(), width), side(picture.height(), height)];
     let small = resize(picture, covered[0], covered[1], FilterType::Triangle);
 
-    let plane = (height * width) as usize;
-    let mut values = vec![0f32; 3 * plane];
+    let mut values: Vec<u8> = PADDING.iter().copied().cycle().take(3 * (height * width) as usize).collect();
     for (x, y, pixel) in small.enumerate_pixels() {
-        let at = (y * width + x) as usize;
-        for channel in 0..3 {
-            let value = f32::from(pixel.0[2 - channel]) / 255.0;
-            values[channel * plane + at] = (value - MEAN[channel]) / DEVIATION[channel];
-        }
+        let at = 3 * (y * width + x) as usize;
+        values[at..at + 3].copy_from_slice(&[pixel.0[2], pixel.0[1], pixel.0[0]]);
     }
-    let tensor = Tensor::new([1, 3, height as usize, width as usize], Elements::F32(values))?;
+    let tensor = Tensor::new([1, height as usize, width as usize, 3], Elements::U8(values))?;
     Ok(Fitted { tensor, scale, covered })
 }
 
@@ -66,11 +61,9 @@ mod tests {
     fn pictures_keep_their_proportions() {
         let fitted = fit(&RgbImage::from_pixel(200, 100, image::Rgb([255, 0, 0])), [64, 64]).unwrap();
         assert_eq!((fitted.covered, fitted.scale), ([64, 32], 200.0 / 64.0));
-        assert_eq!(fitted.tensor.shape(), [1, 3, 64, 64]);
-        let values = fitted.tensor.as_f32().unwrap();
-        // Red comes last, and the uncovered half is zero.
-        assert!((values[2 * 64 * 64] - (1.0 - 0.406) / 0.225).abs() < 1e-6);
-        assert!(values[40 * 64..64 * 64].iter().all(|v| *v == 0.0));
+        assert_eq!(fitted.tensor.shape(), [1, 64, 64, 3]);
+        let Elements::U8(values) = fitted.tensor.elements() else { panic!("no pixels") };
+        assert_eq!((&values[..3], &values[3 * 40 * 64..][..3]), (&[0, 0, 255][..], &PADDING[..]));
     }
 
     #[test]

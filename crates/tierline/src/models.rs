@@ -106,14 +106,22 @@ impl Prepared {
         if shapes.is_empty() { Ok(infer_types(&self.model)?) } else { Ok(infer_types_with(&self.model, shapes)?) }
     }
 
-    /// The manifest under which nodes share this model.
+    /// The manifest under which nodes share this model, with at most
+    /// `cuts_max` candidate cuts; 0 takes [`CANDIDATE_CUTS_MAX`].
     ///
     /// # Errors
     /// When shapes contradict the model.
-    pub fn manifest(&self, name: &str, source_digest: String, shapes: BTreeMap<String, Vec<u64>>) -> Outcome<Manifest> {
+    pub fn manifest(
+        &self,
+        name: &str,
+        source_digest: String,
+        shapes: BTreeMap<String, Vec<u64>>,
+        cuts_max: usize,
+    ) -> Outcome<Manifest> {
+        let cuts_max = if cuts_max == 0 { CANDIDATE_CUTS_MAX } else { cuts_max.min(CANDIDATE_CUTS_MAX) };
         let types = self.types(&shapes)?;
         let all = cuts(&self.model, &types);
-        let chosen = candidates(&self.model, &types, &all, CANDIDATE_CUTS_MAX);
+        let chosen = candidates(&self.model, &types, &all, cuts_max);
         let costs = tierline_graph::cost::cost(&self.model, &types);
         Ok(Manifest {
             name: name.to_owned(),

@@ -28,6 +28,9 @@ pub struct Add {
     /// A real input to profile with: NAME=@FILE.npy
     #[arg(long = "sample", value_name = "NAME=@FILE")]
     samples: Vec<String>,
+    /// Consider at most so many cuts: fewer are measured sooner
+    #[arg(long, default_value = "24", value_name = "N")]
+    cuts: u32,
     /// Point the name at this model when it points at another
     #[arg(long)]
     replace: bool,
@@ -89,7 +92,7 @@ pub fn add(global: &Global, args: &Add) -> Outcome {
         files,
         replace: args.replace,
         shapes: shapes.into_iter().map(|(name, shape)| InputShape { name, shape }).collect(),
-        cuts_max: 0,
+        cuts_max: args.cuts.max(1),
     };
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;

@@ -135,7 +135,7 @@ fn prepare(
         given.insert(name.clone(), tensor.shape().iter().map(|&d| d as u64).collect());
     }
     let shapes = super::profile_shapes(&prepared, given)?;
-    let manifest = prepared.manifest("", String::new(), shapes)?;
+    let manifest = prepared.manifest("", String::new(), shapes, 0)?;
     Ok((prepared, manifest))
 }
 

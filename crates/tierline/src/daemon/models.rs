@@ -38,7 +38,7 @@ impl Node {
         let source = files.remove("model.onnx").ok_or_else(|| Failure::new(Code::Protocol, "the first file must be model.onnx"))?;
         let engine = Arc::clone(&self.engine);
         let shapes: BTreeMap<String, Vec<u64>> = header.shapes.iter().map(|s| (s.name.clone(), s.shape.clone())).collect();
-        let name = header.name.clone();
+        let (name, cuts_max) = (header.name.clone(), header.cuts_max as usize);
         let samples: BTreeMap<String, Bytes> =
             files.into_iter().filter_map(|(n, b)| Some((n.strip_prefix("sample/")?.to_owned(), b))).collect();
         let sample_shapes = sample_shapes(&samples)?;
@@ -50,7 +50,7 @@ impl Node {
             let given = sample_shapes.into_iter().chain(shapes).collect();
             let shapes = crate::cli::profile_shapes(&prepared, given)
                 .map_err(|e| invalid(&e.error).with_help("fix the free axes with --shape, or give a --sample"))?;
-            let manifest = prepared.manifest(&name, source_digest, shapes).map_err(|e| invalid(&e.error))?;
+            let manifest = prepared.manifest(&name, source_digest, shapes, cuts_max).map_err(|e| invalid(&e.error))?;
             Ok::<_, Failure>((prepared, manifest))
         })
         .await

@@ -1,0 +1,136 @@
+//! The site of the demonstration: processes, links, and the command line
+//! that drives them, as a user would.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// A process of the site; it ends with the value.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The `tierline` binary.
+#[derive(Clone)]
+pub struct Tierline {
+    binary: PathBuf,
+    logs: PathBuf,
+}
+
+/// A running node.
+pub struct Node {
+    tierline: Tierline,
+    _process: Process,
+    data: PathBuf,
+    /// Where children reach it; empty for ends.
+    pub url: String,
+}
+
+/// A running link.
+pub struct Link {
+    tierline: Tierline,
+    _process: Process,
+    /// Where callers connect.
+    pub listen: String,
+    control: String,
+}
+
+impl Tierline {
+    /// The binary, logging to files in `folder`.
+    pub fn new(binary: PathBuf, folder: &Path) -> Self {
+        Self { binary, logs: folder.to_owned() }
+    }
+
+    /// Runs a command and gives the document it prints.
+    pub fn json(&self, args: &[&str]) -> Result<Value> {
+        let output = Command::new(&self.binary).args(args).args(["--json", "--quiet"]).output()?;
+        if !output.status.success() {
+            bail!("`tierline {}` failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        // One document, or a line of JSON each.
+        let text = String::from_utf8(output.stdout)?;
+        match serde_json::from_str(&text) {
+            Ok(value) => Ok(value),
+            Err(_) => {
+                Ok(Value::Array(text.lines().filter(|l| !l.is_empty()).map(serde_json::from_str).collect::<Result<_, _>>()?))
+            }
+        }
+    }
+
+    fn start(&self, name: &str, args: &[&str]) -> Result<(Process, Value)> {
+        let log = std::fs::File::create(self.logs.join(format!("{name}.log")))?;
+        let mut child = Command::new(&self.binary)
+            .args(args)
+            .arg("--json")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let stdout = child.stdout.take().context("no pipe")?;
+        let process = Process(child);
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let log = || std::fs::read_to_string(self.logs.join(format!("{name}.log"))).unwrap_or_default();
+        let ready: Value = serde_json::from_str(&line).with_context(|| format!("{name} did not start: {}", log()))?;
+        ensure!(ready["event"] == "ready", "{name} did not start: {line}");
+        Ok((process, ready))
+    }
+
+    /// Starts a node on a folder of its own.
+    pub fn node(&self, name: &str, args: &[&str]) -> Result<Node> {
+        let data = self.logs.join(name);
+        let folder = data.to_string_lossy().into_owned();
+        // One thread each: the nodes share this machine's cores.
+        let (process, ready) = self.start(name, &[&["--data", &folder, "node", "--threads", "1"], args].concat())?;
+        let url = ready["url"].as_str().unwrap_or_default().to_owned();
+        Ok(Node { tierline: self.clone(), _process: process, data, url })
+    }
+
+    /// Joins a device below `url` and starts it.
+    pub fn join(&self, cloud: &Node, role: &str, name: &str, url: &str, args: &[&str]) -> Result<Node> {
+        let made = cloud.ask(&["token", "create", "--role", role])?;
+        let token = made["token"].as_str().context("no token")?;
+        let data = self.logs.join(name).to_string_lossy().into_owned();
+        self.json(&["--data", &data, "join", url, "--token", token, "--name", name])?;
+        self.node(name, args)
+    }
+
+    /// Starts a link to a node.
+    pub fn link(&self, name: &str, url: &str, args: &[&str]) -> Result<Link> {
+        let to = url.trim_start_matches("https://");
+        let start = ["link", "start", "--to", to, "--control", "127.0.0.1:0"];
+        let (process, ready) = self.start(name, &[&start, args].concat())?;
+        let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
+        Ok(Link { tierline: self.clone(), _process: process, listen: text("listen"), control: text("control") })
+    }
+}
+
+impl Node {
+    /// Runs a command against this node.
+    pub fn ask(&self, args: &[&str]) -> Result<Value> {
+        let data = self.data.to_string_lossy().into_owned();
+        self.tierline.json(&[&["--data", &data], args].concat())
+    }
+}
+
+impl Link {
+    /// The address for `join`.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.listen)
+    }
+
+    /// Changes the link.
+    pub fn set(&self, args: &[&str]) -> Result<()> {
+        self.tierline.json(&[&["link", "set", "--control", &self.control], args].concat()).map(drop)
+    }
+}
