@@ -77,12 +77,14 @@ pub(super) fn rounds(
 /// largest for those that are small beside it.
 fn known(times: &[Vec<u64>], precision: f64) -> bool {
     let largest = times.iter().map(|t| typical(t)).max().unwrap_or(0);
-    times.iter().all(|t| {
-        // 1.4826 makes a standard deviation of the median absolute one, 1.36
-        // the standard error of a quartile of it (for normal noise).
-        let error = 1.36 * 1.4826 * deviation(t) as f64 / (t.len() as f64).sqrt();
-        error <= precision * (typical(t) as f64).max(largest as f64 / 10.)
-    })
+    times.iter().all(|t| error(t) <= precision * (typical(t) as f64).max(largest as f64 / 10.))
+}
+
+/// The standard error of [`typical`], nanoseconds.
+pub(super) fn error(times: &[u64]) -> f64 {
+    // 1.4826 makes a standard deviation of the median absolute one, 1.36
+    // the standard error of a quartile of it (for normal noise).
+    1.36 * 1.4826 * deviation(times) as f64 / (times.len().max(1) as f64).sqrt()
 }
 
 /// The lower quartile; 0 of nothing. Other processes only ever add time, so it

@@ -27,7 +27,7 @@ use tierline_graph::slice::slice;
 use tierline_graph::{Model, Tensor, Types, cost, infer_types_with};
 
 use self::chain::{Chain, Values, cannot, pick};
-use self::measure::{Rounds, Runner, Step, deviation, typical};
+use self::measure::{Rounds, Runner, Step, deviation, error, typical};
 use self::spread::Anchor;
 pub use self::watch::{Phase, Progress, Watch};
 use crate::{Engine, EngineError, LoadOptions, Session};
@@ -292,6 +292,8 @@ fn time(
 
     // Over the whole in the same rounds: a slow moment cancels out.
     let over_whole = |t: &[u64], whole: &[u64]| typical(t) as f64 / typical(whole).max(1) as f64;
+    let part = |t: &[u64]| error(t) / typical(t).max(1) as f64;
+    let relative_error = |t: &[u64], whole: &[u64]| part(t).hypot(part(whole));
     let alone: Vec<f64> = times.iter().map(|t| over_whole(t, &whole_times)).collect();
     let mut anchors = Vec::new();
     let places = match anchors_max {
@@ -312,7 +314,9 @@ fn time(
         runners.extend(halves.iter_mut().map(|h| h as &mut dyn Step));
         let times = measure::rounds(&mut runners, &options.rounds(left), &tell)?;
         let [whole, before, after] = [&times[0], &times[1], &times[2]];
-        anchors.push(Anchor { cut, before: over_whole(before, whole), after: over_whole(after, whole) });
+        let (up_to, beyond) = (over_whole(before, whole), over_whole(after, whole));
+        let error = (up_to * relative_error(before, whole)).hypot(beyond * relative_error(after, whole)) / 2.;
+        anchors.push(Anchor { cut, before: up_to, after: beyond, error });
         whole_times.extend(&times[0]);
     }
 
