@@ -7,7 +7,6 @@
 
 use anyhow::{Context, Result};
 use tierline_graph::onnx::attribute_proto::AttributeType;
-use tierline_graph::onnx::tensor_proto::DataType;
 use tierline_graph::onnx::{AttributeProto, NodeProto, TensorProto};
 use tierline_graph::{DataType as Dtype, Dim, Model, ValueInfo};
 
@@ -38,7 +37,7 @@ pub fn with_pixels(model: &Model, [height, width]: [u32; 2]) -> Result<Model> {
     let constant = |name: &str, values: [f32; 3]| TensorProto {
         name: Some(name.to_owned()),
         dims: vec![1, 3, 1, 1],
-        data_type: Some(DataType::FLOAT as i32),
+        data_type: Some(Dtype::F32.to_onnx()),
         float_data: values.to_vec(),
         ..TensorProto::default()
     };
@@ -50,7 +49,7 @@ pub fn with_pixels(model: &Model, [height, width]: [u32; 2]) -> Result<Model> {
     };
     let to_float = AttributeProto {
         name: Some("to".into()),
-        i: Some(DataType::FLOAT as i64),
+        i: Some(Dtype::F32.to_onnx().into()),
         type_: Some(AttributeType::INT as i32),
         ..AttributeProto::default()
     };

@@ -30,6 +30,9 @@ const LINKS: [(&str, &str); 4] =
 const EDGE_SLOWER: &str = "2";
 const END_SLOWER: &str = "8";
 
+/// The same seen from the edge.
+const OTHER_END_SCALE: &str = "4";
+
 /// Time for the plan to follow a change of the link.
 const SETTLE: Duration = Duration::from_secs(8);
 
@@ -112,7 +115,7 @@ impl Screen {
 /// The site and what is sent to it.
 struct Demo {
     cloud: Node,
-    _edge: Node,
+    edge: Node,
     end: Node,
     other_end: Node,
     link: Link,
@@ -180,7 +183,9 @@ impl Demo {
         let link = tierline.link("lan", &edge.url, &["--bandwidth", "100mbit", "--delay", "2 ms"])?;
         let other_link = tierline.link("other-lan", &edge.url, &["--bandwidth", "100mbit", "--delay", "2 ms"])?;
         let end = tierline.join(&cloud, "end", "board", &link.url(), &["--slowdown", END_SLOWER])?;
-        let other_end = tierline.join(&cloud, "end", "other-board", &other_link.url(), &["--slowdown", END_SLOWER])?;
+        // The second board is like the first: its profile is stated, not measured.
+        let like = ["--slowdown", END_SLOWER, "--scale-of-parent", OTHER_END_SCALE];
+        let other_end = tierline.join(&cloud, "end", "other-board", &other_link.url(), &like)?;
 
         screen.doing("adding the model: PP-OCRv4 text detection");
         let detector = detector::with_pixels(&Model::load(&assets.join("models/ppocr-det.onnx"))?, CANVAS)?;
@@ -188,10 +193,10 @@ impl Demo {
         detector.save(&model)?;
         let input = prepare(&assets.join("pictures/page.png"), folder)?;
         cloud.ask(&["model", "add", &model.to_string_lossy(), "--name", "text", "--sample", &input, "--cuts", "10"])?;
-        let demo = Self { cloud, _edge: edge, end, other_end, link, _links: [wan, other_link], input, folder: folder.to_owned() };
+        let demo = Self { cloud, edge, end, other_end, link, _links: [wan, other_link], input, folder: folder.to_owned() };
         demo.show_nodes(screen)?;
         screen.doing("every node measures the model, one after the other");
-        for (node, name) in [(&demo.cloud, "cloud"), (&demo._edge, "gateway"), (&demo.end, "board"), (&demo.other_end, "other-board")] {
+        for (node, name) in [(&demo.cloud, "cloud"), (&demo.edge, "gateway"), (&demo.end, "board"), (&demo.other_end, "other-board")] {
             let profile = wait(Duration::from_secs(90), || {
                 let shown = node.ask(&["model", "ls"]).ok()?;
                 (shown["models"][0]["profiled"] == true).then_some(())
@@ -222,7 +227,8 @@ impl Demo {
     }
 
     fn infer(&self, node: &Node, args: &[&str]) -> Result<Value> {
-        let common = ["infer", "--model", "text", "--input", &self.input, "--out", &self.folder.join("answers").to_string_lossy()];
+        let out = self.folder.join("answers").to_string_lossy().into_owned();
+        let common = ["infer", "--model", "text", "--input", &self.input, "--out", &out];
         node.ask(&[&common[..], args].concat())
     }
 

@@ -21,8 +21,6 @@ pub struct Fitted {
     pub tensor: Tensor,
     /// Picture pixels per canvas pixel.
     pub scale: f32,
-    /// Part of the canvas that the picture covers, `[width, height]`.
-    pub covered: [u32; 2],
 }
 
 /// Reads a picture; grey ones become coloured.
@@ -50,7 +48,7 @@ pub fn fit(picture: &RgbImage, [height, width]: [u32; 2]) -> Result<Fitted> {
         values[at..at + 3].copy_from_slice(&[pixel.0[2], pixel.0[1], pixel.0[0]]);
     }
     let tensor = Tensor::new([1, height as usize, width as usize, 3], Elements::U8(values))?;
-    Ok(Fitted { tensor, scale, covered })
+    Ok(Fitted { tensor, scale })
 }
 
 #[cfg(test)]
@@ -60,7 +58,7 @@ mod tests {
     #[test]
     fn pictures_keep_their_proportions() {
         let fitted = fit(&RgbImage::from_pixel(200, 100, image::Rgb([255, 0, 0])), [64, 64]).unwrap();
-        assert_eq!((fitted.covered, fitted.scale), ([64, 32], 200.0 / 64.0));
+        assert_eq!(fitted.scale, 200.0 / 64.0);
         assert_eq!(fitted.tensor.shape(), [1, 64, 64, 3]);
         let Elements::U8(values) = fitted.tensor.elements() else { panic!("no pixels") };
         assert_eq!((&values[..3], &values[3 * 40 * 64..][..3]), (&[0, 0, 255][..], &PADDING[..]));

@@ -43,6 +43,10 @@ pub struct NodeConfig {
     pub providers: Vec<Provider>,
     /// Every run takes this many times as long: stands for a slower device.
     pub slowdown: f64,
+    /// Don't measure: this device is so many times slower than the nearest
+    /// tier above that has measured. For devices that can't be kept busy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale_of_parent: Option<f64>,
     /// Bytes that sessions may take together.
     pub memory_bytes: u64,
     /// What plans make small.
@@ -66,6 +70,7 @@ impl Default for NodeConfig {
             threads: 0,
             providers: Vec::new(),
             slowdown: 1.0,
+            scale_of_parent: None,
             memory_bytes: MEMORY_DEFAULT,
             objective: Objective::Latency,
             limits: Limits::default(),
@@ -100,6 +105,9 @@ impl NodeConfig {
         let wrong = |text: String| Err(Failure::message(Exit::Configuration, text));
         if !(self.slowdown >= 1.0 && self.slowdown.is_finite()) {
             return wrong(format!("slowdown = {}: it must be 1 or more", self.slowdown));
+        }
+        if let Some(factor) = self.scale_of_parent.filter(|f| !(f.is_finite() && *f > 0.0)) {
+            return wrong(format!("scale_of_parent = {factor}: it must be above 0"));
         }
         if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
             return wrong(format!("parents: `{url}` is no address; write https://host:port"));

@@ -15,7 +15,7 @@ use crate::models::Manifest;
 
 /// Time that segments may take to be measured: enough for a stable median on
 /// a slow board, short enough to answer while the user waits.
-const PROFILE_TIME: Duration = Duration::from_secs(5);
+const PROFILE_TIME: Duration = Duration::from_secs(4);
 
 /// What is measured.
 pub struct Work<'a> {
@@ -75,7 +75,8 @@ pub fn synthetic(dtype: DataType, shape: &[u64]) -> Result<Tensor, String> {
 }
 
 /// The profile of this device slowed by a stated factor.
-fn slowed(profile: ModelProfile, factor: f64) -> ModelProfile {
+#[must_use]
+pub fn slowed(profile: ModelProfile, factor: f64) -> ModelProfile {
     let model = profile.model.clone();
     let device = DeviceProfile {
         device: String::new(),

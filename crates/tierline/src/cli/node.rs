@@ -34,6 +34,9 @@ pub struct NodeArgs {
     /// Run so many times slower, to stand for a weaker device
     #[arg(long, value_name = "FACTOR")]
     slowdown: Option<f64>,
+    /// Don't measure models: be so many times slower than the tier above
+    #[arg(long, value_name = "FACTOR")]
+    scale_of_parent: Option<f64>,
     /// Bytes that loaded models may take together
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
@@ -61,6 +64,7 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
     }
     config.threads = args.threads.unwrap_or(config.threads);
     config.slowdown = args.slowdown.unwrap_or(config.slowdown);
+    config.scale_of_parent = args.scale_of_parent.or(config.scale_of_parent);
     config.memory_bytes = args.memory.unwrap_or(config.memory_bytes);
     config.check()?;
     if args.role == Some(RoleArg::Operator) {

@@ -129,16 +129,10 @@ impl Node {
     /// # Errors
     /// When the model can't be had or run here.
     pub async fn profile_model(self: &Arc<Self>, entry: &Entry, progress: Watch) -> Result<(Digest, Arc<ModelProfile>), Failure> {
-        let program = self.program(entry).await?;
-        let inputs = self.sample_inputs(&entry.manifest).await?;
-        let (engine, load, slowdown) = (Arc::clone(&self.engine), self.config.load_options(), self.config.slowdown);
-        let measured = tokio::task::spawn_blocking(move || {
-            let work = profiling::Work { engine, model: &program.model, manifest: &program.manifest, inputs: &inputs };
-            profiling::measure(&work, load, slowdown, progress)
-        })
-        .await
-        .map_err(|e| Failure::new(Code::Internal, format!("profiling failed: {e}")))?;
-        let profile = measured.map_err(|e| Failure::new(Code::Engine, e.to_string()))?;
+        let profile = match self.config.scale_of_parent {
+            Some(factor) => self.scaled_profile(entry, factor).await?,
+            None => self.measured_profile(entry, progress).await?,
+        };
         let json = serde_json::to_vec(&profile).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         let digest = self.artefacts.put(Bytes::from(json)).await?;
         self.artefacts.keep_profile(entry.model, digest)?;
@@ -151,6 +145,29 @@ impl Node {
         self.tell_children_path();
         self.replan();
         Ok((digest, profile))
+    }
+
+    async fn measured_profile(self: &Arc<Self>, entry: &Entry, progress: Watch) -> Result<ModelProfile, Failure> {
+        let program = self.program(entry).await?;
+        let inputs = self.sample_inputs(&entry.manifest).await?;
+        let (engine, load, slowdown) = (Arc::clone(&self.engine), self.config.load_options(), self.config.slowdown);
+        let measured = tokio::task::spawn_blocking(move || {
+            let work = profiling::Work { engine, model: &program.model, manifest: &program.manifest, inputs: &inputs };
+            profiling::measure(&work, load, slowdown, progress)
+        })
+        .await
+        .map_err(|e| Failure::new(Code::Internal, format!("profiling failed: {e}")))?;
+        measured.map_err(|e| Failure::new(Code::Engine, e.to_string()))
+    }
+
+    /// The nearest measured profile above, for a device `factor` times slower.
+    async fn scaled_profile(self: &Arc<Self>, entry: &Entry, factor: f64) -> Result<ModelProfile, Failure> {
+        let above = self.planner.nearest_above(self, entry.model).await;
+        let measured = above.ok_or_else(|| {
+            Failure::new(Code::ModelNotReady, format!("no tier above {} has measured the model yet", self.name()))
+                .with_help("it is scaled as soon as one has; `tierline nodes` shows who is there")
+        })?;
+        Ok(profiling::slowed(measured.as_ref().clone(), factor))
     }
 
     /// The manifest's sample inputs, or noise of the profiled shapes.

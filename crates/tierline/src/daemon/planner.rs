@@ -393,12 +393,26 @@ impl Planner {
         loop {
             self.changed.notified().await;
             for entry in node.catalogue.list() {
+                // What is scaled from above comes once there is something to scale.
+                if node.config().scale_of_parent.is_some() && node.catalogue.profile(entry.model).is_none() {
+                    node.profile_later(entry.clone());
+                }
                 if let Err(failure) = self.remake(node, &entry).await {
                     let text = format!("{} could not be planned: {failure}", entry.manifest.name);
                     node.events.record("plan", text, &serde_json::json!({ "model": entry.manifest.name, "plan": null }));
                 }
             }
         }
+    }
+
+    /// The profile of the nearest tier above that has one.
+    pub async fn nearest_above(&self, node: &Arc<Node>, model: Digest) -> Option<Arc<ModelProfile>> {
+        for tier in node.uplinks().iter().filter_map(|u| u.path()).flat_map(|path| path.tiers) {
+            if let Some((_, profile)) = self.profile_above(node, model, &tier).await {
+                return Some(profile);
+            }
+        }
+        None
     }
 
     async fn remake(&self, node: &Arc<Node>, entry: &Entry) -> Result<(), Failure> {

@@ -437,6 +437,8 @@ impl Uplink {
         match message.body {
             Some(Body::Ack(ack)) => {
                 let held = Duration::from_nanos(ack.held_ns);
+                let lease = Duration::from_millis(ack.lease_ms.into());
+                let _ = self.events.send(ChildEvent::Lease { conn, lease });
                 let _ = self.events.send(ChildEvent::Ack { conn, sequence: ack.sequence, held });
             }
             Some(Body::Catalogue(catalogue)) => node.hear_catalogue(self, catalogue),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -78,6 +78,9 @@ impl Shaper {
         config.check()?;
         let fail = |source| LinkError::Listen { address: listen.to_owned(), source };
         let listener = TcpListener::bind(listen).await.map_err(fail)?;
+        // Connections inherit it. Loopback's own segments of 64 KB would not
+        // fit the small buffers below, and TCP would wait for timers.
+        socket2::SockRef::from(&listener).set_tcp_mss(SEGMENT_BYTES as u32).map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
         let (sender, settings) = watch::channel(config);
         let shared = Arc::new(Shared::default());
@@ -153,7 +156,7 @@ async fn accept(listener: TcpListener, target: String, config: watch::Receiver<L
 async fn connection(from: TcpStream, target: String, mut config: watch::Receiver<LinkConfig>, shared: Arc<Shared>) {
     // On a cut cable a call hangs; it isn't refused.
     until_whole(&mut config).await;
-    let Ok(to) = TcpStream::connect(&target).await else { return };
+    let Ok(to) = connect(&target).await else { return };
     for stream in [&from, &to] {
         let _ = stream.set_nodelay(true);
         let _ = socket2::SockRef::from(stream).set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
@@ -165,6 +168,19 @@ async fn connection(from: TcpStream, target: String, mut config: watch::Receiver
         pump(from_read, to_write, Direction::Up, config.clone(), &shared),
         pump(to_read, from_write, Direction::Down, config, &shared),
     );
+}
+
+async fn connect(target: &str) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for address in tokio::net::lookup_host(target).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket2::SockRef::from(&socket).set_tcp_mss(SEGMENT_BYTES as u32)?;
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
 }
 
 async fn until_whole(config: &mut watch::Receiver<LinkConfig>) {

@@ -74,14 +74,16 @@ impl Children {
     fn step(&self, node: &Node, event: ParentEvent) -> Effects {
         let mut effects = Effects::default();
         let mut inner = self.lock();
-        for action in inner.register.step(node.now(), event) {
+        let actions = inner.register.step(node.now(), event);
+        for action in actions {
             match action {
                 ParentAction::Grant { version, session, lease, heartbeat, .. } => {
                     effects.granted = Some((version, session, lease, heartbeat));
                 }
                 ParentAction::Deny { failure, .. } => effects.denied = Some(failure),
                 ParentAction::Ack { session, sequence } => {
-                    let ack = HeartbeatAck { sequence, ..HeartbeatAck::default() };
+                    let lease_ms = millis(inner.register.lease_of(session));
+                    let ack = HeartbeatAck { sequence, lease_ms, ..HeartbeatAck::default() };
                     inner.send(session, parent_message::Body::Ack(ack));
                 }
                 ParentAction::Up { node, .. } => effects.came.push(node),
@@ -128,6 +130,14 @@ impl Children {
     /// A node's certificate is revoked: its lease ends now.
     pub fn revoke(&self, node: &Node, id: &str) {
         self.step(node, ParentEvent::Revoked { node: id.to_owned() });
+    }
+
+    /// Bytes of a child arrived, on whichever connection: it lives.
+    pub fn heard(&self, node: &Node, id: &str) {
+        let session = self.lock().register.children().find(|(child, _)| *child == id).and_then(|(_, entry)| entry.session);
+        if let Some(session) = session {
+            self.step(node, ParentEvent::Heard { session });
+        }
     }
 
     /// Says goodbye to every child.
@@ -252,7 +262,11 @@ impl Control for ControlService {
 fn hear(node: &Arc<Node>, id: &str, session: u64, body: child_message::Body) {
     use child_message::Body;
     if let Body::Heartbeat(beat) = &body {
+        let up_bytes_per_s = beat.link.map_or(0.0, |link| link.up_bytes_per_s);
+        node.children.step(node, ParentEvent::Link { session, up_bytes_per_s });
         node.children.step(node, ParentEvent::Heartbeat { session, sequence: beat.sequence });
+    } else {
+        node.children.step(node, ParentEvent::Heard { session });
     }
     let mut inner = node.children.lock();
     let report = inner.reports.entry(id.to_owned()).or_default();

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::gate;
 use crate::daemon::flow::{self, Answer, Inputs, Order};
 use crate::daemon::{Node, wire};
 
@@ -26,22 +27,24 @@ impl Infer for InferService {
 
     async fn run(&self, request: Request<Streaming<RunChunk>>) -> Result<Response<Self::RunStream>, Status> {
         let arrived = Instant::now();
+        let peer = gate::caller(&request)?;
         let mut stream = request.into_inner();
         let Some(RunChunk { body: Some(run_chunk::Body::Header(mut header)) }) = stream.message().await? else {
             return Err(Failure::new(Code::Protocol, "a request begins with its header").into_status());
         };
         check(&header)?;
         let declared = std::mem::take(&mut header.tensors);
-        let (first, started) = (Instant::now(), ());
-        let () = started;
-        let encoded = wire::collect(&mut stream, declared, |chunk| match chunk.body {
-            Some(run_chunk::Body::Tensor(t)) => Some(t),
-            _ => None,
+        let encoded = wire::collect(&mut stream, declared, |chunk| {
+            // Its heartbeats wait behind its tensors.
+            self.0.children.heard(&self.0, &peer.id);
+            match chunk.body {
+                Some(run_chunk::Body::Tensor(t)) => Some(t),
+                _ => None,
+            }
         })
         .await?;
-        let receive = first.elapsed();
         let codec = header.route.as_ref().map_or_else(String::new, |r| r.reply_codec.clone());
-        let answer = relay(&self.0, header, encoded, arrived, receive).await;
+        let answer = relay(&self.0, header, encoded, arrived).await;
         let (reply, tensors) = pack(answer, &codec);
         Ok(Response::new(send(reply, tensors)))
     }
@@ -59,9 +62,9 @@ fn check(header: &RunHeader) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn relay(node: &Arc<Node>, header: RunHeader, encoded: Vec<Encoded>, arrived: Instant, receive: Duration) -> Answer {
+async fn relay(node: &Arc<Node>, header: RunHeader, encoded: Vec<Encoded>, arrived: Instant) -> Answer {
     let id = header.request.to_vec();
-    match prepare(node, header, encoded, arrived, receive).await {
+    match prepare(node, header, encoded, arrived).await {
         Ok((order, inputs)) => flow::answer(node, order, inputs).await,
         Err(failure) => {
             Answer { outputs: Vec::new(), reply: Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() } }
@@ -74,7 +77,6 @@ async fn prepare(
     header: RunHeader,
     encoded: Vec<Encoded>,
     arrived: Instant,
-    _receive: Duration,
 ) -> Result<(Order, Inputs), Failure> {
     let digest = Digest::try_from(&header.model).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
     let entry = node
