@@ -416,3 +416,19 @@ fn an_unknown_rank_is_no_scalar() {
         assert_eq!(session.run(&[("x", &x)]).unwrap(), [f32s(&[2, 1], &[0., 1.])], "{}", engine.name());
     }
 }
+
+#[test]
+fn what_follows_from_the_graph_is_not_refused() {
+    // Only inference tells that `r` has two axes, so that axis 1 is the last.
+    let softmax = node("Softmax", &["r"], &["y"]).int("axis", 1);
+    let nodes = vec![node("Relu", &["x"], &["r"]), softmax];
+    let two = model(11, &[("x", F32, &["1", "2"])], &[("y", F32, &["1", "2"])], &[], nodes.clone());
+    for engine in engines() {
+        let made = load(&*engine, &two).run(&[("x", &f32s(&[1, 2], &[-1., 0.]))]).unwrap();
+        assert_eq!(made, [f32s(&[1, 2], &[0.5, 0.5])], "{}", engine.name());
+    }
+    let shape: &[&str] = &["1", "2", "1"];
+    let three = model(11, &[("x", F32, shape)], &[("y", F32, shape)], &[], nodes);
+    let Err(error) = tierline_engine::rten().load(&three, &LoadOptions::default()) else { panic!("loaded") };
+    assert!(error.to_string().contains("before operator set 13"), "{error}");
+}
