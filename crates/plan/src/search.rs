@@ -92,6 +92,8 @@ impl Findings {
 struct Hop<'a> {
     /// Per place.
     places: Vec<Vec<(&'a Combination, Sums)>>,
+    /// Per place: the least that any of them adds to the objective.
+    least: Vec<f64>,
     up: bool,
 }
 
@@ -142,7 +144,8 @@ impl Prepared {
         direct: Option<&LinkCondition>,
     ) -> Findings {
         let path = request.path(route, line, direct);
-        let hops = self.hops(request, &path, route, 0..self.n);
+        let everywhere: Vec<usize> = (0..self.n).collect();
+        let hops = self.hops(request, &path, route, &everywhere);
         let mut findings = Findings::default();
         for_each_placement(path.tiers.len(), self.n, |bounds| {
             self.try_one(request, &path, &hops, route, bounds, &mut findings)
@@ -160,15 +163,35 @@ impl Prepared {
         direct: Option<&LinkCondition>,
     ) -> Findings {
         let path = request.path(route, line, direct);
-        let lowest = bounds.iter().copied().min().unwrap_or(self.n);
-        let highest = bounds.iter().copied().max().unwrap_or(0);
-        let hops = self.hops(request, &path, route, lowest..(highest + 1).min(self.n));
+        let places: Vec<usize> = bounds.iter().copied().filter(|b| *b < self.n).collect();
+        let hops = self.hops(request, &path, route, &places);
         let mut findings = Findings::default();
         self.try_one(request, &path, &hops, route, &bounds[..path.tiers.len() - 1], &mut findings);
         findings
     }
 
-    fn hops(&self, request: &PlanRequest, path: &Path, route: Route, places: std::ops::Range<usize>) -> Vec<Hop<'_>> {
+    /// The best of some placements on the line, and its value.
+    pub(crate) fn choose(
+        &self,
+        request: &PlanRequest,
+        placements: &[Vec<usize>],
+        line: &[LinkCondition],
+    ) -> Option<(usize, f64)> {
+        let path = request.path(Route::Line, line, None);
+        let mut places: Vec<usize> = placements.iter().flatten().copied().filter(|b| *b < self.n).collect();
+        places.sort_unstable();
+        places.dedup();
+        let hops = self.hops(request, &path, Route::Line, &places);
+        let value = |(i, bounds): (usize, &Vec<usize>)| {
+            let mut findings = Findings::default();
+            self.try_one(request, &path, &hops, Route::Line, bounds, &mut findings);
+            Some((i, findings.best?.value))
+        };
+        placements.iter().enumerate().filter_map(value).min_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    /// What each hop costs at `places`.
+    fn hops(&self, request: &PlanRequest, path: &Path, route: Route, places: &[usize]) -> Vec<Hop<'_>> {
         let tables = match route {
             Route::Line => &self.combinations[..path.links.len()],
             Route::Direct => &self.combinations[self.combinations.len() - 1..],
@@ -177,7 +200,9 @@ impl Prepared {
             .iter()
             .enumerate()
             .map(|(h, table)| {
-                let Some(link) = path.links[h] else { return Hop { places: Vec::new(), up: false } };
+                let Some(link) = path.links[h] else {
+                    return Hop { places: Vec::new(), least: Vec::new(), up: false };
+                };
                 let (from, to) = (&request.tiers[path.tiers[h]], &request.tiers[path.tiers[h + 1]]);
                 let price = path.prices[h];
                 let cost = |combination: &Combination, place: usize| {
@@ -195,11 +220,14 @@ impl Prepared {
                     }
                 };
                 let mut out: Vec<Vec<(&Combination, Sums)>> = vec![Vec::new(); self.n];
-                for place in places.clone() {
+                let mut least = vec![0.0; self.n];
+                for &place in places {
                     let all = table[place].iter().map(|c| (c, cost(c, place))).collect();
                     out[place] = undominated(request, all);
+                    let values = out[place].iter().map(|(_, sums)| sums.value(request.objective));
+                    least[place] = values.fold(f64::INFINITY, f64::min);
                 }
-                Hop { places: out, up: true }
+                Hop { places: out, least, up: true }
             })
             .collect()
     }
@@ -247,6 +275,15 @@ impl Prepared {
         };
         if !possible {
             return findings.refuse(found(f64::INFINITY, vec![vec![0; TENSORS_MAX]; crossed]));
+        }
+        // What can't be the second best needs no look at its codecs.
+        if request.objective != Objective::Throughput
+            && let Some(second) = &findings.second
+        {
+            let links: f64 = (0..crossed).map(|h| hops[h].least[bounds[h]]).sum();
+            if sums.value(request.objective) + links >= second.value {
+                return;
+            }
         }
         // An odometer over the combinations of all hops.
         let mut wheel = [0usize; TIERS_MAX];

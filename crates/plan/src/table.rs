@@ -119,11 +119,7 @@ impl PlanTable {
     /// The best of the placements under exact conditions, and its value.
     #[must_use]
     pub fn choose(&self, links: &[LinkCondition]) -> Option<(usize, f64)> {
-        let value = |(i, bounds): (usize, &Vec<usize>)| {
-            let found = self.prepared.one(&self.request, Route::Line, bounds, links, None).best?;
-            Some((i, found.value))
-        };
-        self.placements.iter().enumerate().filter_map(value).min_by(|a, b| a.1.total_cmp(&b.1))
+        self.prepared.choose(&self.request, &self.placements, links)
     }
 
     /// The best plan under exact conditions, whether in the table or not: for
