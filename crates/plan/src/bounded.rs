@@ -277,11 +277,8 @@ impl Search<'_> {
         }
         part.bound = part.bound.max(u64::try_from(best_bound).unwrap_or(0));
         part.split = self.choose(&part.range, kept.as_deref(), broken.as_deref());
-        if part.split.is_none() {
-            // One placement, and it has been looked at.
-            return None;
-        }
-        Some(part)
+        // Without a split it is one placement, and that has been looked at.
+        part.split.is_some().then_some(part)
     }
 
     /// The node to split: of those that the last placement within the limits

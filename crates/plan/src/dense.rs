@@ -31,9 +31,10 @@ pub(crate) struct Dense {
     pub down: Vec<u64>,
 }
 
-/// FNV-1a (Fowler, Noll, Vo, 1991), eight bytes at a time. Looking up names
-/// took a third of the time with the standard hasher; whoever floods it with
-/// colliding names slows down nobody but himself.
+/// A multiplicative hash, eight bytes at a time, in the manner of FNV (Fowler,
+/// Noll, Vo, 1991). With the standard hasher, checking a thousand nodes took
+/// 0.18 ms rather than 0.12; whoever floods this one with colliding names
+/// slows down nobody but himself.
 struct NameHasher(u64);
 
 impl Default for NameHasher {

@@ -8,7 +8,7 @@
 //! when it pays and lasts is the node's business.
 
 use crate::evaluate::{Evaluation, Route, Violation};
-use crate::plan::{Plan, PlanError, check, conclude};
+use crate::plan::{Plan, PlanError, check, conclude, state_gap};
 use crate::request::{LinkCondition, PlanRequest};
 use crate::search::Prepared;
 
@@ -129,7 +129,9 @@ impl PlanTable {
     /// When nothing is feasible.
     pub fn plan(&self, links: &[LinkCondition]) -> Result<Plan, PlanError> {
         let findings = self.prepared.search(&self.request, Route::Line, links, None);
-        conclude(&self.request, findings, links, None)
+        let mut plan = conclude(&self.request, findings, links, None)?;
+        state_gap(&self.request, &self.prepared, &mut plan, links, None);
+        Ok(plan)
     }
 }
 
