@@ -1,6 +1,7 @@
 //! Benchmarks beside their peers in the same run: `cargo xtask bench NAME`.
 
 mod overhead;
+mod planner;
 
 use anyhow::bail;
 
@@ -10,7 +11,8 @@ fn main() -> anyhow::Result<()> {
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
     match names[..] {
         ["overhead"] => print(&overhead::run()?, json),
-        _ => bail!("name a benchmark: overhead; add --json for numbers"),
+        ["planner"] => print(&planner::run()?, json),
+        _ => bail!("name a benchmark: overhead or planner; add --json for numbers"),
     }
 }
 

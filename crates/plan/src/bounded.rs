@@ -21,10 +21,11 @@ use crate::problem::{Infeasible, Limit, Problem, SolveError};
 pub const CUTS_MAX: usize = 60_000;
 
 /// Minimum cuts computed at least, however large the problem.
-pub const CUTS_MIN: usize = 80;
+pub const CUTS_MIN: usize = 24;
 
-/// Vertices that all cuts together may have: about a second.
-const VERTICES_MAX: usize = 2_500_000;
+/// Vertices that all cuts together may have: half a second to, on hard
+/// networks, a few.
+const VERTICES_MAX: usize = 1_000_000;
 
 /// Steps that raise the bound of the whole problem.
 const STEPS_ROOT: usize = 40;
@@ -137,16 +138,14 @@ pub(crate) fn solve(problem: &Problem, dense: &Dense) -> Result<(Vec<usize>, u64
         best: None,
     };
     let everything = vec![(0u8, dense.levels as u8); dense.len];
-    if search.dense.place(&mut search.scratch).is_none() {
-        return Err(dense.contradiction(problem));
-    }
+    dense.check_possible(problem)?;
     search.check_each(problem, &everything)?;
     search.check_together(problem, &everything)?;
     let budget = (VERTICES_MAX / (dense.len * dense.levels).max(1)).clamp(CUTS_MIN, CUTS_MAX);
     let prices = vec![0.0; search.uses.len()];
     let root = Part { bound: 0, range: everything, prices, split: None };
     let mut open = BinaryHeap::new();
-    open.extend(search.bound(root, STEPS_ROOT).map(Reverse));
+    open.extend(search.bound(root, STEPS_ROOT.min(budget)).map(Reverse));
     let mut lowest = search.worst;
     while let Some(Reverse(part)) = open.pop() {
         let ceiling = search.best.as_ref().map_or(search.worst, |b| b.0);
@@ -253,7 +252,7 @@ impl Search<'_> {
             let used = self.look_at(&tiers);
             let excess: Vec<f64> = used.iter().zip(&self.uses).map(|(u, limit)| *u as f64 - limit.max as f64).collect();
             let fits = excess.iter().all(|e| *e <= 0.0);
-            if steps == STEPS_ROOT || step == 0 {
+            if steps > STEPS_PART || step == 0 {
                 self.look_around(&tiers);
             }
             *(if fits { &mut kept } else { &mut broken }) = Some(tiers);
@@ -277,11 +276,8 @@ impl Search<'_> {
         }
         part.bound = part.bound.max(u64::try_from(best_bound).unwrap_or(0));
         part.split = self.choose(&part.range, kept.as_deref(), broken.as_deref());
-        if part.split.is_none() {
-            // One placement, and it has been looked at.
-            return None;
-        }
-        Some(part)
+        // Without a split it is one placement, and that has been looked at.
+        part.split.is_some().then_some(part)
     }
 
     /// The node to split: of those that the last placement within the limits

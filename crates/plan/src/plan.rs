@@ -147,7 +147,24 @@ pub fn plan_with_direct(
     check(request)?;
     let prepared = Prepared::new(request);
     let findings = find(request, &prepared, links, direct);
-    conclude(request, findings, links, direct)
+    let mut plan = conclude(request, findings, links, direct)?;
+    state_gap(request, &prepared, &mut plan, links, direct);
+    Ok(plan)
+}
+
+/// The gap of a plan for which not all codecs were tried.
+pub(crate) fn state_gap(
+    request: &PlanRequest,
+    prepared: &Prepared,
+    plan: &mut Plan,
+    links: &[LinkCondition],
+    direct: Option<&LinkCondition>,
+) {
+    let Some(relaxed) = prepared.relaxed() else { return };
+    if let Some(dream) = find(request, &relaxed, links, direct).best.filter(|d| d.value < plan.objective_value) {
+        plan.bound = dream.value;
+        plan.gap = (plan.objective_value - dream.value) / plan.objective_value;
+    }
 }
 
 pub(crate) fn find(

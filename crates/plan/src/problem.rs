@@ -229,10 +229,22 @@ fn null_means(field: &str) -> &'static str {
     }
 }
 
+/// Names shown of a long list: as many at its start as at its end.
+const SHOWN: usize = 4;
+
+/// A list with its middle left out when it is long.
+fn shortened(mut list: Vec<String>) -> Vec<String> {
+    if list.len() > 2 * SHOWN + 1 {
+        let left_out = list.len() - 2 * SHOWN;
+        list.splice(SHOWN..SHOWN + left_out, [format!("({left_out} more)")]);
+    }
+    list
+}
+
 fn circle(nodes: &[String]) -> String {
     let mut names: Vec<String> = nodes.iter().map(|n| format!("`{n}`")).collect();
     names.extend(names.first().cloned());
-    names.join(" -> ")
+    shortened(names).join(" -> ")
 }
 
 fn reason(chain: &[Forced]) -> String {
@@ -244,7 +256,7 @@ fn reason(chain: &[Forced]) -> String {
     if let Some(last) = chain.last() {
         text.push(format!("`{}` can run on no tier from {} up", last.node, last.lowest));
     }
-    text.join("; ")
+    shortened(text).join("; ")
 }
 
 /// Finds the cheapest placement; with [`Limit`]s, the cheapest within the
@@ -256,7 +268,9 @@ fn reason(chain: &[Forced]) -> String {
 pub fn solve(problem: &Problem) -> Result<Solution, SolveError> {
     let dense = Dense::new(problem)?;
     let (tiers, objective_ns, bound) = if problem.limits.is_empty() {
-        let (cost, tiers) = dense.place(&mut MinCut::new()).ok_or_else(|| dense.contradiction(problem))?;
+        dense.check_possible(problem)?;
+        let impossible = || Infeasible::Contradiction(Vec::new());
+        let (cost, tiers) = dense.place(&mut MinCut::new()).ok_or_else(impossible)?;
         (tiers, cost, cost)
     } else {
         bounded::solve(problem, &dense)?

@@ -5,11 +5,11 @@
 //! Start at [`Prepared::search`].
 
 use crate::evaluate::{Path, Route};
-use crate::request::{Crossing, LinkCondition, Objective, PlanRequest};
+use crate::request::{CodecOption, Crossing, LinkCondition, Objective, PlanRequest};
 
-/// Ways to encode one place kept per hop at most; more are thinned to those
-/// with the least bytes, which matters only with dozens of tensors in a cut.
-const COMBINATIONS_MAX: usize = 64;
+/// Ways to encode one place kept per hop at most. Only frontiers of more than
+/// four tensors have more; then plans carry a gap.
+const COMBINATIONS_MAX: usize = 256;
 
 /// A choice of codec for every tensor at one place, on one hop.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +35,8 @@ pub(crate) struct Prepared {
     private_until: usize,
     /// Per boundary of the line and last for the direct link, per place.
     combinations: Vec<Vec<Vec<Combination>>>,
+    /// Where combinations were left out: hop, place, and one that none can beat.
+    dreams: Vec<(usize, usize, Combination)>,
 }
 
 /// What the best codecs make of one placement.
@@ -92,6 +94,8 @@ impl Findings {
 struct Hop<'a> {
     /// Per place.
     places: Vec<Vec<(&'a Combination, Sums)>>,
+    /// Per place: the least that any of them adds to the objective.
+    least: Vec<f64>,
     up: bool,
 }
 
@@ -121,7 +125,17 @@ impl Prepared {
             memory[segment + 1] = memory[segment].saturating_add(request.segment_memory[segment]);
         }
         let hops = (1..tiers).map(|k| (k - 1, k)).chain([(0, tiers - 1)]);
-        let all = |(from, to)| request.crossings.iter().map(|c| combinations(c, from, to)).collect();
+        let mut dreams = Vec::new();
+        let mut tables = Vec::new();
+        for (hop, (from, to)) in hops.enumerate() {
+            let mut table = Vec::with_capacity(n);
+            for (place, crossings) in request.crossings.iter().enumerate() {
+                let (all, dream) = combinations(crossings, from, to);
+                dreams.extend(dream.map(|dream| (hop, place, dream)));
+                table.push(all);
+            }
+            tables.push(table);
+        }
         Self {
             n,
             compute: (0..tiers).map(compute).collect(),
@@ -129,8 +143,19 @@ impl Prepared {
             memory,
             reach,
             private_until: request.private_until().0,
-            combinations: hops.map(all).collect(),
+            combinations: tables,
+            dreams,
         }
+    }
+
+    /// The same with codecs that no real ones can beat, where some were left
+    /// out: what it finds is a lower bound.
+    pub(crate) fn relaxed(&self) -> Option<Self> {
+        let mut relaxed = self.clone();
+        for (hop, place, dream) in &self.dreams {
+            relaxed.combinations[*hop][*place] = vec![dream.clone()];
+        }
+        (!self.dreams.is_empty()).then_some(relaxed)
     }
 
     /// Every placement on `route`: the best two, and the best that a limit refuses.
@@ -142,7 +167,8 @@ impl Prepared {
         direct: Option<&LinkCondition>,
     ) -> Findings {
         let path = request.path(route, line, direct);
-        let hops = self.hops(request, &path, route, 0..self.n);
+        let everywhere: Vec<usize> = (0..self.n).collect();
+        let hops = self.hops(request, &path, route, &everywhere);
         let mut findings = Findings::default();
         for_each_placement(path.tiers.len(), self.n, |bounds| {
             self.try_one(request, &path, &hops, route, bounds, &mut findings)
@@ -160,15 +186,35 @@ impl Prepared {
         direct: Option<&LinkCondition>,
     ) -> Findings {
         let path = request.path(route, line, direct);
-        let lowest = bounds.iter().copied().min().unwrap_or(self.n);
-        let highest = bounds.iter().copied().max().unwrap_or(0);
-        let hops = self.hops(request, &path, route, lowest..(highest + 1).min(self.n));
+        let places: Vec<usize> = bounds.iter().copied().filter(|b| *b < self.n).collect();
+        let hops = self.hops(request, &path, route, &places);
         let mut findings = Findings::default();
         self.try_one(request, &path, &hops, route, &bounds[..path.tiers.len() - 1], &mut findings);
         findings
     }
 
-    fn hops(&self, request: &PlanRequest, path: &Path, route: Route, places: std::ops::Range<usize>) -> Vec<Hop<'_>> {
+    /// The best of some placements on the line, and its value.
+    pub(crate) fn choose(
+        &self,
+        request: &PlanRequest,
+        placements: &[Vec<usize>],
+        line: &[LinkCondition],
+    ) -> Option<(usize, f64)> {
+        let path = request.path(Route::Line, line, None);
+        let mut places: Vec<usize> = placements.iter().flatten().copied().filter(|b| *b < self.n).collect();
+        places.sort_unstable();
+        places.dedup();
+        let hops = self.hops(request, &path, Route::Line, &places);
+        let value = |(i, bounds): (usize, &Vec<usize>)| {
+            let mut findings = Findings::default();
+            self.try_one(request, &path, &hops, Route::Line, bounds, &mut findings);
+            Some((i, findings.best?.value))
+        };
+        placements.iter().enumerate().filter_map(value).min_by(|a, b| a.1.total_cmp(&b.1))
+    }
+
+    /// What each hop costs at `places`.
+    fn hops(&self, request: &PlanRequest, path: &Path, route: Route, places: &[usize]) -> Vec<Hop<'_>> {
         let tables = match route {
             Route::Line => &self.combinations[..path.links.len()],
             Route::Direct => &self.combinations[self.combinations.len() - 1..],
@@ -177,7 +223,9 @@ impl Prepared {
             .iter()
             .enumerate()
             .map(|(h, table)| {
-                let Some(link) = path.links[h] else { return Hop { places: Vec::new(), up: false } };
+                let Some(link) = path.links[h] else {
+                    return Hop { places: Vec::new(), least: Vec::new(), up: false };
+                };
                 let (from, to) = (&request.tiers[path.tiers[h]], &request.tiers[path.tiers[h + 1]]);
                 let price = path.prices[h];
                 let cost = |combination: &Combination, place: usize| {
@@ -195,11 +243,14 @@ impl Prepared {
                     }
                 };
                 let mut out: Vec<Vec<(&Combination, Sums)>> = vec![Vec::new(); self.n];
-                for place in places.clone() {
+                let mut least = vec![0.0; self.n];
+                for &place in places {
                     let all = table[place].iter().map(|c| (c, cost(c, place))).collect();
                     out[place] = undominated(request, all);
+                    let values = out[place].iter().map(|(_, sums)| sums.value(request.objective));
+                    least[place] = values.fold(f64::INFINITY, f64::min);
                 }
-                Hop { places: out, up: true }
+                Hop { places: out, least, up: true }
             })
             .collect()
     }
@@ -247,6 +298,15 @@ impl Prepared {
         };
         if !possible {
             return findings.refuse(found(f64::INFINITY, vec![vec![0; TENSORS_MAX]; crossed]));
+        }
+        // What can't be the second best needs no look at its codecs.
+        if request.objective != Objective::Throughput
+            && let Some(second) = &findings.second
+        {
+            let links: f64 = (0..crossed).map(|h| hops[h].least[bounds[h]]).sum();
+            if sums.value(request.objective) + links >= second.value {
+                return;
+            }
         }
         // An odometer over the combinations of all hops.
         let mut wheel = [0usize; TIERS_MAX];
@@ -340,12 +400,14 @@ fn thin<T: Clone, const N: usize>(all: Vec<T>, key: impl Fn(&T) -> [f64; N]) -> 
     (0..all.len()).filter(|i| !beaten(*i)).map(|i| all[i].clone()).collect()
 }
 
-/// Ways to encode what crosses at one place from tier `from` to tier `to`.
-fn combinations(crossings: &[Crossing], from: usize, to: usize) -> Vec<Combination> {
+/// Ways to encode what crosses at one place from tier `from` to tier `to`. When
+/// some had to be left out also one that none can beat, and that may not exist.
+fn combinations(crossings: &[Crossing], from: usize, to: usize) -> (Vec<Combination>, Option<Combination>) {
+    let mut thinned = false;
     let nothing = Combination { encode_ns: 0.0, decode_ns: 0.0, bytes: 0, loss: 0.0, options: Vec::new() };
     let mut all = vec![nothing];
     for crossing in crossings {
-        let with = |sum: &Combination, (i, option): (usize, &crate::request::CodecOption)| {
+        let with = |sum: &Combination, (i, option): (usize, &CodecOption)| {
             let mut options = sum.options.clone();
             options.push(i);
             Combination {
@@ -358,14 +420,37 @@ fn combinations(crossings: &[Crossing], from: usize, to: usize) -> Vec<Combinati
         };
         all = all.iter().flat_map(|sum| crossing.options.iter().enumerate().map(move |o| with(sum, o))).collect();
         all = thin(all, |c| [c.encode_ns, c.decode_ns, c.bytes as f64, c.loss]);
-        if all.len() > COMBINATIONS_MAX {
-            all.sort_by(|a, b| a.bytes.cmp(&b.bytes));
-            let lossless = all.iter().position(|c| c.loss == 0.0).map(|i| all[i].clone());
-            all.truncate(COMBINATIONS_MAX - 1);
-            all.extend(lossless.filter(|c| !all.contains(c)));
+        thinned |= all.len() > COMBINATIONS_MAX;
+        shorten(&mut all);
+    }
+    let dream = thinned.then(|| Combination {
+        encode_ns: crossings.iter().map(|c| least_of(c, |o| o.encode_ns[from] as f64)).sum(),
+        decode_ns: crossings.iter().map(|c| least_of(c, |o| o.decode_ns[to] as f64)).sum(),
+        bytes: crossings.iter().map(|c| c.options.iter().map(|o| o.bytes).min().unwrap_or(0)).sum(),
+        loss: crossings.iter().map(|c| least_of(c, |o| o.loss)).sum(),
+        options: vec![0; crossings.len()],
+    });
+    (all, dream)
+}
+
+fn least_of(crossing: &Crossing, of: impl Fn(&CodecOption) -> f64) -> f64 {
+    crossing.options.iter().map(of).fold(f64::INFINITY, f64::min)
+}
+
+/// Keeps those with the least bytes, and the best in every other respect.
+fn shorten(all: &mut Vec<Combination>) {
+    if all.len() <= COMBINATIONS_MAX {
+        return;
+    }
+    all.sort_by_key(|c| c.bytes);
+    let respects: [fn(&Combination) -> f64; 3] = [|c| c.loss, |c| c.encode_ns, |c| c.decode_ns];
+    let best = respects.map(|of| all.iter().min_by(|a, b| of(a).total_cmp(&of(b))).cloned());
+    all.truncate(COMBINATIONS_MAX - best.len());
+    for combination in best.into_iter().flatten() {
+        if !all.contains(&combination) {
+            all.push(combination);
         }
     }
-    all
 }
 
 /// Calls `f` with every non-decreasing choice of boundaries, from all on the

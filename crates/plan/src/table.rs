@@ -8,7 +8,7 @@
 //! when it pays and lasts is the node's business.
 
 use crate::evaluate::{Evaluation, Route, Violation};
-use crate::plan::{Plan, PlanError, check, conclude};
+use crate::plan::{Plan, PlanError, check, conclude, state_gap};
 use crate::request::{LinkCondition, PlanRequest};
 use crate::search::Prepared;
 
@@ -119,11 +119,7 @@ impl PlanTable {
     /// The best of the placements under exact conditions, and its value.
     #[must_use]
     pub fn choose(&self, links: &[LinkCondition]) -> Option<(usize, f64)> {
-        let value = |(i, bounds): (usize, &Vec<usize>)| {
-            let found = self.prepared.one(&self.request, Route::Line, bounds, links, None).best?;
-            Some((i, found.value))
-        };
-        self.placements.iter().enumerate().filter_map(value).min_by(|a, b| a.1.total_cmp(&b.1))
+        self.prepared.choose(&self.request, &self.placements, links)
     }
 
     /// The best plan under exact conditions, whether in the table or not: for
@@ -133,7 +129,9 @@ impl PlanTable {
     /// When nothing is feasible.
     pub fn plan(&self, links: &[LinkCondition]) -> Result<Plan, PlanError> {
         let findings = self.prepared.search(&self.request, Route::Line, links, None);
-        conclude(&self.request, findings, links, None)
+        let mut plan = conclude(&self.request, findings, links, None)?;
+        state_gap(&self.request, &self.prepared, &mut plan, links, None);
+        Ok(plan)
     }
 }
 

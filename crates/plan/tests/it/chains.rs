@@ -254,3 +254,41 @@ fn a_long_chain_of_many_tensors_is_planned() {
         Err(error) => assert!(matches!(error, PlanError::Infeasible(_)), "{error}"),
     }
 }
+
+/// Too many ways to encode a frontier are not all tried, and the plan says so.
+#[test]
+fn a_crowded_frontier_states_its_gap() {
+    let mut request = by_hand();
+    let mut random = tierline_plan::random::SplitMix(5);
+    let crowd = |place: usize, random: &mut tierline_plan::random::SplitMix| {
+        let tensor = |i: usize, random: &mut tierline_plan::random::SplitMix| {
+            let option =
+                |codec: u64, random: &mut tierline_plan::random::SplitMix| tierline_plan::request::CodecOption {
+                    codec: format!("c{codec}"),
+                    bytes: (50_000 + random.below(10_000)) >> codec,
+                    encode_ns: vec![codec * (500_000 + random.below(1_000_000)); 3],
+                    decode_ns: vec![codec * (500_000 + random.below(1_000_000)); 3],
+                    loss: codec as f64 * 1e-5 * (1.0 + random.unit()),
+                };
+            let options = (0..4).map(|c| option(c, random)).collect();
+            tierline_plan::request::Crossing { tensor: format!("t{place}_{i}"), options }
+        };
+        (0..8).map(|i| tensor(i, random)).collect()
+    };
+    request.crossings = (0..4).map(|place| crowd(place, &mut random)).collect();
+    request.limits.max_loss = 2e-4;
+    let links = [LinkCondition::symmetric(4e6, 1_000_000), LinkCondition::symmetric(8e6, 2_000_000)];
+    let plan = plan(&request, &links).unwrap();
+    assert!(!plan.evaluation.links.is_empty(), "something is sent");
+    assert!(plan.evaluation.cost.loss <= 2e-4);
+    assert!(plan.gap > 0.0 && plan.gap < 1.0, "gap {}", plan.gap);
+    assert!(near(plan.objective_value * (1.0 - plan.gap), plan.bound));
+    // No single codec for everything beats the bound.
+    for codec in 0..4 {
+        let codecs = vec![vec![codec; 8]; plan.evaluation.links.len()];
+        if let Ok(e) = request.evaluate_with(&plan.bounds, &codecs, Route::Line, &links, None) {
+            let value = e.cost.objective(request.objective);
+            assert!(value >= plan.bound && value >= plan.objective_value * (1.0 - plan.gap));
+        }
+    }
+}

@@ -42,7 +42,8 @@ fn the_numbers_are_the_plans() {
 
 #[test]
 fn each_limit_is_named_when_it_binds() {
-    let cases: [(&str, fn(&mut tierline_plan::PlanRequest)); 4] = [
+    type Change = fn(&mut tierline_plan::PlanRequest);
+    let cases: [(&str, Change); 4] = [
         ("memory", |r| r.tiers[1].memory_max = 10),
         ("privacy", |r| r.limits.private_tensors = vec!["stem".into()]),
         ("loss", |r| r.limits.max_loss = 0.0),

@@ -275,3 +275,30 @@ fn refusals_say_what_is_wrong() {
     let text: Vec<String> = cases.iter().map(|case| refused(case)).collect();
     insta::assert_snapshot!(text.join("\n"));
 }
+
+#[test]
+fn long_reasons_are_shortened() {
+    let node = |i: usize, cost_ns: Vec<Option<u64>>| problem::Node { name: format!("n{i}"), cost_ns };
+    let tensor = |i: usize, to: usize| problem::Tensor {
+        producer: format!("n{i}"),
+        consumers: vec![format!("n{to}")],
+        up_ns: vec![3],
+        down_ns: vec![None],
+    };
+    let n = 2_000;
+    let mut problem = Problem {
+        tiers: 2,
+        nodes: (0..n).map(|i| node(i, vec![Some(1), Some(2)])).collect(),
+        tensors: (1..n).map(|i| tensor(i - 1, i)).collect(),
+        limits: Vec::new(),
+    };
+    assert_eq!(problem::solve(&problem).unwrap().objective_ns, n as u64);
+    problem.nodes[0].cost_ns[0] = None;
+    problem.nodes[n - 1].cost_ns[1] = None;
+    let infeasible = problem::solve(&problem).unwrap_err();
+    assert!(infeasible.is_infeasible());
+    problem.tensors.push(tensor(n - 1, 0));
+    let circle = problem::solve(&problem).unwrap_err();
+    assert!(!circle.is_infeasible());
+    insta::assert_snapshot!(format!("{infeasible}\n{circle}"));
+}
