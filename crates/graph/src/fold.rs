@@ -125,8 +125,13 @@ fn literal(node: &NodeProto, name: &str) -> Result<Option<TensorProto>, LoadErro
     let (shape, elements) = match a.name() {
         "value" => {
             let Some(value) = a.t.as_ref() else { return Ok(None) };
-            tensor_from_proto(value)?;
-            return Ok(Some(TensorProto { name: Some(name.to_owned()), ..value.clone() }));
+            let tensor = tensor_from_proto(value)?;
+            // Raw bytes are shared by every clone and slice of the model;
+            // numbers in typed fields would be copied each time.
+            return Ok(Some(match value.raw_data {
+                Some(_) => TensorProto { name: Some(name.to_owned()), ..value.clone() },
+                None => tensor_to_proto(name, &tensor),
+            }));
         }
         "value_float" => (vec![], Elements::F32(vec![a.f()])),
         "value_int" => (vec![], Elements::I64(vec![a.i()])),

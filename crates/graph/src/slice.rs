@@ -80,6 +80,8 @@ pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Mod
     boundaries.extend(at.iter().map(|f| f.iter().map(String::as_str).collect()));
     boundaries.push(outputs);
     let position: HashMap<usize, usize> = index.order.iter().enumerate().map(|(p, &n)| (n, p)).collect();
+    let is_dynamic = |node: usize| graph.node[node].output.iter().any(|o| !o.is_empty() && index.is_dynamic(o));
+    let mut placed: HashSet<usize> = HashSet::new();
     let mut slices = Vec::with_capacity(boundaries.len() - 1);
     for part in 0..boundaries.len() - 1 {
         let given: HashSet<&str> = boundaries[part].iter().copied().collect();
@@ -104,6 +106,10 @@ pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Mod
                 }
                 return Err(SliceError::Incomplete { cut: part - 1, missing: crossing.into_iter().collect() });
             }
+        }
+        // Computed again, because the frontier before lies too early.
+        if nodes.iter().any(|&n| is_dynamic(n) && !placed.insert(n)) {
+            return Err(SliceError::Order { cut: part - 1 });
         }
         let mut nodes: Vec<usize> = nodes.into_iter().collect();
         nodes.sort_unstable_by_key(|n| position[n]);

@@ -1,8 +1,12 @@
 //! Tests of the graph crate through its public interface.
 
 mod assets;
+mod checks;
 mod costs;
+mod cutting;
+mod external;
 mod infer_types;
 mod node_types;
 mod real_types;
+mod rewrites;
 mod text;
