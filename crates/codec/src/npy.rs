@@ -8,6 +8,9 @@ use tierline_graph::{DataType, Elements, Tensor, TensorError};
 
 use crate::frame::BYTES_MAX;
 
+/// Axes of a NumPy array.
+const RANK_MAX: usize = 64;
+
 /// Why a file isn't a tensor.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -50,6 +53,9 @@ pub fn read(bytes: &[u8]) -> Result<Tensor, NpyError> {
     let descr = field(header, "descr").and_then(quoted).ok_or(NpyError::Format("the header names no type"))?;
     let fortran = field(header, "fortran_order").is_some_and(|f| f.trim_start().starts_with("True"));
     let shape = shape(header)?;
+    if shape.len() > RANK_MAX {
+        return Err(NpyError::Format("it has more axes than NumPy takes"));
+    }
     let count = element_count(&shape)?;
     if count > BYTES_MAX {
         return Err(TensorError::TooLarge { shape }.into());

@@ -84,6 +84,8 @@ fn broken_files_say_what_is_wrong() {
     for shape in ["(99999999999999999999,)", "(4611686018427387904, 4611686018427387904)", "(536870913,)"] {
         assert!(read(&file(1, &good.replace("(2,)", shape), &[])).is_err(), "{shape}");
     }
+    let deep = good.replace("(2,)", &format!("({})", "1, ".repeat(65)));
+    assert!(error(&file(1, &deep, &[0; 4])).contains("more axes"));
     let empty = good.replace("<f4", "<U0").replace("(2,)", "(500000000,)");
     assert!(matches!(read(&file(1, &empty, &[])), Err(NpyError::Format(_))));
 }

@@ -282,6 +282,22 @@ fn constant_nodes_become_initialisers() {
 }
 
 #[test]
+fn constants_of_types_that_are_only_passed_on_are_lifted_as_they_are() {
+    let mut model = proto("x: f32[4]\nk = Constant() value=1\ny = com.example.Scale(x, k)");
+    let float8 = tierline_graph::onnx::TensorProto {
+        dims: vec![4],
+        data_type: Some(17),
+        raw_data: Some(vec![1, 2, 3, 4].into()),
+        ..Default::default()
+    };
+    model.graph.mut_or_insert_default().node[0].attribute[0].t = Some(float8.clone()).into();
+    let mut folded = Model::from_proto(model).unwrap();
+    fold(&mut folded, &mut Ones(&[])).unwrap();
+    let named = tierline_graph::onnx::TensorProto { name: Some("k".to_owned()), ..float8 };
+    assert_eq!(folded.graph().initializer, [named]);
+}
+
+#[test]
 fn training_dropout_and_captured_identities_stay() {
     let mut model = proto(
         "x: f32[4]\nratio: f32[]\ntrain: bool[]\ncond: bool[]\nd = Dropout(x, ratio, train)\ni = Identity(d)\nc = If(cond)\ny = Add(d, c)",
