@@ -18,7 +18,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let count = shape.iter().product::<usize>();
     let values = (0..count).map(|i| ((i as f32 / 40.0).sin() + noise()).max(0.0)).collect();
     let tensor = Tensor::new(shape, Elements::F32(values))?;
-    println!("{:<8} {:>9} {:>12} {:>12} {:>11} {:>12}", "codec", "bytes", "encode ns", "decode ns", "max abs", "relative rms");
+    println!(
+        "{:<8} {:>9} {:>12} {:>12} {:>11} {:>12}",
+        "codec", "bytes", "encode ns", "decode ns", "max abs", "relative rms"
+    );
     for codec in codecs() {
         let m = measure(*codec, &tensor, Duration::from_millis(300))?;
         let name = codec.name();

@@ -28,7 +28,7 @@ fn group(shape: &[usize]) -> usize {
 
 /// Whether f32 is wide and fine enough to compute with this scale.
 fn is_plain(low: f32, step: f32) -> bool {
-    low.abs() < NARROW && step < NARROW / 256.0 && step >= f32::MIN_POSITIVE
+    low.abs() < NARROW && (f32::MIN_POSITIVE..NARROW / 256.0).contains(&step)
 }
 
 impl Codec for Int8 {

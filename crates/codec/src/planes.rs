@@ -58,7 +58,10 @@ impl Codec for Planes {
         // What is allocated follows what came, whatever the header says.
         let possible = (body.len() as u64 / 4).saturating_mul(BLOCK_BYTES_MAX);
         if declared > possible {
-            return Err(CodecError::Truncated { needed: declared.div_ceil(BLOCK_BYTES_MAX) * 4, left: body.len() as u64 });
+            return Err(CodecError::Truncated {
+                needed: declared.div_ceil(BLOCK_BYTES_MAX) * 4,
+                left: body.len() as u64,
+            });
         }
         let planes = zstd::bulk::decompress(body, declared as usize)
             .map_err(|_| CodecError::Corrupt("zstd failed to decompress"))?;

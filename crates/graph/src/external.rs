@@ -58,7 +58,8 @@ fn in_graph(graph: &mut GraphProto, depth: usize, f: &mut Visit<'_>) -> Result<(
         return Err(LoadError::TooDeep { node: graph.name().to_owned(), max: DEPTH_MAX });
     }
     graph.initializer.iter_mut().try_for_each(&mut *f)?;
-    let sparse = graph.sparse_initializer.iter_mut().flat_map(|s| s.values.as_mut().into_iter().chain(s.indices.as_mut()));
+    let sparse =
+        graph.sparse_initializer.iter_mut().flat_map(|s| s.values.as_mut().into_iter().chain(s.indices.as_mut()));
     sparse.into_iter().try_for_each(&mut *f)?;
     in_nodes(&mut graph.node, depth, f)
 }

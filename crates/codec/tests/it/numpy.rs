@@ -47,9 +47,8 @@ fn orders_versions_and_byte_orders() {
     let little: Vec<u8> = [1i16, 2, 3, 4, 5, 6].iter().flat_map(|v| v.to_le_bytes()).collect();
     let big: Vec<u8> = [1i16, 2, 3, 4, 5, 6].iter().flat_map(|v| v.to_be_bytes()).collect();
     let columns: Vec<u8> = [1i16, 4, 2, 5, 3, 6].iter().flat_map(|v| v.to_le_bytes()).collect();
-    let header = |descr: &str, fortran: &str| {
-        format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': (2, 3), }}\n")
-    };
+    let header =
+        |descr: &str, fortran: &str| format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': (2, 3), }}\n");
     for version in [1, 2, 3] {
         assert_eq!(read(&file(version, &header("<i2", "False"), &little)).unwrap(), expected);
         assert_eq!(read(&file(version, &header(">i2", "False"), &big)).unwrap(), expected);
@@ -93,11 +92,14 @@ fn broken_files_say_what_is_wrong() {
 #[test]
 fn text_is_read_in_both_byte_orders() {
     let cells = |big: bool| -> Vec<u8> {
-        ["é", "ab"].iter().flat_map(|s| {
-            let mut codes: Vec<u32> = s.chars().map(u32::from).collect();
-            codes.resize(2, 0);
-            codes.into_iter().flat_map(move |c| if big { c.to_be_bytes() } else { c.to_le_bytes() })
-        }).collect()
+        ["é", "ab"]
+            .iter()
+            .flat_map(|s| {
+                let mut codes: Vec<u32> = s.chars().map(u32::from).collect();
+                codes.resize(2, 0);
+                codes.into_iter().flat_map(move |c| if big { c.to_be_bytes() } else { c.to_le_bytes() })
+            })
+            .collect()
     };
     let expected = Tensor::new([2], Elements::String(vec!["é".to_owned(), "ab".to_owned()])).unwrap();
     for (descr, big) in [("<U2", false), (">U2", true)] {

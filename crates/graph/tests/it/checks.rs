@@ -77,10 +77,7 @@ fn errors_name_node_and_tensor() {
             "constant `w`: shape [4611686018427387904, 4611686018427387904] has more elements than memory can hold",
             broken(|m| main_graph(m).initializer[0].dims = vec![1 << 62; 2]),
         ),
-        (
-            "constant `w`: 65 axes; at most 64 are taken",
-            broken(|m| main_graph(m).initializer[0].dims = vec![1; 65]),
-        ),
+        ("constant `w`: 65 axes; at most 64 are taken", broken(|m| main_graph(m).initializer[0].dims = vec![1; 65])),
         ("constant `w`: it has no element type", broken(|m| main_graph(m).initializer[0].data_type = None)),
         (
             "input `x`: its shape [1,9223372036854775807] has more elements than memory can hold",
@@ -137,10 +134,7 @@ fn bodies_are_checked_and_see_the_names_around_them() {
     body.node[0].input[0] = "c".to_owned();
     let mut cycle = proto(MODEL);
     with_body(&mut cycle, body);
-    assert_eq!(
-        refused(cycle).to_string(),
-        "the graph has a cycle through node `Add c` (Add), which makes `c`"
-    );
+    assert_eq!(refused(cycle).to_string(), "the graph has a cycle through node `Add c` (Add), which makes `c`");
 
     let mut deep = graph("y = Relu(x)");
     for _ in 0..40 {

@@ -136,7 +136,8 @@ fn a_linked_model_may_have_its_data_in_its_store() {
 
 #[test]
 fn bytes_without_files_are_refused_wherever_the_constant_hides() {
-    let mut hidden = TensorProto { name: Some("w".to_owned()), dims: vec![1], data_type: Some(1), ..Default::default() };
+    let mut hidden =
+        TensorProto { name: Some("w".to_owned()), dims: vec![1], data_type: Some(1), ..Default::default() };
     external(&mut hidden, "../secret", &[]);
     let mut attribute = AttributeProto::new();
     attribute.set_name("value".to_owned());
@@ -246,7 +247,10 @@ fn a_real_model_survives_external_data() {
         let graph = m.graph.mut_or_insert_default();
         let mut constants = std::mem::take(&mut graph.initializer);
         constants.extend(graph.node.iter_mut().flat_map(|n| &mut n.attribute).filter_map(|a| a.t.take()));
-        constants.iter().map(|t| (t.name().to_owned(), tierline_graph::constant::tensor_from_proto(t).unwrap())).collect()
+        constants
+            .iter()
+            .map(|t| (t.name().to_owned(), tierline_graph::constant::tensor_from_proto(t).unwrap()))
+            .collect()
     };
     assert_eq!(values(&mut loaded), values(&mut whole));
     assert_eq!(loaded, whole);

@@ -72,7 +72,8 @@ fn work(mut model: Model) -> bool {
 }
 
 fn files(folder: &Path, list: &mut Vec<Vec<u8>>) {
-    let mut entries: Vec<_> = std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry").path()).collect();
+    let mut entries: Vec<_> =
+        std::fs::read_dir(folder).expect("a folder").map(|e| e.expect("an entry").path()).collect();
     entries.sort();
     for path in entries {
         let path = if path.is_dir() { path.join("model.onnx") } else { path };

@@ -17,7 +17,9 @@ fn names(list: &[&str]) -> BTreeMap<String, String> {
 }
 
 fn operators(model: &Model) -> Vec<String> {
-    let node = |n: &tierline_graph::onnx::NodeProto| format!("{} = {}({})", n.output.join(","), n.op_type(), n.input.join(","));
+    let node = |n: &tierline_graph::onnx::NodeProto| {
+        format!("{} = {}({})", n.output.join(","), n.op_type(), n.input.join(","))
+    };
     model.graph().node.iter().map(node).collect()
 }
 
@@ -99,11 +101,8 @@ fn bodies_are_rewired_with_the_nodes() {
 
 #[test]
 fn chains_of_names_are_followed() {
-    let patch = Patch {
-        remove_nodes: BTreeSet::from([0, 1]),
-        rewire: names(&["b", "a", "a", "x"]),
-        ..Patch::default()
-    };
+    let patch =
+        Patch { remove_nodes: BTreeSet::from([0, 1]), rewire: names(&["b", "a", "a", "x"]), ..Patch::default() };
     assert_eq!(operators(&apply(&model(MODEL), "test", patch).unwrap()), ["c = Exp(x)"]);
 }
 
@@ -170,7 +169,11 @@ impl Pass for Careless {
     }
 
     fn patch(&mut self, _: &Model) -> Result<Patch, String> {
-        if self.0 { Err("not today".to_owned()) } else { Ok(Patch { remove_nodes: BTreeSet::from([0]), ..Patch::default() }) }
+        if self.0 {
+            Err("not today".to_owned())
+        } else {
+            Ok(Patch { remove_nodes: BTreeSet::from([0]), ..Patch::default() })
+        }
     }
 }
 
@@ -252,7 +255,8 @@ fn what_cannot_be_computed_stays_with_all_it_needs() {
 fn interfaces_survive_folding() {
     // A constant output keeps its node; an initialiser that is an input too
     // may be replaced by callers, so nothing made of it is folded.
-    let mut defaulted = proto("x: f32[4]\nk: f32[4]\nk = f32[4]\nw = f32[4]\nfixed = Exp(w)\nm = Neg(k)\ny = Add(x, m)");
+    let mut defaulted =
+        proto("x: f32[4]\nk: f32[4]\nk = f32[4]\nw = f32[4]\nfixed = Exp(w)\nm = Neg(k)\ny = Add(x, m)");
     defaulted.set_ir_version(8);
     let mut folded = Model::from_proto(defaulted).unwrap();
     fold(&mut folded, &mut Ones(&["Exp", "Neg"])).unwrap();
@@ -307,8 +311,5 @@ fn training_dropout_and_captured_identities_stay() {
     graph.output.retain(|o| o.name() == "y");
     let mut folded = Model::from_proto(model).unwrap();
     fold(&mut folded, &mut Ones(&[])).unwrap();
-    assert_eq!(
-        operators(&folded),
-        ["d = Dropout(x,ratio,train)", "i = Identity(d)", "c = If(cond)", "y = Add(d,c)"]
-    );
+    assert_eq!(operators(&folded), ["d = Dropout(x,ratio,train)", "i = Identity(d)", "c = If(cond)", "y = Add(d,c)"]);
 }
