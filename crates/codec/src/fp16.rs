@@ -27,7 +27,7 @@ impl Codec for Fp16 {
 
     fn encode(&self, tensor: &Tensor, out: &mut Vec<u8>) -> Result<(), CodecError> {
         let values = tensor.as_f32().ok_or(CodecError::Type { codec: "fp16", dtype: tensor.dtype() })?;
-        Header { dtype: DataType::F32, shape: tensor.shape().to_vec() }.write(out);
+        Header { dtype: DataType::F32, shape: tensor.shape().to_vec() }.write(out)?;
         let mut halves = vec![f16::ZERO; values.len()];
         halves.convert_from_f32_slice(values);
         for (half, &value) in halves.iter_mut().zip(values) {

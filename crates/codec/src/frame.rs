@@ -15,9 +15,9 @@ const VERSION: u8 = 1;
 /// Axes of a tensor; ONNX models in the field have at most six.
 pub const RANK_MAX: usize = 16;
 
-/// Elements of one decoded tensor: what a request of 512 MiB could hold at
-/// one byte each. Checked before anything is allocated.
-pub const ELEMENTS_MAX: usize = 512 << 20;
+/// Bytes of one decoded tensor, strings aside: what a request may carry.
+/// Checked before anything is allocated.
+pub const BYTES_MAX: usize = 512 << 20;
 
 /// What a header says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,11 @@ impl Header {
     }
 
     /// Appends the header.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    ///
+    /// # Errors
+    /// When the tensor exceeds what a reader takes.
+    pub fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
+        self.check()?;
         out.extend_from_slice(&MAGIC);
         out.push(VERSION);
         out.push(self.dtype.to_onnx() as u8);
@@ -44,6 +48,19 @@ impl Header {
         for &dim in &self.shape {
             out.extend_from_slice(&(dim as u64).to_le_bytes());
         }
+        Ok(())
+    }
+
+    /// Limits, the same for writers and readers.
+    fn check(&self) -> Result<(), CodecError> {
+        let limit = |what, declared: usize, max: usize| match declared > max {
+            true => Err(CodecError::TooLarge { what, declared: declared as u64, max: max as u64 }),
+            false => Ok(()),
+        };
+        limit("axes", self.shape.len(), RANK_MAX)?;
+        let elements = element_count(&self.shape).map_err(|_| CodecError::Corrupt("the shape exceeds memory"))?;
+        // A string takes a byte at least, and with its length more.
+        limit("bytes", elements.saturating_mul(self.dtype.size().unwrap_or(1)), BYTES_MAX)
     }
 
     /// Reads a header, and gives what follows it.
@@ -69,11 +86,9 @@ impl Header {
             let dim = reader.u64()?;
             shape.push(usize::try_from(dim).map_err(|_| CodecError::Corrupt("an axis exceeds memory"))?);
         }
-        let elements = element_count(&shape).map_err(|_| CodecError::Corrupt("the shape exceeds memory"))?;
-        if elements > ELEMENTS_MAX {
-            return Err(CodecError::TooLarge { what: "elements", declared: elements as u64, max: ELEMENTS_MAX as u64 });
-        }
-        Ok((Self { dtype, shape }, reader.0))
+        let header = Self { dtype, shape };
+        header.check()?;
+        Ok((header, reader.0))
     }
 }
 

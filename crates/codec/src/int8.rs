@@ -2,6 +2,7 @@
 //!
 //! Affine: each channel of each batch item maps its own range onto 0..=255,
 //! so a channel that is all positive (after a ReLU) loses no bit to the sign.
+//! The error of a value is at most half a step, a 510th of its channel's range.
 
 use tierline_graph::{DataType, Elements, Tensor};
 
@@ -10,13 +11,24 @@ use crate::{Codec, CodecError};
 
 pub struct Int8;
 
-/// Values that share a scale: what lies behind the channel axis.
+/// Values that share a scale at least, where there are as many: a scale takes
+/// eight bytes, so smaller groups would outweigh what they save.
+const GROUP_MIN: usize = 16;
+
+/// Below this magnitude neither a range nor a decoded value overflows f32.
+const NARROW: f32 = 1e38;
+
+/// Values that share a scale: what lies behind the channel axis; where that
+/// is too little (a vector per channel), all of a batch item; else all.
 fn group(shape: &[usize]) -> usize {
-    match shape.len() {
-        0..=2 => shape.last().copied().unwrap_or(1),
-        _ => shape[2..].iter().product(),
-    }
-    .max(1)
+    let behind = |axis: usize| shape.get(axis..).unwrap_or_default().iter().product::<usize>();
+    let channel = if shape.len() > 2 { behind(2) } else { behind(shape.len().saturating_sub(1)) };
+    [channel, behind(1), behind(0)].into_iter().find(|&n| n >= GROUP_MIN).unwrap_or(behind(0)).max(1)
+}
+
+/// Whether f32 is wide and fine enough to compute with this scale.
+fn is_plain(low: f32, step: f32) -> bool {
+    low.abs() < NARROW && (f32::MIN_POSITIVE..NARROW / 256.0).contains(&step)
 }
 
 impl Codec for Int8 {
@@ -37,14 +49,21 @@ impl Codec for Int8 {
         if let Some(index) = values.iter().position(|v| !v.is_finite()) {
             return Err(CodecError::Value { codec: "int8", index, value: values[index] });
         }
-        Header { dtype: DataType::F32, shape: tensor.shape().to_vec() }.write(out);
+        Header { dtype: DataType::F32, shape: tensor.shape().to_vec() }.write(out)?;
         for channel in values.chunks(group(tensor.shape())) {
             let (low, high) = channel.iter().fold((f32::MAX, f32::MIN), |(l, h), &v| (l.min(v), h.max(v)));
             let step = ((f64::from(high) - f64::from(low)) / 255.0) as f32;
             out.extend_from_slice(&low.to_le_bytes());
             out.extend_from_slice(&step.to_le_bytes());
-            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-            out.extend(channel.iter().map(|v| ((v - low) * inverse + 0.5) as u8));
+            if is_plain(low, step) {
+                let inverse = 1.0 / step;
+                out.extend(channel.iter().map(|v| ((v - low) * inverse + 0.5) as u8));
+            } else if step > 0.0 {
+                let code = |v: &f32| ((f64::from(*v) - f64::from(low)) / f64::from(step) + 0.5) as u8;
+                out.extend(channel.iter().map(code));
+            } else {
+                out.resize(out.len() + channel.len(), 0);
+            }
         }
         Ok(())
     }
@@ -63,8 +82,16 @@ impl Codec for Int8 {
         let mut values = Vec::with_capacity(elements);
         while values.len() < elements {
             let (low, step) = (reader.f32()?, reader.f32()?);
+            if !low.is_finite() || !step.is_finite() || step < 0.0 {
+                return Err(CodecError::Corrupt("a channel's scale is not a finite number"));
+            }
             let codes = reader.take(group.min(elements - values.len()))?;
-            values.extend(codes.iter().map(|&c| low + f32::from(c) * step));
+            if is_plain(low, step) {
+                values.extend(codes.iter().map(|&c| low + f32::from(c) * step));
+            } else {
+                let (low, step, max) = (f64::from(low), f64::from(step), f64::from(f32::MAX));
+                values.extend(codes.iter().map(|&c| (low + f64::from(c) * step).clamp(-max, max) as f32));
+            }
         }
         match reader.0.len() {
             0 => Ok(Tensor::new(header.shape, Elements::F32(values))?),

@@ -1,18 +1,38 @@
 //! Tensors to bytes and back, for activations on the wire.
 //!
 //! Every codec is one short file and one line in [`codecs`]; encodings say
-//! what they are, so a decoder needs only the bytes. Start at [`Codec`];
-//! `docs/howto/add-a-codec.md` is the recipe.
+//! what they are, so a decoder needs only the bytes. Start at [`Codec`].
+//!
+//! # Adding a codec
+//!
+//! 1. Write `src/mine.rs` with a unit struct that implements [`Codec`]:
+//!    - `encode` writes [`frame::Header`] first (element type and shape of the
+//!      tensor as it was given), then whatever you like. Refuse element types
+//!      with [`CodecError::Type`] and values you can't hold with
+//!      [`CodecError::Value`]; a planner then takes another codec.
+//!    - `decode` gets bytes from a stranger: read the header, compute how many
+//!      bytes must follow and compare *before* allocating, take them with
+//!      [`frame::Reader`], and refuse bytes behind the end. `int8.rs` is the
+//!      example to follow.
+//! 2. Add it to [`codecs`]. Nothing else knows codecs by name: planner,
+//!    profiler, nodes and command line ask this list.
+//! 3. Say in `tests/it/laws.rs` how far a decoded value may be from the given
+//!    one (nowhere, for a lossless codec); the laws there (roundtrip, every
+//!    truncation refused, damaged bytes never a panic) hold for the whole list.
+//! 4. `cargo run --release -p tierline-codec --example codecs` prints what it
+//!    costs and loses beside the others.
 
 #![forbid(unsafe_code)]
 
 mod fp16;
 pub mod frame;
 mod int8;
+pub mod measure;
 pub mod npy;
 mod planes;
 mod raw;
 
+pub use measure::{Measurement, measure};
 use tierline_graph::{DataType, Tensor, TensorError};
 
 /// A way to write a tensor as bytes.

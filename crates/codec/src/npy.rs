@@ -6,7 +6,10 @@
 use tierline_graph::tensor::element_count;
 use tierline_graph::{DataType, Elements, Tensor, TensorError};
 
-use crate::frame::ELEMENTS_MAX;
+use crate::frame::BYTES_MAX;
+
+/// Axes of a NumPy array.
+const RANK_MAX: usize = 64;
 
 /// Why a file isn't a tensor.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -50,8 +53,11 @@ pub fn read(bytes: &[u8]) -> Result<Tensor, NpyError> {
     let descr = field(header, "descr").and_then(quoted).ok_or(NpyError::Format("the header names no type"))?;
     let fortran = field(header, "fortran_order").is_some_and(|f| f.trim_start().starts_with("True"));
     let shape = shape(header)?;
+    if shape.len() > RANK_MAX {
+        return Err(NpyError::Format("it has more axes than NumPy takes"));
+    }
     let count = element_count(&shape)?;
-    if count > ELEMENTS_MAX {
+    if count > BYTES_MAX {
         return Err(TensorError::TooLarge { shape }.into());
     }
     let elements = elements(descr, count, body)?;
@@ -120,11 +126,12 @@ fn check_length(expected: usize, body: &[u8]) -> Result<(), NpyError> {
 }
 
 fn strings(width: usize, count: usize, body: &[u8], big: bool) -> Result<Elements, NpyError> {
-    check_length(count.saturating_mul(width).saturating_mul(4), body)?;
-    if width == 0 {
-        return Ok(Elements::String(vec![String::new(); count]));
+    // Strings of no width take no bytes, whatever their number.
+    if width == 0 && count > 0 {
+        return Err(NpyError::Format("its strings have no width"));
     }
-    body.chunks_exact(width * 4)
+    check_length(count.saturating_mul(width).saturating_mul(4), body)?;
+    body.chunks_exact(width.max(1) * 4)
         .map(|cell| {
             cell.chunks_exact(4)
                 .map(|c| {
@@ -146,11 +153,10 @@ fn from_fortran(tensor: Tensor) -> Result<Tensor, NpyError> {
     for axis in 1..shape.len() {
         strides[axis] = strides[axis - 1] * shape[axis - 1];
     }
-    let count = elements.len();
-    let mut order = Vec::with_capacity(count);
     let mut index = vec![0usize; shape.len()];
-    for _ in 0..count {
-        order.push(index.iter().zip(&strides).map(|(i, s)| i * s).sum::<usize>());
+    // Where the elements lie, in row-major order.
+    let places = (0..elements.len()).map(|_| {
+        let place: usize = index.iter().zip(&strides).map(|(i, s)| i * s).sum();
         for axis in (0..shape.len()).rev() {
             index[axis] += 1;
             if index[axis] < shape[axis] {
@@ -158,13 +164,15 @@ fn from_fortran(tensor: Tensor) -> Result<Tensor, NpyError> {
             }
             index[axis] = 0;
         }
-    }
+        place
+    });
     let sorted = match elements {
-        Elements::String(s) => Elements::String(order.iter().map(|&i| s[i].clone()).collect()),
+        Elements::String(s) => Elements::String(places.map(|i| s[i].clone()).collect()),
         numeric => {
             let size = numeric.dtype().size().unwrap_or(1);
             let source = numeric.as_bytes().unwrap_or_default();
-            let bytes: Vec<u8> = order.iter().flat_map(|&i| source[i * size..(i + 1) * size].iter().copied()).collect();
+            let mut bytes = Vec::with_capacity(source.len());
+            places.for_each(|i| bytes.extend_from_slice(&source[i * size..(i + 1) * size]));
             Elements::from_bytes(numeric.dtype(), &bytes)?
         }
     };

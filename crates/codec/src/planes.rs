@@ -13,6 +13,10 @@ pub struct Planes;
 /// level 3 at a third of the speed.
 const LEVEL: i32 = 1;
 
+/// What zstd makes of its smallest block (a header of three bytes and one
+/// byte to repeat): no stream of it decodes to more.
+const BLOCK_BYTES_MAX: u64 = 128 << 10;
+
 impl Codec for Planes {
     fn name(&self) -> &'static str {
         "planes"
@@ -30,7 +34,11 @@ impl Codec for Planes {
         let type_error = || CodecError::Type { codec: "planes", dtype: tensor.dtype() };
         let size = tensor.dtype().size().ok_or_else(type_error)?;
         let bytes = tensor.elements().as_bytes().ok_or_else(type_error)?;
-        Header { dtype: tensor.dtype(), shape: tensor.shape().to_vec() }.write(out);
+        Header { dtype: tensor.dtype(), shape: tensor.shape().to_vec() }.write(out)?;
+        // A stream of nothing would still take bytes and a rule of its own.
+        if bytes.is_empty() {
+            return Ok(());
+        }
         let packed = zstd::bulk::compress(&split(bytes, size), LEVEL)
             .map_err(|_| CodecError::Corrupt("zstd failed to compress"))?;
         out.extend_from_slice(&packed);
@@ -40,11 +48,25 @@ impl Codec for Planes {
     fn decode(&self, bytes: &[u8]) -> Result<Tensor, CodecError> {
         let (header, body) = Header::read(bytes)?;
         let size = header.dtype.size().ok_or(CodecError::Type { codec: "planes", dtype: header.dtype })?;
-        // Never more than the header declares, whatever the stream says.
-        let planes = zstd::bulk::decompress(body, header.elements() * size)
+        let declared = (header.elements() * size) as u64;
+        if declared == 0 {
+            return match body.len() {
+                0 => Ok(Tensor::from_bytes(header.dtype, header.shape, &[])?),
+                n => Err(CodecError::Trailing(n)),
+            };
+        }
+        // What is allocated follows what came, whatever the header says.
+        let possible = (body.len() as u64 / 4).saturating_mul(BLOCK_BYTES_MAX);
+        if declared > possible {
+            return Err(CodecError::Truncated {
+                needed: declared.div_ceil(BLOCK_BYTES_MAX) * 4,
+                left: body.len() as u64,
+            });
+        }
+        let planes = zstd::bulk::decompress(body, declared as usize)
             .map_err(|_| CodecError::Corrupt("zstd failed to decompress"))?;
-        if planes.len() != header.elements() * size {
-            return Err(CodecError::Truncated { needed: (header.elements() * size) as u64, left: planes.len() as u64 });
+        if planes.len() as u64 != declared {
+            return Err(CodecError::Truncated { needed: declared, left: planes.len() as u64 });
         }
         Ok(Tensor::from_bytes(header.dtype, header.shape, &join(&planes, size))?)
     }

@@ -22,7 +22,7 @@ impl Codec for Raw {
 
     fn encode(&self, tensor: &Tensor, out: &mut Vec<u8>) -> Result<(), CodecError> {
         out.reserve(tensor.byte_len() as usize + 64);
-        Header { dtype: tensor.dtype(), shape: tensor.shape().to_vec() }.write(out);
+        Header { dtype: tensor.dtype(), shape: tensor.shape().to_vec() }.write(out)?;
         match tensor.elements() {
             Elements::String(strings) => {
                 for s in strings {

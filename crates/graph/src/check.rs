@@ -301,11 +301,9 @@ fn check_constant(constant: &TensorProto, name: &str) -> Result<(), LoadError> {
     let dims = &constant.dims;
     let bytes = |size: usize| count as u64 * size as u64;
     match (&constant.raw_data, dtype.size()) {
-        (Some(raw), Some(size)) if raw.len() as u64 != bytes(size) => invalid(format!(
-            "shape {dims:?} of {dtype} takes {} bytes; the file has {}",
-            bytes(size),
-            raw.len()
-        )),
+        (Some(raw), Some(size)) if raw.len() as u64 != bytes(size) => {
+            invalid(format!("shape {dims:?} of {dtype} takes {} bytes; the file has {}", bytes(size), raw.len()))
+        }
         (Some(_), None) => invalid("strings cannot be raw bytes".into()),
         (Some(_), Some(_)) => Ok(()),
         (None, _) if typed_len(constant, dtype) != count => {

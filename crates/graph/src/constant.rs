@@ -13,7 +13,8 @@ use crate::tensor::{DataType, Elements, Tensor, element_count};
 /// When dimensions, type and data disagree.
 pub fn tensor_from_proto(proto: &TensorProto) -> Result<Tensor, LoadError> {
     let invalid = |reason: String| LoadError::Tensor { tensor: proto.name().to_owned(), reason };
-    let dtype = DataType::from_onnx(proto.data_type()).ok_or_else(|| invalid(format!("element type {} is not supported", proto.data_type())))?;
+    let dtype = DataType::from_onnx(proto.data_type())
+        .ok_or_else(|| invalid(format!("element type {} is not supported", proto.data_type())))?;
     let shape = shape(proto).map_err(&invalid)?;
     let count = element_count(&shape).map_err(|e| invalid(e.to_string()))?;
     if let Some(raw) = &proto.raw_data {
@@ -76,7 +77,9 @@ pub fn tensor_to_proto(name: &str, tensor: &Tensor) -> TensorProto {
         ..TensorProto::default()
     };
     match tensor.elements() {
-        Elements::String(strings) => proto.string_data = strings.iter().map(|s| s.clone().into_bytes().into()).collect(),
+        Elements::String(strings) => {
+            proto.string_data = strings.iter().map(|s| s.clone().into_bytes().into()).collect()
+        }
         _ => proto.raw_data = tensor.to_bytes(),
     }
     proto

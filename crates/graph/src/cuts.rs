@@ -156,9 +156,17 @@ pub fn candidates(model: &Model, types: &Types, cuts: &[Cut], max: usize) -> Vec
     while chosen.len() < max {
         // The cut farthest in work from those chosen.
         let gap = |i: usize| {
-            chosen.iter().map(|&c| (at(c) - at(i)).abs()).fold(f64::INFINITY, f64::min).min(at(i)).min(work[order.len()] - at(i))
+            chosen
+                .iter()
+                .map(|&c| (at(c) - at(i)).abs())
+                .fold(f64::INFINITY, f64::min)
+                .min(at(i))
+                .min(work[order.len()] - at(i))
         };
-        let Some(next) = (0..cuts.len()).filter(|i| !chosen.contains(i)).max_by(|&a, &b| gap(a).total_cmp(&gap(b))) else { break };
+        let Some(next) = (0..cuts.len()).filter(|i| !chosen.contains(i)).max_by(|&a, &b| gap(a).total_cmp(&gap(b)))
+        else {
+            break;
+        };
         chosen.insert(next);
     }
     chosen.into_iter().map(|i| cuts[i].clone()).collect()

@@ -29,7 +29,9 @@ pub enum LoadError {
         reason: String,
     },
     /// More than one protobuf file can hold.
-    #[error("the model takes {bytes} bytes without its external data; one file holds at most {max}; save it to a path, which moves its initialisers out, and keep large constants among them")]
+    #[error(
+        "the model takes {bytes} bytes without its external data; one file holds at most {max}; save it to a path, which moves its weights out, and fold its constants first"
+    )]
     TooLarge {
         /// Bytes that the file would have.
         bytes: u64,

@@ -58,7 +58,8 @@ fn in_graph(graph: &mut GraphProto, depth: usize, f: &mut Visit<'_>) -> Result<(
         return Err(LoadError::TooDeep { node: graph.name().to_owned(), max: DEPTH_MAX });
     }
     graph.initializer.iter_mut().try_for_each(&mut *f)?;
-    let sparse = graph.sparse_initializer.iter_mut().flat_map(|s| s.values.as_mut().into_iter().chain(s.indices.as_mut()));
+    let sparse =
+        graph.sparse_initializer.iter_mut().flat_map(|s| s.values.as_mut().into_iter().chain(s.indices.as_mut()));
     sparse.into_iter().try_for_each(&mut *f)?;
     in_nodes(&mut graph.node, depth, f)
 }
@@ -153,7 +154,7 @@ pub(crate) fn split(model: &mut ModelProto, location: &str, data: &Path) -> Resu
     let mut out = BufWriter::with_capacity(1 << 20, std::fs::File::create(data).map_err(failed)?);
     let mut at = 0u64;
     if let Some(graph) = model.graph.as_mut() {
-        initializers(graph, &mut |tensor| {
+        weights(graph, &mut |tensor| {
             let Some(bytes) = movable(tensor)? else { return Ok(()) };
             let start = at.next_multiple_of(ALIGNMENT);
             let padding = [0; ALIGNMENT as usize];
@@ -168,11 +169,18 @@ pub(crate) fn split(model: &mut ModelProto, location: &str, data: &Path) -> Resu
     file.sync_all().map_err(failed)
 }
 
-/// Initialisers only: not every engine reads an attribute's data from a file.
-fn initializers(graph: &mut GraphProto, f: &mut Visit<'_>) -> Result<(), LoadError> {
+/// Visits weights: initialisers and Constant nodes, for which every engine
+/// reads files; for other attributes not every engine does.
+fn weights(graph: &mut GraphProto, f: &mut Visit<'_>) -> Result<(), LoadError> {
     graph.initializer.iter_mut().try_for_each(&mut *f)?;
-    let attributes = graph.node.iter_mut().flat_map(|n| &mut n.attribute);
-    attributes.flat_map(|a| a.g.as_mut().into_iter().chain(&mut a.graphs)).try_for_each(|g| initializers(g, f))
+    for node in &mut graph.node {
+        let constant = node.op_type() == "Constant" && node.domain().is_empty();
+        for attribute in &mut node.attribute {
+            attribute.t.as_mut().into_iter().filter(|_| constant).try_for_each(&mut *f)?;
+            attribute.g.as_mut().into_iter().chain(&mut attribute.graphs).try_for_each(|g| weights(g, f))?;
+        }
+    }
+    Ok(())
 }
 
 /// A weight's bytes, when it is one that can be moved and is worth it.

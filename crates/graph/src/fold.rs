@@ -14,7 +14,7 @@ use crate::model::Model;
 use crate::onnx::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::rewrite::{Pass, Patch, RewriteError, run};
 use crate::slice::value_info_proto;
-use crate::tensor::{Elements, Tensor};
+use crate::tensor::{DataType, Elements, Tensor};
 use crate::types::ValueInfo;
 
 /// Bytes of one folded result at most: a weight of the largest layers passes,
@@ -108,7 +108,7 @@ impl Pass for Literals {
             };
             if node.op_type() == "Constant"
                 && node.domain().is_empty()
-                && let Some(constant) = literal(node, name).map_err(|e| e.to_string())?
+                && let Some(constant) = literal(node, name)
             {
                 patch.remove_nodes.insert(position);
                 patch.add_constants.push(constant);
@@ -119,14 +119,21 @@ impl Pass for Literals {
 }
 
 /// What a Constant node holds, as an initialiser of this name.
-fn literal(node: &NodeProto, name: &str) -> Result<Option<TensorProto>, LoadError> {
-    let Some(a) = node.attribute.first() else { return Ok(None) };
+fn literal(node: &NodeProto, name: &str) -> Option<TensorProto> {
+    let a = node.attribute.first()?;
     let text = |b: &bytes::Bytes| String::from_utf8_lossy(b).into_owned();
     let (shape, elements) = match a.name() {
         "value" => {
-            let Some(value) = a.t.as_ref() else { return Ok(None) };
-            tensor_from_proto(value)?;
-            return Ok(Some(TensorProto { name: Some(name.to_owned()), ..value.clone() }));
+            let value = a.t.as_ref()?;
+            // Raw bytes are shared by every clone and slice of the model;
+            // numbers in typed fields would be copied each time. Types that
+            // Tierline only passes on stay as they are.
+            let typed = DataType::from_onnx(value.data_type()).is_some() && value.raw_data.is_none();
+            return if typed {
+                tensor_from_proto(value).ok().map(|tensor| tensor_to_proto(name, &tensor))
+            } else {
+                Some(TensorProto { name: Some(name.to_owned()), ..value.clone() })
+            };
         }
         "value_float" => (vec![], Elements::F32(vec![a.f()])),
         "value_int" => (vec![], Elements::I64(vec![a.i()])),
@@ -134,9 +141,9 @@ fn literal(node: &NodeProto, name: &str) -> Result<Option<TensorProto>, LoadErro
         "value_ints" => (vec![a.ints.len()], Elements::I64(a.ints.clone())),
         "value_string" => (vec![], Elements::String(vec![String::from_utf8_lossy(a.s()).into_owned()])),
         "value_strings" => (vec![a.strings.len()], Elements::String(a.strings.iter().map(text).collect())),
-        _ => return Ok(None),
+        _ => return None,
     };
-    Ok(Tensor::new(shape, elements).ok().map(|tensor| tensor_to_proto(name, &tensor)))
+    Tensor::new(shape, elements).ok().map(|tensor| tensor_to_proto(name, &tensor))
 }
 
 /// Identity, and Dropout at inference, pass their input on.

@@ -65,6 +65,13 @@ impl<'m> Index<'m> {
     /// Nodes that values depend on, walking back no further than `given`.
     pub(crate) fn needed_for(&self, wanted: &[&'m str], given: &HashSet<&str>) -> HashSet<usize> {
         let mut nodes = HashSet::new();
+        self.add_needed(wanted, given, &mut nodes);
+        nodes
+    }
+
+    /// Adds nodes that values depend on to those known already, with all that
+    /// they depend on.
+    pub(crate) fn add_needed(&self, wanted: &[&'m str], given: &HashSet<&str>, nodes: &mut HashSet<usize>) {
         let mut stack = wanted.to_vec();
         while let Some(name) = stack.pop() {
             if let Some(&node) = self.producer.get(name)
@@ -74,7 +81,6 @@ impl<'m> Index<'m> {
                 stack.extend(&self.reads[node]);
             }
         }
-        nodes
     }
 }
 

@@ -61,6 +61,9 @@ impl Model {
     }
 
     fn decode(bytes: Bytes) -> Result<Self, LoadError> {
+        if let Err(reason) = check_fields(&bytes) {
+            return Err(LoadError::NotOnnx { reason: reason.to_owned() });
+        }
         let proto =
             ModelProto::parse_from_tokio_bytes(&bytes).map_err(|e| LoadError::NotOnnx { reason: e.to_string() })?;
         Ok(Self { proto })
@@ -149,6 +152,36 @@ impl Model {
         let canonical = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_owned() };
         self.proto.opset_import.iter().find(|o| canonical(o.domain()) == canonical(domain)).map(|o| o.version())
     }
+}
+
+/// Walks a message's outermost fields: the decoder takes a message that ends
+/// within a field for one whose field is short.
+fn check_fields(mut bytes: &[u8]) -> Result<(), &'static str> {
+    const SHORT: &str = "the file ends within a field";
+    fn varint(bytes: &mut &[u8]) -> Result<u64, &'static str> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (&byte, rest) = bytes.split_first().ok_or(SHORT)?;
+            *bytes = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err("a number has too many bytes")
+    }
+    while !bytes.is_empty() {
+        let length = match varint(&mut bytes)? & 7 {
+            0 => varint(&mut bytes).map(|_| 0)?,
+            1 => 8,
+            2 => varint(&mut bytes)?,
+            5 => 4,
+            _ => return Err("a field is of no known kind"),
+        };
+        let length = usize::try_from(length).ok().filter(|&l| l <= bytes.len()).ok_or(SHORT)?;
+        bytes = &bytes[length..];
+    }
+    Ok(())
 }
 
 /// Bytes of a message at most `max` long.

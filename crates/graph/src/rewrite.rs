@@ -84,7 +84,9 @@ pub enum PatchError {
         tensor: String,
     },
     /// A subgraph gives the new name a meaning of its own.
-    #[error("node `{node}`: a body reads `{tensor}`, but `{target}`, which the patch puts in its place, is a name of the body's own")]
+    #[error(
+        "node `{node}`: a body reads `{tensor}`, but `{target}`, which the patch puts in its place, is a name of the body's own"
+    )]
     Shadowed {
         /// The node with the subgraph.
         node: String,

@@ -6,7 +6,9 @@ use crate::error::LoadError;
 use crate::index::Index;
 use crate::infer::Types;
 use crate::model::Model;
-use crate::onnx::{GraphProto, ModelProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto};
+use crate::onnx::{
+    GraphProto, ModelProto, TensorShapeProto, TypeProto, ValueInfoProto, tensor_shape_proto, type_proto,
+};
 use crate::types::{Dim, ValueInfo};
 
 /// Why a model can't be divided there.
@@ -80,6 +82,10 @@ pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Mod
     boundaries.extend(at.iter().map(|f| f.iter().map(String::as_str).collect()));
     boundaries.push(outputs);
     let position: HashMap<usize, usize> = index.order.iter().enumerate().map(|(p, &n)| (n, p)).collect();
+    let declared: HashMap<&str, &ValueInfoProto> =
+        graph.input.iter().chain(&graph.output).chain(&graph.value_info).map(|v| (v.name(), v)).collect();
+    // All that the slices so far compute.
+    let mut before: HashSet<usize> = HashSet::new();
     let mut slices = Vec::with_capacity(boundaries.len() - 1);
     for part in 0..boundaries.len() - 1 {
         let given: HashSet<&str> = boundaries[part].iter().copied().collect();
@@ -87,7 +93,7 @@ pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Mod
         if part > 0 {
             // Walking back past the frontier means that it isn't complete:
             // name the values that cross it, not their causes.
-            let before = index.needed_for(&boundaries[part], &HashSet::new());
+            index.add_needed(&boundaries[part], &HashSet::new(), &mut before);
             let is_before = |name: &str| index.producer.get(name).is_none_or(|p| before.contains(p));
             let crossing: BTreeSet<String> = nodes
                 .iter()
@@ -107,15 +113,28 @@ pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Mod
         }
         let mut nodes: Vec<usize> = nodes.into_iter().collect();
         nodes.sort_unstable_by_key(|n| position[n]);
-        slices.push(build(model, types, &index, &nodes, &boundaries[part], &boundaries[part + 1])?);
+        let part = Part { nodes: &nodes, given: &boundaries[part], wanted: &boundaries[part + 1] };
+        slices.push(build(model, types, &index, &declared, part)?);
     }
     Ok(slices)
 }
 
-fn build(model: &Model, types: &Types, index: &Index<'_>, nodes: &[usize], given: &[&str], wanted: &[&str]) -> Result<Model, SliceError> {
+/// What one slice is made of: its nodes in order, and its boundaries.
+struct Part<'p> {
+    nodes: &'p [usize],
+    given: &'p [&'p str],
+    wanted: &'p [&'p str],
+}
+
+fn build(
+    model: &Model,
+    types: &Types,
+    index: &Index<'_>,
+    declared: &HashMap<&str, &ValueInfoProto>,
+    part: Part<'_>,
+) -> Result<Model, SliceError> {
+    let Part { nodes, given, wanted } = part;
     let whole = index.graph;
-    let declared: HashMap<&str, &ValueInfoProto> =
-        whole.input.iter().chain(&whole.output).chain(&whole.value_info).map(|v| (v.name(), v)).collect();
     let value = |name: &str| -> ValueInfoProto {
         let inferred = types.get(name).filter(|t| t.dtype.is_some());
         match (inferred, declared.get(name)) {
@@ -126,7 +145,8 @@ fn build(model: &Model, types: &Types, index: &Index<'_>, nodes: &[usize], given
     };
     // A boundary of the whole model keeps what the file says of it.
     let outer = |name: &str, list: &[ValueInfoProto]| list.iter().find(|v| v.name() == name).cloned();
-    let used: HashSet<&str> = nodes.iter().flat_map(|&n| index.reads[n].iter().copied()).chain(wanted.iter().copied()).collect();
+    let used: HashSet<&str> =
+        nodes.iter().flat_map(|&n| index.reads[n].iter().copied()).chain(wanted.iter().copied()).collect();
     let made: HashSet<&str> = nodes.iter().flat_map(|&n| whole.node[n].output.iter().map(String::as_str)).collect();
     let mut graph = GraphProto {
         name: whole.name.clone(),
@@ -164,7 +184,8 @@ fn build(model: &Model, types: &Types, index: &Index<'_>, nodes: &[usize], given
 /// A value's declaration as the file format writes it.
 #[must_use]
 pub fn value_info_proto(info: &ValueInfo) -> ValueInfoProto {
-    let mut tensor = type_proto::Tensor { elem_type: info.dtype.map(crate::tensor::DataType::to_onnx), ..Default::default() };
+    let mut tensor =
+        type_proto::Tensor { elem_type: info.dtype.map(crate::tensor::DataType::to_onnx), ..Default::default() };
     if let Some(shape) = &info.shape {
         let dim = shape
             .iter()

@@ -1,8 +1,13 @@
 //! Tests of the graph crate through its public interface.
 
 mod assets;
+mod checks;
 mod costs;
+mod cutting;
+mod external;
 mod infer_types;
+mod mutations;
 mod node_types;
 mod real_types;
+mod rewrites;
 mod text;
