@@ -305,8 +305,8 @@ impl Demo {
         self.settle(screen, "100 Mbit/s")?;
         screen.say("the board's cable is pulled");
         self.link.set(&["--cut"])?;
-        let answer = self.infer(&self.end, &["--placement", "edge", "--deadline", "5 s"])?;
-        let other = self.infer(&self.other_end, &["--placement", "edge", "--deadline", "5 s"])?;
+        let answer = self.infer(&self.end, &["--deadline", "5 s"])?;
+        let other = self.infer(&self.other_end, &["--deadline", "5 s"])?;
         screen.say(format!("  answered by {}, degraded: {}", last_node(&answer), answer["reason"].as_str().unwrap_or("no")));
         self.link.set(&["--restore"])?;
         let mended = Instant::now();

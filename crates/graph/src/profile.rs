@@ -44,6 +44,9 @@ pub struct ModelProfile {
     pub load_ns: u64,
     /// Bytes of the model's outputs at these input shapes.
     pub output_bytes: u64,
+    /// The outputs and their codecs; empty in profiles of older versions.
+    #[serde(default)]
+    pub output: CutProfile,
     /// Bytes of the model's inputs at these input shapes, and their codecs.
     pub input: CutProfile,
 }
@@ -64,7 +67,7 @@ pub struct SegmentProfile {
 }
 
 /// One candidate cut at the profiled shapes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CutProfile {
     /// The frontier's tensors.
@@ -100,6 +103,24 @@ pub struct CodecProfile {
     pub loss: f64,
 }
 
+/// A codec must save this share of the outputs' bytes to be worth its time.
+const OUTPUT_SAVING_MIN: f64 = 0.2;
+
+impl ModelProfile {
+    /// How outputs travel back: the lossless codec that makes them smallest,
+    /// if that is worth its time, and their bytes then.
+    #[must_use]
+    pub fn reply_codec(&self) -> Option<(&str, u64)> {
+        let names = self.output.tensors.first()?.codecs.iter().filter(|c| c.loss == 0.0).map(|c| c.codec.as_str());
+        let bytes = |name: &str| {
+            let of = |t: &TensorProfile| t.codecs.iter().find(|c| c.codec == name).map_or(t.bytes, |c| c.bytes);
+            self.output.tensors.iter().map(of).sum::<u64>()
+        };
+        let least = names.map(|name| (name, bytes(name))).min_by_key(|(_, bytes)| *bytes)?;
+        ((least.1 as f64) < self.output_bytes as f64 * (1.0 - OUTPUT_SAVING_MIN)).then_some(least)
+    }
+}
+
 impl DeviceProfile {
     /// The profile of a device `factor` times slower (above 1) or faster.
     #[must_use]
@@ -114,7 +135,7 @@ impl DeviceProfile {
             for segment in &mut model.segments {
                 segment.time_ns = segment.time_ns.map(time);
             }
-            for tensor in model.cuts.iter_mut().chain([&mut model.input]).flat_map(|c| &mut c.tensors) {
+            for tensor in model.cuts.iter_mut().chain([&mut model.input, &mut model.output]).flat_map(|c| &mut c.tensors) {
                 for codec in &mut tensor.codecs {
                     codec.encode_ns = time(codec.encode_ns);
                     codec.decode_ns = time(codec.decode_ns);

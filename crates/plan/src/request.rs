@@ -233,7 +233,7 @@ impl PlanRequest {
             direct_price: LinkPrice::default(),
             crossings: crossings.collect(),
             segment_memory: lowest.segments.iter().map(|s| s.memory_bytes).collect(),
-            output_bytes: lowest.output_bytes,
+            output_bytes: lowest.reply_codec().map_or(lowest.output_bytes, |(_, bytes)| bytes),
             objective: Objective::Latency,
             limits: Limits::default(),
             private_tier: 0,

@@ -87,6 +87,22 @@ impl Chain {
         CutProfile { tensors }
     }
 
+    /// Measures the codecs on the model's outputs, where they are known.
+    pub(super) fn probe_outputs<'n>(
+        &mut self,
+        names: impl Iterator<Item = &'n str>,
+        codecs: &mut dyn CodecProbe,
+    ) -> CutProfile {
+        let outputs = self.outputs.iter().flatten();
+        let tensors = names.zip(outputs).map(|(name, value)| TensorProfile {
+            name: name.to_owned(),
+            bytes: value.byte_len(),
+            // Nothing runs behind the outputs: their error is the model's.
+            codecs: codecs.probe(name, value, &mut |changed| Ok(vec![changed.clone()])),
+        });
+        CutProfile { tensors: tensors.collect() }
+    }
+
     /// The model's outputs when `name` is `value` on entering segment `from`.
     fn suffix(&mut self, from: usize, name: &str, value: &Tensor) -> Result<Vec<Tensor>, EngineError> {
         // The unchanged value is what every probe asks for first.

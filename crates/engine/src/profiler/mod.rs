@@ -202,6 +202,7 @@ pub fn profile_with(
         tell(i + 1);
         probed.push(chain.probe(i + 1, cut.iter().map(String::as_str), codecs));
     }
+    let output = chain.probe_outputs(model.outputs().iter().map(|v| v.name.as_str()), codecs);
     tell(points);
     Ok(ModelProfile {
         model: options.digest.clone(),
@@ -212,6 +213,7 @@ pub fn profile_with(
         spread: timed.spread,
         load_ns: timed.load_ns,
         output_bytes,
+        output,
         input,
     })
 }

@@ -39,6 +39,7 @@ fn profile(ms: f64) -> ModelProfile {
         spread: 0.01,
         load_ns: 1,
         output_bytes: 4_000,
+        output: Default::default(),
         input: cut("image", 600_000),
     }
 }

@@ -19,6 +19,13 @@ use super::Node;
 use super::compute::{Named, Program, SliceKey};
 use super::wire;
 
+/// A plan's next tier is given up on after this many times its prediction
+/// and [`PATIENCE_FLOOR`]: past that a cut link is likelier than a slow one.
+const PATIENCE_FACTOR: u32 = 4;
+
+/// Noise that no prediction sees.
+const PATIENCE_FLOOR: Duration = Duration::from_millis(300);
+
 /// A request's tensors, and the segment they enter.
 pub struct Inputs {
     /// First segment they feed.
@@ -53,6 +60,9 @@ pub struct Order {
     pub fallback: bool,
     /// Codec of outputs on their way back through this node's uplink.
     pub reply_codec: String,
+    /// Whether to run here as well once the next tier is much later than
+    /// predicted, rather than wait until the deadline is near.
+    pub hedged: bool,
 }
 
 /// A request's end.
@@ -139,6 +149,9 @@ impl<'n> Flow<'n> {
                 back: Duration::ZERO,
             }));
         }
+        let patience = upstream
+            .filter(|u| self.order.hedged && !u.predicted.is_zero())
+            .map(|u| u.predicted.saturating_mul(PATIENCE_FACTOR) + PATIENCE_FLOOR);
         // Without a next tier everything runs here.
         let split = if upstream.is_some() { self.split } else { segments };
         Ok(Setup {
@@ -146,7 +159,7 @@ impl<'n> Flow<'n> {
             deadline: self.node.time_of(self.order.deadline),
             local: (split > first).then(|| local(first, split)),
             upstream,
-            patience: None,
+            patience,
             recoveries,
         })
     }

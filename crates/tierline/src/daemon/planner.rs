@@ -621,6 +621,13 @@ struct PlanDocument {
 }
 
 impl Node {
+    /// How the outputs of a model travel back down.
+    #[must_use]
+    pub fn reply_codec(&self, model: Digest) -> String {
+        let profile = self.catalogue.profile(model);
+        profile.and_then(|p| p.reply_codec().map(|(codec, _)| codec.to_owned())).unwrap_or_default()
+    }
+
     /// Expected time of segments `from..to` here; zero when not profiled.
     #[must_use]
     pub fn predicted(&self, program: &Program, from: usize, to: usize) -> Duration {

@@ -103,6 +103,7 @@ async fn prepare(
         trace: header.trace,
         fallback: !header.no_fallback,
         reply_codec,
+        hedged: false,
     };
     Ok((order, Inputs { segment, tensors, encoded: relayed.then_some(encoded), decode, received }))
 }

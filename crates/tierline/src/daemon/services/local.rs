@@ -263,6 +263,8 @@ async fn prepare(
         Placement::Cloud => node.all_at_role(&program, tierline_proto::Role::Cloud)?,
         Placement::Fixed => node.fixed(&program, header.route.as_ref().unwrap_or(&Route::default()))?,
     };
+    // What is asked for by name is waited for; a plan only has to be quick.
+    let hedged = header.placement() == Placement::Plan;
     let deadline = match header.deadline_ms {
         0 => DEADLINE_DEFAULT,
         ms => Duration::from_millis(ms.min(DEADLINE_MS_MAX)),
@@ -276,7 +278,8 @@ async fn prepare(
         hops: 0,
         trace: header.trace.clone(),
         fallback: true,
-        reply_codec: String::new(),
+        reply_codec: node.reply_codec(entry.model),
+        hedged,
     };
     Ok((order, Inputs { segment: 0, tensors, encoded: None, decode, received }, placed.predicted_ns, placed.text))
 }
