@@ -245,7 +245,8 @@ mod tests {
         let side = |p: Point, q: Point| (q[0] - p[0]).hypot(q[1] - p[1]);
         let (long, short) = (side(a, b).max(side(b, c)), side(a, b).min(side(b, c)));
         let d = 40.0 * 8.0 * 1.5 / 96.0;
-        assert!((long - 40.0 - 2.0 * d).abs() < 2.0 && (short - 8.0 - 2.0 * d).abs() < 2.0, "{long} {short}");
+        // Whole pixels stick out of a slanted edge by up to a pixel each side.
+        assert!((long - 40.0 - 2.0 * d).abs() < 2.5 && (short - 8.0 - 2.0 * d).abs() < 2.5, "{long} {short}");
     }
 
     #[test]

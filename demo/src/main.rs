@@ -1,13 +1,6 @@
 //! The demonstration: a cloud, an edge and two ends as real processes, a real
 //! model on real pictures, over a link that gets slower, breaks, and comes back.
 
-mod boxes;
-mod detector;
-mod draw;
-mod picture;
-mod site;
-mod table;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,8 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tierline_graph::Model;
 
-use site::{Link, Node, Tierline};
-use table::{Table, milliseconds};
+use tierline_demo::site::{Link, Node, Tierline};
+use tierline_demo::table::{Table, milliseconds};
+use tierline_demo::{boxes, detector, draw, picture};
 
 /// The detector's canvas, `[height, width]`: the scanned page fits it.
 const CANVAS: [u32; 2] = [256, 480];
@@ -42,7 +36,9 @@ const ANSWER: &str = "25 s";
 const PICTURES: [&str; 4] = ["page.png", "text.png", "coffee.png", "astronaut.png"];
 
 fn main() -> Result<()> {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set; run `cargo xtask demo`"));
+    let variable = |name: &str| {
+        std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set; run `cargo xtask demo`"))
+    };
     let assets = variable("TIERLINE_ASSETS")?;
     let output = std::env::args().nth(1).map_or(variable("TIERLINE_REPOSITORY")?.join("demo-output"), PathBuf::from);
     std::fs::create_dir_all(&output)?;
@@ -55,7 +51,15 @@ fn main() -> Result<()> {
     let found = demo.read(&assets, &output, &screen)?;
     screen.done();
 
-    let mut table = Table::new(["link to the edge", "end only", "edge only", "cloud only", "the plan", "predicted", "the plan runs as"]);
+    let mut table = Table::new([
+        "link to the edge",
+        "end only",
+        "edge only",
+        "cloud only",
+        "the plan",
+        "predicted",
+        "the plan runs as",
+    ]);
     for row in &rows {
         let late = |ns: Option<u64>| ns.map_or_else(|| format!("> {ANSWER}"), |ns| milliseconds(Some(ns)));
         table.row([
@@ -68,9 +72,16 @@ fn main() -> Result<()> {
             row.placement.clone(),
         ]);
     }
-    println!("\nOne answer of the text detector, median, end to end (gateway {EDGE_SLOWER}x, board {END_SLOWER}x slower than the cloud):\n");
+    println!(
+        "\nOne answer of the text detector, median, end to end (gateway {EDGE_SLOWER}x, board {END_SLOWER}x slower than the cloud):\n"
+    );
     println!("{table}");
-    println!("Link cut:   answered by {} in {}, degraded: {}", breakage.node, milliseconds(Some(breakage.latency)), breakage.reason);
+    println!(
+        "Link cut:   answered by {} in {}, degraded: {}",
+        breakage.node,
+        milliseconds(Some(breakage.latency)),
+        breakage.reason
+    );
     println!("            meanwhile the other end was answered by {}", breakage.other);
     println!("Link back:  answered as planned again after {:.1} s\n", breakage.recovery.as_secs_f64());
     for (file, boxes) in &found {
@@ -78,7 +89,10 @@ fn main() -> Result<()> {
     }
     let report = json!({ "links": rows.iter().map(Row::json).collect::<Vec<_>>(), "cut": breakage.json() });
     std::fs::write(output.join("report.json"), serde_json::to_string_pretty(&report)?)?;
-    println!("\nDone in {:.0} s. Next: docs/guide/first-site.md sets this up on your own machines.", begun.elapsed().as_secs_f64());
+    println!(
+        "\nDone in {:.0} s. Next: docs/guide/first-site.md sets this up on your own machines.",
+        begun.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -179,7 +193,13 @@ impl Demo {
         screen.doing("starting a cloud, an edge and two ends");
         let cloud = tierline.node("cloud", &["--role", "cloud", "--listen", "127.0.0.1:0"])?;
         let wan = tierline.link("wan", &cloud.url, &["--bandwidth", "50mbit", "--delay", "10 ms"])?;
-        let edge = tierline.join(&cloud, "edge", "gateway", &wan.url(), &["--listen", "127.0.0.1:0", "--slowdown", EDGE_SLOWER])?;
+        let edge = tierline.join(
+            &cloud,
+            "edge",
+            "gateway",
+            &wan.url(),
+            &["--listen", "127.0.0.1:0", "--slowdown", EDGE_SLOWER],
+        )?;
         let link = tierline.link("lan", &edge.url, &["--bandwidth", "100mbit", "--delay", "2 ms"])?;
         let other_link = tierline.link("other-lan", &edge.url, &["--bandwidth", "100mbit", "--delay", "2 ms"])?;
         let end = tierline.join(&cloud, "end", "board", &link.url(), &["--slowdown", END_SLOWER])?;
@@ -193,10 +213,13 @@ impl Demo {
         detector.save(&model)?;
         let input = prepare(&assets.join("pictures/page.png"), folder)?;
         cloud.ask(&["model", "add", &model.to_string_lossy(), "--name", "text", "--sample", &input, "--cuts", "10"])?;
-        let demo = Self { cloud, edge, end, other_end, link, _links: [wan, other_link], input, folder: folder.to_owned() };
+        let demo =
+            Self { cloud, edge, end, other_end, link, _links: [wan, other_link], input, folder: folder.to_owned() };
         demo.show_nodes(screen)?;
         screen.doing("every node measures the model, one after the other");
-        for (node, name) in [(&demo.cloud, "cloud"), (&demo.edge, "gateway"), (&demo.end, "board"), (&demo.other_end, "other-board")] {
+        for (node, name) in
+            [(&demo.cloud, "cloud"), (&demo.edge, "gateway"), (&demo.end, "board"), (&demo.other_end, "other-board")]
+        {
             let profile = wait(Duration::from_secs(90), || {
                 let shown = node.ask(&["model", "ls"]).ok()?;
                 (shown["models"][0]["profiled"] == true).then_some(())
@@ -275,7 +298,12 @@ impl Demo {
                 predicted: ns(&answer["predicted_ms"]),
                 placement: explained["in_force"].as_str().unwrap_or_default().to_owned(),
             };
-            screen.say(format!("  {} answers in {} ({} predicted)", row.placement, milliseconds(row.plan), milliseconds(row.predicted)));
+            screen.say(format!(
+                "  {} answers in {} ({} predicted)",
+                row.placement,
+                milliseconds(row.plan),
+                milliseconds(row.predicted)
+            ));
             rows.push(row);
         }
         Ok(rows)
@@ -307,7 +335,11 @@ impl Demo {
         self.link.set(&["--cut"])?;
         let answer = self.infer(&self.end, &["--deadline", "5 s"])?;
         let other = self.infer(&self.other_end, &["--deadline", "5 s"])?;
-        screen.say(format!("  answered by {}, degraded: {}", last_node(&answer), answer["reason"].as_str().unwrap_or("no")));
+        screen.say(format!(
+            "  answered by {}, degraded: {}",
+            last_node(&answer),
+            answer["reason"].as_str().unwrap_or("no")
+        ));
         self.link.set(&["--restore"])?;
         let mended = Instant::now();
         screen.say("the cable is back");
@@ -332,7 +364,15 @@ impl Demo {
             screen.doing(format!("reading {name}"));
             let path = assets.join("pictures").join(name);
             let input = prepare(&path, &self.folder)?;
-            let answer = self.end.ask(&["infer", "--model", "text", "--input", &input, "--out", &self.folder.join("maps").to_string_lossy()])?;
+            let answer = self.end.ask(&[
+                "infer",
+                "--model",
+                "text",
+                "--input",
+                &input,
+                "--out",
+                &self.folder.join("maps").to_string_lossy(),
+            ])?;
             let map = answer["outputs"][0]["file"].as_str().context("no map of text")?;
             let map = tierline_codec::npy::read(&std::fs::read(map)?)?;
             let picture = picture::load(&path)?;

@@ -29,7 +29,7 @@ pub struct Tierline {
 /// A running node.
 pub struct Node {
     tierline: Tierline,
-    _process: Process,
+    process: Process,
     data: PathBuf,
     /// Where children reach it; empty for ends.
     pub url: String,
@@ -46,11 +46,15 @@ pub struct Link {
 
 impl Tierline {
     /// The binary, logging to files in `folder`.
+    #[must_use]
     pub fn new(binary: PathBuf, folder: &Path) -> Self {
         Self { binary, logs: folder.to_owned() }
     }
 
     /// Runs a command and gives the document it prints.
+    ///
+    /// # Errors
+    /// When the command fails.
     pub fn json(&self, args: &[&str]) -> Result<Value> {
         let output = Command::new(&self.binary).args(args).args(["--json", "--quiet"]).output()?;
         if !output.status.success() {
@@ -60,9 +64,9 @@ impl Tierline {
         let text = String::from_utf8(output.stdout)?;
         match serde_json::from_str(&text) {
             Ok(value) => Ok(value),
-            Err(_) => {
-                Ok(Value::Array(text.lines().filter(|l| !l.is_empty()).map(serde_json::from_str).collect::<Result<_, _>>()?))
-            }
+            Err(_) => Ok(Value::Array(
+                text.lines().filter(|l| !l.is_empty()).map(serde_json::from_str).collect::<Result<_, _>>()?,
+            )),
         }
     }
 
@@ -87,16 +91,22 @@ impl Tierline {
     }
 
     /// Starts a node on a folder of its own.
+    ///
+    /// # Errors
+    /// When the command fails.
     pub fn node(&self, name: &str, args: &[&str]) -> Result<Node> {
         let data = self.logs.join(name);
         let folder = data.to_string_lossy().into_owned();
         // One thread each: the nodes share this machine's cores.
         let (process, ready) = self.start(name, &[&["--data", &folder, "node", "--threads", "1"], args].concat())?;
         let url = ready["url"].as_str().unwrap_or_default().to_owned();
-        Ok(Node { tierline: self.clone(), _process: process, data, url })
+        Ok(Node { tierline: self.clone(), process, data, url })
     }
 
     /// Joins a device below `url` and starts it.
+    ///
+    /// # Errors
+    /// When the command fails.
     pub fn join(&self, cloud: &Node, role: &str, name: &str, url: &str, args: &[&str]) -> Result<Node> {
         let made = cloud.ask(&["token", "create", "--role", role])?;
         let token = made["token"].as_str().context("no token")?;
@@ -106,6 +116,9 @@ impl Tierline {
     }
 
     /// Starts a link to a node.
+    ///
+    /// # Errors
+    /// When the command fails.
     pub fn link(&self, name: &str, url: &str, args: &[&str]) -> Result<Link> {
         let to = url.trim_start_matches("https://");
         let start = ["link", "start", "--to", to, "--control", "127.0.0.1:0"];
@@ -116,7 +129,16 @@ impl Tierline {
 }
 
 impl Node {
+    /// Its process.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.0.id()
+    }
+
     /// Runs a command against this node.
+    ///
+    /// # Errors
+    /// When the command fails.
     pub fn ask(&self, args: &[&str]) -> Result<Value> {
         let data = self.data.to_string_lossy().into_owned();
         self.tierline.json(&[&["--data", &data], args].concat())
@@ -130,6 +152,9 @@ impl Link {
     }
 
     /// Changes the link.
+    ///
+    /// # Errors
+    /// When the command fails.
     pub fn set(&self, args: &[&str]) -> Result<()> {
         self.tierline.json(&[&["link", "set", "--control", &self.control], args].concat()).map(drop)
     }

@@ -135,7 +135,9 @@ impl DeviceProfile {
             for segment in &mut model.segments {
                 segment.time_ns = segment.time_ns.map(time);
             }
-            for tensor in model.cuts.iter_mut().chain([&mut model.input, &mut model.output]).flat_map(|c| &mut c.tensors) {
+            for tensor in
+                model.cuts.iter_mut().chain([&mut model.input, &mut model.output]).flat_map(|c| &mut c.tensors)
+            {
                 for codec in &mut tensor.codecs {
                     codec.encode_ns = time(codec.encode_ns);
                     codec.decode_ns = time(codec.decode_ns);

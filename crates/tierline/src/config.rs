@@ -90,7 +90,9 @@ impl NodeConfig {
         let mut config = match std::fs::read_to_string(&path) {
             Ok(text) => parse::<Self>(&text, &path)?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
-            Err(e) => return Err(Failure::message(Exit::Configuration, format!("cannot read {}: {e}", path.display()))),
+            Err(e) => {
+                return Err(Failure::message(Exit::Configuration, format!("cannot read {}: {e}", path.display())));
+            }
         };
         data.clone_into(&mut config.data);
         config.check()?;

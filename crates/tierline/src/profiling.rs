@@ -38,7 +38,8 @@ pub fn measure(work: &Work<'_>, load: LoadOptions, slowdown: f64, watch: Watch) 
     let _turn = turn();
     let digest = work.manifest.digest.clone();
     let options = ProfileOptions { digest, load, budget: PROFILE_TIME, watch, ..ProfileOptions::default() };
-    let measured = profile(work.engine.as_ref(), work.model, &work.manifest.cuts, work.inputs, &options, &mut CodecMeter)?;
+    let measured =
+        profile(work.engine.as_ref(), work.model, &work.manifest.cuts, work.inputs, &options, &mut CodecMeter)?;
     Ok(if slowdown > 1.0 { slowed(measured, slowdown) } else { measured })
 }
 

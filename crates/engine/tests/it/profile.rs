@@ -87,8 +87,10 @@ fn a_profile_covers_cuts_segments_and_codecs() {
         assert!(sum.abs_diff(profile.whole_ns) <= 4, "{sum} {}", profile.whole_ns);
         // One weight, the input and the output.
         assert_eq!(profile.segments[0].memory_bytes, 4 + 256 + 256);
-        // The value at each point, and the output when it is one higher.
-        let expected = [("v0", 0.5, 4.5), ("v1", 1.5, 4.5), ("v2", 2.5, 4.5), ("v3", 2.5, 4.5)];
+        // The value at each point, and the output when it is one higher; the
+        // output itself last.
+        let expected = [("v0", 0.5, 4.5), ("v1", 1.5, 4.5), ("v2", 2.5, 4.5), ("v3", 2.5, 4.5), ("v4", 3.5, 4.5)];
+        assert_eq!(profile.output.tensors[0].bytes, 256);
         let noted: Vec<_> = notes.0.iter().map(|(n, a, b)| (n.as_str(), *a, *b)).collect();
         assert_eq!(noted, expected, "{}", engine.name());
     }

@@ -129,7 +129,12 @@ fn report(args: &Bench, samples: Vec<Outcome<Sample>>, took: Duration) -> Report
     }
     let mut latencies: Vec<f64> = good.iter().map(|s| s.latency.as_secs_f64() * 1e3).collect();
     latencies.sort_by(f64::total_cmp);
-    let at = |share: f64| latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1))).copied().unwrap_or(0.0);
+    let at = |share: f64| {
+        latencies
+            .get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or(0.0)
+    };
     let last = good.last();
     Report {
         model: args.model.clone(),

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use tierline_proto::Digest;
 use tierline_proto::v1::{
-    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelShowRequest, ModelState,
-    model_add_chunk,
+    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelShowRequest,
+    ModelState, model_add_chunk,
 };
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -69,7 +69,14 @@ struct ModelLine {
 
 fn line(entry: ModelEntry) -> ModelLine {
     let hex = |b: &Bytes| Digest::try_from(b).map_or_else(|_| String::new(), |d| d.to_string());
-    ModelLine { digest: hex(&entry.model), manifest: hex(&entry.manifest), name: entry.name, bytes: entry.bytes, state: None, profiled: None }
+    ModelLine {
+        digest: hex(&entry.model),
+        manifest: hex(&entry.manifest),
+        name: entry.name,
+        bytes: entry.bytes,
+        state: None,
+        profiled: None,
+    }
 }
 
 pub fn add(global: &Global, args: &Add) -> Outcome {
@@ -107,7 +114,9 @@ pub fn add(global: &Global, args: &Add) -> Outcome {
         });
         let reply = node.model_add(ReceiverStream::new(receive)).await.map_err(|s| client::refused(&s))?.into_inner();
         let added = line(reply.entry.unwrap_or_default());
-        global.output().data(&added, |m| format!("{}  {}  {}", m.name, &m.digest[..m.digest.len().min(12)], output::bytes(m.bytes)))
+        global.output().data(&added, |m| {
+            format!("{}  {}  {}", m.name, &m.digest[..m.digest.len().min(12)], output::bytes(m.bytes))
+        })
     })
 }
 
@@ -140,7 +149,13 @@ pub fn ls(global: &Global, args: &Ls) -> Outcome {
                 .iter()
                 .map(|m| {
                     let profiled = if m.profiled == Some(true) { "yes" } else { "no" };
-                    vec![m.name.clone(), m.digest.chars().take(12).collect(), output::bytes(m.bytes), m.state.unwrap_or("").into(), profiled.into()]
+                    vec![
+                        m.name.clone(),
+                        m.digest.chars().take(12).collect(),
+                        output::bytes(m.bytes),
+                        m.state.unwrap_or("").into(),
+                        profiled.into(),
+                    ]
                 })
                 .collect();
             output::table(&["name", "digest", "bytes", "state", "profiled"], &rows)
@@ -151,7 +166,11 @@ pub fn ls(global: &Global, args: &Ls) -> Outcome {
 pub fn show(global: &Global, args: &Named) -> Outcome {
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
-        let reply = node.model_show(ModelShowRequest { model: args.model.clone() }).await.map_err(|s| client::refused(&s))?.into_inner();
+        let reply = node
+            .model_show(ModelShowRequest { model: args.model.clone() })
+            .await
+            .map_err(|s| client::refused(&s))?
+            .into_inner();
         let manifest: Manifest = serde_json::from_str(&reply.manifest_json)?;
         global.output().data(&manifest, |m| {
             let mut text = format!("{}  {}\n", m.name, m.digest);
@@ -166,7 +185,12 @@ pub fn show(global: &Global, args: &Named) -> Outcome {
                 text.push_str(&format!("profiled at {name} {shape:?}\n"));
             }
             let macs = m.macs.map_or("unknown".into(), output::count);
-            text.push_str(&format!("{} nodes, {} parameters, {macs} multiply-adds, {} candidate cuts\n", m.nodes, output::count(m.parameters), m.cuts.len()));
+            text.push_str(&format!(
+                "{} nodes, {} parameters, {macs} multiply-adds, {} candidate cuts\n",
+                m.nodes,
+                output::count(m.parameters),
+                m.cuts.len()
+            ));
             text
         })
     })

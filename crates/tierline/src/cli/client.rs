@@ -31,18 +31,26 @@ pub async fn connect(global: &Global, endpoint: Option<&str>) -> Outcome<LocalCl
         }
         Some(url) => remote(url, &data).await?,
     };
-    Ok(LocalClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+    Ok(LocalClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
 }
 
 async fn socket(path: &Path) -> Outcome<Channel> {
     if !path.exists() {
-        return Err(Failure::message(Exit::Unreachable, format!("no node runs on this device: {} is missing", path.display()))
-            .hint("start one with `tierline node --role cloud`, or name another with --endpoint URL or --data DIR"));
+        return Err(Failure::message(
+            Exit::Unreachable,
+            format!("no node runs on this device: {} is missing", path.display()),
+        )
+        .hint("start one with `tierline node --role cloud`, or name another with --endpoint URL or --data DIR"));
     }
     let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))?.connect_timeout(CONNECT_TIME_MAX);
     endpoint.connect().await.map_err(|e| {
-        Failure::message(Exit::Unreachable, format!("the node behind {} does not answer: {}", path.display(), chain(&e)))
-            .hint("is it still running? start it again with `tierline node`")
+        Failure::message(
+            Exit::Unreachable,
+            format!("the node behind {} does not answer: {}", path.display(), chain(&e)),
+        )
+        .hint("is it still running? start it again with `tierline node`")
     })
 }
 
@@ -55,7 +63,9 @@ async fn remote(url: &str, data: &Path) -> Outcome<Channel> {
         .map_err(|e| Failure::message(Exit::Usage, format!("--endpoint {url}: {e}; write https://host:port")))?
         .connect_timeout(CONNECT_TIME_MAX)
         .tls_config(crate::daemon::transport::client_tls(&identity))?;
-    endpoint.connect().await.map_err(|e| Failure::message(Exit::Unreachable, format!("cannot reach {url}: {}", chain(&e))).hint("tierline doctor"))
+    endpoint.connect().await.map_err(|e| {
+        Failure::message(Exit::Unreachable, format!("cannot reach {url}: {}", chain(&e))).hint("tierline doctor")
+    })
 }
 
 /// An error with everything that caused it, in one line.

@@ -30,7 +30,8 @@ pub fn doctor(global: &Global) -> Outcome {
         .considered
         .iter()
         .map(|c| {
-            let place = c.path.as_ref().map_or_else(|| c.origin.to_owned(), |p| format!("{} ({})", p.display(), c.origin));
+            let place =
+                c.path.as_ref().map_or_else(|| c.origin.to_owned(), |p| format!("{} ({})", p.display(), c.origin));
             let (available, detail) = match &c.outcome {
                 Considered::Chosen => (true, place),
                 Considered::Passed => (true, format!("{place}, passed over")),

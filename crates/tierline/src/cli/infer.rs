@@ -9,7 +9,10 @@ use tierline_graph::Tensor;
 use tierline_proto::frame;
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::local_client::LocalClient;
-use tierline_proto::v1::{Boundary, Code, Failure as WireFailure, InferChunk, InferHeader, InferReply, Placement, Route, StageTiming, infer_chunk};
+use tierline_proto::v1::{
+    Boundary, Code, Failure as WireFailure, InferChunk, InferHeader, InferReply, Placement, Route, StageTiming,
+    infer_chunk,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -283,7 +286,13 @@ fn line(answer: Answer, args: &Infer) -> Outcome<Answered> {
             }
         };
         let data = (file.is_none() && tensor.len() <= VALUES_PRINTED_MAX).then(|| values(tensor));
-        outputs.push(OutputLine { name: name.clone(), dtype: tensor.dtype().to_string(), shape: tensor.shape().to_vec(), file, data });
+        outputs.push(OutputLine {
+            name: name.clone(),
+            dtype: tensor.dtype().to_string(),
+            shape: tensor.shape().to_vec(),
+            file,
+            data,
+        });
     }
     let stage = |s: &StageTiming| Stage {
         node: s.node.clone(),
@@ -362,7 +371,8 @@ fn text(a: &Answered) -> String {
 
 /// Bytes in chunks of one message each.
 pub fn split(bytes: Bytes) -> impl Iterator<Item = Bytes> {
-    (0..bytes.len().div_ceil(CHUNK_BYTES)).map(move |i| bytes.slice(i * CHUNK_BYTES..((i + 1) * CHUNK_BYTES).min(bytes.len())))
+    (0..bytes.len().div_ceil(CHUNK_BYTES))
+        .map(move |i| bytes.slice(i * CHUNK_BYTES..((i + 1) * CHUNK_BYTES).min(bytes.len())))
 }
 
 #[cfg(test)]

@@ -173,13 +173,8 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
 /// The device's own name as a node's name.
 pub fn host_name() -> String {
     let given = std::fs::read_to_string("/etc/hostname").unwrap_or_default();
-    let name: String = given
-        .trim()
-        .to_lowercase()
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .take(63)
-        .collect();
+    let name: String =
+        given.trim().to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
     let name = name.trim_matches('-').to_owned();
     if name.is_empty() { format!("node-{:06x}", fastrand::u32(..0x0100_0000)) } else { name }
 }

@@ -96,7 +96,8 @@ fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfil
         shown.set_message(p.phase.to_string());
         shown.set_position((p.done * 100.0) as u64);
     });
-    let profile = crate::profiling::measure(&work, tierline_engine::LoadOptions::with_threads(args.threads), 1.0, watch)?;
+    let profile =
+        crate::profiling::measure(&work, tierline_engine::LoadOptions::with_threads(args.threads), 1.0, watch)?;
     bar.finish_and_clear();
     Ok((format!("{} {}", engine.name(), engine.version()), profile))
 }
@@ -280,12 +281,17 @@ fn bare(global: &Global, file: &Path) -> Outcome {
         Failure::new(exit, e)
     })?;
     global.output().data(&solution, |s| {
-        let rows: Vec<Vec<String>> = s.assignment.iter().map(|(name, tier)| vec![name.clone(), tier.to_string()]).collect();
+        let rows: Vec<Vec<String>> =
+            s.assignment.iter().map(|(name, tier)| vec![name.clone(), tier.to_string()]).collect();
         format!(
             "{}\nobjective {}, {}, solved in {} us\n",
             output::table(&["node", "tier"], &rows),
             output::duration(s.objective_ns),
-            if s.optimal { "proved the best".to_owned() } else { format!("at most {:.1}% from the best", s.gap * 100.0) },
+            if s.optimal {
+                "proved the best".to_owned()
+            } else {
+                format!("at most {:.1}% from the best", s.gap * 100.0)
+            },
             s.solve_us
         )
     })
@@ -310,7 +316,8 @@ fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: boo
     let text = std::fs::read_to_string(file)
         .map_err(|e| anyhow::anyhow!("cannot read {}: {e}", file.display()))
         .exit_with(Exit::Configuration)?;
-    let site = Site::parse(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display())).exit_with(Exit::Configuration)?;
+    let site =
+        Site::parse(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display())).exit_with(Exit::Configuration)?;
     let engine = models::engine(global)?;
     let (_, manifest) = prepare(model, &engine, &args.shapes, &[])?;
     let mut profiles = Vec::new();

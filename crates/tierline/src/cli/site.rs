@@ -122,17 +122,28 @@ pub fn token(global: &Global, verb: TokenVerb) -> Outcome {
                     .tokens
                     .into_iter()
                     .filter(|t| !t.revoked)
-                    .map(|t| Token { id: t.token_id, role: role_name(t.role).into(), token: None, not_after_s: t.not_after_s, uses_left: t.uses_left })
+                    .map(|t| Token {
+                        id: t.token_id,
+                        role: role_name(t.role).into(),
+                        token: None,
+                        not_after_s: t.not_after_s,
+                        uses_left: t.uses_left,
+                    })
                     .collect();
                 global.output().data(&Tokens { tokens }, |t| {
-                    let rows: Vec<Vec<String>> =
-                        t.tokens.iter().map(|t| vec![t.id.clone(), t.role.clone(), t.uses_left.to_string(), until(t.not_after_s)]).collect();
+                    let rows: Vec<Vec<String>> = t
+                        .tokens
+                        .iter()
+                        .map(|t| vec![t.id.clone(), t.role.clone(), t.uses_left.to_string(), until(t.not_after_s)])
+                        .collect();
                     output::table(&["id", "role", "uses left", "valid for"], &rows)
                 })
             }
             TokenVerb::Rm(args) => {
                 let mut node = client::connect(global, args.target.endpoint.as_deref()).await?;
-                node.token_revoke(TokenRevokeRequest { token_id: args.id.clone() }).await.map_err(|s| client::refused(&s))?;
+                node.token_revoke(TokenRevokeRequest { token_id: args.id.clone() })
+                    .await
+                    .map_err(|s| client::refused(&s))?;
                 global.output().say(format!("token {} can no longer be used", args.id));
                 Ok(())
             }

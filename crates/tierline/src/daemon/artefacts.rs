@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tierline_node::fetch::{Action, Event, FetchError, Fetcher, Found, Transfer, Waiter};
 use tierline_node::{Peer, Rng};
-use tierline_proto::v1::{Code, Failure};
 use tierline_proto::Digest;
+use tierline_proto::v1::{Code, Failure};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tierline_proto::v1::{
-    Code, Failure, JoinReply, JoinRequest, NodeRevokeRequest, RenewRequest, TokenCreateReply, TokenCreateRequest, TokenInfo,
-    TokenListReply,
+    Code, Failure, JoinReply, JoinRequest, NodeRevokeRequest, RenewRequest, TokenCreateReply, TokenCreateRequest,
+    TokenInfo, TokenListReply,
 };
 use tierline_proto::{Role, Versions};
 
@@ -34,7 +34,9 @@ fn now_s() -> u64 {
 
 fn refused(error: &IdentityError) -> Failure {
     let code = match error {
-        IdentityError::BadName { .. } | IdentityError::BadRequest { .. } | IdentityError::MalformedToken { .. } => Code::InvalidInput,
+        IdentityError::BadName { .. } | IdentityError::BadRequest { .. } | IdentityError::MalformedToken { .. } => {
+            Code::InvalidInput
+        }
         _ => Code::Internal,
     };
     Failure::new(code, error.to_string())
@@ -55,7 +57,10 @@ impl Authority {
         let invalid = |text: String| Err(Failure::new(Code::InvalidInput, text));
         let role = request.role();
         if !matches!(role, Role::End | Role::Edge | Role::Operator) {
-            return invalid(format!("a device can't join as {}: choose end, edge or operator; a site has one cloud", role_name(role)));
+            return invalid(format!(
+                "a device can't join as {}: choose end, edge or operator; a site has one cloud",
+                role_name(role)
+            ));
         }
         if !request.name.is_empty() {
             check_name(&request.name).map_err(|e| refused(&e))?;
@@ -107,7 +112,8 @@ impl Authority {
         if self.state.revoke_token(id)? {
             return Ok(());
         }
-        Err(Failure::new(Code::NotFound, format!("there is no token `{id}`")).with_help("`tierline token ls` lists them"))
+        Err(Failure::new(Code::NotFound, format!("there is no token `{id}`"))
+            .with_help("`tierline token ls` lists them"))
     }
 
     /// Lets a device in.
@@ -121,7 +127,8 @@ impl Authority {
             .agree_with(request.versions.as_ref())
             .map_err(|e| Failure::new(Code::VersionMismatch, e.to_string()))?;
         let denied = |text: &str| {
-            Err(Failure::new(Code::Unauthenticated, text).with_help("make a new one on the cloud: `tierline token create`"))
+            Err(Failure::new(Code::Unauthenticated, text)
+                .with_help("make a new one on the cloud: `tierline token create`"))
         };
         let token: JoinToken = request.token.parse().map_err(|e: IdentityError| refused(&e))?;
         if token.fingerprint != self.ca.fingerprint() {
@@ -187,7 +194,8 @@ impl Authority {
         let Some(row) = self.state.node(&request.node)? else {
             let names = self.state.node_names()?;
             let near = names.iter().find(|n| strsim::damerau_levenshtein(n, &request.node) <= 2);
-            let help = near.map_or_else(|| "`tierline nodes` lists them".to_owned(), |n| format!("did you mean `{n}`?"));
+            let help =
+                near.map_or_else(|| "`tierline nodes` lists them".to_owned(), |n| format!("did you mean `{n}`?"));
             return Err(Failure::new(Code::NotFound, format!("there is no node `{}`", request.node)).with_help(help));
         };
         if row.id == node.id() {

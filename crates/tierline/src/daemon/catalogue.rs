@@ -32,7 +32,10 @@ impl Entry {
     /// # Errors
     /// When the manifest names no digest.
     pub fn new(manifest: Manifest, manifest_digest: Digest) -> Result<Self, Failure> {
-        let model = manifest.digest.parse().map_err(|e| Failure::new(Code::Corrupt, format!("manifest of `{}`: {e}", manifest.name)))?;
+        let model = manifest
+            .digest
+            .parse()
+            .map_err(|e| Failure::new(Code::Corrupt, format!("manifest of `{}`: {e}", manifest.name)))?;
         Ok(Self { manifest, manifest_digest, model })
     }
 
@@ -94,10 +97,7 @@ impl Catalogue {
     #[must_use]
     pub fn get(&self, name_or_digest: &str) -> Option<Entry> {
         let entries = read(&self.entries);
-        entries
-            .get(name_or_digest)
-            .or_else(|| entries.values().find(|e| e.manifest.digest == name_or_digest))
-            .cloned()
+        entries.get(name_or_digest).or_else(|| entries.values().find(|e| e.manifest.digest == name_or_digest)).cloned()
     }
 
     /// The entry of a prepared model.
@@ -137,7 +137,8 @@ impl Catalogue {
         if let Some(program) = self.program(entry.model) {
             return Ok(program);
         }
-        let corrupt = |e: &dyn std::fmt::Display| Failure::new(Code::Corrupt, format!("model `{}`: {e}", entry.manifest.name));
+        let corrupt =
+            |e: &dyn std::fmt::Display| Failure::new(Code::Corrupt, format!("model `{}`: {e}", entry.manifest.name));
         let prepared = Prepared::from_store(bytes).map_err(|e| corrupt(&e))?;
         let types = prepared.types(&entry.manifest.input_shapes).map_err(|e| corrupt(&e.error))?;
         let program = Arc::new(Program { model: prepared.model, manifest: entry.manifest.clone(), types });
@@ -170,7 +171,9 @@ pub fn unknown_model(name: &str, known: &[Entry]) -> Failure {
     let near = names.iter().find(|n| strsim::damerau_levenshtein(n, name) <= 2);
     let help = match (near, names.is_empty()) {
         (Some(near), _) => format!("did you mean `{near}`?"),
-        (None, true) => "this node knows no model yet: `tierline model add FILE.onnx --name NAME` on the cloud".to_owned(),
+        (None, true) => {
+            "this node knows no model yet: `tierline model add FILE.onnx --name NAME` on the cloud".to_owned()
+        }
         (None, false) => format!("known models: {}", names.join(", ")),
     };
     Failure::new(Code::UnknownModel, format!("no model `{name}` is known here")).with_help(help)

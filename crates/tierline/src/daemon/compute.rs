@@ -300,7 +300,13 @@ impl Sessions {
         self.load.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
-    fn run(&mut self, program: &Program, key: &SliceKey, inputs: &Named, queued: Duration) -> Result<Computed, ComputeError> {
+    fn run(
+        &mut self,
+        program: &Program,
+        key: &SliceKey,
+        inputs: &Named,
+        queued: Duration,
+    ) -> Result<Computed, ComputeError> {
         let slowdown = self.options.slowdown;
         let session = self.session(program, key)?;
         let started = Instant::now();

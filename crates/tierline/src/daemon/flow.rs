@@ -127,7 +127,10 @@ impl<'n> Flow<'n> {
     fn setup(&self) -> Result<Setup, Failure> {
         let (first, segments) = (self.inputs.segment, self.order.program.segments());
         if self.split < first || self.split > segments || first > segments {
-            let text = format!("a route from segment {first} to {} of {segments}; the nodes hold different models", self.split);
+            let text = format!(
+                "a route from segment {first} to {} of {segments}; the nodes hold different models",
+                self.split
+            );
             return Err(Failure::new(Code::Protocol, text).with_help("add the model again on the cloud"));
         }
         let predict = |from: usize, to: usize| self.node.predicted(&self.order.program, from, to);
@@ -238,7 +241,10 @@ impl<'n> Flow<'n> {
                         received_bytes: if at_entry { inputs.received } else { 0 },
                         ..StageTiming::default()
                     };
-                    (Event::RunDone { op, result: Ok(()) }, Some((op, Product::Ran { outputs: computed.outputs, timing })))
+                    (
+                        Event::RunDone { op, result: Ok(()) },
+                        Some((op, Product::Ran { outputs: computed.outputs, timing })),
+                    )
                 }
                 Err(e) => (Event::RunDone { op, result: Err(wire::compute_failure(&e).at(&name)) }, None),
             };
@@ -303,7 +309,13 @@ impl<'n> Flow<'n> {
         };
         Answer {
             outputs,
-            reply: Reply { request: self.order.id.clone().into(), failure: None, degraded, stages, tensors: Vec::new() },
+            reply: Reply {
+                request: self.order.id.clone().into(),
+                failure: None,
+                degraded,
+                stages,
+                tensors: Vec::new(),
+            },
         }
     }
 

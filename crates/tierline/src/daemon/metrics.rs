@@ -63,7 +63,12 @@ impl Metrics {
     pub fn text(&self, gauges: &[(&str, &str, f64)]) -> String {
         let mut out = String::new();
         self.with(|n| {
-            head(&mut out, "tierline_requests_total", "counter", "Requests that entered the site at this node, by outcome.");
+            head(
+                &mut out,
+                "tierline_requests_total",
+                "counter",
+                "Requests that entered the site at this node, by outcome.",
+            );
             for (outcome, count) in &n.requests {
                 let _ = writeln!(out, "tierline_requests_total{{outcome=\"{outcome}\"}} {count}");
             }
@@ -74,13 +79,23 @@ impl Metrics {
             let all: u64 = n.requests.values().sum();
             let _ = writeln!(out, "tierline_request_seconds_bucket{{le=\"+Inf\"}} {all}");
             let _ = writeln!(out, "tierline_request_seconds_sum {}\ntierline_request_seconds_count {all}", n.seconds);
-            head(&mut out, "tierline_degraded_total", "counter", "Answers that did not come the planned way, by cause.");
+            head(
+                &mut out,
+                "tierline_degraded_total",
+                "counter",
+                "Answers that did not come the planned way, by cause.",
+            );
             for (cause, count) in &n.degraded {
                 let _ = writeln!(out, "tierline_degraded_total{{cause=\"{cause}\"}} {count}");
             }
             head(&mut out, "tierline_plan_switches_total", "counter", "Changes of the plan in force.");
             let _ = writeln!(out, "tierline_plan_switches_total {}", n.plans);
-            head(&mut out, "tierline_sent_bytes_total", "counter", "Encoded activations sent between tiers for requests of this node.");
+            head(
+                &mut out,
+                "tierline_sent_bytes_total",
+                "counter",
+                "Encoded activations sent between tiers for requests of this node.",
+            );
             let _ = writeln!(out, "tierline_sent_bytes_total {}", n.sent_bytes);
         });
         for (name, help, value) in gauges {
@@ -120,8 +135,16 @@ impl super::Node {
         ];
         if let Some(uplink) = self.uplinks.first() {
             let estimate = uplink.estimate(self.now());
-            gauges.push(("tierline_link_up_bytes_per_second", "Estimated bandwidth towards the first parent.", estimate.up_bytes_per_s));
-            gauges.push(("tierline_link_rtt_seconds", "Estimated round trip to the first parent.", estimate.rtt_ns as f64 / 1e9));
+            gauges.push((
+                "tierline_link_up_bytes_per_second",
+                "Estimated bandwidth towards the first parent.",
+                estimate.up_bytes_per_s,
+            ));
+            gauges.push((
+                "tierline_link_rtt_seconds",
+                "Estimated round trip to the first parent.",
+                estimate.rtt_ns as f64 / 1e9,
+            ));
         }
         self.metrics.text(&gauges)
     }
@@ -137,6 +160,9 @@ mod tests {
         metrics.request(Duration::from_millis(3), &Reply::default());
         let text = metrics.text(&[]);
         assert!(text.contains("tierline_requests_total{outcome=\"ok\"} 1"), "{text}");
-        assert!(text.contains("le=\"0.0025\"} 0") && text.contains("le=\"0.005\"} 1") && text.contains("le=\"+Inf\"} 1"), "{text}");
+        assert!(
+            text.contains("le=\"0.0025\"} 0") && text.contains("le=\"0.005\"} 1") && text.contains("le=\"+Inf\"} 1"),
+            "{text}"
+        );
     }
 }

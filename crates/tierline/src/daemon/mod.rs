@@ -28,8 +28,8 @@ use tierline_node::lease::Lost;
 use tierline_node::request::Event as RequestEvent;
 use tierline_node::{Peer, Time};
 use tierline_proto::v1::{
-    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, LoadReport, NodeInfo, NodeStatus, Revocations, ReverseReply, ReverseRequest,
-    UpstreamPath, UpstreamTier, child_message, parent_message, reverse_reply,
+    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, LoadReport, NodeInfo, NodeStatus, ReverseReply,
+    ReverseRequest, Revocations, UpstreamPath, UpstreamTier, child_message, parent_message, reverse_reply,
 };
 use tierline_proto::{Digest, Role};
 use tokio::sync::{broadcast, watch};
@@ -193,7 +193,11 @@ impl Node {
     pub fn peer_up(self: &Arc<Self>, uplink: &Arc<Uplink>) {
         let _ = self.changes.send(RequestEvent::PeerUp { peer: uplink.peer });
         self.artefacts.source_up(self, uplink.peer);
-        self.events.record("lease", format!("connected to {}", uplink.name()), &serde_json::json!({ "parent": uplink.name(), "up": true }));
+        self.events.record(
+            "lease",
+            format!("connected to {}", uplink.name()),
+            &serde_json::json!({ "parent": uplink.name(), "up": true }),
+        );
         self.report(uplink);
         self.replan();
         self.tell_children_path();
@@ -204,7 +208,11 @@ impl Node {
         let reason = format!("the lease with {name} is lost: {failure}");
         let _ = self.changes.send(RequestEvent::PeerDown { peer, reason });
         self.artefacts.source_down(self, peer);
-        self.events.record("lease", format!("lost {name}: {failure}"), &serde_json::json!({ "parent": name, "up": false }));
+        self.events.record(
+            "lease",
+            format!("lost {name}: {failure}"),
+            &serde_json::json!({ "parent": name, "up": false }),
+        );
         self.replan();
         self.tell_children_path();
     }
@@ -213,7 +221,11 @@ impl Node {
     pub fn link_moved(self: &Arc<Self>, uplink: &Arc<Uplink>, estimate: &tierline_node::estimate::Estimate) {
         if estimate.changed {
             let up = estimate.up.map_or("unknown".into(), |b| format!("{:.2} Mbit/s", b * 8.0 / 1e6));
-            let text = format!("link to {}: {up} up, round trip {:.0} ms", uplink.name(), estimate.rtt.map_or(0.0, |r| r.as_secs_f64() * 1e3));
+            let text = format!(
+                "link to {}: {up} up, round trip {:.0} ms",
+                uplink.name(),
+                estimate.rtt.map_or(0.0, |r| r.as_secs_f64() * 1e3)
+            );
             let json = serde_json::json!({ "parent": uplink.name(), "up_bytes_per_s": estimate.up, "rtt_ns": estimate.rtt.map(flow::ns) });
             self.events.record("link", text, &json);
         }
@@ -259,7 +271,11 @@ impl Node {
 
     /// A child's session opened.
     pub fn child_up(self: &Arc<Self>, peer: &crate::identity::Peer) {
-        self.events.record("node", format!("{} joined", peer.name), &serde_json::json!({ "node": peer.name, "up": true }));
+        self.events.record(
+            "node",
+            format!("{} joined", peer.name),
+            &serde_json::json!({ "node": peer.name, "up": true }),
+        );
         self.report_up();
     }
 
@@ -332,7 +348,8 @@ impl Node {
     /// [`Code::Unauthenticated`] when it is revoked.
     pub fn check_revoked(&self, peer: &crate::identity::Peer) -> Result<(), Failure> {
         let list = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
-        let revoked = list.revoked.iter().any(|r| r.node_id == peer.id || (!r.serial.is_empty() && r.serial == peer.serial));
+        let revoked =
+            list.revoked.iter().any(|r| r.node_id == peer.id || (!r.serial.is_empty() && r.serial == peer.serial));
         if revoked {
             let text = format!("the certificate of {} is revoked", peer.name);
             return Err(Failure::new(Code::Unauthenticated, text).with_help("join again with a new token"));
@@ -436,7 +453,8 @@ impl Node {
     /// On nodes that don't hold the CA.
     pub fn the_authority(&self) -> Result<&authority::Authority, Failure> {
         self.authority.as_ref().ok_or_else(|| {
-            Failure::new(Code::Forbidden, format!("{} does not hold the site's CA", self.name())).with_help("ask the cloud node")
+            Failure::new(Code::Forbidden, format!("{} does not hold the site's CA", self.name()))
+                .with_help("ask the cloud node")
         })
     }
 

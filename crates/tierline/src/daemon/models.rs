@@ -25,7 +25,8 @@ impl Node {
     pub async fn add_model(self: &Arc<Self>, header: ModelAddHeader, bytes: Vec<u8>) -> Result<Entry, Failure> {
         if !self.uplinks.is_empty() {
             let text = format!("{} takes its models from {}", self.name(), self.uplinks[0].name());
-            return Err(Failure::new(Code::Forbidden, text).with_help("add the model on the cloud node; every node below gets it from there"));
+            return Err(Failure::new(Code::Forbidden, text)
+                .with_help("add the model on the cloud node; every node below gets it from there"));
         }
         if let Some(existing) = self.catalogue.get(&header.name)
             && !header.replace
@@ -35,9 +36,12 @@ impl Node {
             return Err(Failure::new(Code::AlreadyExists, text).with_help("add --replace, or choose another name"));
         }
         let mut files = split_files(&header, Bytes::from(bytes))?;
-        let source = files.remove("model.onnx").ok_or_else(|| Failure::new(Code::Protocol, "the first file must be model.onnx"))?;
+        let source = files
+            .remove("model.onnx")
+            .ok_or_else(|| Failure::new(Code::Protocol, "the first file must be model.onnx"))?;
         let engine = Arc::clone(&self.engine);
-        let shapes: BTreeMap<String, Vec<u64>> = header.shapes.iter().map(|s| (s.name.clone(), s.shape.clone())).collect();
+        let shapes: BTreeMap<String, Vec<u64>> =
+            header.shapes.iter().map(|s| (s.name.clone(), s.shape.clone())).collect();
         let (name, cuts_max) = (header.name.clone(), header.cuts_max as usize);
         let samples: BTreeMap<String, Bytes> =
             files.into_iter().filter_map(|(n, b)| Some((n.strip_prefix("sample/")?.to_owned(), b))).collect();
@@ -75,7 +79,11 @@ impl Node {
         self.artefacts.name(&entry.manifest.name, digest)?;
         if self.catalogue.insert(entry.clone()) {
             let text = format!("model {} is {}", entry.manifest.name, entry.model.short());
-            self.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name, "digest": entry.manifest.digest }));
+            self.events.record(
+                "model",
+                text,
+                &serde_json::json!({ "name": entry.manifest.name, "digest": entry.manifest.digest }),
+            );
         }
         Ok(entry)
     }
@@ -86,7 +94,9 @@ impl Node {
     /// When it is unknown, or the catalogue is kept above.
     pub fn remove_model(self: &Arc<Self>, name: &str) -> Result<(), Failure> {
         if !self.uplinks.is_empty() {
-            return Err(Failure::new(Code::Forbidden, "the catalogue is kept on the cloud").with_help("remove the model there"));
+            return Err(
+                Failure::new(Code::Forbidden, "the catalogue is kept on the cloud").with_help("remove the model there")
+            );
         }
         let known = self.catalogue.list();
         let entry = self.catalogue.get(name).ok_or_else(|| unknown_model(name, &known))?;
@@ -128,7 +138,11 @@ impl Node {
     ///
     /// # Errors
     /// When the model can't be had or run here.
-    pub async fn profile_model(self: &Arc<Self>, entry: &Entry, progress: Watch) -> Result<(Digest, Arc<ModelProfile>), Failure> {
+    pub async fn profile_model(
+        self: &Arc<Self>,
+        entry: &Entry,
+        progress: Watch,
+    ) -> Result<(Digest, Arc<ModelProfile>), Failure> {
         let profile = match self.config.scale_of_parent {
             Some(factor) => self.scaled_profile(entry, factor).await?,
             None => self.measured_profile(entry, progress).await?,
@@ -138,9 +152,14 @@ impl Node {
         self.artefacts.keep_profile(entry.model, digest)?;
         self.catalogue.set_profile(entry.model, profile);
         self.planner.profiled(entry.model, digest);
-        let profile = self.catalogue.profile(entry.model).ok_or_else(|| Failure::new(Code::Internal, "the profile was lost"))?;
+        let profile =
+            self.catalogue.profile(entry.model).ok_or_else(|| Failure::new(Code::Internal, "the profile was lost"))?;
         let text = format!("profiled {}: {:.1} ms whole", entry.manifest.name, profile.whole_ns as f64 / 1e6);
-        self.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name, "whole_ns": profile.whole_ns }));
+        self.events.record(
+            "model",
+            text,
+            &serde_json::json!({ "name": entry.manifest.name, "whole_ns": profile.whole_ns }),
+        );
         self.report_up();
         self.tell_children_path();
         self.replan();
@@ -243,7 +262,8 @@ async fn adopt_one(node: &Arc<Node>, model: &ModelEntry) -> Result<Option<Entry>
     }
     node.ensure_artefact(digest).await?;
     let json = node.artefacts.get(digest).await?;
-    let manifest: Manifest = serde_json::from_slice(&json).map_err(|e| Failure::new(Code::Corrupt, format!("manifest of {}: {e}", model.name)))?;
+    let manifest: Manifest = serde_json::from_slice(&json)
+        .map_err(|e| Failure::new(Code::Corrupt, format!("manifest of {}: {e}", model.name)))?;
     node.adopt_manifest(manifest).await.map(Some)
 }
 
@@ -267,7 +287,8 @@ fn sample_shapes(samples: &BTreeMap<String, Bytes>) -> Result<BTreeMap<String, V
     samples
         .iter()
         .map(|(name, npy)| {
-            let tensor = tierline_codec::npy::read(npy).map_err(|e| Failure::new(Code::InvalidInput, format!("sample `{name}`: {e}")))?;
+            let tensor = tierline_codec::npy::read(npy)
+                .map_err(|e| Failure::new(Code::InvalidInput, format!("sample `{name}`: {e}")))?;
             Ok((name.clone(), tensor.shape().iter().map(|&d| d as u64).collect()))
         })
         .collect()

@@ -15,8 +15,8 @@ use tierline_node::adapt::{Action, Adapt, Conditions, Event, Link, Plans, Sessio
 use tierline_node::{Peer, Span};
 use tierline_plan::{Evaluation, Explanation, Grid, LinkCondition, Measured, PlanRequest, PlanTable};
 use tierline_proto::v1::{
-    Boundary, Code, Failure, InferHeader, LinkEstimate, ModelOffer, Offers, Reply, Route, StageTiming, TensorCodec, UpstreamTier,
-    WarmHint, WarmHints, child_message,
+    Boundary, Code, Failure, InferHeader, LinkEstimate, ModelOffer, Offers, Reply, Route, StageTiming, TensorCodec,
+    UpstreamTier, WarmHint, WarmHints, child_message,
 };
 use tierline_proto::{Digest, Role};
 use tokio::sync::Notify;
@@ -108,7 +108,11 @@ impl Plans for Planned {
         // The machine compares numbers of one kind; other goals than time
         // are as good in its seconds.
         let value = evaluation.cost.objective(path.table.request().objective);
-        Some(Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX).saturating_add(path.waits(&evaluation, conditions)))
+        Some(
+            Duration::try_from_secs_f64(value)
+                .unwrap_or(Duration::MAX)
+                .saturating_add(path.waits(&evaluation, conditions)),
+        )
     }
 
     fn sessions(&self, plan: usize) -> Vec<Session> {
@@ -153,7 +157,8 @@ impl Recent {
                 let own = t.queue_ns + t.decode_ns + t.compute_ns + t.encode_ns;
                 stages.entry(t.node.clone()).or_default().push(own as f64);
                 if let Some(above) = timings.get(i + 1) {
-                    let spent = above.queue_ns + above.decode_ns + above.compute_ns + above.encode_ns + above.upstream_ns;
+                    let spent =
+                        above.queue_ns + above.decode_ns + above.compute_ns + above.encode_ns + above.upstream_ns;
                     links.entry(t.node.clone()).or_default().push(t.upstream_ns.saturating_sub(spent) as f64);
                 }
             }
@@ -162,7 +167,8 @@ impl Recent {
             values.sort_by(f64::total_cmp);
             values[values.len() / 2]
         };
-        let medians = |all: BTreeMap<String, Vec<f64>>| all.into_iter().map(|(name, values)| (name, median(values))).collect();
+        let medians =
+            |all: BTreeMap<String, Vec<f64>>| all.into_iter().map(|(name, values)| (name, median(values))).collect();
         let totals: Vec<f64> = self.answers.iter().map(|(total, _)| ns(*total) as f64).collect();
         Measured {
             stage_ns: medians(stages),
@@ -275,7 +281,8 @@ impl Planner {
         match action {
             Action::Use { model, why, .. } => self.switched(node, model, why),
             Action::Unusable { model } => {
-                let name = node.catalogue.by_model(model).map_or_else(|| model.short().to_string(), |e| e.manifest.name);
+                let name =
+                    node.catalogue.by_model(model).map_or_else(|| model.short().to_string(), |e| e.manifest.name);
                 let text = format!("no plan can run {name} now");
                 node.events.record("plan", text, &serde_json::json!({ "model": name, "plan": null }));
             }
@@ -316,7 +323,11 @@ impl Planner {
         let name = &entry.manifest.name;
         let predicted = placed.predicted_ns as f64 / 1e6;
         let json = serde_json::json!({ "model": name, "plan": placed.text, "predicted_ms": predicted, "why": reason });
-        node.events.record("plan", format!("{name} runs as {} ({reason}; {predicted:.1} ms predicted)", placed.text), &json);
+        node.events.record(
+            "plan",
+            format!("{name} runs as {} ({reason}; {predicted:.1} ms predicted)", placed.text),
+            &json,
+        );
         let segments = entry.manifest.cuts.len() + 1;
         let hints: Vec<WarmHint> = evaluation
             .stages
@@ -346,7 +357,10 @@ impl Planner {
                 further.push(WarmHint { tiers_above: hint.tiers_above - 1, ..hint.clone() });
                 continue;
             }
-            let Some(entry) = Digest::try_from(&hint.model).ok().and_then(|model| node.catalogue.by_model(model)) else { continue };
+            let Some(entry) = Digest::try_from(&hint.model).ok().and_then(|model| node.catalogue.by_model(model))
+            else {
+                continue;
+            };
             let (node, hint) = (Arc::clone(node), hint.clone());
             tokio::spawn(async move {
                 let Ok(program) = node.program(&entry).await else { return };
@@ -399,7 +413,11 @@ impl Planner {
                 }
                 if let Err(failure) = self.remake(node, &entry).await {
                     let text = format!("{} could not be planned: {failure}", entry.manifest.name);
-                    node.events.record("plan", text, &serde_json::json!({ "model": entry.manifest.name, "plan": null }));
+                    node.events.record(
+                        "plan",
+                        text,
+                        &serde_json::json!({ "model": entry.manifest.name, "plan": null }),
+                    );
                 }
             }
         }
@@ -448,7 +466,12 @@ impl Planner {
         Ok(())
     }
 
-    async fn profile_above(&self, node: &Arc<Node>, model: Digest, tier: &UpstreamTier) -> Option<(Digest, Arc<ModelProfile>)> {
+    async fn profile_above(
+        &self,
+        node: &Arc<Node>,
+        model: Digest,
+        tier: &UpstreamTier,
+    ) -> Option<(Digest, Arc<ModelProfile>)> {
         let offer = tier.models.iter().find(|offer| offer.model == model.to_bytes())?;
         let digest = Digest::try_from(&offer.profile).ok()?;
         let known = self.above.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
@@ -507,7 +530,11 @@ fn as_link(estimate: Option<&LinkEstimate>) -> Link {
     let known = |bytes_per_s: f64| Some(bytes_per_s).filter(|b| *b > 0.0);
     let (up, down) = estimate.map_or((None, None), |e| (known(e.up_bytes_per_s), known(e.down_bytes_per_s)));
     let either = up.or(down).unwrap_or(UP_UNKNOWN);
-    Link { up: up.unwrap_or(either), down: down.unwrap_or(either), rtt: Duration::from_nanos(estimate.map_or(0, |e| e.rtt_ns)) }
+    Link {
+        up: up.unwrap_or(either),
+        down: down.unwrap_or(either),
+        rtt: Duration::from_nanos(estimate.map_or(0, |e| e.rtt_ns)),
+    }
 }
 
 type Source = (Option<Peer>, Vec<(UpstreamTier, Option<(Digest, Arc<ModelProfile>)>)>);
@@ -520,12 +547,20 @@ fn tables(
     sources: Vec<Source>,
     config: &crate::config::NodeConfig,
 ) -> Result<Planned, Failure> {
-    let infeasible = |text: String| Failure::new(Code::Infeasible, text).with_help("`tierline explain` says which limit is in the way");
-    let mut planned = Planned { model, paths: Vec::new(), plans: Vec::new(), memory: own.segments.iter().map(|s| s.memory_bytes).collect() };
+    let infeasible = |text: String| {
+        Failure::new(Code::Infeasible, text).with_help("`tierline explain` says which limit is in the way")
+    };
+    let mut planned = Planned {
+        model,
+        paths: Vec::new(),
+        plans: Vec::new(),
+        memory: own.segments.iter().map(|s| s.memory_bytes).collect(),
+    };
     let (mut first_link, mut first_wait) = (0, 1);
     let mut last_error = None;
     for (peer, above) in sources {
-        let names: Vec<String> = std::iter::once(name.to_owned()).chain(above.iter().map(|(t, _)| t.node_name.clone())).collect();
+        let names: Vec<String> =
+            std::iter::once(name.to_owned()).chain(above.iter().map(|(t, _)| t.node_name.clone())).collect();
         let stand_ins: Vec<Arc<ModelProfile>> = std::iter::once(Arc::clone(own))
             .chain(above.iter().map(|(_, profile)| match profile {
                 // A profile of other cuts is of no use here.
@@ -535,16 +570,18 @@ fn tables(
             .collect();
         let profiles: Vec<&ModelProfile> = stand_ins.iter().map(AsRef::as_ref).collect();
         let roles: Vec<(String, Role)> = above.iter().map(|(t, _)| (t.node_name.clone(), t.role())).collect();
-        let mut request =
-            PlanRequest::from_profiles(&names, &profiles).ok_or_else(|| infeasible("profiles of different models".to_owned()))?;
+        let mut request = PlanRequest::from_profiles(&names, &profiles)
+            .ok_or_else(|| infeasible("profiles of different models".to_owned()))?;
         (request.objective, request.limits) = (config.objective, config.limits.clone());
         if let Some(tier) = request.tiers.first_mut() {
-            (tier.memory_max, tier.watts, tier.price_per_hour) = (config.memory_bytes, config.watts, config.price_per_hour);
+            (tier.memory_max, tier.watts, tier.price_per_hour) =
+                (config.memory_bytes, config.watts, config.price_per_hour);
         }
         match PlanTable::precompute(request, &grid(above.len())) {
             Ok(table) => {
                 let path = planned.paths.len();
-                let here = |placement: usize| table.bounds(placement).first().is_none_or(|&b| b == planned.memory.len());
+                let here =
+                    |placement: usize| table.bounds(placement).first().is_none_or(|&b| b == planned.memory.len());
                 // All here is the same plan on every path.
                 let new = (0..table.len()).filter(|&p| path == 0 || !here(p)).map(|p| (path, p));
                 planned.plans.extend(new);
@@ -572,7 +609,11 @@ fn grid(links: usize) -> Grid {
 
 /// Stands for a tier whose profile isn't there: it passes on, but runs nothing.
 fn unknown(like: &ModelProfile) -> ModelProfile {
-    let segment = |s: &SegmentProfile| SegmentProfile { time_ns: None, refused: Some("not profiled there yet".to_owned()), ..s.clone() };
+    let segment = |s: &SegmentProfile| SegmentProfile {
+        time_ns: None,
+        refused: Some("not profiled there yet".to_owned()),
+        ..s.clone()
+    };
     ModelProfile { segments: like.segments.iter().map(segment).collect(), ..like.clone() }
 }
 
@@ -582,7 +623,11 @@ fn place(peer: Option<Peer>, evaluation: &Evaluation, wait: Duration) -> Placed 
         .iter()
         .map(|link| Boundary {
             cut: link.place.checked_sub(1).map(|c| c as u32),
-            tensors: link.tensors.iter().map(|(name, codec)| TensorCodec { name: name.clone(), codec: codec.clone() }).collect(),
+            tensors: link
+                .tensors
+                .iter()
+                .map(|(name, codec)| TensorCodec { name: name.clone(), codec: codec.clone() })
+                .collect(),
         })
         .collect();
     Placed {
@@ -647,7 +692,9 @@ impl Node {
     pub fn predicted_upstream(&self, peer: Peer, program: &Program, boundaries: &[Boundary]) -> Duration {
         let Ok(model) = program.manifest.digest.parse::<Digest>() else { return Duration::ZERO };
         let inner = self.planner.lock();
-        let Some(path) = inner.adapt.plans(model).and_then(|planned| planned.path_of(peer)) else { return Duration::ZERO };
+        let Some(path) = inner.adapt.plans(model).and_then(|planned| planned.path_of(peer)) else {
+            return Duration::ZERO;
+        };
         let request = path.table.request();
         let mut bounds: Vec<usize> = boundaries.iter().map(|b| segment_after(b.cut)).collect();
         if bounds.is_empty() {
@@ -709,7 +756,8 @@ impl Node {
         let places: Vec<usize> = route.boundaries.iter().map(|b| segment_after(b.cut)).collect();
         if places.iter().any(|&p| p > segments) || places.windows(2).any(|w| w[0] > w[1]) {
             let text = format!("places {places:?} don't lie in order within 0..{segments}");
-            return Err(Failure::new(Code::InvalidInput, text).with_help("`tierline model show` tells how many candidate cuts there are"));
+            return Err(Failure::new(Code::InvalidInput, text)
+                .with_help("`tierline model show` tells how many candidate cuts there are"));
         }
         if places.is_empty() {
             return Ok(self.all_here(program));
@@ -722,14 +770,17 @@ impl Node {
     fn along(&self, program: &Program, peer: Peer, places: &[usize]) -> Placed {
         let model = program.manifest.digest.parse::<Digest>().ok();
         let inner = self.planner.lock();
-        let known = model.and_then(|model| inner.adapt.plans(model)).and_then(|planned| planned.path_of(peer)).and_then(|path| {
-            let request = path.table.request();
-            let mut bounds = places.to_vec();
-            bounds.resize(request.tiers.len().checked_sub(1)?, request.segments());
-            let evaluation = request.evaluate(&bounds, &path.links(inner.adapt.conditions())).ok()?;
-            let wait = path.waits(&evaluation, inner.adapt.conditions());
-            Some(place(Some(peer), &evaluation, wait))
-        });
+        let known = model
+            .and_then(|model| inner.adapt.plans(model))
+            .and_then(|planned| planned.path_of(peer))
+            .and_then(|path| {
+                let request = path.table.request();
+                let mut bounds = places.to_vec();
+                bounds.resize(request.tiers.len().checked_sub(1)?, request.segments());
+                let evaluation = request.evaluate(&bounds, &path.links(inner.adapt.conditions())).ok()?;
+                let wait = path.waits(&evaluation, inner.adapt.conditions());
+                Some(place(Some(peer), &evaluation, wait))
+            });
         known.unwrap_or_else(|| Placed {
             boundaries: places
                 .iter()
@@ -784,7 +835,8 @@ impl Node {
                 wanted.objective = request.objective.parse().map_err(invalid)?;
             }
             if !request.limits_json.is_empty() {
-                wanted.limits = serde_json::from_str(&request.limits_json).map_err(|e| invalid(format!("limits: {e}")))?;
+                wanted.limits =
+                    serde_json::from_str(&request.limits_json).map_err(|e| invalid(format!("limits: {e}")))?;
             }
             for (tier, at) in wanted.tiers.iter_mut().zip(std::iter::once(0).chain(path.first_wait..)) {
                 tier.wait_ns = inner.adapt.conditions().waits.get(at).map_or(0, |w| ns(*w));
@@ -800,7 +852,8 @@ impl Node {
         }
         let Some((path, wanted, plan, links)) = best else {
             let text = failed.map_or_else(|| "there is no path".to_owned(), |e| e.to_string());
-            return Err(Failure::new(Code::Infeasible, text).with_help("relax the limits, or check the links with `tierline nodes`"));
+            return Err(Failure::new(Code::Infeasible, text)
+                .with_help("relax the limits, or check the links with `tierline nodes`"));
         };
         let in_force = inner
             .adapt
@@ -844,16 +897,26 @@ pub fn describe_plan(placement: &str, plan: &tierline_plan::Plan) -> String {
     let mut text = format!("{placement}\n\n");
     let mut rows = Vec::new();
     for (k, stage) in plan.evaluation.stages.iter().enumerate() {
-        let span = if stage.last > stage.first { format!("{}..{}", stage.first, stage.last) } else { "passes on".to_owned() };
+        let span =
+            if stage.last > stage.first { format!("{}..{}", stage.first, stage.last) } else { "passes on".to_owned() };
         rows.push(vec![stage.tier.clone(), span, duration(stage.compute_ns as u64), String::new()]);
         if let Some(link) = plan.evaluation.links.get(k) {
             let codecs: Vec<&str> = link.tensors.iter().map(|(_, codec)| codec.as_str()).collect();
-            rows.push(vec!["  link".to_owned(), codecs.join(","), duration((link.link_ns + link.codec_ns) as u64), bytes(link.bytes)]);
+            rows.push(vec![
+                "  link".to_owned(),
+                codecs.join(","),
+                duration((link.link_ns + link.codec_ns) as u64),
+                bytes(link.bytes),
+            ]);
         }
     }
     text.push_str(&table(&["tier", "segments", "time", "sent"], &rows));
     text.push_str(&format!("\npredicted  {}", duration(plan.evaluation.cost.latency_ns as u64)));
-    let proof = if plan.gap > 0.0 { format!("at most {:.1}% from the best", plan.gap * 100.0) } else { "proved the best".to_owned() };
+    let proof = if plan.gap > 0.0 {
+        format!("at most {:.1}% from the best", plan.gap * 100.0)
+    } else {
+        "proved the best".to_owned()
+    };
     text.push_str(&format!(", {proof}\n"));
     text
 }

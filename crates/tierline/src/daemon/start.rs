@@ -6,13 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use tierline_node::Peer;
+use tierline_proto::Role;
+use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use tierline_proto::v1::bulk_server::BulkServer;
 use tierline_proto::v1::control_server::ControlServer;
 use tierline_proto::v1::enrollment_server::EnrollmentServer;
 use tierline_proto::v1::infer_server::InferServer;
 use tierline_proto::v1::local_server::LocalServer;
-use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
-use tierline_proto::Role;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, watch};
@@ -173,19 +173,24 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
     };
     let peer = identity.peer().clone();
     if peer.role == Role::Operator {
-        return Err(Failure::message(Exit::Configuration, "this folder holds an operator's identity, which runs no node")
-            .hint("join as end or edge into another folder with --data DIR"));
+        return Err(Failure::message(
+            Exit::Configuration,
+            "this folder holds an operator's identity, which runs no node",
+        )
+        .hint("join as end or edge into another folder with --data DIR"));
     }
     if let Some(asked) = role.filter(|asked| *asked != peer.role) {
         let text = format!("this node joined as {}, not as {}", role_name(peer.role), role_name(asked));
-        return Err(Failure::message(Exit::Configuration, text).hint("leave --role away, or join again with a token of that role"));
+        return Err(Failure::message(Exit::Configuration, text)
+            .hint("leave --role away, or join again with a token of that role"));
     }
     if now > peer.not_after {
         return Err(Failure::message(Exit::Verification, "this node's certificate has expired")
             .hint("join again with a new token: `tierline join URL --token T`"));
     }
     if config.parents.is_empty() && peer.role != Role::Cloud {
-        return Err(Failure::message(Exit::Configuration, "this node has no parent").hint("name one with --parent URL, or join again"));
+        return Err(Failure::message(Exit::Configuration, "this node has no parent")
+            .hint("name one with --parent URL, or join again"));
     }
     config.name.clone_from(&peer.name);
     let store = ArtefactStore::open(&data.join("artefacts")).exit_with(Exit::Configuration)?;
@@ -277,7 +282,8 @@ async fn listen(node: &Node) -> Outcome<Option<TcpListener>> {
     }
     let address = node.config().listen.clone().unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
     let listener = TcpListener::bind(&address).await.map_err(|e| {
-        Failure::message(Exit::Configuration, format!("cannot listen on {address}: {e}")).hint("choose another address with --listen HOST:PORT")
+        Failure::message(Exit::Configuration, format!("cannot listen on {address}: {e}"))
+            .hint("choose another address with --listen HOST:PORT")
     })?;
     Ok(Some(listener))
 }
@@ -299,7 +305,9 @@ fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Served> {
         .add_service(InferServer::new(InferService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(BulkServer::new(BulkService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(EnrollmentServer::new(EnrollmentService(Arc::clone(node))))
-        .add_service(LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX));
+        .add_service(
+            LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX),
+        );
     Ok(tokio::spawn(router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe()))))
 }
 
@@ -310,9 +318,9 @@ fn serve_socket(node: &Arc<Node>, path: &Path) -> Outcome<Served> {
         Failure::message(Exit::Configuration, format!("cannot open the socket {}: {e}", path.display()))
             .hint("socket paths are limited to about 100 bytes; choose a shorter --data DIR")
     })?;
-    let router = Server::builder()
-        .layer(GateLayer { node: Arc::clone(node), door: Door::Socket })
-        .add_service(LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX));
+    let router = Server::builder().layer(GateLayer { node: Arc::clone(node), door: Door::Socket }).add_service(
+        LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX),
+    );
     let connections = UnixListenerStream::new(listener);
     Ok(tokio::spawn(router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe()))))
 }

@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use tierline_proto::v1::bulk_client::BulkClient;
 use tierline_proto::v1::control_client::ControlClient;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::v1::infer_client::InferClient;
+use tokio::net::TcpStream;
+use tonic::codegen::http::Uri;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
 
 use crate::identity::{Identity, SERVER_NAME};
@@ -31,7 +34,9 @@ pub fn client_tls(identity: &Identity) -> ClientTlsConfig {
 /// TLS of a device that has a token but no certificate yet.
 #[must_use]
 pub fn joining_tls(ca: &rustls::pki_types::CertificateDer<'_>) -> ClientTlsConfig {
-    ClientTlsConfig::new().ca_certificate(Certificate::from_pem(crate::identity::certificate_pem(ca))).domain_name(SERVER_NAME)
+    ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(crate::identity::certificate_pem(ca)))
+        .domain_name(SERVER_NAME)
 }
 
 /// How to reach `url` with `tls`.
@@ -41,13 +46,48 @@ pub fn joining_tls(ca: &rustls::pki_types::CertificateDer<'_>) -> ClientTlsConfi
 pub fn endpoint(url: &str, tls: ClientTlsConfig) -> Result<Endpoint, tonic::transport::Error> {
     Ok(Endpoint::from_shared(url.to_owned())?
         .connect_timeout(CONNECT_TIME_MAX)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .tls_config(tls)?)
+}
+
+/// Bytes that the kernel holds of what was written but not sent yet. Little:
+/// on a thin link a heartbeat waits behind them, and so does the next request
+/// after one that was given up.
+const UNSENT_BYTES_MAX: u32 = 32 << 10;
+
+/// Prepares a connection for tensors and heartbeats side by side.
+pub fn tune(stream: &TcpStream) {
+    // Neither must wait to be batched.
+    let _ = stream.set_nodelay(true);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
+}
+
+/// Opens tuned connections; TLS comes on top.
+#[derive(Debug, Clone, Copy)]
+struct Dial;
+
+impl tower_service::Service<Uri> for Dial {
+    type Response = TokioIo<TcpStream>;
+    type Error = std::io::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(async move {
+            let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+            let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
+            tune(&stream);
+            Ok(TokioIo::new(stream))
+        })
+    }
 }
 
 /// The two connections to a parent.
@@ -65,10 +105,10 @@ impl Pair {
     /// # Errors
     /// When the peer can't be reached or its certificate isn't the site's.
     pub async fn connect(endpoint: &Endpoint) -> Result<Self, tonic::transport::Error> {
-        let first = endpoint.connect().await?;
+        let first = endpoint.connect_with_connector(Dial).await?;
         // The second is made when bulk first needs it: on a thin link two
         // handshakes at once would double the time to the first answer.
-        let second = endpoint.connect_lazy();
+        let second = endpoint.connect_with_connector_lazy(Dial);
         Ok(Self { first, second })
     }
 

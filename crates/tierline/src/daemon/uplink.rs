@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
 use tierline_node::estimate::{Action as LinkAction, Direction, Estimator, Event as LinkEvent};
+use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
 use tierline_node::{Peer, Rng, Time};
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::{
-    self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, LinkEstimate, ParentMessage, ParentStatus, ProbeChunk, Reply, RunChunk, RunHeader,
-    StageTiming, UpstreamPath, child_message, parent_message, run_chunk,
+    self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, LinkEstimate, ParentMessage, ParentStatus,
+    ProbeChunk, Reply, RunChunk, RunHeader, StageTiming, UpstreamPath, child_message, parent_message, run_chunk,
 };
 use tierline_proto::{Digest, Encoded, Versions, frame};
 use tokio::sync::mpsc;
@@ -169,7 +169,8 @@ impl Uplink {
             }
         });
         let _feeder = AbortOnDrop(feeder);
-        let mut stream = self.pair()?.bulk().probe(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
+        let mut stream =
+            self.pair()?.bulk().probe(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
         let missing = || Failure::new(Code::Protocol, "the probe was not answered");
         let head = stream.message().await.map_err(|s| self.failure(&s))?.ok_or_else(missing)?;
         let (mut first, mut bytes) = (None, 0u64);
@@ -260,7 +261,14 @@ impl Uplink {
 
     /// Learns from a finished call what the link did: what the tiers above
     /// didn't spend, the link did.
-    pub fn observe_transfer(self: &Arc<Self>, node: &Arc<Node>, sent: u64, received: u64, waited: Duration, above: &[StageTiming]) {
+    pub fn observe_transfer(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        sent: u64,
+        received: u64,
+        waited: Duration,
+        above: &[StageTiming],
+    ) {
         let Some(first) = above.first() else { return };
         let spent = first.queue_ns + first.decode_ns + first.compute_ns + first.encode_ns + first.upstream_ns;
         let on_link = waited.saturating_sub(Duration::from_nanos(spent));
@@ -269,7 +277,12 @@ impl Uplink {
 
     /// Reports every [`STILL_PENDING`] that `bytes` are not through yet, once
     /// that took much longer than `predicted`; runs until it is dropped.
-    pub async fn report_pending(self: &Arc<Self>, node: &Arc<Node>, bytes: u64, predicted: Duration) -> std::convert::Infallible {
+    pub async fn report_pending(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        bytes: u64,
+        predicted: Duration,
+    ) -> std::convert::Infallible {
         let begun = Instant::now();
         let late = predicted.saturating_mul(LATE_FACTOR).max(STILL_PENDING);
         loop {
@@ -327,7 +340,12 @@ impl Uplink {
             ChildAction::SayHello { conn } => self.say_hello(node, conn),
             ChildAction::Up { conn, granted } => self.open(node, conn, &granted),
             ChildAction::Heartbeat { session, sequence, .. } => {
-                self.tell(child_message::Body::Heartbeat(Heartbeat { session, sequence, sent_ns: 0, link: Some(self.estimate(node.now())) }));
+                self.tell(child_message::Body::Heartbeat(Heartbeat {
+                    session,
+                    sequence,
+                    sent_ns: 0,
+                    link: Some(self.estimate(node.now())),
+                }));
             }
             ChildAction::Rtt(rtt) => self.observe(node, LinkEvent::Rtt(rtt)),
             ChildAction::Down { failure } => {
@@ -343,7 +361,11 @@ impl Uplink {
                 (shared.pair, shared.outbox) = (None, None);
             }
             ChildAction::Refused(failure) => {
-                node.events.record("link", format!("{} refuses this node: {failure}", self.url), &serde_json::json!({ "url": self.url }));
+                node.events.record(
+                    "link",
+                    format!("{} refuses this node: {failure}", self.url),
+                    &serde_json::json!({ "url": self.url }),
+                );
                 self.write().failure = Some(failure);
             }
         }

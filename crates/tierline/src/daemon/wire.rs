@@ -30,8 +30,9 @@ pub fn pack<'a>(tensors: &[(String, Tensor)], codec_of: impl Fn(&str) -> &'a str
         .iter()
         .map(|(name, tensor)| {
             let wanted = codec_of(name);
-            let named = tierline_codec::by_name(wanted)
-                .ok_or_else(|| Failure::new(Code::Protocol, format!("tensor `{name}`: codec `{wanted}` is unknown here")))?;
+            let named = tierline_codec::by_name(wanted).ok_or_else(|| {
+                Failure::new(Code::Protocol, format!("tensor `{name}`: codec `{wanted}` is unknown here"))
+            })?;
             // A codec chosen for floats may meet an integer mask in the same
             // frontier; raw carries everything.
             let codec = if named.accepts(tensor.dtype()) { named } else { raw() };
@@ -42,7 +43,9 @@ pub fn pack<'a>(tensors: &[(String, Tensor)], codec_of: impl Fn(&str) -> &'a str
                 // rather than changed.
                 Err(_) if !codec.lossless() => {
                     data.clear();
-                    raw().encode(tensor, &mut data).map_err(|e| Failure::new(Code::InvalidInput, format!("tensor `{name}`: {e}")))?;
+                    raw()
+                        .encode(tensor, &mut data)
+                        .map_err(|e| Failure::new(Code::InvalidInput, format!("tensor `{name}`: {e}")))?;
                     Ok(Encoded { name: name.clone(), codec: raw().name().to_owned(), data: Bytes::from(data) })
                 }
                 Err(e) => Err(Failure::new(Code::InvalidInput, format!("tensor `{name}`: {e}"))),
@@ -61,10 +64,12 @@ pub fn unpack(encoded: Vec<Encoded>) -> Result<(Named, Duration), Failure> {
     let named = encoded
         .into_iter()
         .map(|e| {
-            let codec = tierline_codec::by_name(&e.codec)
-                .ok_or_else(|| Failure::new(Code::InvalidInput, format!("tensor `{}`: codec `{}` is unknown here", e.name, e.codec)))?;
-            let tensor =
-                codec.decode(&e.data).map_err(|err| Failure::new(Code::InvalidInput, format!("tensor `{}`: {err}", e.name)))?;
+            let codec = tierline_codec::by_name(&e.codec).ok_or_else(|| {
+                Failure::new(Code::InvalidInput, format!("tensor `{}`: codec `{}` is unknown here", e.name, e.codec))
+            })?;
+            let tensor = codec
+                .decode(&e.data)
+                .map_err(|err| Failure::new(Code::InvalidInput, format!("tensor `{}`: {err}", e.name)))?;
             Ok((e.name, tensor))
         })
         .collect::<Result<Named, Failure>>()?;
@@ -98,8 +103,9 @@ pub async fn collect<M>(
     while !assembler.is_complete() {
         let message = stream.message().await.map_err(|s| Failure::from_status(&s))?;
         let Some(message) = message else { break };
-        let chunk = chunk_of(message)
-            .ok_or_else(|| Failure::new(Code::Protocol, "a tensor chunk was expected; the peers speak different protocols"))?;
+        let chunk = chunk_of(message).ok_or_else(|| {
+            Failure::new(Code::Protocol, "a tensor chunk was expected; the peers speak different protocols")
+        })?;
         assembler.push(chunk).map_err(protocol)?;
     }
     assembler.finish().map_err(protocol)
@@ -126,6 +132,10 @@ fn is_input_error(error: &tierline_engine::EngineError) -> bool {
     use tierline_engine::EngineError as E;
     matches!(
         error,
-        E::MissingInput { .. } | E::ExtraInput { .. } | E::DuplicateInput { .. } | E::InputType { .. } | E::InputShape { .. }
+        E::MissingInput { .. }
+            | E::ExtraInput { .. }
+            | E::DuplicateInput { .. }
+            | E::InputType { .. }
+            | E::InputShape { .. }
     )
 }

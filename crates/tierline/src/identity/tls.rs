@@ -194,8 +194,7 @@ pub fn listen(listener: TcpListener, config: Arc<ServerConfig>) -> mpsc::Receive
 }
 
 async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream, from: SocketAddr) -> Option<TlsStream<TcpStream>> {
-    // Tensors and heartbeats must not wait to be batched.
-    let _ = stream.set_nodelay(true);
+    crate::daemon::transport::tune(&stream);
     match tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {

@@ -85,7 +85,8 @@ impl LinkConfig {
     /// # Errors
     /// [`LinkError::Value`].
     pub fn check(&self) -> Result<(), LinkError> {
-        let ensure = |ok: bool, what, value, rule| if ok { Ok(()) } else { Err(LinkError::Value { what, value, rule }) };
+        let ensure =
+            |ok: bool, what, value, rule| if ok { Ok(()) } else { Err(LinkError::Value { what, value, rule }) };
         for (what, rate) in [("up bandwidth", self.up_bits_per_s), ("down bandwidth", self.down_bits_per_s)] {
             let rate = rate.unwrap_or(1e9);
             ensure((1e3..=1e12).contains(&rate), what, rate, "1 kbit/s to 1 Tbit/s")?;

@@ -168,7 +168,9 @@ impl State {
     /// # Errors
     /// [`StoreError`].
     pub fn set_profile(&self, model: Digest, profile: Digest) -> Result<(), StoreError> {
-        self.with(|c| c.execute("INSERT OR REPLACE INTO profiles VALUES (?1, ?2)", params![model.0, profile.0]).map(drop))
+        self.with(|c| {
+            c.execute("INSERT OR REPLACE INTO profiles VALUES (?1, ?2)", params![model.0, profile.0]).map(drop)
+        })
     }
 
     /// This device's profile of a model.
@@ -177,7 +179,8 @@ impl State {
     /// [`StoreError`].
     pub fn profile(&self, model: Digest) -> Result<Option<Digest>, StoreError> {
         self.with(|c| {
-            c.query_row("SELECT profile FROM profiles WHERE model = ?1", [model.0], |row| row.get(0).map(Digest)).optional()
+            c.query_row("SELECT profile FROM profiles WHERE model = ?1", [model.0], |row| row.get(0).map(Digest))
+                .optional()
         })
     }
 
@@ -269,7 +272,10 @@ impl State {
             let node = NodeRow { id: attempt.new_id.to_owned(), name: wished.to_owned(), role: token.role };
             t.execute("UPDATE tokens SET uses_left = uses_left - 1 WHERE id = ?1", [&token.id])?;
             t.execute("INSERT INTO nodes VALUES (?1, ?2, ?3)", params![node.id, node.name, i32::from(node.role)])?;
-            t.execute("INSERT OR REPLACE INTO joins VALUES (?1, ?2, ?3)", params![attempt.device_key, token.id, node.id])?;
+            t.execute(
+                "INSERT OR REPLACE INTO joins VALUES (?1, ?2, ?3)",
+                params![attempt.device_key, token.id, node.id],
+            )?;
             t.commit()?;
             Ok(Joined::Node(node))
         })
@@ -281,8 +287,11 @@ impl State {
     /// [`StoreError`].
     pub fn add_node(&self, node: &NodeRow) -> Result<(), StoreError> {
         self.with(|c| {
-            c.execute("INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3)", params![node.id, node.name, i32::from(node.role)])
-                .map(drop)
+            c.execute(
+                "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3)",
+                params![node.id, node.name, i32::from(node.role)],
+            )
+            .map(drop)
         })
     }
 
@@ -328,7 +337,11 @@ impl State {
             c.prepare("SELECT node, since_s FROM revoked ORDER BY since_s, node")?
                 .query_map([], |row| {
                     let since: i64 = row.get(1)?;
-                    Ok(Revoked { node_id: row.get(0)?, since_s: u64::try_from(since).unwrap_or(0), ..Revoked::default() })
+                    Ok(Revoked {
+                        node_id: row.get(0)?,
+                        since_s: u64::try_from(since).unwrap_or(0),
+                        ..Revoked::default()
+                    })
                 })?
                 .collect()
         })?;

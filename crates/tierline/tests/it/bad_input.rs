@@ -19,7 +19,8 @@ fn an_unknown_cut_names_the_near_one() {
     let folder = tempfile::tempdir().unwrap();
     let model = crate::harness::Model::write(folder.path());
     let out = folder.path().join("out");
-    let ran = tierline(["model", "slice", model.file.to_str().unwrap(), "--at", "nothing", "--out", out.to_str().unwrap()]);
+    let ran =
+        tierline(["model", "slice", model.file.to_str().unwrap(), "--at", "nothing", "--out", out.to_str().unwrap()]);
     ran.refused(1, "nothing");
     assert!(ran.stderr.contains("model inspect"), "{ran:?}");
     assert!(!out.exists(), "nothing is written for a wrong cut");
@@ -48,7 +49,8 @@ fn a_token_lets_one_device_in() {
     tierline(["--data", data, "join", &site.cloud.url, "--token", "tl1.abc"]).refused(2, "no join token");
     let other = Site::new();
     let foreign = other.token("end");
-    tierline(["--data", data, "join", &site.cloud.url, "--token", &foreign]).refused(6, "not the one that made this token");
+    tierline(["--data", data, "join", &site.cloud.url, "--token", &foreign])
+        .refused(6, "not the one that made this token");
 }
 
 #[test]
@@ -107,11 +109,13 @@ fn wrong_requests_are_told_apart_and_the_next_one_works() {
     infer(&["--model", "digit", "--input", &model.input]).refused(1, "did you mean `digits`?");
     let small = folder.join("small.npy");
     write_npy(&small, vec![1, 1, 2, 2], vec![0.0; 4]);
-    infer(&["--model", "digits", "--input", &format!("{}=@{}", model.name, small.display())]).refused(2, "has shape [1, 1, 2, 2]");
+    infer(&["--model", "digits", "--input", &format!("{}=@{}", model.name, small.display())])
+        .refused(2, "has shape [1, 1, 2, 2]");
     infer(&["--model", "digits", "--input", &format!("other=@{}", small.display())]).refused(2, "`input` is missing");
     infer(&["--model", "digits", "--input", "input"]).refused(2, "NAME=@FILE.npy");
     std::fs::write(folder.join("broken.npy"), b"\x93NUMPY\x01\x00").unwrap();
-    infer(&["--model", "digits", "--input", &format!("input=@{}", folder.join("broken.npy").display())]).refused(1, "broken.npy");
+    infer(&["--model", "digits", "--input", &format!("input=@{}", folder.join("broken.npy").display())])
+        .refused(1, "broken.npy");
     infer(&["--model", "digits", "--input", &model.input, "--placement", "edge"]).refused(4, "no edge is above cloud");
     let answer = infer(&["--model", "digits", "--input", &model.input]).json();
     assert_eq!(answer["outputs"][0]["shape"], serde_json::json!([1, 10]));
@@ -172,7 +176,15 @@ fn a_full_disk_refuses_the_model_and_the_node_lives_on() {
     let node = Node::start_by(command, &data, &["--role", "cloud", "--listen", "127.0.0.1:0"]);
     // Its socket lies within its own namespace; an operator comes over the network.
     let token = Command::new("nsenter")
-        .args(["--user", "--mount", "--preserve-credentials", "-t", &node.id().to_string(), env!("CARGO_BIN_EXE_tierline"), "--data"])
+        .args([
+            "--user",
+            "--mount",
+            "--preserve-credentials",
+            "-t",
+            &node.id().to_string(),
+            env!("CARGO_BIN_EXE_tierline"),
+            "--data",
+        ])
         .arg(&data)
         .args(["token", "create", "--role", "operator", "--quiet"])
         .output()
@@ -191,7 +203,18 @@ fn a_full_disk_refuses_the_model_and_the_node_lives_on() {
     add(&file, "large").refused(1, "no room left");
     let small = crate::harness::Model::write(folder.path());
     assert_eq!(add(&small.file, "digits").code, 0);
-    let answer =
-        tierline(["--data", admin, "infer", "--model", "digits", "--input", &small.input, "--endpoint", &node.url, "--json"]).json();
+    let answer = tierline([
+        "--data",
+        admin,
+        "infer",
+        "--model",
+        "digits",
+        "--input",
+        &small.input,
+        "--endpoint",
+        &node.url,
+        "--json",
+    ])
+    .json();
     assert_eq!(answer["degraded"], false);
 }

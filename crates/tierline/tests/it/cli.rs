@@ -11,7 +11,21 @@ fn help_lists_every_verb() {
 
 #[test]
 fn every_verb_has_help() {
-    let verbs = ["doctor", "node", "token", "join", "nodes", "model", "profile", "plan", "explain", "infer", "bench", "link", "completions"];
+    let verbs = [
+        "doctor",
+        "node",
+        "token",
+        "join",
+        "nodes",
+        "model",
+        "profile",
+        "plan",
+        "explain",
+        "infer",
+        "bench",
+        "link",
+        "completions",
+    ];
     let pages: Vec<String> = verbs
         .iter()
         .map(|verb| {
@@ -50,7 +64,9 @@ fn slices_join_up() {
     let report = tierline(["model", "inspect", file, "--json"]).json();
     let cut = |i: usize| report["cuts"][i]["tensors"][0].as_str().unwrap().to_owned();
     let out = folder.path().join("slices");
-    let ran = tierline(["model", "slice", file, "--at", &cut(2), "--at", &cut(5), "--out", out.to_str().unwrap(), "--json"]).json();
+    let ran =
+        tierline(["model", "slice", file, "--at", &cut(2), "--at", &cut(5), "--out", out.to_str().unwrap(), "--json"])
+            .json();
     let slices = ran["slices"].as_array().unwrap();
     assert_eq!(slices.len(), 3);
     assert_eq!(slices[0]["outputs"], serde_json::json!([cut(2)]));

@@ -170,7 +170,16 @@ impl Site {
     pub fn join(&self, role: &str, name: &str, parent: &str) -> PathBuf {
         let data = self.folder.path().join(name);
         let token = self.token(role);
-        let ran = tierline(["--data", data.to_str().expect("a plain path"), "join", parent, "--token", &token, "--name", name]);
+        let ran = tierline([
+            "--data",
+            data.to_str().expect("a plain path"),
+            "join",
+            parent,
+            "--token",
+            &token,
+            "--name",
+            name,
+        ]);
         assert_eq!(ran.code, 0, "{ran:?}");
         data
     }

@@ -30,7 +30,8 @@ fn every_placement_gives_the_same_answer() {
     let cuts = end.ask(&["model", "show", "digits", "--json"]).json()["cuts"].as_array().unwrap().len();
     for split in 0..=cuts {
         let places = format!("{split},{}", (split + 2).min(cuts + 1));
-        let answer = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--split", &places, "--json"]).json();
+        let answer =
+            end.ask(&["infer", "--model", "digits", "--input", &model.input, "--split", &places, "--json"]).json();
         assert_eq!(answer["degraded"], false, "{answer}");
         same_outputs(&here, &answer);
     }
@@ -48,7 +49,9 @@ fn without_loss_allowed_every_split_is_exact() {
     let end = Node::start(&data, &[]);
     let model = site.add_model();
     until_planned(&end);
-    let ask = |how: &[&str]| end.ask(&[&["infer", "--model", "digits", "--input", &model.input, "--json"], how].concat()).json();
+    let ask = |how: &[&str]| {
+        end.ask(&[&["infer", "--model", "digits", "--input", &model.input, "--json"], how].concat()).json()
+    };
     let here = ask(&["--placement", "here"]);
     for split in ["0,0", "0,4", "2,2", "3,6", "7,7"] {
         within(1e-5, &here, &ask(&["--split", split]));
@@ -61,7 +64,8 @@ fn an_end_may_sit_directly_below_the_cloud() {
     let model = site.add_model();
     let end = site.end("end-1", &site.cloud.url, &[]);
     until_planned(&end);
-    let answer = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "cloud", "--json"]).json();
+    let answer =
+        end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "cloud", "--json"]).json();
     assert_eq!(answer["stages"].as_array().unwrap().last().unwrap()["node"], "cloud");
 }
 
@@ -72,7 +76,20 @@ fn a_killed_edge_degrades_answers_until_it_is_back() {
     let end = site.end("end-1", &edge.url, &[]);
     let model = site.add_model();
     until_planned(&end);
-    let ask = || end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "cloud", "--deadline", "5 s", "--json"]);
+    let ask = || {
+        end.ask(&[
+            "infer",
+            "--model",
+            "digits",
+            "--input",
+            &model.input,
+            "--placement",
+            "cloud",
+            "--deadline",
+            "5 s",
+            "--json",
+        ])
+    };
     let whole = ask().json();
     assert_eq!(whole["degraded"], false);
     edge.kill();
@@ -95,7 +112,9 @@ fn a_killed_cloud_leaves_its_site_answering_and_forgets_nothing() {
     let model = site.add_model();
     until_planned(&end);
     until_planned(&edge);
-    let ask = |placement: &str| end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", placement, "--json"]);
+    let ask = |placement: &str| {
+        end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", placement, "--json"])
+    };
     let before = ask("cloud").json();
     site.cloud.kill();
     let by_edge = ask("cloud").json();
@@ -118,12 +137,24 @@ fn a_node_killed_amid_requests_answers_each_of_them_somehow() {
     let end = site.end("end-1", &edge.url, &[]);
     let model = site.add_model();
     until_planned(&end);
-    let reference = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
+    let reference =
+        end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
     std::thread::scope(|scope| {
         let asking: Vec<_> = (0..4)
             .map(|_| {
                 scope.spawn(|| {
-                    end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "edge", "--repeat", "40", "--json"])
+                    end.ask(&[
+                        "infer",
+                        "--model",
+                        "digits",
+                        "--input",
+                        &model.input,
+                        "--placement",
+                        "edge",
+                        "--repeat",
+                        "40",
+                        "--json",
+                    ])
                 })
             })
             .collect();
@@ -132,7 +163,8 @@ fn a_node_killed_amid_requests_answers_each_of_them_somehow() {
         for asked in asking {
             let ran = asked.join().unwrap();
             assert_eq!(ran.code, 0, "{ran:?}");
-            let answers: Vec<serde_json::Value> = ran.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+            let answers: Vec<serde_json::Value> =
+                ran.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
             assert_eq!(answers.len(), 40);
             for answer in &answers {
                 same_outputs(&reference, answer);
@@ -194,10 +226,26 @@ fn concurrent_requests_are_all_answered() {
     let end = site.end("end-1", &edge.url, &[]);
     let model = site.add_model();
     until_planned(&end);
-    let reference = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
+    let reference =
+        end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
     std::thread::scope(|scope| {
         let asking: Vec<_> = (0..6)
-            .map(|_| scope.spawn(|| end.ask(&["infer", "--model", "digits", "--input", &model.input, "--split", "3,5", "--repeat", "10", "--json"])))
+            .map(|_| {
+                scope.spawn(|| {
+                    end.ask(&[
+                        "infer",
+                        "--model",
+                        "digits",
+                        "--input",
+                        &model.input,
+                        "--split",
+                        "3,5",
+                        "--repeat",
+                        "10",
+                        "--json",
+                    ])
+                })
+            })
             .collect();
         for asked in asking {
             let ran = asked.join().unwrap();

@@ -46,7 +46,11 @@ impl Bulk for BulkService {
             .await?
             .ok_or_else(|| Failure::new(Code::NotFound, format!("artefact {} is not here", wanted.short())))?;
         if offset > total {
-            return Err(Failure::new(Code::Protocol, format!("offset {offset} lies behind the artefact's {total} bytes")).into());
+            return Err(Failure::new(
+                Code::Protocol,
+                format!("offset {offset} lies behind the artefact's {total} bytes"),
+            )
+            .into());
         }
         let end = if length == 0 { total } else { total.min(offset.saturating_add(length)) };
         let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
@@ -55,7 +59,8 @@ impl Bulk for BulkService {
             let mut at = offset;
             while at < end {
                 let next = end.min(at + CHUNK_BYTES as u64);
-                let chunk = node.artefact_range(wanted, at..next).await.map(|data| FetchChunk { total, offset: at, data });
+                let chunk =
+                    node.artefact_range(wanted, at..next).await.map(|data| FetchChunk { total, offset: at, data });
                 let broken = chunk.is_err();
                 if send.send(chunk.map_err(Failure::into_status)).await.is_err() || broken {
                     return;
@@ -73,7 +78,11 @@ impl Bulk for BulkService {
             want = want.max(chunk.want_bytes);
             received += chunk.padding.len() as u64;
             if received > PROBE_BYTES_MAX || want > PROBE_BYTES_MAX {
-                return Err(Failure::new(Code::TooLarge, format!("a probe carries at most {PROBE_BYTES_MAX} bytes each way")).into());
+                return Err(Failure::new(
+                    Code::TooLarge,
+                    format!("a probe carries at most {PROBE_BYTES_MAX} bytes each way"),
+                )
+                .into());
             }
             first.get_or_insert_with(Instant::now);
         }

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tierline_node::lease::{Hello, Lost, Parent, ParentAction, ParentEvent};
+use tierline_proto::Versions;
 use tierline_proto::v1::control_server::Control;
 use tierline_proto::v1::{
-    ChildMessage, Code, Failure, Goodbye, HeartbeatAck, HelloReply, HelloRequest, LinkEstimate, LoadReport, ModelOffer, NodeInfo,
-    ParentMessage, child_message, parent_message,
+    ChildMessage, Code, Failure, Goodbye, HeartbeatAck, HelloReply, HelloRequest, LinkEstimate, LoadReport, ModelOffer,
+    NodeInfo, ParentMessage, child_message, parent_message,
 };
-use tierline_proto::Versions;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -134,7 +134,8 @@ impl Children {
 
     /// Bytes of a child arrived, on whichever connection: it lives.
     pub fn heard(&self, node: &Node, id: &str) {
-        let session = self.lock().register.children().find(|(child, _)| *child == id).and_then(|(_, entry)| entry.session);
+        let session =
+            self.lock().register.children().find(|(child, _)| *child == id).and_then(|(_, entry)| entry.session);
         if let Some(session) = session {
             self.step(node, ParentEvent::Heard { session });
         }
@@ -197,7 +198,9 @@ impl Control for ControlService {
         let HelloRequest { versions, node_name, role, incarnation, .. } = request.into_inner();
         if role != i32::from(peer.role) {
             let text = "the role in the hello is not the one in the certificate";
-            return Err(Failure::new(Code::Forbidden, text).with_help("join again with a token of the right role").into());
+            return Err(Failure::new(Code::Forbidden, text)
+                .with_help("join again with a token of the right role")
+                .into());
         }
         let versions = versions.map_or(Versions { min: 0, max: 0 }, |v| Versions { min: v.min, max: v.max });
         let hello = Hello { node: peer.id.clone(), role: peer.role, name: node_name, versions, incarnation };
@@ -222,7 +225,10 @@ impl Control for ControlService {
         }))
     }
 
-    async fn session(&self, request: Request<Streaming<ChildMessage>>) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<ChildMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
         let peer = gate::caller(&request)?;
         let node = Arc::clone(&self.0);
         let mut stream = request.into_inner();

@@ -109,5 +109,9 @@ fn peer<B>(request: &Request<B>) -> Result<Option<Peer>, Failure> {
 /// # Errors
 /// When the caller came without a certificate.
 pub fn caller<T>(request: &tonic::Request<T>) -> Result<Peer, Failure> {
-    request.extensions().get::<Peer>().cloned().ok_or_else(|| Failure::new(Code::Unauthenticated, "this call needs a node's certificate"))
+    request
+        .extensions()
+        .get::<Peer>()
+        .cloned()
+        .ok_or_else(|| Failure::new(Code::Unauthenticated, "this call needs a node's certificate"))
 }

@@ -57,7 +57,10 @@ fn check(header: &RunHeader) -> Result<(), Failure> {
     }
     let boundaries = header.route.as_ref().map_or(0, |r| r.boundaries.len());
     if boundaries > BOUNDARIES_MAX {
-        return Err(Failure::new(Code::Protocol, format!("a route of {boundaries} boundaries; the limit is {BOUNDARIES_MAX}")));
+        return Err(Failure::new(
+            Code::Protocol,
+            format!("a route of {boundaries} boundaries; the limit is {BOUNDARIES_MAX}"),
+        ));
     }
     Ok(())
 }
@@ -66,9 +69,10 @@ async fn relay(node: &Arc<Node>, header: RunHeader, encoded: Vec<Encoded>, arriv
     let id = header.request.to_vec();
     match prepare(node, header, encoded, arrived).await {
         Ok((order, inputs)) => flow::answer(node, order, inputs).await,
-        Err(failure) => {
-            Answer { outputs: Vec::new(), reply: Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() } }
-        }
+        Err(failure) => Answer {
+            outputs: Vec::new(),
+            reply: Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() },
+        },
     }
 }
 
@@ -79,10 +83,9 @@ async fn prepare(
     arrived: Instant,
 ) -> Result<(Order, Inputs), Failure> {
     let digest = Digest::try_from(&header.model).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
-    let entry = node
-        .catalogue
-        .by_model(digest)
-        .ok_or_else(|| Failure::new(Code::UnknownModel, format!("model {} is not in this node's catalogue", digest.short())))?;
+    let entry = node.catalogue.by_model(digest).ok_or_else(|| {
+        Failure::new(Code::UnknownModel, format!("model {} is not in this node's catalogue", digest.short()))
+    })?;
     let program = node.program(&entry).await?;
     let Route { from, boundaries, reply_codec } = header.route.unwrap_or_default();
     let segment = flow::segment_after(from);

@@ -8,10 +8,11 @@ use tierline_engine::profiler::Watch;
 use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES, DEADLINE_MS_MAX, MODEL_FILES_MAX};
 use tierline_proto::v1::local_server::Local;
 use tierline_proto::v1::{
-    Code, DrainRequest, Empty, Event, Failure, InferChunk, InferHeader, InferReply, MetricsReply, ModelAddChunk, ModelAddReply,
-    ModelInfo, ModelListReply, ModelRemoveRequest, ModelShowReply, ModelShowRequest, NodeRevokeRequest, NodeStatus, NodesReply,
-    Placement, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, Route, TokenCreateReply, TokenCreateRequest, TokenListReply,
-    TokenRevokeRequest, WatchRequest, infer_chunk, model_add_chunk,
+    Code, DrainRequest, Empty, Event, Failure, InferChunk, InferHeader, InferReply, MetricsReply, ModelAddChunk,
+    ModelAddReply, ModelInfo, ModelListReply, ModelRemoveRequest, ModelShowReply, ModelShowRequest, NodeRevokeRequest,
+    NodeStatus, NodesReply, Placement, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, Route,
+    TokenCreateReply, TokenCreateRequest, TokenListReply, TokenRevokeRequest, WatchRequest, infer_chunk,
+    model_add_chunk,
 };
 use tierline_proto::{Encoded, frame};
 use tokio::sync::mpsc;
@@ -93,7 +94,10 @@ impl Local for LocalService {
         };
         let declared: u64 = header.files.iter().map(|f| f.length).fold(0, u64::saturating_add);
         if declared > ARTEFACT_BYTES_MAX || header.files.len() > MODEL_FILES_MAX || header.files.is_empty() {
-            let text = format!("{} files of {declared} bytes; at most {MODEL_FILES_MAX} of {ARTEFACT_BYTES_MAX} bytes are taken", header.files.len());
+            let text = format!(
+                "{} files of {declared} bytes; at most {MODEL_FILES_MAX} of {ARTEFACT_BYTES_MAX} bytes are taken",
+                header.files.len()
+            );
             return Err(Failure::new(Code::TooLarge, text).into());
         }
         let mut bytes = Vec::new();
@@ -106,7 +110,11 @@ impl Local for LocalService {
             }
         }
         if bytes.len() as u64 != declared {
-            return Err(Failure::new(Code::Protocol, format!("{} of {declared} bytes came; send the model again", bytes.len())).into());
+            return Err(Failure::new(
+                Code::Protocol,
+                format!("{} of {declared} bytes came; send the model again", bytes.len()),
+            )
+            .into());
         }
         let entry = self.0.add_model(header, bytes).await?;
         Ok(Response::new(ModelAddReply { entry: Some(entry.message()), notes: Vec::new() }))
@@ -125,7 +133,12 @@ impl Local for LocalService {
         let node = Arc::clone(&self.0);
         let report = send.clone();
         let watch = Watch::new(move |p| {
-            let step = ProfileProgress { done: (p.done * 100.0) as u32, total: 100, step: p.phase.to_string(), ..ProfileProgress::default() };
+            let step = ProfileProgress {
+                done: (p.done * 100.0) as u32,
+                total: 100,
+                step: p.phase.to_string(),
+                ..ProfileProgress::default()
+            };
             // A watcher that is slow to read misses steps.
             let _ = report.try_send(Ok(step));
         });
@@ -233,7 +246,12 @@ fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
 }
 
 /// A request that enters the site here.
-async fn enter(node: &Arc<Node>, header: &InferHeader, encoded: Vec<Encoded>, arrived: Instant) -> (u64, String, Answer) {
+async fn enter(
+    node: &Arc<Node>,
+    header: &InferHeader,
+    encoded: Vec<Encoded>,
+    arrived: Instant,
+) -> (u64, String, Answer) {
     let id = fastrand::u128(..).to_be_bytes().to_vec();
     match prepare(node, header, encoded, arrived, &id).await {
         Ok((order, inputs, predicted, plan)) => (predicted, plan, flow::answer(node, order, inputs).await),
@@ -286,8 +304,14 @@ async fn prepare(
 
 /// Names, types and fixed axes, checked where the request enters, so that a
 /// wrong request costs no transfer.
-fn check_inputs(manifest: &crate::models::Manifest, tensors: &[(String, tierline_graph::Tensor)]) -> Result<(), Failure> {
-    let invalid = |text: String| Err(Failure::new(Code::InvalidInput, text).with_help(format!("`tierline model show {}` lists the inputs", manifest.name)));
+fn check_inputs(
+    manifest: &crate::models::Manifest,
+    tensors: &[(String, tierline_graph::Tensor)],
+) -> Result<(), Failure> {
+    let invalid = |text: String| {
+        Err(Failure::new(Code::InvalidInput, text)
+            .with_help(format!("`tierline model show {}` lists the inputs", manifest.name)))
+    };
     let given: BTreeMap<&str, &tierline_graph::Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
     for want in &manifest.inputs {
         let Some(tensor) = given.get(want.name.as_str()) else {
@@ -303,7 +327,12 @@ fn check_inputs(manifest: &crate::models::Manifest, tensors: &[(String, tierline
                 && shape.iter().zip(tensor.shape()).all(|(d, &n)| d.known().is_none_or(|known| known == n as u64));
             if !fits {
                 let wanted: Vec<String> = shape.iter().map(ToString::to_string).collect();
-                return invalid(format!("input `{}` has shape {:?}, the model takes [{}]", want.name, tensor.shape(), wanted.join(", ")));
+                return invalid(format!(
+                    "input `{}` has shape {:?}, the model takes [{}]",
+                    want.name,
+                    tensor.shape(),
+                    wanted.join(", ")
+                ));
             }
         }
     }
