@@ -21,6 +21,10 @@ const NARROW: f32 = 1e38;
 /// Values that share a scale: what lies behind the channel axis; where that
 /// is too little (a vector per channel), all of a batch item; else all.
 fn group(shape: &[usize]) -> usize {
+    // Of an empty tensor other axes may be of any size.
+    if shape.contains(&0) {
+        return 1;
+    }
     let behind = |axis: usize| shape.get(axis..).unwrap_or_default().iter().product::<usize>();
     let channel = if shape.len() > 2 { behind(2) } else { behind(shape.len().saturating_sub(1)) };
     [channel, behind(1), behind(0)].into_iter().find(|&n| n >= GROUP_MIN).unwrap_or(behind(0)).max(1)

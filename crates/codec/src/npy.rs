@@ -131,7 +131,10 @@ fn strings(width: usize, count: usize, body: &[u8], big: bool) -> Result<Element
         return Err(NpyError::Format("its strings have no width"));
     }
     check_length(count.saturating_mul(width).saturating_mul(4), body)?;
-    body.chunks_exact(width.max(1) * 4)
+    if count == 0 {
+        return Ok(Elements::String(Vec::new()));
+    }
+    body.chunks_exact(width * 4)
         .map(|cell| {
             cell.chunks_exact(4)
                 .map(|c| {

@@ -247,12 +247,11 @@ fn check_cycles(nodes: &[NodeProto], makers: &Makers<'_>) -> Result<(), LoadErro
 
 /// An input larger than any memory can never be given.
 fn check_declared(input: &ValueInfoProto) -> Result<(), LoadError> {
-    let Some(axes) = crate::model::value_info(input).shape else { return Ok(()) };
-    let known: Option<Vec<usize>> = axes.iter().filter_map(|d| d.known()).map(|n| usize::try_from(n).ok()).collect();
-    if known.is_some_and(|shape| element_count(&shape).is_ok()) {
+    let info = crate::model::value_info(input);
+    if info.is_addressable() {
         return Ok(());
     }
-    let list: Vec<String> = axes.iter().map(ToString::to_string).collect();
+    let list: Vec<String> = info.shape.iter().flatten().map(ToString::to_string).collect();
     let reason = format!("its shape [{}] has more elements than memory can hold", list.join(","));
     Err(LoadError::Input { tensor: input.name().to_owned(), reason })
 }

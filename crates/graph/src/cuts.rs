@@ -97,7 +97,9 @@ pub fn cuts(model: &Model, types: &Types) -> Vec<Cut> {
 /// the float tensor before a Quantize/Dequantize pair, so that fusion survives.
 fn barred<'m>(index: &Index<'m>, types: &Types) -> HashSet<&'m str> {
     let mut barred: HashSet<&str> = HashSet::new();
-    let typed = |name: &str| types.get(name).map(|t| t.dtype);
+    // An element type that tensors don't have counts as none, as does a
+    // tensor that no memory holds.
+    let typed = |name: &str| types.get(name).map(|t| t.dtype.filter(|_| t.is_addressable()));
     barred.extend(index.inputs().into_iter().filter(|name| typed(name) == Some(None)));
     for &position in &index.order {
         let node = &index.graph.node[position];

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::tensor::DataType;
+use crate::tensor::{DataType, element_count};
 
 /// One axis of a shape.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,6 +50,13 @@ impl ValueInfo {
     #[must_use]
     pub fn elements(&self) -> Option<u64> {
         self.shape.as_ref()?.iter().try_fold(1u64, |n, d| n.checked_mul(d.known()?))
+    }
+
+    /// Whether memory could hold it: the fixed axes alone may be too much.
+    #[must_use]
+    pub fn is_addressable(&self) -> bool {
+        let axes = self.shape.iter().flatten().filter_map(Dim::known).map(|n| usize::try_from(n).ok());
+        axes.collect::<Option<Vec<usize>>>().is_some_and(|shape| element_count(&shape).is_ok())
     }
 
     /// Bytes when every axis is fixed and elements have a fixed size.

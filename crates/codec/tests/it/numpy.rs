@@ -90,6 +90,19 @@ fn broken_files_say_what_is_wrong() {
 }
 
 #[test]
+fn empty_arrays_of_any_width() {
+    for (descr, shape) in
+        [("<U9999999999999999999", "(0, 300415,)"), ("<U0", "(0,)"), ("<f4", "(0, 9223372036854775807, 4)")]
+    {
+        let header = format!("{{'descr': '{descr}', 'fortran_order': True, 'shape': {shape}, }}");
+        match read(&file(1, &header, &[])) {
+            Ok(tensor) => assert!(tensor.is_empty()),
+            Err(e) => panic!("{header}: {e}"),
+        }
+    }
+}
+
+#[test]
 fn text_is_read_in_both_byte_orders() {
     let cells = |big: bool| -> Vec<u8> {
         ["é", "ab"]

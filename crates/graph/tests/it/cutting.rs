@@ -204,6 +204,12 @@ fn values_that_are_no_tensors_do_not_cross() {
 }
 
 #[test]
+fn tensors_that_no_memory_holds_do_not_cross() {
+    let text = "x: f32[4]\ns = i64{4611686018427387904,4611686018427387904,4}\na = Relu(x)\nb = Expand(a, s)\nc = ReduceMax(b) keepdims=0\nd = Abs(c)";
+    assert_eq!(found(text), ["a", "c"]);
+}
+
+#[test]
 fn wrong_frontiers_are_named() {
     let model = model(
         "x: f32[4]\nw = f32[4]\nv = Exp(w)\nlayer1 = Add(x, v)\nlayer2 = Exp(layer1)\nlayer3 = Abs(layer2)\nend = Add(layer1, layer3)",

@@ -16,7 +16,7 @@ use tierline_graph::{Model, Tensor, infer_types};
 use crate::assets::asset;
 use crate::text::proto;
 
-const ROUNDS: usize = 100_000;
+const ROUNDS: usize = 50_000;
 
 /// Bytes of a file at most: larger ones are weights, which nobody parses.
 const FILE_BYTES_MAX: u64 = 48 << 10;
