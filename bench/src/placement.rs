@@ -172,8 +172,10 @@ impl Bench<'_> {
     fn until_planned(&self) -> Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(180) {
-            let tiers = self.end.ask(&["plan", self.model]).ok().and_then(|p| p["tiers"].as_array().map(Vec::len));
-            if tiers == Some(2) {
+            let measured = |p: &Value| {
+                p["tiers"].as_array().map(Vec::len) == Some(2) && p["unmeasured"].as_array().is_some_and(Vec::is_empty)
+            };
+            if self.end.ask(&["plan", self.model]).is_ok_and(|p| measured(&p)) {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(300));

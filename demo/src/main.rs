@@ -85,7 +85,8 @@ fn main() -> Result<()> {
     println!("            meanwhile the other end was answered by {}", breakage.other);
     println!("Link back:  answered as planned again after {:.1} s\n", breakage.recovery.as_secs_f64());
     for (file, boxes) in &found {
-        println!("{boxes:>3} boxes of text in {}", file.display());
+        let boxes = if *boxes == 0 { "no printed text".to_owned() } else { format!("{boxes} lines of text, boxed") };
+        println!("{}: {boxes}", file.display());
     }
     let report = json!({ "links": rows.iter().map(Row::json).collect::<Vec<_>>(), "cut": breakage.json() });
     std::fs::write(output.join("report.json"), serde_json::to_string_pretty(&report)?)?;
@@ -229,8 +230,7 @@ impl Demo {
         }
         let plan = wait(Duration::from_secs(30), || {
             let plan = demo.end.ask(&["explain", "text"]).ok()?;
-            // All tiers known, none standing in.
-            (plan["tiers"].as_array()?.len() == 3 && plan["alternatives"].as_u64()? > 0).then_some(plan)
+            (plan["tiers"].as_array()?.len() == 3 && plan["unmeasured"].as_array()?.is_empty()).then_some(plan)
         })
         .context("the board has no plan")?;
         screen.say(format!("plan of the board: {}", plan["placement"].as_str().unwrap_or_default()));
@@ -330,7 +330,11 @@ impl Demo {
     /// Cuts the link, and mends it.
     fn cut(&self, screen: &Screen) -> Result<Breakage> {
         self.link.set(&["--bandwidth", "100mbit"])?;
-        self.settle(screen, "100 Mbit/s")?;
+        screen.doing("100 Mbit/s: until the plan uses the gateway again");
+        let shared = || {
+            self.end.ask(&["explain", "text"]).ok().filter(|p| p["in_force"].as_str().is_some_and(|f| f.contains('>')))
+        };
+        wait(Duration::from_secs(30), shared).context("the plan did not follow the link back up")?;
         screen.say("the board's cable is pulled");
         self.link.set(&["--cut"])?;
         let answer = self.infer(&self.end, &["--deadline", "5 s"])?;

@@ -4,12 +4,12 @@
 //! the same digest and the same candidate cuts, whatever its engine.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tierline_engine::{Discovered, Engine, Evaluator, Search};
+use tierline_engine::{Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session};
 use tierline_graph::cuts::{Cut, candidates, cuts};
 use tierline_graph::infer::{Types, infer_types, infer_types_with};
 use tierline_graph::{Model, ValueInfo};
@@ -205,4 +205,40 @@ pub fn usable(found: Discovered, choice: &str) -> Outcome<Arc<dyn Engine>> {
         return Err(Failure::message(Exit::Configuration, text).hint("tierline doctor"));
     }
     Ok(found.engine)
+}
+
+/// The best engine of this device, found when the first model is loaded: a
+/// node without models needs none, and ONNX Runtime's library alone takes 20 MB.
+pub struct OnDemand {
+    data: PathBuf,
+    found: OnceLock<Arc<dyn Engine>>,
+}
+
+impl OnDemand {
+    /// Looks in this data folder too, later.
+    #[must_use]
+    pub fn new(data: &Path) -> Self {
+        Self { data: data.to_owned(), found: OnceLock::new() }
+    }
+
+    fn engine(&self) -> &Arc<dyn Engine> {
+        self.found.get_or_init(|| {
+            let search = Search { folders: vec![self.data.join("lib")], ..Search::default() };
+            tierline_engine::discover(&search).engine
+        })
+    }
+}
+
+impl Engine for OnDemand {
+    fn name(&self) -> &'static str {
+        self.found.get().map_or("auto", |engine| engine.name())
+    }
+
+    fn version(&self) -> String {
+        self.found.get().map_or_else(|| "not loaded yet".to_owned(), |engine| engine.version())
+    }
+
+    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+        self.engine().load(model, options)
+    }
 }

@@ -12,7 +12,9 @@ use tierline_proto::v1::{
 use tierline_proto::{Role, Versions};
 
 use super::Node;
-use crate::identity::{Ca, Grant, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_name, role_name};
+use crate::identity::{
+    Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_name, role_name,
+};
 use crate::store::State;
 use crate::store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
 
@@ -162,14 +164,29 @@ impl Authority {
         self.sign(&row, &request.csr_der, version)
     }
 
-    /// Signs a new key of a node that is in.
+    /// Signs a new key of a node that is in; whoever passes the request on,
+    /// the node itself has signed it.
     ///
     /// # Errors
-    /// [`Code::InvalidInput`] for a request that can't be signed.
-    pub fn renew(&self, node: &Node, peer: &Peer, request: &RenewRequest) -> Result<JoinReply, Failure> {
-        node.check_revoked(peer)?;
-        let row = NodeRow { id: peer.id.clone(), name: peer.name.clone(), role: peer.role };
+    /// [`Code::Unauthenticated`] for a request that isn't proved, or a node
+    /// that is shut out.
+    pub fn renew(&self, node: &Node, request: &RenewRequest) -> Result<JoinReply, Failure> {
+        let peer = self
+            .ca
+            .renewing(request, SystemTime::now())
+            .map_err(|e| Failure::new(Code::Unauthenticated, e.to_string()).with_help("join again with a new token"))?;
+        node.check_revoked(&peer)?;
+        let row = NodeRow { id: peer.id, name: peer.name, role: peer.role };
         self.sign(&row, &request.csr_der, Versions::OURS.max)
+    }
+
+    /// A new identity for the cloud itself.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] when the key can't be made or kept.
+    pub fn renew_own(&self, peer: &Peer) -> Result<Identity, Failure> {
+        let grant = Grant { id: &peer.id, role: peer.role, name: &peer.name, validity: NODE_VALIDITY };
+        Identity::issue(&self.ca, &grant, SystemTime::now()).map_err(|e| refused(&e))
     }
 
     fn sign(&self, row: &NodeRow, csr_der: &[u8], version: u32) -> Result<JoinReply, Failure> {

@@ -1,18 +1,20 @@
-//! Runs slices on this device: one worker thread, a bounded queue, and the
-//! sessions of recent slices kept warm within a memory limit.
+//! Runs slices on this device: one worker thread, the queue before it
+//! (`tierline_node::admit`), and the sessions of recent slices kept warm within
+//! a memory limit.
 //!
 //! One worker, because a session already uses every thread it was given: two
 //! at once would only take turns and make both late.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tierline_engine::{Engine, EngineError, LoadOptions, Session};
 use tierline_graph::slice::SliceError;
 use tierline_graph::{Model, Tensor};
-use tokio::sync::{mpsc, oneshot};
+use tierline_node::Time;
+use tierline_node::admit::{self, Action, Class, Event, JobId, Limits, Queue, Refusal};
+use tokio::sync::oneshot;
 
 use crate::models::Manifest;
 
@@ -90,14 +92,9 @@ pub enum ComputeError {
     /// The cut doesn't fit the model.
     #[error(transparent)]
     Slice(#[from] SliceError),
-    /// Too many jobs wait already.
-    #[error("{waiting} jobs wait already on this node (limit {limit}); send fewer requests or allow more time")]
-    Busy {
-        /// Jobs waiting.
-        waiting: usize,
-        /// The limit.
-        limit: usize,
-    },
+    /// The queue before the engine refused it.
+    #[error("this node is busy: {0}; send fewer requests or allow more time")]
+    Busy(Refusal),
     /// The session alone exceeds the memory limit.
     #[error("segments {from}..{to} need about {needed} bytes; this node's limit for sessions is {limit}")]
     Memory {
@@ -139,37 +136,108 @@ pub struct Computed {
     pub compute: Duration,
 }
 
+/// When a job must be done, and what is known of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn {
+    /// Recoveries go first, warming last.
+    pub class: Class,
+    /// When its result must be there.
+    pub deadline: Instant,
+    /// Expected time in the engine.
+    pub service: Duration,
+    /// Expected time from there to the request's answer.
+    pub after: Duration,
+}
+
 enum Work {
     Run { inputs: Named, reply: oneshot::Sender<Result<Computed, ComputeError>> },
     Warm { reply: oneshot::Sender<Result<u64, ComputeError>> },
+    Evict { done: oneshot::Sender<()> },
 }
 
 struct Job {
-    program: Arc<Program>,
+    /// None for evictions.
+    program: Option<Arc<Program>>,
     key: SliceKey,
     queued: Instant,
     work: Work,
 }
 
-enum Order {
-    Job(Job),
-    Evict { key: SliceKey, done: oneshot::Sender<()> },
+impl Job {
+    fn refuse(self, error: ComputeError) {
+        // A caller that went away doesn't want to know.
+        match self.work {
+            Work::Run { reply, .. } => drop(reply.send(Err(error))),
+            Work::Warm { reply } => drop(reply.send(Err(error))),
+            Work::Evict { done } => drop(done.send(())),
+        }
+    }
 }
 
-/// What the worker is busy with, for those who plan.
-#[derive(Default)]
-struct Load {
-    waiting: AtomicUsize,
-    /// Moving average of a run, nanoseconds.
-    typical_ns: AtomicU64,
+struct Inner {
+    queue: Queue,
+    jobs: HashMap<JobId, Job>,
+    started: Option<JobId>,
+    next: u64,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Rings when a job may have started.
+    bell: Condvar,
+    origin: Instant,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn time(&self, at: Instant) -> Time {
+        Time::ZERO + at.saturating_duration_since(self.origin)
+    }
+
+    /// Steps the queue and performs what it asks.
+    fn step(&self, inner: &mut Inner, event: Event) {
+        for action in inner.queue.step(self.time(Instant::now()), event) {
+            match action {
+                Action::Start(id) => inner.started = Some(id),
+                Action::Refuse(id, refusal) => {
+                    if let Some(job) = inner.jobs.remove(&id) {
+                        job.refuse(ComputeError::Busy(refusal));
+                    }
+                }
+            }
+        }
+        self.bell.notify_one();
+    }
+
+    /// The next job to run; blocks until there is one.
+    fn next(&self) -> (JobId, Job) {
+        let mut inner = self.lock();
+        loop {
+            if let Some(id) = inner.started.take()
+                && let Some(job) = inner.jobs.remove(&id)
+            {
+                return (id, job);
+            }
+            let now = self.time(Instant::now());
+            let wake = inner.queue.wake().map(|at| now.until(at));
+            inner = match wake {
+                Some(wait) => self.bell.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.bell.wait(inner).unwrap_or_else(PoisonError::into_inner),
+            };
+            // A wake that comes too early does nothing.
+            if inner.started.is_none() {
+                self.step(&mut inner, Event::Wake);
+            }
+        }
+    }
 }
 
 /// Handle of the worker; clones share it.
 #[derive(Clone)]
-pub struct Compute {
-    orders: mpsc::Sender<Order>,
-    load: Arc<Load>,
-}
+pub struct Compute(Arc<Shared>);
 
 /// How the worker runs.
 pub struct ComputeOptions {
@@ -190,45 +258,52 @@ impl Compute {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(options: ComputeOptions) -> std::io::Result<Self> {
-        let (orders, mut inbox) = mpsc::channel::<Order>(JOBS_WAITING_MAX);
-        let load = Arc::new(Load::default());
-        let shared = Arc::clone(&load);
+        let queue = Queue::new(Limits { slots: 1, waiting: JOBS_WAITING_MAX });
+        let inner = Inner { queue, jobs: HashMap::new(), started: None, next: 0 };
+        let shared = Arc::new(Shared { inner: Mutex::new(inner), bell: Condvar::new(), origin: Instant::now() });
+        let worker = Arc::clone(&shared);
         std::thread::Builder::new().name("compute".into()).spawn(move || {
-            let mut sessions = Sessions { options, warm: HashMap::new(), clock: 0, load: shared };
-            while let Some(order) = inbox.blocking_recv() {
-                match order {
-                    Order::Job(job) => sessions.perform(job),
-                    Order::Evict { key, done } => {
-                        sessions.warm.remove(&key);
-                        // Whoever asked may be gone.
-                        let _ = done.send(());
-                    }
-                }
+            let mut sessions = Sessions { options, warm: HashMap::new(), clock: 0 };
+            loop {
+                let (id, job) = worker.next();
+                sessions.perform(job);
+                let mut inner = worker.lock();
+                worker.step(&mut inner, Event::Done(id));
             }
         })?;
-        Ok(Self { orders, load })
+        Ok(Self(shared))
     }
 
     /// Jobs waiting for the worker.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.load.waiting.load(Ordering::Relaxed)
+        self.0.lock().queue.depth().0
     }
 
     /// How long a job that comes now is likely to wait.
     #[must_use]
     pub fn expected_wait(&self) -> Duration {
-        let ahead = self.waiting().saturating_sub(1) as u64;
-        Duration::from_nanos(self.load.typical_ns.load(Ordering::Relaxed).saturating_mul(ahead))
+        self.0.lock().queue.expected_wait(self.0.time(Instant::now()))
+    }
+
+    /// No new jobs from now on, but recoveries.
+    pub fn drain(&self) {
+        self.0.step(&mut self.0.lock(), Event::Drain);
     }
 
     /// Runs segments `key.from..key.to` on `inputs`.
     ///
     /// # Errors
     /// [`ComputeError`].
-    pub async fn run(&self, program: Arc<Program>, key: SliceKey, inputs: Named) -> Result<Computed, ComputeError> {
+    pub async fn run(
+        &self,
+        program: Arc<Program>,
+        key: SliceKey,
+        inputs: Named,
+        turn: Turn,
+    ) -> Result<Computed, ComputeError> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Job { program, key, queued: Instant::now(), work: Work::Run { inputs, reply } })?;
+        self.submit(Some(program), key, Work::Run { inputs, reply }, turn);
         answer.await.map_err(|_| ComputeError::Closed)?
     }
 
@@ -238,30 +313,32 @@ impl Compute {
     /// [`ComputeError`].
     pub async fn warm(&self, program: Arc<Program>, key: SliceKey) -> Result<u64, ComputeError> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Job { program, key, queued: Instant::now(), work: Work::Warm { reply } })?;
+        self.submit(Some(program), key, Work::Warm { reply }, background());
         answer.await.map_err(|_| ComputeError::Closed)?
     }
 
     /// Drops the session of `key`, if it is loaded.
     pub async fn evict(&self, key: SliceKey) {
         let (done, gone) = oneshot::channel();
-        if self.orders.send(Order::Evict { key, done }).await.is_ok() {
-            let _ = gone.await;
-        }
+        self.submit(None, key, Work::Evict { done }, background());
+        let _ = gone.await;
     }
 
-    fn submit(&self, job: Job) -> Result<(), ComputeError> {
-        self.load.waiting.fetch_add(1, Ordering::Relaxed);
-        self.orders.try_send(Order::Job(job)).map_err(|e| {
-            self.load.waiting.fetch_sub(1, Ordering::Relaxed);
-            match e {
-                mpsc::error::TrySendError::Full(_) => {
-                    ComputeError::Busy { waiting: JOBS_WAITING_MAX, limit: JOBS_WAITING_MAX }
-                }
-                mpsc::error::TrySendError::Closed(_) => ComputeError::Closed,
-            }
-        })
+    fn submit(&self, program: Option<Arc<Program>>, key: SliceKey, work: Work, turn: Turn) {
+        let mut inner = self.0.lock();
+        let id = JobId(inner.next);
+        inner.next += 1;
+        inner.jobs.insert(id, Job { program, key, queued: Instant::now(), work });
+        let Turn { class, deadline, service, after } = turn;
+        let job = admit::Job { id, class, deadline: self.0.time(deadline), service, after };
+        self.0.step(&mut inner, Event::Submit(job));
     }
+}
+
+/// Nobody waits for it.
+fn background() -> Turn {
+    let deadline = Instant::now() + Duration::from_secs(86_400);
+    Turn { class: Class::Background, deadline, service: Duration::ZERO, after: Duration::ZERO }
 }
 
 struct Warm {
@@ -275,29 +352,27 @@ struct Sessions {
     warm: HashMap<SliceKey, Warm>,
     /// Counts uses, to evict the session that was used longest ago.
     clock: u64,
-    load: Arc<Load>,
 }
 
 impl Sessions {
     fn perform(&mut self, job: Job) {
         let queued = job.queued.elapsed();
-        match job.work {
-            Work::Warm { reply } => {
-                let result = self.session(&job.program, &job.key).map(drop);
+        // Whoever asked may be gone.
+        match (job.work, job.program) {
+            (Work::Evict { done }, _) => {
+                self.warm.remove(&job.key);
+                let _ = done.send(());
+            }
+            (Work::Warm { reply }, Some(program)) => {
+                let result = self.session(&program, &job.key).map(drop);
                 let _ = reply.send(result.map(|()| self.warm.get(&job.key).map_or(0, |w| w.bytes)));
             }
-            Work::Run { inputs, reply } => {
-                let result = self.run(&job.program, &job.key, &inputs, queued);
-                if let Ok(computed) = &result {
-                    let (last, old) = (super::flow::ns(computed.compute), self.load.typical_ns.load(Ordering::Relaxed));
-                    let typical = if old == 0 { last } else { old - old / 4 + last / 4 };
-                    self.load.typical_ns.store(typical, Ordering::Relaxed);
-                }
-                // A caller that went away doesn't want the answer any more.
-                let _ = reply.send(result);
+            (Work::Run { inputs, reply }, Some(program)) => {
+                let _ = reply.send(self.run(&program, &job.key, &inputs, queued));
             }
+            // Only evictions come without a program.
+            (_, None) => {}
         }
-        self.load.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn run(

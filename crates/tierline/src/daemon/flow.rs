@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tierline_node::admit::Class;
 use tierline_node::request::{Action, Event, Local, Op, Outcome, Recovery, Request, Setup, Upstream};
 use tierline_node::{Peer, Span};
 use tierline_proto::Encoded;
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::Node;
-use super::compute::{Named, Program, SliceKey};
+use super::compute::{Named, Program, SliceKey, Turn};
 use super::wire;
 
 /// A plan's next tier is given up on after this many times its prediction
@@ -178,7 +179,7 @@ impl<'n> Flow<'n> {
         loop {
             for action in std::mem::take(&mut actions) {
                 match action {
-                    Action::Run { op, span, .. } => self.start_run(op, span),
+                    Action::Run { op, span, recovery, .. } => self.start_run(op, span, recovery),
                     Action::Call { op, peer, remaining, whole } => self.start_call(op, peer, remaining, whole),
                     Action::Abandon { op } => {
                         if let Some(task) = self.tasks.remove(&op) {
@@ -214,7 +215,7 @@ impl<'n> Flow<'n> {
         self.products.insert(op, product);
     }
 
-    fn start_run(&mut self, op: Op, span: Span) {
+    fn start_run(&mut self, op: Op, span: Span, recovery: bool) {
         let (first, last) = (span.first as usize, span.last as usize);
         let from_frontier = first != self.inputs.segment && first == self.split;
         let tensors = match (&self.frontier, from_frontier) {
@@ -224,10 +225,19 @@ impl<'n> Flow<'n> {
         // Without the frontier a recovery starts from the inputs.
         let first = if from_frontier && self.frontier.is_none() { self.inputs.segment } else { first };
         let key = SliceKey { digest: self.order.program.manifest.digest.clone(), from: first, to: last };
+        let planned = !recovery && key.to < self.order.program.segments();
+        let turn = Turn {
+            class: if recovery { Class::Recovery } else { Class::Planned },
+            deadline: self.order.deadline,
+            service: self.node.service(&self.order.program, key.from, key.to),
+            after: self.order.peer.filter(|_| planned).map_or(Duration::ZERO, |peer| {
+                self.node.predicted_upstream(peer, &self.order.program, &self.order.boundaries)
+            }),
+        };
         let (compute, program, done) = (self.node.compute.clone(), Arc::clone(&self.order.program), self.done.clone());
         let (name, role, inputs) = (self.node.name().to_owned(), self.node.role().into(), Arc::clone(&self.inputs));
         let task = tokio::spawn(async move {
-            let message = match compute.run(program, key, tensors).await {
+            let message = match compute.run(program, key, tensors, turn).await {
                 Ok(computed) => {
                     let at_entry = first == inputs.segment;
                     let timing = StageTiming {

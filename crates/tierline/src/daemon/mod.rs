@@ -15,6 +15,7 @@ pub mod flow;
 pub mod metrics;
 mod models;
 pub mod planner;
+pub mod renewal;
 pub mod services;
 mod start;
 pub mod transport;
@@ -461,6 +462,7 @@ impl Node {
     /// Ends the node once running requests are done.
     pub fn drain(self: &Arc<Self>, request: &DrainRequest) {
         self.children.drain(self);
+        self.compute.drain();
         let node = Arc::clone(self);
         let grace = Duration::from_millis(request.grace_ms.into());
         tokio::spawn(async move {

@@ -33,6 +33,9 @@ const UP_UNKNOWN: f64 = 1.25e6;
 /// How often waiting times are looked at.
 const LOOK: Duration = Duration::from_millis(1_000);
 
+/// A profile that could not be fetched is asked for again after this.
+const PROFILE_RETRY: Duration = Duration::from_secs(5);
+
 /// Tiers above that a plan may use; more multiply the grid beyond use.
 const TIERS_ABOVE_MAX: usize = 3;
 
@@ -490,7 +493,12 @@ impl Planner {
                 Some((digest, profile))
             }
             Err(failure) => {
-                tracing::info!(%failure, tier = tier.node_name, "its profile can't be had; plans pass it by");
+                tracing::info!(%failure, tier = tier.node_name, "its profile can't be had yet; plans pass it by");
+                let node = Arc::clone(node);
+                tokio::spawn(async move {
+                    tokio::time::sleep(PROFILE_RETRY).await;
+                    node.planner.changed.notify_one();
+                });
                 None
             }
         }
@@ -653,6 +661,8 @@ struct PlanDocument {
     placement: String,
     /// Names of the tiers on the path, lowest first.
     tiers: Vec<String>,
+    /// Tiers that have not measured the model yet: they only pass on.
+    unmeasured: Vec<String>,
     /// The links as they are, lowest first.
     links: Vec<LinkCondition>,
     #[serde(flatten)]
@@ -673,16 +683,24 @@ impl Node {
         profile.and_then(|p| p.reply_codec().map(|(codec, _)| codec.to_owned())).unwrap_or_default()
     }
 
-    /// Expected time of segments `from..to` here; zero when not profiled.
+    /// Expected time of segments `from..to` here, waiting included; zero when
+    /// not profiled.
     #[must_use]
     pub fn predicted(&self, program: &Program, from: usize, to: usize) -> Duration {
+        self.service(program, from, to) + self.compute.expected_wait()
+    }
+
+    /// Expected time of segments `from..to` in the engine; zero when not
+    /// profiled.
+    #[must_use]
+    pub fn service(&self, program: &Program, from: usize, to: usize) -> Duration {
         let model = program.manifest.digest.parse().ok();
         let Some(profile) = model.and_then(|model| self.catalogue.profile(model)) else { return Duration::ZERO };
         let time = match (from, to) {
             (0, to) if to == profile.segments.len() => profile.whole_ns,
             _ => profile.segments.get(from..to).map_or(0, |part| part.iter().filter_map(|s| s.time_ns).sum()),
         };
-        Duration::from_nanos(time) + self.compute.expected_wait()
+        Duration::from_nanos(time)
     }
 
     /// Expected time until the answer of a parent is here, for what lies
@@ -867,6 +885,12 @@ impl Node {
             explanation: tierline_plan::explain(&wanted, &plan, measured.as_ref()),
             placement,
             tiers: wanted.tiers.iter().map(|t| t.name.clone()).collect(),
+            unmeasured: wanted
+                .tiers
+                .iter()
+                .filter(|t| t.segment_ns.iter().all(Option::is_none))
+                .map(|t| t.name.clone())
+                .collect(),
             links,
             plan,
             in_force,
@@ -880,6 +904,9 @@ impl Node {
 
 fn describe(document: &PlanDocument, explain: bool) -> String {
     let mut text = describe_plan(&document.placement, &document.plan);
+    if !document.unmeasured.is_empty() {
+        text.push_str(&format!("not measured yet: {}\n", document.unmeasured.join(", ")));
+    }
     if explain {
         text = format!("{}\n", document.explanation);
         text.push_str(&format!(

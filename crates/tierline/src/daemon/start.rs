@@ -32,7 +32,7 @@ use super::services::gate::{Door, GateLayer};
 use super::services::infer::InferService;
 use super::services::local::LocalService;
 use super::uplink::Uplink;
-use super::{Node, PEER_CHANGES_MAX, metrics};
+use super::{Node, PEER_CHANGES_MAX, metrics, renewal};
 use crate::cli::client::SOCKET;
 use crate::config::{LISTEN_DEFAULT, NodeConfig};
 use crate::identity::tls::{self, LiveIdentity};
@@ -79,8 +79,11 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
         return Err(Failure::message(Exit::Configuration, format!("a node already runs on {}", data.display()))
             .hint("stop it first, or choose another folder with --data DIR"));
     }
-    let found = models::discover(&config.engine, &data)?;
-    let engine = models::usable(found, &config.engine)?;
+    let engine: Arc<dyn tierline_engine::Engine> = match config.engine.as_str() {
+        "auto" => Arc::new(models::OnDemand::new(&data)),
+        // What was asked for by name must be there.
+        named => models::usable(models::discover(named, &data)?, named)?,
+    };
     let node = build(config, role, engine)?;
     load_models(&node).await.map_err(|f| crate::cli::infer::wire_failure(&f))?;
 
@@ -103,6 +106,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     tokio::spawn(async move { background.planner.watch(&background).await });
     let background = Arc::clone(&node);
     tokio::spawn(async move { background.planner.work(&background).await });
+    tokio::spawn(renewal::keep(Arc::clone(&node)));
     node.replan();
     profile_missing(&node);
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tierline_graph::Tensor;
+use tierline_node::admit::Refusal;
 use tierline_proto::limits::RUN_BYTES_MAX;
 use tierline_proto::v1::{self, Code, Failure};
 use tierline_proto::{Assembler, Encoded};
@@ -116,7 +117,8 @@ pub async fn collect<M>(
 pub fn compute_failure(error: &ComputeError) -> Failure {
     use tierline_engine::EngineError;
     let code = match error {
-        ComputeError::Busy { .. } => Code::Overloaded,
+        ComputeError::Busy(Refusal::Draining) => Code::Draining,
+        ComputeError::Busy(_) => Code::Overloaded,
         ComputeError::Memory { .. } => Code::Infeasible,
         ComputeError::Range { .. } => Code::Protocol,
         ComputeError::Closed => Code::Draining,

@@ -128,6 +128,26 @@ impl Ca {
         Ok(Issued { chain: vec![certificate.der().clone()], peer })
     }
 
+    /// Who asks for a renewal, once it is proved: a certificate by this
+    /// authority, in its time, whose key signed the request.
+    ///
+    /// # Errors
+    /// [`IdentityError::BadRequest`].
+    pub fn renewing(&self, request: &tierline_proto::v1::RenewRequest, now: SystemTime) -> Result<Peer, IdentityError> {
+        let refused = |reason: String| IdentityError::BadRequest { reason };
+        let chain: Vec<CertificateDer<'_>> =
+            request.certificate_chain.iter().map(|c| CertificateDer::from(c.as_ref())).collect();
+        let leaf = chain.first().ok_or_else(|| refused("it comes without a certificate".to_owned()))?;
+        let at = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        super::tls::verify_ours(&chain, &self.certificate, rustls::pki_types::UnixTime::since_unix_epoch(at))
+            .map_err(|e| refused(e.to_string()))?;
+        let message = files::renewal_message(&request.csr_der);
+        if !super::tls::is_signed_by(leaf, &message, &request.signature) {
+            return Err(refused("it isn't signed with the certificate's key".to_owned()));
+        }
+        Peer::from_certificate(leaf).map_err(|e| refused(e.to_string()))
+    }
+
     /// The public half of the key in a request, digested: names a device
     /// across retries of the same join.
     ///

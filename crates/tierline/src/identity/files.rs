@@ -158,6 +158,20 @@ impl Identity {
         pem::private_key(&self.key_pkcs8)
     }
 
+    /// What a renewal sends: the new key's request, signed with the key in use.
+    ///
+    /// # Errors
+    /// [`IdentityError::Crypto`].
+    pub fn renewal(&self, request: &KeyRequest) -> Result<tierline_proto::v1::RenewRequest, IdentityError> {
+        let csr_der = request.csr_der()?;
+        let signature = tls::sign(&self.certified_key()?, &renewal_message(&csr_der))?;
+        Ok(tierline_proto::v1::RenewRequest {
+            csr_der: csr_der.into(),
+            certificate_chain: self.chain.iter().map(|c| c.to_vec().into()).collect(),
+            signature: signature.into(),
+        })
+    }
+
     pub(super) fn certified_key(&self) -> Result<rustls::sign::CertifiedKey, IdentityError> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key_pkcs8.clone()));
         let key = rustls::crypto::ring::sign::any_ecdsa_type(&key);
@@ -178,6 +192,11 @@ impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Identity({:?}, key hidden)", self.peer)
     }
+}
+
+/// What a renewal's signature covers.
+pub(super) fn renewal_message(csr_der: &[u8]) -> Vec<u8> {
+    [b"tierline renewal\0".as_slice(), blake3::hash(csr_der).as_bytes()].concat()
 }
 
 /// Reads a file that holds a private key, unless others may read it too.

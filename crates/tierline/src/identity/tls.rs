@@ -300,6 +300,22 @@ pub(super) fn verify_ours(chain: &[CertificateDer<'_>], ca: &CertificateDer<'_>,
     verifier.verify_client_cert(leaf, rest, at).map(|_| ()).map_err(|error| explain_rustls(&error, ""))
 }
 
+const SIGNATURE: SignatureScheme = SignatureScheme::ECDSA_NISTP256_SHA256;
+
+pub(super) fn sign(key: &CertifiedKey, message: &[u8]) -> Result<Vec<u8>, IdentityError> {
+    let signer = key.key.choose_scheme(&[SIGNATURE]).ok_or_else(|| crypto("the key can't sign with ECDSA P-256"))?;
+    signer.sign(message).map_err(crypto)
+}
+
+/// Whether `signature` over `message` is of the key in a certificate (DER).
+pub(super) fn is_signed_by(leaf: &CertificateDer<'_>, message: &[u8], signature: &[u8]) -> bool {
+    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(leaf) else { return false };
+    let key = parsed.public_key().subject_public_key.data.as_ref();
+    let known = provider().signature_verification_algorithms.mapping;
+    let algorithms = known.iter().find(|(scheme, _)| *scheme == SIGNATURE).map_or(&[][..], |(_, all)| all);
+    algorithms.iter().any(|algorithm| algorithm.verify_signature(key, message, signature).is_ok())
+}
+
 /// Whether `chain` was signed by `ca` and may serve as `name` at `at`.
 pub(super) fn verify_server(
     leaf: &CertificateDer<'_>,

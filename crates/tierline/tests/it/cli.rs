@@ -121,3 +121,47 @@ fn doctor_names_the_engine_in_use() {
     assert!(report["chosen"].as_str().unwrap().starts_with("rten"), "{report}");
     assert_eq!(report["schema_version"], 1);
 }
+
+const SITE: &str = r#"
+[[tier]]
+name = "camera"
+role = "end"
+scale_of = "server"
+factor = 8.0
+[[tier]]
+name = "server"
+role = "cloud"
+profile = "server.toml"
+[[link]]
+from = "camera"
+to = "server"
+up_mbit = 1000
+rtt_ms = 0.01
+"#;
+
+#[test]
+fn a_file_is_profiled_and_planned_for_a_described_site() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Model::write(folder.path());
+    let file = model.file.to_str().unwrap();
+    let profile = folder.path().join("server.toml");
+    let site = folder.path().join("site.toml");
+    std::fs::write(&site, SITE).unwrap();
+    let site = site.to_str().unwrap();
+    tierline(["plan", file, "--site", site]).refused(3, "server.toml");
+    let measured =
+        tierline(["profile", file, "--out", profile.to_str().unwrap(), "--device", "server", "--json"]).json();
+    let segments = measured["segments"].as_array().unwrap();
+    assert_eq!(segments.len(), measured["cuts"].as_array().unwrap().len() + 1);
+    assert!(segments.iter().all(|s| s["time_ns"].as_u64().unwrap() > 0));
+    assert!(std::fs::read_to_string(&profile).unwrap().contains("device = \"server\""));
+    let plan = tierline(["plan", file, "--site", site, "--json"]).json();
+    assert_eq!(plan["tiers"], serde_json::json!(["camera", "server"]));
+    assert_eq!(plan["gap"].as_f64(), Some(0.0));
+    let all = segments.len().to_string();
+    let private = tierline(["explain", file, "--site", site, "--private-segments", &all, "--json"]).json();
+    assert_eq!(private["bounds"][0], segments.len(), "all private: all on the camera");
+    tierline(["plan", file, "--site", site, "--deadline", "1 us"]).refused(5, "no placement satisfies the limits");
+    std::fs::write(site, SITE.replace("up_mbit", "up_mbits")).unwrap();
+    tierline(["plan", file, "--site", site]).refused(3, "did you mean `up_mbit`?");
+}

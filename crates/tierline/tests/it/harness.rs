@@ -246,9 +246,12 @@ pub fn until<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Waits until a node knows the model, has measured it and has a plan.
+/// Waits until a node knows the model, and all tiers on its path have measured it.
 pub fn until_planned(node: &Node) {
-    until("a plan", || (node.ask(&["plan", "digits", "--json"]).code == 0).then_some(()));
+    until("a plan", || {
+        let ran = node.ask(&["plan", "digits", "--json"]);
+        (ran.code == 0 && ran.json()["unmeasured"] == serde_json::json!([])).then_some(())
+    });
 }
 
 /// Outputs of an answer, by name.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Node, Site, outputs, same_outputs, until, until_planned, within};
+use crate::harness::{Node, Site, outputs, same_outputs, tierline, until, until_planned, within};
 
 #[test]
 fn every_placement_gives_the_same_answer() {
@@ -256,5 +256,158 @@ fn concurrent_requests_are_all_answered() {
                 same_outputs(&reference, &answer);
             }
         }
+    });
+}
+
+/// A link before a node, changed while it runs.
+struct Link {
+    process: std::process::Child,
+    listen: String,
+    control: String,
+}
+
+impl Link {
+    fn to(url: &str, shape: &[&str]) -> Self {
+        use std::io::BufRead;
+        let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_tierline"))
+            .args(["link", "start", "--to", url.trim_start_matches("https://"), "--control", "127.0.0.1:0", "--json"])
+            .args(shape)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+        Self { process, listen: text("listen"), control: text("control") }
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}", self.listen)
+    }
+
+    fn set(&self, args: &[&str]) -> serde_json::Value {
+        tierline([&["link", "set", "--control", &self.control, "--json"], args].concat()).json()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_cut_link_is_answered_in_time_and_found_again() {
+    let site = Site::new();
+    let link = Link::to(&site.cloud.url, &["--bandwidth", "50mbit", "--delay", "5 ms"]);
+    let end = site.end("end-1", &link.url(), &[]);
+    let model = site.add_model();
+    until_planned(&end);
+    let ask = |placement: &str| {
+        end.ask(&[
+            "infer",
+            "--model",
+            "digits",
+            "--input",
+            &model.input,
+            "--placement",
+            placement,
+            "--deadline",
+            "3 s",
+            "--json",
+        ])
+    };
+    let whole = ask("cloud").json();
+    assert_eq!(whole["degraded"], false);
+    assert_eq!(link.set(&["--cut"])["cut"], true);
+    let begun = Instant::now();
+    let cut = ask("cloud").json();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(cut["degraded"], true);
+    same_outputs(&whole, &cut);
+    // Its own answers never needed the link.
+    assert_eq!(ask("here").json()["degraded"], false);
+    link.set(&["--restore"]);
+    until("answers over the link again", || (ask("cloud").json()["degraded"] == false).then_some(()));
+}
+
+#[test]
+fn a_model_that_flows_when_the_link_breaks_arrives_whole() {
+    let site = Site::new();
+    let link = Link::to(&site.cloud.url, &["--bandwidth", "20mbit"]);
+    let end = site.end("end-1", &link.url(), &[]);
+    let large = tierline_zoo::mobilenet_v2(&tierline_zoo::Options::default());
+    let file = site.folder.path().join("large.onnx");
+    large.save(&file).unwrap();
+    assert_eq!(site.cloud.ask(&["model", "add", file.to_str().unwrap(), "--name", "large"]).code, 0);
+    let down = || link.set(&[])["down_bytes"].as_u64().unwrap();
+    until("the model being under way", || (down() > 1_000_000).then_some(()));
+    link.set(&["--cut"]);
+    std::thread::sleep(Duration::from_millis(300));
+    link.set(&["--restore", "--bandwidth", "unlimited"]);
+    let state = || {
+        let models = end.ask(&["model", "ls", "--json"]).json();
+        models["models"].as_array()?.iter().any(|m| m["name"] == "large" && m["state"] == "ready").then_some(())
+    };
+    until("the end having the model", state);
+}
+
+#[test]
+fn a_link_is_as_fast_as_it_is_told_to_be() {
+    use std::io::{Read, Write};
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = format!("https://{}", server.local_addr().unwrap());
+    let link = Link::to(&target, &["--up", "8mbit", "--down", "unlimited", "--delay", "30 ms"]);
+    let far = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        stream.write_all(b"done").unwrap();
+        all.len()
+    });
+    let mut stream = std::net::TcpStream::connect(&link.listen).unwrap();
+    let begun = Instant::now();
+    stream.write_all(&vec![7; 1_000_000]).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    // A million bytes at 8 Mbit/s and two delays: never sooner; later on a busy machine.
+    assert!(begun.elapsed() >= Duration::from_millis(1_040), "{:?}", begun.elapsed());
+    assert_eq!((far.join().unwrap(), answer.as_str()), (1_000_000, "done"));
+    let state = link.set(&["--bandwidth", "1gbit"]);
+    assert_eq!((state["up_bytes"].as_u64(), state["up_bits_per_s"].as_f64()), (Some(1_000_000), Some(1e9)));
+    tierline(["link", "show", "--control", "127.0.0.1:1"]).refused(4, "no link answers");
+    tierline(["link", "set", "--control", &link.control, "--loss", "200%"]).refused(1, "loss");
+}
+
+#[test]
+fn a_certificate_is_renewed_through_the_edge_by_its_holder_only() {
+    use tierline::daemon::transport;
+    use tierline::identity::{Identity, KeyRequest};
+    use tierline_proto::v1::enrollment_client::EnrollmentClient;
+    let site = Site::new();
+    let edge = site.edge("edge-1");
+    let data = site.join("end", "end-1", &edge.url);
+    let now = std::time::SystemTime::now();
+    let identity = Identity::load(&data.join("identity"), now).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let endpoint = transport::endpoint(&edge.url, transport::client_tls(&identity)).unwrap();
+        let mut enrollment = EnrollmentClient::new(endpoint.connect().await.unwrap());
+        let key = KeyRequest::generate().unwrap();
+        let request = identity.renewal(&key).unwrap();
+        // Signed for another key.
+        let other = KeyRequest::generate().unwrap().csr_der().unwrap();
+        let stolen = tierline_proto::v1::RenewRequest { csr_der: other.into(), ..request.clone() };
+        let refused = enrollment.renew(stolen).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unauthenticated, "{refused:?}");
+        let reply = enrollment.renew(request).await.unwrap().into_inner();
+        let chain =
+            reply.certificate_chain.iter().map(|c| rustls::pki_types::CertificateDer::from(c.to_vec())).collect();
+        let renewed = key.accept(chain, identity.ca().clone(), now).unwrap();
+        assert_eq!((&renewed.peer().id, &renewed.peer().name), (&identity.peer().id, &identity.peer().name));
+        assert_ne!(renewed.peer().serial, identity.peer().serial);
     });
 }
