@@ -74,7 +74,8 @@ fn rss_mb(process: u32) -> Result<f64> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| | with ONNX Runtime | rten only | goal |")?;
+        writeln!(f, "ONNX Runtime is loaded with the first model, so an idle end doesn't hold it yet.\n")?;
+        writeln!(f, "| | ONNX Runtime found | rten only | goal |")?;
         writeln!(f, "|---|---|---|---|")?;
         writeln!(f, "| idle end, resident | {:.1} MB | {:.1} MB | 30 MB |", self.idle_rss_mb, self.idle_rss_rten_mb)?;
         writeln!(f, "| start to ready | {:.0} ms | {:.0} ms | 200 ms |", self.ready_ms, self.ready_rten_ms)?;

@@ -47,10 +47,24 @@ pub struct Global {
     #[arg(long, short, global = true, help_heading = "Everywhere")]
     pub quiet: bool,
     /// The data folder of this device's node
-    #[arg(long, global = true, value_name = "DIR", env = "TIERLINE_DATA", help_heading = "Everywhere")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "TIERLINE_DATA",
+        hide_env_values = true,
+        help_heading = "Everywhere"
+    )]
     pub data: Option<PathBuf>,
     /// The engine to use: `auto`, `onnxruntime` or `rten`
-    #[arg(long, global = true, default_value = "auto", env = "TIERLINE_ENGINE", help_heading = "Everywhere")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "auto",
+        env = "TIERLINE_ENGINE",
+        hide_env_values = true,
+        help_heading = "Everywhere"
+    )]
     pub engine: String,
 }
 

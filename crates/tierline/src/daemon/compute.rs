@@ -286,6 +286,13 @@ impl Compute {
         self.0.lock().queue.expected_wait(self.0.time(Instant::now()))
     }
 
+    /// The wait that requests have from now on, as plans count it: a job that
+    /// runs while nobody waits is no queue.
+    #[must_use]
+    pub fn congestion(&self) -> Duration {
+        if self.waiting() == 0 { Duration::ZERO } else { self.expected_wait() }
+    }
+
     /// No new jobs from now on, but recoveries.
     pub fn drain(&self) {
         self.0.step(&mut self.0.lock(), Event::Drain);

@@ -172,10 +172,11 @@ impl Node {
         self.uplink(peer)?.connections()
     }
 
-    /// Parents other than the planned one, for recoveries.
+    /// Parents other than the planned one, for recoveries: all of them where
+    /// this node was to run everything and may find that it can't.
     #[must_use]
     pub fn other_parents(&self, planned: Option<Peer>) -> Vec<Peer> {
-        self.uplinks.iter().map(|u| u.peer).filter(|p| planned.is_some() && Some(*p) != planned).collect()
+        self.uplinks.iter().map(|u| u.peer).filter(|p| Some(*p) != planned).collect()
     }
 
     /// Parents whose lease is lost, and why.
@@ -398,7 +399,7 @@ impl Node {
     pub fn load(&self) -> LoadReport {
         LoadReport {
             queued: u32::try_from(self.compute.waiting()).unwrap_or(u32::MAX),
-            wait_ns: flow::ns(self.compute.expected_wait()),
+            wait_ns: flow::ns(self.compute.congestion()),
             ..LoadReport::default()
         }
     }

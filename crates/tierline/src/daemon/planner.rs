@@ -453,7 +453,7 @@ impl Planner {
         if sources.is_empty() {
             sources.push((None, Vec::new()));
         }
-        let tiers = |above: &[(UpstreamTier, Option<(Digest, Arc<ModelProfile>)>)]| {
+        let tiers = |above: &[Above]| {
             above.iter().map(|(tier, profile)| (tier.node_id.clone(), profile.as_ref().map(|p| p.0))).collect()
         };
         let key: Key = (own_digest, sources.iter().map(|(peer, above)| (*peer, tiers(above))).collect());
@@ -517,7 +517,7 @@ async fn warm(node: &Arc<Node>, key: SessionKey) -> Result<u64, String> {
 
 /// Links of all paths and waits of all tiers as they are now.
 fn conditions(node: &Node) -> Conditions {
-    let mut conditions = Conditions { links: Vec::new(), waits: vec![node.compute.expected_wait()] };
+    let mut conditions = Conditions { links: Vec::new(), waits: vec![node.compute.congestion()] };
     for uplink in node.uplinks() {
         let tiers = uplink.path().map(|path| path.tiers).unwrap_or_default();
         let mut reachable = uplink.is_up();
@@ -545,7 +545,10 @@ fn as_link(estimate: Option<&LinkEstimate>) -> Link {
     }
 }
 
-type Source = (Option<Peer>, Vec<(UpstreamTier, Option<(Digest, Arc<ModelProfile>)>)>);
+/// A tier and its profile, if it is to be had.
+type Above = (UpstreamTier, Option<(Digest, Arc<ModelProfile>)>);
+
+type Source = (Option<Peer>, Vec<Above>);
 
 /// Tables of all paths.
 fn tables(

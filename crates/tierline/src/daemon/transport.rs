@@ -44,14 +44,14 @@ pub fn joining_tls(ca: &rustls::pki_types::CertificateDer<'_>) -> ClientTlsConfi
 /// # Errors
 /// When `url` is no `https://host:port`.
 pub fn endpoint(url: &str, tls: ClientTlsConfig) -> Result<Endpoint, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(url.to_owned())?
+    Endpoint::from_shared(url.to_owned())?
         .connect_timeout(CONNECT_TIME_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .tls_config(tls)?)
+        .tls_config(tls)
 }
 
 /// Bytes that the kernel holds of what was written but not sent yet. Little:

@@ -103,7 +103,7 @@ impl LinkConfig {
     pub fn with(&self, change: &Change) -> Result<Self, LinkError> {
         let rate = |old: Option<f64>, new: Option<f64>| match new {
             None => old,
-            Some(none) if none == 0.0 => None,
+            Some(0.0) => None,
             some => some,
         };
         let changed = Self {

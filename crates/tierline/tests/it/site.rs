@@ -2,7 +2,33 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Node, Site, outputs, same_outputs, tierline, until, until_planned, within};
+use crate::harness::{Model, Node, Site, outputs, same_outputs, tierline, until, until_planned, within};
+
+/// A cloud, an edge and an end, planned.
+struct Three {
+    site: Site,
+    edge: Node,
+    end: Node,
+    model: Model,
+}
+
+impl Three {
+    fn start() -> Self {
+        let site = Site::new();
+        let edge = site.edge("edge-1");
+        let end = site.end("end-1", &edge.url, &[]);
+        let model = site.add_model();
+        until_planned(&end);
+        Self { site, edge, end, model }
+    }
+
+    /// Everything on the end: what all other ways must equal.
+    fn reference(&self) -> serde_json::Value {
+        self.end
+            .ask(&["infer", "--model", "digits", "--input", &self.model.input, "--placement", "here", "--json"])
+            .json()
+    }
+}
 
 #[test]
 fn every_placement_gives_the_same_answer() {
@@ -70,12 +96,26 @@ fn an_end_may_sit_directly_below_the_cloud() {
 }
 
 #[test]
-fn a_killed_edge_degrades_answers_until_it_is_back() {
+fn an_end_that_cannot_hold_the_model_is_answered_from_above() {
     let site = Site::new();
-    let mut edge = site.edge("edge-1");
-    let end = site.end("end-1", &edge.url, &[]);
+    let edge = site.edge("edge-1");
+    let end = site.end("end-1", &edge.url, &["--memory", "1000"]);
     let model = site.add_model();
     until_planned(&end);
+    let ask = |placement: &str| {
+        end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", placement, "--json"]).json()
+    };
+    let planned = ask("plan");
+    assert_eq!(planned["degraded"], false, "a plan that needs no memory here is no emergency: {planned}");
+    assert_ne!(planned["stages"].as_array().unwrap().last().unwrap()["node"], "end-1");
+    let here = ask("here");
+    assert_eq!(here["degraded"], true, "{here}");
+    same_outputs(&planned, &here);
+}
+
+#[test]
+fn a_killed_edge_degrades_answers_until_it_is_back() {
+    let Three { site: _site, mut edge, end, model } = Three::start();
     let ask = || {
         end.ask(&[
             "infer",
@@ -132,13 +172,10 @@ fn a_killed_cloud_leaves_its_site_answering_and_forgets_nothing() {
 
 #[test]
 fn a_node_killed_amid_requests_answers_each_of_them_somehow() {
-    let site = Site::new();
-    let mut edge = site.edge("edge-1");
-    let end = site.end("end-1", &edge.url, &[]);
-    let model = site.add_model();
-    until_planned(&end);
-    let reference =
-        end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
+    let mut three = Three::start();
+    let reference = three.reference();
+    let Three { edge, end, model, .. } = &mut three;
+    let (end, model) = (&*end, &*model);
     std::thread::scope(|scope| {
         let asking: Vec<_> = (0..4)
             .map(|_| {
@@ -152,7 +189,7 @@ fn a_node_killed_amid_requests_answers_each_of_them_somehow() {
                         "--placement",
                         "edge",
                         "--repeat",
-                        "40",
+                        "400",
                         "--json",
                     ])
                 })
@@ -165,7 +202,7 @@ fn a_node_killed_amid_requests_answers_each_of_them_somehow() {
             assert_eq!(ran.code, 0, "{ran:?}");
             let answers: Vec<serde_json::Value> =
                 ran.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-            assert_eq!(answers.len(), 40);
+            assert_eq!(answers.len(), 400);
             for answer in &answers {
                 same_outputs(&reference, answer);
             }
@@ -221,13 +258,9 @@ fn a_node_told_to_stop_ends_well_and_soon() {
 
 #[test]
 fn concurrent_requests_are_all_answered() {
-    let site = Site::new();
-    let edge = site.edge("edge-1");
-    let end = site.end("end-1", &edge.url, &[]);
-    let model = site.add_model();
-    until_planned(&end);
-    let reference =
-        end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
+    let three = Three::start();
+    let reference = three.reference();
+    let Three { end, model, .. } = &three;
     std::thread::scope(|scope| {
         let asking: Vec<_> = (0..6)
             .map(|_| {
