@@ -181,7 +181,9 @@ impl Queue {
             return Err(Refusal::Twice(job.id));
         }
         let free = self.running.len() < self.limits.slots && self.waiting.is_empty();
-        if !free && self.waiting.len() >= self.limits.waiting {
+        // Work that nobody waits for leaves room for work that somebody does.
+        let most = if job.class == Class::Background { self.limits.waiting.div_ceil(4) } else { self.limits.waiting };
+        if !free && self.waiting.len() >= most {
             return Err(Refusal::Full { waiting: self.waiting.len() });
         }
         let key = (job.class, job.deadline, self.arrivals);

@@ -389,6 +389,9 @@ impl Fetcher {
                 job.phase = Phase::Ready { not_before: now };
                 if job.waiters.is_empty() {
                     self.remove(digest);
+                } else if self.known.is_empty() {
+                    // Nobody above could ever have it.
+                    self.finish(digest, Err(FetchError::NotFound(digest)), out);
                 }
             }
         }

@@ -37,7 +37,7 @@ pub fn root() -> &'static Path {
 
 /// The repository's files, relative to the root; not what is built or found.
 pub fn files() -> Vec<PathBuf> {
-    const NOT_OURS: &[&str] = &[".git", "target", "corpus", "artifacts", "shared"];
+    const NOT_OURS: &[&str] = &[".git", "target", "corpus", "artifacts", "shared", "demo-output"];
     let (mut files, mut folders) = (Vec::new(), vec![root().to_owned()]);
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).expect("folders can be listed").flatten() {

@@ -72,7 +72,9 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
                     Action::Refuse(id, refusal) => {
                         assert!(open.remove(&id));
                         if let Refusal::Full { waiting } = refusal {
-                            assert_eq!(waiting, limits.waiting);
+                            let background = jobs[&id].class == Class::Background;
+                            let most = if background { limits.waiting.div_ceil(4) } else { limits.waiting };
+                            assert!(waiting >= most && waiting <= limits.waiting, "{waiting} of {most}");
                         }
                     }
                 }
@@ -165,4 +167,19 @@ fn consecutive_requests_overlap_their_stages() {
         }
     }
     assert_eq!((sent, end), (10, Time::ZERO + ms(110)));
+}
+
+#[test]
+fn background_work_leaves_room_for_requests() {
+    let mut queue = Queue::new(Limits { slots: 1, waiting: 8 });
+    let far = Time::from_ns(u64::MAX / 2);
+    let mut submit = |id, class| {
+        let job = Job { id: JobId(id), class, deadline: far, service: Duration::ZERO, after: Duration::ZERO };
+        queue.step(Time::ZERO, Event::Submit(job))
+    };
+    assert_eq!(submit(0, Class::Background), [Action::Start(JobId(0))]);
+    assert!(submit(1, Class::Background).is_empty() && submit(2, Class::Background).is_empty());
+    assert_eq!(submit(3, Class::Background), [Action::Refuse(JobId(3), Refusal::Full { waiting: 2 })]);
+    assert!((4..10).all(|id| submit(id, Class::Planned).is_empty()), "a quarter waits, the rest is free");
+    assert_eq!(submit(10, Class::Recovery), [Action::Refuse(JobId(10), Refusal::Full { waiting: 8 })]);
 }

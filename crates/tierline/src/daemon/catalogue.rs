@@ -93,6 +93,12 @@ impl Catalogue {
         removed.is_some()
     }
 
+    /// Drops the program and the profile of a model.
+    pub fn forget(&self, model: Digest) {
+        write(&self.programs).remove(&model);
+        write(&self.profiles).remove(&model);
+    }
+
     /// The entry of a name or of a model's digest.
     #[must_use]
     pub fn get(&self, name_or_digest: &str) -> Option<Entry> {

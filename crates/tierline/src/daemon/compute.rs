@@ -150,9 +150,18 @@ pub struct Turn {
 }
 
 enum Work {
-    Run { inputs: Named, reply: oneshot::Sender<Result<Computed, ComputeError>> },
-    Warm { reply: oneshot::Sender<Result<u64, ComputeError>> },
-    Evict { done: oneshot::Sender<()> },
+    Run {
+        inputs: Named,
+        reply: oneshot::Sender<Result<Computed, ComputeError>>,
+    },
+    Warm {
+        reply: oneshot::Sender<Result<u64, ComputeError>>,
+    },
+    Evict {
+        done: oneshot::Sender<()>,
+    },
+    /// Drops every session of the key's model.
+    Forget,
 }
 
 struct Job {
@@ -170,6 +179,7 @@ impl Job {
             Work::Run { reply, .. } => drop(reply.send(Err(error))),
             Work::Warm { reply } => drop(reply.send(Err(error))),
             Work::Evict { done } => drop(done.send(())),
+            Work::Forget => {}
         }
     }
 }
@@ -309,8 +319,15 @@ impl Compute {
         inputs: Named,
         turn: Turn,
     ) -> Result<Computed, ComputeError> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
+        let latest = turn.deadline.checked_sub(turn.service + turn.after).unwrap_or(turn.deadline);
         self.submit(Some(program), key, Work::Run { inputs, reply }, turn);
+        tokio::select! {
+            answered = &mut answer => return answered.map_err(|_| ComputeError::Closed)?,
+            () = tokio::time::sleep_until(latest.into()) => {}
+        }
+        // The worker may be busy: refused now, it leaves time for another way.
+        self.0.step(&mut self.0.lock(), Event::Wake);
         answer.await.map_err(|_| ComputeError::Closed)?
     }
 
@@ -327,8 +344,16 @@ impl Compute {
     /// Drops the session of `key`, if it is loaded.
     pub async fn evict(&self, key: SliceKey) {
         let (done, gone) = oneshot::channel();
-        self.submit(None, key, Work::Evict { done }, background());
+        // At once and never refused: whoever asks counts on the room.
+        let turn = Turn { class: Class::Recovery, ..background() };
+        self.submit(None, key, Work::Evict { done }, turn);
         let _ = gone.await;
+    }
+
+    /// Drops every session of a model.
+    pub fn forget(&self, digest: String) {
+        let turn = Turn { class: Class::Recovery, ..background() };
+        self.submit(None, SliceKey { digest, from: 0, to: 0 }, Work::Forget, turn);
     }
 
     fn submit(&self, program: Option<Arc<Program>>, key: SliceKey, work: Work, turn: Turn) {
@@ -370,10 +395,12 @@ impl Sessions {
                 self.warm.remove(&job.key);
                 let _ = done.send(());
             }
+            (Work::Forget, _) => self.warm.retain(|key, _| key.digest != job.key.digest),
             (Work::Warm { reply }, Some(program)) => {
                 let result = self.session(&program, &job.key).map(drop);
                 let _ = reply.send(result.map(|()| self.warm.get(&job.key).map_or(0, |w| w.bytes)));
             }
+            (Work::Run { reply, .. }, _) if reply.is_closed() => {}
             (Work::Run { inputs, reply }, Some(program)) => {
                 let _ = reply.send(self.run(&program, &job.key, &inputs, queued));
             }

@@ -344,6 +344,15 @@ impl<'n> Flow<'n> {
     }
 }
 
+impl Drop for Flow<'_> {
+    fn drop(&mut self) {
+        // A caller that went away wants nothing more done.
+        for task in self.tasks.values() {
+            task.abort();
+        }
+    }
+}
+
 struct Call {
     peer: Peer,
     remaining: Duration,

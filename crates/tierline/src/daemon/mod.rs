@@ -22,6 +22,7 @@ pub mod transport;
 pub mod uplink;
 pub mod wire;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,6 +78,9 @@ pub struct Node {
     changes: broadcast::Sender<RequestEvent>,
     revocations: Mutex<Revocations>,
     state: Arc<crate::store::State>,
+    catalogues_heard: AtomicU64,
+    /// One catalogue is taken over at a time.
+    adopting: tokio::sync::Mutex<()>,
     /// The path as children know it.
     told: Mutex<UpstreamPath>,
     draining: watch::Sender<bool>,
@@ -379,6 +383,9 @@ impl Node {
         }
         for revoked in &list.revoked {
             self.children.revoke(self, &revoked.node_id);
+            for uplink in &self.uplinks {
+                uplink.leave_if(&revoked.node_id);
+            }
         }
         self.children.tell_all(&parent_message::Body::Revocations(list.clone()));
     }
@@ -387,9 +394,19 @@ impl Node {
 
     /// A parent says which models there are.
     pub fn hear_catalogue(self: &Arc<Self>, uplink: &Arc<Uplink>, message: CatalogueMessage) {
-        let _ = uplink;
+        // Parents of one site tell the same; the preferred one that is up counts.
+        if self.first_parent() != Some(uplink.peer) {
+            return;
+        }
+        let heard = self.catalogues_heard.fetch_add(1, Ordering::Relaxed) + 1;
         let node = Arc::clone(self);
-        tokio::spawn(async move { models::adopt(&node, message).await });
+        tokio::spawn(async move {
+            let _turn = node.adopting.lock().await;
+            // Catalogues are whole: a newer one says all that this one does.
+            if node.catalogues_heard.load(Ordering::Relaxed) == heard {
+                models::adopt(&node, message).await;
+            }
+        });
     }
 
     // ---- state

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tierline_engine::profiler::Watch;
@@ -16,6 +17,9 @@ use super::catalogue::{Entry, unknown_model};
 use super::compute::Program;
 use crate::models::{Manifest, Prepared};
 use crate::profiling;
+
+/// A model that could not be had to be measured is tried again after this.
+const PROFILE_AGAIN: Duration = Duration::from_secs(15);
 
 impl Node {
     /// Takes in a model: checks, folds, stores and names it.
@@ -77,6 +81,13 @@ impl Node {
         let digest = self.artefacts.put(Bytes::from(json)).await?;
         let entry = Entry::new(manifest, digest)?;
         self.artefacts.name(&entry.manifest.name, digest)?;
+        let before = self.catalogue.get(&entry.manifest.name);
+        if let Some(old) =
+            before.as_ref().filter(|old| old.manifest_digest != entry.manifest_digest && old.model == entry.model)
+        {
+            // The same model under other cuts: what was made for the old ones is void.
+            self.forget_model(old.model);
+        }
         if self.catalogue.insert(entry.clone()) {
             let text = format!("model {} is {}", entry.manifest.name, entry.model.short());
             self.events.record(
@@ -84,6 +95,11 @@ impl Node {
                 text,
                 &serde_json::json!({ "name": entry.manifest.name, "digest": entry.manifest.digest }),
             );
+        }
+        if let Some(old) = before
+            && self.catalogue.by_model(old.model).is_none()
+        {
+            self.forget_model(old.model);
         }
         Ok(entry)
     }
@@ -102,9 +118,18 @@ impl Node {
         let entry = self.catalogue.get(name).ok_or_else(|| unknown_model(name, &known))?;
         self.catalogue.remove(&entry.manifest.name);
         self.artefacts.unname(&entry.manifest.name)?;
-        self.planner.gone(self, entry.model);
+        if self.catalogue.by_model(entry.model).is_none() {
+            self.forget_model(entry.model);
+        }
         self.tell_children_catalogue();
         Ok(())
+    }
+
+    /// Drops what was made of a model: program, profile, plans, sessions.
+    fn forget_model(self: &Arc<Self>, model: Digest) {
+        self.catalogue.forget(model);
+        self.planner.gone(self, model);
+        self.compute.forget(model.to_string());
     }
 
     /// The program of an entry, fetched from above when it isn't here.
@@ -123,13 +148,34 @@ impl Node {
             .map_err(|e| Failure::new(Code::Internal, format!("loading the model failed: {e}")))?
     }
 
+    /// As [`Node::program`], but no longer than until `deadline`.
+    ///
+    /// # Errors
+    /// [`Code::DeadlineExceeded`] when it isn't here by then.
+    pub async fn program_within(self: &Arc<Self>, entry: &Entry, deadline: Instant) -> Result<Arc<Program>, Failure> {
+        match tokio::time::timeout_at(deadline.into(), self.program(entry)).await {
+            Ok(program) => program,
+            Err(_) => {
+                let text = format!("{} is still on its way to {}", entry.manifest.name, self.name());
+                Err(Failure::new(Code::DeadlineExceeded, text).with_help("`tierline model ls` says when it is ready"))
+            }
+        }
+    }
+
     /// Profiles a model in the background, then plans with it.
     pub fn profile_later(self: &Arc<Self>, entry: Entry) {
         let node = Arc::clone(self);
         tokio::spawn(async move {
-            if let Err(failure) = node.profile_model(&entry, Watch::default()).await {
+            while let Err(failure) = node.profile_model(&entry, Watch::default()).await {
                 let text = format!("{} could not be profiled: {failure}", entry.manifest.name);
                 node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+                // What is only late comes later; what can't be is not tried again.
+                let late = matches!(failure.code(), Code::Unreachable | Code::ModelNotReady | Code::NotFound);
+                let wanted = || node.catalogue.by_model(entry.model).is_some();
+                if !late || node.config.scale_of_parent.is_some() || !wanted() {
+                    return;
+                }
+                tokio::time::sleep(PROFILE_AGAIN).await;
             }
         });
     }
@@ -250,9 +296,13 @@ pub async fn adopt(node: &Arc<Node>, message: CatalogueMessage) {
 }
 
 fn forget(node: &Arc<Node>, entry: &Entry) -> bool {
-    node.planner.gone(node, entry.model);
     let _ = node.artefacts.unname(&entry.manifest.name);
-    node.catalogue.remove(&entry.manifest.name)
+    let removed = node.catalogue.remove(&entry.manifest.name);
+    // Another name may point at the same model.
+    if node.catalogue.by_model(entry.model).is_none() {
+        node.forget_model(entry.model);
+    }
+    removed
 }
 
 async fn adopt_one(node: &Arc<Node>, model: &ModelEntry) -> Result<Option<Entry>, Failure> {

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tierline_graph::profile::{ModelProfile, SegmentProfile};
 use tierline_node::adapt::{Action, Adapt, Conditions, Event, Link, Plans, Session, SessionKey, Why};
@@ -32,6 +32,12 @@ const UP_UNKNOWN: f64 = 1.25e6;
 
 /// How often waiting times are looked at.
 const LOOK: Duration = Duration::from_millis(1_000);
+
+/// A session whose model isn't here by then gives its place to others.
+const WARM_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Hints that one message may bring.
+const HINTS_MAX: usize = 16;
 
 /// A profile that could not be fetched is asked for again after this.
 const PROFILE_RETRY: Duration = Duration::from_secs(5);
@@ -355,7 +361,7 @@ impl Planner {
     /// Loads what a node below is likely to need here, or passes the hint on.
     pub fn warm_hints(&self, node: &Arc<Node>, hints: &WarmHints) {
         let mut further = Vec::new();
-        for hint in &hints.hints {
+        for hint in hints.hints.iter().take(HINTS_MAX) {
             if hint.tiers_above > 1 {
                 further.push(WarmHint { tiers_above: hint.tiers_above - 1, ..hint.clone() });
                 continue;
@@ -486,7 +492,9 @@ impl Planner {
             let json = node.artefacts.get(digest).await?;
             serde_json::from_slice::<ModelProfile>(&json).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))
         };
-        match fetched.await {
+        let fetched = tokio::time::timeout(PROFILE_RETRY, fetched).await;
+        let fetched = fetched.unwrap_or_else(|_| Err(Failure::new(Code::DeadlineExceeded, "it did not come in time")));
+        match fetched {
             Ok(profile) => {
                 let profile = Arc::new(profile);
                 self.above.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::clone(&profile));
@@ -511,7 +519,7 @@ fn slice_key(key: SessionKey) -> SliceKey {
 
 async fn warm(node: &Arc<Node>, key: SessionKey) -> Result<u64, String> {
     let entry = node.catalogue.by_model(key.model).ok_or("the model is gone")?;
-    let program = node.program(&entry).await.map_err(|f| f.to_string())?;
+    let program = node.program_within(&entry, Instant::now() + WARM_TIME_MAX).await.map_err(|f| f.to_string())?;
     node.compute.warm(program, slice_key(key)).await.map_err(|e| e.to_string())
 }
 
@@ -522,12 +530,16 @@ fn conditions(node: &Node) -> Conditions {
         let tiers = uplink.path().map(|path| path.tiers).unwrap_or_default();
         let mut reachable = uplink.is_up();
         let mut link = Some(uplink.estimate(node.now()));
+        let base = conditions.links.len();
         for tier in tiers.into_iter().take(TIERS_ABOVE_MAX) {
             conditions.links.push(if reachable { as_link(link.as_ref()) } else { DOWN });
             conditions.waits.push(Duration::from_nanos(tier.load.map_or(0, |load| load.wait_ns)));
             reachable &= tier.reachable;
             link = tier.link_above;
         }
+        // Every parent has its places, however many tiers it tells of now.
+        conditions.links.resize(base + TIERS_ABOVE_MAX, DOWN);
+        conditions.waits.resize(1 + base + TIERS_ABOVE_MAX, Duration::ZERO);
     }
     conditions
 }
@@ -600,8 +612,8 @@ fn tables(
             }
             Err(e) => last_error = Some(e),
         }
-        first_link += above.len();
-        first_wait += above.len();
+        first_link += TIERS_ABOVE_MAX;
+        first_wait += TIERS_ABOVE_MAX;
     }
     match last_error {
         Some(e) if planned.plans.is_empty() => Err(infeasible(e.to_string())),

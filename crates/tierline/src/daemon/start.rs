@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 use tierline_node::Peer;
 use tierline_proto::Role;
-use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
+use tierline_proto::limits::{
+    CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, RUNS_PER_CONNECTION_MAX, STREAM_WINDOW_BYTES,
+};
 use tierline_proto::v1::bulk_server::BulkServer;
 use tierline_proto::v1::control_server::ControlServer;
 use tierline_proto::v1::enrollment_server::EnrollmentServer;
@@ -232,6 +234,8 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
         revocations: Mutex::new(revocations),
         state,
+        catalogues_heard: std::sync::atomic::AtomicU64::new(0),
+        adopting: tokio::sync::Mutex::default(),
         told: Mutex::default(),
         draining: watch::channel(false).0,
         this: this.clone(),
@@ -304,6 +308,7 @@ fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Served> {
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(RUNS_PER_CONNECTION_MAX)
         .layer(GateLayer { node: Arc::clone(node), door: Door::Network })
         .add_service(ControlServer::new(ControlService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(InferServer::new(InferService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))

@@ -201,7 +201,16 @@ impl Uplink {
     }
 
     fn pair(&self) -> Result<Pair, Failure> {
-        self.read().pair.clone().ok_or_else(|| Failure::new(Code::Unreachable, self.reason()))
+        // The guard ends here: `reason` takes it again.
+        let pair = self.read().pair.clone();
+        pair.ok_or_else(|| Failure::new(Code::Unreachable, self.reason()))
+    }
+
+    /// Lets go of the parent for good if it is the node of this id.
+    pub fn leave_if(&self, id: &str) {
+        if self.read().parent.as_ref().is_some_and(|parent| parent.node_id == id) {
+            let _ = self.events.send(ChildEvent::Stop);
+        }
     }
 
     /// Clients for artefacts and probes.
@@ -410,6 +419,11 @@ impl Uplink {
                     lease: Duration::from_millis(reply.lease_ms.into()),
                     heartbeat: Duration::from_millis(reply.heartbeat_ms.into()),
                 };
+                let revoked = node.revocations().revoked.iter().any(|r| r.node_id == reply.node_id);
+                if revoked {
+                    let text = format!("{} is shut out of the site", reply.node_name);
+                    return Err(Failure::new(Code::Unauthenticated, text).with_help("join through another parent"));
+                }
                 this.write().parent = Some(reply);
                 Ok(granted)
             };

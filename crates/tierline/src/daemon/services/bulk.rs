@@ -1,7 +1,7 @@
 //! Artefacts by range, and padding to measure a link with.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tierline_proto::Digest;
@@ -16,6 +16,9 @@ use crate::daemon::Node;
 
 /// Chunks read ahead of the connection.
 const CHUNKS_AHEAD_MAX: usize = 4;
+
+/// A child that hears nothing for 15 s takes the transfer for broken.
+const FETCH_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The service.
 pub struct BulkService(pub Arc<Node>);
@@ -39,7 +42,17 @@ impl Bulk for BulkService {
         let FetchRequest { digest: wanted, offset, length } = request.into_inner();
         let wanted = digest(&wanted)?;
         // An edge that lacks it fetches it first: the site downloads it once.
-        self.0.ensure_artefact(wanted).await?;
+        // It goes on fetching while the child is told to come back.
+        let node = Arc::clone(&self.0);
+        let fetching = tokio::spawn(async move { node.ensure_artefact(wanted).await });
+        match tokio::time::timeout(FETCH_PATIENCE, fetching).await {
+            Ok(Ok(fetched)) => fetched?,
+            Ok(Err(e)) => return Err(Failure::new(Code::Internal, e.to_string()).into()),
+            Err(_) => {
+                let text = format!("artefact {} is on its way to {}", wanted.short(), self.0.name());
+                return Err(Failure::new(Code::ModelNotReady, text).into());
+            }
+        }
         let total = self
             .0
             .artefact_length(wanted)

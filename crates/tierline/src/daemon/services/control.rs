@@ -22,6 +22,10 @@ use crate::daemon::Node;
 /// Messages to one child waiting for its stream.
 const OUTBOX_MAX: usize = 64;
 
+/// Nodes below one child that are kept and told of: with more, a message to
+/// the cloud would exceed its limit.
+const SUBTREE_NODES_MAX: usize = 1_024;
+
 /// What a child last reported of itself.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
@@ -254,6 +258,10 @@ impl Control for ControlService {
         tokio::spawn(async move {
             hear(&node, &peer.id, session, child_message::Body::Heartbeat(beat));
             while let Ok(Some(message)) = stream.message().await {
+                // A lease that is lost or revoked has nothing more to say.
+                if node.children.lock().register.holder(node.now(), session) != Some(peer.id.as_str()) {
+                    break;
+                }
                 if let Some(body) = message.body {
                     hear(&node, &peer.id, session, body);
                 }
@@ -281,7 +289,10 @@ fn hear(node: &Arc<Node>, id: &str, session: u64, body: child_message::Body) {
         Body::Heartbeat(beat) => report.link = beat.link,
         Body::Load(load) => report.load = Some(load),
         Body::Offers(offers) => report.models = offers.models,
-        Body::Subtree(subtree) => report.subtree = subtree.nodes,
+        Body::Subtree(mut subtree) => {
+            subtree.nodes.truncate(SUBTREE_NODES_MAX);
+            report.subtree = subtree.nodes;
+        }
         Body::Hints(hints) => {
             drop(inner);
             node.warm_hints(&hints);

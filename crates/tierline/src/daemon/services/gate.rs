@@ -83,6 +83,11 @@ fn admit<B>(node: &Node, door: Door, request: &mut Request<B>) -> Result<(), Fai
             None => Caller::Anonymous,
             Some(peer) => {
                 node.check_revoked(&peer)?;
+                // TLS looked once; connections live longer than certificates.
+                if std::time::SystemTime::now() > peer.not_after {
+                    let text = format!("the certificate of {} has expired", peer.name);
+                    return Err(Failure::new(Code::Unauthenticated, text).with_help("join again with a new token"));
+                }
                 let role = peer.role;
                 request.extensions_mut().insert(peer);
                 Caller::Identified(role)

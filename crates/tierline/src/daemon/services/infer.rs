@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tierline_proto::limits::{BOUNDARIES_MAX, CHUNK_BYTES, HOPS_MAX};
+use tierline_proto::limits::{BOUNDARIES_MAX, CHUNK_BYTES, DEADLINE_MS_MAX, HOPS_MAX};
 use tierline_proto::v1::infer_server::Infer;
 use tierline_proto::v1::{Code, Failure, Reply, Route, RunChunk, RunHeader, run_chunk};
 use tierline_proto::{Digest, Encoded, frame};
@@ -34,15 +34,19 @@ impl Infer for InferService {
         };
         check(&header)?;
         let declared = std::mem::take(&mut header.tensors);
-        let encoded = wire::collect(&mut stream, declared, |chunk| {
+        let collected = wire::collect(&mut stream, declared, |chunk| {
             // Its heartbeats wait behind its tensors.
             self.0.children.heard(&self.0, &peer.id);
             match chunk.body {
                 Some(run_chunk::Body::Tensor(t)) => Some(t),
                 _ => None,
             }
-        })
-        .await?;
+        });
+        // A caller that stalls must not hold its bytes here for ever.
+        let late =
+            || Failure::new(Code::DeadlineExceeded, "the request did not arrive whole in its time").at(self.0.name());
+        let encoded =
+            tokio::time::timeout_at((arrived + remaining(&header)).into(), collected).await.map_err(|_| late())??;
         let codec = header.route.as_ref().map_or_else(String::new, |r| r.reply_codec.clone());
         let answer = relay(&self.0, header, encoded, arrived).await;
         let (reply, tensors) = pack(answer, &codec);
@@ -63,6 +67,11 @@ fn check(header: &RunHeader) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// Time left to a request, within what any request may take.
+fn remaining(header: &RunHeader) -> Duration {
+    Duration::from_micros(header.remaining_us).min(Duration::from_millis(DEADLINE_MS_MAX))
 }
 
 async fn relay(node: &Arc<Node>, header: RunHeader, encoded: Vec<Encoded>, arrived: Instant) -> Answer {
@@ -86,7 +95,8 @@ async fn prepare(
     let entry = node.catalogue.by_model(digest).ok_or_else(|| {
         Failure::new(Code::UnknownModel, format!("model {} is not in this node's catalogue", digest.short()))
     })?;
-    let program = node.program(&entry).await?;
+    let deadline = arrived + remaining(&header);
+    let program = node.program_within(&entry, deadline).await?;
     let Route { from, boundaries, reply_codec } = header.route.unwrap_or_default();
     let segment = flow::segment_after(from);
     let received = wire::total(&encoded);
@@ -101,7 +111,7 @@ async fn prepare(
         program,
         peer: (!boundaries.is_empty()).then(|| node.first_parent()).flatten(),
         boundaries,
-        deadline: arrived + Duration::from_micros(header.remaining_us),
+        deadline,
         hops: header.hops,
         trace: header.trace,
         fallback: !header.no_fallback,

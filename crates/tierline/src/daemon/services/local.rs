@@ -273,7 +273,11 @@ async fn prepare(
     let received = wire::total(&encoded);
     let (tensors, decode) = tokio::task::block_in_place(|| wire::unpack(encoded))?;
     check_inputs(&entry.manifest, &tensors)?;
-    let program = node.program(&entry).await?;
+    let deadline = match header.deadline_ms {
+        0 => DEADLINE_DEFAULT,
+        ms => Duration::from_millis(ms.min(DEADLINE_MS_MAX)),
+    };
+    let program = node.program_within(&entry, arrived + deadline).await?;
     let placed = match Placement::try_from(header.placement).unwrap_or(Placement::Plan) {
         Placement::Plan => node.current_plan(&entry, &program),
         Placement::Here => node.all_here(&program),
@@ -283,10 +287,6 @@ async fn prepare(
     };
     // What is asked for by name is waited for; a plan only has to be quick.
     let hedged = header.placement() == Placement::Plan;
-    let deadline = match header.deadline_ms {
-        0 => DEADLINE_DEFAULT,
-        ms => Duration::from_millis(ms.min(DEADLINE_MS_MAX)),
-    };
     let order = Order {
         id: id.to_vec(),
         program,
