@@ -768,7 +768,10 @@ impl Node {
         if self.role() == role {
             return Ok(self.all_here(program));
         }
-        let found = self.uplinks().iter().find_map(|uplink| {
+        // In the order of preference, those that are up before the others.
+        let mut uplinks: Vec<_> = self.uplinks().iter().collect();
+        uplinks.sort_by_key(|uplink| !uplink.is_up());
+        let found = uplinks.into_iter().find_map(|uplink| {
             let tier = uplink.path()?.tiers.iter().position(|tier| tier.role() == role)?;
             Some((uplink.peer, tier + 1))
         });

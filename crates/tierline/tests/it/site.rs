@@ -212,6 +212,52 @@ fn a_node_killed_amid_requests_answers_each_of_them_somehow() {
 }
 
 #[test]
+fn an_end_with_two_parents_goes_through_the_one_that_is_up() {
+    let site = Site::new();
+    let (mut first, second) = (site.edge("edge-1"), site.edge("edge-2"));
+    let end = site.end("end-1", &first.url, &["--parent", &first.url, "--parent", &second.url]);
+    let model = site.add_model();
+    until_planned(&end);
+    let through = |edge: &str| {
+        let ran = end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "cloud", "--json"]);
+        let answer = ran.json();
+        let nodes = answer["stages"].as_array()?.iter().map(|s| s["node"].as_str().unwrap().to_owned());
+        (answer["degraded"] == false && nodes.collect::<Vec<_>>() == ["end-1", edge, "cloud"]).then_some(answer)
+    };
+    let before = until("answers through the first", || through("edge-1"));
+    first.kill();
+    let after = until("answers through the second", || through("edge-2"));
+    same_outputs(&before, &after);
+    first.restart();
+    until("answers through the first again", || through("edge-1"));
+}
+
+#[test]
+fn a_site_of_two_edges_and_four_ends_answers_everywhere() {
+    let site = Site::new();
+    let edges = [site.edge("edge-1"), site.edge("edge-2")];
+    let model = site.add_model();
+    let ends: Vec<Node> =
+        (0..4).map(|i| site.end(&format!("end-{i}"), &edges[i % 2].url, &["--scale-of-parent", "2"])).collect();
+    ends.iter().for_each(until_planned);
+    let nodes = until("all nodes being known to the cloud", || {
+        let nodes = site.cloud.ask(&["nodes", "--json"]).json()["nodes"].as_array()?.clone();
+        (nodes.len() == 7 && nodes.iter().all(|n| n["state"] == "connected")).then_some(nodes)
+    });
+    let parent = |name: &str| nodes.iter().find(|n| n["name"] == name).map(|n| n["parent"].clone());
+    assert_eq!((parent("end-0"), parent("end-3")), (Some("edge-1".into()), Some("edge-2".into())));
+    std::thread::scope(|scope| {
+        for end in &ends {
+            scope.spawn(|| {
+                let args = ["infer", "--model", "digits", "--input", &model.input, "--repeat", "5", "--json"];
+                let ran = end.ask(&args);
+                assert_eq!((ran.code, ran.stdout.lines().count()), (0, 5), "{ran:?}");
+            });
+        }
+    });
+}
+
+#[test]
 fn models_flow_down_once_and_names_can_be_taken_back() {
     let site = Site::new();
     let edge = site.edge("edge-1");
