@@ -294,6 +294,21 @@ impl fmt::Display for Report {
             "\nWithin 5% of the best split: {within} of {} rows; at most 2% worse than the better tier: {single}.",
             self.rows.len()
         )?;
+        let missed = self.rows.iter().filter(|r| r.over_best() > 1.05 || r.over_single() > 1.02);
+        let missed: Vec<String> = missed
+            .map(|r| {
+                format!(
+                    "{} over {} ({:.2} of the best, {:.2} of the better tier)",
+                    r.model,
+                    r.link,
+                    r.over_best(),
+                    r.over_single()
+                )
+            })
+            .collect();
+        if !missed.is_empty() {
+            writeln!(f, "Short of the goals (5% and 2%): {}.", missed.join("; "))?;
+        }
         let over_cloud = self.rows.iter().filter_map(|r| Some(r.cloud_ms? / r.plan_ms));
         let over_end = self.rows.iter().filter_map(|r| Some(r.end_ms? / r.plan_ms));
         let most = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);

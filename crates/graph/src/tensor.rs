@@ -92,6 +92,29 @@ impl DataType {
     }
 }
 
+impl DataType {
+    /// Its name in NumPy and PyTorch, as in `float32`.
+    #[must_use]
+    pub fn numpy(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::U8 => "uint8",
+            Self::I8 => "int8",
+            Self::U16 => "uint16",
+            Self::I16 => "int16",
+            Self::I32 => "int32",
+            Self::I64 => "int64",
+            Self::String => "string",
+            Self::Bool => "bool",
+            Self::F16 => "float16",
+            Self::F64 => "float64",
+            Self::U32 => "uint32",
+            Self::U64 => "uint64",
+            Self::BF16 => "bfloat16",
+        }
+    }
+}
+
 impl std::fmt::Display for DataType {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -176,7 +176,7 @@ pub fn show(global: &Global, args: &Named) -> Outcome {
             let mut text = format!("{}  {}\n", m.name, m.digest);
             for (what, values) in [("input", &m.inputs), ("output", &m.outputs)] {
                 for v in values {
-                    let dtype = v.dtype.map_or("not a tensor".into(), |d| d.to_string());
+                    let dtype = v.dtype.map_or("not a tensor", tierline_graph::DataType::numpy);
                     let shape = super::model::shape_text(v.shape.as_ref());
                     text.push_str(&format!("{what:<7} {}  {dtype} {shape}\n", v.name));
                 }

@@ -133,8 +133,8 @@ pub struct Stage {
 pub struct OutputLine {
     /// Its name.
     pub name: String,
-    /// Element type.
-    pub dtype: String,
+    /// Element type, as NumPy names it.
+    pub dtype: &'static str,
     /// Shape.
     pub shape: Vec<usize>,
     /// The file it was written to, under `--out`.
@@ -288,7 +288,7 @@ fn line(answer: Answer, args: &Infer) -> Outcome<Answered> {
         let data = (file.is_none() && tensor.len() <= VALUES_PRINTED_MAX).then(|| values(tensor));
         outputs.push(OutputLine {
             name: name.clone(),
-            dtype: tensor.dtype().to_string(),
+            dtype: tensor.dtype().numpy(),
             shape: tensor.shape().to_vec(),
             file,
             data,

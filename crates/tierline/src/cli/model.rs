@@ -64,7 +64,8 @@ struct Inspection {
 #[derive(Serialize)]
 struct Value {
     name: String,
-    dtype: Option<String>,
+    /// As NumPy names it.
+    dtype: Option<&'static str>,
     shape: Option<Vec<Dim>>,
 }
 
@@ -75,7 +76,7 @@ struct CutLine {
 }
 
 fn value(info: ValueInfo) -> Value {
-    Value { name: info.name, dtype: info.dtype.map(|d| d.to_string()), shape: info.shape }
+    Value { name: info.name, dtype: info.dtype.map(tierline_graph::DataType::numpy), shape: info.shape }
 }
 
 pub fn shape_text(shape: Option<&Vec<Dim>>) -> String {
@@ -106,7 +107,7 @@ fn inspect(global: &Global, args: &Inspect) -> Outcome {
         let mut text = String::new();
         for (what, values) in [("input", &r.inputs), ("output", &r.outputs)] {
             for v in values {
-                let dtype = v.dtype.as_deref().unwrap_or("not a tensor");
+                let dtype = v.dtype.unwrap_or("not a tensor");
                 text.push_str(&format!("{what:<7} {}  {dtype} {}\n", v.name, shape_text(v.shape.as_ref())));
             }
         }

@@ -63,7 +63,7 @@ fn inspect_has_the_fixed_shape() {
     let model = Model::write(folder.path());
     let report = tierline(["model", "inspect", model.file.to_str().unwrap(), "--json"]).json();
     assert_eq!(report["inputs"][0]["name"], "input");
-    assert_eq!(report["inputs"][0]["dtype"], "f32");
+    assert_eq!(report["inputs"][0]["dtype"], "float32");
     assert_eq!(report["inputs"][0]["shape"], serde_json::json!([1, 1, 28, 28]));
     assert_eq!(report["outputs"][0]["name"], "logits");
     assert_eq!(report["parameters"], 61_706);
