@@ -55,16 +55,34 @@ pub enum FoldError {
     Rewrite(#[from] RewriteError),
 }
 
+/// What a model is folded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be run: weights are constants, Dropout does nothing.
+    Inference,
+    /// To be trained: Dropout stays, and a weight that several nodes read
+    /// stays one weight.
+    Training,
+}
+
 /// Folds constants in place, and drops what nothing uses.
 ///
 /// # Errors
 /// When the result isn't a valid model; the model is then unchanged.
 pub fn fold(model: &mut Model, evaluator: &mut dyn Evaluate) -> Result<FoldReport, FoldError> {
+    fold_for(model, evaluator, Purpose::Inference)
+}
+
+/// [`fold`] for a purpose.
+///
+/// # Errors
+/// As [`fold`].
+pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpose) -> Result<FoldReport, FoldError> {
     let nodes_before = model.graph().node.len();
     let mut folded = modernised(model)?;
-    let mut computed = Computed { evaluator, report: FoldReport::default() };
+    let mut computed = Computed { evaluator, purpose, report: FoldReport::default() };
     run(&mut folded, &mut Literals)?;
-    run(&mut folded, &mut Identities)?;
+    run(&mut folded, &mut Identities { purpose })?;
     run(&mut folded, &mut computed)?;
     let report = computed.report;
     run(&mut folded, &mut Unused)?;
@@ -147,7 +165,9 @@ fn literal(node: &NodeProto, name: &str) -> Option<TensorProto> {
 }
 
 /// Identity, and Dropout at inference, pass their input on.
-struct Identities;
+struct Identities {
+    purpose: Purpose,
+}
 
 impl Pass for Identities {
     fn name(&self) -> &'static str {
@@ -164,7 +184,7 @@ impl Pass for Identities {
         for (position, node) in nodes.iter().enumerate() {
             let (Some(from), Some(to)) = (node.input.first(), node.output.first()) else { continue };
             let seen = outputs.contains(to.as_str()) || captured.contains(to.as_str());
-            if passes_on(node) && !seen && !from.is_empty() && !to.is_empty() {
+            if passes_on(node, self.purpose) && !seen && !from.is_empty() && !to.is_empty() {
                 patch.remove_nodes.insert(position);
                 patch.rewire.insert(to.clone(), from.clone());
             }
@@ -173,16 +193,17 @@ impl Pass for Identities {
     }
 }
 
-fn passes_on(node: &NodeProto) -> bool {
+fn passes_on(node: &NodeProto, purpose: Purpose) -> bool {
     let training = node.input.get(2).is_some_and(|t| !t.is_empty());
     let mask = node.output.get(1).is_some_and(|m| !m.is_empty());
-    let dropout = node.op_type() == "Dropout" && !training && !mask;
+    let dropout = node.op_type() == "Dropout" && !training && !mask && purpose == Purpose::Inference;
     node.domain().is_empty() && (node.op_type() == "Identity" || dropout)
 }
 
 /// Nodes that depend on constants alone give way to what they compute.
 struct Computed<'e> {
     evaluator: &'e mut dyn Evaluate,
+    purpose: Purpose,
     report: FoldReport,
 }
 
@@ -193,7 +214,7 @@ impl Pass for Computed<'_> {
 
     fn patch(&mut self, model: &Model) -> Result<Patch, String> {
         let index = Index::new(model);
-        let folding = foldable(&index);
+        let folding = foldable(&index, self.purpose);
         let wanted = wanted(model, &index, &folding);
         let mut computed = self.compute(model, &index, &wanted);
         computed.retain(|_, tensor| tensor.byte_len() <= FOLDED_BYTES_MAX);
@@ -243,7 +264,8 @@ impl Computed<'_> {
 }
 
 /// Nodes that may be computed once and for all.
-fn foldable(index: &Index<'_>) -> Vec<bool> {
+fn foldable(index: &Index<'_>, purpose: Purpose) -> Vec<bool> {
+    let shared = if purpose == Purpose::Training { shared_weights(index) } else { HashSet::new() };
     let mut folding = vec![false; index.graph.node.len()];
     // An initialiser that is an input too may be replaced by the caller.
     let mut changeable: HashSet<&str> = index.graph.input.iter().map(|i| i.name()).collect();
@@ -252,13 +274,22 @@ fn foldable(index: &Index<'_>) -> Vec<bool> {
         // Weights of quantised graphs stay behind their Dequantize: folded to
         // floats, nothing would run in integers any more.
         let quantised = matches!(node.op_type(), "DequantizeLinear" | "QuantizeLinear");
-        let fixed = |name: &&str| !index.is_dynamic(name) && !changeable.contains(*name);
+        let fixed = |name: &&str| !index.is_dynamic(name) && !changeable.contains(*name) && !shared.contains(*name);
         folding[position] = !quantised && is_function_of_inputs(node) && index.reads[position].iter().all(fixed);
         if !folding[position] {
             changeable.extend(node.output.iter().map(String::as_str));
         }
     }
     folding
+}
+
+/// Floating-point constants that several nodes read: folded into one of them,
+/// they would be two weights that part ways in training.
+fn shared_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
+    let float = |t: &&TensorProto| DataType::from_onnx(t.data_type()).is_some_and(DataType::is_float);
+    let weights = index.graph.initializer.iter().filter(float).map(|t| t.name());
+    let readers = |name: &str| index.reads.iter().filter(|reads| reads.contains(&name)).count();
+    weights.filter(|name| readers(name) > 1).collect()
 }
 
 /// Values of folding nodes that others read.
@@ -299,6 +330,14 @@ fn declare(name: &str, info: Option<&ValueInfo>) -> ValueInfoProto {
         Some(info) if info.dtype.is_some() => value_info_proto(info),
         _ => ValueInfoProto { name: Some(name.to_owned()), ..ValueInfoProto::default() },
     }
+}
+
+/// Drops the nodes and constants that no output needs.
+///
+/// # Errors
+/// When the rest isn't a valid model; the model is then unchanged.
+pub(crate) fn drop_unused(model: &mut Model) -> Result<bool, RewriteError> {
+    run(model, &mut Unused)
 }
 
 /// Nodes and initialisers that no output needs.

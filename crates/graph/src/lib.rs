@@ -9,16 +9,20 @@
 pub mod constant;
 pub mod cost;
 pub mod cuts;
+pub mod emit;
 pub mod error;
 pub mod fold;
+pub mod gradient;
 pub mod index;
 pub mod infer;
 pub mod model;
 pub mod profile;
 pub mod rewrite;
 pub mod slice;
+pub mod step;
 pub mod tensor;
 pub mod types;
+pub mod upgrade;
 
 mod check;
 mod external;

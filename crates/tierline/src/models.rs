@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tierline_engine::{Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session};
 use tierline_graph::cuts::{Cut, candidates, cuts};
+use tierline_graph::fold::{Purpose, fold, fold_for};
 use tierline_graph::infer::{Types, infer_types, infer_types_with};
 use tierline_graph::{Model, ValueInfo};
 
@@ -51,6 +52,15 @@ pub struct Manifest {
     pub macs: Option<u64>,
 }
 
+/// A model folded for training: Dropout stays, and shared weights stay one.
+///
+/// # Errors
+/// When folding breaks it.
+pub fn for_training(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Model> {
+    fold_for(&mut model, &mut Evaluator(Arc::clone(engine)), Purpose::Training)?;
+    Ok(model)
+}
+
 /// A model that is checked, folded and named by its digest.
 #[derive(Debug, Clone)]
 pub struct Prepared {
@@ -77,7 +87,7 @@ impl Prepared {
     /// # Errors
     /// When folding breaks it, or it exceeds one file.
     pub fn fold(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Self> {
-        tierline_graph::fold::fold(&mut model, &mut Evaluator(Arc::clone(engine)))?;
+        fold(&mut model, &mut Evaluator(Arc::clone(engine)))?;
         let bytes = Bytes::from(model.to_bytes()?);
         Ok(Self { model, digest: digest(&bytes), bytes })
     }

@@ -15,6 +15,7 @@ mod model;
 mod node;
 mod planning;
 mod site;
+mod trainable;
 
 pub use model::profile_shapes;
 

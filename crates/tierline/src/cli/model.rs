@@ -8,7 +8,7 @@ use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, ValueInfo};
 
-use super::{Global, args, catalogue, usage};
+use super::{Global, args, catalogue, trainable, usage};
 use crate::models::{self, Prepared};
 use crate::output::{self, Exit, ExitWith, Outcome};
 
@@ -18,6 +18,8 @@ pub enum ModelVerb {
     Inspect(Inspect),
     /// Divide a model at cuts into models that run one after the other
     Slice(Slice),
+    /// Turn a model into its training step, an ONNX file that any runtime takes
+    Trainable(Box<trainable::Trainable>),
     /// Give a model to the site, under a name
     Add(catalogue::Add),
     /// List the models a node knows
@@ -32,6 +34,7 @@ pub fn model(global: &Global, verb: ModelVerb) -> Outcome {
     match verb {
         ModelVerb::Inspect(args) => inspect(global, &args),
         ModelVerb::Slice(args) => slice_model(global, &args),
+        ModelVerb::Trainable(args) => trainable::trainable_model(global, &args),
         ModelVerb::Add(args) => catalogue::add(global, &args),
         ModelVerb::Ls(args) => catalogue::ls(global, &args),
         ModelVerb::Show(args) => catalogue::show(global, &args),

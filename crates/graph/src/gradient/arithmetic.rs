@@ -1,0 +1,309 @@
+//! Arithmetic, element by element, with broadcasting.
+
+use super::registry::Family;
+use super::site::{Fault, Gradients, Site};
+use crate::emit::Attribute;
+
+pub(super) const RULES: Family = &[
+    ("Add", add),
+    ("Sub", sub),
+    ("Mul", mul),
+    ("Div", div),
+    ("Pow", pow),
+    ("Sum", sum),
+    ("Mean", mean),
+    ("Max", extreme),
+    ("Min", extreme),
+    ("Where", choose),
+    ("Clip", clip),
+    ("Neg", |s| unary(s, |s, dy| s.neg(dy))),
+    ("Abs", |s| unary(s, |s, dy| factor(s, dy, |s, x, _| s.op("Sign", &[x], &[])))),
+    ("Exp", |s| unary(s, |s, dy| factor(s, dy, |_, _, y| y.to_owned()))),
+    ("Log", |s| unary(s, |s, dy| s.div(dy, s.x(0)))),
+    ("Sqrt", sqrt),
+    ("Reciprocal", reciprocal),
+    ("Sin", |s| unary(s, |s, dy| factor(s, dy, |s, x, _| s.op("Cos", &[x], &[])))),
+    ("Cos", cos),
+    ("Tan", tan),
+    ("Sinh", |s| unary(s, |s, dy| factor(s, dy, |s, x, _| s.op("Cosh", &[x], &[])))),
+    ("Cosh", |s| unary(s, |s, dy| factor(s, dy, |s, x, _| s.op("Sinh", &[x], &[])))),
+    ("Asin", |s| inverse(s, |s, square| s.from_number(1.0, square), false)),
+    ("Acos", |s| inverse(s, |s, square| s.from_number(1.0, square), true)),
+    ("Asinh", |s| inverse(s, |s, square| s.plus(square, 1.0), false)),
+    ("Acosh", |s| inverse(s, |s, square| s.plus(square, -1.0), false)),
+    ("Atan", |s| over(s, |s, square| s.plus(square, 1.0))),
+    ("Atanh", |s| over(s, |s, square| s.from_number(1.0, square))),
+    ("Erf", erf),
+    ("Identity", |s| unary(s, |_, dy| dy.to_owned())),
+    ("Cast", cast),
+    ("Mod", modulo),
+];
+
+/// One input, one output.
+fn unary(s: &mut Site, rule: impl FnOnce(&mut Site, &str) -> String) -> Gradients {
+    let dy = s.dy()?;
+    let dx = rule(s, &dy);
+    s.only(dx)
+}
+
+/// `dy` times a derivative made of the input and the output.
+fn factor(s: &mut Site, dy: &str, derivative: impl FnOnce(&mut Site, &str, &str) -> String) -> String {
+    let (x, y) = (s.x(0), s.y(0));
+    let derivative = derivative(s, x, y);
+    s.mul(dy, &derivative)
+}
+
+fn add(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    (0..2).map(|i| s.wants(i).then(|| s.reduced(i, dy.clone(), s.y(0))).transpose()).collect()
+}
+
+fn sub(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let a = s.wants(0).then(|| s.reduced(0, dy.clone(), s.y(0))).transpose()?;
+    let b = if s.wants(1) {
+        // The sum first: there is less to negate then.
+        let sum = s.reduced(1, dy, s.y(0))?;
+        Some(s.neg(&sum))
+    } else {
+        None
+    };
+    Ok(vec![a, b])
+}
+
+fn mul(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let mut gradients = Vec::new();
+    for i in 0..2 {
+        gradients.push(if s.wants(i) {
+            let other = s.x(1 - i);
+            let full = s.mul(&dy, other);
+            Some(s.reduced(i, full, s.y(0))?)
+        } else {
+            None
+        });
+    }
+    Ok(gradients)
+}
+
+fn div(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let scaled = s.div(&dy, s.x(1));
+    let a = s.wants(0).then(|| s.reduced(0, scaled.clone(), s.y(0))).transpose()?;
+    let b = if s.wants(1) {
+        let full = s.mul(&scaled, s.y(0));
+        let sum = s.reduced(1, full, s.y(0))?;
+        Some(s.neg(&sum))
+    } else {
+        None
+    };
+    Ok(vec![a, b])
+}
+
+fn pow(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let exponent = s.constant(1).filter(|t| t.len() == 1).and_then(|t| number(&t));
+    let a = if s.wants(0) {
+        let slope = match exponent {
+            // x^(c-1) of a zero or negative x is what a product makes of it.
+            Some(2.0) => s.times(s.x(0), 2.0),
+            Some(3.0) => {
+                let square = s.mul(s.x(0), s.x(0));
+                s.times(&square, 3.0)
+            }
+            Some(c) => {
+                let less = s.num(c - 1.0);
+                let power = s.op("Pow", &[s.x(0), &less], &[]);
+                s.times(&power, c)
+            }
+            None => {
+                let one = s.num(1.0);
+                let less = s.sub(s.x(1), &one);
+                let power = s.op("Pow", &[s.x(0), &less], &[]);
+                s.mul(&power, s.x(1))
+            }
+        };
+        let full = s.mul(&dy, &slope);
+        Some(s.reduced(0, full, s.y(0))?)
+    } else {
+        None
+    };
+    let b = if s.wants(1) {
+        let log = s.op("Log", &[s.x(0)], &[]);
+        let slope = s.mul(s.y(0), &log);
+        // 0^b is 0 for every b > 0: no slope, where the formula has 0 * -inf.
+        let zero = s.num(0.0);
+        let positive = s.op("Greater", &[s.x(0), &zero], &[]);
+        let slope = s.only_where(&positive, &slope);
+        let full = s.mul(&dy, &slope);
+        Some(s.reduced(1, full, s.y(0))?)
+    } else {
+        None
+    };
+    Ok(vec![a, b])
+}
+
+/// The one number of a constant.
+pub(super) fn number(tensor: &crate::Tensor) -> Option<f64> {
+    use crate::Elements;
+    match tensor.elements() {
+        Elements::F32(v) => v.first().map(|&x| f64::from(x)),
+        Elements::F64(v) => v.first().copied(),
+        Elements::I64(v) => v.first().map(|&x| x as f64),
+        Elements::I32(v) => v.first().map(|&x| f64::from(x)),
+        _ => None,
+    }
+}
+
+fn sum(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    (0..s.node.input.len()).map(|i| s.wants(i).then(|| s.reduced(i, dy.clone(), s.y(0))).transpose()).collect()
+}
+
+fn mean(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let count = s.node.input.len();
+    let share = s.times(&dy, 1.0 / count as f64);
+    (0..count).map(|i| s.wants(i).then(|| s.reduced(i, share.clone(), s.y(0))).transpose()).collect()
+}
+
+/// Max and Min: equal winners share the gradient, as in PyTorch.
+fn extreme(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let count = s.node.input.len();
+    let dtype = i64::from(s.dtype(s.y(0)).to_onnx());
+    let mut won = Vec::with_capacity(count);
+    for i in 0..count {
+        let equal = s.op("Equal", &[s.x(i), s.y(0)], &[]);
+        won.push(s.op("Cast", &[&equal], &[("to", Attribute::Int(dtype))]));
+    }
+    let winners = won.iter().map(String::as_str).collect::<Vec<_>>();
+    let winners = s.op("Sum", &winners, &[]);
+    let share = s.div(&dy, &winners);
+    let mut gradients = Vec::with_capacity(count);
+    for (i, won) in won.iter().enumerate() {
+        gradients.push(if s.wants(i) {
+            let full = s.mul(&share, won);
+            Some(s.reduced(i, full, s.y(0))?)
+        } else {
+            None
+        });
+    }
+    Ok(gradients)
+}
+
+fn choose(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let zero = s.num(0.0);
+    let mut gradients = vec![None];
+    for i in 1..3 {
+        gradients.push(if s.wants(i) {
+            let (then, other) = if i == 1 { (dy.as_str(), zero.as_str()) } else { (zero.as_str(), dy.as_str()) };
+            let full = s.op("Where", &[s.x(0), then, other], &[]);
+            Some(s.reduced(i, full, s.y(0))?)
+        } else {
+            None
+        });
+    }
+    Ok(gradients)
+}
+
+/// Nothing flows where a bound held the value, as in PyTorch bounds included.
+fn clip(s: &mut Site) -> Gradients {
+    if s.wants(1) || s.wants(2) {
+        return Err(Fault::new("its bounds are trained; freeze them"));
+    }
+    let mut dx = s.dy()?;
+    for (i, within) in [(1, "GreaterOrEqual"), (2, "LessOrEqual")] {
+        if s.given(i) {
+            let within = s.op(within, &[s.x(0), s.x(i)], &[]);
+            dx = s.only_where(&within, &dx);
+        }
+    }
+    s.only(dx)
+}
+
+fn sqrt(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let half = s.times(&dy, 0.5);
+    let dx = s.div(&half, s.y(0));
+    s.only(dx)
+}
+
+fn reciprocal(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let square = s.mul(s.y(0), s.y(0));
+    let dx = s.mul(&dy, &square);
+    let dx = s.neg(&dx);
+    s.only(dx)
+}
+
+fn cos(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let sin = s.op("Sin", &[s.x(0)], &[]);
+    let dx = s.mul(&dy, &sin);
+    let dx = s.neg(&dx);
+    s.only(dx)
+}
+
+fn tan(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let square = s.mul(s.y(0), s.y(0));
+    let slope = s.plus(&square, 1.0);
+    let dx = s.mul(&dy, &slope);
+    s.only(dx)
+}
+
+/// `dy / sqrt(f(x^2))`, negated or not.
+fn inverse(s: &mut Site, f: impl FnOnce(&mut Site, &str) -> String, negative: bool) -> Gradients {
+    let dy = s.dy()?;
+    let square = s.mul(s.x(0), s.x(0));
+    let inside = f(s, &square);
+    let root = s.op("Sqrt", &[&inside], &[]);
+    let dx = s.div(&dy, &root);
+    let dx = if negative { s.neg(&dx) } else { dx };
+    s.only(dx)
+}
+
+/// `dy / f(x^2)`.
+fn over(s: &mut Site, f: impl FnOnce(&mut Site, &str) -> String) -> Gradients {
+    let dy = s.dy()?;
+    let square = s.mul(s.x(0), s.x(0));
+    let below = f(s, &square);
+    let dx = s.div(&dy, &below);
+    s.only(dx)
+}
+
+fn erf(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let bell = gauss(s, s.x(0), 1.0, std::f64::consts::FRAC_2_SQRT_PI);
+    let dx = s.mul(&dy, &bell);
+    s.only(dx)
+}
+
+/// `height * exp(-rate * x^2)`.
+pub(super) fn gauss(s: &mut Site, x: &str, rate: f64, height: f64) -> String {
+    let square = s.mul(x, x);
+    let exponent = s.times(&square, -rate);
+    let bell = s.op("Exp", &[&exponent], &[]);
+    s.times(&bell, height)
+}
+
+fn cast(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let dtype = s.dtype(s.x(0));
+    if !dtype.is_float() {
+        return Ok(vec![None]);
+    }
+    let dx = s.op("Cast", &[&dy], &[("to", Attribute::Int(i64::from(dtype.to_onnx())))]);
+    s.only(dx)
+}
+
+/// `fmod(a, b)` runs along with `a` between its jumps.
+fn modulo(s: &mut Site) -> Gradients {
+    if s.wants(1) {
+        return Err(Fault::new("its divisor is trained; freeze it"));
+    }
+    let dy = s.dy()?;
+    Ok(vec![Some(s.reduced(0, dy, s.y(0))?)])
+}

@@ -1,0 +1,195 @@
+//! Convolutions.
+//!
+//! The weight gradient has several plain forms; which is fastest depends on
+//! the shape, and [`weight`] chooses by what was measured
+//! (docs/design/gradients.md).
+
+use super::registry::Family;
+use super::site::{Fault, Gradients, Site};
+use super::window::Window;
+use crate::emit::Attribute;
+
+pub(super) const RULES: Family = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
+
+fn conv(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let kernel = kernel(s)?;
+    let window = Window::of(s, kernel)?;
+    let group = s.int_or("group", 1);
+    let dx = s.wants(0).then(|| input(s, &dy, &window, group));
+    let dw = s.wants(1).then(|| weight(s, &dy, &window, group)).transpose()?;
+    let db = s.wants(2).then(|| bias(s, &dy, &window));
+    Ok(vec![dx, dw, db])
+}
+
+fn kernel(s: &Site) -> Result<Vec<i64>, Fault> {
+    let weight = s.fixed(s.x(1)).filter(|w| w.len() > 2);
+    let unknown = || Fault::new("the size of its kernel is unknown; export the model with shapes");
+    s.ints("kernel_shape").map(<[i64]>::to_vec).or_else(|| weight.map(|w| w[2..].to_vec())).ok_or_else(unknown)
+}
+
+fn bias(s: &mut Site, dy: &str, window: &Window) -> String {
+    let axes: Vec<i64> = [0].into_iter().chain(2..2 + window.axes() as i64).collect();
+    s.sum(dy, &axes, false)
+}
+
+/// Gradient of the input.
+fn input(s: &mut Site, dy: &str, window: &Window, group: i64) -> String {
+    let w = s.x(1);
+    let fits = (0..window.axes()).all(|a| window.before[a] < window.reach(a) && window.behind[a] < window.reach(a));
+    let unit = window.strides.iter().all(|&stride| stride == 1);
+    if !unit || group != 1 || !fits {
+        return window.spread(s, dy, w, group);
+    }
+    // With stride 1 the transpose is a convolution by the flipped kernel,
+    // which engines compute in one blocked pass.
+    let axes = window.axes();
+    let perm: Vec<usize> = [1, 0].into_iter().chain(2..2 + axes).collect();
+    let mut flipped = s.transpose(w, &perm);
+    if window.kernel.iter().any(|&k| k > 1) {
+        let starts = s.out.ints(&vec![-1; axes]);
+        let ends = s.out.ints(&vec![i64::MIN; axes]);
+        let which: Vec<i64> = (2..2 + axes as i64).collect();
+        let which = s.out.ints(&which);
+        let steps = s.out.ints(&vec![-1; axes]);
+        flipped = s.op("Slice", &[&flipped, &starts, &ends, &which, &steps], &[]);
+    }
+    let around = |pads: &[i64]| (0..axes).map(|a| window.reach(a) - 1 - pads[a]).collect();
+    let back = Window { before: around(&window.before), behind: around(&window.behind), ..window.clone() };
+    s.op("Conv", &[dy, &flipped], &back.attributes(1))
+}
+
+/// Gradient of the weight, `[out, in / group, kernel..]`.
+fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String, Fault> {
+    let Some(shape) = s.fixed(s.x(1)) else {
+        return Err(Fault::new("the shape of its weight is unknown; export the model with shapes"));
+    };
+    let (out, each) = (shape[0], shape[1]);
+    let padded = window.padded(s, s.x(0));
+    if group > 1 && each == 1 && out == group {
+        return Ok(depthwise(s, dy, window, &padded, &shape));
+    }
+    let columns = columns(s, window, &padded, each, group);
+    let taps = window.kernel.iter().product::<i64>();
+    // dY [batch, (group,) out / group, places] times columns transposed.
+    let flat = if group == 1 { vec![0, out, -1] } else { vec![0, group, out / group, -1] };
+    let dy = s.reshape(dy, &flat);
+    let rank = flat.len();
+    let other = s.swapped(&columns, rank);
+    let product = s.matmul(&dy, &other);
+    let sum = s.sum(&product, &[0], false);
+    if taps == 1 {
+        return Ok(s.reshape(&sum, &shape));
+    }
+    // Columns are ordered (tap, channel); weights (channel, tap).
+    let apart = s.reshape(&sum, &[out, taps, each]);
+    let turned = s.transpose(&apart, &[0, 2, 1]);
+    Ok(s.reshape(&turned, &shape))
+}
+
+/// What each place of the output saw: `[batch, (group,) taps * channels, places]`.
+fn columns(s: &mut Site, window: &Window, padded: &str, each: i64, group: i64) -> String {
+    let part = if group == 1 { vec![0, each, -1] } else { vec![0, group, each, -1] };
+    if window.is_point() {
+        return s.reshape(padded, &part);
+    }
+    let seen: Vec<String> = window
+        .positions()
+        .iter()
+        .map(|position| {
+            let seen = window.seen_at(s, padded, position, s.y(0));
+            s.reshape(&seen, &part)
+        })
+        .collect();
+    let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
+    if seen.len() == 1 {
+        return seen[0].to_owned();
+    }
+    s.op("Concat", &seen, &[("axis", Attribute::Int(part.len() as i64 - 2))])
+}
+
+/// One channel, one kernel: a weighted sum per tap.
+fn depthwise(s: &mut Site, dy: &str, window: &Window, padded: &str, shape: &[i64]) -> String {
+    let axes: Vec<i64> = [0].into_iter().chain(2..2 + window.axes() as i64).collect();
+    let column = s.out.ints(&[1]);
+    let taps: Vec<String> = window
+        .positions()
+        .iter()
+        .map(|position| {
+            let seen = window.seen_at(s, padded, position, s.y(0));
+            let weighted = s.mul(&seen, dy);
+            let sum = s.sum(&weighted, &axes, false);
+            s.op("Unsqueeze", &[&sum, &column], &[])
+        })
+        .collect();
+    let taps: Vec<&str> = taps.iter().map(String::as_str).collect();
+    let all = s.op("Concat", &taps, &[("axis", Attribute::Int(1))]);
+    s.reshape(&all, shape)
+}
+
+/// `y = spread(x)`: the gradient of the input is the convolution itself, and
+/// input and output change places in the gradient of the weight.
+fn conv_transpose(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let kernel = kernel(s)?;
+    if !matches!(s.text("auto_pad"), "" | "NOTSET") || s.ints("output_shape").is_some() {
+        return Err(Fault::new("auto_pad and output_shape are not differentiated; give it pads"));
+    }
+    let mut window = Window::of(s, kernel)?;
+    // What output_padding adds has no counterpart in the input: the
+    // convolution back would make one place too many of it.
+    let extra = s.ints("output_padding").map_or_else(|| vec![0; window.axes()], <[i64]>::to_vec);
+    for (behind, extra) in window.behind.iter_mut().zip(&extra) {
+        *behind -= extra;
+    }
+    let group = s.int_or("group", 1);
+    let axes = window.axes();
+    let dx = if s.wants(0) {
+        let cut = window.clone();
+        let dy = if cut.behind.iter().any(|&p| p < 0) {
+            let pads: Vec<i64> = [0, 0]
+                .into_iter()
+                .chain(vec![0; axes])
+                .chain([0, 0])
+                .chain(cut.behind.iter().map(|&p| p.min(0)))
+                .collect();
+            let pads = s.out.ints(&pads);
+            s.op("Pad", &[&dy, &pads], &[])
+        } else {
+            dy.clone()
+        };
+        let back = Window { behind: cut.behind.iter().map(|&p| p.max(0)).collect(), ..cut };
+        Some(s.op("Conv", &[&dy, s.x(1)], &back.attributes(group)))
+    } else {
+        None
+    };
+    let dw = s.wants(1).then(|| transposed_weight(s, &dy, &window, group)).transpose()?;
+    let db = s.wants(2).then(|| bias(s, &dy, &window));
+    Ok(vec![dx, dw, db])
+}
+
+/// Gradient of a transposed convolution's weight, `[in, out / group, kernel..]`.
+fn transposed_weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String, Fault> {
+    let Some(shape) = s.fixed(s.x(1)) else {
+        return Err(Fault::new("the shape of its weight is unknown; export the model with shapes"));
+    };
+    let (inputs, each) = (shape[0], shape[1]);
+    let x = s.x(0);
+    let padded = window.padded(s, dy);
+    let part = [0, group, each, -1];
+    let mut taps = Vec::new();
+    for position in window.positions() {
+        let seen = window.seen_at(s, &padded, &position, x);
+        taps.push(s.reshape(&seen, &part));
+    }
+    let taps: Vec<&str> = taps.iter().map(String::as_str).collect();
+    let columns = s.op("Concat", &taps, &[("axis", Attribute::Int(2))]);
+    let x = s.reshape(x, &[0, group, inputs / group, -1]);
+    let other = s.swapped(&columns, 4);
+    let product = s.matmul(&x, &other);
+    let sum = s.sum(&product, &[0], false);
+    let count = window.kernel.iter().product::<i64>();
+    let apart = s.reshape(&sum, &[inputs, count, each]);
+    let turned = s.transpose(&apart, &[0, 2, 1]);
+    Ok(s.reshape(&turned, &shape))
+}

@@ -1,0 +1,204 @@
+//! Normalisations.
+
+use super::registry::Family;
+use super::site::{Fault, Gradients, Site};
+
+pub(super) const RULES: Family = &[
+    ("BatchNormalization", batch_norm),
+    ("LayerNormalization", layer_norm),
+    ("InstanceNormalization", |s| channel_groups(s, Groups::PerChannel)),
+    ("GroupNormalization", |s| channel_groups(s, Groups::Stated)),
+    ("RMSNormalization", rms_norm),
+    ("LpNormalization", lp_norm),
+];
+
+/// In training mode the statistics are the batch's own and the gradient flows
+/// through them (Ioffe and Szegedy, 2015); else they are constants.
+fn batch_norm(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let rank = s.rank(x)?;
+    let training = s.int_or("training_mode", 0) != 0;
+    let (mean, variance) = if training { (s.y(1), s.y(2)) } else { (s.x(3), s.x(4)) };
+    if mean.is_empty() || variance.is_empty() {
+        return Err(Fault::new("its statistics are not outputs"));
+    }
+    let epsilon = s.float_or("epsilon", 1e-5);
+    let others: Vec<i64> = (0..rank as i64).filter(|&axis| axis != 1).collect();
+    let mut per_channel = vec![-1];
+    per_channel.extend(vec![1; rank.saturating_sub(2)]);
+
+    let shifted = s.plus(variance, epsilon);
+    let deviation = s.op("Sqrt", &[&shifted], &[]);
+    let inverse = s.op("Reciprocal", &[&deviation], &[]);
+    let wide_mean = s.reshape(mean, &per_channel);
+    let centred = s.sub(x, &wide_mean);
+    let weighted = s.mul(&dy, &centred);
+    let dot = s.sum(&weighted, &others, false);
+    let dbias = s.sum(&dy, &others, false);
+    let dscale = s.mul(&dot, &inverse);
+    let gain = s.mul(s.x(1), &inverse);
+    let wide_gain = s.reshape(&gain, &per_channel);
+    let mut dx = s.mul(&dy, &wide_gain);
+    if training && s.wants(0) {
+        // dx = gain * (dy - dbias/m - centred * inverse^2 * dot/m).
+        let count = {
+            let elements = s.op("Size", &[x], &[]);
+            let channels = s.op("Size", &[mean], &[]);
+            let count = s.div(&elements, &channels);
+            let dtype = i64::from(s.dtype(x).to_onnx());
+            s.op("Cast", &[&count], &[("to", crate::emit::Attribute::Int(dtype))])
+        };
+        let each = s.div(&gain, &count);
+        let slope = s.mul(&dscale, &inverse);
+        let slope = s.mul(&slope, &each);
+        let slope = s.reshape(&slope, &per_channel);
+        let shift = s.mul(&dbias, &each);
+        let shift = s.reshape(&shift, &per_channel);
+        let tilt = s.mul(&centred, &slope);
+        let tilt = s.add(&tilt, &shift);
+        dx = s.sub(&dx, &tilt);
+    }
+    Ok(vec![Some(dx), Some(dscale), Some(dbias)])
+}
+
+/// `inverse * (g - mean(g) - xhat * mean(g * xhat))` over `axes`.
+fn through(s: &mut Site, g: &str, xhat: &str, inverse: &str, axes: &[i64], centred: bool) -> String {
+    let along = s.mul(g, xhat);
+    let along = s.mean(&along, axes, true);
+    let along = s.mul(xhat, &along);
+    let mut rest = s.sub(g, &along);
+    if centred {
+        let level = s.mean(g, axes, true);
+        rest = s.sub(&rest, &level);
+    }
+    s.mul(&rest, inverse)
+}
+
+/// `1 / sqrt(mean(x^2) + epsilon)` of what is centred already.
+fn inverse_deviation(s: &mut Site, centred: &str, axes: &[i64], epsilon: f64) -> String {
+    let square = s.mul(centred, centred);
+    let variance = s.mean(&square, axes, true);
+    let shifted = s.plus(&variance, epsilon);
+    let deviation = s.op("Sqrt", &[&shifted], &[]);
+    s.op("Reciprocal", &[&deviation], &[])
+}
+
+fn layer_norm(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let rank = s.rank(x)?;
+    let first = s.axis(s.int_or("axis", -1), rank)? as i64;
+    let axes: Vec<i64> = (first..rank as i64).collect();
+    let epsilon = s.float_or("epsilon", 1e-5);
+    // The operator gives mean and inverse deviation when it is asked to.
+    let (mean, inverse) = match (s.y(1), s.y(2)) {
+        ("", _) | (_, "") => {
+            let mean = s.mean(x, &axes, true);
+            let centred = s.sub(x, &mean);
+            let inverse = inverse_deviation(s, &centred, &axes, epsilon);
+            (mean, inverse)
+        }
+        (mean, inverse) => (mean.to_owned(), inverse.to_owned()),
+    };
+    let centred = s.sub(x, &mean);
+    let xhat = s.mul(&centred, &inverse);
+    affine(s, &dy, &xhat, &inverse, &axes, true)
+}
+
+/// Gradients of `xhat * scale + bias`, and through `xhat`.
+fn affine(s: &mut Site, dy: &str, xhat: &str, inverse: &str, axes: &[i64], centred: bool) -> Gradients {
+    let dx = if s.wants(0) {
+        let g = s.mul(dy, s.x(1));
+        Some(through(s, &g, xhat, inverse, axes, centred))
+    } else {
+        None
+    };
+    let dscale = if s.wants(1) {
+        let full = s.mul(dy, xhat);
+        Some(s.reduced(1, full, s.x(0))?)
+    } else {
+        None
+    };
+    let dbias = s.wants(2).then(|| s.reduced(2, dy.to_owned(), s.x(0))).transpose()?;
+    Ok(vec![dx, dscale, dbias])
+}
+
+fn rms_norm(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let rank = s.rank(x)?;
+    let first = s.axis(s.int_or("axis", -1), rank)? as i64;
+    let axes: Vec<i64> = (first..rank as i64).collect();
+    let epsilon = s.float_or("epsilon", 1e-5);
+    let inverse = inverse_deviation(s, x, &axes, epsilon);
+    let xhat = s.mul(x, &inverse);
+    affine(s, &dy, &xhat, &inverse, &axes, false)
+}
+
+enum Groups {
+    PerChannel,
+    Stated,
+}
+
+/// Instance and group normalisation: channels in groups, each group of each
+/// example by itself, then a scale and a bias per channel.
+fn channel_groups(s: &mut Site, groups: Groups) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let rank = s.rank(x)?;
+    let Some(channels) = s.dim(x, 1) else {
+        return Err(Fault::new("its channels are unknown; export the model with shapes"));
+    };
+    let count = match groups {
+        Groups::PerChannel => channels,
+        Groups::Stated => s.int_or("num_groups", channels),
+    };
+    if s.dim(s.x(1), 0).is_some_and(|n| n != channels) {
+        return Err(Fault::new("its scale is per group, as before operator set 21; export the model with 21"));
+    }
+    let epsilon = s.float_or("epsilon", 1e-5);
+    let grouped = s.reshape(x, &[0, count, -1]);
+    let mean = s.mean(&grouped, &[2], true);
+    let centred = s.sub(&grouped, &mean);
+    let inverse = inverse_deviation(s, &centred, &[2], epsilon);
+    let xhat = s.mul(&centred, &inverse);
+    let mut per_channel = vec![-1];
+    per_channel.extend(vec![1; rank.saturating_sub(2)]);
+    let others: Vec<i64> = (0..rank as i64).filter(|&axis| axis != 1).collect();
+    let dx = if s.wants(0) {
+        let scale = s.reshape(s.x(1), &per_channel);
+        let g = s.mul(&dy, &scale);
+        let g = s.reshape(&g, &[0, count, -1]);
+        let dx = through(s, &g, &xhat, &inverse, &[2], true);
+        Some(s.reshape_like(&dx, x))
+    } else {
+        None
+    };
+    let dscale = s.wants(1).then(|| {
+        let flat = s.reshape_like(&xhat, x);
+        let full = s.mul(&dy, &flat);
+        s.sum(&full, &others, false)
+    });
+    let dbias = s.wants(2).then(|| s.sum(&dy, &others, false));
+    Ok(vec![dx, dscale, dbias])
+}
+
+/// `y = x / |x|`: `(dy - y sum(dy y)) / |x|`.
+fn lp_norm(s: &mut Site) -> Gradients {
+    if s.int_or("p", 2) != 2 {
+        return Err(Fault::new("only p = 2 is differentiated"));
+    }
+    let dy = s.dy()?;
+    let axis = s.int_or("axis", -1);
+    let (x, y) = (s.x(0), s.y(0));
+    let square = s.mul(x, x);
+    let square = s.sum(&square, &[axis], true);
+    let norm = s.op("Sqrt", &[&square], &[]);
+    let along = s.mul(&dy, y);
+    let along = s.sum(&along, &[axis], true);
+    let along = s.mul(&along, y);
+    let rest = s.sub(&dy, &along);
+    let dx = s.div(&rest, &norm);
+    s.only(dx)
+}

@@ -1,0 +1,109 @@
+//! Pooling.
+
+use super::registry::Family;
+use super::site::{Fault, Gradients, Site};
+use super::window::Window;
+use crate::emit::Attribute;
+use crate::tensor::{DataType, Elements, Tensor};
+
+pub(super) const RULES: Family = &[
+    ("MaxPool", max_pool),
+    ("AveragePool", average_pool),
+    ("GlobalAveragePool", global_average_pool),
+    ("GlobalMaxPool", global_max_pool),
+];
+
+/// Each output's gradient goes to the element that won, of equal ones the
+/// first: [`super::prepare`] has the pool say which.
+fn max_pool(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let winners = s.y(1);
+    if winners.is_empty() {
+        return Err(Fault::new("its indices are missing"));
+    }
+    if s.int_or("storage_order", 0) != 0 {
+        return Err(Fault::new("storage_order 1 is not differentiated; use 0"));
+    }
+    let zeros = s.zeros_like(s.x(0));
+    let flat = |s: &mut Site, x: &str| s.reshape(x, &[-1]);
+    let (zeros, winners, dy) = (flat(s, &zeros), flat(s, winners), flat(s, &dy));
+    let attributes = [("axis", Attribute::Int(0)), ("reduction", Attribute::Text("add".into()))];
+    let dx = s.op("ScatterElements", &[&zeros, &winners, &dy], &attributes);
+    let dx = s.reshape_like(&dx, s.x(0));
+    s.only(dx)
+}
+
+fn average_pool(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let kernel = s.ints("kernel_shape").map(<[i64]>::to_vec).ok_or_else(|| Fault::new("it has no kernel_shape"))?;
+    let window = Window::of(s, kernel)?;
+    let axes = window.axes();
+    let channels = s.dim(x, 1).ok_or_else(|| Fault::new("its channels are unknown; export the model with shapes"))?;
+    let fits = |axis: usize| {
+        let (Some(size), Some(out)) = (s.dim(x, axis + 2), s.dim(s.y(0), axis + 2)) else { return true };
+        (out - 1) * window.strides[axis] + window.reach(axis) <= size + window.before[axis] + window.behind[axis]
+    };
+    if !(0..axes).all(fits) {
+        return Err(Fault::new("with ceil_mode its last windows reach beyond the picture; pad it instead"));
+    }
+    let taps = window.kernel.iter().product::<i64>();
+    let ones = |s: &Site| match s.dtype(x) {
+        DataType::F64 => Elements::F64(vec![1.0]),
+        _ => Elements::F32(vec![1.0]),
+    };
+    let dy = if window.is_padded() && s.int_or("count_include_pad", 0) == 0 {
+        // The share of a window that lies within the picture.
+        let sizes = s.op("Shape", &[x], &[("start", Attribute::Int(2))]);
+        let one = s.out.ints(&[1, 1]);
+        let plane = s.op("Concat", &[&one, &sizes], &[("axis", Attribute::Int(0))]);
+        let fill = Tensor::new([1], ones(s)).expect("one element");
+        let full = s.op("ConstantOfShape", &[&plane], &[("value", Attribute::Tensor(fill))]);
+        let mut attributes = window.attributes(1);
+        attributes.retain(|(name, _)| *name != "group");
+        attributes.push(("count_include_pad", Attribute::Int(1)));
+        let share = s.op("AveragePool", &[&full], &attributes);
+        s.div(&dy, &share)
+    } else {
+        dy
+    };
+    let scaled = s.times(&dy, 1.0 / taps as f64);
+    let mut shape = vec![channels, 1];
+    shape.extend(&window.kernel);
+    let shape = s.out.ints(&shape);
+    let fill = Tensor::new([1], ones(s)).expect("one element");
+    let weight = s.op("ConstantOfShape", &[&shape], &[("value", Attribute::Tensor(fill))]);
+    let dx = window.spread(s, &scaled, &weight, channels);
+    s.only(dx)
+}
+
+/// Axes of the picture.
+fn spatial(s: &Site) -> Result<Vec<i64>, Fault> {
+    Ok((2..s.rank(s.x(0))? as i64).collect())
+}
+
+fn global_average_pool(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let sizes: Option<i64> = (2..s.rank(x)?).map(|axis| s.dim(x, axis)).product();
+    let share = match sizes {
+        Some(places) => s.times(&dy, 1.0 / places as f64),
+        None => {
+            let sizes = s.op("Shape", &[x], &[("start", Attribute::Int(2))]);
+            let places = s.op("ReduceProd", &[&sizes], &[("keepdims", Attribute::Int(0))]);
+            let dtype = i64::from(s.dtype(x).to_onnx());
+            let places = s.op("Cast", &[&places], &[("to", Attribute::Int(dtype))]);
+            s.div(&dy, &places)
+        }
+    };
+    let shape = s.shape_of(x);
+    let dx = s.op("Expand", &[&share, &shape], &[]);
+    s.only(dx)
+}
+
+fn global_max_pool(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let axes = spatial(s)?;
+    let dx = super::reduce::shared_among_winners(s, &dy, s.y(0), &axes);
+    s.only(dx)
+}

@@ -1,0 +1,5 @@
+//! Recurrent layers.
+
+use super::registry::Family;
+
+pub(super) const RULES: Family = &[];

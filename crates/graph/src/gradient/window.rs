@@ -1,0 +1,169 @@
+//! Kernels, strides, pads and dilations of convolutions and pools.
+
+use super::site::{Fault, Site};
+use crate::emit::Attribute;
+
+/// A sliding window over the spatial axes, sizes per axis.
+#[derive(Debug, Clone)]
+pub(super) struct Window {
+    pub(super) kernel: Vec<i64>,
+    pub(super) strides: Vec<i64>,
+    pub(super) dilations: Vec<i64>,
+    /// Zeros before each axis.
+    pub(super) before: Vec<i64>,
+    /// Zeros behind each axis.
+    pub(super) behind: Vec<i64>,
+}
+
+impl Window {
+    /// The window of a node whose input 0 is `[batch, channels, spatial..]`.
+    pub(super) fn of(s: &Site, kernel: Vec<i64>) -> Result<Self, Fault> {
+        let axes = kernel.len();
+        let each = |name: &str, default: i64| s.ints(name).map_or_else(|| vec![default; axes], <[i64]>::to_vec);
+        let mut window = Self {
+            kernel,
+            strides: each("strides", 1),
+            dilations: each("dilations", 1),
+            before: vec![0; axes],
+            behind: vec![0; axes],
+        };
+        match s.text("auto_pad") {
+            "" | "NOTSET" => {
+                if let Some(pads) = s.ints("pads").filter(|p| p.len() == 2 * axes) {
+                    window.before = pads[..axes].to_vec();
+                    window.behind = pads[axes..].to_vec();
+                }
+            }
+            "VALID" => {}
+            same => {
+                for axis in 0..axes {
+                    let size = s.dim(s.x(0), axis + 2).ok_or_else(|| {
+                        Fault::new(format!("auto_pad {same} on an axis of unknown size; export with fixed sizes"))
+                    })?;
+                    let stride = window.strides[axis];
+                    let out = (size + stride - 1) / stride;
+                    let total = ((out - 1) * stride + window.reach(axis) - size).max(0);
+                    let less = total / 2;
+                    let (before, behind) =
+                        if same == "SAME_UPPER" { (less, total - less) } else { (total - less, less) };
+                    window.before[axis] = before;
+                    window.behind[axis] = behind;
+                }
+            }
+        }
+        Ok(window)
+    }
+
+    /// Number of spatial axes.
+    pub(super) fn axes(&self) -> usize {
+        self.kernel.len()
+    }
+
+    /// Elements between the first and the last that one kernel covers, both
+    /// included.
+    pub(super) fn reach(&self, axis: usize) -> i64 {
+        (self.kernel[axis] - 1) * self.dilations[axis] + 1
+    }
+
+    /// Whether the kernel is one element that moves by one.
+    pub(super) fn is_point(&self) -> bool {
+        let ones = |v: &[i64], x: i64| v.iter().all(|&i| i == x);
+        ones(&self.kernel, 1) && ones(&self.strides, 1) && !self.is_padded()
+    }
+
+    /// Whether there are zeros around.
+    pub(super) fn is_padded(&self) -> bool {
+        self.before.iter().chain(&self.behind).any(|&p| p != 0)
+    }
+
+    /// Every position within the kernel, row-major.
+    pub(super) fn positions(&self) -> Vec<Vec<i64>> {
+        self.kernel.iter().fold(vec![vec![]], |all, &k| {
+            all.iter().flat_map(|p| (0..k).map(move |i| [p.as_slice(), &[i]].concat())).collect()
+        })
+    }
+
+    /// Attributes of a convolution with this window.
+    pub(super) fn attributes(&self, group: i64) -> Vec<(&'static str, Attribute)> {
+        vec![
+            ("kernel_shape", Attribute::Ints(self.kernel.clone())),
+            ("strides", Attribute::Ints(self.strides.clone())),
+            ("dilations", Attribute::Ints(self.dilations.clone())),
+            ("pads", Attribute::Ints([self.before.as_slice(), &self.behind].concat())),
+            ("group", Attribute::Int(group)),
+        ]
+    }
+
+    /// The transpose of the convolution: `dy` spread over an input like `x`,
+    /// by `weight` `[channels of dy, channels of x / group, kernel..]`.
+    pub(super) fn spread(&self, s: &mut Site, dy: &str, weight: &str, group: i64) -> String {
+        let (x, y) = (s.x(0), s.y(0));
+        let axes = self.axes();
+        // What a stride leaves uncovered at the far end of each axis.
+        let left: Option<Vec<i64>> = (0..axes)
+            .map(|axis| {
+                if self.strides[axis] == 1 {
+                    return Some(0);
+                }
+                let (size, out) = (s.dim(x, axis + 2)?, s.dim(y, axis + 2)?);
+                let full = (out - 1) * self.strides[axis] + self.reach(axis);
+                Some(size + self.before[axis] + self.behind[axis] - full)
+            })
+            .collect();
+        if let Some(left) = left.filter(|l| l.iter().zip(&self.strides).all(|(l, s)| *l >= 0 && (l < s || *l == 0))) {
+            let mut attributes = self.attributes(group);
+            attributes.push(("output_padding", Attribute::Ints(left)));
+            return s.op("ConvTranspose", &[dy, weight], &attributes);
+        }
+        // Sizes known at run time only: spread without pads, then cut to size.
+        let bare = Self { before: vec![0; axes], behind: vec![0; axes], ..self.clone() };
+        let full = s.op("ConvTranspose", &[dy, weight], &bare.attributes(group));
+        let (size, spread) = (s.shape_of(x), s.shape_of(&full));
+        let missing = s.sub(&size, &spread);
+        let shift: Vec<i64> = [0, 0].iter().chain(&self.before).copied().collect();
+        let shift = s.out.ints(&shift);
+        let behind = s.add(&missing, &shift);
+        let before = s.neg(&shift);
+        let pads = s.op("Concat", &[&before, &behind], &[("axis", Attribute::Int(0))]);
+        s.op("Pad", &[&full, &pads], &[])
+    }
+
+    /// `x` with its zeros around it.
+    pub(super) fn padded(&self, s: &mut Site, x: &str) -> String {
+        if !self.is_padded() {
+            return x.to_owned();
+        }
+        let zeros = [0, 0];
+        let pads = [zeros.as_slice(), &self.before, &zeros, &self.behind].concat();
+        let pads = s.out.ints(&pads);
+        s.op("Pad", &[x, &pads], &[])
+    }
+
+    /// The elements of `padded` that meet one position of the kernel, in the
+    /// spatial shape of `y`.
+    pub(super) fn seen_at(&self, s: &mut Site, padded: &str, position: &[i64], y: &str) -> String {
+        let starts: Vec<i64> = position.iter().zip(&self.dilations).map(|(p, d)| p * d).collect();
+        let axes: Vec<i64> = (2..2 + self.axes() as i64).collect();
+        let spans: Option<Vec<i64>> =
+            (0..self.axes()).map(|a| Some((s.dim(y, a + 2)? - 1) * self.strides[a] + 1)).collect();
+        let ends = match spans {
+            Some(spans) => {
+                let ends: Vec<i64> = spans.iter().zip(&starts).map(|(span, start)| span + start).collect();
+                s.out.ints(&ends)
+            }
+            None => {
+                let sizes = s.op("Shape", &[y], &[("start", Attribute::Int(2))]);
+                let strides = s.out.ints(&self.strides);
+                let spans = s.mul(&sizes, &strides);
+                let less: Vec<i64> =
+                    starts.iter().zip(&self.strides).map(|(start, stride)| start + 1 - stride).collect();
+                let less = s.out.ints(&less);
+                s.add(&spans, &less)
+            }
+        };
+        let starts = s.out.ints(&starts);
+        let axes = s.out.ints(&axes);
+        let strides = s.out.ints(&self.strides);
+        s.op("Slice", &[padded, &starts, &ends, &axes, &strides], &[])
+    }
+}

@@ -1,0 +1,89 @@
+//! Which input and output of a step is what, kept in the file itself.
+
+use serde::{Deserialize, Serialize};
+
+use super::StepError;
+use super::loss::Attached;
+use crate::model::Model;
+use crate::onnx::{ModelProto, StringStringEntryProto};
+
+/// Key of the model's metadata under which a step describes itself, as JSON.
+pub const METADATA: &str = "tierline.step";
+
+/// What a piece of state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// A weight that follows its gradient.
+    Parameter,
+    /// A running statistic.
+    Statistic,
+    /// What the optimiser remembers.
+    Optimizer,
+    /// The number of steps taken.
+    Counter,
+}
+
+/// A piece of state: what is put in, and where its next value comes out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Name of the input, which is also the weight's name in the model.
+    pub input: String,
+    /// Name of the output that is the input of the next step.
+    pub output: String,
+    /// What it is.
+    pub role: Role,
+}
+
+/// Inputs and outputs of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The model's own inputs: the batch.
+    pub inputs: Vec<String>,
+    /// The input that takes targets.
+    pub target: String,
+    /// The output of the model that the loss is about.
+    pub predicts: String,
+    /// Number of classes, where targets are classes.
+    pub classes: Option<u64>,
+    /// The output that is the loss, averaged over the batch.
+    pub loss: String,
+    /// Further outputs, all scalars: `correct` (examples, or places, whose
+    /// likeliest class is the target) where targets are classes;
+    /// `learning_rate`; `gradient_norm` (before clipping).
+    pub metrics: Vec<String>,
+    /// State, in the order in which it is given and comes out.
+    pub state: Vec<Slot>,
+}
+
+impl Spec {
+    pub(super) fn new(model: &Model, loss: &Attached, output: &str) -> Self {
+        let inputs = model.inputs().into_iter().map(|i| i.name);
+        Self {
+            inputs: inputs.filter(|name| name != super::TARGET && name != super::STEP).collect(),
+            target: super::TARGET.to_owned(),
+            predicts: output.to_owned(),
+            classes: loss.classes,
+            loss: loss.loss.clone(),
+            metrics: loss.correct.iter().cloned().collect(),
+            state: Vec::new(),
+        }
+    }
+
+    pub(super) fn write(&self, proto: &mut ModelProto) {
+        let text = serde_json::to_string(self).expect("names and lists are JSON");
+        proto.metadata_props.retain(|p| p.key() != METADATA);
+        proto.metadata_props.push(StringStringEntryProto {
+            key: Some(METADATA.to_owned()),
+            value: Some(text),
+            ..StringStringEntryProto::default()
+        });
+    }
+
+    pub(super) fn read(model: &Model) -> Result<Self, StepError> {
+        let entry = model.proto().metadata_props.iter().find(|p| p.key() == METADATA);
+        let missing = || StepError::NotAStep { reason: format!("its metadata has no `{METADATA}`") };
+        serde_json::from_str(entry.ok_or_else(missing)?.value())
+            .map_err(|e| StepError::NotAStep { reason: format!("its metadata `{METADATA}` is broken: {e}") })
+    }
+}

@@ -1,0 +1,341 @@
+//! The training step as a graph: weights, optimiser state and a batch in; new
+//! weights, new state, loss and metrics out.
+//!
+//! Forward pass, loss, gradients, clipping, schedule and optimiser are
+//! ordinary nodes of one ONNX model, so whatever runs a graph trains it. The
+//! first weights and the first state are in the model as defaults of their
+//! inputs: any ONNX runtime can take the first step without being given them,
+//! and then passes each output `next` back as the input it belongs to.
+//!
+//! Start at [`trainable`] and [`Step`].
+
+mod dropout;
+mod loss;
+mod metadata;
+mod normalise;
+mod optimizer;
+mod parameters;
+mod schedule;
+
+use std::collections::{BTreeMap, HashMap};
+
+pub use loss::{Loss, Targets};
+pub use metadata::{METADATA, Role, Slot, Spec};
+pub use optimizer::{Clip, Moments, Optimizer};
+pub use schedule::{Decay, Schedule};
+
+use crate::constant::{tensor_from_proto, tensor_to_proto};
+use crate::error::LoadError;
+use crate::gradient::{Forward, GradientError};
+use crate::infer::InferError;
+use crate::model::Model;
+use crate::onnx::TensorProto;
+use crate::slice::value_info_proto;
+use crate::tensor::{DataType, Elements, Tensor};
+use crate::types::{Dim, ValueInfo};
+
+/// How a model is to be trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recipe {
+    /// What is to become small.
+    pub loss: Loss,
+    /// The output that the loss is about; `None` for the only or first one.
+    pub output: Option<String>,
+    /// How weights follow their gradients.
+    pub optimizer: Optimizer,
+    /// Learning rate over time.
+    pub schedule: Schedule,
+    /// Bounds on gradients.
+    pub clip: Option<Clip>,
+    /// Patterns (`*` any characters, `?` one) of weights that stay as they are.
+    pub freeze: Vec<String>,
+    /// Where dropout's randomness comes from.
+    pub seed: u64,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Self {
+            loss: Loss::CrossEntropy { targets: Targets::Classes, smoothing: 0.0, weights: Vec::new() },
+            output: None,
+            optimizer: Optimizer::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
+            schedule: Schedule::constant(0.01),
+            clip: None,
+            freeze: Vec::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// Why a model can't be trained.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// Nothing to train.
+    #[error("the model has no weights to train{reason}")]
+    NoParameters {
+        /// Why not, if there is more to say.
+        reason: String,
+    },
+    /// A pattern that matches nothing.
+    #[error("`{pattern}` matches none of the {count} weights, such as {}", examples.join(", "))]
+    Freeze {
+        /// The pattern.
+        pattern: String,
+        /// Weights there are.
+        count: usize,
+        /// Some of them.
+        examples: Vec<String>,
+    },
+    /// No such output.
+    #[error("the model has no output `{output}`; it has {}", available.join(", "))]
+    Output {
+        /// The name.
+        output: String,
+        /// Those there are.
+        available: Vec<String>,
+    },
+    /// An output that the loss can't be computed of.
+    #[error("loss {loss} needs {needs}; output `{output}` is {found}")]
+    Shape {
+        /// The loss.
+        loss: &'static str,
+        /// The output.
+        output: String,
+        /// What it needs.
+        needs: String,
+        /// What the output is.
+        found: String,
+    },
+    /// A number outside of its range.
+    #[error("{what} is {value}; it must be {range}")]
+    Range {
+        /// What.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// A name that the step needs for itself.
+    #[error("the model has a tensor called `{name}`, a name that a training step needs; rename it")]
+    Taken {
+        /// The name.
+        name: String,
+    },
+    /// Some operator can't be differentiated.
+    #[error(transparent)]
+    Gradient(#[from] GradientError),
+    /// Shapes contradict each other.
+    #[error(transparent)]
+    Infer(#[from] InferError),
+    /// The step isn't a valid model.
+    #[error("the training step is not a valid model: {0}")]
+    Invalid(#[from] LoadError),
+    /// A model that is no training step.
+    #[error("the model is no training step: {reason}; make one with `tierline model trainable`")]
+    NotAStep {
+        /// What is missing.
+        reason: String,
+    },
+}
+
+/// A training step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The step graph, defaults included: a file that any runtime takes.
+    pub model: Model,
+    /// Which input is what.
+    pub spec: Spec,
+}
+
+/// Builds the training step of a model.
+///
+/// Weights are the floating-point constants that layers learn: see
+/// `parameters.rs`. Constants should have been folded. BatchNormalization
+/// works in training mode and keeps running statistics (those whose scale is
+/// frozen stay as they are); Dropout draws from the seed and the step's
+/// number.
+///
+/// # Errors
+/// [`StepError`].
+pub fn trainable(model: &Model, recipe: &Recipe) -> Result<Step, StepError> {
+    recipe.check()?;
+    let model = crate::gradient::prepare(model)?;
+    let parameters = parameters::find(&model, &recipe.freeze)?;
+    let (model, statistics) = normalise::in_training(&model, &parameters)?;
+    let output = output(&model, recipe)?;
+    let model = dropout::drawn(&model, recipe.seed)?;
+    let (model, loss) = loss::attach(&model, &recipe.loss, &output)?;
+
+    let forward = Forward::new(&model)?;
+    let mut out = forward.emitter();
+    let dtype = forward.types.get(&loss.loss).and_then(|t| t.dtype).unwrap_or(DataType::F32);
+    let one = out.scalar(dtype, 1.0);
+    let names: Vec<&str> = parameters.iter().map(String::as_str).collect();
+    let gradients = forward.backward(&[(loss.loss.as_str(), one)], &names, &mut out)?;
+    // What the loss doesn't depend on stays as it is.
+    let trained: Vec<&str> = names.into_iter().filter(|n| gradients.contains_key(*n)).collect();
+    if trained.is_empty() {
+        return Err(StepError::NoParameters { reason: format!(" that `{output}` depends on") });
+    }
+
+    let mut proto = model.proto().clone();
+    let graph = proto.graph.mut_or_insert_default();
+    let constants: HashMap<String, TensorProto> =
+        graph.initializer.iter().map(|t| (t.name().to_owned(), t.clone())).collect();
+    let rate = schedule::emit(&recipe.schedule, STEP, &mut out);
+    let wanted: BTreeMap<&str, String> = trained.iter().map(|n| (*n, gradients[*n].clone())).collect();
+    let clipped = optimizer::clip(&wanted, recipe.clip, dtype, &mut out);
+    let weights: Vec<optimizer::Weight> = trained
+        .iter()
+        .map(|name| optimizer::Weight { name, gradient: &clipped.gradients[*name], like: &constants[*name] })
+        .collect();
+    let updates = optimizer::emit(&recipe.optimizer, &weights, &rate, STEP, &mut out);
+
+    let mut spec = Spec::new(&model, &loss, &output);
+    let mut defaults = Vec::new();
+    let state = updates.into_iter().chain(statistics.updates(&mut out, dtype, &forward.types));
+    for update in state {
+        let next = out.name(&format!("{}.next", update.input));
+        out.named("Identity", &[&update.value], &[&next], &[]);
+        if let Some(initial) = update.initial {
+            defaults.push(tensor_to_proto(&update.input, &initial));
+        }
+        spec.state.push(Slot { input: update.input, output: next, role: update.role });
+    }
+    let one = out.int(1);
+    let next = out.name("step.next");
+    out.named("Add", &[STEP, &one], &[&next], &[]);
+    defaults.push(tensor_to_proto(STEP, &Tensor::new([], Elements::I64(vec![0])).expect("a scalar")));
+    spec.state.push(Slot { input: STEP.to_owned(), output: next, role: Role::Counter });
+    for (name, value) in [("learning_rate", &rate), ("gradient_norm", &clipped.norm)] {
+        let output = out.name(name);
+        out.named("Identity", &[value], &[&output], &[]);
+        spec.metrics.push(output);
+    }
+
+    let (nodes, emitted) = out.finish();
+    graph.node.extend(nodes);
+    graph.initializer.extend(emitted);
+    graph.initializer.extend(defaults);
+    declare(graph, &spec, &forward);
+    spec.write(&mut proto);
+    let model = Model::from_proto(proto)?;
+    // A second look: shapes of the whole must agree.
+    crate::infer::infer_types(&model)?;
+    Ok(Step { model: tidy(model)?, spec })
+}
+
+/// The counter's input.
+const STEP: &str = "step";
+
+/// The input that takes targets.
+const TARGET: &str = "target";
+
+impl Recipe {
+    fn check(&self) -> Result<(), StepError> {
+        self.loss.check()?;
+        self.optimizer.check()?;
+        self.schedule.check()?;
+        self.clip.map_or(Ok(()), Clip::check)
+    }
+}
+
+fn output(model: &Model, recipe: &Recipe) -> Result<String, StepError> {
+    let available: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
+    match &recipe.output {
+        Some(name) if available.contains(name) => Ok(name.clone()),
+        Some(name) => Err(StepError::Output { output: name.clone(), available }),
+        None => available.first().cloned().ok_or(StepError::NoParameters { reason: ": it has no outputs".into() }),
+    }
+}
+
+/// State becomes inputs with defaults; the loss, metrics and the next state
+/// become the outputs.
+fn declare(graph: &mut crate::onnx::GraphProto, spec: &Spec, forward: &Forward<'_>) {
+    let constants: HashMap<&str, &TensorProto> = graph.initializer.iter().map(|t| (t.name(), t)).collect();
+    let like = |name: &str| {
+        let tensor = constants[name];
+        let shape = tensor.dims.iter().map(|&d| Dim::Known(d.max(0) as u64)).collect();
+        (DataType::from_onnx(tensor.data_type()), Some(shape))
+    };
+    let mut inputs = Vec::new();
+    let mut outputs = Vec::new();
+    for name in [&spec.loss].into_iter().chain(&spec.metrics) {
+        let known = forward.types.get(name).and_then(|t| t.dtype);
+        let of_loss = forward.types.get(&spec.loss).and_then(|t| t.dtype);
+        let dtype = known.or(if name == "learning_rate" { Some(DataType::F32) } else { of_loss });
+        outputs.push(value_info_proto(&ValueInfo { name: name.clone(), dtype, shape: Some(vec![]) }));
+    }
+    for slot in &spec.state {
+        let (dtype, shape) = like(&slot.input);
+        inputs.push(value_info_proto(&ValueInfo { name: slot.input.clone(), dtype, shape: shape.clone() }));
+        outputs.push(value_info_proto(&ValueInfo { name: slot.output.clone(), dtype, shape }));
+    }
+    graph.input.extend(inputs.into_iter().filter(|i| i.name() != STEP));
+    if !graph.input.iter().any(|i| i.name() == STEP) {
+        graph.input.push(value_info_proto(&ValueInfo {
+            name: STEP.to_owned(),
+            dtype: Some(DataType::I64),
+            shape: Some(vec![]),
+        }));
+    }
+    graph.output = outputs;
+}
+
+/// Drops what no output of the step needs, such as the model's own outputs
+/// behind the logits.
+fn tidy(mut model: Model) -> Result<Model, LoadError> {
+    crate::fold::drop_unused(&mut model).map_err(|e| LoadError::Encode { reason: e.to_string() })?;
+    Ok(model)
+}
+
+impl Step {
+    /// Reads a step that [`trainable`] made.
+    ///
+    /// # Errors
+    /// [`StepError::NotAStep`].
+    pub fn read(model: Model) -> Result<Self, StepError> {
+        let spec = Spec::read(&model)?;
+        Ok(Self { model, spec })
+    }
+
+    /// The step without its defaults, and the first state, in the order of
+    /// [`Spec::state`]: for engines, which must be given every input.
+    ///
+    /// # Errors
+    /// When a default is missing or broken.
+    pub fn divided(&self) -> Result<(Model, Vec<Tensor>), StepError> {
+        let mut proto = self.model.proto().clone();
+        let graph = proto.graph.mut_or_insert_default();
+        let mut initial = Vec::with_capacity(self.spec.state.len());
+        for slot in &self.spec.state {
+            let found = graph.initializer.iter().position(|t| t.name() == slot.input);
+            let at = found.ok_or_else(|| StepError::NotAStep { reason: format!("`{}` has no default", slot.input) })?;
+            initial.push(tensor_from_proto(&graph.initializer[at])?);
+        }
+        let state: std::collections::HashSet<&str> = self.spec.state.iter().map(|s| s.input.as_str()).collect();
+        graph.initializer.retain(|t| !state.contains(t.name()));
+        Ok((Model::from_proto(proto)?, initial))
+    }
+
+    /// `model`, which the step was made of, with the state's weights and
+    /// statistics in place of its own.
+    ///
+    /// # Errors
+    /// When the state doesn't fit the model.
+    pub fn export(&self, model: &Model, state: &[Tensor]) -> Result<Model, StepError> {
+        let mut proto = model.proto().clone();
+        let graph = proto.graph.mut_or_insert_default();
+        for (slot, tensor) in self.spec.state.iter().zip(state) {
+            if !matches!(slot.role, Role::Parameter | Role::Statistic) {
+                continue;
+            }
+            let missing = || StepError::NotAStep { reason: format!("the model has no weight `{}`", slot.input) };
+            let own = graph.initializer.iter_mut().find(|t| t.name() == slot.input).ok_or_else(missing)?;
+            *own = tensor_to_proto(&slot.input, tensor);
+        }
+        Ok(Model::from_proto(proto)?)
+    }
+}

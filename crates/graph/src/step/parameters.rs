@@ -1,0 +1,158 @@
+//! Which constants of a model are weights.
+//!
+//! An ONNX file doesn't say. A floating-point constant is a weight where a
+//! layer learns it: kernels and biases, both sides of a product, scales and
+//! biases of normalisations, slopes, embeddings, recurrent weights, and what
+//! is added, multiplied or concatenated with more than one element (biases
+//! apart from their product, layer scales, class tokens, positions).
+//! Divisors, subtrahends, exponents, bounds and masks are constants of the
+//! architecture. Running statistics follow the data, not a gradient.
+
+use std::collections::HashSet;
+
+use super::StepError;
+use crate::constant::tensor_from_proto;
+use crate::index::Index;
+use crate::model::Model;
+use crate::onnx::{NodeProto, TensorProto};
+use crate::tensor::{DataType, Elements};
+
+/// An addend as large as this is a mask, not a bias.
+const MASK_MIN: f64 = 1e4;
+
+/// Operators that move elements without changing them.
+const LAYOUT: [&str; 7] = ["Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice"];
+
+/// Names of the weights to train, in the file's order, those that match a
+/// pattern left out.
+pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Vec<String>, StepError> {
+    let index = Index::new(model);
+    let mut learned: HashSet<&str> = HashSet::new();
+    for &position in index.order.iter().rev() {
+        let node = &index.graph.node[position];
+        // What is learned behind a change of layout is learned before it.
+        let passes = LAYOUT.contains(&node.op_type()) && node.output.iter().any(|o| learned.contains(o.as_str()));
+        for (i, name) in node.input.iter().enumerate() {
+            if learns(node, i, &index) || passes && i == 0 {
+                learned.insert(name);
+            }
+        }
+    }
+    let graph = model.graph();
+    let inputs: HashSet<&str> = graph.input.iter().map(|i| i.name()).collect();
+    let weights: Vec<&TensorProto> =
+        graph.initializer.iter().filter(|t| learned.contains(t.name()) && !inputs.contains(t.name())).collect();
+    let single = |t: &&&TensorProto| matches!(DataType::from_onnx(t.data_type()), Some(DataType::F32 | DataType::F64));
+    let found: Vec<&str> = weights.iter().filter(single).filter(|t| !is_mask(t)).map(|t| t.name()).collect();
+    if found.is_empty() {
+        return Err(StepError::NoParameters { reason: reason(model, &weights) });
+    }
+    for pattern in freeze {
+        if !found.iter().any(|name| matches(pattern, name)) {
+            let examples = found.iter().take(5).map(|n| format!("`{n}`")).collect();
+            return Err(StepError::Freeze { pattern: pattern.clone(), count: found.len(), examples });
+        }
+    }
+    let left: Vec<String> =
+        found.iter().filter(|n| !freeze.iter().any(|p| matches(p, n))).map(|n| (*n).to_owned()).collect();
+    if left.is_empty() {
+        return Err(StepError::NoParameters { reason: ": all of them are frozen".to_owned() });
+    }
+    Ok(left)
+}
+
+fn reason(model: &Model, weights: &[&TensorProto]) -> String {
+    if model.graph().node.iter().any(|n| n.op_type().contains("Linear") || n.op_type().contains("Integer")) {
+        return ": it is quantised to integers, which have no gradients; train the floating-point model and quantise \
+                the result"
+            .to_owned();
+    }
+    match weights.first().and_then(|t| DataType::from_onnx(t.data_type())) {
+        Some(dtype @ (DataType::F16 | DataType::BF16)) => {
+            format!(": its weights are {dtype}; export the model in f32")
+        }
+        _ => String::new(),
+    }
+}
+
+/// Whether input `position` of a node is something a layer learns, if it is a
+/// constant.
+fn learns(node: &NodeProto, position: usize, index: &Index<'_>) -> bool {
+    if !node.domain().is_empty() && node.domain() != "ai.onnx" {
+        return false;
+    }
+    match node.op_type() {
+        "Conv" | "ConvTranspose" | "Gemm" => position > 0,
+        "MatMul" | "Einsum" => true,
+        "BatchNormalization"
+        | "InstanceNormalization"
+        | "GroupNormalization"
+        | "LayerNormalization"
+        | "RMSNormalization" => position == 1 || position == 2,
+        "PRelu" => position == 1,
+        "Gather" => position == 0,
+        "LSTM" | "GRU" | "RNN" => (1..=3).contains(&position),
+        "Add" | "Mul" | "Sum" | "Concat" | "Expand" => {
+            let several = |name: &str| {
+                let tensor = index.graph.initializer.iter().find(|t| t.name() == name);
+                tensor.is_some_and(|t| t.dims.iter().product::<i64>() > 1)
+            };
+            several(&node.input[position])
+        }
+        _ => false,
+    }
+}
+
+fn is_mask(tensor: &TensorProto) -> bool {
+    let far = |x: f64| !x.is_finite() || x.abs() >= MASK_MIN;
+    match tensor_from_proto(tensor).map(|t| t.into_parts().1) {
+        Ok(Elements::F32(v)) => v.iter().any(|&x| far(f64::from(x))),
+        Ok(Elements::F64(v)) => v.iter().any(|&x| far(x)),
+        _ => true,
+    }
+}
+
+/// Whether a name matches a pattern: `*` is any characters, `?` one.
+pub(super) fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut p, mut n) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        if p < pattern.len() && pattern[p] == '*' {
+            star = Some((p, n));
+            p += 1;
+        } else if p < pattern.len() && (pattern[p] == '?' || pattern[p] == name[n]) {
+            p += 1;
+            n += 1;
+        } else if let Some((at, from)) = star {
+            // The last star takes one character more.
+            star = Some((at, from + 1));
+            p = at + 1;
+            n = from + 1;
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|&c| c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, expected) in [
+            ("features.*", "features.0.weight", true),
+            ("*.bias", "features.0.bias", true),
+            ("*.bias", "features.0.bias.x", false),
+            ("*a*b?", "xxaxxabc", true),
+            ("?", "", false),
+            ("*", "", true),
+            ("exact", "exact", true),
+            ("exact", "exactly", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}
