@@ -57,9 +57,15 @@ struct Rows<'a> {
 impl Parquet {
     pub(super) fn read(&self) -> Result<Vec<Part>, DataError> {
         match &self.test {
-            None => Ok(vec![self.part("", &self.path)?]),
-            Some(test) => Ok(vec![self.part("train", &self.path)?, self.part("test", test)?]),
+            None => Ok(vec![self.caught("", &self.path)?]),
+            Some(test) => Ok(vec![self.caught("train", &self.path)?, self.caught("test", test)?]),
         }
+    }
+
+    /// The decoder panics on some damaged pages instead of refusing them.
+    fn caught(&self, split: &'static str, path: &Path) -> Result<Part, DataError> {
+        std::panic::catch_unwind(|| self.part(split, path))
+            .unwrap_or_else(|_| Err(format_error(path, &"a page is damaged; fetch it again")))
     }
 
     fn part(&self, split: &'static str, path: &Path) -> Result<Part, DataError> {
