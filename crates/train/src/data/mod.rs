@@ -28,6 +28,7 @@ mod files;
 mod folder;
 mod idx;
 mod numpy;
+mod pages;
 mod parquet;
 mod partition;
 mod pictures;

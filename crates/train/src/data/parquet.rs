@@ -8,6 +8,7 @@ use tierline_graph::{Elements, Tensor};
 
 use super::error::DataError;
 use super::files;
+use super::pages::checked;
 use super::pictures::{PictureOptions, Pictures};
 use super::table::{Column, Role, roles};
 use super::targets::{Labels, Part, TargetOptions};
@@ -57,23 +58,23 @@ struct Rows<'a> {
 impl Parquet {
     pub(super) fn read(&self) -> Result<Vec<Part>, DataError> {
         match &self.test {
-            None => Ok(vec![self.caught("", &self.path)?]),
-            Some(test) => Ok(vec![self.caught("train", &self.path)?, self.caught("test", test)?]),
+            None => Ok(vec![self.part("", &self.path)?]),
+            Some(test) => Ok(vec![self.part("train", &self.path)?, self.part("test", test)?]),
         }
-    }
-
-    /// The decoder panics on some damaged pages instead of refusing them.
-    fn caught(&self, split: &'static str, path: &Path) -> Result<Part, DataError> {
-        std::panic::catch_unwind(|| self.part(split, path))
-            .unwrap_or_else(|_| Err(format_error(path, &"a page is damaged; fetch it again")))
     }
 
     fn part(&self, split: &'static str, path: &Path) -> Result<Part, DataError> {
         let broken = |e: parquet::errors::ParquetError| format_error(path, &e);
-        let file = SerializedFileReader::new(bytes::Bytes::from(files::read(path)?)).map_err(broken)?;
+        let bytes = bytes::Bytes::from(files::read(path)?);
+        let length = bytes.len() as u64;
+        let file = SerializedFileReader::new(bytes).map_err(broken)?;
         let fields = file.metadata().file_metadata().schema().get_fields();
         let names: Vec<String> = fields.iter().map(|field| field.name().to_owned()).collect();
         let roles = roles(path, &names, self.label.as_ref(), self.group.as_ref(), &self.drop)?;
+        let used: Vec<bool> = roles.iter().map(|role| *role != Role::Dropped).collect();
+        let schema = checked(path, length, &file, &used)?;
+        let (names, roles): (Vec<String>, Vec<Role>) =
+            names.into_iter().zip(roles).filter(|(_, role)| *role != Role::Dropped).unzip();
         let mut rows = Rows {
             path,
             widths: vec![0; roles.len()],
@@ -85,14 +86,14 @@ impl Parquet {
             groups: Vec::new(),
             examples: 0,
         };
-        for row in file.get_row_iter(None).map_err(broken)? {
+        for row in file.get_row_iter(Some(schema)).map_err(broken)? {
             rows.push(&row.map_err(broken)?, self.pictures)?;
         }
         rows.finish(split, self.group.is_some())
     }
 }
 
-fn format_error(path: &Path, reason: &dyn std::fmt::Display) -> DataError {
+pub(super) fn format_error(path: &Path, reason: &dyn std::fmt::Display) -> DataError {
     DataError::Format { path: path.into(), format: "Parquet", reason: reason.to_string() }
 }
 
@@ -107,7 +108,9 @@ impl Rows<'_> {
             }
         }
         self.examples += 1;
-        files::limit(self.path, "bytes of numbers", self.numbers.len() as u64 * 4)
+        // Labels count too: a few bytes of a file may repeat one a billion times.
+        let bytes = self.numbers.len() * size_of::<f32>() + self.examples * size_of::<String>();
+        files::limit(self.path, "bytes of numbers and labels", bytes as u64)
     }
 
     fn feature(&mut self, index: usize, field: &Field, options: PictureOptions) -> Result<(), DataError> {

@@ -1,14 +1,16 @@
 //! What data sets must not hold, and what the refusal says.
 
 use image::ImageFormat;
+use parquet::basic::Compression;
 use tierline_codec::npy;
 use tierline_graph::{Elements, Tensor};
 
-use crate::samples::{counting, gzip, idx, labels, npz, parquet_pictures, picture, refusal, source, write};
+use crate::samples::{counting, gzip, idx, labels, npz, parquet, parquet_pictures, picture, refusal, source, write};
 
 const IDX: &str = r#"{"format": "idx", "images": "$/i", "labels": "$/l"}"#;
 const NPY: &str = r#"{"format": "npy", "features": "$/x.npy", "labels": "$/y.npy"}"#;
 const CSV: &str = r#"{"format": "csv", "path": "$/t.csv"}"#;
+const PARQUET: &str = r#"{"format": "parquet", "path": "$/t.parquet"}"#;
 const FOLDER: &str = r#"{"format": "folder", "path": "$"}"#;
 
 #[track_caller]
@@ -132,9 +134,20 @@ fn pictures_that_differ_or_are_broken() {
     let mut bomb = small();
     bomb[16..24].copy_from_slice(&[0, 0, 0x3f, 0xff, 0, 0, 0x3f, 0xff]);
     check(&[("a/1.png", bomb)], FOLDER, &["is broken"]);
-    let hub = parquet_pictures(&[(small(), "a"), (b"no picture".to_vec(), "b")]);
-    let json = r#"{"format": "parquet", "path": "$/h.parquet"}"#;
-    check(&[("h.parquet", hub)], json, &["image[1]` is broken"]);
+    let hub = parquet_pictures(&[(small(), Some("a")), (b"no picture".to_vec(), Some("b"))]);
+    check(&[("t.parquet", hub)], PARQUET, &["image[1]` is broken"]);
+}
+
+#[test]
+fn parquet_files_that_lack_something() {
+    let small = || picture(ImageFormat::Png, 2, 2, [0; 3]);
+    let hub = parquet_pictures(&[(small(), Some("a")), (small(), None)]);
+    check(&[("t.parquet", hub.clone())], PARQUET, &["column `label` of example 1 is `null`"]);
+    let other = PARQUET.replace('}', r#", "label": "kind"}"#);
+    check(&[("t.parquet", hub.clone())], &other, &["no column `kind`; there are: image, label"]);
+    check(&[("t.parquet", hub[..hub.len() - 9].to_vec())], PARQUET, &["no readable Parquet file"]);
+    let rows = parquet(&[(1.0, [0.0, f64::NAN], 0)], Compression::SNAPPY);
+    check(&[("t.parquet", rows)], PARQUET, &["column `place` of example 0 is NaN"]);
 }
 
 #[test]

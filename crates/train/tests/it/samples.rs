@@ -8,7 +8,7 @@ use flate2::{Compression, write::GzEncoder};
 use image::{DynamicImage, ImageFormat, RgbImage};
 use parquet::basic::Compression as Packing;
 use parquet::data_type::{ByteArray, ByteArrayType, DoubleType, Int64Type};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use tierline_codec::npy;
@@ -83,14 +83,19 @@ pub fn picture(format: ImageFormat, height: u32, width: u32, color: [u8; 3]) -> 
     bytes.into_inner()
 }
 
-/// Four columns of each row, of four kinds: number, list of 2, bytes, label.
+/// Three columns: a number, a list of two, a label.
 pub fn parquet(rows: &[(f64, [f64; 2], i64)], packing: Packing) -> Vec<u8> {
     let schema = "message m {
         REQUIRED DOUBLE size;
         REQUIRED GROUP place (LIST) { REPEATED GROUP list { REQUIRED DOUBLE element; } }
         REQUIRED INT64 label;
     }";
-    let properties = WriterProperties::builder().set_compression(packing).build();
+    // Zstandard with the second version of pages, the others with the first.
+    let version = match packing {
+        Packing::ZSTD(_) => WriterVersion::PARQUET_2_0,
+        _ => WriterVersion::PARQUET_1_0,
+    };
+    let properties = WriterProperties::builder().set_compression(packing).set_writer_version(version).build();
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).unwrap();
     let mut group = writer.next_row_group().unwrap();
@@ -111,20 +116,24 @@ pub fn parquet(rows: &[(f64, [f64; 2], i64)], packing: Packing) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
-/// Pictures in a group with a field `bytes`, and a text label.
-pub fn parquet_pictures(rows: &[(Vec<u8>, &str)]) -> Vec<u8> {
+/// Pictures in a group with a field `bytes`, and a text label; all of them
+/// optional, as data frames write them.
+pub fn parquet_pictures(rows: &[(Vec<u8>, Option<&str>)]) -> Vec<u8> {
     let schema = "message m {
-        REQUIRED GROUP image { REQUIRED BYTE_ARRAY bytes; }
-        REQUIRED BYTE_ARRAY label (UTF8);
+        OPTIONAL GROUP image { OPTIONAL BYTE_ARRAY bytes; OPTIONAL BYTE_ARRAY path (UTF8); }
+        OPTIONAL BYTE_ARRAY label (UTF8);
     }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
-    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::default()).unwrap();
+    // Without a dictionary for pictures, with one for texts: both are read.
+    let properties = WriterProperties::builder().set_column_dictionary_enabled("image.bytes".into(), false).build();
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).unwrap();
     let mut group = writer.next_row_group().unwrap();
     let pictures: Vec<ByteArray> = rows.iter().map(|row| row.0.clone().into()).collect();
-    let labels: Vec<ByteArray> = rows.iter().map(|row| row.1.into()).collect();
-    for values in [pictures, labels] {
+    let labels: Vec<ByteArray> = rows.iter().filter_map(|row| Some(row.1?.into())).collect();
+    let present = rows.iter().map(|row| i16::from(row.1.is_some())).collect();
+    for (values, levels) in [(pictures, vec![2; rows.len()]), (vec![], vec![1; rows.len()]), (labels, present)] {
         let mut column = group.next_column().unwrap().unwrap();
-        column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+        column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None).unwrap();
         column.close().unwrap();
     }
     group.close().unwrap();
@@ -155,7 +164,7 @@ pub fn samples(folder: &Path) -> Vec<Sample> {
         }
     }
     let hub: Vec<_> = (0..6)
-        .map(|i| (picture(ImageFormat::Png, 3, 2, [i * 40, 0, 0]), if i < 3 { "dark" } else { "light" }))
+        .map(|i| (picture(ImageFormat::Png, 3, 2, [i * 40, 0, 0]), Some(if i < 3 { "dark" } else { "light" })))
         .collect();
     let path = |name: &str| folder.join(name);
     vec![
