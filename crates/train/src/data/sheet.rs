@@ -1,0 +1,58 @@
+//! A contact sheet: some pictures of each class, for people to look at.
+
+use image::{Rgb, RgbImage};
+
+use super::dataset::Dataset;
+use super::error::DataError;
+
+/// Pixels along a side of a sheet; larger ones are for no screen.
+pub const SHEET_SIDE_MAX: usize = 16_384;
+
+/// Pixels between pictures.
+const GAP: usize = 2;
+
+/// Pixels below which a picture is enlarged, by a whole factor.
+const LEGIBLE: usize = 48;
+
+const BACKGROUND: Rgb<u8> = Rgb([32, 32, 32]);
+
+/// The first `per_class` pictures of each class, a row per class, in order of
+/// the classes. Small pictures are enlarged. Without classes: one row.
+///
+/// # Errors
+/// When examples aren't pictures, or the sheet would exceed [`SHEET_SIDE_MAX`].
+pub fn sheet(dataset: &Dataset, per_class: usize) -> Result<RgbImage, DataError> {
+    let [channels, height, width] = dataset.picture_shape()?;
+    let classes = dataset.classes().unwrap_or_else(|| vec![0; dataset.len()]);
+    let rows = dataset.class_count().unwrap_or(1);
+    let factor = LEGIBLE.div_ceil(height.min(width)).max(1);
+    let side = |count: usize, pixels: usize| {
+        let side = count.saturating_mul(pixels.saturating_mul(factor).saturating_add(GAP)).saturating_add(GAP);
+        if side <= SHEET_SIDE_MAX && count > 0 {
+            return Ok(side as u32);
+        }
+        let reason = format!(
+            "{rows} classes by {per_class} pictures of {height}x{width} make a sheet that is empty, \
+             or exceeds {SHEET_SIDE_MAX} pixels a side; show fewer"
+        );
+        Err(DataError::Option { option: "per_class", reason })
+    };
+    let mut sheet = RgbImage::from_pixel(side(per_class, width)?, side(rows, height)?, BACKGROUND);
+    let mut shown = vec![0; rows];
+    let elements = dataset.store().features.elements().as_bytes().unwrap_or_default();
+    for (example, &class) in classes.iter().enumerate() {
+        if shown[class] == per_class {
+            continue;
+        }
+        let picture = &elements[dataset.row(example) * channels * height * width..][..channels * height * width];
+        let (left, top) = (GAP + shown[class] * (width * factor + GAP), GAP + class * (height * factor + GAP));
+        shown[class] += 1;
+        for y in 0..height * factor {
+            for x in 0..width * factor {
+                let at = |channel: usize| picture[((channel % channels) * height + y / factor) * width + x / factor];
+                sheet.put_pixel((left + x) as u32, (top + y) as u32, Rgb([at(0), at(1), at(2)]));
+            }
+        }
+    }
+    Ok(sheet)
+}

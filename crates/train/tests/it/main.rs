@@ -1,0 +1,10 @@
+//! Tests of local training through its public interface.
+
+mod bad_input;
+mod batches;
+mod detecting;
+mod formats;
+mod mutations;
+mod partitions;
+mod samples;
+mod views;
