@@ -1,6 +1,7 @@
 //! Tests of the engines, all through the public trait.
 
 mod conformance;
+mod gradients;
 mod models;
 mod profile;
 mod run;

@@ -36,6 +36,7 @@ pub(super) const RULES: Family = &[
     ("Erf", erf),
     ("Identity", |s| unary(s, |_, dy| dy.to_owned())),
     ("Cast", cast),
+    ("CastLike", cast),
     ("Mod", modulo),
 ];
 
@@ -117,10 +118,11 @@ fn pow(s: &mut Site) -> Gradients {
                 s.times(&power, c)
             }
             None => {
+                let exponent = same_type(s, s.x(1), s.x(0));
                 let one = s.num(1.0);
-                let less = s.sub(s.x(1), &one);
+                let less = s.sub(&exponent, &one);
                 let power = s.op("Pow", &[s.x(0), &less], &[]);
-                s.mul(&power, s.x(1))
+                s.mul(&power, &exponent)
             }
         };
         let full = s.mul(&dy, &slope);
@@ -141,6 +143,15 @@ fn pow(s: &mut Site) -> Gradients {
         None
     };
     Ok(vec![a, b])
+}
+
+/// `x` in the type of `like`.
+fn same_type(s: &mut Site, x: &str, like: &str) -> String {
+    let dtype = s.dtype(like);
+    if s.dtype(x) == dtype {
+        return x.to_owned();
+    }
+    s.op("Cast", &[x], &[("to", Attribute::Int(i64::from(dtype.to_onnx())))])
 }
 
 /// The one number of a constant.

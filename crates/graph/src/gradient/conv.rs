@@ -132,10 +132,7 @@ fn depthwise(s: &mut Site, dy: &str, window: &Window, padded: &str, shape: &[i64
 fn conv_transpose(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let kernel = kernel(s)?;
-    if !matches!(s.text("auto_pad"), "" | "NOTSET") || s.ints("output_shape").is_some() {
-        return Err(Fault::new("auto_pad and output_shape are not differentiated; give it pads"));
-    }
-    let mut window = Window::of(s, kernel)?;
+    let mut window = Window::of_transposed(s, kernel)?;
     // What output_padding adds has no counterpart in the input: the
     // convolution back would make one place too many of it.
     let extra = s.ints("output_padding").map_or_else(|| vec![0; window.axes()], <[i64]>::to_vec);

@@ -94,10 +94,10 @@ fn slice(s: &mut Site) -> Gradients {
     let mut dx = s.dy()?;
     let x = s.x(0);
     let rank = s.rank(x)?;
-    let constant = || Fault::new("its starts, axes and steps must be constants; fold the model's constants first");
-    let starts = s.const_ints(1).ok_or_else(constant)?;
-    let axes = if s.given(3) { s.const_ints(3).ok_or_else(constant)? } else { (0..starts.len() as i64).collect() };
-    let steps = if s.given(4) { s.const_ints(4).ok_or_else(constant)? } else { vec![1; starts.len()] };
+    let Some((starts, axes, steps)) = constants(s) else {
+        let dx = by_place(s, &dx);
+        return s.only(dx);
+    };
     let mut before = vec![0i64; rank];
     let mut from_end = vec![false; rank];
     for ((&start, &axis), &step) in starts.iter().zip(&axes).zip(&steps) {
@@ -108,7 +108,9 @@ fn slice(s: &mut Site) -> Gradients {
             continue;
         }
         let (Some(size), Some(kept)) = (s.dim(x, axis), s.dim(s.y(0), axis)) else {
-            return Err(Fault::new("a step other than 1 needs an axis of fixed size"));
+            let dx = s.dy()?;
+            let dx = by_place(s, &dx);
+            return s.only(dx);
         };
         let last = if step < 0 { size - 1 } else { size };
         let start = if start < 0 { start + size } else { start }.clamp(0, last);
@@ -128,10 +130,34 @@ fn slice(s: &mut Site) -> Gradients {
             dx = pad_axis(s, &dx, axis, rank, first, size - first - kept);
         }
     }
-    if before.iter().zip(&axes).count() > 0 && steps.contains(&1) {
+    if steps.contains(&1) {
         dx = pad_to(s, &dx, x, &before, &from_end);
     }
     s.only(dx)
+}
+
+/// Starts, axes and steps, where all of them are constants.
+fn constants(s: &Site) -> Option<(Vec<i64>, Vec<i64>, Vec<i64>)> {
+    let starts = s.const_ints(1)?;
+    let axes = if s.given(3) { s.const_ints(3)? } else { (0..starts.len() as i64).collect() };
+    let steps = if s.given(4) { s.const_ints(4)? } else { vec![1; starts.len()] };
+    Some((starts, axes, steps))
+}
+
+/// Slices the numbers of all places the same way, and puts the gradient back
+/// there: for slices that are known at run time only.
+fn by_place(s: &mut Site, dy: &str) -> String {
+    let x = s.x(0);
+    let shape = s.shape_of(x);
+    let (size, zero, one) = (s.op("Size", &[x], &[]), s.out.int(0), s.out.int(1));
+    let places = s.op("Range", &[&zero, &size, &one], &[]);
+    let places = s.op("Reshape", &[&places, &shape], &[]);
+    let inputs: Vec<&str> = [places.as_str()].into_iter().chain(s.node.input[1..].iter().map(String::as_str)).collect();
+    let seen = s.op("Slice", &inputs, &[]);
+    let zeros = s.zeros_like(x);
+    let (zeros, seen, dy) = (s.reshape(&zeros, &[-1]), s.reshape(&seen, &[-1]), s.reshape(dy, &[-1]));
+    let dx = s.op("ScatterElements", &[&zeros, &seen, &dy], &[]);
+    s.op("Reshape", &[&dx, &shape], &[])
 }
 
 /// `stride - 1` zeros behind every element of an axis.
@@ -200,9 +226,24 @@ fn pad(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let mode = s.text("mode");
     if matches!(mode, "" | "constant") {
-        let pads = s.neg(s.x(1));
-        let inputs = if s.given(3) { vec![dy.as_str(), &pads, "", s.x(3)] } else { vec![dy.as_str(), &pads] };
-        let dx = s.op("Pad", &inputs, &[]);
+        let dx = match s.const_ints(1).filter(|pads| pads.iter().all(|&p| p >= 0)) {
+            Some(pads) => {
+                let (before, behind) = pads.split_at(pads.len() / 2);
+                let ends: Vec<i64> = behind.iter().map(|&p| if p == 0 { i64::MAX } else { -p }).collect();
+                let axes = if s.given(3) {
+                    s.x(3).to_owned()
+                } else {
+                    s.out.ints(&(0..before.len() as i64).collect::<Vec<_>>())
+                };
+                let (starts, ends) = (s.out.ints(before), s.out.ints(&ends));
+                s.op("Slice", &[&dy, &starts, &ends, &axes], &[])
+            }
+            None => {
+                let pads = s.neg(s.x(1));
+                let inputs = if s.given(3) { vec![dy.as_str(), &pads, "", s.x(3)] } else { vec![dy.as_str(), &pads] };
+                s.op("Pad", &inputs, &[])
+            }
+        };
         return s.only(dx);
     }
     let constant = || Fault::new(format!("mode {mode} needs constant pads and axes; fold the model's constants first"));
@@ -272,7 +313,8 @@ fn depth_to_space(s: &mut Site) -> Gradients {
 fn space_to_depth(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let block = s.int_or("blocksize", 1);
-    let attributes = [("blocksize", Attribute::Int(block)), ("mode", Attribute::Text("DCR".into()))];
+    let mode = if s.text("mode") == "CRD" { "CRD" } else { "DCR" };
+    let attributes = [("blocksize", Attribute::Int(block)), ("mode", Attribute::Text(mode.into()))];
     let dx = s.op("DepthToSpace", &[&dy], &attributes);
     s.only(dx)
 }

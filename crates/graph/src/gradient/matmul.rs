@@ -133,11 +133,14 @@ fn gemm(s: &mut Site) -> Gradients {
 /// summed to the term's indices.
 fn einsum(s: &mut Site) -> Gradients {
     let equation: String = s.text("equation").chars().filter(|c| !c.is_whitespace()).collect();
-    let explicit = || Fault::new(format!("equation `{equation}`: only explicit outputs without `...` are known"));
-    let (terms, output) = equation.split_once("->").ok_or_else(explicit)?;
     if equation.contains('.') {
-        return Err(explicit());
+        return Err(Fault::new(format!("equation `{equation}`: `...` is not differentiated; name the indices")));
     }
+    let (terms, output) = match equation.split_once("->") {
+        Some((terms, output)) => (terms, output.to_owned()),
+        None => (equation.as_str(), once(&equation)),
+    };
+    let output = output.as_str();
     let terms: Vec<&str> = terms.split(',').collect();
     let dy = s.dy()?;
     let mut gradients = Vec::new();
@@ -148,17 +151,32 @@ fn einsum(s: &mut Site) -> Gradients {
         }
         let others: Vec<usize> = (0..terms.len()).filter(|&o| o != i).collect();
         let seen: String = others.iter().map(|&o| terms[o]).chain([output]).collect();
-        if let Some(lost) = term.chars().find(|c| !seen.contains(*c)) {
-            return Err(Fault::new(format!("equation `{equation}`: index `{lost}` is summed within one term")));
-        }
         if term.chars().enumerate().any(|(at, c)| term[..at].contains(c)) {
             return Err(Fault::new(format!("equation `{equation}`: a term takes a diagonal")));
         }
         let left: Vec<&str> = [output].into_iter().chain(others.iter().map(|&o| terms[o])).collect();
         let inputs: Vec<&str> = [dy.as_str()].into_iter().chain(others.iter().map(|&o| s.x(o))).collect();
-        let text = format!("{}->{term}", left.join(","));
-        let name = s.op("Einsum", &inputs, &[("equation", Attribute::Text(text))]);
+        // An index of this term alone was summed: every place of it gets the same.
+        let kept: String = term.chars().filter(|c| seen.contains(*c)).collect();
+        let text = format!("{}->{kept}", left.join(","));
+        let mut name = s.op("Einsum", &inputs, &[("equation", Attribute::Text(text))]);
+        let lost: Vec<i64> = (0i64..).zip(term.chars()).filter(|(_, c)| !seen.contains(*c)).map(|(i, _)| i).collect();
+        if !lost.is_empty() {
+            let axes = s.out.ints(&lost);
+            let wide = s.op("Unsqueeze", &[&name, &axes], &[]);
+            let shape = s.shape_of(s.x(i));
+            name = s.op("Expand", &[&wide, &shape], &[]);
+        }
         gradients.push(Some(name));
     }
     Ok(gradients)
+}
+
+/// The output that an equation without `->` means: indices that occur once,
+/// in the order of the alphabet.
+fn once(equation: &str) -> String {
+    let letters = || equation.chars().filter(|c| *c != ',');
+    let mut output: Vec<char> = letters().filter(|c| letters().filter(|d| c == d).count() == 1).collect();
+    output.sort_unstable();
+    output.into_iter().collect()
 }

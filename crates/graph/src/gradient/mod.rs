@@ -300,7 +300,7 @@ pub(crate) fn prepare(model: &Model) -> Result<Model, LoadError> {
             "MaxPool" => 2,
             "LayerNormalization" => 3,
             "LSTM" => 3,
-            "GRU" => 2,
+            "GRU" | "RNN" => 2,
             "BatchNormalization" if crate::upgrade::int(node, "training_mode") == Some(1) => 3,
             _ => continue,
         };

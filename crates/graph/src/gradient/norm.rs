@@ -19,12 +19,22 @@ fn batch_norm(s: &mut Site) -> Gradients {
     let x = s.x(0);
     let rank = s.rank(x)?;
     let training = s.int_or("training_mode", 0) != 0;
-    let (mean, variance) = if training { (s.y(1), s.y(2)) } else { (s.x(3), s.x(4)) };
-    if mean.is_empty() || variance.is_empty() {
-        return Err(Fault::new("its statistics are not outputs"));
-    }
     let epsilon = s.float_or("epsilon", 1e-5);
     let others: Vec<i64> = (0..rank as i64).filter(|&axis| axis != 1).collect();
+    let (mean, variance) = if !training {
+        (s.x(3).to_owned(), s.x(4).to_owned())
+    } else if s.float_or("momentum", 0.9) == 0.0 && !s.y(2).is_empty() {
+        // With nothing kept, the running statistics are the batch's.
+        (s.y(1).to_owned(), s.y(2).to_owned())
+    } else {
+        let mean = s.mean(x, &others, true);
+        let centred = s.sub(x, &mean);
+        let square = s.mul(&centred, &centred);
+        let variance = s.mean(&square, &others, false);
+        let flat = s.reshape(&mean, &[-1]);
+        (flat, variance)
+    };
+    let (mean, variance) = (mean.as_str(), variance.as_str());
     let mut per_channel = vec![-1];
     per_channel.extend(vec![1; rank.saturating_sub(2)]);
 
@@ -184,20 +194,22 @@ fn channel_groups(s: &mut Site, groups: Groups) -> Gradients {
     Ok(vec![dx, dscale, dbias])
 }
 
-/// `y = x / |x|`: `(dy - y sum(dy y)) / |x|`.
+/// `y = x / |x|`: `(dy - d|x|/dx sum(dy y)) / |x|`.
 fn lp_norm(s: &mut Site) -> Gradients {
-    if s.int_or("p", 2) != 2 {
-        return Err(Fault::new("only p = 2 is differentiated"));
-    }
     let dy = s.dy()?;
     let axis = s.int_or("axis", -1);
     let (x, y) = (s.x(0), s.y(0));
-    let square = s.mul(x, x);
-    let square = s.sum(&square, &[axis], true);
-    let norm = s.op("Sqrt", &[&square], &[]);
+    let (norm, slope) = if s.int_or("p", 2) == 1 {
+        let size = s.op("Abs", &[x], &[]);
+        (s.sum(&size, &[axis], true), s.op("Sign", &[x], &[]))
+    } else {
+        let square = s.mul(x, x);
+        let square = s.sum(&square, &[axis], true);
+        (s.op("Sqrt", &[&square], &[]), y.to_owned())
+    };
     let along = s.mul(&dy, y);
     let along = s.sum(&along, &[axis], true);
-    let along = s.mul(&along, y);
+    let along = s.mul(&along, &slope);
     let rest = s.sub(&dy, &along);
     let dx = s.div(&rest, &norm);
     s.only(dx)

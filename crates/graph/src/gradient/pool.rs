@@ -37,36 +37,56 @@ fn average_pool(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let kernel = s.ints("kernel_shape").map(<[i64]>::to_vec).ok_or_else(|| Fault::new("it has no kernel_shape"))?;
-    let window = Window::of(s, kernel)?;
+    let mut window = Window::of(s, kernel)?;
     let axes = window.axes();
     let channels = s.dim(x, 1).ok_or_else(|| Fault::new("its channels are unknown; export the model with shapes"))?;
-    let fits = |axis: usize| {
-        let (Some(size), Some(out)) = (s.dim(x, axis + 2), s.dim(s.y(0), axis + 2)) else { return true };
-        (out - 1) * window.strides[axis] + window.reach(axis) <= size + window.before[axis] + window.behind[axis]
-    };
-    if !(0..axes).all(fits) {
-        return Err(Fault::new("with ceil_mode its last windows reach beyond the picture; pad it instead"));
-    }
     let taps = window.kernel.iter().product::<i64>();
     let ones = |s: &Site| match s.dtype(x) {
         DataType::F64 => Elements::F64(vec![1.0]),
         _ => Elements::F32(vec![1.0]),
     };
-    let dy = if window.is_padded() && s.int_or("count_include_pad", 0) == 0 {
-        // The share of a window that lies within the picture.
+    // With ceil_mode the last windows may reach beyond picture and pads.
+    let mut beyond = vec![0; axes];
+    for axis in 0..axes {
+        let (Some(size), Some(out)) = (s.dim(x, axis + 2), s.dim(s.y(0), axis + 2)) else {
+            if s.int_or("ceil_mode", 0) != 0 {
+                return Err(Fault::new("ceil_mode needs a picture of fixed size; export the model with one"));
+            }
+            continue;
+        };
+        let covered = (out - 1) * window.strides[axis] + window.reach(axis);
+        beyond[axis] = (covered - size - window.before[axis] - window.behind[axis]).max(0);
+    }
+    let counts_pads = s.int_or("count_include_pad", 0) != 0;
+    let partial = beyond.iter().any(|&b| b > 0) || window.is_padded() && !counts_pads;
+    let dy = if partial {
+        // The share of each window that counts: ones where there is a picture
+        // (and pads, if they count), zeros elsewhere, averaged.
         let sizes = s.op("Shape", &[x], &[("start", Attribute::Int(2))]);
         let one = s.out.ints(&[1, 1]);
         let plane = s.op("Concat", &[&one, &sizes], &[("axis", Attribute::Int(0))]);
         let fill = Tensor::new([1], ones(s)).expect("one element");
         let full = s.op("ConstantOfShape", &[&plane], &[("value", Attribute::Tensor(fill))]);
-        let mut attributes = window.attributes(1);
+        let pads = [&[0, 0], window.before.as_slice(), &[0, 0], &window.behind].concat();
+        let pads = s.out.ints(&pads);
+        let around = s.num(if counts_pads { 1.0 } else { 0.0 });
+        let mut full = s.op("Pad", &[&full, &pads, &around], &[]);
+        if beyond.iter().any(|&b| b > 0) {
+            let pads = [vec![0; 4 + axes], beyond.clone()].concat();
+            let pads = s.out.ints(&pads);
+            full = s.op("Pad", &[&full, &pads], &[]);
+        }
+        let bare = Window { before: vec![0; axes], behind: vec![0; axes], ..window.clone() };
+        let mut attributes = bare.attributes(1);
         attributes.retain(|(name, _)| *name != "group");
-        attributes.push(("count_include_pad", Attribute::Int(1)));
         let share = s.op("AveragePool", &[&full], &attributes);
         s.div(&dy, &share)
     } else {
         dy
     };
+    for (behind, beyond) in window.behind.iter_mut().zip(&beyond) {
+        *behind += beyond;
+    }
     let scaled = s.times(&dy, 1.0 / taps as f64);
     let mut shape = vec![channels, 1];
     shape.extend(&window.kernel);

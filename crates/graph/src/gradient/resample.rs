@@ -51,7 +51,13 @@ pub(super) fn resize(s: &mut Site) -> Gradients {
     if s.text("coordinate_transformation_mode") == "tf_crop_and_resize" || s.int_or("antialias", 0) != 0 {
         return Err(Fault::new("crops and antialiasing are not differentiated"));
     }
+    if !matches!(s.text("keep_aspect_ratio_policy"), "" | "stretch") {
+        return Err(Fault::new("only the aspect ratio policy `stretch` is differentiated"));
+    }
     let y = s.y(0);
+    if s.given(2) && s.constant(2).is_none() {
+        return Err(Fault::new("its scales must be constants; fold the model's constants first"));
+    }
     let stated = s.constant(2).filter(|t| t.len() > 0).map(|t| match t.elements() {
         Elements::F32(v) => v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(),
         _ => Vec::new(),

@@ -254,7 +254,8 @@ impl<'a> Site<'a> {
 
     /// Zeros in the shape of `like`.
     pub(super) fn zeros_like(&mut self, like: &str) -> String {
-        let elements = match self.dtype(like) {
+        let known = self.types.get(like).and_then(|t| t.dtype);
+        let elements = match known.unwrap_or_else(|| self.dtype(self.y(0))) {
             DataType::F64 => Elements::F64(vec![0.0]),
             _ => Elements::F32(vec![0.0]),
         };

@@ -54,6 +54,30 @@ impl Window {
         Ok(window)
     }
 
+    /// The window of a transposed convolution: what isn't stated of its pads
+    /// follows from the size of its output.
+    pub(super) fn of_transposed(s: &Site, kernel: Vec<i64>) -> Result<Self, Fault> {
+        let same = s.text("auto_pad").starts_with("SAME");
+        if !same && s.ints("output_shape").is_none() {
+            return Self::of(s, kernel);
+        }
+        let axes = kernel.len();
+        let each = |name: &str, default: i64| s.ints(name).map_or_else(|| vec![default; axes], <[i64]>::to_vec);
+        let (strides, dilations, extra) = (each("strides", 1), each("dilations", 1), each("output_padding", 0));
+        let mut window = Self { kernel, strides, dilations, before: vec![0; axes], behind: vec![0; axes] };
+        for axis in 0..axes {
+            let (Some(size), Some(out)) = (s.dim(s.x(0), axis + 2), s.dim(s.y(0), axis + 2)) else {
+                return Err(Fault::new("its pads follow from sizes that are unknown; export with fixed sizes"));
+            };
+            let total = (window.strides[axis] * (size - 1) + extra[axis] + window.reach(axis) - out).max(0);
+            let half = total / 2;
+            let upper = s.text("auto_pad") == "SAME_UPPER";
+            window.before[axis] = if upper { half } else { total - half };
+            window.behind[axis] = total - window.before[axis];
+        }
+        Ok(window)
+    }
+
     /// Number of spatial axes.
     pub(super) fn axes(&self) -> usize {
         self.kernel.len()

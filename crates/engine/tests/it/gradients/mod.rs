@@ -1,0 +1,183 @@
+//! Every gradient rule against finite differences in double precision, on the
+//! ONNX project's operator tests and on random models.
+
+mod cases;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use protobuf::Message;
+use serde::{Deserialize, Serialize};
+use tierline_graph::gradient::{Backward, GradientError, backward};
+use tierline_graph::onnx::TensorProto;
+use tierline_graph::{DataType, Model};
+
+use crate::support::asset;
+
+/// How far a slope may be from the difference quotient, relatively.
+const SLOPE_MAX: f64 = 1e-4;
+
+/// How far the engine's f32 gradients may be from the reference in f64.
+const ENGINE_MAX: f64 = 2e-4;
+
+#[derive(Serialize)]
+pub struct Case {
+    name: String,
+    forward: PathBuf,
+    backward: PathBuf,
+    upstream: Vec<(String, String)>,
+    gradients: Vec<(String, String)>,
+    data: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Verdict {
+    name: String,
+    slope: Option<f64>,
+    engine: Option<f64>,
+    error: Option<String>,
+}
+
+/// The case of a model whose floating-point inputs are all differentiated.
+fn case(folder: &Path, name: &str, model: &Model) -> Result<Option<Case>, GradientError> {
+    let float = |v: &tierline_graph::ValueInfo| v.dtype.is_some_and(|d| d.is_float());
+    let inputs: Vec<String> = model.inputs().into_iter().filter(float).map(|v| v.name).collect();
+    let outputs: Vec<String> = model.outputs().into_iter().filter(float).map(|v| v.name).collect();
+    if inputs.is_empty() || outputs.is_empty() {
+        return Ok(None);
+    }
+    // Of several outputs the first: rules say which of the others they take.
+    let given = [outputs[0].as_str()];
+    let mut wanted: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let made = loop {
+        match backward(model, &given, &wanted) {
+            Ok(made) => break made,
+            Err(GradientError::Unconnected { tensor }) if wanted.len() > 1 => wanted.retain(|w| *w != tensor),
+            Err(GradientError::Unconnected { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    };
+    Ok(Some(saved(folder, name, model, made)))
+}
+
+fn saved(folder: &Path, name: &str, model: &Model, made: Backward) -> Case {
+    let [forward, backward] =
+        ["forward", "backward"].map(|what| folder.join(format!("{}.{what}.onnx", name.replace('/', "_"))));
+    model.save(&forward).unwrap();
+    made.model.save(&backward).unwrap();
+    Case { name: name.to_owned(), forward, backward, upstream: made.upstream, gradients: made.gradients, data: None }
+}
+
+/// What the reference says of the cases, by name: an empty text for those
+/// that agree. `None`, said aloud, where there is no Python.
+fn judged(cases: &[Case]) -> Option<BTreeMap<String, String>> {
+    let Some(python) = std::env::var_os("TIERLINE_PYTHON") else {
+        eprintln!("skipped: TIERLINE_PYTHON is not set; run cargo xtask test");
+        return None;
+    };
+    let mut child = Command::new(python)
+        .args(["-c", include_str!("reference.py")])
+        .env("OMP_NUM_THREADS", "1")
+        .env("OPENBLAS_NUM_THREADS", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("Python starts");
+    let lines: String = cases.iter().map(|c| serde_json::to_string(c).unwrap() + "\n").collect();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(lines.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().expect("Python reads the cases");
+    assert!(output.status.success(), "the reference failed");
+    let mut said = BTreeMap::new();
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let verdict: Verdict = serde_json::from_str(line).unwrap();
+        let fault = match (verdict.error, verdict.slope, verdict.engine) {
+            (Some(error), ..) => error,
+            (_, Some(slope), _) if !(slope <= SLOPE_MAX) => format!("the slope is off by {slope:.1e}"),
+            (_, _, Some(engine)) if !(engine <= ENGINE_MAX) => format!("the engine is off by {engine:.1e}"),
+            _ => String::new(),
+        };
+        said.insert(verdict.name, fault);
+    }
+    assert_eq!(said.len(), cases.len(), "the reference answers every case");
+    Some(said)
+}
+
+/// The model with inputs that say what to do, such as axes or bounds, made
+/// the constants that they are in real models.
+fn baked(model: &Model, data: &Path) -> Model {
+    let mut proto = model.proto().clone();
+    let graph = proto.graph.as_mut().unwrap();
+    let node = &graph.node[0];
+    let says = |name: &str| {
+        let position = node.input.iter().position(|i| i == name).unwrap_or(0);
+        matches!((node.op_type(), position), ("Resize" | "Clip" | "Pad", 1..) | ("Dropout", 1))
+    };
+    let mut kept = Vec::new();
+    for (position, input) in std::mem::take(&mut graph.input).into_iter().enumerate() {
+        let dtype = DataType::from_onnx(input.type_.tensor_type().elem_type());
+        if dtype.is_some_and(|d| d.is_float()) && !says(input.name()) {
+            kept.push((position, input));
+            continue;
+        }
+        let bytes = std::fs::read(data.join(format!("input_{position}.pb")));
+        let tensor = bytes.ok().and_then(|b| TensorProto::parse_from_bytes(&b).ok());
+        match tensor {
+            Some(mut tensor) => {
+                tensor.name = Some(input.name().to_owned());
+                graph.initializer.push(tensor);
+            }
+            None => kept.push((position, input)),
+        }
+    }
+    graph.input = kept.into_iter().map(|(_, input)| input).collect();
+    Model::from_proto(proto).unwrap_or_else(|_| model.clone())
+}
+
+/// Operator tests of the ONNX project on which a rule stands, or is known not
+/// to; the list may only shrink.
+#[test]
+fn rules_agree_with_finite_differences_on_the_operator_tests() {
+    let Some(folder) = asset("onnx-node-tests") else { return };
+    let temporary = tempfile::tempdir().unwrap();
+    let rules: BTreeSet<&str> = tierline_graph::gradient::operators().into_iter().collect();
+    let mut cases = Vec::new();
+    let mut refused: BTreeMap<String, String> = BTreeMap::new();
+    let mut tested: BTreeSet<String> = BTreeSet::new();
+    let mut names: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    for path in names {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let Ok(model) = Model::load(&path.join("model.onnx")) else { continue };
+        let narrow = |v: &tierline_graph::ValueInfo| matches!(v.dtype, Some(DataType::F16 | DataType::BF16));
+        if model.inputs().iter().chain(&model.outputs()).any(narrow) {
+            // Double precision can't be had of half.
+            continue;
+        }
+        let model = baked(&model, &path.join("test_data_set_0"));
+        if !model.graph().node.iter().any(|n| rules.contains(n.op_type())) {
+            continue;
+        }
+        match case(temporary.path(), &name, &model) {
+            Ok(Some(case)) => {
+                tested.extend(model.graph().node.iter().map(|n| n.op_type().to_owned()));
+                cases.push(Case { data: Some(path.join("test_data_set_0")), ..case });
+            }
+            Ok(None) => {}
+            Err(error) => drop(refused.insert(name, error.to_string())),
+        }
+    }
+    let Some(said) = judged(&cases) else { return };
+    let untested: Vec<&&str> = rules.iter().filter(|r| !tested.contains(**r)).collect();
+    let wrong: BTreeMap<&String, &String> = said.iter().filter(|(_, fault)| !fault.is_empty()).collect();
+    eprintln!("{} cases, {} agree, {} refused", said.len(), said.len() - wrong.len(), refused.len());
+    eprintln!("rules without an operator test: {untested:?}");
+    let mut all: BTreeMap<&String, &String> = refused.iter().collect();
+    all.extend(wrong);
+    for (name, fault) in all {
+        eprintln!("{name}: {fault}");
+    }
+}
