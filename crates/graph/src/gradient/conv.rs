@@ -134,9 +134,11 @@ fn conv_transpose(s: &mut Site) -> Gradients {
     let kernel = kernel(s)?;
     let mut window = Window::of_transposed(s, kernel)?;
     // What output_padding adds has no counterpart in the input: the
-    // convolution back would make one place too many of it.
+    // convolution back would make one place too many of it. Pads that follow
+    // from the output's size count it already.
+    let stated = !s.text("auto_pad").starts_with("SAME") && s.ints("output_shape").is_none();
     let extra = s.ints("output_padding").map_or_else(|| vec![0; window.axes()], <[i64]>::to_vec);
-    for (behind, extra) in window.behind.iter_mut().zip(&extra) {
+    for (behind, extra) in window.behind.iter_mut().zip(&extra).filter(|_| stated) {
         *behind -= extra;
     }
     let group = s.int_or("group", 1);

@@ -100,6 +100,7 @@ fn slice(s: &mut Site) -> Gradients {
     };
     let mut before = vec![0i64; rank];
     let mut from_end = vec![false; rank];
+    let mut done = vec![false; rank];
     for ((&start, &axis), &step) in starts.iter().zip(&axes).zip(&steps) {
         let axis = s.axis(axis, rank)?;
         if step == 1 {
@@ -112,6 +113,7 @@ fn slice(s: &mut Site) -> Gradients {
             let dx = by_place(s, &dx);
             return s.only(dx);
         };
+        done[axis] = true;
         let last = if step < 0 { size - 1 } else { size };
         let start = if start < 0 { start + size } else { start }.clamp(0, last);
         let (mut first, stride) = (start, step.abs());
@@ -131,7 +133,7 @@ fn slice(s: &mut Site) -> Gradients {
         }
     }
     if steps.contains(&1) {
-        dx = pad_to(s, &dx, x, &before, &from_end);
+        dx = pad_to(s, &dx, x, &before, &from_end, &done);
     }
     s.only(dx)
 }
@@ -186,12 +188,14 @@ fn pad_axis(s: &mut Site, x: &str, axis: usize, rank: usize, before: i64, behind
     s.op("Pad", &[x, &pads], &[])
 }
 
-/// Pads `dx` to the shape of `x`; `before` counts from the end where stated.
-fn pad_to(s: &mut Site, dx: &str, x: &str, before: &[i64], from_end: &[bool]) -> String {
+/// Pads `dx` to the shape of `x` on the axes that aren't done; `before` counts
+/// from the end where stated.
+fn pad_to(s: &mut Site, dx: &str, x: &str, before: &[i64], from_end: &[bool], done: &[bool]) -> String {
     let rank = before.len();
     let y = s.y(0);
     let shapes: Option<Vec<(i64, i64)>> = (0..rank)
         .map(|axis| match (s.shape(x)?.get(axis)?, s.shape(y)?.get(axis)?) {
+            _ if done[axis] => Some((0, 0)),
             (Dim::Known(a), Dim::Known(b)) => Some((*a as i64, *b as i64)),
             (a, b) if a == b && *a != Dim::Unknown && before[axis] == 0 => Some((0, 0)),
             _ => None,

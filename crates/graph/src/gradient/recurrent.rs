@@ -160,7 +160,7 @@ fn direction(s: &mut Site, index: i64, reverse: bool, gates: i64, hidden: i64) -
         s.zeros_like(&first)
     };
     let zero = zero_state(s, &h);
-    let mut state = |s: &mut Site, name: Option<String>| match name {
+    let state = |s: &mut Site, name: Option<String>| match name {
         Some(name) if !name.is_empty() => pick(s, &name, index, 0),
         _ => zero.clone(),
     };

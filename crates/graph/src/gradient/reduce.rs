@@ -95,7 +95,8 @@ fn extreme(s: &mut Site) -> Gradients {
     let dy = kept(s, &dy)?;
     let y = kept(s, s.y(0))?;
     let (won, winners) = winners(s, &y, |s, won| {
-        let keep = [("keepdims", Attribute::Int(1))];
+        let noop = s.int_or("noop_with_empty_axes", 0);
+        let keep = [("keepdims", Attribute::Int(1)), ("noop_with_empty_axes", Attribute::Int(noop))];
         if s.given(1) { s.op("ReduceSum", &[won, s.x(1)], &keep) } else { s.op("ReduceSum", &[won], &keep) }
     });
     let share = s.div(&dy, &winners);

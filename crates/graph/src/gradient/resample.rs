@@ -76,6 +76,11 @@ pub(super) fn resize(s: &mut Site) -> Gradients {
         if from == to && scale == 1.0 {
             continue;
         }
+        if s.text("coordinate_transformation_mode") == "align_corners" && (scale * from as f64).fract() != 0.0 {
+            return Err(Fault::new(
+                "engines differ on align_corners with a scale that gives no whole size; give sizes",
+            ));
+        }
         let rows = (0..to).map(|place| parts(s, place, from, to, scale)).collect::<Result<Rows, Fault>>()?;
         dx = back_along(s, &dx, axis, rank, &rows, from)?;
     }

@@ -69,10 +69,12 @@ impl Window {
             let (Some(size), Some(out)) = (s.dim(s.x(0), axis + 2), s.dim(s.y(0), axis + 2)) else {
                 return Err(Fault::new("its pads follow from sizes that are unknown; export with fixed sizes"));
             };
-            let total = (window.strides[axis] * (size - 1) + extra[axis] + window.reach(axis) - out).max(0);
-            let half = total / 2;
+            let total = window.strides[axis] * (size - 1) + extra[axis] + window.reach(axis) - out;
+            let half = total.max(0) / 2;
             let upper = s.text("auto_pad") == "SAME_UPPER";
-            window.before[axis] = if upper { half } else { total - half };
+            window.before[axis] = if upper { half } else { total.max(0) - half };
+            // Less than nothing is cut off where the output is larger than
+            // what the input covers.
             window.behind[axis] = total - window.before[axis];
         }
         Ok(window)

@@ -17,7 +17,7 @@ use tierline_graph::{DataType, Model};
 use crate::support::asset;
 
 /// How far a slope may be from the difference quotient, relatively.
-const SLOPE_MAX: f64 = 1e-4;
+const SLOPE_MAX: f64 = 2e-4;
 
 /// How far the engine's f32 gradients may be from the reference in f64.
 const ENGINE_MAX: f64 = 2e-4;
@@ -174,10 +174,37 @@ fn rules_agree_with_finite_differences_on_the_operator_tests() {
     let untested: Vec<&&str> = rules.iter().filter(|r| !tested.contains(**r)).collect();
     let wrong: BTreeMap<&String, &String> = said.iter().filter(|(_, fault)| !fault.is_empty()).collect();
     eprintln!("{} cases, {} agree, {} refused", said.len(), said.len() - wrong.len(), refused.len());
-    eprintln!("rules without an operator test: {untested:?}");
-    let mut all: BTreeMap<&String, &String> = refused.iter().collect();
-    all.extend(wrong);
-    for (name, fault) in all {
-        eprintln!("{name}: {fault}");
+    let mut failed: BTreeMap<&str, &str> = refused.iter().map(|(name, e)| (name.as_str(), e.as_str())).collect();
+    failed.extend(wrong.iter().map(|(name, e)| (name.as_str(), e.as_str())));
+    let known: Vec<&str> = include_str!("known.txt").lines().filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+    let is = |pattern: &str, name: &str| match pattern.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == pattern,
+    };
+    let mended: Vec<&&str> = known.iter().filter(|k| !failed.keys().any(|name| is(k, name))).collect();
+    let new: Vec<_> = failed.iter().filter(|(name, _)| !known.iter().any(|k| is(k, name))).collect();
+    assert!(new.is_empty(), "these fail and are not in known.txt: {new:#?}");
+    assert!(mended.is_empty(), "these work now; take them out of known.txt: {mended:?}");
+    assert!(untested.iter().all(|r| UNTESTED.contains(r)), "rules without an operator test: {untested:?}");
+}
+
+/// Rules without an operator test in single precision; random models have
+/// them.
+const UNTESTED: &[&str] = &["Trilu"];
+
+/// Random models of every kind of operator whose rule looks at sizes.
+#[test]
+fn rules_agree_with_finite_differences_on_random_models() {
+    let temporary = tempfile::tempdir().unwrap();
+    let mut cases = Vec::new();
+    for (name, model) in cases::random(1) {
+        match case(temporary.path(), &name, &model) {
+            Ok(Some(case)) => cases.push(case),
+            Ok(None) => panic!("{name}: nothing to differentiate"),
+            Err(error) => panic!("{name}: {error}"),
+        }
     }
+    let Some(said) = judged(&cases) else { return };
+    let wrong: BTreeMap<_, _> = said.iter().filter(|(_, fault)| !fault.is_empty()).collect();
+    assert!(wrong.is_empty(), "of {} random models {} are wrong: {wrong:#?}", said.len(), wrong.len());
 }
