@@ -5,7 +5,10 @@
 //! [`Builder`].
 
 use protobuf::MessageField;
-use tierline_graph::onnx::{self, attribute_proto::AttributeType, type_proto};
+use tierline_graph::constant::tensor_to_proto;
+pub use tierline_graph::emit::Attribute;
+use tierline_graph::emit::attribute;
+use tierline_graph::onnx::{self, type_proto};
 use tierline_graph::{DataType, Elements, Model, Tensor};
 
 use crate::Bn;
@@ -21,16 +24,6 @@ pub struct Value {
     /// Size of the axis that layers mix: channels in `[batch, channels,
     /// height, width]`, else the last axis.
     pub width: u64,
-}
-
-/// An attribute of a node.
-#[derive(Debug, Clone)]
-#[allow(missing_docs)]
-pub enum Attribute {
-    Int(i64),
-    Ints(Vec<i64>),
-    Float(f32),
-    Text(&'static str),
 }
 
 /// A two-dimensional convolution, square in every respect.
@@ -165,7 +158,7 @@ impl Builder {
     pub fn constant(&mut self, tensor: &Tensor) -> Value {
         let name = format!("w{}", self.graph.initializer.len());
         let width = tensor.shape().last().map_or(0, |&w| w as u64);
-        self.graph.initializer.push(tensor_proto(&name, tensor));
+        self.graph.initializer.push(tensor_to_proto(&name, tensor));
         Value { name, width }
     }
 
@@ -276,42 +269,6 @@ impl Builder {
 pub(crate) fn tensor(shape: &[u64], elements: Elements) -> Tensor {
     let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
     Tensor::new(shape, elements).expect("the zoo's weights have their shapes")
-}
-
-/// A constant as ONNX writes it.
-pub(crate) fn tensor_proto(name: &str, tensor: &Tensor) -> onnx::TensorProto {
-    onnx::TensorProto {
-        name: Some(name.to_owned()),
-        dims: tensor.shape().iter().map(|&d| d as i64).collect(),
-        data_type: Some(tensor.dtype().to_onnx()),
-        raw_data: tensor.to_bytes(),
-        ..Default::default()
-    }
-}
-
-/// An attribute as ONNX writes it.
-pub(crate) fn attribute(name: &str, value: &Attribute) -> onnx::AttributeProto {
-    let mut proto = onnx::AttributeProto { name: Some(name.to_owned()), ..Default::default() };
-    let kind = match value {
-        Attribute::Int(i) => {
-            proto.i = Some(*i);
-            AttributeType::INT
-        }
-        Attribute::Ints(ints) => {
-            proto.ints.clone_from(ints);
-            AttributeType::INTS
-        }
-        Attribute::Float(f) => {
-            proto.f = Some(*f);
-            AttributeType::FLOAT
-        }
-        Attribute::Text(text) => {
-            proto.s = Some(text.as_bytes().into());
-            AttributeType::STRING
-        }
-    };
-    proto.type_ = Some(kind as i32);
-    proto
 }
 
 fn value_info(name: &str, dtype: DataType, axes: &[&str]) -> onnx::ValueInfoProto {

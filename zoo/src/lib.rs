@@ -17,13 +17,15 @@ mod bert;
 mod mobilenet;
 mod resnet;
 mod small;
+mod training;
 mod unet;
 mod vit;
 
 pub use bert::minilm;
 pub use mobilenet::mobilenet_v2;
-pub use resnet::{resnet18, resnet50};
+pub use resnet::{resnet18, resnet18_small, resnet50};
 pub use small::{lenet, lstm, mlp};
+pub use training::{mlp_wide, mobilenet_v2_small, text_classifier};
 pub use unet::unet_small;
 pub use vit::vit_tiny;
 
@@ -93,8 +95,21 @@ pub const MODELS: &[Entry] = &[
     ("minilm", minilm),
 ];
 
+/// Architectures in the sizes at which training is measured, and the batch.
+pub const TRAINED: &[(Entry, u64)] = &[
+    (("mlp_wide", mlp_wide), 64),
+    (("lenet", lenet), 64),
+    (("resnet18_small", resnet18_small), 32),
+    (("mobilenet_v2_small", mobilenet_v2_small), 16),
+    (("text_classifier", text_classifier), 16),
+];
+
 /// The architecture of this name.
 #[must_use]
 pub fn by_name(name: &str, options: &Options) -> Option<Model> {
-    MODELS.iter().find(|(n, _)| *n == name).map(|(_, build)| build(options))
+    MODELS
+        .iter()
+        .chain(TRAINED.iter().map(|(entry, _)| entry))
+        .find(|(n, _)| *n == name)
+        .map(|(_, build)| build(options))
 }

@@ -10,7 +10,10 @@ use std::collections::{HashMap, HashSet};
 use tierline_graph::onnx::{GraphProto, NodeProto, TensorProto};
 use tierline_graph::{Elements, Model, Tensor};
 
-use crate::build::{Attribute, attribute, tensor, tensor_proto};
+use tierline_graph::constant::tensor_to_proto;
+use tierline_graph::emit::attribute;
+
+use crate::build::{Attribute, tensor};
 
 /// Operators that take quantised inputs.
 const QUANTISED: &[&str] = &["Conv", "Gemm", "Add", "MaxPool", "GlobalAveragePool"];
@@ -120,7 +123,7 @@ impl Writer<'_> {
     }
 
     fn constant(&mut self, name: String, tensor: &Tensor) -> String {
-        self.graph.initializer.push(tensor_proto(&name, tensor));
+        self.graph.initializer.push(tensor_to_proto(&name, tensor));
         name
     }
 

@@ -40,7 +40,7 @@ fn split(s: &mut Site, dy: &str, below: &str) -> String {
 fn relu(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let positive = positive(s, s.y(0));
-    let dx = s.only_where(&positive, &dy);
+    let dx = s.masked(&positive, &dy);
     s.only(dx)
 }
 
@@ -71,7 +71,7 @@ fn thresholded_relu(s: &mut Site) -> Gradients {
     let alpha = s.float_or("alpha", 1.0);
     let alpha = s.num(alpha);
     let above = s.op("Greater", &[s.x(0), &alpha], &[]);
-    let dx = s.only_where(&above, &dy);
+    let dx = s.masked(&above, &dy);
     s.only(dx)
 }
 
@@ -123,7 +123,7 @@ fn hard_sigmoid(s: &mut Site) -> Gradients {
     let above = s.op("Greater", &[s.y(0), &zero], &[]);
     let below = s.op("Less", &[s.y(0), &one], &[]);
     let within = s.op("And", &[&above, &below], &[]);
-    let dx = s.only_where(&within, &slope);
+    let dx = s.masked(&within, &slope);
     s.only(dx)
 }
 

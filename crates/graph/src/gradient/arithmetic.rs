@@ -224,13 +224,21 @@ fn clip(s: &mut Site) -> Gradients {
     if s.wants(1) || s.wants(2) {
         return Err(Fault::new("its bounds are trained; freeze them"));
     }
-    let mut dx = s.dy()?;
+    let dy = s.dy()?;
+    let mut held: Option<String> = None;
     for (i, within) in [(1, "GreaterOrEqual"), (2, "LessOrEqual")] {
         if s.given(i) {
             let within = s.op(within, &[s.x(0), s.x(i)], &[]);
-            dx = s.only_where(&within, &dx);
+            held = Some(match held {
+                Some(other) => s.op("And", &[&other, &within], &[]),
+                None => within,
+            });
         }
     }
+    let dx = match held {
+        Some(within) => s.masked(&within, &dy),
+        None => dy,
+    };
     s.only(dx)
 }
 

@@ -38,14 +38,27 @@ fn input(s: &mut Site, dy: &str, window: &Window, group: i64) -> String {
     let w = s.x(1);
     let fits = (0..window.axes()).all(|a| window.before[a] < window.reach(a) && window.behind[a] < window.reach(a));
     let unit = window.strides.iter().all(|&stride| stride == 1);
-    if !unit || group != 1 || !fits {
+    let axes = window.axes();
+    let shape = s.fixed(w);
+    let (Some(shape), true) = (shape, unit && fits) else {
         return window.spread(s, dy, w, group);
-    }
+    };
     // With stride 1 the transpose is a convolution by the flipped kernel,
     // which engines compute in one blocked pass.
-    let axes = window.axes();
-    let perm: Vec<usize> = [1, 0].into_iter().chain(2..2 + axes).collect();
-    let mut flipped = s.transpose(w, &perm);
+    let mut flipped = if group > 1 && shape[1] == 1 && shape[0] == group {
+        w.to_owned()
+    } else if group > 1 {
+        // Input and output channels change places within each group.
+        let apart = [&[group, shape[0] / group, shape[1]], &shape[2..]].concat();
+        let apart = s.reshape(w, &apart);
+        let perm: Vec<usize> = [0, 2, 1].into_iter().chain(3..3 + axes).collect();
+        let turned = s.transpose(&apart, &perm);
+        let joined = [&[group * shape[1], shape[0] / group], &shape[2..]].concat();
+        s.reshape(&turned, &joined)
+    } else {
+        let perm: Vec<usize> = [1, 0].into_iter().chain(2..2 + axes).collect();
+        s.transpose(w, &perm)
+    };
     if window.kernel.iter().any(|&k| k > 1) {
         let starts = s.out.ints(&vec![-1; axes]);
         let ends = s.out.ints(&vec![i64::MIN; axes]);
@@ -56,7 +69,7 @@ fn input(s: &mut Site, dy: &str, window: &Window, group: i64) -> String {
     }
     let around = |pads: &[i64]| (0..axes).map(|a| window.reach(a) - 1 - pads[a]).collect();
     let back = Window { before: around(&window.before), behind: around(&window.behind), ..window.clone() };
-    s.op("Conv", &[dy, &flipped], &back.attributes(1))
+    s.op("Conv", &[dy, &flipped], &back.attributes(group))
 }
 
 /// Gradient of the weight, `[out, in / group, kernel..]`.
@@ -69,15 +82,25 @@ fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String,
     if group > 1 && each == 1 && out == group {
         return Ok(depthwise(s, dy, window, &padded, &shape));
     }
-    let columns = columns(s, window, &padded, each, group);
     let taps = window.kernel.iter().product::<i64>();
-    // dY [batch, (group,) out / group, places] times columns transposed.
-    let flat = if group == 1 { vec![0, out, -1] } else { vec![0, group, out / group, -1] };
-    let dy = s.reshape(dy, &flat);
-    let rank = flat.len();
-    let other = s.swapped(&columns, rank);
-    let product = s.matmul(&dy, &other);
-    let sum = s.sum(&product, &[0], false);
+    let sum = if group == 1 {
+        // One product over all examples and places: [out, examples * places]
+        // by what each place saw.
+        let front: Vec<usize> = [1, 0].into_iter().chain(2..2 + window.axes()).collect();
+        let padded = s.transpose(&padded, &front);
+        let columns = columns(s, window, &padded, 0, &[taps * each, -1]);
+        let dy = s.transpose(dy, &front);
+        let dy = s.reshape(&dy, &[out, -1]);
+        let other = s.swapped(&columns, 2);
+        s.matmul(&dy, &other)
+    } else {
+        let part = [0, group, each, -1];
+        let columns = columns_by_group(s, window, &padded, &part);
+        let dy = s.reshape(dy, &[0, group, out / group, -1]);
+        let other = s.swapped(&columns, 4);
+        let product = s.matmul(&dy, &other);
+        s.sum(&product, &[0], false)
+    };
     if taps == 1 {
         return Ok(s.reshape(&sum, &shape));
     }
@@ -87,25 +110,29 @@ fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String,
     Ok(s.reshape(&turned, &shape))
 }
 
-/// What each place of the output saw: `[batch, (group,) taps * channels, places]`.
-fn columns(s: &mut Site, window: &Window, padded: &str, each: i64, group: i64) -> String {
-    let part = if group == 1 { vec![0, each, -1] } else { vec![0, group, each, -1] };
+/// What each place of the output saw, tap by tap along `axis`, in `shape`.
+fn columns(s: &mut Site, window: &Window, padded: &str, axis: i64, shape: &[i64]) -> String {
     if window.is_point() {
-        return s.reshape(padded, &part);
+        return s.reshape(padded, shape);
     }
-    let seen: Vec<String> = window
-        .positions()
-        .iter()
-        .map(|position| {
-            let seen = window.seen_at(s, padded, position, s.y(0));
-            s.reshape(&seen, &part)
-        })
-        .collect();
+    let seen: Vec<String> =
+        window.positions().iter().map(|position| window.seen_at(s, padded, position, s.y(0))).collect();
     let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
-    if seen.len() == 1 {
-        return seen[0].to_owned();
+    let all =
+        if seen.len() == 1 { seen[0].to_owned() } else { s.op("Concat", &seen, &[("axis", Attribute::Int(axis))]) };
+    s.reshape(&all, shape)
+}
+
+/// The same, `[batch, group, taps * channels, places]`; `part` is the shape of
+/// one tap.
+fn columns_by_group(s: &mut Site, window: &Window, padded: &str, part: &[i64]) -> String {
+    let mut seen = Vec::new();
+    for position in window.positions() {
+        let tap = window.seen_at(s, padded, &position, s.y(0));
+        seen.push(s.reshape(&tap, part));
     }
-    s.op("Concat", &seen, &[("axis", Attribute::Int(part.len() as i64 - 2))])
+    let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
+    if seen.len() == 1 { seen[0].to_owned() } else { s.op("Concat", &seen, &[("axis", Attribute::Int(2))]) }
 }
 
 /// One channel, one kernel: a weighted sum per tap.

@@ -199,7 +199,15 @@ impl<'a> Site<'a> {
         self.sub(&value, a)
     }
 
-    /// `gradient` where `condition` holds, else zero.
+    /// `gradient` where `condition` holds, else zero; as a product, which
+    /// engines compute several times faster than a choice.
+    pub(super) fn masked(&mut self, condition: &str, gradient: &str) -> String {
+        let dtype = i64::from(self.dtype(self.y(0)).to_onnx());
+        let mask = self.op("Cast", &[condition], &[("to", Attribute::Int(dtype))]);
+        self.mul(gradient, &mask)
+    }
+
+    /// `gradient` where `condition` holds, else zero, whatever it is there.
     pub(super) fn only_where(&mut self, condition: &str, gradient: &str) -> String {
         let zero = self.num(0.0);
         self.op("Where", &[condition, gradient, &zero], &[])
