@@ -25,6 +25,7 @@ mod ort;
 pub mod profiler;
 mod refuse;
 mod rten;
+mod stateful;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ pub use discover::{Choice, Considered, Discovered, Outcome, Search, discover};
 pub use error::EngineError;
 pub use evaluate::Evaluator;
 pub use options::{LoadOptions, Provider, ProviderError, ProviderKind};
+pub use stateful::{StateSlot, Stateful};
 
 /// Something that loads ONNX models.
 pub trait Engine: Send + Sync {
@@ -50,6 +52,21 @@ pub trait Engine: Send + Sync {
     /// [`EngineError::Refused`] when the engine can't run the model or is
     /// known to get it wrong; [`EngineError::ProviderUnavailable`].
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError>;
+
+    /// Prepares a model with state, such as a training step: `state` is given
+    /// in the order of `slots`, and moves on with every run.
+    ///
+    /// # Errors
+    /// As [`Engine::load`]; also when there isn't one tensor for each slot.
+    fn load_stateful(
+        &self,
+        model: &Model,
+        options: &LoadOptions,
+        slots: &[StateSlot],
+        state: Vec<Tensor>,
+    ) -> Result<Box<dyn Stateful>, EngineError> {
+        Ok(Box::new(stateful::Swapped::new(self.load(model, options)?, slots, state)?))
+    }
 }
 
 /// A model ready to run.

@@ -17,6 +17,7 @@ use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 
 use crate::error::{EngineError, guarded};
 use crate::options::{LoadOptions, Provider, ProviderKind};
+use crate::stateful::{self, StateSlot, Stateful};
 use crate::{Engine, Session, inputs, library, refuse};
 
 pub(crate) const NAME: &str = "onnxruntime";
@@ -94,6 +95,27 @@ impl Engine for OnnxRuntime {
     }
 
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+        Ok(Box::new(self.loaded(model, options)?))
+    }
+
+    fn load_stateful(
+        &self,
+        model: &Model,
+        options: &LoadOptions,
+        slots: &[StateSlot],
+        state: Vec<Tensor>,
+    ) -> Result<Box<dyn Stateful>, EngineError> {
+        let loaded = self.loaded(model, options)?;
+        stateful::check_state(slots, &state, &state)?;
+        let values = slots.iter().zip(&state).map(|(slot, t)| owned(&slot.input, t)).collect::<Result<_, _>>()?;
+        let inputs = stateful::others(&loaded.inputs, |name| slots.iter().any(|s| s.input == name));
+        let outputs = stateful::others(&loaded.outputs, |name| slots.iter().any(|s| s.output == name));
+        Ok(Box::new(Kept { session: loaded.session, inputs, outputs, slots: slots.to_vec(), values, next: Vec::new() }))
+    }
+}
+
+impl OnnxRuntime {
+    fn loaded(&self, model: &Model, options: &LoadOptions) -> Result<Loaded, EngineError> {
         refuse::check(NAME, model)?;
         let bytes = model.to_bytes().map_err(|e| EngineError::Prepare { reason: e.to_string() })?;
         guarded(NAME, "loading the model", || {
@@ -104,12 +126,10 @@ impl Engine for OnnxRuntime {
             };
             let inputs = all(session.inputs(), &model.inputs())?;
             let outputs = all(session.outputs(), &model.outputs())?;
-            Ok(Box::new(Loaded { session, inputs, outputs, notes }) as Box<dyn Session>)
+            Ok(Loaded { session, inputs, outputs, notes })
         })
     }
-}
 
-impl OnnxRuntime {
     fn builder(&self, options: &LoadOptions) -> Result<(SessionBuilder, Vec<String>), EngineError> {
         let level = if options.optimize { GraphOptimizationLevel::All } else { GraphOptimizationLevel::Disable };
         let mut builder = OrtSession::builder(&self.environment)
@@ -273,6 +293,94 @@ impl Session for Loaded {
             Ok(())
         })
     }
+}
+
+/// A session whose state never leaves the runtime: what a run made is what
+/// the next takes.
+struct Kept {
+    session: OrtSession,
+    inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
+    slots: Vec<StateSlot>,
+    values: Vec<DynValue>,
+    /// What the last run made of them; empty when it is taken over.
+    next: Vec<DynValue>,
+}
+
+impl Stateful for Kept {
+    fn inputs(&self) -> &[ValueInfo] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[ValueInfo] {
+        &self.outputs
+    }
+
+    fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
+        let ordered = inputs::in_order(&self.inputs, given)?;
+        guarded(NAME, "running the model", || {
+            let mut values = self
+                .inputs
+                .iter()
+                .zip(&ordered)
+                .map(|(value, tensor)| Ok((Cow::from(value.name.as_str()), view(&value.name, tensor)?)))
+                .collect::<Result<Vec<_>, EngineError>>()?;
+            let state = self.slots.iter().zip(&self.values);
+            values.extend(state.map(|(slot, value)| (Cow::from(slot.input.as_str()), value.into())));
+            let mut made = self.session.run(values).map_err(|e| failed(&e))?;
+            let taken = self
+                .outputs
+                .iter()
+                .enumerate()
+                .map(|(i, value)| {
+                    let previous = outputs.get_mut(i).map(|slot| std::mem::replace(slot, empty()));
+                    take(&value.name, &made[value.name.as_str()], previous)
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let mut next = Vec::with_capacity(self.slots.len());
+            for slot in &self.slots {
+                let missing = || EngineError::Run { engine: NAME, reason: format!("no output `{}`", slot.output) };
+                next.push(made.remove(&slot.output).ok_or_else(missing)?);
+            }
+            self.next = next;
+            *outputs = taken;
+            Ok(())
+        })
+    }
+
+    fn advance(&mut self) {
+        if !self.next.is_empty() {
+            self.values = std::mem::take(&mut self.next);
+        }
+    }
+
+    fn state(&self) -> Result<Vec<Tensor>, EngineError> {
+        self.slots.iter().zip(&self.values).map(|(slot, value)| take(&slot.input, value, None)).collect()
+    }
+
+    fn set_state(&mut self, state: &[Tensor]) -> Result<(), EngineError> {
+        stateful::check_state(&self.slots, &self.state()?, state)?;
+        let values = self.slots.iter().zip(state).map(|(slot, t)| owned(&slot.input, t));
+        self.values = values.collect::<Result<_, _>>()?;
+        self.next.clear();
+        Ok(())
+    }
+}
+
+/// A copy of a tensor that the runtime keeps.
+fn owned(name: &str, tensor: &Tensor) -> Result<DynValue, EngineError> {
+    let shape = tensor.shape().to_vec();
+    let made = match tensor.elements() {
+        Elements::F32(v) => ::ort::value::Tensor::from_array((shape, v.clone())).map(|t| t.into_dyn()),
+        Elements::F64(v) => ::ort::value::Tensor::from_array((shape, v.clone())).map(|t| t.into_dyn()),
+        Elements::I64(v) => ::ort::value::Tensor::from_array((shape, v.clone())).map(|t| t.into_dyn()),
+        Elements::I32(v) => ::ort::value::Tensor::from_array((shape, v.clone())).map(|t| t.into_dyn()),
+        other => {
+            let reason = format!("state `{name}` is {}; state is f32, f64, i32 or i64", other.dtype());
+            return Err(EngineError::Prepare { reason });
+        }
+    };
+    made.map_err(|e| failed(&e))
 }
 
 fn empty() -> Tensor {

@@ -1,9 +1,25 @@
 //! Local training: data sets, batches, the loop around the step graph.
 //!
 //! [`data`] reads data sets of the usual formats, makes batches of them ahead
-//! of the loop, and shares them out to clients of federated experiments. It
-//! knows tensors, no models. Start at [`data::Source`].
+//! of the loop, and shares them out to clients of federated experiments. A
+//! [`Trainer`] holds a model's training step in an engine; [`run`](fn@run)
+//! drives it over epochs, with evaluation and checkpoints. A [`Job`] says all
+//! of it in a file. Start at [`data::Source`] and [`run`](fn@run).
 
 #![forbid(unsafe_code)]
 
+pub mod chart;
+pub mod checkpoint;
 pub mod data;
+pub mod init;
+pub mod job;
+
+mod error;
+mod run;
+mod trainer;
+
+pub use checkpoint::Checkpoint;
+pub use error::TrainError;
+pub use job::Job;
+pub use run::{Epoch, Event, Outcome, RunOptions, run};
+pub use trainer::{Scores, StepReport, Trainer};

@@ -33,6 +33,10 @@ pub struct Slot {
     pub output: String,
     /// What it is.
     pub role: Role,
+    /// Of a parameter, the tensor within the graph that is its gradient,
+    /// before clipping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gradient: Option<String>,
 }
 
 /// Inputs and outputs of a step.

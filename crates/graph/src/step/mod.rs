@@ -10,6 +10,7 @@
 //! Start at [`trainable`] and [`Step`].
 
 mod dropout;
+mod evaluate;
 mod loss;
 mod metadata;
 mod normalise;
@@ -19,6 +20,7 @@ mod schedule;
 
 use std::collections::{BTreeMap, HashMap};
 
+pub use evaluate::{Evaluation, deployed, evaluation, probe};
 pub use loss::{Loss, Targets};
 pub use metadata::{METADATA, Role, Slot, Spec};
 pub use optimizer::{Clip, Moments, Optimizer};
@@ -202,13 +204,14 @@ pub fn trainable(model: &Model, recipe: &Recipe) -> Result<Step, StepError> {
         if let Some(initial) = update.initial {
             defaults.push(tensor_to_proto(&update.input, &initial));
         }
-        spec.state.push(Slot { input: update.input, output: next, role: update.role });
+        let gradient = gradients.get(&update.input).filter(|_| update.role == Role::Parameter).cloned();
+        spec.state.push(Slot { input: update.input, output: next, role: update.role, gradient });
     }
     let one = out.int(1);
     let next = out.name("step.next");
     out.named("Add", &[STEP, &one], &[&next], &[]);
     defaults.push(tensor_to_proto(STEP, &Tensor::new([], Elements::I64(vec![0])).expect("a scalar")));
-    spec.state.push(Slot { input: STEP.to_owned(), output: next, role: Role::Counter });
+    spec.state.push(Slot { input: STEP.to_owned(), output: next, role: Role::Counter, gradient: None });
     for (name, value) in [("learning_rate", &rate), ("gradient_norm", &clipped.norm)] {
         let output = out.name(name);
         out.named("Identity", &[value], &[&output], &[]);
@@ -225,6 +228,14 @@ pub fn trainable(model: &Model, recipe: &Recipe) -> Result<Step, StepError> {
     // A second look: shapes of the whole must agree.
     crate::infer::infer_types(&model)?;
     Ok(Step { model: tidy(model)?, spec })
+}
+
+/// Names of a model's weights, those that match a pattern of `freeze` left out.
+///
+/// # Errors
+/// When there are none, or a pattern matches none.
+pub fn parameters(model: &Model, freeze: &[String]) -> Result<Vec<String>, StepError> {
+    parameters::find(model, freeze)
 }
 
 /// The counter's input.
@@ -320,13 +331,13 @@ impl Step {
         Ok((Model::from_proto(proto)?, initial))
     }
 
-    /// `model`, which the step was made of, with the state's weights and
-    /// statistics in place of its own.
+    /// `model`, which the step was made of, for use, with the state's weights
+    /// and statistics in place of its own.
     ///
     /// # Errors
     /// When the state doesn't fit the model.
     pub fn export(&self, model: &Model, state: &[Tensor]) -> Result<Model, StepError> {
-        let mut proto = model.proto().clone();
+        let mut proto = deployed(model)?.proto;
         let graph = proto.graph.mut_or_insert_default();
         for (slot, tensor) in self.spec.state.iter().zip(state) {
             if !matches!(slot.role, Role::Parameter | Role::Statistic) {

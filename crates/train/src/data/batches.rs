@@ -49,6 +49,14 @@ impl Default for BatchOptions {
     }
 }
 
+impl BatchOptions {
+    /// The same scaling, every example once, in order and as it is.
+    #[must_use]
+    pub fn for_evaluation(&self) -> Self {
+        Self { shuffle: false, last: Last::Keep, augment: Augment::default(), ..self.clone() }
+    }
+}
+
 /// What becomes of the last batch of an epoch when examples run out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -7,4 +7,5 @@ mod formats;
 mod mutations;
 mod partitions;
 mod samples;
+mod training;
 mod views;

@@ -1,0 +1,111 @@
+//! Why training can't start, stops, or can't be taken up again.
+
+use std::path::PathBuf;
+
+use tierline_engine::EngineError;
+use tierline_graph::step::StepError;
+use tierline_graph::{LoadError, TensorError};
+
+use crate::data::DataError;
+
+/// Why training failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The model can't be trained.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// The engine can't run the step.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The data set can't be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The trained model isn't valid.
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    /// Tensors that don't fit.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// Training feeds one input.
+    #[error("the model takes {} inputs ({}); a data set feeds one: train a model with one input", .inputs.len(), .inputs.join(", "))]
+    Inputs {
+        /// Their names.
+        inputs: Vec<String>,
+    },
+    /// Examples that don't fit the model's input.
+    #[error("examples of the data set are {example:?}; input `{input}` takes {takes}: {hint}")]
+    Example {
+        /// Shape of one example.
+        example: Vec<usize>,
+        /// The model's input.
+        input: String,
+        /// Its shape.
+        takes: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Targets of another kind than the loss takes.
+    #[error("loss {loss} takes {takes}; the data set has {has}")]
+    Targets {
+        /// The loss.
+        loss: &'static str,
+        /// What it takes.
+        takes: String,
+        /// What the data set has.
+        has: String,
+    },
+    /// More classes in the data than the model tells apart.
+    #[error(
+        "the data set has {classes} classes; output `{output}` tells {outputs} apart: train a model with {classes} outputs"
+    )]
+    Classes {
+        /// Classes of the data set.
+        classes: usize,
+        /// The model's output.
+        output: String,
+        /// Classes it has.
+        outputs: u64,
+    },
+    /// Numbers that overflowed or never were.
+    #[error(
+        "step {step}: {tensor} is not finite, the first that isn't; lower the learning rate, clip the gradients, or \
+         look at the batch (epoch {epoch}, batch {batch}, both from 0)"
+    )]
+    NotFinite {
+        /// Steps taken before.
+        step: i64,
+        /// What isn't finite.
+        tensor: String,
+        /// The epoch.
+        epoch: u64,
+        /// The batch within it.
+        batch: usize,
+    },
+    /// A number outside of its range.
+    #[error("{what} is {value}; it must be {range}")]
+    Range {
+        /// What.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// A checkpoint can't be read or written.
+    #[error("checkpoint {path:?}: {reason}")]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A picture of the curves can't be written.
+    #[error("cannot write {path:?}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}

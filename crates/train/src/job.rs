@@ -1,0 +1,233 @@
+//! A training job, as its file says it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tierline_graph::step::{Clip, Decay, Loss, Optimizer, Recipe, Schedule};
+
+use crate::data::{Augment, BatchOptions, Last, Normalize};
+use crate::error::TrainError;
+use crate::run::RunOptions;
+
+/// A training job: what to train, on what, and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// The ONNX file, seen from the job's own folder.
+    pub model: PathBuf,
+    /// Where weights come from.
+    #[serde(default)]
+    pub weights: Weights,
+    /// Data sets, by the names under which this node has them.
+    pub data: Data,
+    /// How often every example is seen.
+    pub epochs: u64,
+    /// Decides fresh weights, the order of examples, their variation and
+    /// dropout.
+    #[serde(default)]
+    pub seed: u64,
+    /// How batches are made.
+    #[serde(default)]
+    pub batch: Batching,
+    /// What is to become small.
+    #[serde(default = "cross_entropy")]
+    pub loss: Loss,
+    /// The output that the loss is about; the first unless said.
+    pub output: Option<String>,
+    /// How weights follow their gradients.
+    pub optimizer: Optimizer,
+    /// Learning rate over time.
+    pub schedule: Pace,
+    /// Bounds on gradients.
+    pub clip: Option<Clip>,
+    /// Patterns (`*` any characters, `?` one) of weights that stay as they are.
+    #[serde(default)]
+    pub freeze: Vec<String>,
+    /// Epochs between two evaluations.
+    #[serde(default = "one")]
+    pub evaluate_every: u64,
+    /// Steps between two checkpoints, besides those behind each epoch.
+    #[serde(default)]
+    pub checkpoint_every: u64,
+}
+
+fn cross_entropy() -> Loss {
+    Recipe::default().loss
+}
+
+fn one() -> u64 {
+    1
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// From the model's file.
+    #[default]
+    Keep,
+    /// Drawn anew from the seed.
+    Fresh,
+}
+
+/// The data sets of a job.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// What is learned from: its split `train`, if it has one.
+    pub train: String,
+    /// What is held out: a data set, or the split `test` of `train`, if there
+    /// is one.
+    pub test: Option<String>,
+    /// Share of the examples to hold out where there is no test set.
+    pub hold_out: Option<f64>,
+}
+
+/// How batches are made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batching {
+    /// Examples of a batch.
+    pub size: usize,
+    /// Whether each epoch takes the examples in another order.
+    pub shuffle: bool,
+    /// What becomes of a last batch with fewer examples.
+    pub last: Last,
+    /// How examples are varied.
+    pub augment: Augment,
+    /// Mean and deviation taken out of the scaled features: stated, or
+    /// measured on the training examples.
+    pub normalize: Option<Normalization>,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        let BatchOptions { size, shuffle, last, augment, .. } = BatchOptions::default();
+        Self { size, shuffle, last, augment, normalize: None }
+    }
+}
+
+/// What is taken out of features.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Normalization {
+    /// `"measured"`: of the training examples.
+    Measured(Measured),
+    /// These numbers.
+    Stated(Normalize),
+}
+
+/// The word `measured`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Measured {
+    /// Of the training examples.
+    Measured,
+}
+
+/// Learning rate over time, counted in epochs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pace {
+    /// The rate where nothing raises or lowers it.
+    pub rate: f64,
+    /// Epochs over which the rate rises in a line.
+    #[serde(default)]
+    pub warmup: f64,
+    /// What happens then.
+    #[serde(default)]
+    pub decay: Fall,
+}
+
+/// How a learning rate falls.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Fall {
+    /// Not at all.
+    #[default]
+    Constant,
+    /// By `factor` every `every` epochs.
+    Step {
+        /// Epochs between two falls.
+        every: f64,
+        /// What the rate is multiplied by.
+        factor: f64,
+    },
+    /// By `factor` over every epoch, a little at each step.
+    Exponential {
+        /// What the rate is multiplied by.
+        factor: f64,
+    },
+    /// In a line to `last` at the end of the job.
+    Linear {
+        /// The last rate.
+        #[serde(default)]
+        last: f64,
+    },
+    /// Along half a cosine to `last` at the end of the job.
+    Cosine {
+        /// The last rate.
+        #[serde(default)]
+        last: f64,
+    },
+}
+
+impl Job {
+    /// The schedule in steps, where an epoch has `per_epoch`.
+    #[must_use]
+    pub fn schedule(&self, per_epoch: usize) -> Schedule {
+        let steps = |epochs: f64| (epochs * per_epoch as f64).round().max(0.0) as u64;
+        let all = self.epochs.saturating_mul(per_epoch as u64);
+        let warmup = steps(self.schedule.warmup);
+        let decay = match self.schedule.decay {
+            Fall::Constant => Decay::Constant,
+            Fall::Step { every, factor } => Decay::Step { every: steps(every).max(1), factor },
+            Fall::Exponential { factor } => Decay::Exponential { factor: factor.powf(1.0 / per_epoch.max(1) as f64) },
+            Fall::Linear { last } => Decay::Linear { steps: all.max(warmup + 1), last },
+            Fall::Cosine { last } => Decay::Cosine { steps: all.max(warmup + 1), last },
+        };
+        Schedule { rate: self.schedule.rate, warmup, decay }
+    }
+
+    /// What the step graph is made by, where an epoch has `per_epoch` steps.
+    #[must_use]
+    pub fn recipe(&self, per_epoch: usize) -> Recipe {
+        Recipe {
+            loss: self.loss.clone(),
+            output: self.output.clone(),
+            optimizer: self.optimizer.clone(),
+            schedule: self.schedule(per_epoch),
+            clip: self.clip,
+            freeze: self.freeze.clone(),
+            seed: self.seed,
+        }
+    }
+
+    /// How the run goes; `normalize` is what was stated or measured.
+    ///
+    /// # Errors
+    /// When a number is outside of its range.
+    pub fn options(&self, normalize: Option<Normalize>) -> Result<RunOptions, TrainError> {
+        if self.epochs == 0 {
+            return Err(TrainError::Range { what: "epochs", value: "0".into(), range: "at least 1" });
+        }
+        let Batching { size, shuffle, last, augment, .. } = self.batch.clone();
+        Ok(RunOptions {
+            epochs: self.epochs,
+            batch: BatchOptions { size, shuffle, last, seed: self.seed, augment, normalize },
+            evaluate_every: self.evaluate_every,
+            checkpoint_every: self.checkpoint_every,
+        })
+    }
+
+    /// The job as text that is the same for jobs of which one may go on where
+    /// the other stopped: how long they run and how often they look or save
+    /// doesn't count, unless the schedule leads to the last epoch.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let ends = matches!(self.schedule.decay, Fall::Linear { .. } | Fall::Cosine { .. });
+        let epochs = if ends { self.epochs } else { 0 };
+        let kept = Self { epochs, evaluate_every: 0, checkpoint_every: 0, ..self.clone() };
+        serde_json::to_string(&kept).unwrap_or_default()
+    }
+}

@@ -1,0 +1,298 @@
+//! A model in training: its step and its evaluation, loaded in an engine.
+
+use std::sync::Arc;
+
+use tierline_engine::{Engine, LoadOptions, Session, StateSlot, Stateful};
+use tierline_graph::step::{self, Evaluation, Recipe, Role, Spec, Step};
+use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
+
+use crate::data::{Batch, BatchOptions, Batches, Dataset, Position};
+use crate::error::TrainError;
+
+/// A model in training.
+pub struct Trainer {
+    engine: Arc<dyn Engine>,
+    options: LoadOptions,
+    model: Model,
+    recipe: Recipe,
+    step: Step,
+    session: Box<dyn Stateful>,
+    evaluation: Evaluation,
+    evaluator: Box<dyn Session>,
+    /// The model's input.
+    input: ValueInfo,
+    outputs: Vec<Tensor>,
+}
+
+/// What one step gave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Averaged over the batch.
+    pub loss: f64,
+    /// Examples whose likeliest class was the target, where targets are classes.
+    pub correct: Option<u64>,
+    /// The rate that was taken.
+    pub learning_rate: f64,
+    /// Norm of all gradients together, before clipping.
+    pub gradient_norm: f64,
+}
+
+/// How a model does on a data set.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Scores {
+    /// Averaged over the examples.
+    pub loss: f64,
+    /// Share of the examples that were right, where targets are classes.
+    pub accuracy: Option<f64>,
+}
+
+impl Trainer {
+    /// Prepares a model, its constants folded for training, with its weights
+    /// as they are.
+    ///
+    /// # Errors
+    /// When it can't be trained, or the engine can't run its step.
+    pub fn new(
+        engine: &Arc<dyn Engine>,
+        model: Model,
+        recipe: &Recipe,
+        options: &LoadOptions,
+    ) -> Result<Self, TrainError> {
+        let step = step::trainable(&model, recipe)?;
+        let evaluation = step::evaluation(&model, recipe, &step.spec)?;
+        let (graph, state) = step.divided()?;
+        let slots: Vec<StateSlot> =
+            step.spec.state.iter().map(|s| StateSlot { input: s.input.clone(), output: s.output.clone() }).collect();
+        let session = engine.load_stateful(&graph, options, &slots, state)?;
+        let evaluator = engine.load(&evaluation.model, options)?;
+        let input = match &step.spec.inputs[..] {
+            [input] => session.inputs().iter().find(|v| v.name == *input).cloned(),
+            inputs => return Err(TrainError::Inputs { inputs: inputs.to_vec() }),
+        };
+        let input = input.ok_or_else(|| TrainError::Inputs { inputs: step.spec.inputs.clone() })?;
+        Ok(Self {
+            engine: Arc::clone(engine),
+            options: options.clone(),
+            model,
+            recipe: recipe.clone(),
+            step,
+            session,
+            evaluation,
+            evaluator,
+            input,
+            outputs: Vec::new(),
+        })
+    }
+
+    /// Which input and output of the step is what.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.step.spec
+    }
+
+    /// Refuses a data set that the model can't learn from.
+    ///
+    /// # Errors
+    /// Naming what doesn't fit.
+    pub fn check(&self, dataset: &Dataset) -> Result<(), TrainError> {
+        fitted(&self.input, dataset.example_shape())?;
+        let loss = self.recipe.loss.name();
+        match (self.step.spec.classes, dataset.class_count()) {
+            (Some(outputs), Some(classes)) if classes as u64 > outputs => {
+                Err(TrainError::Classes { classes, output: self.step.spec.predicts.clone(), outputs })
+            }
+            (Some(_), None) => {
+                Err(TrainError::Targets { loss, takes: "one class per example".into(), has: "numbers".into() })
+            }
+            (None, Some(_)) => {
+                Err(TrainError::Targets { loss, takes: "numbers shaped as the output".into(), has: "classes".into() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes one step.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`] when the loss or a gradient isn't; the state
+    /// is then what it was before the step.
+    pub fn step(&mut self, batch: &Batch, at: Position) -> Result<StepReport, TrainError> {
+        let features = fit(&self.input, &batch.features)?;
+        let features = features.as_ref().unwrap_or(&batch.features);
+        let given = [(self.input.name.as_str(), features), (self.step.spec.target.as_str(), &batch.targets)];
+        self.session.run_into(&given, &mut self.outputs)?;
+        let number = |name: &str| {
+            let position = self.session.outputs().iter().position(|v| v.name == name)?;
+            scalar(&self.outputs[position])
+        };
+        let report = StepReport {
+            loss: number(&self.step.spec.loss).unwrap_or(f64::NAN),
+            correct: number("correct").map(|n| n as u64),
+            learning_rate: number("learning_rate").unwrap_or(f64::NAN),
+            gradient_norm: number("gradient_norm").unwrap_or(f64::NAN),
+        };
+        if !report.loss.is_finite() || !report.gradient_norm.is_finite() {
+            let tensor = self.offender(&given)?;
+            let step = self.steps()?;
+            return Err(TrainError::NotFinite { step, tensor, epoch: at.epoch, batch: at.batch });
+        }
+        self.session.advance();
+        Ok(report)
+    }
+
+    /// Steps taken so far.
+    ///
+    /// # Errors
+    /// When the engine can't give its state.
+    pub fn steps(&self) -> Result<i64, TrainError> {
+        let counter = self.step.spec.state.iter().position(|s| s.role == Role::Counter);
+        let state = self.session.state()?;
+        Ok(counter.and_then(|i| state[i].as_i64()).and_then(|v| v.first().copied()).unwrap_or(0))
+    }
+
+    /// The first tensor of a step, in the order of computation, that holds
+    /// something that isn't finite.
+    fn offender(&self, given: &[(&str, &Tensor)]) -> Result<String, TrainError> {
+        let (graph, _) = self.step.divided()?;
+        let state = self.session.state()?;
+        for (slot, tensor) in self.step.spec.state.iter().zip(&state) {
+            if !is_finite(tensor) {
+                return Ok(format!("`{}`", slot.input));
+            }
+        }
+        for (name, tensor) in given {
+            if !is_finite(tensor) {
+                return Ok(format!("input `{name}`"));
+            }
+        }
+        let (probe, seen) = step::probe(&graph, &self.model, &self.step.spec)?;
+        let mut session = self.engine.load(&probe, &LoadOptions { optimize: false, ..self.options.clone() })?;
+        let slots = self.step.spec.state.iter().map(|s| s.input.as_str()).zip(&state);
+        let all: Vec<(&str, &Tensor)> = given
+            .iter()
+            .copied()
+            .chain(slots)
+            .filter(|(name, _)| session.inputs().iter().any(|v| v.name == *name))
+            .collect();
+        let made = session.run(&all)?;
+        let first = made.iter().zip(&seen).find(|(tensor, _)| !is_finite(tensor));
+        Ok(first.map_or_else(|| "the norm of the gradients".to_owned(), |(_, name)| name.clone()))
+    }
+
+    /// How the model does on a data set, with the weights it has now.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn evaluate(&mut self, dataset: &Dataset, options: &BatchOptions) -> Result<Scores, TrainError> {
+        let state = self.session.state()?;
+        let plain = options.for_evaluation();
+        let mut batches = Batches::start(dataset, &plain, Position::default(), 1)?;
+        let (mut loss, mut correct, mut examples) = (0f64, 0u64, 0usize);
+        let mut classes = false;
+        while let Some(batch) = batches.next() {
+            let features = fit(&self.input, &batch.features)?;
+            let features = features.as_ref().unwrap_or(&batch.features);
+            let weights = self.evaluation.weights.iter().map(|&i| (self.step.spec.state[i].input.as_str(), &state[i]));
+            let own = [(self.input.name.as_str(), features), (self.step.spec.target.as_str(), &batch.targets)];
+            let all: Vec<(&str, &Tensor)> = own.into_iter().chain(weights).collect();
+            self.evaluator.run_into(&all, &mut self.outputs)?;
+            loss += scalar(&self.outputs[0]).unwrap_or(f64::NAN) * batch.examples as f64;
+            if let Some(right) = self.outputs.get(1).and_then(scalar) {
+                classes = true;
+                correct += right as u64;
+            }
+            examples += batch.examples;
+            batches.recycle(batch);
+        }
+        let examples = examples.max(1) as f64;
+        Ok(Scores { loss: loss / examples, accuracy: classes.then(|| correct as f64 / examples) })
+    }
+
+    /// The state, in the order of [`Spec::state`].
+    ///
+    /// # Errors
+    /// When the engine can't give it.
+    pub fn state(&self) -> Result<Vec<Tensor>, TrainError> {
+        Ok(self.session.state()?)
+    }
+
+    /// Replaces the state.
+    ///
+    /// # Errors
+    /// When it isn't of the same types and shapes.
+    pub fn set_state(&mut self, state: &[Tensor]) -> Result<(), TrainError> {
+        Ok(self.session.set_state(state)?)
+    }
+
+    /// The model with the weights it has now, for use.
+    ///
+    /// # Errors
+    /// When it isn't valid.
+    pub fn export(&self) -> Result<Model, TrainError> {
+        Ok(self.step.export(&self.model, &self.session.state()?)?)
+    }
+}
+
+fn scalar(tensor: &Tensor) -> Option<f64> {
+    match tensor.elements() {
+        Elements::F32(v) => v.first().map(|&x| f64::from(x)),
+        Elements::F64(v) => v.first().copied(),
+        Elements::I64(v) => v.first().map(|&x| x as f64),
+        _ => None,
+    }
+}
+
+fn is_finite(tensor: &Tensor) -> bool {
+    match tensor.elements() {
+        Elements::F32(v) => v.iter().all(|x| x.is_finite()),
+        Elements::F64(v) => v.iter().all(|x| x.is_finite()),
+        _ => true,
+    }
+}
+
+/// The batch as the model takes it, where that differs: its axes joined or
+/// split, its numbers as integers.
+fn fit(input: &ValueInfo, features: &Tensor) -> Result<Option<Tensor>, TrainError> {
+    let shape = fitted(input, &features.shape()[1..])?;
+    let same = shape.as_ref().is_none_or(|s| s[..] == features.shape()[1..]);
+    if same && input.dtype.is_none_or(|d| d == features.dtype()) {
+        return Ok(None);
+    }
+    let full = match shape {
+        Some(shape) => [&features.shape()[..1], &shape].concat(),
+        None => features.shape().to_vec(),
+    };
+    let elements = match (features.elements(), input.dtype) {
+        (Elements::F32(v), Some(DataType::I64)) => Elements::I64(v.iter().map(|&x| x as i64).collect()),
+        (Elements::F32(v), Some(DataType::I32)) => Elements::I32(v.iter().map(|&x| x as i32).collect()),
+        (Elements::F32(v), Some(DataType::F64)) => Elements::F64(v.iter().map(|&x| f64::from(x)).collect()),
+        (other, _) => other.clone(),
+    };
+    Ok(Some(Tensor::new(full, elements)?))
+}
+
+/// The shape of one example as the model's input has it; `None` when that
+/// takes any.
+fn fitted(input: &ValueInfo, example: &[usize]) -> Result<Option<Vec<usize>>, TrainError> {
+    let Some(shape) = &input.shape else { return Ok(None) };
+    let takes = || format!("[{}]", shape.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "));
+    let refuse =
+        |hint| Err(TrainError::Example { example: example.to_vec(), input: input.name.clone(), takes: takes(), hint });
+    let Some((batch, axes)) = shape.split_first() else {
+        return refuse("the model takes a single number; it needs an axis for the batch");
+    };
+    if batch.known().is_some_and(|n| n == 1) {
+        return refuse("its batch is fixed at 1; export the model with a free batch axis");
+    }
+    let agrees =
+        axes.len() == example.len() && axes.iter().zip(example).all(|(d, &n)| d.known().is_none_or(|d| d == n as u64));
+    if agrees {
+        return Ok(Some(example.to_vec()));
+    }
+    // Pixels in a row for a perceptron, or the other way round.
+    let fixed: Option<Vec<usize>> = axes.iter().map(|d| d.known().and_then(|n| usize::try_from(n).ok())).collect();
+    match fixed {
+        Some(axes) if axes.iter().product::<usize>() == example.iter().product::<usize>() => Ok(Some(axes)),
+        _ => refuse("resize the data set's pictures, or export the model for this shape"),
+    }
+}
