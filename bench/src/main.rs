@@ -7,6 +7,7 @@ mod footprint;
 mod overhead;
 mod placement;
 mod planner;
+mod training;
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -16,11 +17,12 @@ use anyhow::{Context, Result, bail};
 /// A benchmark: name, heading, and what runs it, giving text and numbers.
 type Benchmark = (&'static str, &'static str, fn() -> Result<(String, serde_json::Value)>);
 
-const BENCHMARKS: [Benchmark; 4] = [
+const BENCHMARKS: [Benchmark; 5] = [
     ("overhead", "Engine overhead over ONNX Runtime called directly", || both(overhead::run()?)),
     ("planner", "Planner beside petgraph's maximum flow", || both(planner::run()?)),
     ("placement", "Plans beside every single cut", || both(placement::run()?)),
     ("footprint", "Footprint of a node", || both(footprint::run()?)),
+    ("training", "Training steps beside PyTorch", || both(training::run()?)),
 ];
 
 fn both(report: impl serde::Serialize + std::fmt::Display) -> Result<(String, serde_json::Value)> {
@@ -29,6 +31,12 @@ fn both(report: impl serde::Serialize + std::fmt::Display) -> Result<(String, se
 
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    // The benchmark of training runs itself as a process of its own.
+    if let [verb, name, kernels, threads] = &words[..]
+        && verb == "training-steps"
+    {
+        return training::child(name, kernels, threads);
+    }
     let json = words.iter().any(|word| word == "--json");
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
     if let Some(unknown) = names.iter().find(|name| BENCHMARKS.iter().all(|(n, ..)| n != *name)) {

@@ -146,6 +146,14 @@ impl Output {
     }
 }
 
+/// Prints one line of text to stdout.
+///
+/// # Errors
+/// When stdout is closed for another reason than its reader's.
+pub fn line(text: &str) -> Outcome {
+    write_stdout(&format!("{text}\n"))
+}
+
 fn write_stdout(text: &str) -> Outcome {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

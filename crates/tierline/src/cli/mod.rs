@@ -15,6 +15,7 @@ mod model;
 mod node;
 mod planning;
 mod site;
+mod train;
 mod trainable;
 
 pub use model::profile_shapes;
@@ -114,6 +115,8 @@ enum Verb {
     Plan(planning::Plan),
     /// The same, with what decided it
     Explain(planning::Plan),
+    /// Train a model, as a job's file says
+    Train(train::Train),
     /// Send a request to a node
     Infer(infer::Infer),
     /// Measure how fast a node answers
@@ -155,6 +158,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Profile(args) => planning::profile(global, &args),
         Verb::Plan(args) => planning::plan(global, &args, false),
         Verb::Explain(args) => planning::plan(global, &args, true),
+        Verb::Train(args) => train::train(global, &args),
         Verb::Infer(args) => infer::infer(global, &args),
         Verb::Bench(args) => bench::bench(global, &args),
         Verb::Link(verb) => link::link(global, verb),

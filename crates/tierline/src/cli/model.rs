@@ -20,6 +20,8 @@ pub enum ModelVerb {
     Slice(Slice),
     /// Turn a model into its training step, an ONNX file that any runtime takes
     Trainable(Box<trainable::Trainable>),
+    /// Draw a model's weights anew
+    Init(trainable::Init),
     /// Give a model to the site, under a name
     Add(catalogue::Add),
     /// List the models a node knows
@@ -35,6 +37,7 @@ pub fn model(global: &Global, verb: ModelVerb) -> Outcome {
         ModelVerb::Inspect(args) => inspect(global, &args),
         ModelVerb::Slice(args) => slice_model(global, &args),
         ModelVerb::Trainable(args) => trainable::trainable_model(global, &args),
+        ModelVerb::Init(args) => trainable::init_model(global, &args),
         ModelVerb::Add(args) => catalogue::add(global, &args),
         ModelVerb::Ls(args) => catalogue::ls(global, &args),
         ModelVerb::Show(args) => catalogue::show(global, &args),

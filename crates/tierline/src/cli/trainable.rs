@@ -1,4 +1,5 @@
-//! `tierline model trainable`: a model's training step as an ONNX file.
+//! `tierline model trainable`, a model's training step as an ONNX file, and
+//! `tierline model init`, fresh weights.
 
 use std::path::PathBuf;
 
@@ -194,5 +195,37 @@ pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
             r.loss,
             r.metrics.join(", "),
         )
+    })
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Init {
+    /// The ONNX file
+    model: PathBuf,
+    /// Where the model with fresh weights goes
+    #[arg(long, value_name = "FRESH.onnx")]
+    out: PathBuf,
+    /// The same seed draws the same weights
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Serialize)]
+struct Fresh {
+    file: String,
+    digest: String,
+    parameters: Vec<String>,
+}
+
+pub fn init_model(global: &Global, args: &Init) -> Outcome {
+    let engine = models::engine(global)?;
+    let model = models::for_training(models::load(&args.model)?, &engine)?;
+    let parameters = tierline_graph::step::parameters(&model, &[])?;
+    let fresh = tierline_train::init::fresh(&model, args.seed)?;
+    fresh.save(&args.out)?;
+    let digest = models::digest(&fresh.to_bytes()?);
+    let report = Fresh { file: args.out.display().to_string(), digest, parameters };
+    global.output().data(&report, |r| {
+        format!("model   {}\ndigest  {}\ndrawn   {} weights\n", r.file, r.digest, r.parameters.len())
     })
 }

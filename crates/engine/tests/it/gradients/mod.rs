@@ -2,6 +2,7 @@
 //! ONNX project's operator tests and on random models.
 
 mod cases;
+mod mutations;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;

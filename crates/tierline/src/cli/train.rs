@@ -1,0 +1,309 @@
+//! `tierline train`: train a model on this device.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use serde::Serialize;
+use tierline_engine::{Engine, LoadOptions};
+use tierline_graph::step::Role;
+use tierline_train::data::{Batches, Dataset, Normalize, Position};
+use tierline_train::job::{Normalization, Weights};
+use tierline_train::{Checkpoint, Epoch, Event, Job, TrainError, Trainer, chart, init, run};
+
+use super::{Global, usage};
+use crate::output::{self, Exit, ExitWith, Failure, Outcome};
+use crate::datasets::{Datasets, DatasetsError};
+use crate::models;
+
+#[derive(Debug, clap::Args)]
+pub struct Train {
+    /// The job's file
+    job: PathBuf,
+    /// Train on this device
+    #[arg(long)]
+    local: bool,
+    /// Folder for the trained model, the checkpoint and the curves; beside the job unless said
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on from the folder's checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Run more or fewer epochs than the job says
+    #[arg(long, value_name = "N")]
+    epochs: Option<u64>,
+    /// Threads; every core unless said
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+/// One line of `--json`.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Line<'a> {
+    Start { job: String, engine: &'a str, weights: u64, examples: usize, test_examples: usize, epochs: u64, steps_per_epoch: usize, epoch: u64 },
+    Epoch {
+        #[serde(flatten)]
+        epoch: &'a Epoch,
+        seconds: f64,
+        examples_per_second: f64,
+    },
+    Done {
+        accuracy: Option<f64>,
+        loss: Option<f64>,
+        seconds: f64,
+        model: String,
+        file: String,
+    },
+    Stopped { epoch: u64, batch: usize, checkpoint: String },
+}
+
+/// Files of a run.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn model(&self) -> PathBuf {
+        self.0.join("model.onnx")
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.0.join("checkpoint.safetensors")
+    }
+
+    /// Draws the curves.
+    fn curves(&self, epochs: &[Epoch]) -> Result<(), TrainError> {
+        let svg = self.0.join("curves.svg");
+        std::fs::write(&svg, chart::svg(epochs)).map_err(|source| TrainError::Write { path: svg, source })?;
+        let png = self.0.join("curves.png");
+        chart::picture(epochs)
+            .save(&png)
+            .map_err(|e| TrainError::Write { path: png, source: std::io::Error::other(e) })
+    }
+}
+
+pub fn train(global: &Global, args: &Train) -> Outcome {
+    if !args.local {
+        return Err(usage("say where to train: --local trains on this device")
+            .hint(format!("tierline train {} --local", args.job.display())));
+    }
+    let mut job = read(&args.job)?;
+    if let Some(epochs) = args.epochs {
+        job.epochs = epochs;
+    }
+    let folder = Folder(args.out.clone().unwrap_or_else(|| args.job.with_extension("run")));
+    let from = match args.resume {
+        true => Some(resumed(&folder, &job)?),
+        false => None,
+    };
+    let engine = models::engine(global)?;
+    let (seen, held_out) = data(global, &job)?;
+    let normalize = match &job.batch.normalize {
+        None => None,
+        Some(Normalization::Stated(numbers)) => Some(numbers.clone()),
+        Some(Normalization::Measured(_)) => Some(Normalize::of(&seen)),
+    };
+    let options = job.options(normalize).exit_with(Exit::Configuration)?;
+    let per_epoch = Batches::start(&seen, &options.batch, Position::default(), 1).exit_with(Exit::Configuration)?.per_epoch();
+    let mut trainer = trainer(&args.job, &job, &engine, per_epoch, args.threads)?;
+    std::fs::create_dir_all(&folder.0)
+        .map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", folder.0))
+        .exit_with(Exit::Failure)?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        signals.block_on(async {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                // Asked twice, it can't wait for the step.
+                if asked.swap(true, Ordering::Relaxed) {
+                    std::process::exit(Exit::Interrupted as i32);
+                }
+            }
+        });
+    });
+
+    let said = Said { global, job: &job, started: Instant::now() };
+    let weights = trainer.spec().state.iter().filter(|s| s.role == Role::Parameter).count() as u64;
+    let first = from.as_ref().map_or(0, |c| c.position.epoch);
+    said.line(&Line::Start {
+        job: args.job.display().to_string(),
+        engine: engine.name(),
+        weights,
+        examples: seen.len(),
+        test_examples: held_out.as_ref().map_or(0, Dataset::len),
+        epochs: job.epochs,
+        steps_per_epoch: per_epoch,
+        epoch: first,
+    })?;
+    let bar = global.output().progress(job.epochs.saturating_mul(per_epoch as u64), "training");
+    let mut epoch_started = Instant::now();
+    let identity = job.identity();
+    let outcome = run(&mut trainer, &seen, held_out.as_ref(), &options, from, &stop, &mut |event| {
+        match event {
+            Event::Step { at, batches, examples, loss } => {
+                bar.set_position(at.epoch * batches as u64 + at.batch as u64 + 1);
+                let speed = (at.batch + 1) as f64 * examples as f64 / epoch_started.elapsed().as_secs_f64().max(1e-9);
+                bar.set_message(format!("epoch {}/{}  loss {loss:.4}  {speed:.0} examples/s", at.epoch + 1, job.epochs));
+            }
+            Event::Evaluating => bar.set_message("looking at the examples held out"),
+            Event::Epoch(epoch) => {
+                let seconds = epoch_started.elapsed().as_secs_f64();
+                epoch_started = Instant::now();
+                bar.suspend(|| said.epoch(epoch, seconds)).map_err(closed)?;
+            }
+            Event::Checkpoint(checkpoint) => {
+                let checkpoint = Checkpoint { job: identity.clone(), ..checkpoint.clone() };
+                checkpoint.save(&folder.checkpoint())?;
+                if checkpoint.position.batch == 0 {
+                    folder.curves(&checkpoint.epochs)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    });
+    bar.finish_and_clear();
+    let outcome = outcome.map_err(|e| failed(e, &folder))?;
+    Checkpoint { job: identity, ..outcome.checkpoint.clone() }.save(&folder.checkpoint())?;
+    let model = trainer.export()?;
+    model.save(&folder.model())?;
+    if !outcome.finished {
+        let at = outcome.checkpoint.position;
+        let checkpoint = folder.checkpoint().display().to_string();
+        said.line(&Line::Stopped { epoch: at.epoch, batch: at.batch, checkpoint })?;
+        let hint = format!("tierline train {} --local --resume", args.job.display());
+        let text = format!("stopped in epoch {}, behind batch {} of {per_epoch}; nothing is lost", at.epoch + 1, at.batch);
+        return Err(Failure::message(Exit::Interrupted, text).hint(hint));
+    }
+    folder.curves(&outcome.epochs)?;
+    said.done(&outcome.epochs, &folder)
+}
+
+fn closed(failure: Failure) -> TrainError {
+    TrainError::Write { path: "stdout".into(), source: std::io::Error::other(format!("{:#}", failure.error)) }
+}
+
+fn failed(error: TrainError, folder: &Folder) -> Failure {
+    let kept = folder.checkpoint();
+    let failure = Failure::new(Exit::Failure, error);
+    if kept.exists() { failure.hint(format!("the last good checkpoint is {}", kept.display())) } else { failure }
+}
+
+fn read(path: &Path) -> Outcome<Job> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| anyhow::anyhow!("cannot read {path:?}: {e}"))
+        .exit_with(Exit::Configuration)?;
+    toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display())).exit_with(Exit::Configuration)
+}
+
+fn resumed(folder: &Folder, job: &Job) -> Outcome<Checkpoint> {
+    let checkpoint = Checkpoint::load(&folder.checkpoint())?;
+    if checkpoint.job != job.identity() {
+        let text = format!("{:?} belongs to another job, or to this one before it was changed", folder.checkpoint());
+        return Err(Failure::message(Exit::Configuration, text).hint("start anew without --resume, or undo the change"));
+    }
+    Ok(checkpoint)
+}
+
+/// What is learned from, and what is held out.
+fn data(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
+    let known = Datasets::of(&global.data_folder());
+    let open = |name: &str| known.open(name).map_err(refused);
+    let whole = open(&job.data.train)?;
+    let split = |dataset: &Dataset, name: &str| -> Outcome<Option<Dataset>> {
+        Ok(if dataset.splits().contains(&name) { Some(dataset.named_split(name)?) } else { None })
+    };
+    let seen = split(&whole, "train")?.unwrap_or_else(|| whole.clone());
+    let held_out = match (&job.data.test, job.data.hold_out) {
+        (Some(_), Some(_)) => {
+            return Err(Failure::message(Exit::Configuration, "data.test and data.hold_out exclude each other"));
+        }
+        (Some(name), None) => {
+            let other = open(name)?;
+            Some(split(&other, "test")?.unwrap_or(other))
+        }
+        (None, Some(share)) => {
+            let (held_out, seen) = seen.split(share, job.seed).exit_with(Exit::Configuration)?;
+            return Ok((seen, Some(held_out)));
+        }
+        (None, None) => split(&whole, "test")?,
+    };
+    Ok((seen, held_out))
+}
+
+fn refused(error: DatasetsError) -> Failure {
+    let help = error.help();
+    let failure = Failure::new(Exit::Failure, error);
+    match help {
+        Some(help) => failure.hint(help),
+        None => failure,
+    }
+}
+
+fn trainer(path: &Path, job: &Job, engine: &Arc<dyn Engine>, per_epoch: usize, threads: usize) -> Outcome<Trainer> {
+    let file = path.parent().unwrap_or(Path::new("")).join(&job.model);
+    let mut model = models::for_training(models::load(&file)?, engine)?;
+    if job.weights == Weights::Fresh {
+        model = init::fresh(&model, job.seed)?;
+    }
+    Ok(Trainer::new(engine, model, &job.recipe(per_epoch), &LoadOptions::with_threads(threads))?)
+}
+
+/// What the user is told.
+struct Said<'a> {
+    global: &'a Global,
+    job: &'a Job,
+    started: Instant,
+}
+
+impl Said<'_> {
+    fn line(&self, line: &Line) -> Outcome {
+        if self.global.json {
+            return self.global.output().event(line);
+        }
+        if let Line::Start { engine, weights, examples, test_examples, epochs, steps_per_epoch, epoch, .. } = line {
+            let from = if *epoch > 0 { format!(", from epoch {}", epoch + 1) } else { String::new() };
+            self.global.output().say(&format!(
+                "training {weights} weights on {examples} examples ({test_examples} held out), {epochs} epochs of \
+                 {steps_per_epoch} steps{from}, on {engine}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn epoch(&self, epoch: &Epoch, seconds: f64) -> Outcome {
+        let examples_per_second = epoch.examples as f64 / seconds.max(1e-9);
+        if self.global.json {
+            return self.global.output().event(&Line::Epoch { epoch, seconds, examples_per_second });
+        }
+        let share = |accuracy: Option<f64>| accuracy.map_or(String::new(), |a| format!("  accuracy {:6.2}%", 100.0 * a));
+        let test = epoch.test.map_or(String::new(), |t| format!("   held out: loss {:.4}{}", t.loss, share(t.accuracy)));
+        output::line(&format!(
+            "epoch {:>3}/{}  loss {:.4}{}{test}   {:.0} examples/s  {}",
+            epoch.epoch,
+            self.job.epochs,
+            epoch.loss,
+            share(epoch.accuracy),
+            examples_per_second,
+            output::duration((seconds * 1e9) as u64)
+        ))
+    }
+
+    fn done(&self, epochs: &[Epoch], folder: &Folder) -> Outcome {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let last = epochs.last();
+        let test = last.and_then(|e| e.test);
+        let bytes = std::fs::read(folder.model())?;
+        let model = models::digest(&bytes);
+        let file = folder.model().display().to_string();
+        let accuracy = test.map_or(last.and_then(|e| e.accuracy), |t| t.accuracy);
+        let loss = test.map_or(last.map(|e| e.loss), |t| Some(t.loss));
+        if self.global.json {
+            return self.global.output().event(&Line::Done { accuracy, loss, seconds, model, file });
+        }
+        let curves = folder.0.join("curves.svg");
+        output::line(&format!("\nmodel   {file}\ndigest  {model}\ncurves  {}", curves.display()))
+    }
+}

@@ -1,0 +1,179 @@
+//! `tierline train` and what goes with it, on small made-up pictures.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tierline_zoo::{Batch, Bn, Options};
+
+use crate::harness::{Ran, tierline};
+
+/// Pictures of two classes in folders, a small network, and their folder.
+fn site() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rng = fastrand::Rng::with_seed(1);
+    for (class, corner) in [("bottom-left", (14, 0)), ("top-right", (0, 14))] {
+        let at = folder.path().join("pictures").join(class);
+        std::fs::create_dir_all(&at).unwrap();
+        for i in 0..30 {
+            let picture = image::GrayImage::from_fn(28, 28, |x, y| {
+                let inside = (corner.1..corner.1 + 14).contains(&x) && (corner.0..corner.0 + 14).contains(&y);
+                image::Luma([rng.u8(0..60) + if inside { 180 } else { 0 }])
+            });
+            picture.save(at.join(format!("{i}.png"))).unwrap();
+        }
+    }
+    let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
+    tierline_zoo::mlp(&options).save(&folder.path().join("net.onnx")).unwrap();
+    std::fs::write(folder.path().join("corners.toml"), block(&guide(), "toml")).unwrap();
+    folder
+}
+
+fn guide() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/guide/training.md")).unwrap()
+}
+
+/// The first block of this language in a page.
+fn block(page: &str, language: &str) -> String {
+    blocks(page, language).next().expect("the guide has one").to_owned()
+}
+
+fn blocks<'p>(page: &'p str, language: &str) -> impl Iterator<Item = &'p str> {
+    let fence = format!("```{language}\n");
+    let mut rest = page;
+    std::iter::from_fn(move || {
+        let (_, after) = rest.split_once(&fence)?;
+        let (block, after) = after.split_once("```")?;
+        rest = after;
+        Some(block)
+    })
+}
+
+/// Runs a command in a folder, with data of its own.
+fn within(folder: &Path, args: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_tierline"))
+        .args(args)
+        .current_dir(folder)
+        .env("TIERLINE_ENGINE", "rten")
+        .env("TIERLINE_DATA", folder.join("data"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn lines(ran: &Ran) -> Vec<Value> {
+    assert_eq!(ran.code, 0, "{ran:?}");
+    ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_command_of_the_guide_runs() {
+    let folder = site();
+    let guide = guide();
+    let commands: Vec<&str> = blocks(&guide, "sh").flat_map(str::lines).filter(|l| !l.is_empty()).collect();
+    assert!(commands.len() >= 6, "{commands:?}");
+    for command in commands {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        assert_eq!(words[0], "tierline");
+        let ran = within(folder.path(), &words[1..]);
+        assert_eq!(ran.code, 0, "{command}: {ran:?}");
+    }
+    for file in ["samples.png", "corners.run/model.onnx", "corners.run/curves.svg", "corners.run/curves.png", "step.onnx"] {
+        assert!(folder.path().join(file).metadata().unwrap().len() > 100, "{file}");
+    }
+}
+
+#[test]
+fn events_say_how_it_went_and_the_same_seed_gives_the_same_model() {
+    let folder = site();
+    assert_eq!(within(folder.path(), &["data", "add", "corners", "pictures", "--size", "28x28", "--grey"]).code, 0);
+    let run = |out: &str| lines(&within(folder.path(), &["train", "corners.toml", "--local", "--json", "--out", out]));
+    let first = run("a");
+    let kinds: Vec<&str> = first.iter().map(|l| l["event"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["start", "epoch", "epoch", "epoch", "done"]);
+    let done = first.last().unwrap();
+    assert!(done["accuracy"].as_f64().unwrap() > 0.9, "{done}");
+    assert!(done["loss"].as_f64().is_some() && done["seconds"].as_f64().is_some());
+    assert_eq!(done["model"], run("b").last().unwrap()["model"]);
+    let bytes = std::fs::read(folder.path().join("a/model.onnx")).unwrap();
+    assert_eq!(done["model"], blake3::hash(&bytes).to_hex().to_string());
+
+    // Fewer epochs first, then the rest: the schedule leads to the last epoch
+    // of the job, so the job itself must say how many there are.
+    let constant = std::fs::read_to_string(folder.path().join("corners.toml")).unwrap();
+    let constant = constant.replace("decay = { kind = \"cosine\" }", "");
+    std::fs::write(folder.path().join("constant.toml"), constant).unwrap();
+    let train = |more: &[&str]| {
+        let args = [&["train", "constant.toml", "--local", "--json"], more].concat();
+        lines(&within(folder.path(), &args)).pop().unwrap()["model"].clone()
+    };
+    let whole = train(&["--out", "whole"]);
+    train(&["--out", "parts", "--epochs", "1"]);
+    assert_eq!(train(&["--out", "parts", "--resume"]), whole);
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_is_trained() {
+    let folder = site();
+    let train = |args: &[&str]| within(folder.path(), &[&["train"], args].concat());
+    train(&["corners.toml"]).refused(2, "--local");
+    train(&["nowhere.toml", "--local"]).refused(3, "cannot read");
+    train(&["corners.toml", "--local"]).refused(1, "corners");
+    assert_eq!(within(folder.path(), &["data", "add", "corners", "pictures", "--size", "28x28", "--grey"]).code, 0);
+    train(&["corners.toml", "--local", "--resume"]).refused(1, "checkpoint");
+    let job = std::fs::read_to_string(folder.path().join("corners.toml")).unwrap();
+    let changed = |from: &str, to: &str| {
+        assert!(job.contains(from), "{from}");
+        std::fs::write(folder.path().join("changed.toml"), job.replace(from, to)).unwrap();
+        train(&["changed.toml", "--local"])
+    };
+    changed("epochs = 3", "epoch = 3").refused(3, "unknown field `epoch`");
+    changed("epochs = 3", "epochs = 0").refused(3, "epochs is 0");
+    changed("\"sgd\"", "\"sdg\"").refused(3, "sdg");
+    changed("rate = 0.02", "rate = -1").refused(1, "the learning rate is -1");
+    changed("net.onnx", "none.onnx").refused(1, "none.onnx");
+    changed("hold_out = 0.2", "hold_out = 2.0").refused(3, "2");
+    changed("rate = 0.02", "rate = 1e30").refused(1, "is not finite");
+    // What has been trained by another job isn't gone on with.
+    assert_eq!(train(&["corners.toml", "--local", "--quiet"]).code, 0);
+    std::fs::write(folder.path().join("corners.toml"), job.replace("momentum = 0.9", "momentum = 0.8")).unwrap();
+    train(&["corners.toml", "--local", "--resume"]).refused(3, "belongs to another job");
+    let step = within(folder.path(), &["model", "trainable", "net.onnx", "--freeze", "zzz*", "--out", "x.onnx"]);
+    step.refused(1, "matches none of the");
+    assert!(!folder.path().join("x.onnx").exists());
+    assert_eq!(tierline(["model", "trainable", "nothing.onnx", "--out", "x.onnx"]).code, 1);
+}
+
+#[cfg(unix)]
+#[test]
+fn interrupted_training_leaves_a_checkpoint_and_ends_as_if_it_had_not_been() {
+    let folder = site();
+    assert_eq!(within(folder.path(), &["data", "add", "corners", "pictures", "--size", "28x28", "--grey"]).code, 0);
+    let job = std::fs::read_to_string(folder.path().join("corners.toml")).unwrap();
+    std::fs::write(folder.path().join("long.toml"), job.replace("epochs = 3", "epochs = 60")).unwrap();
+    let whole = lines(&within(folder.path(), &["train", "long.toml", "--local", "--json", "--out", "whole"]));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tierline"))
+        .args(["train", "long.toml", "--local", "--json", "--out", "parts"])
+        .current_dir(folder.path())
+        .env("TIERLINE_ENGINE", "rten")
+        .env("TIERLINE_DATA", folder.path().join("data"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Once an epoch is done it is well under way.
+    let mut seen = String::new();
+    let mut reader = std::io::BufReader::new(child.stdout.take().unwrap());
+    while !seen.contains("\"epoch\",") && !seen.contains("\"event\":\"epoch\"") {
+        assert!(std::io::BufRead::read_line(&mut reader, &mut seen).unwrap() > 0, "{seen}");
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    std::io::Read::read_to_string(&mut reader, &mut seen).unwrap();
+    let code = child.wait().unwrap().code();
+    let done = seen.contains("\"event\":\"done\"");
+    assert_eq!(code, Some(if done { 0 } else { 130 }), "{seen}");
+    let rest = lines(&within(folder.path(), &["train", "long.toml", "--local", "--json", "--out", "parts", "--resume"]));
+    assert_eq!(rest.last().unwrap()["model"], whole.last().unwrap()["model"]);
+}
