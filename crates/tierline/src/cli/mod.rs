@@ -8,6 +8,7 @@ mod bench;
 mod catalogue;
 pub mod client;
 mod completions;
+mod data;
 mod doctor;
 pub mod infer;
 mod link;
@@ -109,6 +110,9 @@ enum Verb {
     /// Look into models, cut them, and give them to the site
     #[command(subcommand)]
     Model(model::ModelVerb),
+    /// Name data sets on this device, and look into them
+    #[command(subcommand)]
+    Data(data::DataVerb),
     /// Measure a model on this device
     Profile(planning::Profile),
     /// Find the best placement of a model on the tiers
@@ -155,6 +159,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Join(args) => node::join(global, &args),
         Verb::Nodes(args) => site::nodes(global, &args),
         Verb::Model(verb) => model::model(global, verb),
+        Verb::Data(verb) => data::data(global, verb),
         Verb::Profile(args) => planning::profile(global, &args),
         Verb::Plan(args) => planning::plan(global, &args, false),
         Verb::Explain(args) => planning::plan(global, &args, true),

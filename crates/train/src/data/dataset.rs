@@ -141,6 +141,13 @@ impl Dataset {
         Ok(self)
     }
 
+    /// The same under another name, as errors and people call it.
+    #[must_use]
+    pub fn with_name(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
     /// Its name: of the file or folder, unless it was given another.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -238,6 +245,19 @@ impl Dataset {
         }
         let elements = self.store.features.elements();
         Ok((0..self.len()).map(|i| number(elements, self.row(i) * per + feature)).collect())
+    }
+
+    /// The smallest and the largest number among all features.
+    #[must_use]
+    pub fn range(&self) -> [f64; 2] {
+        let (per, elements) = (self.example_len(), self.store.features.elements());
+        let places = (0..self.len()).flat_map(|example| {
+            let first = self.row(example) * per;
+            first..first + per
+        });
+        places
+            .map(|place| number(elements, place))
+            .fold([f64::INFINITY, f64::NEG_INFINITY], |[low, high], value| [low.min(value), high.max(value)])
     }
 
     /// Features of these examples, `[examples, ...]` in the stored type.

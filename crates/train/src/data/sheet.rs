@@ -1,6 +1,8 @@
 //! A contact sheet: some pictures of each class, for people to look at.
 
-use image::{Rgb, RgbImage};
+use std::io::Cursor;
+
+use image::{ImageFormat, Rgb, RgbImage};
 
 use super::dataset::Dataset;
 use super::error::DataError;
@@ -55,4 +57,16 @@ pub fn sheet(dataset: &Dataset, per_class: usize) -> Result<RgbImage, DataError>
         }
     }
     Ok(sheet)
+}
+
+/// A [`sheet`] as the bytes of a PNG file.
+///
+/// # Errors
+/// As [`sheet`].
+pub fn sheet_png(dataset: &Dataset, per_class: usize) -> Result<Vec<u8>, DataError> {
+    let mut png = Cursor::new(Vec::new());
+    sheet(dataset, per_class)?
+        .write_to(&mut png, ImageFormat::Png)
+        .map_err(|e| DataError::Picture { path: dataset.name().into(), reason: e.to_string() })?;
+    Ok(png.into_inner())
 }

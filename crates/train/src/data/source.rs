@@ -39,6 +39,61 @@ pub enum Source {
     Parquet(Parquet),
 }
 
+/// How a data set is stored; the names are those that configuration uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Format {
+    /// [`Idx`].
+    Idx,
+    /// [`Npz`].
+    Npz,
+    /// [`Npy`].
+    Npy,
+    /// [`Csv`].
+    Csv,
+    /// [`Folder`].
+    Folder,
+    /// [`Parquet`].
+    Parquet,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: &[Self] = &[Self::Idx, Self::Npz, Self::Npy, Self::Csv, Self::Folder, Self::Parquet];
+
+    /// Its name, as in `idx`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Idx => "idx",
+            Self::Npz => "npz",
+            Self::Npy => "npy",
+            Self::Csv => "csv",
+            Self::Folder => "folder",
+            Self::Parquet => "parquet",
+        }
+    }
+}
+
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Format {
+    type Err = DataError;
+
+    fn from_str(text: &str) -> Result<Self, DataError> {
+        let names = || Self::ALL.iter().map(|format| format.name()).collect::<Vec<_>>().join(", ");
+        Self::ALL.iter().find(|format| format.name() == text).copied().ok_or_else(|| DataError::Option {
+            option: "format",
+            reason: format!("`{text}` is none; there are: {}", names()),
+        })
+    }
+}
+
 impl Source {
     /// What the file or folder at `path` must be, by names alone: an `.npz`,
     /// `.csv`, `.tsv` or `.parquet` file, a folder of IDX files in MNIST's
@@ -50,23 +105,133 @@ impl Source {
         if path.is_dir() { folder(path) } else { file(path) }
     }
 
+    /// The file or folder at `path` in this format, with its usual options.
+    ///
+    /// # Errors
+    /// When nothing is there, or IDX or NumPy files don't come as a folder that
+    /// has them in usual names.
+    pub fn of(format: Format, path: &Path) -> Result<Self, DataError> {
+        let there = path.metadata().map_err(|source| DataError::Io { path: path.into(), source })?;
+        let pair = |found: Option<Self>| {
+            found.ok_or_else(|| DataError::Option {
+                option: "labels",
+                reason: if there.is_dir() {
+                    format!("`{}` has no {format} files in the usual names; name both files", path.display())
+                } else {
+                    format!("`{}` is one of a pair of {format} files; name the one with labels too", path.display())
+                },
+            })
+        };
+        let (targets, pictures) = (TargetOptions::default(), PictureOptions::default());
+        Ok(match format {
+            Format::Idx => pair(if there.is_dir() { idx(path)? } else { None })?,
+            Format::Npy => pair(if there.is_dir() { npy(path)? } else { None })?,
+            Format::Npz => Self::Npz(Npz {
+                path: path.into(),
+                features: None,
+                labels: None,
+                test_features: None,
+                test_labels: None,
+                layout: None,
+                targets,
+            }),
+            Format::Csv => Self::Csv(Csv {
+                path: path.into(),
+                test: None,
+                header: true,
+                delimiter: if ends_in(path, "tsv") { '\t' } else { ',' },
+                label: None,
+                group: None,
+                drop: Vec::new(),
+                targets,
+            }),
+            Format::Folder => Self::Folder(Folder { path: path.into(), pictures, targets }),
+            Format::Parquet => Self::Parquet(Parquet {
+                path: path.into(),
+                test: None,
+                label: None,
+                group: None,
+                drop: Vec::new(),
+                pictures,
+                targets,
+            }),
+        })
+    }
+
+    /// How it is stored.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Idx(_) => Format::Idx,
+            Self::Npz(_) => Format::Npz,
+            Self::Npy(_) => Format::Npy,
+            Self::Csv(_) => Format::Csv,
+            Self::Folder(_) => Format::Folder,
+            Self::Parquet(_) => Format::Parquet,
+        }
+    }
+
+    /// The file or folder that people know it by; of a pair of files, their
+    /// folder, as files in usual names say less.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        fn parent(path: &Path) -> &Path {
+            path.parent().unwrap_or(Path::new(""))
+        }
+        match self {
+            Self::Idx(idx) => parent(&idx.images),
+            Self::Npz(npz) => &npz.path,
+            Self::Npy(npy) => parent(&npy.features),
+            Self::Csv(csv) => &csv.path,
+            Self::Folder(folder) => &folder.path,
+            Self::Parquet(parquet) => &parquet.path,
+        }
+    }
+
+    /// Every path in it, to be made absolute or moved.
+    pub fn paths_mut(&mut self) -> Vec<&mut PathBuf> {
+        let (always, test) = match self {
+            Self::Idx(idx) => {
+                (vec![&mut idx.images, &mut idx.labels], [idx.test_images.as_mut(), idx.test_labels.as_mut()])
+            }
+            Self::Npy(npy) => {
+                (vec![&mut npy.features, &mut npy.labels], [npy.test_features.as_mut(), npy.test_labels.as_mut()])
+            }
+            Self::Npz(npz) => (vec![&mut npz.path], [None, None]),
+            Self::Csv(csv) => (vec![&mut csv.path], [csv.test.as_mut(), None]),
+            Self::Folder(folder) => (vec![&mut folder.path], [None, None]),
+            Self::Parquet(parquet) => (vec![&mut parquet.path], [parquet.test.as_mut(), None]),
+        };
+        always.into_iter().chain(test.into_iter().flatten()).collect()
+    }
+
+    /// How its labels are taken.
+    pub fn targets_mut(&mut self) -> &mut TargetOptions {
+        match self {
+            Self::Idx(idx) => &mut idx.targets,
+            Self::Npz(npz) => &mut npz.targets,
+            Self::Npy(npy) => &mut npy.targets,
+            Self::Csv(csv) => &mut csv.targets,
+            Self::Folder(folder) => &mut folder.targets,
+            Self::Parquet(parquet) => &mut parquet.targets,
+        }
+    }
+
     /// Reads the data set and checks it.
     ///
     /// # Errors
     /// When a file can't be read, isn't the format, or holds something that no
     /// model can learn from: no examples, labels that are no classes, NaN.
     pub fn load(&self) -> Result<Dataset, DataError> {
-        // Files in usual names say less than the folder they are in.
-        let parent = |path: &Path| path.parent().unwrap_or(Path::new("")).to_owned();
-        let (path, parts, targets) = match self {
-            Self::Idx(idx) => (parent(&idx.images), idx.read()?, &idx.targets),
-            Self::Npz(npz) => (npz.path.clone(), npz.read()?, &npz.targets),
-            Self::Npy(npy) => (parent(&npy.features), npy.read()?, &npy.targets),
-            Self::Csv(csv) => (csv.path.clone(), csv.read()?, &csv.targets),
-            Self::Folder(folder) => (folder.path.clone(), folder.read()?, &folder.targets),
-            Self::Parquet(parquet) => (parquet.path.clone(), parquet.read()?, &parquet.targets),
+        let (parts, targets) = match self {
+            Self::Idx(idx) => (idx.read()?, &idx.targets),
+            Self::Npz(npz) => (npz.read()?, &npz.targets),
+            Self::Npy(npy) => (npy.read()?, &npy.targets),
+            Self::Csv(csv) => (csv.read()?, &csv.targets),
+            Self::Folder(folder) => (folder.read()?, &folder.targets),
+            Self::Parquet(parquet) => (parquet.read()?, &parquet.targets),
         };
-        assemble(&files::name(&path), parts, targets)
+        assemble(&files::name(self.path()), parts, targets)
     }
 }
 
@@ -74,44 +239,23 @@ fn unrecognised(path: &Path, found: &str) -> DataError {
     DataError::Unrecognised { path: path.into(), found: found.to_owned() }
 }
 
+/// Whether a name ends in `.extension`, in whatever case.
+fn ends_in(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
+}
+
 fn file(path: &Path) -> Result<Source, DataError> {
     if let Err(source) = path.metadata() {
         return Err(DataError::Io { path: path.into(), source });
     }
-    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    let (path, targets) = (path.to_path_buf(), TargetOptions::default());
-    Ok(match extension.as_str() {
-        "npz" => Source::Npz(Npz {
-            path,
-            features: None,
-            labels: None,
-            test_features: None,
-            test_labels: None,
-            layout: None,
-            targets,
-        }),
-        "csv" | "tsv" => Source::Csv(Csv {
-            path,
-            test: None,
-            header: true,
-            delimiter: if extension == "tsv" { '\t' } else { ',' },
-            label: None,
-            group: None,
-            drop: Vec::new(),
-            targets,
-        }),
-        "parquet" => Source::Parquet(Parquet {
-            path,
-            test: None,
-            label: None,
-            group: None,
-            drop: Vec::new(),
-            pictures: PictureOptions::default(),
-            targets,
-        }),
-        "npy" => return Err(unrecognised(&path, "one array has features or labels; give features and labels")),
-        _ => return Err(unrecognised(&path, "the name ends in none of .npz, .csv, .tsv and .parquet")),
-    })
+    let named = [("npz", Format::Npz), ("csv", Format::Csv), ("tsv", Format::Csv), ("parquet", Format::Parquet)];
+    match named.iter().find(|(extension, _)| ends_in(path, extension)) {
+        Some((_, format)) => Source::of(*format, path),
+        None if ends_in(path, "npy") => {
+            Err(unrecognised(path, "one array has features or labels; give features and labels"))
+        }
+        None => Err(unrecognised(path, "the name ends in none of .npz, .csv, .tsv and .parquet")),
+    }
 }
 
 fn folder(path: &Path) -> Result<Source, DataError> {
@@ -119,8 +263,7 @@ fn folder(path: &Path) -> Result<Source, DataError> {
     found.extend(idx(path)?.map(|source| ("IDX files", source)));
     found.extend(npy(path)?.map(|source| ("NumPy files", source)));
     if holds_pictures(path)? {
-        let (pictures, targets) = (PictureOptions::default(), TargetOptions::default());
-        found.push(("folders of pictures", Source::Folder(Folder { path: path.into(), pictures, targets })));
+        found.push(("folders of pictures", Source::of(Format::Folder, path)?));
     }
     match found.len() {
         1 => Ok(found.remove(0).1),

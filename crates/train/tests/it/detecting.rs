@@ -2,7 +2,7 @@
 
 use image::ImageFormat;
 use tierline_codec::npy;
-use tierline_train::data::Source;
+use tierline_train::data::{Format, Source};
 
 use crate::samples::{counting, gzip, idx, labels, picture, write};
 
@@ -54,4 +54,29 @@ fn what_is_unclear_is_refused_with_the_choices() {
     }
     let said = Source::detect(&folder.path().join("absent")).unwrap_err().to_string();
     assert!(said.contains("cannot read"), "{said}");
+}
+
+#[test]
+fn a_stated_format_settles_what_is_unclear() {
+    let folder = tempfile::tempdir().unwrap();
+    mnist(folder.path(), "train", 4);
+    write(folder.path().join("a/1.png"), &picture(ImageFormat::Png, 2, 2, [0; 3]));
+    write(folder.path().join("table.txt"), b"x,label\n1,0\n");
+    for (format, name, examples) in [(Format::Idx, "", 4), (Format::Folder, "", 1), (Format::Csv, "table.txt", 1)] {
+        let source = Source::of(format, &folder.path().join(name)).unwrap();
+        assert_eq!((source.format(), source.load().unwrap().len()), (format, examples));
+    }
+    let said = Source::of(Format::Npy, folder.path()).unwrap_err().to_string();
+    assert!(said.contains("no npy files in the usual names"), "{said}");
+    let said = Source::of(Format::Idx, &folder.path().join("table.txt")).unwrap_err().to_string();
+    assert!(said.contains("one of a pair of idx files"), "{said}");
+}
+
+#[test]
+fn formats_are_named_as_configuration_names_them() {
+    for format in Format::ALL {
+        assert_eq!(serde_json::to_string(format).unwrap(), format!("\"{format}\""));
+        assert_eq!(format.name().parse::<Format>().unwrap(), *format);
+    }
+    assert!("zip".parse::<Format>().unwrap_err().to_string().contains("there are: idx, npz"));
 }
