@@ -322,12 +322,8 @@ pub fn child(name: &str, kernels: &str, threads: &str) -> Result<()> {
     drop(graph);
     let input = session.inputs().iter().find(|v| v.name != step.spec.target).cloned().context("an input")?;
     let mut rng = fastrand::Rng::with_seed(0);
-    let shape: Vec<usize> = input
-        .shape
-        .iter()
-        .flatten()
-        .map(|d| usize::try_from(d.known().unwrap_or(batch)))
-        .collect::<Result<_, _>>()?;
+    let shape: Vec<usize> =
+        input.shape.iter().flatten().map(|d| usize::try_from(d.known().unwrap_or(batch))).collect::<Result<_, _>>()?;
     let count = shape.iter().product::<usize>();
     let elements = match input.dtype {
         Some(DataType::I64) => Elements::I64((0..count).map(|_| rng.i64(0..1000)).collect()),
@@ -367,14 +363,25 @@ impl fmt::Display for Report {
              milliseconds; peak resident memory of each process. Goal: at or below PyTorch; at most 1.3 accepted.\n",
             self.pytorch
         )?;
-        writeln!(f, "| network | batch | threads | PyTorch ms | plain ONNX ms | ours ms | ours / PyTorch | peak ours | peak PyTorch |")?;
+        writeln!(
+            f,
+            "| network | batch | threads | PyTorch ms | plain ONNX ms | ours ms | ours / PyTorch | peak ours | peak PyTorch |"
+        )?;
         writeln!(f, "|---|---|---|---|---|---|---|---|---|")?;
         for r in &self.rows {
             let mb = |bytes: u64| bytes as f64 / 1e6;
             writeln!(
                 f,
                 "| {} | {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} MB | {:.0} MB |",
-                r.model, r.batch, r.threads, r.pytorch_ms, r.plain_ms, r.ours_ms, r.ratio, mb(r.ours_peak), mb(r.pytorch_peak)
+                r.model,
+                r.batch,
+                r.threads,
+                r.pytorch_ms,
+                r.plain_ms,
+                r.ours_ms,
+                r.ratio,
+                mb(r.ours_peak),
+                mb(r.pytorch_peak)
             )?;
         }
         writeln!(
@@ -385,7 +392,15 @@ impl fmt::Display for Report {
         writeln!(f, "| network | ours | PyTorch f32 | ours / PyTorch | worst weight |")?;
         writeln!(f, "|---|---|---|---|---|")?;
         for g in &self.gradients {
-            writeln!(f, "| {} | {:.1e} | {:.1e} | {:.2} | {} |", g.model, g.ours, g.pytorch, g.ours / g.pytorch, g.weight)?;
+            writeln!(
+                f,
+                "| {} | {:.1e} | {:.1e} | {:.2} | {} |",
+                g.model,
+                g.ours,
+                g.pytorch,
+                g.ours / g.pytorch,
+                g.weight
+            )?;
         }
         let over: Vec<String> = self
             .rows

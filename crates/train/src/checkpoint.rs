@@ -56,6 +56,12 @@ impl Checkpoint {
         Ok(Self { position, epochs: epochs.to_vec(), job: String::new(), sums, tensors })
     }
 
+    /// The same, saying what the run was.
+    #[must_use]
+    pub fn with_job(self, job: &str) -> Self {
+        Self { job: job.to_owned(), ..self }
+    }
+
     /// The state in the order in which a step takes it.
     pub(crate) fn ordered(&self, spec: &Spec) -> Result<Vec<Tensor>, TrainError> {
         let mut by_name: HashMap<&str, &Tensor> = self.tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();

@@ -63,7 +63,7 @@ pub enum Event<'a> {
     /// An epoch ended.
     Epoch(&'a Epoch),
     /// Something to go on from, should what follows fail.
-    Checkpoint(&'a Checkpoint),
+    Checkpoint(Box<Checkpoint>),
 }
 
 /// How a run ended.
@@ -158,7 +158,7 @@ pub fn run(
         let due = at.batch == 0 || options.checkpoint_every > 0 && since_checkpoint >= options.checkpoint_every;
         if due {
             since_checkpoint = 0;
-            tell(Event::Checkpoint(&Checkpoint::of(trainer, at, &epochs, sums)?))?;
+            tell(Event::Checkpoint(Box::new(Checkpoint::of(trainer, at, &epochs, sums)?)))?;
         }
     }
     finished(trainer, at, &epochs, sums, true)

@@ -13,9 +13,9 @@ use tierline_train::job::{Normalization, Weights};
 use tierline_train::{Checkpoint, Epoch, Event, Job, TrainError, Trainer, chart, init, run};
 
 use super::{Global, usage};
-use crate::output::{self, Exit, ExitWith, Failure, Outcome};
 use crate::datasets::{Datasets, DatasetsError};
 use crate::models;
+use crate::output::{self, Exit, ExitWith, Failure, Outcome};
 
 #[derive(Debug, clap::Args)]
 pub struct Train {
@@ -42,7 +42,16 @@ pub struct Train {
 #[derive(Serialize)]
 #[serde(tag = "event", rename_all = "lowercase")]
 enum Line<'a> {
-    Start { job: String, engine: &'a str, weights: u64, examples: usize, test_examples: usize, epochs: u64, steps_per_epoch: usize, epoch: u64 },
+    Start {
+        job: String,
+        engine: &'a str,
+        weights: u64,
+        examples: usize,
+        test_examples: usize,
+        epochs: u64,
+        steps_per_epoch: usize,
+        epoch: u64,
+    },
     Epoch {
         #[serde(flatten)]
         epoch: &'a Epoch,
@@ -56,7 +65,11 @@ enum Line<'a> {
         model: String,
         file: String,
     },
-    Stopped { epoch: u64, batch: usize, checkpoint: String },
+    Stopped {
+        epoch: u64,
+        batch: usize,
+        checkpoint: String,
+    },
 }
 
 /// Files of a run.
@@ -76,9 +89,7 @@ impl Folder {
         let svg = self.0.join("curves.svg");
         std::fs::write(&svg, chart::svg(epochs)).map_err(|source| TrainError::Write { path: svg, source })?;
         let png = self.0.join("curves.png");
-        chart::picture(epochs)
-            .save(&png)
-            .map_err(|e| TrainError::Write { path: png, source: std::io::Error::other(e) })
+        chart::picture(epochs).save(&png).map_err(|e| TrainError::Write { path: png, source: std::io::Error::other(e) })
     }
 }
 
@@ -104,7 +115,8 @@ pub fn train(global: &Global, args: &Train) -> Outcome {
         Some(Normalization::Measured(_)) => Some(Normalize::of(&seen)),
     };
     let options = job.options(normalize).exit_with(Exit::Configuration)?;
-    let per_epoch = Batches::start(&seen, &options.batch, Position::default(), 1).exit_with(Exit::Configuration)?.per_epoch();
+    let per_epoch =
+        Batches::start(&seen, &options.batch, Position::default(), 1).exit_with(Exit::Configuration)?.per_epoch();
     let mut trainer = trainer(&args.job, &job, &engine, per_epoch, args.threads)?;
     std::fs::create_dir_all(&folder.0)
         .map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", folder.0))
@@ -145,7 +157,11 @@ pub fn train(global: &Global, args: &Train) -> Outcome {
             Event::Step { at, batches, examples, loss } => {
                 bar.set_position(at.epoch * batches as u64 + at.batch as u64 + 1);
                 let speed = (at.batch + 1) as f64 * examples as f64 / epoch_started.elapsed().as_secs_f64().max(1e-9);
-                bar.set_message(format!("epoch {}/{}  loss {loss:.4}  {speed:.0} examples/s", at.epoch + 1, job.epochs));
+                bar.set_message(format!(
+                    "epoch {}/{}  loss {loss:.4}  {speed:.0} examples/s",
+                    at.epoch + 1,
+                    job.epochs
+                ));
             }
             Event::Evaluating => bar.set_message("looking at the examples held out"),
             Event::Epoch(epoch) => {
@@ -154,27 +170,27 @@ pub fn train(global: &Global, args: &Train) -> Outcome {
                 bar.suspend(|| said.epoch(epoch, seconds)).map_err(closed)?;
             }
             Event::Checkpoint(checkpoint) => {
-                let checkpoint = Checkpoint { job: identity.clone(), ..checkpoint.clone() };
+                let checkpoint = checkpoint.with_job(&identity);
                 checkpoint.save(&folder.checkpoint())?;
                 if checkpoint.position.batch == 0 {
                     folder.curves(&checkpoint.epochs)?;
                 }
             }
-            _ => {}
         }
         Ok(())
     });
     bar.finish_and_clear();
     let outcome = outcome.map_err(|e| failed(e, &folder))?;
-    Checkpoint { job: identity, ..outcome.checkpoint.clone() }.save(&folder.checkpoint())?;
+    let at = outcome.checkpoint.position;
+    outcome.checkpoint.with_job(&identity).save(&folder.checkpoint())?;
     let model = trainer.export()?;
     model.save(&folder.model())?;
     if !outcome.finished {
-        let at = outcome.checkpoint.position;
         let checkpoint = folder.checkpoint().display().to_string();
         said.line(&Line::Stopped { epoch: at.epoch, batch: at.batch, checkpoint })?;
         let hint = format!("tierline train {} --local --resume", args.job.display());
-        let text = format!("stopped in epoch {}, behind batch {} of {per_epoch}; nothing is lost", at.epoch + 1, at.batch);
+        let text =
+            format!("stopped in epoch {}, behind batch {} of {per_epoch}; nothing is lost", at.epoch + 1, at.batch);
         return Err(Failure::message(Exit::Interrupted, text).hint(hint));
     }
     folder.curves(&outcome.epochs)?;
@@ -278,8 +294,10 @@ impl Said<'_> {
         if self.global.json {
             return self.global.output().event(&Line::Epoch { epoch, seconds, examples_per_second });
         }
-        let share = |accuracy: Option<f64>| accuracy.map_or(String::new(), |a| format!("  accuracy {:6.2}%", 100.0 * a));
-        let test = epoch.test.map_or(String::new(), |t| format!("   held out: loss {:.4}{}", t.loss, share(t.accuracy)));
+        let share =
+            |accuracy: Option<f64>| accuracy.map_or(String::new(), |a| format!("  accuracy {:6.2}%", 100.0 * a));
+        let test =
+            epoch.test.map_or(String::new(), |t| format!("   held out: loss {:.4}{}", t.loss, share(t.accuracy)));
         output::line(&format!(
             "epoch {:>3}/{}  loss {:.4}{}{test}   {:.0} examples/s  {}",
             epoch.epoch,

@@ -6,3 +6,4 @@ mod data;
 mod harness;
 mod identity;
 mod site;
+mod train;

@@ -80,7 +80,9 @@ fn every_command_of_the_guide_runs() {
         let ran = within(folder.path(), &words[1..]);
         assert_eq!(ran.code, 0, "{command}: {ran:?}");
     }
-    for file in ["samples.png", "corners.run/model.onnx", "corners.run/curves.svg", "corners.run/curves.png", "step.onnx"] {
+    for file in
+        ["samples.png", "corners.run/model.onnx", "corners.run/curves.svg", "corners.run/curves.png", "step.onnx"]
+    {
         assert!(folder.path().join(file).metadata().unwrap().len() > 100, "{file}");
     }
 }
@@ -174,6 +176,7 @@ fn interrupted_training_leaves_a_checkpoint_and_ends_as_if_it_had_not_been() {
     let code = child.wait().unwrap().code();
     let done = seen.contains("\"event\":\"done\"");
     assert_eq!(code, Some(if done { 0 } else { 130 }), "{seen}");
-    let rest = lines(&within(folder.path(), &["train", "long.toml", "--local", "--json", "--out", "parts", "--resume"]));
+    let rest =
+        lines(&within(folder.path(), &["train", "long.toml", "--local", "--json", "--out", "parts", "--resume"]));
     assert_eq!(rest.last().unwrap()["model"], whole.last().unwrap()["model"]);
 }
