@@ -109,15 +109,14 @@ pub fn run(
         }
         None => (Position::default(), Vec::new(), Sums::default()),
     };
-    let left = options.epochs.saturating_sub(at.epoch);
     let finished = |trainer: &Trainer, at, epochs: &[Epoch], sums, finished| -> Result<Outcome, TrainError> {
         let checkpoint = Checkpoint::of(trainer, at, epochs, sums)?;
         Ok(Outcome { epochs: epochs.to_vec(), finished, checkpoint })
     };
-    if left == 0 {
+    if at.epoch >= options.epochs {
         return finished(trainer, at, &epochs, sums, true);
     }
-    let mut batches = Batches::start(train, &options.batch, at, left)?;
+    let mut batches = Batches::start(train, &options.batch, at, options.epochs)?;
     let per_epoch = batches.per_epoch();
     let mut since_checkpoint = 0;
     while let Some(batch) = batches.next() {

@@ -143,7 +143,7 @@ impl<'m> Forward<'m> {
         for (tensor, gradient) in seeds {
             parts.entry(tensor).or_default().push(gradient.clone());
         }
-        let wanted: HashSet<&str> = wanted.iter().copied().collect();
+        let asked: HashSet<&str> = wanted.iter().copied().collect();
         let mut gradients = BTreeMap::new();
         for &position in self.index.order.iter().rev() {
             let node = &self.index.graph.node[position];
@@ -152,7 +152,7 @@ impl<'m> Forward<'m> {
                 .iter()
                 .map(|name| {
                     let total = total(out, parts.remove(name.as_str())?);
-                    if wanted.contains(name.as_str()) {
+                    if asked.contains(name.as_str()) {
                         gradients.insert(name.clone(), total.clone());
                     }
                     Some(total)
@@ -174,7 +174,7 @@ impl<'m> Forward<'m> {
             }
         }
         // What is left belongs to inputs and constants.
-        for name in wanted {
+        for &name in wanted {
             if let Some(found) = parts.remove(name) {
                 gradients.insert(name.to_owned(), total(out, found));
             }
