@@ -128,6 +128,20 @@ impl Emitter {
         names
     }
 
+    /// A node of [`crate::kernels::DOMAIN`] with `outputs` outputs of new names.
+    pub fn kernel(
+        &mut self,
+        kind: &str,
+        inputs: &[&str],
+        outputs: usize,
+        attributes: &[(&str, Attribute)],
+    ) -> Vec<String> {
+        let names = self.ops(kind, inputs, outputs, attributes);
+        let node = self.nodes.last_mut().expect("the node was just written");
+        node.domain = Some(crate::kernels::DOMAIN.to_owned());
+        names
+    }
+
     /// A node whose outputs have names already.
     pub fn named(&mut self, kind: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, Attribute)]) {
         self.nodes.push(node(kind, inputs, outputs, attributes));

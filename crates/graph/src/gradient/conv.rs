@@ -78,6 +78,11 @@ fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String,
         return Err(Fault::new("the shape of its weight is unknown; export the model with shapes"));
     };
     let (out, each) = (shape[0], shape[1]);
+    if group == 1 && window.axes() <= 2 && s.has("ConvWeightGrad") {
+        let mut attributes = window.attributes(1);
+        attributes.retain(|(name, _)| *name != "group");
+        return Ok(s.kernel("ConvWeightGrad", &[dy, s.x(0)], &attributes));
+    }
     let padded = window.padded(s, s.x(0));
     if group > 1 && each == 1 && out == group {
         return Ok(depthwise(s, dy, window, &padded, &shape));
