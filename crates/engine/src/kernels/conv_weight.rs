@@ -5,7 +5,8 @@
 //! panels of channels once, and every position of the kernel reads the same
 //! panels, shifted.
 
-use super::product::{COLUMNS, Places, ROWS, Tile, accumulate};
+use super::product::{COLUMNS, Places, ROWS, accumulate};
+use super::wide::LANES;
 use super::window::Window;
 use super::workers::Workers;
 use super::{Array, Attributes, Compute, Fault, Kernel};
@@ -19,6 +20,9 @@ const BLOCK_PLACES: usize = 128;
 /// Tasks to divide the work into, where it is that large: enough for the
 /// threads of small devices to share evenly.
 const TASKS: usize = 16;
+
+/// Places of a task at least.
+const SEGMENT_PLACES_MIN: usize = 1024;
 
 /// Rows of tiles in a task at most: they share what they read of `x`.
 const TASK_PANELS_MAX: usize = 8;
@@ -49,13 +53,26 @@ impl Compute for ConvWeight {
             dw.fill(0.0);
             return Ok(());
         }
-        let seen = Seen::of(&self.0, x, [dy[2], dy[3]]);
-        let out_panels = dy[1].div_ceil(ROWS);
-        workers.with_buffer(out_panels * ROWS * dy[0] * dy[2] * dy[3], |gradients| {
+        let places = [dy[2], dy[3]];
+        // Of a point's products either side may be the panels; the one that
+        // leaves less of them empty is.
+        let area = |rows: usize, columns: usize| rows.next_multiple_of(ROWS) * columns.next_multiple_of(COLUMNS);
+        let point = self.0.taps() == 1 && x[2..] == places && self.0.strides == [1, 1];
+        let turned = point && area(x[1], dy[1]) < area(dy[1], x[1]);
+        let (left, right, rows, picture) = match turned {
+            true => (inputs[1].data, inputs[0].data, x, dy),
+            false => (inputs[0].data, inputs[1].data, dy, x),
+        };
+        let seen = Seen::of(&self.0, picture, places);
+        let plan = Plan::of(&seen, rows);
+        workers.with_buffer(rows[1].next_multiple_of(ROWS) * plan.whole(), |gradients| {
             workers.with_buffer(seen.len(), |pictures| {
-                gradient_panels(gradients, inputs[0].data, dy, workers)?;
-                seen.panels(pictures, inputs[1].data, workers)?;
-                seen.products(dw, gradients, pictures, dy, workers)
+                workers.with_buffer(plan.len(), |sums| {
+                    gradient_panels(gradients, left, rows, workers)?;
+                    seen.panels(pictures, right, workers)?;
+                    plan.products(sums, gradients, pictures, workers)?;
+                    plan.collect(dw, sums, turned, workers)
+                })
             })
         })
     }
@@ -82,9 +99,12 @@ fn interleave<const WIDTH: usize>(to: &mut [f32], from: &[f32], places: usize, c
     if count < WIDTH {
         to.as_flattened_mut().fill(0.0);
     }
-    for (row, from) in from.chunks_exact(places).take(count).enumerate() {
-        for (to, from) in to.iter_mut().zip(from) {
-            to[row] = *from;
+    // A few places at a time, for what is written to stay in the cache.
+    for (block, to) in to.chunks_mut(LANES).enumerate() {
+        for (row, from) in from.chunks_exact(places).take(count).enumerate() {
+            for (to, from) in to.iter_mut().zip(&from[block * LANES..]) {
+                to[row] = *from;
+            }
         }
     }
 }
@@ -177,55 +197,6 @@ impl<'w> Seen<'w> {
         }
     }
 
-    fn products(
-        &self,
-        dw: &mut [f32],
-        gradients: &[f32],
-        pictures: &[f32],
-        dy: [usize; 4],
-        workers: &Workers<'_>,
-    ) -> Result<(), Fault> {
-        let taps = if self.shared { self.window.taps() } else { 1 };
-        let out_panels = dy[1].div_ceil(ROWS);
-        let group = (out_panels * self.panel_count() / TASKS).clamp(1, TASK_PANELS_MAX);
-        // A task's part of each row of the weight lies in one piece.
-        let mut tasks: Vec<Task<'_>> = (0..out_panels.div_ceil(group) * self.panel_count())
-            .map(|i| Task { panel: i % self.panel_count(), first: i / self.panel_count() * group, rows: Vec::new() })
-            .collect();
-        for (out, row) in dw.chunks_mut(self.channels * taps).enumerate() {
-            for (panel, part) in row.chunks_mut(COLUMNS * taps).enumerate() {
-                tasks[out / (ROWS * group) * self.panel_count() + panel].rows.push(part);
-            }
-        }
-        let places = dy[2] * dy[3];
-        let whole = dy[0] * places;
-        let step = if self.shared { self.window.strides[1] } else { 1 } * COLUMNS;
-        let block_rows = BLOCK_PLACES.div_ceil(dy[3]);
-        workers.each(tasks, |mut task| {
-            let panels = task.rows.len().div_ceil(ROWS);
-            let mut tiles: Vec<Tile> = vec![[0.0; ROWS * COLUMNS]; taps * panels];
-            let starts: Vec<usize> = (0..dy[0] * dy[2]).map(|row| self.start(row, task.panel)).collect();
-            for (block, starts) in starts.chunks(block_rows).enumerate() {
-                let (from, len) = (block * block_rows * dy[3], starts.len() * dy[3]);
-                for tap in 0..taps {
-                    let [down, right] = if self.shared { self.window.offset(tap) } else { [0, 0] };
-                    let shift = (down * self.size[1] + right) * COLUMNS;
-                    let at = Places { starts, shift, count: dy[3], step };
-                    for panel in 0..panels {
-                        let a = &gradients[((task.first + panel) * whole + from) * ROWS..][..len * ROWS];
-                        accumulate(&mut tiles[tap * panels + panel], a, pictures, &at);
-                    }
-                }
-            }
-            for (out, row) in task.rows.iter_mut().enumerate() {
-                for (i, to) in row.iter_mut().enumerate() {
-                    let (column, tap) = (i / taps, i % taps);
-                    *to = tiles[tap * panels + out / ROWS][out % ROWS * COLUMNS + column];
-                }
-            }
-        })
-    }
-
     /// Where a row of places starts in a panel of its example.
     fn start(&self, row: usize, panel: usize) -> usize {
         let (example, row) = (row / self.places[0], row % self.places[0]);
@@ -234,11 +205,104 @@ impl<'w> Seen<'w> {
     }
 }
 
-/// A block of the weight: some outputs by one panel of inputs.
-struct Task<'w> {
-    panel: usize,
-    /// The first panel of outputs.
-    first: usize,
-    /// The part of the weight of each output.
-    rows: Vec<&'w mut [f32]>,
+/// How the products are divided into tasks.
+struct Plan<'w> {
+    seen: &'w Seen<'w>,
+    /// `[examples, rows of tiles, rows of places, columns of places]`.
+    shape: [usize; 4],
+    /// Positions of the kernel that read the same panels.
+    taps: usize,
+    /// Rows of tiles, in eights, of a task.
+    group: usize,
+    groups: usize,
+    /// Parts of the places, each summed by itself.
+    segments: usize,
+}
+
+impl<'w> Plan<'w> {
+    fn of(seen: &'w Seen<'w>, shape: [usize; 4]) -> Self {
+        let panels = shape[1].div_ceil(ROWS);
+        let group = panels.min(TASK_PANELS_MAX);
+        let groups = panels.div_ceil(group);
+        let places = shape[0] * shape[2] * shape[3];
+        let most = (places / SEGMENT_PLACES_MIN).max(1);
+        let segments = (TASKS / (groups * seen.panel_count())).clamp(1, most);
+        let taps = if seen.shared { seen.window.taps() } else { 1 };
+        Self { seen, shape, taps, group, groups, segments }
+    }
+
+    fn whole(&self) -> usize {
+        self.shape[0] * self.shape[2] * self.shape[3]
+    }
+
+    /// Elements that a task sums.
+    fn task_len(&self) -> usize {
+        self.taps * self.group * ROWS * COLUMNS
+    }
+
+    fn len(&self) -> usize {
+        self.segments * self.groups * self.seen.panel_count() * self.task_len()
+    }
+
+    /// Sums of `[segments, groups, panels, taps, group]` tiles.
+    fn products(
+        &self,
+        sums: &mut [f32],
+        gradients: &[f32],
+        pictures: &[f32],
+        workers: &Workers<'_>,
+    ) -> Result<(), Fault> {
+        let seen = self.seen;
+        let [examples, channels, rows, columns] = self.shape;
+        let rows = examples * rows;
+        let step = if seen.shared { seen.window.strides[1] } else { 1 } * COLUMNS;
+        let block_rows = BLOCK_PLACES.div_ceil(columns);
+        let segment_rows = rows.div_ceil(self.segments);
+        let items: Vec<_> = sums.chunks_mut(self.task_len()).enumerate().collect();
+        workers.each(items, |(i, sums)| {
+            let (rest, panel) = (i / seen.panel_count(), i % seen.panel_count());
+            let (segment, group) = (rest / self.groups, rest % self.groups);
+            let first = group * self.group;
+            let panels = self.group.min(channels.div_ceil(ROWS) - first);
+            sums.fill(0.0);
+            let (tiles, _) = sums.as_chunks_mut::<{ ROWS * COLUMNS }>();
+            let from = (segment * segment_rows).min(rows);
+            let starts: Vec<usize> = (from..rows.min(from + segment_rows)).map(|row| seen.start(row, panel)).collect();
+            for (block, starts) in starts.chunks(block_rows).enumerate() {
+                let (place, len) = ((from + block * block_rows) * columns, starts.len() * columns);
+                for tap in 0..self.taps {
+                    let [down, right] = if seen.shared { seen.window.offset(tap) } else { [0, 0] };
+                    let shift = (down * seen.size[1] + right) * COLUMNS;
+                    let at = Places { starts, shift, count: columns, step };
+                    for panel in 0..panels {
+                        let a = &gradients[((first + panel) * self.whole() + place) * ROWS..][..len * ROWS];
+                        accumulate(&mut tiles[tap * self.group + panel], a, pictures, &at);
+                    }
+                }
+            }
+        })
+    }
+
+    /// Adds the segments up, in their order, into `[out, in, kernel..]`; rows
+    /// of tiles are the outputs, or the inputs if `turned`.
+    fn collect(&self, dw: &mut [f32], sums: &[f32], turned: bool, workers: &Workers<'_>) -> Result<(), Fault> {
+        let panels = self.seen.panel_count();
+        let segment_len = self.groups * panels * self.task_len();
+        let tap_len = self.group * ROWS * COLUMNS;
+        let total = |row: usize, column: usize, tap: usize| {
+            let (panel, row) = (row / ROWS, row % ROWS);
+            let task = panel / self.group * panels + column / COLUMNS;
+            let tile = task * self.task_len() + tap * tap_len + panel % self.group * ROWS * COLUMNS;
+            let at = tile + row * COLUMNS + column % COLUMNS;
+            (0..self.segments).map(|segment| sums[segment * segment_len + at]).sum::<f32>()
+        };
+        let row_len = if turned { self.shape[1] } else { self.seen.channels * self.taps };
+        workers.each(dw.chunks_mut(row_len).enumerate().collect(), |(out, dw)| {
+            for (i, dw) in dw.chunks_mut(self.taps).enumerate() {
+                for (tap, dw) in dw.iter_mut().enumerate() {
+                    *dw = if turned { total(i, out, tap) } else { total(out, i, tap) };
+                }
+            }
+        })
+    }
 }

@@ -19,10 +19,16 @@
 //! 3. Add a case to `crates/engine/tests/it/kernels.rs`: both forms of the
 //!    rule must agree, and one and two threads to the bit.
 
+mod batch_norm;
 mod conv_weight;
+mod depthwise;
+mod mask;
+mod max_pool;
 #[allow(unsafe_code)]
 mod product;
 mod runtime;
+mod update;
+mod wide;
 mod window;
 mod workers;
 
@@ -30,7 +36,16 @@ pub(crate) use runtime::{Attributes, domain};
 use workers::Workers;
 
 /// Every operator, by family.
-const ALL: &[Kernel] = &[conv_weight::KERNEL];
+const ALL: &[Kernel] = &[
+    conv_weight::KERNEL,
+    depthwise::KERNEL,
+    batch_norm::KERNEL,
+    mask::RELU,
+    mask::CLIP,
+    max_pool::KERNEL,
+    update::SGD,
+    update::ADAM,
+];
 
 /// Names of the operators.
 pub(crate) const NAMES: &[&str] = &{
@@ -78,5 +93,13 @@ struct Fault(String);
 impl Fault {
     fn new(reason: impl Into<String>) -> Self {
         Self(reason.into())
+    }
+}
+
+/// Refuses shapes that aren't all the same.
+fn same(shapes: &[&[usize]]) -> Result<(), Fault> {
+    match shapes.iter().find(|shape| **shape != shapes[0]) {
+        Some(other) => Err(Fault::new(format!("shapes {:?} and {other:?} should be the same", shapes[0]))),
+        None => Ok(()),
     }
 }

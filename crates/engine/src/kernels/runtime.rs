@@ -23,6 +23,11 @@ impl Attributes<'_, '_> {
     pub(super) fn ints(&self, name: &str) -> Option<Vec<i64>> {
         self.0.get(name)
     }
+
+    /// A number that must be there.
+    pub(super) fn float(&self, name: &str) -> Result<f32, Fault> {
+        self.0.get(name).ok_or_else(|| Fault::new(format!("it has no attribute `{name}`")))
+    }
 }
 
 struct Registered {

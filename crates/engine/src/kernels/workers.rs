@@ -6,6 +6,9 @@ use ort::operator::ComputeContext;
 
 use super::Fault;
 
+/// Elements of a piece of work that only passes over memory.
+pub(super) const PIECE: usize = 16_384;
+
 /// Buffers that a session's nodes pass around. ONNX Runtime computes one node
 /// of a session after the other, so there are few.
 #[derive(Default)]
@@ -36,6 +39,11 @@ impl<'c> Workers<'c> {
             return Ok(());
         }
         self.context.par_for(slots.len(), 0, one).map_err(|e| Fault::new(e.to_string()))
+    }
+
+    /// Does `work` to a tensor piece by piece, given where each starts.
+    pub(super) fn pieces(&self, out: &mut [f32], work: impl Fn(usize, &mut [f32]) + Send + Sync) -> Result<(), Fault> {
+        self.each(out.chunks_mut(PIECE).enumerate().collect(), |(i, piece)| work(i * PIECE, piece))
     }
 
     /// A buffer of this many elements, of any value, for the time of `use_it`.

@@ -202,3 +202,92 @@ fn steps() {
     steps_agree("lenet", None, 5, &clipped);
     steps_agree("lenet", None, 5, &with(Optimizer::Adam(adam)));
 }
+
+#[test]
+fn depthwise_gradients() {
+    let Some(engine) = onnxruntime() else { return };
+    let mut random = fastrand::Rng::with_seed(2);
+    for case in 0..40 {
+        let s = shapes(&mut random, if case % 3 == 0 { 1 } else { 2 }, true);
+        let (batch, channels) = (random.usize(1..=4), random.usize(2..=20));
+        let x = [&[batch, channels], s.sizes.as_slice()].concat();
+        let kernel: Vec<usize> = s.kernel.iter().map(|&k| k as usize).collect();
+        let w = [&[channels, 1], kernel.as_slice()].concat();
+        let y = [&[batch, channels], s.out.as_slice()].concat();
+        let what = format!("case {case}: {x:?} by {w:?}, {:?} {:?} {:?}", s.strides, s.dilations, s.pads);
+        let conv = |x: &[&str]| {
+            let node = node("Conv", x, &["y"]).ints("kernel_shape", &s.kernel).ints("strides", &s.strides);
+            vec![node.ints("dilations", &s.dilations).ints("pads", &s.pads).int("group", channels as i64)]
+        };
+        agree(&engine, &what, "DepthwiseGrad", &single(conv, &[&x, &w], &y), &mut random);
+    }
+}
+
+#[test]
+fn batch_norm_gradients() {
+    let Some(engine) = onnxruntime() else { return };
+    let mut random = fastrand::Rng::with_seed(3);
+    for case in 0..20 {
+        let channels = random.usize(1..=40);
+        let spatial: Vec<usize> = (0..case % 4).map(|_| random.usize(1..=13)).collect();
+        // Of a few values the gradient is next to nothing but rounding.
+        let x = [&[random.usize(6..=9), channels], spatial.as_slice()].concat();
+        let norm = |x: &[&str]| {
+            let inputs = [x[0], x[1], x[2], "mean", "variance"];
+            vec![node("BatchNormalization", &inputs, &["y", "m", "v"]).int("training_mode", 1)]
+        };
+        let (rank, channel) = (sizes(&x), channels.to_string());
+        let rank: Vec<&str> = rank.iter().map(String::as_str).collect();
+        let each: &[&str] = &[&channel];
+        let zeros = f32s(&[channels], &vec![0.0; channels]);
+        let model = model(
+            17,
+            &[("x", F32, &rank), ("scale", F32, each), ("bias", F32, each)],
+            &[("y", F32, &rank)],
+            &[("mean", zeros.clone()), ("variance", zeros)],
+            norm(&["x", "scale", "bias"]),
+        );
+        agree(&engine, &format!("case {case}: {x:?}"), "BatchNormGrad", &model, &mut random);
+    }
+}
+
+#[test]
+fn masks() {
+    let Some(engine) = onnxruntime() else { return };
+    let mut random = fastrand::Rng::with_seed(4);
+    for size in [1, 7, 64, 40_001] {
+        let relu = |x: &[&str]| vec![node("Relu", x, &["y"])];
+        agree(&engine, "relu", "ReluGrad", &single(relu, &[&[size]], &[size]), &mut random);
+        let text = size.to_string();
+        let bounds = [("low", f32s(&[], &[-0.5])), ("high", f32s(&[], &[0.25]))];
+        for inputs in [&["x", "low", "high"][..], &["x", "low"], &["x", "", "high"]] {
+            let clip = vec![node("Clip", inputs, &["y"])];
+            let given: Vec<(&str, Tensor)> = bounds.iter().filter(|(name, _)| inputs.contains(name)).cloned().collect();
+            let clip = model(17, &[("x", F32, &[&text])], &[("y", F32, &[&text])], &given, clip);
+            agree(&engine, "clip", "ClipGrad", &clip, &mut random);
+        }
+    }
+}
+
+#[test]
+fn max_pool_gradients() {
+    let Some(engine) = onnxruntime() else { return };
+    let mut random = fastrand::Rng::with_seed(5);
+    for case in 0..30 {
+        let s = shapes(&mut random, if case % 3 == 0 { 1 } else { 2 }, true);
+        // A pool of pads alone has no maximum.
+        if s.pads.iter().enumerate().any(|(i, p)| *p >= s.kernel[i % s.kernel.len()]) {
+            continue;
+        }
+        let (batch, channels) = (random.usize(1..=3), random.usize(1..=9));
+        let x = [&[batch, channels], s.sizes.as_slice()].concat();
+        let y = [&[batch, channels], s.out.as_slice()].concat();
+        let what =
+            format!("case {case}: {x:?} to {y:?}, {:?} {:?} {:?} {:?}", s.kernel, s.strides, s.dilations, s.pads);
+        let pool = |x: &[&str]| {
+            let node = node("MaxPool", x, &["y"]).ints("kernel_shape", &s.kernel).ints("strides", &s.strides);
+            vec![node.ints("dilations", &s.dilations).ints("pads", &s.pads)]
+        };
+        agree(&engine, &what, "MaxPoolGrad", &single(pool, &[&x], &y), &mut random);
+    }
+}

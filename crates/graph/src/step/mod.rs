@@ -201,7 +201,7 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
         .iter()
         .map(|name| optimizer::Weight { name, gradient: &clipped.gradients[*name], like: &constants[*name] })
         .collect();
-    let updates = optimizer::emit(&recipe.optimizer, &weights, &rate, STEP, &mut out);
+    let updates = optimizer::emit(&recipe.optimizer, &weights, &rate, STEP, kernels, &mut out);
 
     let mut spec = Spec::new(&model, &loss, &output);
     let mut defaults = Vec::new();
