@@ -140,7 +140,8 @@ fn network(name: &str, kernels: bool) -> Result<(Model, Step)> {
     let mut model = tierline_zoo::by_name(name, &options).with_context(|| format!("no network `{name}`"))?;
     fold_for(&mut model, &mut Evaluator(tierline_engine::rten()), Purpose::Training)?;
     let step = if kernels {
-        step::trainable_with(&model, &recipe(), &tierline_engine::onnxruntime(None)?.kernels())?
+        let kernels = tierline_engine::onnxruntime(None)?.kernels().iter().copied().collect();
+        step::trainable_with(&model, &recipe(), &kernels)?
     } else {
         step::trainable(&model, &recipe())?
     };

@@ -18,6 +18,7 @@ mod discover;
 mod error;
 mod evaluate;
 mod inputs;
+mod kernels;
 mod known;
 mod library;
 mod options;
@@ -45,6 +46,11 @@ pub trait Engine: Send + Sync {
 
     /// The engine's own version, as it states it.
     fn version(&self) -> String;
+
+    /// Operators of [`tierline_graph::kernels::DOMAIN`] that it has.
+    fn kernels(&self) -> &'static [&'static str] {
+        &[]
+    }
 
     /// Prepares a model to run.
     ///

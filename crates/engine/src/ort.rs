@@ -18,7 +18,7 @@ use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 use crate::error::{EngineError, guarded};
 use crate::options::{LoadOptions, Provider, ProviderKind};
 use crate::stateful::{self, StateSlot, Stateful};
-use crate::{Engine, Session, inputs, library, refuse};
+use crate::{Engine, Session, inputs, kernels, library, refuse};
 
 pub(crate) const NAME: &str = "onnxruntime";
 
@@ -94,6 +94,10 @@ impl Engine for OnnxRuntime {
         self.version.clone()
     }
 
+    fn kernels(&self) -> &'static [&'static str] {
+        kernels::NAMES
+    }
+
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
         Ok(Box::new(self.loaded(model, options)?))
     }
@@ -120,6 +124,10 @@ impl OnnxRuntime {
         let bytes = model.to_bytes().map_err(|e| EngineError::Prepare { reason: e.to_string() })?;
         guarded(NAME, "loading the model", || {
             let (mut builder, notes) = self.builder(options)?;
+            if model.opset(tierline_graph::kernels::DOMAIN).is_some() {
+                let domain = kernels::domain().map_err(|e| refused(e.message()))?;
+                builder = builder.with_operators(domain).map_err(|e| refused(e.message()))?;
+            }
             let session = builder.commit_from_memory(&bytes).map_err(|e| refused(e.message()))?;
             let all = |outlets: &[Outlet], declared: &[ValueInfo]| {
                 outlets.iter().map(|o| outlet(o.name(), o.dtype(), declared)).collect::<Result<Vec<_>, _>>()

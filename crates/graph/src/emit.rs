@@ -128,6 +128,20 @@ impl Emitter {
         names
     }
 
+    /// A node of [`crate::kernels::DOMAIN`] with `outputs` outputs of new names.
+    pub fn kernel(
+        &mut self,
+        kind: &str,
+        inputs: &[&str],
+        outputs: usize,
+        attributes: &[(&str, Attribute)],
+    ) -> Vec<String> {
+        let names = self.ops(kind, inputs, outputs, attributes);
+        let node = self.nodes.last_mut().expect("the node was just written");
+        node.domain = Some(crate::kernels::DOMAIN.to_owned());
+        names
+    }
+
     /// A node whose outputs have names already.
     pub fn named(&mut self, kind: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, Attribute)]) {
         self.nodes.push(node(kind, inputs, outputs, attributes));
@@ -136,6 +150,18 @@ impl Emitter {
     /// A node as it is.
     pub fn push(&mut self, node: NodeProto) {
         self.nodes.push(node);
+    }
+
+    /// Gives what an emitted node makes another name, wherever it is read here;
+    /// whether there is such a node.
+    pub fn rename(&mut self, from: &str, to: &str) -> bool {
+        let made = self.nodes.iter_mut().flat_map(|n| &mut n.output).find(|o| *o == from);
+        let Some(output) = made else { return false };
+        to.clone_into(output);
+        for input in self.nodes.iter_mut().flat_map(|n| &mut n.input).filter(|i| *i == from) {
+            to.clone_into(input);
+        }
+        true
     }
 
     /// A constant; equal ones share a name.

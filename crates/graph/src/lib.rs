@@ -15,6 +15,7 @@ pub mod fold;
 pub mod gradient;
 pub mod index;
 pub mod infer;
+pub mod kernels;
 pub mod model;
 pub mod profile;
 pub mod rewrite;
@@ -36,6 +37,7 @@ pub mod onnx {
 
 pub use error::LoadError;
 pub use infer::{InferError, Types, infer_types, infer_types_with};
+pub use kernels::Kernels;
 pub use model::Model;
 pub use tensor::{DataType, Elements, Tensor, TensorError};
 pub use types::{Dim, ValueInfo};

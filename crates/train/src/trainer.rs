@@ -58,7 +58,8 @@ impl Trainer {
         recipe: &Recipe,
         options: &LoadOptions,
     ) -> Result<Self, TrainError> {
-        let step = step::trainable(&model, recipe)?;
+        let kernels = engine.kernels().iter().copied().collect();
+        let step = step::trainable_with(&model, recipe, &kernels)?;
         let evaluation = step::evaluation(&model, recipe, &step.spec)?;
         let (graph, state) = step.divided()?;
         let slots: Vec<StateSlot> =

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod gradients;
+mod kernels;
 mod models;
 mod profile;
 mod run;

@@ -39,6 +39,10 @@ fn split(s: &mut Site, dy: &str, below: &str) -> String {
 
 fn relu(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
+    if s.has("ReluGrad") {
+        let dx = s.kernel("ReluGrad", &[&dy, s.y(0)], &[]);
+        return s.only(dx);
+    }
     let positive = positive(s, s.y(0));
     let dx = s.masked(&positive, &dy);
     s.only(dx)

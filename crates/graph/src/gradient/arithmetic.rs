@@ -3,6 +3,7 @@
 use super::registry::Family;
 use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
+use crate::tensor::Elements;
 
 pub(super) const RULES: Family = &[
     ("Add", add),
@@ -220,11 +221,29 @@ fn choose(s: &mut Site) -> Gradients {
 }
 
 /// Nothing flows where a bound held the value, as in PyTorch bounds included.
+/// A bound that is a constant, or isn't there.
+fn bound(s: &Site, i: usize, without: f32) -> Option<f32> {
+    if !s.given(i) {
+        return Some(without);
+    }
+    match s.constant(i)?.elements() {
+        Elements::F32(values) => values.first().copied(),
+        _ => None,
+    }
+}
+
 fn clip(s: &mut Site) -> Gradients {
     if s.wants(1) || s.wants(2) {
         return Err(Fault::new("its bounds are trained; freeze them"));
     }
     let dy = s.dy()?;
+    if s.has("ClipGrad")
+        && let (Some(min), Some(max)) = (bound(s, 1, f32::NEG_INFINITY), bound(s, 2, f32::INFINITY))
+    {
+        let attributes = [("min", Attribute::Float(min)), ("max", Attribute::Float(max))];
+        let dx = s.kernel("ClipGrad", &[&dy, s.x(0)], &attributes);
+        return s.only(dx);
+    }
     let mut held: Option<String> = None;
     for (i, within) in [(1, "GreaterOrEqual"), (2, "LessOrEqual")] {
         if s.given(i) {

@@ -16,6 +16,10 @@ fn conv(s: &mut Site) -> Gradients {
     let kernel = kernel(s)?;
     let window = Window::of(s, kernel)?;
     let group = s.int_or("group", 1);
+    if let Some((dx, dw)) = depthwise_at_once(s, &dy, &window, group) {
+        let db = s.wants(2).then(|| bias(s, &dy, &window));
+        return Ok(vec![Some(dx), Some(dw), db]);
+    }
     let dx = s.wants(0).then(|| input(s, &dy, &window, group));
     let dw = s.wants(1).then(|| weight(s, &dy, &window, group)).transpose()?;
     let db = s.wants(2).then(|| bias(s, &dy, &window));
@@ -78,6 +82,9 @@ fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String,
         return Err(Fault::new("the shape of its weight is unknown; export the model with shapes"));
     };
     let (out, each) = (shape[0], shape[1]);
+    if group == 1 && window.axes() <= 2 && s.has("ConvWeightGrad") {
+        return Ok(s.kernel("ConvWeightGrad", &[dy, s.x(0)], &window.attributes(1)[..4]));
+    }
     let padded = window.padded(s, s.x(0));
     if group > 1 && each == 1 && out == group {
         return Ok(depthwise(s, dy, window, &padded, &shape));
@@ -133,6 +140,19 @@ fn columns_by_group(s: &mut Site, window: &Window, padded: &str, part: &[i64]) -
     }
     let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
     if seen.len() == 1 { seen[0].to_owned() } else { s.op("Concat", &seen, &[("axis", Attribute::Int(2))]) }
+}
+
+/// Gradients of the input and the weight of a convolution by channel, where
+/// the engine has them.
+fn depthwise_at_once(s: &mut Site, dy: &str, window: &Window, group: i64) -> Option<(String, String)> {
+    let shape = s.fixed(s.x(1))?;
+    let fits = group > 1 && shape[0] == group && shape[1] == 1 && window.axes() <= 2;
+    if !(fits && s.wants(0) && s.wants(1) && s.has("DepthwiseGrad")) {
+        return None;
+    }
+    let attributes = window.attributes(1);
+    let mut both = s.out.kernel("DepthwiseGrad", &[dy, s.x(0), s.x(1)], 2, &attributes[..4]).into_iter();
+    both.next().zip(both.next())
 }
 
 /// One channel, one kernel: a weighted sum per tap.

@@ -39,8 +39,10 @@ use crate::emit::Emitter;
 use crate::error::LoadError;
 use crate::index::Index;
 use crate::infer::{InferError, Types, infer_types};
+use crate::kernels::{self, Kernels};
 use crate::model::Model;
 use crate::onnx::{NodeProto, TensorProto};
+use crate::tensor::DataType;
 use crate::types::ValueInfo;
 
 /// Why a model can't be differentiated.
@@ -114,12 +116,13 @@ pub(crate) struct Forward<'m> {
     pub(crate) index: Index<'m>,
     pub(crate) types: Types,
     constants: HashMap<&'m str, &'m TensorProto>,
+    kernels: &'m Kernels,
 }
 
 impl<'m> Forward<'m> {
-    pub(crate) fn new(model: &'m Model) -> Result<Self, InferError> {
+    pub(crate) fn new(model: &'m Model, kernels: &'m Kernels) -> Result<Self, InferError> {
         let constants = model.graph().initializer.iter().map(|t| (t.name(), t)).collect();
-        Ok(Self { index: Index::new(model), types: infer_types(model)?, constants })
+        Ok(Self { index: Index::new(model), types: infer_types(model)?, constants, kernels })
     }
 
     /// An emitter that leaves the graph's names alone.
@@ -195,7 +198,15 @@ impl<'m> Forward<'m> {
             operator: node.op_type().to_owned(),
             domain: node.domain().to_owned(),
         })?;
-        let mut site = site::Site { node, types: &self.types, constants: &self.constants, out, upstream, wanted };
+        let mut site = site::Site {
+            node,
+            types: &self.types,
+            constants: &self.constants,
+            kernels: self.kernels,
+            out,
+            upstream,
+            wanted,
+        };
         rule(&mut site).map_err(|fault| GradientError::Form {
             node: name(),
             operator: node.op_type().to_owned(),
@@ -250,8 +261,21 @@ pub struct Backward {
 /// # Errors
 /// [`GradientError`], naming the operator without a rule.
 pub fn backward(model: &Model, given: &[&str], wanted: &[&str]) -> Result<Backward, GradientError> {
-    let model = prepare(model)?;
-    let forward = Forward::new(&model)?;
+    backward_with(model, given, wanted, &Kernels::none())
+}
+
+/// [`backward`], for an engine that has these operators of its own.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_with(
+    model: &Model,
+    given: &[&str],
+    wanted: &[&str],
+    kernels: &Kernels,
+) -> Result<Backward, GradientError> {
+    let model = prepare(model, kernels)?;
+    let forward = Forward::new(&model, kernels)?;
     let mut out = forward.emitter();
     for tensor in given.iter().chain(wanted) {
         let info = forward.types.get(tensor).ok_or_else(|| GradientError::Unknown { tensor: (*tensor).to_owned() })?;
@@ -285,18 +309,23 @@ pub fn backward(model: &Model, given: &[&str], wanted: &[&str]) -> Result<Backwa
     let (nodes, constants) = out.finish();
     graph.node.extend(nodes);
     graph.initializer.extend(constants);
+    kernels::import(&mut proto);
     Ok(Backward { model: Model::from_proto(proto)?, upstream, gradients })
 }
 
 /// The model as gradients are written behind it: of an operator set that the
 /// rules speak, its functions inlined where there are none, and with the
 /// outputs that rules read.
-pub(crate) fn prepare(model: &Model) -> Result<Model, LoadError> {
+pub(crate) fn prepare(model: &Model, kernels: &Kernels) -> Result<Model, LoadError> {
+    let types = if kernels.has("MaxPoolGrad") { infer_types(model).unwrap_or_default() } else { Types::default() };
     let mut proto = crate::upgrade::upgraded(model)?.proto;
     let graph = proto.graph.mut_or_insert_default();
     let mut names = Emitter::new(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
     for node in graph.node.iter_mut().filter(|n| n.domain().is_empty()) {
         let outputs = match node.op_type() {
+            // The engine's own gradient finds the winners again; the pool is
+            // faster when it needn't name them.
+            "MaxPool" if kernels.has("MaxPoolGrad") && is_flat_picture(node, &types) => continue,
             "MaxPool" => 2,
             "LayerNormalization" => 3,
             "LSTM" => 3,
@@ -312,4 +341,11 @@ pub(crate) fn prepare(model: &Model) -> Result<Model, LoadError> {
         }
     }
     Model::from_proto(proto)
+}
+
+/// Whether a pool's input is known to be f32 with at most two spatial axes.
+fn is_flat_picture(node: &NodeProto, types: &Types) -> bool {
+    let kernel = node.attribute.iter().find(|a| a.name() == "kernel_shape").map_or(0, |a| a.ints.len());
+    let dtype = node.input.first().and_then(|name| types.get(name)).and_then(|t| t.dtype);
+    (1..=2).contains(&kernel) && dtype == Some(DataType::F32)
 }

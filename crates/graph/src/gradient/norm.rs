@@ -2,6 +2,7 @@
 
 use super::registry::Family;
 use super::site::{Fault, Gradients, Site};
+use crate::emit::Attribute;
 
 pub(super) const RULES: Family = &[
     ("BatchNormalization", batch_norm),
@@ -35,6 +36,11 @@ fn batch_norm(s: &mut Site) -> Gradients {
         (flat, variance)
     };
     let (mean, variance) = (mean.as_str(), variance.as_str());
+    if training && s.has("BatchNormGrad") {
+        let attributes = [("epsilon", Attribute::Float(epsilon as f32))];
+        let all = s.out.kernel("BatchNormGrad", &[&dy, x, s.x(1), mean, variance], 3, &attributes);
+        return Ok(all.into_iter().map(Some).collect());
+    }
     let mut per_channel = vec![-1];
     per_channel.extend(vec![1; rank.saturating_sub(2)]);
 
@@ -57,7 +63,7 @@ fn batch_norm(s: &mut Site) -> Gradients {
             let channels = s.op("Size", &[mean], &[]);
             let count = s.div(&elements, &channels);
             let dtype = i64::from(s.dtype(x).to_onnx());
-            s.op("Cast", &[&count], &[("to", crate::emit::Attribute::Int(dtype))])
+            s.op("Cast", &[&count], &[("to", Attribute::Int(dtype))])
         };
         let each = s.div(&gain, &count);
         let slope = s.mul(&dscale, &inverse);

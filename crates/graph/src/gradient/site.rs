@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use crate::constant::tensor_from_proto;
 use crate::emit::{Attribute, Emitter};
 use crate::infer::Types;
+use crate::kernels::Kernels;
 use crate::onnx::{AttributeProto, NodeProto, TensorProto};
 use crate::tensor::{DataType, Elements, Tensor};
 use crate::types::Dim;
@@ -31,6 +32,7 @@ pub(super) struct Site<'a> {
     pub(super) node: &'a NodeProto,
     pub(super) types: &'a Types,
     pub(super) constants: &'a HashMap<&'a str, &'a TensorProto>,
+    pub(super) kernels: &'a Kernels,
     pub(super) out: &'a mut Emitter,
     /// Gradients of the outputs that have one.
     pub(super) upstream: Vec<Option<String>>,
@@ -150,6 +152,18 @@ impl<'a> Site<'a> {
     }
 
     // Words for nodes.
+
+    /// Whether the engine's own operator of this name may stand in for plain
+    /// nodes here: they all are of f32.
+    pub(super) fn has(&self, kernel: &str) -> bool {
+        let known = |name: &str| self.types.get(name).and_then(|t| t.dtype);
+        self.kernels.has(kernel) && known(self.x(0)).or(known(self.y(0))) == Some(DataType::F32)
+    }
+
+    /// A node of the engine's own operator.
+    pub(super) fn kernel(&mut self, kind: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
+        self.out.kernel(kind, inputs, 1, attributes).remove(0)
+    }
 
     pub(super) fn op(&mut self, kind: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
         self.out.op(kind, inputs, attributes)

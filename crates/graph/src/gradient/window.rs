@@ -109,7 +109,8 @@ impl Window {
         })
     }
 
-    /// Attributes of a convolution with this window.
+    /// Attributes of a convolution with this window; the first four are the
+    /// window's own.
     pub(super) fn attributes(&self, group: i64) -> Vec<(&'static str, Attribute)> {
         vec![
             ("kernel_shape", Attribute::Ints(self.kernel.clone())),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Role, StepError};
 use crate::emit::{Attribute, Emitter};
+use crate::kernels::Kernels;
 use crate::onnx::TensorProto;
 use crate::tensor::{DataType, Elements, Tensor};
 
@@ -173,6 +174,7 @@ pub(super) fn emit(
     weights: &[Weight],
     rate: &str,
     step: &str,
+    kernels: &Kernels,
     out: &mut Emitter,
 ) -> Vec<Update> {
     let corrections = match optimizer {
@@ -182,7 +184,7 @@ pub(super) fn emit(
     let mut kept = Vec::new();
     let mut updates = Vec::with_capacity(weights.len());
     for weight in weights {
-        let mut w = Writer { out, weight, rate, kept: &mut kept };
+        let mut w = Writer { out, weight, rate, kernels, kept: &mut kept };
         let value = match optimizer {
             Optimizer::Sgd { momentum, nesterov, weight_decay } => w.sgd(*momentum, *nesterov, *weight_decay),
             Optimizer::Adam(m) => w.adam(m, false, corrections.as_ref()),
@@ -223,6 +225,7 @@ struct Writer<'a, 'w> {
     out: &'a mut Emitter,
     weight: &'a Weight<'w>,
     rate: &'a str,
+    kernels: &'a Kernels,
     kept: &'a mut Vec<Update>,
 }
 
@@ -272,7 +275,25 @@ impl Writer<'_, '_> {
         self.op("Add", self.weight.gradient, &pull)
     }
 
+    /// Whether the engine's own operator of this name may stand in: they all
+    /// are of f32.
+    fn has(&self, kernel: &str) -> bool {
+        self.dtype() == DataType::F32 && self.kernels.has(kernel)
+    }
+
     fn sgd(&mut self, momentum: f64, nesterov: bool, decay: f64) -> String {
+        if momentum != 0.0 && self.has("SgdUpdate") {
+            let velocity = self.kept("momentum");
+            let inputs = [self.weight.name, self.weight.gradient, &velocity, self.rate];
+            let attributes = [
+                ("momentum", Attribute::Float(momentum as f32)),
+                ("nesterov", Attribute::Float(f32::from(u8::from(nesterov)))),
+                ("weight_decay", Attribute::Float(decay as f32)),
+            ];
+            let [weight, next] = two(self.out.kernel("SgdUpdate", &inputs, 2, &attributes));
+            self.keep(velocity, next);
+            return weight;
+        }
         let mut gradient = self.decayed(decay);
         if momentum != 0.0 {
             let velocity = self.kept("momentum");
@@ -293,9 +314,12 @@ impl Writer<'_, '_> {
 
     fn adam(&mut self, m: &Moments, decoupled: bool, corrections: Option<&Corrections>) -> String {
         let Some(corrections) = corrections else { return self.weight.name.to_owned() };
+        let (first, second) = (self.kept("mean"), self.kept("square"));
+        if self.has("AdamUpdate") {
+            return self.adam_at_once(m, decoupled, corrections, [first, second]);
+        }
         let rate = self.rate();
         let gradient = if decoupled { self.weight.gradient.to_owned() } else { self.decayed(m.weight_decay) };
-        let (first, second) = (self.kept("mean"), self.kept("square"));
         let old = self.times(&first, m.beta1);
         let new = self.times(&gradient, 1.0 - m.beta1);
         let mean = self.op("Add", &old, &new);
@@ -323,10 +347,38 @@ impl Writer<'_, '_> {
         self.op("Sub", &weight, &change)
     }
 
+    /// [`Self::adam`] by the engine's own operator.
+    fn adam_at_once(&mut self, m: &Moments, decoupled: bool, corrections: &Corrections, kept: [String; 2]) -> String {
+        let pace = self.op("Div", self.rate, &corrections.first);
+        let past = if decoupled { m.weight_decay } else { 0.0 };
+        let shrink = self.times(self.rate, past);
+        let float = |value: f64| Attribute::Float(value as f32);
+        let attributes = [
+            ("beta1", float(m.beta1)),
+            ("rest1", float(1.0 - m.beta1)),
+            ("beta2", float(m.beta2)),
+            ("rest2", float(1.0 - m.beta2)),
+            ("epsilon", float(m.epsilon)),
+            ("weight_decay", float(m.weight_decay - past)),
+        ];
+        let [first, second] = kept;
+        let moments = [self.weight.name, self.weight.gradient, &first, &second];
+        let inputs = [&moments[..], &[&pace, &corrections.second, &shrink]].concat();
+        let mut next = self.out.kernel("AdamUpdate", &inputs, 3, &attributes);
+        let [mean, square] = two(next.split_off(1));
+        self.keep(first, mean);
+        self.keep(second, square);
+        next.remove(0)
+    }
+
     fn same_type(&mut self, number: &str) -> String {
         match self.dtype() {
             DataType::F32 => number.to_owned(),
             other => self.out.op("Cast", &[number], &[("to", Attribute::Int(i64::from(other.to_onnx())))]),
         }
     }
+}
+
+fn two(names: Vec<String>) -> [String; 2] {
+    names.try_into().expect("as many outputs as were asked for")
 }
