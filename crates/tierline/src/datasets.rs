@@ -51,6 +51,15 @@ pub struct Found {
     pub dtype: String,
 }
 
+/// A line of the list.
+#[derive(Debug)]
+pub struct Listed {
+    /// The data set's name.
+    pub name: String,
+    /// What is kept of it, or what is wrong with its file.
+    pub record: Result<Record, DatasetsError>,
+}
+
 impl Found {
     /// Of a data set that was read.
     #[must_use]
@@ -218,9 +227,9 @@ impl Datasets {
     ///
     /// # Errors
     /// As [`names`](Self::names).
-    pub fn list(&self) -> Result<Vec<(String, Result<Record, DatasetsError>)>, DatasetsError> {
+    pub fn list(&self) -> Result<Vec<Listed>, DatasetsError> {
         let names = self.names()?;
-        Ok(names.into_iter().map(|name| (name.clone(), self.record(&name))).collect())
+        Ok(names.into_iter().map(|name| Listed { record: self.record(&name), name }).collect())
     }
 
     /// What is kept of a data set.

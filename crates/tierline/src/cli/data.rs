@@ -9,7 +9,7 @@ use tierline_train::data::{
 };
 
 use super::{Global, usage};
-use crate::datasets::{Datasets, DatasetsError, Found, Record};
+use crate::datasets::{Datasets, DatasetsError, Found, Listed, Record};
 use crate::output::{self, Exit, Failure, Outcome};
 use crate::store::disk::Existing;
 
@@ -280,7 +280,7 @@ struct Broken {
 
 fn ls(global: &Global, datasets: &Datasets) -> Outcome {
     let mut lines = Lines { datasets: Vec::new(), broken: Vec::new() };
-    for (name, record) in datasets.list().map_err(failure)? {
+    for Listed { name, record } in datasets.list().map_err(failure)? {
         match record {
             Ok(record) => lines.datasets.push(Line::new(&name, record)),
             Err(e) => lines.broken.push(Broken { name, reason: e.to_string() }),
@@ -423,7 +423,11 @@ fn draw(dataset: &Dataset, per_class: usize, file: &Path) -> Outcome {
 }
 
 fn text(report: &Report) -> String {
-    let range = |[low, high]: [f64; 2]| if low == high { format!("{low}") } else { format!("{low} to {high}") };
+    // As f32, in which training computes: 2.2 rather than 2.200000047683716.
+    let range = |[low, high]: [f64; 2]| {
+        let (low, high) = (low as f32, high as f32);
+        if low == high { format!("all {low}") } else { format!("{low} to {high}") }
+    };
     let mut text = format!("{}  {}  {}\n", report.name, report.format, report.path.display());
     let splits: Vec<String> = report.splits.iter().map(|s| format!("{} {}", s.name, s.examples)).collect();
     let splits = if splits.is_empty() { String::new() } else { format!(" ({})", splits.join(", ")) };
@@ -498,6 +502,7 @@ fn option(error: &DataError) -> Option<&'static str> {
         DataError::Option { option: "labels", .. } => "--labels FILE",
         DataError::Option { option: "header", .. } => "--no-header",
         DataError::Option { option: "layout", .. } => "--layout channels-first, or --layout channels-last",
+        DataError::Option { option: "features", .. } => "--features with --labels, --test with --test-labels",
         DataError::Option { option: "test_images", .. } => "--test FILE --test-labels FILE",
         DataError::Option { option: "per_class", .. } => "--per-class N",
         _ => return None,

@@ -168,8 +168,8 @@ fn paths_hold_wherever_one_stands() {
     desk.flowers();
     let run = |args: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tierline"));
-        let ran = command.current_dir(desk.folder.path()).arg("--data").arg("node").arg("data").args(args).status();
-        assert!(ran.unwrap().success());
+        let ran = command.current_dir(desk.folder.path()).arg("--data").arg("node").arg("data").args(args).output();
+        assert!(ran.unwrap().status.success());
     };
     run(&["add", "flowers", "flowers.csv", "--drop", "user"]);
     assert_eq!(desk.data("show flowers --json").json()["examples"], 3);
