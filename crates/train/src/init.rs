@@ -52,7 +52,8 @@ pub fn fresh(model: &Model, seed: u64) -> Result<Model, TrainError> {
             DataType::F64 => Elements::F64(values.collect()),
             _ => Elements::F32(values.map(|x| x as f32).collect()),
         };
-        *tensor = tensor_to_proto(&tensor.name().to_owned(), &Tensor::new(old.shape(), elements)?);
+        let name = tensor.name().to_owned();
+        *tensor = tensor_to_proto(&name, &Tensor::new(old.shape(), elements)?);
     }
     Ok(Model::from_proto(proto)?)
 }

@@ -112,7 +112,7 @@ fn celu(s: &mut Site) -> Gradients {
 
 fn sigmoid(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
-    let rest = s.from_number(1.0, s.y(0));
+    let rest = s.number_minus(1.0, s.y(0));
     let slope = s.mul(s.y(0), &rest);
     let dx = s.mul(&dy, &slope);
     s.only(dx)
@@ -151,7 +151,7 @@ fn swish(s: &mut Site) -> Gradients {
     let alpha = s.float_or("alpha", 1.0);
     let scaled = s.times(s.x(0), alpha);
     let gate = s.op("Sigmoid", &[&scaled], &[]);
-    let rest = s.from_number(1.0, &gate);
+    let rest = s.number_minus(1.0, &gate);
     let bend = s.mul(&scaled, &rest);
     let bend = s.plus(&bend, 1.0);
     let slope = s.mul(&gate, &bend);
@@ -162,7 +162,7 @@ fn swish(s: &mut Site) -> Gradients {
 fn tanh(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let square = s.mul(s.y(0), s.y(0));
-    let slope = s.from_number(1.0, &square);
+    let slope = s.number_minus(1.0, &square);
     let dx = s.mul(&dy, &slope);
     s.only(dx)
 }
@@ -200,7 +200,7 @@ fn gelu(s: &mut Site) -> Gradients {
         let du = s.times(&square, 3.0 * c * k);
         let du = s.plus(&du, c);
         let bend = s.mul(&tanh, &tanh);
-        let bend = s.from_number(1.0, &bend);
+        let bend = s.number_minus(1.0, &bend);
         let bend = s.mul(&bend, &du);
         let bend = s.mul(&bend, x);
         let bend = s.times(&bend, 0.5);
@@ -227,7 +227,7 @@ fn mish(s: &mut Site) -> Gradients {
     let t = s.op("Tanh", &[&soft], &[]);
     let gate = s.op("Sigmoid", &[x], &[]);
     let square = s.mul(&t, &t);
-    let rest = s.from_number(1.0, &square);
+    let rest = s.number_minus(1.0, &square);
     let bend = s.mul(x, &rest);
     let bend = s.mul(&bend, &gate);
     let slope = s.add(&t, &bend);

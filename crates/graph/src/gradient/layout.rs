@@ -170,8 +170,8 @@ fn spaced(s: &mut Site, dx: &str, axis: usize, rank: usize, kept: i64, stride: i
     let y = s.y(0);
     let mut shape: Vec<i64> = vec![0; rank];
     // Axes in front keep their place; those behind have moved by one.
-    for later in axis + 1..rank {
-        shape[later] = s.dim(y, later).ok_or_else(|| Fault::new("a step other than 1 needs axes of fixed sizes"))?;
+    for (later, size) in shape.iter_mut().enumerate().skip(axis + 1) {
+        *size = s.dim(y, later).ok_or_else(|| Fault::new("a step other than 1 needs axes of fixed sizes"))?;
     }
     shape[axis] = kept * stride;
     Ok(s.reshape(&wide, &shape))

@@ -53,7 +53,7 @@ fn average_pool(s: &mut Site) -> Gradients {
     };
     // With ceil_mode the last windows may reach beyond picture and pads.
     let mut beyond = vec![0; axes];
-    for axis in 0..axes {
+    for (axis, beyond) in beyond.iter_mut().enumerate() {
         let (Some(size), Some(out)) = (s.dim(x, axis + 2), s.dim(s.y(0), axis + 2)) else {
             if s.int_or("ceil_mode", 0) != 0 {
                 return Err(Fault::new("ceil_mode needs a picture of fixed size; export the model with one"));
@@ -61,7 +61,7 @@ fn average_pool(s: &mut Site) -> Gradients {
             continue;
         };
         let covered = (out - 1) * window.strides[axis] + window.reach(axis);
-        beyond[axis] = (covered - size - window.before[axis] - window.behind[axis]).max(0);
+        *beyond = (covered - size - window.before[axis] - window.behind[axis]).max(0);
     }
     let counts_pads = s.int_or("count_include_pad", 0) != 0;
     let partial = beyond.iter().any(|&b| b > 0) || window.is_padded() && !counts_pads;

@@ -253,14 +253,14 @@ fn inner(d: &Direction, s: &mut Site, name: &str) -> String {
 
 /// `x (1 - x)`, the slope of a sigmoid.
 fn bump(s: &mut Site, x: &str) -> String {
-    let rest = s.from_number(1.0, x);
+    let rest = s.number_minus(1.0, x);
     s.mul(x, &rest)
 }
 
 /// `1 - x^2`, the slope of a tanh.
 fn arch(s: &mut Site, x: &str) -> String {
     let square = s.mul(x, x);
-    s.from_number(1.0, &square)
+    s.number_minus(1.0, &square)
 }
 
 /// Gates in the order input, output, forget, cell (Hochreiter and
@@ -396,7 +396,7 @@ fn gru_direction(s: &mut Site, d: &Direction) -> Parts {
     let gap = s.sub(&d.before, &n);
     let slope = bump(s, &z);
     let to_z = s.mul(&gap, &slope);
-    let rest = s.from_number(1.0, &z);
+    let rest = s.number_minus(1.0, &z);
     let slope = arch(s, &n);
     let to_n = s.mul(&rest, &slope);
     let slope = bump(s, &r);

@@ -58,7 +58,7 @@ pub(super) fn resize(s: &mut Site) -> Gradients {
     if s.given(2) && s.constant(2).is_none() {
         return Err(Fault::new("its scales must be constants; fold the model's constants first"));
     }
-    let stated = s.constant(2).filter(|t| t.len() > 0).map(|t| match t.elements() {
+    let stated = s.constant(2).filter(|t| !t.is_empty()).map(|t| match t.elements() {
         Elements::F32(v) => v.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(),
         _ => Vec::new(),
     });

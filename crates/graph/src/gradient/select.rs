@@ -132,7 +132,7 @@ fn scatter_elements(s: &mut Site) -> Gradients {
         None
     } else if replaces(s)? {
         let zeros = s.zeros_like(s.x(2));
-        Some(s.op("ScatterElements", &[&dy, places, &zeros], &[axis.clone()]))
+        Some(s.op("ScatterElements", &[&dy, places, &zeros], std::slice::from_ref(&axis)))
     } else {
         Some(dy.clone())
     };

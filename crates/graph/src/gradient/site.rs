@@ -208,7 +208,7 @@ impl<'a> Site<'a> {
     }
 
     /// `value - a`.
-    pub(super) fn from_number(&mut self, value: f64, a: &str) -> String {
+    pub(super) fn number_minus(&mut self, value: f64, a: &str) -> String {
         let value = self.num(value);
         self.sub(&value, a)
     }

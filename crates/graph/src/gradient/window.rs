@@ -65,11 +65,11 @@ impl Window {
         let each = |name: &str, default: i64| s.ints(name).map_or_else(|| vec![default; axes], <[i64]>::to_vec);
         let (strides, dilations, extra) = (each("strides", 1), each("dilations", 1), each("output_padding", 0));
         let mut window = Self { kernel, strides, dilations, before: vec![0; axes], behind: vec![0; axes] };
-        for axis in 0..axes {
+        for (axis, extra) in extra.into_iter().enumerate() {
             let (Some(size), Some(out)) = (s.dim(s.x(0), axis + 2), s.dim(s.y(0), axis + 2)) else {
                 return Err(Fault::new("its pads follow from sizes that are unknown; export with fixed sizes"));
             };
-            let total = window.strides[axis] * (size - 1) + extra[axis] + window.reach(axis) - out;
+            let total = window.strides[axis] * (size - 1) + extra + window.reach(axis) - out;
             let half = total.max(0) / 2;
             let upper = s.text("auto_pad") == "SAME_UPPER";
             window.before[axis] = if upper { half } else { total.max(0) - half };

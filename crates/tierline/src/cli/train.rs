@@ -281,7 +281,7 @@ impl Said<'_> {
         }
         if let Line::Start { engine, weights, examples, test_examples, epochs, steps_per_epoch, epoch, .. } = line {
             let from = if *epoch > 0 { format!(", from epoch {}", epoch + 1) } else { String::new() };
-            self.global.output().say(&format!(
+            self.global.output().say(format!(
                 "training {weights} weights on {examples} examples ({test_examples} held out), {epochs} epochs of \
                  {steps_per_epoch} steps{from}, on {engine}"
             ));
