@@ -33,7 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             let mut plain = Training::new(engine.as_ref(), &model, *batch, threads, &Kernels::none())?;
             let mut ours = Training::new(engine.as_ref(), &model, *batch, threads, &kernels)?;
             let mut times = [Vec::new(), Vec::new()];
-            (plain.step()?, ours.step()?);
+            plain.step()?;
+            ours.step()?;
             let start = Instant::now();
             while start.elapsed() < BUDGET || times[0].len() < STEPS_MIN {
                 times[0].push(plain.step()?);
