@@ -39,7 +39,7 @@ impl Compute for Depthwise {
         }
         let grid = Grid::of(&self.0, x, [dy[2], dy[3]]);
         let (plane, out) = (x[2] * x[3], dy[2] * dy[3]);
-        let mut channels: Vec<(usize, &mut [f32], Vec<&mut [f32]>)> =
+        let mut channels: Vec<Channel<'_>> =
             dw.chunks_mut(self.0.taps()).enumerate().map(|(c, dw)| (c, dw, Vec::with_capacity(x[0]))).collect();
         for (i, dx) in dx.chunks_mut(plane).enumerate() {
             channels[i % x[1]].2.push(dx);
@@ -70,6 +70,9 @@ impl Compute for Depthwise {
         })
     }
 }
+
+/// A channel, its part of the weight's gradient, and its pictures of `dx`.
+type Channel<'o> = (usize, &'o mut [f32], Vec<&'o mut [f32]>);
 
 /// Where a picture's elements are in its phases.
 struct Grid {
