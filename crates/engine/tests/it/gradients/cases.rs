@@ -80,10 +80,13 @@ fn value(name: &str, dtype: DataType, shape: Option<&str>) -> onnx::ValueInfoPro
     onnx::ValueInfoProto { name: Some(name.into()), type_: protobuf::MessageField::some(kind), ..Default::default() }
 }
 
+/// A kind of model, how many, and what builds one.
+type Kind = (&'static str, usize, fn(&mut Rng) -> Model);
+
 /// Models with names, the same for the same seed.
 pub fn random(seed: u64) -> Vec<(String, Model)> {
     let mut rng = Rng::with_seed(seed);
-    let kinds: &[(&str, usize, fn(&mut Rng) -> Model)] = &[
+    let kinds: &[Kind] = &[
         ("conv", 60, conv),
         ("conv_transpose", 40, conv_transpose),
         ("pool", 40, pool),

@@ -95,10 +95,12 @@ fn judged(cases: &[Case]) -> Option<BTreeMap<String, String>> {
     let mut said = BTreeMap::new();
     for line in String::from_utf8(output.stdout).unwrap().lines() {
         let verdict: Verdict = serde_json::from_str(line).unwrap();
+        // What isn't a number is too far as well.
+        let far = |distance: f64, max: f64| distance.is_nan() || distance > max;
         let fault = match (verdict.error, verdict.slope, verdict.engine) {
             (Some(error), ..) => error,
-            (_, Some(slope), _) if !(slope <= SLOPE_MAX) => format!("the slope is off by {slope:.1e}"),
-            (_, _, Some(engine)) if !(engine <= ENGINE_MAX) => format!("the engine is off by {engine:.1e}"),
+            (_, Some(slope), _) if far(slope, SLOPE_MAX) => format!("the slope is off by {slope:.1e}"),
+            (_, _, Some(engine)) if far(engine, ENGINE_MAX) => format!("the engine is off by {engine:.1e}"),
             _ => String::new(),
         };
         said.insert(verdict.name, fault);
