@@ -1,7 +1,7 @@
 //! Telling the caller how far a profile is.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the profiler is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,19 +42,24 @@ type Listener = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// Who is told of progress: by default nobody.
 #[derive(Clone, Default)]
-pub struct Watch(Option<Listener>);
+pub struct Watch(Option<Listener>, Arc<Mutex<Option<Progress>>>);
 
 impl Watch {
     /// Calls `listener` between runs, on the thread that profiles; what it
     /// does there takes time from measuring, but isn't measured.
     pub fn new(listener: impl Fn(Progress) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(listener)))
+        Self(Some(Arc::new(listener)), Arc::default())
     }
 
     pub(super) fn tell(&self, phase: Phase, done: f64) {
-        if let Some(listener) = &self.0 {
-            listener(Progress { phase, done: done.clamp(0., 1.) });
-        }
+        let Some(listener) = &self.0 else { return };
+        let mut last = self.1.lock().unwrap_or_else(PoisonError::into_inner);
+        // How much is left is an estimate; nobody wants to see it grow.
+        let before = last.filter(|l| l.phase == phase).map_or(0., |l| l.done);
+        let progress = Progress { phase, done: done.clamp(before, 1.) };
+        *last = Some(progress);
+        drop(last);
+        listener(progress);
     }
 }
 

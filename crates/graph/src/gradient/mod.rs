@@ -274,6 +274,7 @@ pub fn backward_with(
     wanted: &[&str],
     kernels: &Kernels,
 ) -> Result<Backward, GradientError> {
+    check_arity(model)?;
     let model = prepare(model, kernels)?;
     let forward = Forward::new(&model, kernels)?;
     let mut out = forward.emitter();
@@ -311,6 +312,61 @@ pub fn backward_with(
     graph.initializer.extend(constants);
     kernels::import(&mut proto);
     Ok(Backward { model: Model::from_proto(proto)?, upstream, gradients })
+}
+
+/// Inputs that an operator must have for its rule to make sense of it.
+fn inputs_min(operator: &str) -> usize {
+    match operator {
+        "BatchNormalization" => 5,
+        "LSTM" | "GRU" | "RNN" | "Where" | "ScatterND" | "ScatterElements" => 3,
+        "Add"
+        | "Sub"
+        | "Mul"
+        | "Div"
+        | "Pow"
+        | "Mod"
+        | "MatMul"
+        | "Gemm"
+        | "Conv"
+        | "ConvTranspose"
+        | "PRelu"
+        | "LayerNormalization"
+        | "RMSNormalization"
+        | "InstanceNormalization"
+        | "GroupNormalization"
+        | "Reshape"
+        | "Expand"
+        | "Tile"
+        | "Gather"
+        | "GatherElements"
+        | "GatherND"
+        | "TopK"
+        | "CumSum"
+        | "CastLike" => 2,
+        _ => 1,
+    }
+}
+
+/// Refuses nodes that lack what their operator must have: the format's check
+/// leaves that to engines, and rules rely on it.
+pub(crate) fn check_arity(model: &Model) -> Result<(), GradientError> {
+    for node in &model.graph().node {
+        let operator = node.op_type();
+        let known = registry::rule(node.domain(), operator).is_some() || operator == "Dropout";
+        let needed = inputs_min(operator);
+        let given = node.input.iter().take(needed).filter(|i| !i.is_empty()).count();
+        let made = node.output.first().is_some_and(|o| !o.is_empty());
+        if known && (given < needed || !made && operator != "LSTM" && operator != "GRU" && operator != "RNN") {
+            let reason = if made {
+                format!("it has {given} of the {needed} inputs it needs")
+            } else {
+                "it has no output".into()
+            };
+            let node = if node.name().is_empty() { node.output.join(", ") } else { node.name().to_owned() };
+            return Err(GradientError::Form { node, operator: operator.to_owned(), reason });
+        }
+    }
+    Ok(())
 }
 
 /// The model as gradients are written behind it: of an operator set that the
