@@ -340,7 +340,6 @@ fn inputs_min(operator: &str) -> usize {
         | "Gather"
         | "GatherElements"
         | "GatherND"
-        | "TopK"
         | "CumSum"
         | "CastLike" => 2,
         _ => 1,
