@@ -401,10 +401,15 @@ impl Node {
         let heard = self.catalogues_heard.fetch_add(1, Ordering::Relaxed) + 1;
         let node = Arc::clone(self);
         tokio::spawn(async move {
-            let _turn = node.adopting.lock().await;
-            // Catalogues are whole: a newer one says all that this one does.
-            if node.catalogues_heard.load(Ordering::Relaxed) == heard {
-                models::adopt(&node, message).await;
+            loop {
+                let turn = node.adopting.lock().await;
+                // Catalogues are whole: a newer one says all that this one does.
+                let newest = node.catalogues_heard.load(Ordering::Relaxed) == heard;
+                if !newest || !models::adopt(&node, &message).await {
+                    return;
+                }
+                drop(turn);
+                tokio::time::sleep(models::AGAIN).await;
             }
         });
     }

@@ -18,8 +18,8 @@ use super::compute::Program;
 use crate::models::{Manifest, Prepared};
 use crate::profiling;
 
-/// A model that could not be had to be measured is tried again after this.
-const PROFILE_AGAIN: Duration = Duration::from_secs(15);
+/// A model that could not be had, to take over or to measure, is tried again after this.
+pub const AGAIN: Duration = Duration::from_secs(15);
 
 impl Node {
     /// Takes in a model: checks, folds, stores and names it.
@@ -169,13 +169,11 @@ impl Node {
             while let Err(failure) = node.profile_model(&entry, Watch::default()).await {
                 let text = format!("{} could not be profiled: {failure}", entry.manifest.name);
                 node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
-                // What is only late comes later; what can't be is not tried again.
-                let late = matches!(failure.code(), Code::Unreachable | Code::ModelNotReady | Code::NotFound);
                 let wanted = || node.catalogue.by_model(entry.model).is_some();
-                if !late || node.config.scale_of_parent.is_some() || !wanted() {
+                if !is_late(&failure) || node.config.scale_of_parent.is_some() || !wanted() {
                     return;
                 }
-                tokio::time::sleep(PROFILE_AGAIN).await;
+                tokio::time::sleep(AGAIN).await;
             }
         });
     }
@@ -258,9 +256,15 @@ impl Node {
     }
 }
 
-/// Takes over what the parent's catalogue says.
-pub async fn adopt(node: &Arc<Node>, message: CatalogueMessage) {
-    let mut changed = false;
+/// What is only late comes later; what can't be is not tried again.
+fn is_late(failure: &Failure) -> bool {
+    matches!(failure.code(), Code::Unreachable | Code::ModelNotReady | Code::NotFound)
+}
+
+/// Takes over what the parent's catalogue says; whether a model could not be
+/// had yet, so that it should be tried again.
+pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage) -> bool {
+    let (mut changed, mut late) = (false, false);
     if message.full {
         let named: Vec<&str> = message.models.iter().map(|m| m.name.as_str()).collect();
         for entry in node.catalogue.list() {
@@ -274,8 +278,8 @@ pub async fn adopt(node: &Arc<Node>, message: CatalogueMessage) {
             changed |= forget(node, &entry);
         }
     }
-    for model in message.models {
-        match adopt_one(node, &model).await {
+    for model in &message.models {
+        match adopt_one(node, model).await {
             Ok(Some(entry)) => {
                 changed = true;
                 if node.catalogue.profile(entry.model).is_none() {
@@ -284,6 +288,7 @@ pub async fn adopt(node: &Arc<Node>, message: CatalogueMessage) {
             }
             Ok(None) => {}
             Err(failure) => {
+                late |= is_late(&failure);
                 let text = format!("model {} could not be taken over: {failure}", model.name);
                 node.events.record("model", text, &serde_json::json!({ "name": model.name }));
             }
@@ -293,6 +298,7 @@ pub async fn adopt(node: &Arc<Node>, message: CatalogueMessage) {
         node.tell_children_catalogue();
         node.report_up();
     }
+    late
 }
 
 fn forget(node: &Arc<Node>, entry: &Entry) -> bool {

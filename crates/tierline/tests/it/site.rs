@@ -293,6 +293,30 @@ fn a_broken_transfer_is_resumed() {
 }
 
 #[test]
+fn artefacts_that_were_whole_but_unhashed_are_taken() {
+    let site = Site::new();
+    let mut edge = site.edge("edge-1");
+    edge.kill();
+    site.add_model();
+    // As if the edge had died after the last byte, before the hash.
+    let (whole, partial) = (site.cloud.data.join("artefacts/whole"), edge.data.join("artefacts/partial"));
+    let mut bytes = 0;
+    for folder in std::fs::read_dir(whole).unwrap() {
+        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let file = file.unwrap();
+            bytes += std::fs::copy(file.path(), partial.join(file.file_name())).unwrap();
+        }
+    }
+    assert!(bytes > 0);
+    edge.restart();
+    until("the edge having the model", || {
+        let models = edge.ask(&["model", "ls", "--json"]).json();
+        models["models"].as_array()?.iter().any(|m| m["name"] == "digits" && m["state"] == "ready").then_some(())
+    });
+    assert_eq!(std::fs::read_dir(edge.data.join("artefacts/partial")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_node_told_to_stop_ends_well_and_soon() {
     let mut site = Site::new();
     let begun = Instant::now();

@@ -70,15 +70,17 @@ impl Bulk for BulkService {
         let node = Arc::clone(&self.0);
         tokio::spawn(async move {
             let mut at = offset;
-            while at < end {
+            // At least one chunk, though it be empty: who has all the bytes, but
+            // died before it hashed them, learns here that it has.
+            loop {
                 let next = end.min(at + CHUNK_BYTES as u64);
                 let chunk =
                     node.artefact_range(wanted, at..next).await.map(|data| FetchChunk { total, offset: at, data });
                 let broken = chunk.is_err();
-                if send.send(chunk.map_err(Failure::into_status)).await.is_err() || broken {
+                at = next;
+                if send.send(chunk.map_err(Failure::into_status)).await.is_err() || broken || at >= end {
                     return;
                 }
-                at = next;
             }
         });
         Ok(Response::new(ReceiverStream::new(receive)))
