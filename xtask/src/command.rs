@@ -66,9 +66,11 @@ impl Task {
     }
 }
 
-/// The repository's root.
+/// The repository's root: of the run where cargo tells it, since builds of
+/// other clones may share this binary.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&folder).parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
 /// Where cargo puts what it builds.

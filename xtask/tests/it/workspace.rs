@@ -30,9 +30,13 @@ pub fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// The repository's root.
+/// The repository's root: of the run, since builds of other clones may share this binary.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo says where the package lies");
+        Path::new(&folder).parent().expect("xtask lies in the repository").to_owned()
+    });
+    &ROOT
 }
 
 /// The repository's files, relative to the root; not what is built or found.
