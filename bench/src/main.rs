@@ -32,10 +32,10 @@ fn both(report: impl serde::Serialize + std::fmt::Display) -> Result<(String, se
 fn main() -> Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     // The benchmark of training runs itself as a process of its own.
-    if let [verb, name, kernels, threads] = &words[..]
+    if let [verb, name, form, threads, batch] = &words[..]
         && verb == "training-steps"
     {
-        return training::child(name, kernels, threads);
+        return training::child(name, form, threads, batch);
     }
     let json = words.iter().any(|word| word == "--json");
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();

@@ -5,6 +5,7 @@
 //! answers "take so many steps" with their times. Start at [`run`] and
 //! [`child`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tierline_engine::{Engine, Evaluator, LoadOptions, StateSlot};
 use tierline_graph::fold::{Purpose, fold_for};
+use tierline_graph::kernels::DOMAIN;
 use tierline_graph::step::{self, Optimizer, Recipe, Role, Schedule, Step};
 use tierline_graph::{DataType, Elements, Model, Tensor};
 use tierline_zoo::{Batch, Bn, Options, TRAINED};
@@ -38,7 +40,7 @@ const RATE: f64 = 0.01;
 const MOMENTUM: f64 = 0.9;
 
 /// What was measured.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Report {
     /// PyTorch's version.
     pub pytorch: String,
@@ -46,6 +48,36 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// One per network.
     pub gradients: Vec<Gradients>,
+    /// One per network, on two threads.
+    pub forms: Vec<Forms>,
+}
+
+/// What the parts of a step are worth.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Forms {
+    /// The network.
+    pub model: String,
+    /// Examples of a batch, for recomputation.
+    pub batch: u64,
+    /// Peak memory with everything kept, bytes.
+    pub peak: u64,
+    /// Peak memory with recomputation, bytes.
+    pub recompute_peak: u64,
+    /// Time with recomputation over that without.
+    pub recompute_ratio: f64,
+    /// What each operator gains.
+    pub kernels: Vec<Gain>,
+}
+
+/// What one operator of ours gains.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Gain {
+    /// The operator.
+    pub kernel: String,
+    /// Nodes of it.
+    pub nodes: usize,
+    /// Time of a step with plain ONNX in its place over that with it.
+    pub ratio: f64,
 }
 
 /// Median step times of one network.
@@ -93,7 +125,7 @@ pub fn run() -> Result<Report> {
     let folder = tempfile::tempdir()?;
     let script = folder.path().join("peer.py");
     std::fs::write(&script, include_str!("peer.py"))?;
-    let mut report = Report { pytorch: String::new(), rows: Vec::new(), gradients: Vec::new() };
+    let mut report = Report::default();
     for ((name, _), batch) in TRAINED {
         eprintln!("  {name}");
         let made = Made::new(name, &script, &python, folder.path(), *batch)?;
@@ -101,6 +133,7 @@ pub fn run() -> Result<Report> {
         for threads in THREADS {
             report.rows.push(made.row(threads, &mut report.pytorch)?);
         }
+        report.forms.push(made.forms(THREADS[1])?);
     }
     Ok(report)
 }
@@ -134,17 +167,33 @@ fn recipe() -> Recipe {
     }
 }
 
+/// How our side makes its step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Form {
+    /// Plain ONNX.
+    Plain,
+    /// With operators of our own.
+    Kernels,
+    /// With all of them but one.
+    Without(String),
+    /// With them, activations computed again.
+    Recompute,
+}
+
 /// A network, folded for training, and its step.
-fn network(name: &str, kernels: bool) -> Result<(Model, Step)> {
+fn network(name: &str, form: &Form) -> Result<(Model, Step)> {
     let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 1 };
     let mut model = tierline_zoo::by_name(name, &options).with_context(|| format!("no network `{name}`"))?;
     fold_for(&mut model, &mut Evaluator(tierline_engine::rten()), Purpose::Training)?;
-    let step = if kernels {
-        let kernels = tierline_engine::onnxruntime(None)?.kernels().iter().copied().collect();
-        step::trainable_with(&model, &recipe(), &kernels)?
-    } else {
-        step::trainable(&model, &recipe())?
+    let recipe = Recipe { recompute: *form == Form::Recompute, ..recipe() };
+    let there = tierline_engine::onnxruntime(None)?.kernels();
+    let wanted = |kernel: &&str| match form {
+        Form::Plain => false,
+        Form::Without(one) => kernel != one,
+        Form::Kernels | Form::Recompute => true,
     };
+    let kernels = there.iter().copied().filter(|k| wanted(k)).collect();
+    let step = step::trainable_with(&model, &recipe, &kernels)?;
     Ok((model, step))
 }
 
@@ -162,7 +211,7 @@ struct Made<'a> {
 
 impl<'a> Made<'a> {
     fn new(name: &'a str, script: &'a Path, python: &'a Path, folder: &Path, batch: u64) -> Result<Self> {
-        let (model, step) = network(name, false)?;
+        let (model, step) = network(name, &Form::Plain)?;
         let forward = folder.join(format!("{name}.onnx"));
         model.save(&forward)?;
         let parameters: Vec<_> = step.spec.state.iter().filter(|s| s.role == Role::Parameter).collect();
@@ -203,14 +252,15 @@ impl<'a> Made<'a> {
         Ok(Gradients { model: self.name.to_owned(), ours, pytorch, weight })
     }
 
-    fn row(&self, threads: usize, version: &mut String) -> Result<Row> {
+    /// A process of ours.
+    fn ours(&self, form: &Form, threads: usize, batch: u64) -> Result<Peer> {
         let own = std::env::current_exe()?;
-        let ours = |kernels: &str| {
-            Peer::start(Command::new(&own).args(["training-steps", self.name, kernels, &threads.to_string()]))
-        };
-        let (mut plain, _) = ours("plain")?;
-        let (mut with, _) = ours("kernels")?;
-        let (mut pytorch, said) = Peer::start(
+        let (form, threads, batch) = (serde_json::to_string(form)?, threads.to_string(), batch.to_string());
+        Ok(Peer::start(Command::new(own).args(["training-steps", self.name, &form, &threads, &batch]))?.0)
+    }
+
+    fn row(&self, threads: usize, version: &mut String) -> Result<Row> {
+        let (pytorch, said) = Peer::start(
             Command::new(self.python)
                 .arg(self.script)
                 .arg("steps")
@@ -220,36 +270,96 @@ impl<'a> Made<'a> {
                 .args([self.batch.to_string(), self.classes.to_string()]),
         )?;
         *version = said;
-        let mut peers = [&mut plain, &mut with, &mut pytorch];
-        let mut counts = [3; 3];
-        let mut times: [Vec<f64>; 3] = Default::default();
-        let mut peaks = [0; 3];
-        for round in 0..=ROUNDS {
-            for (i, peer) in peers.iter_mut().enumerate() {
-                let (ms, peak) = peer.steps(counts[i])?;
-                let median = median(&ms);
-                if round == 0 {
-                    counts[i] = (ROUND_TIME.as_secs_f64() * 1e3 / median).clamp(3.0, 400.0) as usize;
-                } else {
-                    times[i].push(median);
-                }
-                peaks[i] = peak;
-                std::thread::sleep(PAUSE);
-            }
-        }
-        let ratios: Vec<f64> = times[1].iter().zip(&times[2]).map(|(ours, theirs)| ours / theirs).collect();
+        let ours = |form| self.ours(&form, threads, self.batch);
+        let peers = vec![ours(Form::Plain)?, ours(Form::Kernels)?, pytorch];
+        let [plain, ours, pytorch] = &race(peers)?[..] else { bail!("a time for each peer") };
         Ok(Row {
             model: self.name.to_owned(),
             batch: self.batch,
             threads,
-            plain_ms: median(&times[0]),
-            ours_ms: median(&times[1]),
-            pytorch_ms: median(&times[2]),
-            ratio: median(&ratios),
-            ours_peak: peaks[1],
-            pytorch_peak: peaks[2],
+            plain_ms: plain.ms(),
+            ours_ms: ours.ms(),
+            pytorch_ms: pytorch.ms(),
+            ratio: ours.over(pytorch),
+            ours_peak: ours.peak,
+            pytorch_peak: pytorch.peak,
         })
     }
+
+    /// What each operator of our own gains, and what recomputation costs.
+    fn forms(&self, threads: usize) -> Result<Forms> {
+        let (_, step) = network(self.name, &Form::Kernels)?;
+        let nodes = &step.model.graph().node;
+        let used: BTreeMap<&str, usize> =
+            nodes.iter().filter(|n| n.domain() == DOMAIN).fold(BTreeMap::new(), |mut counts, node| {
+                *counts.entry(node.op_type()).or_default() += 1;
+                counts
+            });
+        let started = |forms: &[Form], batch: u64| -> Result<Vec<Peer>> {
+            forms.iter().map(|form| self.ours(form, threads, batch)).collect()
+        };
+        let mut forms = vec![Form::Kernels];
+        forms.extend(used.keys().map(|kernel| Form::Without((*kernel).to_owned())));
+        let times = race(started(&forms, self.batch)?)?;
+        let kernels = used.iter().zip(&times[1..]).map(|((kernel, &nodes), without)| Gain {
+            kernel: (*kernel).to_owned(),
+            nodes,
+            ratio: without.over(&times[0]),
+        });
+        let kernels = kernels.collect();
+        // Activations count where batches are large.
+        let batch = 4 * self.batch;
+        let [kept, again] = &race(started(&[Form::Kernels, Form::Recompute], batch)?)?[..] else {
+            bail!("a time for each peer")
+        };
+        Ok(Forms {
+            model: self.name.to_owned(),
+            kernels,
+            batch,
+            peak: kept.peak,
+            recompute_peak: again.peak,
+            recompute_ratio: again.over(kept),
+        })
+    }
+}
+
+/// Step times of one peer.
+struct Times {
+    /// Medians of the rounds, milliseconds.
+    rounds: Vec<f64>,
+    /// Peak memory, bytes.
+    peak: u64,
+}
+
+impl Times {
+    fn ms(&self) -> f64 {
+        median(&self.rounds)
+    }
+
+    /// Median over the rounds of this peer's time over another's.
+    fn over(&self, other: &Self) -> f64 {
+        median(&self.rounds.iter().zip(&other.rounds).map(|(a, b)| a / b).collect::<Vec<_>>())
+    }
+}
+
+/// Has peers take steps in turns.
+fn race(mut peers: Vec<Peer>) -> Result<Vec<Times>> {
+    let mut counts = vec![3; peers.len()];
+    let mut times: Vec<Times> = peers.iter().map(|_| Times { rounds: Vec::new(), peak: 0 }).collect();
+    for round in 0..=ROUNDS {
+        for ((peer, count), times) in peers.iter_mut().zip(&mut counts).zip(&mut times) {
+            let (ms, peak) = peer.steps(*count)?;
+            let median = median(&ms);
+            if round == 0 {
+                *count = (ROUND_TIME.as_secs_f64() * 1e3 / median).clamp(3.0, 400.0) as usize;
+            } else {
+                times.rounds.push(median);
+            }
+            times.peak = peak;
+            std::thread::sleep(PAUSE);
+        }
+    }
+    Ok(times)
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -312,16 +422,18 @@ impl Drop for Peer {
 ///
 /// # Errors
 /// When the network can't be trained.
-pub fn child(name: &str, kernels: &str, threads: &str) -> Result<()> {
-    let batch = TRAINED.iter().find(|((n, _), _)| *n == name).map(|(_, batch)| *batch).context("a trained network")?;
-    let (_, step) = network(name, kernels == "kernels")?;
+pub fn child(name: &str, form: &str, threads: &str, batch: &str) -> Result<()> {
+    let batch: u64 = batch.parse()?;
+    let (model, step) = network(name, &serde_json::from_str(form)?)?;
+    drop(model);
     let engine: std::sync::Arc<dyn Engine> = tierline_engine::onnxruntime(None)?;
     let (graph, state) = step.divided()?;
+    let Step { spec, .. } = step;
     let slots: Vec<StateSlot> =
-        step.spec.state.iter().map(|s| StateSlot { input: s.input.clone(), output: s.output.clone() }).collect();
+        spec.state.iter().map(|s| StateSlot { input: s.input.clone(), output: s.output.clone() }).collect();
     let mut session = engine.load_stateful(&graph, &LoadOptions::with_threads(threads.parse()?), &slots, state)?;
     drop(graph);
-    let input = session.inputs().iter().find(|v| v.name != step.spec.target).cloned().context("an input")?;
+    let input = session.inputs().iter().find(|v| v.name != spec.target).cloned().context("an input")?;
     let mut rng = fastrand::Rng::with_seed(0);
     let shape: Vec<usize> =
         input.shape.iter().flatten().map(|d| usize::try_from(d.known().unwrap_or(batch))).collect::<Result<_, _>>()?;
@@ -331,7 +443,7 @@ pub fn child(name: &str, kernels: &str, threads: &str) -> Result<()> {
         _ => Elements::F32((0..count).map(|_| rng.f32()).collect()),
     };
     let x = Tensor::new(shape, elements)?;
-    let classes = i64::try_from(step.spec.classes.unwrap_or(1))?;
+    let classes = i64::try_from(spec.classes.unwrap_or(1))?;
     let y = Tensor::new([usize::try_from(batch)?], Elements::I64((0..batch).map(|_| rng.i64(0..classes)).collect()))?;
     println!("{}", serde_json::json!({ "version": engine.version() }));
     let mut outputs = Vec::new();
@@ -339,7 +451,7 @@ pub fn child(name: &str, kernels: &str, threads: &str) -> Result<()> {
         let mut times = Vec::new();
         for _ in 0..line?.trim().parse::<usize>()? {
             let start = Instant::now();
-            session.run_into(&[(&input.name, &x), (&step.spec.target, &y)], &mut outputs)?;
+            session.run_into(&[(&input.name, &x), (&spec.target, &y)], &mut outputs)?;
             session.advance();
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
@@ -402,6 +514,27 @@ impl fmt::Display for Report {
                 g.pytorch,
                 g.ours / g.pytorch,
                 g.weight
+            )?;
+        }
+        writeln!(
+            f,
+            "\nWhat each operator of our own gains, on two threads: the time of a step with plain ONNX in its place over that\n\
+             with it (nodes in brackets); and what recomputation saves and costs beside keeping every activation,\n\
+             with batches four times as large.\n"
+        )?;
+        writeln!(f, "| network | operators | batch | peak kept | peak recomputed | time recomputed / kept |")?;
+        writeln!(f, "|---|---|---|---|---|---|")?;
+        for forms in &self.forms {
+            let gain = |g: &Gain| format!("{} ({}) {:.2}", g.kernel, g.nodes, g.ratio);
+            writeln!(
+                f,
+                "| {} | {} | {} | {:.0} MB | {:.0} MB | {:.2} |",
+                forms.model,
+                forms.kernels.iter().map(gain).collect::<Vec<_>>().join(", "),
+                forms.batch,
+                forms.peak as f64 / 1e6,
+                forms.recompute_peak as f64 / 1e6,
+                forms.recompute_ratio
             )?;
         }
         let over: Vec<String> = self

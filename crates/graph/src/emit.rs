@@ -94,6 +94,11 @@ impl Emitter {
         (self.nodes, self.constants)
     }
 
+    /// The nodes written so far, to be written anew with [`Emitter::push`].
+    pub(crate) fn take(&mut self) -> Vec<NodeProto> {
+        std::mem::take(&mut self.nodes)
+    }
+
     /// A name that nobody has, like the one wanted.
     pub fn name(&mut self, wanted: &str) -> String {
         if self.taken.insert(wanted.to_owned()) {

@@ -16,6 +16,7 @@ pub mod gradient;
 pub mod index;
 pub mod infer;
 pub mod kernels;
+pub mod memory;
 pub mod model;
 pub mod profile;
 pub mod rewrite;

@@ -43,6 +43,9 @@ pub struct Job {
     /// Patterns (`*` any characters, `?` one) of weights that stay as they are.
     #[serde(default)]
     pub freeze: Vec<String>,
+    /// Whether activations are computed again rather than kept: more time, less memory.
+    #[serde(default)]
+    pub recompute: bool,
     /// Epochs between two evaluations.
     #[serde(default = "one")]
     pub evaluate_every: u64,
@@ -200,6 +203,7 @@ impl Job {
             clip: self.clip,
             freeze: self.freeze.clone(),
             seed: self.seed,
+            recompute: self.recompute,
         }
     }
 
@@ -221,13 +225,13 @@ impl Job {
     }
 
     /// The job as text that is the same for jobs of which one may go on where
-    /// the other stopped: how long they run and how often they look or save
-    /// doesn't count, unless the schedule leads to the last epoch.
+    /// the other stopped: how long they run, how often they look or save,
+    /// and what they keep in memory doesn't count, unless the schedule leads to the last epoch.
     #[must_use]
     pub fn identity(&self) -> String {
         let ends = matches!(self.schedule.decay, Fall::Linear { .. } | Fall::Cosine { .. });
         let epochs = if ends { self.epochs } else { 0 };
-        let kept = Self { epochs, evaluate_every: 0, checkpoint_every: 0, ..self.clone() };
+        let kept = Self { epochs, evaluate_every: 0, checkpoint_every: 0, recompute: false, ..self.clone() };
         serde_json::to_string(&kept).unwrap_or_default()
     }
 }

@@ -15,7 +15,7 @@ pub struct Trainer {
     options: LoadOptions,
     model: Model,
     recipe: Recipe,
-    step: Step,
+    spec: Spec,
     session: Box<dyn Stateful>,
     evaluation: Evaluation,
     evaluator: Box<dyn Session>,
@@ -58,25 +58,26 @@ impl Trainer {
         recipe: &Recipe,
         options: &LoadOptions,
     ) -> Result<Self, TrainError> {
-        let kernels = engine.kernels().iter().copied().collect();
-        let step = step::trainable_with(&model, recipe, &kernels)?;
+        let step = made(engine.as_ref(), &model, recipe)?;
         let evaluation = step::evaluation(&model, recipe, &step.spec)?;
         let (graph, state) = step.divided()?;
+        let Step { spec, .. } = step;
         let slots: Vec<StateSlot> =
-            step.spec.state.iter().map(|s| StateSlot { input: s.input.clone(), output: s.output.clone() }).collect();
+            spec.state.iter().map(|s| StateSlot { input: s.input.clone(), output: s.output.clone() }).collect();
         let session = engine.load_stateful(&graph, options, &slots, state)?;
+        drop(graph);
         let evaluator = engine.load(&evaluation.model, options)?;
-        let input = match &step.spec.inputs[..] {
+        let input = match &spec.inputs[..] {
             [input] => session.inputs().iter().find(|v| v.name == *input).cloned(),
             inputs => return Err(TrainError::Inputs { inputs: inputs.to_vec() }),
         };
-        let input = input.ok_or_else(|| TrainError::Inputs { inputs: step.spec.inputs.clone() })?;
+        let input = input.ok_or_else(|| TrainError::Inputs { inputs: spec.inputs.clone() })?;
         Ok(Self {
             engine: Arc::clone(engine),
             options: options.clone(),
             model,
             recipe: recipe.clone(),
-            step,
+            spec,
             session,
             evaluation,
             evaluator,
@@ -88,7 +89,7 @@ impl Trainer {
     /// Which input and output of the step is what.
     #[must_use]
     pub fn spec(&self) -> &Spec {
-        &self.step.spec
+        &self.spec
     }
 
     /// Refuses a data set that the model can't learn from.
@@ -98,9 +99,9 @@ impl Trainer {
     pub fn check(&self, dataset: &Dataset) -> Result<(), TrainError> {
         fitted(&self.input, dataset.example_shape())?;
         let loss = self.recipe.loss.name();
-        match (self.step.spec.classes, dataset.class_count()) {
+        match (self.spec.classes, dataset.class_count()) {
             (Some(outputs), Some(classes)) if classes as u64 > outputs => {
-                Err(TrainError::Classes { classes, output: self.step.spec.predicts.clone(), outputs })
+                Err(TrainError::Classes { classes, output: self.spec.predicts.clone(), outputs })
             }
             (Some(_), None) => {
                 Err(TrainError::Targets { loss, takes: "one class per example".into(), has: "numbers".into() })
@@ -120,14 +121,14 @@ impl Trainer {
     pub fn step(&mut self, batch: &Batch, at: Position) -> Result<StepReport, TrainError> {
         let features = fit(&self.input, &batch.features)?;
         let features = features.as_ref().unwrap_or(&batch.features);
-        let given = [(self.input.name.as_str(), features), (self.step.spec.target.as_str(), &batch.targets)];
+        let given = [(self.input.name.as_str(), features), (self.spec.target.as_str(), &batch.targets)];
         self.session.run_into(&given, &mut self.outputs)?;
         let number = |name: &str| {
             let position = self.session.outputs().iter().position(|v| v.name == name)?;
             scalar(&self.outputs[position])
         };
         let report = StepReport {
-            loss: number(&self.step.spec.loss).unwrap_or(f64::NAN),
+            loss: number(&self.spec.loss).unwrap_or(f64::NAN),
             correct: number("correct").map(|n| n as u64),
             learning_rate: number("learning_rate").unwrap_or(f64::NAN),
             gradient_norm: number("gradient_norm").unwrap_or(f64::NAN),
@@ -146,7 +147,7 @@ impl Trainer {
     /// # Errors
     /// When the engine can't give its state.
     pub fn steps(&self) -> Result<i64, TrainError> {
-        let counter = self.step.spec.state.iter().position(|s| s.role == Role::Counter);
+        let counter = self.spec.state.iter().position(|s| s.role == Role::Counter);
         let state = self.session.state()?;
         Ok(counter.and_then(|i| state[i].as_i64()).and_then(|v| v.first().copied()).unwrap_or(0))
     }
@@ -154,9 +155,8 @@ impl Trainer {
     /// The first tensor of a step, in the order of computation, that holds
     /// something that isn't finite.
     fn offender(&self, given: &[(&str, &Tensor)]) -> Result<String, TrainError> {
-        let (graph, _) = self.step.divided()?;
         let state = self.session.state()?;
-        for (slot, tensor) in self.step.spec.state.iter().zip(&state) {
+        for (slot, tensor) in self.spec.state.iter().zip(&state) {
             if !is_finite(tensor) {
                 return Ok(format!("`{}`", slot.input));
             }
@@ -166,17 +166,19 @@ impl Trainer {
                 return Ok(format!("input `{name}`"));
             }
         }
-        let (probe, seen) = step::probe(&graph, &self.model, &self.step.spec)?;
+        // Made anew, since keeping it would hold all weights once more.
+        let (graph, _) = made(self.engine.as_ref(), &self.model, &self.recipe)?.divided()?;
+        let (probe, seen) = step::probe(&graph, &self.model, &self.spec)?;
         let mut session = self.engine.load(&probe, &LoadOptions { optimize: false, ..self.options.clone() })?;
-        let slots = self.step.spec.state.iter().map(|s| s.input.as_str()).zip(&state);
+        let slots = self.spec.state.iter().map(|s| s.input.as_str()).zip(&state);
         let all: Vec<(&str, &Tensor)> = given
             .iter()
             .copied()
             .chain(slots)
             .filter(|(name, _)| session.inputs().iter().any(|v| v.name == *name))
             .collect();
-        let made = session.run(&all)?;
-        let first = made.iter().zip(&seen).find(|(tensor, _)| !is_finite(tensor));
+        let values = session.run(&all)?;
+        let first = values.iter().zip(&seen).find(|(tensor, _)| !is_finite(tensor));
         Ok(first.map_or_else(|| "the norm of the gradients".to_owned(), |(_, name)| name.clone()))
     }
 
@@ -193,8 +195,8 @@ impl Trainer {
         while let Some(batch) = batches.next() {
             let features = fit(&self.input, &batch.features)?;
             let features = features.as_ref().unwrap_or(&batch.features);
-            let weights = self.evaluation.weights.iter().map(|&i| (self.step.spec.state[i].input.as_str(), &state[i]));
-            let own = [(self.input.name.as_str(), features), (self.step.spec.target.as_str(), &batch.targets)];
+            let weights = self.evaluation.weights.iter().map(|&i| (self.spec.state[i].input.as_str(), &state[i]));
+            let own = [(self.input.name.as_str(), features), (self.spec.target.as_str(), &batch.targets)];
             let all: Vec<(&str, &Tensor)> = own.into_iter().chain(weights).collect();
             self.evaluator.run_into(&all, &mut self.outputs)?;
             loss += scalar(&self.outputs[0]).unwrap_or(f64::NAN) * batch.examples as f64;
@@ -230,7 +232,7 @@ impl Trainer {
     /// # Errors
     /// When it isn't valid.
     pub fn export(&self) -> Result<Model, TrainError> {
-        Ok(self.step.export(&self.model, &self.session.state()?)?)
+        Ok(self.spec.export(&self.model, &self.session.state()?)?)
     }
 }
 
@@ -296,4 +298,10 @@ fn fitted(input: &ValueInfo, example: &[usize]) -> Result<Option<Vec<usize>>, Tr
         Some(axes) if axes.iter().product::<usize>() == example.iter().product::<usize>() => Ok(Some(axes)),
         _ => refuse("resize the data set's pictures, or export the model for this shape"),
     }
+}
+
+/// The step, with what operators the engine has of its own.
+fn made(engine: &dyn Engine, model: &Model, recipe: &Recipe) -> Result<Step, TrainError> {
+    let kernels = engine.kernels().iter().copied().collect();
+    Ok(step::trainable_with(model, recipe, &kernels)?)
 }

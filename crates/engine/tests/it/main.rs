@@ -5,6 +5,7 @@ mod gradients;
 mod kernels;
 mod models;
 mod profile;
+mod recompute;
 mod run;
 mod slices;
 mod support;

@@ -134,7 +134,7 @@ impl<'m> Forward<'m> {
     }
 
     /// Writes the gradients of `wanted`, given those of some tensors; the
-    /// name of each gradient that there is.
+    /// name of each gradient that there is, of the tensors on the way too.
     pub(crate) fn backward(
         &self,
         seeds: &[(&str, String)],
@@ -146,7 +146,6 @@ impl<'m> Forward<'m> {
         for (tensor, gradient) in seeds {
             parts.entry(tensor).or_default().push(gradient.clone());
         }
-        let asked: HashSet<&str> = wanted.iter().copied().collect();
         let mut gradients = BTreeMap::new();
         for &position in self.index.order.iter().rev() {
             let node = &self.index.graph.node[position];
@@ -155,9 +154,7 @@ impl<'m> Forward<'m> {
                 .iter()
                 .map(|name| {
                     let total = total(out, parts.remove(name.as_str())?);
-                    if asked.contains(name.as_str()) {
-                        gradients.insert(name.clone(), total.clone());
-                    }
+                    gradients.insert(name.clone(), total.clone());
                     Some(total)
                 })
                 .collect();

@@ -139,14 +139,9 @@ pub(super) struct Clipped {
 }
 
 /// Bounds gradients, and takes their norm.
-pub(super) fn clip(
-    gradients: &BTreeMap<&str, String>,
-    clip: Option<Clip>,
-    dtype: DataType,
-    out: &mut Emitter,
-) -> Clipped {
+pub(super) fn clip(gradients: &[(&str, &str)], clip: Option<Clip>, dtype: DataType, out: &mut Emitter) -> Clipped {
     let squares: Vec<String> =
-        gradients.values().map(|g| out.op("ReduceSumSquare", &[g], &[("keepdims", Attribute::Int(0))])).collect();
+        gradients.iter().map(|(_, g)| out.op("ReduceSumSquare", &[g], &[("keepdims", Attribute::Int(0))])).collect();
     let squares: Vec<&str> = squares.iter().map(String::as_str).collect();
     let sum = out.op("Sum", &squares, &[]);
     let norm = out.op("Sqrt", &[&sum], &[]);

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use tierline_graph::step::{Clip, Decay, Loss, Moments, Optimizer, Recipe, Role, Schedule, Targets, trainable};
+use tierline_graph::{Model, infer_types, memory};
 
 use super::{Global, usage};
 use crate::models;
@@ -70,6 +71,9 @@ pub struct RecipeArgs {
     /// Where dropout's randomness comes from
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Compute activations again in the backward pass in place of keeping them: more time, less memory
+    #[arg(long)]
+    recompute: bool,
 }
 
 impl RecipeArgs {
@@ -104,6 +108,7 @@ impl RecipeArgs {
             clip: self.clip_norm.map(Clip::Norm).or(self.clip_value.map(Clip::Value)),
             freeze: self.freeze.clone(),
             seed: self.seed,
+            recompute: self.recompute,
         })
     }
 }
@@ -157,6 +162,10 @@ struct Report {
     parameters: Vec<String>,
     statistics: usize,
     optimizer_state: usize,
+    /// Bytes of all tensors where they are most, for a batch of none, and for
+    /// each example more.
+    memory: u64,
+    memory_per_example: u64,
 }
 
 pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
@@ -165,6 +174,7 @@ pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
     let model = models::for_training(models::load(&args.model)?, &engine)?;
     let step = trainable(&model, &recipe).map_err(|e| Failure::new(Exit::Failure, e))?;
     step.model.save(&args.out)?;
+    let (fixed, each) = memory(&step.model)?;
     let of = |role: Role| step.spec.state.iter().filter(move |s| s.role == role);
     let report = Report {
         file: args.out.display().to_string(),
@@ -178,11 +188,14 @@ pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
         parameters: of(Role::Parameter).map(|s| s.input.clone()).collect(),
         statistics: of(Role::Statistic).count(),
         optimizer_state: of(Role::Optimizer).count(),
+        memory: fixed,
+        memory_per_example: each,
     };
     global.output().data(&report, |r| {
         format!(
             "step        {} ({})\nnodes       {} ({} forward)\nbatch       {}, {}\ntrains      {} weights, {} running \
-             statistics, {} of the optimiser\ngives       {}, {}, and the next state\n",
+             statistics, {} of the optimiser\nmemory      about {} and {} for each example\ngives       {}, {}, and the \
+             next state\n",
             r.file,
             output::bytes(r.bytes),
             r.nodes,
@@ -192,10 +205,21 @@ pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
             r.parameters.len(),
             r.statistics,
             r.optimizer_state,
+            output::bytes(r.memory),
+            output::bytes(r.memory_per_example),
             r.loss,
             r.metrics.join(", "),
         )
     })
+}
+
+/// What tensors take where they are most: always, and for each example.
+fn memory(step: &Model) -> Outcome<(u64, u64)> {
+    const MANY: u64 = 64;
+    let types = infer_types(step).map_err(|e| Failure::new(Exit::Failure, e))?;
+    let [one, many] = [1, 1 + MANY].map(|batch| memory::peak(step, &types, batch));
+    let each = many.saturating_sub(one) / MANY;
+    Ok((one.saturating_sub(each), each))
 }
 
 #[derive(Debug, clap::Args)]
