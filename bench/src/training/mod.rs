@@ -5,6 +5,8 @@
 //! answers "take so many steps" with their times. Start at [`run`] and
 //! [`child`].
 
+pub mod fashion;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};

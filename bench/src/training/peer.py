@@ -9,9 +9,14 @@ the process's peak memory in bytes, as JSON.
 compares gradients of one batch: PyTorch's in f32 and those of the second
 graph, run by stock ONNX Runtime, each with PyTorch's in f64; prints the worst
 relative error of any weight that has a gradient, for both.
+
+`peer.py learn FORWARD.onnx FOLDER SEED EPOCHS BATCH RATE THREADS` trains on the
+IDX files of a folder and prints the accuracy on the test set behind each epoch.
 """
 
+import gzip
 import json
+import math
 import resource
 import sys
 import time
@@ -149,4 +154,38 @@ def gradients(path, ours, trained, size, classes):
     print(json.dumps({"pytorch": theirs[0], "ours": mine[0], "weight": mine[1]}))
 
 
-{"steps": steps, "gradients": gradients}[sys.argv[1]](*sys.argv[2:])
+def idx(folder, name):
+    with gzip.open(f"{folder}/{name}.gz") as file:
+        raw = file.read()
+    sizes = np.frombuffer(raw, ">i4", raw[3], 4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes).copy()
+
+
+def learn(path, folder, seed, epochs, size, rate, threads):
+    epochs, size, rate = int(epochs), int(size), float(rate)
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(int(seed))
+    constants = [t.name for t in onnx.load(path).graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    net = Net(path, set(constants), torch.float32).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9)
+    pictures, test = (
+        torch.from_numpy(idx(folder, f"{part}-images-idx3-ubyte"))[:, None].float() / 255 for part in ("train", "t10k")
+    )
+    classes, wanted = (torch.from_numpy(idx(folder, f"{part}-labels-idx1-ubyte")).long() for part in ("train", "t10k"))
+    mean, deviation = pictures.mean(), pictures.std()
+    pictures, test = (pictures - mean) / deviation, (test - mean) / deviation
+    steps = math.ceil(len(pictures) / size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
+    print(json.dumps({"version": torch.__version__}), flush=True)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(pictures)).split(size):
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(net(pictures[chosen]), classes[chosen]).backward()
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            right = sum((net(x).argmax(1) == y).sum().item() for x, y in zip(test.split(1000), wanted.split(1000)))
+        print(json.dumps({"accuracy": right / len(test)}), flush=True)
+
+
+{"steps": steps, "gradients": gradients, "learn": learn}[sys.argv[1]](*sys.argv[2:])
