@@ -89,7 +89,7 @@ fn learns(node: &NodeProto, position: usize, several: &HashSet<&str>) -> bool {
         | "LayerNormalization"
         | "RMSNormalization" => position == 1 || position == 2,
         "PRelu" => position == 1,
-        "Gather" => position == 0,
+        "Gather" | "GatherND" | "GatherElements" => position == 0,
         "LSTM" | "GRU" | "RNN" => (1..=3).contains(&position),
         "Add" | "Mul" | "Sum" | "Concat" => several.contains(node.input[position].as_str()),
         "Expand" | "Tile" => position == 0 && several.contains(node.input[0].as_str()),
