@@ -17,12 +17,13 @@ use anyhow::{Context, Result, bail};
 /// A benchmark: name, heading, and what runs it, giving text and numbers.
 type Benchmark = (&'static str, &'static str, fn() -> Result<(String, serde_json::Value)>);
 
-const BENCHMARKS: [Benchmark; 6] = [
+const BENCHMARKS: [Benchmark; 7] = [
     ("overhead", "Engine overhead over ONNX Runtime called directly", || both(overhead::run()?)),
     ("planner", "Planner beside petgraph's maximum flow", || both(planner::run()?)),
     ("placement", "Plans beside every single cut", || both(placement::run()?)),
     ("footprint", "Footprint of a node", || both(footprint::run()?)),
     ("training", "Training steps beside PyTorch", || both(training::run()?)),
+    ("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),
     ("fashion", "Fashion-MNIST beside PyTorch", || both(training::fashion::run()?)),
 ];
 

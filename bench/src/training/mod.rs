@@ -5,6 +5,7 @@
 //! answers "take so many steps" with their times. Start at [`run`] and
 //! [`child`].
 
+pub mod exports;
 pub mod fashion;
 
 use std::collections::BTreeMap;
@@ -24,7 +25,14 @@ use tierline_graph::{DataType, Elements, Model, Tensor};
 use tierline_zoo::{Batch, Bn, Options, TRAINED};
 
 /// The peer, as its project's package registry has it for this Python.
-const PYTORCH: &[&str] = &["torch==2.15.0", "numpy==2.4.6", "onnx==1.23.2", "onnxruntime==1.32.0"];
+const PYTORCH: &[&str] = &[
+    "torch==2.15.0",
+    "torchvision==0.29.2",
+    "numpy==2.4.6",
+    "onnx==1.23.2",
+    "onnxscript==0.7.2",
+    "onnxruntime==1.32.0",
+];
 
 /// Threads within operators.
 const THREADS: [usize; 2] = [1, 2];
@@ -217,18 +225,8 @@ impl<'a> Made<'a> {
         let forward = folder.join(format!("{name}.onnx"));
         model.save(&forward)?;
         let parameters: Vec<_> = step.spec.state.iter().filter(|s| s.role == Role::Parameter).collect();
-        let mut proto = step.model.proto().clone();
-        let graph = proto.graph.as_mut().context("a model has a graph")?;
-        graph.output = parameters
-            .iter()
-            .map(|slot| {
-                let mut output = graph.output.iter().find(|o| o.name() == slot.output).cloned().unwrap_or_default();
-                output.name.clone_from(&slot.gradient);
-                output
-            })
-            .collect();
         let gradients = folder.join(format!("{name}.gradients.onnx"));
-        Model::from_proto(proto)?.save(&gradients)?;
+        exports::step_gradients(&step)?.save(&gradients)?;
         let trained: Vec<&str> = parameters.iter().map(|s| s.input.as_str()).collect();
         let trained = serde_json::to_string(&trained)?;
         let classes = step.spec.classes.context("a classifier")?;
@@ -384,17 +382,26 @@ struct Answer {
 }
 
 impl Peer {
-    /// Starts it; what it says first is its version.
-    fn start(command: &mut Command) -> Result<(Self, String)> {
+    fn spawn(command: &mut Command) -> Result<Self> {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (to, from) = (child.stdin.take().context("stdin")?, child.stdout.take().context("stdout")?);
-        let mut peer = Self { child, to, from: BufReader::new(from) };
+        Ok(Self { child, to, from: BufReader::new(from) })
+    }
+
+    /// Starts it; what it says first is its version.
+    fn start(command: &mut Command) -> Result<(Self, String)> {
         #[derive(Deserialize)]
         struct Hello {
             version: String,
         }
+        let mut peer = Self::spawn(command)?;
         let hello: Hello = peer.line()?;
         Ok((peer, hello.version))
+    }
+
+    fn ask<T: serde::de::DeserializeOwned>(&mut self, request: &impl fmt::Display) -> Result<T> {
+        writeln!(self.to, "{request}")?;
+        self.line()
     }
 
     fn line<T: serde::de::DeserializeOwned>(&mut self) -> Result<T> {
@@ -406,8 +413,7 @@ impl Peer {
     }
 
     fn steps(&mut self, count: usize) -> Result<(Vec<f64>, u64)> {
-        writeln!(self.to, "{count}")?;
-        let Answer { ms, peak } = self.line()?;
+        let Answer { ms, peak } = self.ask(&count)?;
         Ok((ms, peak))
     }
 }

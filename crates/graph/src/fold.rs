@@ -12,6 +12,7 @@ use crate::index::{Index, captured, is_function_of_inputs};
 use crate::infer::{Types, infer_types};
 use crate::model::Model;
 use crate::onnx::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::plain::{Casts, Sequences};
 use crate::rewrite::{Pass, Patch, RewriteError, run};
 use crate::slice::value_info_proto;
 use crate::tensor::{DataType, Elements, Tensor};
@@ -60,8 +61,8 @@ pub enum FoldError {
 pub enum Purpose {
     /// To be run: weights are constants, Dropout does nothing.
     Inference,
-    /// To be trained: Dropout stays, and a weight that several nodes read
-    /// stays one weight.
+    /// To be trained: Dropout stays, and a weight that several nodes read, or
+    /// of which a node makes several copies, stays one weight.
     Training,
 }
 
@@ -82,6 +83,8 @@ pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpos
     let mut folded = modernised(model)?;
     let mut computed = Computed { evaluator, purpose, report: FoldReport::default() };
     run(&mut folded, &mut Literals)?;
+    run(&mut folded, &mut Sequences)?;
+    run(&mut folded, &mut Casts)?;
     run(&mut folded, &mut Identities { purpose })?;
     run(&mut folded, &mut computed)?;
     let report = computed.report;
@@ -266,6 +269,7 @@ impl Computed<'_> {
 /// Nodes that may be computed once and for all.
 fn foldable(index: &Index<'_>, purpose: Purpose) -> Vec<bool> {
     let shared = if purpose == Purpose::Training { shared_weights(index) } else { HashSet::new() };
+    let weights = if purpose == Purpose::Training { moved_weights(index) } else { HashSet::new() };
     let mut folding = vec![false; index.graph.node.len()];
     // An initialiser that is an input too may be replaced by the caller.
     let mut changeable: HashSet<&str> = index.graph.input.iter().map(|i| i.name()).collect();
@@ -275,12 +279,41 @@ fn foldable(index: &Index<'_>, purpose: Purpose) -> Vec<bool> {
         // floats, nothing would run in integers any more.
         let quantised = matches!(node.op_type(), "DequantizeLinear" | "QuantizeLinear");
         let fixed = |name: &&str| !index.is_dynamic(name) && !changeable.contains(*name) && !shared.contains(*name);
-        folding[position] = !quantised && is_function_of_inputs(node) && index.reads[position].iter().all(fixed);
+        // Copies of a weight's elements would be weights that part ways.
+        let copies = matches!(node.op_type(), "Gather" | "GatherND" | "GatherElements" | "Expand" | "Tile");
+        let copies = copies && node.input.first().is_some_and(|name| weights.contains(name.as_str()));
+        folding[position] =
+            !quantised && !copies && is_function_of_inputs(node) && index.reads[position].iter().all(fixed);
         if !folding[position] {
             changeable.extend(node.output.iter().map(String::as_str));
         }
     }
     folding
+}
+
+/// Operators that move elements without changing them.
+const LAYOUT: [&str; 7] = ["Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice"];
+
+/// Whether a node moves elements of input `position` without changing them.
+pub(crate) fn moves(node: &NodeProto, position: usize) -> bool {
+    node.domain().is_empty() && (node.op_type() == "Concat" || position == 0 && LAYOUT.contains(&node.op_type()))
+}
+
+/// Floating-point constants of more than one element, and what nodes make of
+/// such by moving elements only.
+pub(crate) fn moved_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
+    let float = |t: &&TensorProto| DataType::from_onnx(t.data_type()).is_some_and(DataType::is_float);
+    let several = |t: &&TensorProto| t.dims.iter().product::<i64>() > 1;
+    let mut found: HashSet<&str> =
+        index.graph.initializer.iter().filter(float).filter(several).map(|t| t.name()).collect();
+    for &position in &index.order {
+        let node = &index.graph.node[position];
+        let mut moved = node.input.iter().enumerate().filter(|(i, _)| moves(node, *i)).peekable();
+        if moved.peek().is_some() && moved.all(|(_, name)| found.contains(name.as_str())) {
+            found.extend(node.output.first().map(String::as_str));
+        }
+    }
+    found
 }
 
 /// Floating-point constants that several nodes read: folded into one of them,

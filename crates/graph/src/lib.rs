@@ -28,6 +28,7 @@ pub mod upgrade;
 
 mod check;
 mod external;
+mod plain;
 
 /// ONNX messages, generated from `proto/onnx.proto`.
 #[allow(missing_docs, clippy::all)]

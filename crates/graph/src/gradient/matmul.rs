@@ -25,20 +25,26 @@ fn matmul(s: &mut Site) -> Gradients {
     let db = if !s.wants(1) {
         None
     } else if rank_b == 2 && rank_a > 2 {
-        // One large product instead of many small ones and a sum.
         let columns = |s: &Site, name: &str| s.dim(name, s.rank(name).unwrap_or(1) - 1);
-        let (Some(k), Some(n)) = (columns(s, a).or(s.dim(b, 0)), columns(s, full).or(s.dim(b, 1))) else {
-            return Err(Fault::new("the inner sizes are unknown; export the model with shapes"));
-        };
-        let a = s.reshape(a, &[-1, k]);
-        let dy = s.reshape(&dy, &[-1, n]);
-        Some(s.op("Gemm", &[&a, &dy], &[("transA", Attribute::Int(1))]))
+        if let (Some(k), Some(n)) = (columns(s, a).or(s.dim(b, 0)), columns(s, full).or(s.dim(b, 1))) {
+            // One large product instead of many small ones and a sum.
+            let a = s.reshape(a, &[-1, k]);
+            let dy = s.reshape(&dy, &[-1, n]);
+            Some(s.op("Gemm", &[&a, &dy], &[("transA", Attribute::Int(1))]))
+        } else {
+            Some(products(s, &dy, rank_a)?)
+        }
     } else {
-        let other = s.swapped(a, rank_a);
-        let product = s.matmul(&other, &dy);
-        Some(reduced_batch(s, 1, product, full)?)
+        Some(products(s, &dy, rank_a)?)
     };
     Ok(vec![da, db])
+}
+
+/// The second factor's gradient, a product for each matrix of the first.
+fn products(s: &mut Site, dy: &str, rank_a: usize) -> Result<String, Fault> {
+    let other = s.swapped(s.x(0), rank_a);
+    let product = s.matmul(&other, dy);
+    reduced_batch(s, 1, product, s.y(0))
 }
 
 /// Sums over the leading axes that broadcasting stretched; the product has
@@ -53,10 +59,10 @@ fn reduced_batch(s: &mut Site, i: usize, product: String, full: &str) -> Result<
         let (own, other) = (&small[axis], &large[lead + axis]);
         match own {
             Dim::Known(1) if *other != Dim::Known(1) => axes.push((lead + axis) as i64),
-            Dim::Unknown if *other != Dim::Known(1) => {
-                return Err(Fault::new(format!("axis {axis} of `{x}` is unknown; export the model with shapes")));
-            }
-            _ => {}
+            // An axis of a fixed size above 1 can't have been stretched.
+            Dim::Known(_) => {}
+            _ if *other == Dim::Known(1) || own == other && *own != Dim::Unknown => {}
+            _ => return Ok(s.reduced_at_run_time(x, &product, lead)),
         }
     }
     if axes.is_empty() {

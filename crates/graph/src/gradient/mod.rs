@@ -219,8 +219,14 @@ impl<'m> Forward<'m> {
     fn depends_on<'a>(&'a self, roots: &[&'a str]) -> HashSet<&'a str> {
         let mut live: HashSet<&str> = roots.iter().copied().collect();
         for &position in &self.index.order {
-            if self.index.reads[position].iter().any(|name| live.contains(name)) {
-                live.extend(self.index.graph.node[position].output.iter().map(String::as_str));
+            let node = &self.index.graph.node[position];
+            // Nothing flows through these, nor through a type that is copied.
+            if registry::is_flat(node.domain(), node.op_type()) {
+                continue;
+            }
+            let count = if node.op_type() == "CastLike" { 1 } else { usize::MAX };
+            if self.index.reads[position].iter().take(count).any(|name| live.contains(name)) {
+                live.extend(node.output.iter().map(String::as_str));
             }
         }
         live

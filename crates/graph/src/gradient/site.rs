@@ -314,7 +314,9 @@ impl<'a> Site<'a> {
         Ok(if lead == 0 { sum } else { self.reshape_like(&sum, x) })
     }
 
-    fn reduced_at_run_time(&mut self, x: &str, gradient: &str, lead: usize) -> String {
+    /// [`Self::reduced`] for sizes that are known at run time only; `lead` axes
+    /// of the gradient are before those of `x`.
+    pub(super) fn reduced_at_run_time(&mut self, x: &str, gradient: &str, lead: usize) -> String {
         let shape = self.shape_of(x);
         let full = self.shape_of(gradient);
         let ones = self.out.ints(&vec![1; lead]);

@@ -12,6 +12,7 @@ use std::collections::HashSet;
 
 use super::StepError;
 use crate::constant::tensor_from_proto;
+use crate::fold::{moved_weights, moves};
 use crate::index::Index;
 use crate::model::Model;
 use crate::onnx::{NodeProto, TensorProto};
@@ -20,20 +21,18 @@ use crate::tensor::{DataType, Elements};
 /// An addend as large as this is a mask, not a bias.
 const MASK_MIN: f64 = 1e4;
 
-/// Operators that move elements without changing them.
-const LAYOUT: [&str; 7] = ["Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice"];
-
 /// Names of the weights to train, in the file's order, those that match a
 /// pattern left out.
 pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Vec<String>, StepError> {
     let index = Index::new(model);
+    let several = moved_weights(&index);
     let mut learned: HashSet<&str> = HashSet::new();
     for &position in index.order.iter().rev() {
         let node = &index.graph.node[position];
         // What is learned behind a change of layout is learned before it.
-        let passes = LAYOUT.contains(&node.op_type()) && node.output.iter().any(|o| learned.contains(o.as_str()));
+        let behind = node.output.iter().any(|o| learned.contains(o.as_str()));
         for (i, name) in node.input.iter().enumerate() {
-            if learns(node, i, &index) || passes && i == 0 {
+            if learns(node, i, &several) || behind && moves(node, i) {
                 learned.insert(name);
             }
         }
@@ -77,7 +76,7 @@ fn reason(model: &Model, weights: &[&TensorProto]) -> String {
 
 /// Whether input `position` of a node is something a layer learns, if it is a
 /// constant.
-fn learns(node: &NodeProto, position: usize, index: &Index<'_>) -> bool {
+fn learns(node: &NodeProto, position: usize, several: &HashSet<&str>) -> bool {
     if !node.domain().is_empty() && node.domain() != "ai.onnx" {
         return false;
     }
@@ -90,15 +89,10 @@ fn learns(node: &NodeProto, position: usize, index: &Index<'_>) -> bool {
         | "LayerNormalization"
         | "RMSNormalization" => position == 1 || position == 2,
         "PRelu" => position == 1,
-        "Gather" => position == 0,
+        "Gather" | "GatherND" | "GatherElements" => position == 0,
         "LSTM" | "GRU" | "RNN" => (1..=3).contains(&position),
-        "Add" | "Mul" | "Sum" | "Concat" | "Expand" => {
-            let several = |name: &str| {
-                let tensor = index.graph.initializer.iter().find(|t| t.name() == name);
-                tensor.is_some_and(|t| t.dims.iter().product::<i64>() > 1)
-            };
-            several(&node.input[position])
-        }
+        "Add" | "Mul" | "Sum" | "Concat" => several.contains(node.input[position].as_str()),
+        "Expand" | "Tile" => position == 0 && several.contains(node.input[0].as_str()),
         _ => false,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tierline_graph::constant::{tensor_from_proto, tensor_to_proto};
-use tierline_graph::fold::{Evaluate, FoldReport, fold};
+use tierline_graph::fold::{Evaluate, FoldReport, Purpose, fold, fold_for};
 use tierline_graph::onnx::{AttributeProto, TensorAnnotation};
 use tierline_graph::rewrite::{Pass, Patch, RewriteError, apply, run};
 use tierline_graph::{DataType, Elements, Model, Tensor, infer_types};
@@ -312,4 +312,50 @@ fn training_dropout_and_captured_identities_stay() {
     let mut folded = Model::from_proto(model).unwrap();
     fold(&mut folded, &mut Ones(&[])).unwrap();
     assert_eq!(operators(&folded), ["d = Dropout(x,ratio,train)", "i = Identity(d)", "c = If(cond)", "y = Add(d,c)"]);
+}
+
+#[test]
+fn sequences_of_known_items_give_way_to_their_items() {
+    let mut folded = model(
+        "x: f32[2,7]\nsizes = i64{4,3}\nlast = i64{-1}\n\
+         s = SplitToSequence(x, sizes) axis=1\nb = SequenceAt(s, last)\n\
+         c = SequenceConstruct(b, x)\nj = ConcatFromSequence(c) axis=1\n\
+         t = SequenceConstruct(b, b)\ny = ConcatFromSequence(t) axis=0 new_axis=1\nz = Neg(j)",
+    );
+    fold(&mut folded, &mut Ones(&[])).unwrap();
+    let expected = [
+        "t/Split,t/Split.1 = Split(x,t/constant)",
+        "j = Concat(t/Split.1,x)",
+        "z = Neg(j)",
+        "t/Unsqueeze = Unsqueeze(t/Split.1,t/constant.2)",
+        "t/Unsqueeze.3 = Unsqueeze(t/Split.1,t/constant.2)",
+        "y = Concat(t/Unsqueeze,t/Unsqueeze.3)",
+    ];
+    assert_eq!(operators(&folded), expected);
+}
+
+#[test]
+fn a_constant_cast_like_an_input_is_constant() {
+    let mut folded = model("x: f32[2]\nlow = f32[1]\nb = CastLike(low, x)\ny = Max(x, b)");
+    fold(&mut folded, &mut Ones(&["Cast"])).unwrap();
+    assert_eq!(operators(&folded), ["y = Max(x,b)"]);
+}
+
+#[test]
+fn copies_of_a_weight_stay_one_weight_in_training() {
+    let text = "x: f32[4,3]\nw = f32[5,3]\nat = i64{0,0,1,2}\ng = Gather(w, at)\ny = Add(x, g)";
+    let mut folded = model(text);
+    fold_for(&mut folded, &mut Ones(&["Gather"]), Purpose::Training).unwrap();
+    assert_eq!(operators(&folded), ["g = Gather(w,at)", "y = Add(x,g)"]);
+    fold(&mut folded, &mut Ones(&["Gather"])).unwrap();
+    assert_eq!(operators(&folded), ["y = Add(x,g)"]);
+}
+
+#[test]
+fn weights_are_found_behind_joints_and_slices() {
+    let text = "x: f32[batch,3]\nlength: i64[1]\nw = f32[2,3]\nv = f32[2,3]\nplaces = f32[9,4]\nstart = i64{0}\n\
+                j = Concat(w, v) axis=0\nt = Transpose(j)\nm = MatMul(x, t)\n\
+                p = Slice(places, start, length)\ny = Add(m, p)";
+    let found = tierline_graph::step::parameters(&model(text), &[]).unwrap();
+    assert_eq!(found, ["w", "v", "places"]);
 }

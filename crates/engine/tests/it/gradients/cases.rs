@@ -68,6 +68,8 @@ fn value(name: &str, dtype: DataType, shape: Option<&str>) -> onnx::ValueInfoPro
             let mut dim = onnx::tensor_shape_proto::Dimension::new();
             match axis.parse() {
                 Ok(n) => dim.set_dim_value(n),
+                // An axis of which nothing is known, not even a name.
+                Err(_) if axis == "?" => {}
                 Err(_) => dim.set_dim_param(axis.to_owned()),
             }
             dim
@@ -91,7 +93,7 @@ pub fn random(seed: u64) -> Vec<(String, Model)> {
         ("conv_transpose", 40, conv_transpose),
         ("pool", 40, pool),
         ("binary", 40, binary),
-        ("matmul", 24, matmul),
+        ("matmul", 36, matmul),
         ("gemm", 16, gemm),
         ("reduce", 40, reduce),
         ("slice", 40, slice),
@@ -102,6 +104,7 @@ pub fn random(seed: u64) -> Vec<(String, Model)> {
         ("norm", 40, norm),
         ("recurrent", 36, recurrent),
         ("layout", 30, layout),
+        ("bounded", 2, bounded),
     ];
     let mut all = Vec::new();
     for (kind, count, build) in kinds {
@@ -220,9 +223,21 @@ fn matmul(rng: &mut Rng) -> Model {
         ("3", "5 3 4"),
         ("1 2 3", "batch 3 4"),
         ("batch time 3", "3 4"),
+        ("? 2 3", "batch 3 4"),
+        ("1 2 3", "? 3 4"),
+        ("batch 2 ?", "? 4"),
+        ("1 2 3", "? 2 3 4"),
     ];
     let (a, b) = shapes[rng.usize(0..shapes.len())];
     Case::new().input("a", a).input("b", b).op("MatMul", &["a", "b"], 1, vec![])
+}
+
+/// A bound of the input's type, as exporters say it.
+fn bounded(rng: &mut Rng) -> Model {
+    let shape = ["batch 4", "3 4"][rng.usize(0..2)];
+    let mut case = Case::new().input("x", shape).floats("low", &[], &[0.0]);
+    case.graph.node.push(node("CastLike", &["low", "x"], &["bound"], &[]));
+    case.op("Clip", &["x", "bound"], 1, vec![])
 }
 
 fn gemm(rng: &mut Rng) -> Model {

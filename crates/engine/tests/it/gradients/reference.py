@@ -212,7 +212,7 @@ def inputs(case, model, rng):
         place = {v.name: i for i, v in enumerate(whole.graph.input)}
         files = {v.name: os.path.join(case["data"], f"input_{place[v.name]}.pb") for v in given}
         return {name: numpy_helper.to_array(onnx.load_tensor(file)) for name, file in files.items()}
-    sizes = {"batch": 3, "time": 4, "height": 7, "width": 6}
+    sizes = {"": 3, "batch": 3, "time": 4, "height": 7, "width": 6}
     values = {}
     for value in given:
         kind = value.type.tensor_type
