@@ -211,7 +211,7 @@ impl Axis {
     /// meets.
     fn interleaved(&self, s: &mut Site, phases: &[Option<String>]) -> String {
         let like = phases.iter().flatten().next().cloned().unwrap_or_default();
-        let zeros = phases.contains(&None).then(|| s.zeros_like(&like)).unwrap_or_default();
+        let zeros = if phases.contains(&None) { s.zeros_like(&like) } else { String::new() };
         let new = s.out.ints(&[self.axis as i64 + 1]);
         let turns: Vec<String> =
             phases.iter().map(|phase| s.op("Unsqueeze", &[phase.as_ref().unwrap_or(&zeros), &new], &[])).collect();
