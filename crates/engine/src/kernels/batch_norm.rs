@@ -14,8 +14,8 @@ fn make(attributes: &Attributes<'_, '_>) -> Result<Box<dyn Compute>, Fault> {
     Ok(Box::new(BatchNorm { epsilon: attributes.float("epsilon")? }))
 }
 
-struct BatchNorm {
-    epsilon: f32,
+pub(super) struct BatchNorm {
+    pub(super) epsilon: f32,
 }
 
 /// `dx = dy * gain - ((x - mean) * slope + shift)`.

@@ -31,7 +31,7 @@ fn make(attributes: &Attributes<'_, '_>) -> Result<Box<dyn Compute>, Fault> {
     Ok(Box::new(ConvWeight(Window::read(attributes)?)))
 }
 
-struct ConvWeight(Window);
+pub(super) struct ConvWeight(pub(super) Window);
 
 impl Compute for ConvWeight {
     fn shapes(&self, inputs: &[&[usize]]) -> Result<Vec<Vec<usize>>, Fault> {

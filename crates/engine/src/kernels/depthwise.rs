@@ -17,7 +17,7 @@ fn make(attributes: &Attributes<'_, '_>) -> Result<Box<dyn Compute>, Fault> {
     Ok(Box::new(Depthwise(Window::read(attributes)?)))
 }
 
-struct Depthwise(Window);
+pub(super) struct Depthwise(pub(super) Window);
 
 impl Compute for Depthwise {
     fn shapes(&self, inputs: &[&[usize]]) -> Result<Vec<Vec<usize>>, Fault> {

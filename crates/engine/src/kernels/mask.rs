@@ -13,7 +13,7 @@ fn clip(attributes: &Attributes<'_, '_>) -> Result<Box<dyn Compute>, Fault> {
     Ok(Box::new(Mask::Clip { min: attributes.float("min")?, max: attributes.float("max")? }))
 }
 
-enum Mask {
+pub(super) enum Mask {
     Relu,
     Clip { min: f32, max: f32 },
 }

@@ -11,7 +11,7 @@ fn make(attributes: &Attributes<'_, '_>) -> Result<Box<dyn Compute>, Fault> {
     Ok(Box::new(MaxPool(Window::read(attributes)?)))
 }
 
-struct MaxPool(Window);
+pub(super) struct MaxPool(pub(super) Window);
 
 impl Compute for MaxPool {
     fn shapes(&self, inputs: &[&[usize]]) -> Result<Vec<Vec<usize>>, Fault> {

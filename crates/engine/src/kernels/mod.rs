@@ -27,6 +27,8 @@ mod max_pool;
 #[allow(unsafe_code)]
 mod product;
 mod runtime;
+#[cfg(test)]
+mod tests;
 mod update;
 mod wide;
 mod window;

@@ -4,6 +4,9 @@
 //! One tile stays in registers over a whole block of places; the widest
 //! instructions the processor has are found at run time.
 
+#[cfg(target_arch = "x86_64")]
+use super::wide::{Width, width};
+
 /// Rows of a tile.
 pub(super) const ROWS: usize = 8;
 
@@ -36,15 +39,12 @@ impl Places<'_> {
 /// above 0.
 pub(super) fn accumulate(tile: &mut Tile, a: &[f32], b: &[f32], places: &Places<'_>) {
     #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has what the function is compiled for.
-            return unsafe { x86::accumulate_512(tile, a, b, places) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: as above.
-            return unsafe { x86::accumulate_256(tile, a, b, places) };
-        }
+    match width() {
+        // SAFETY: the processor has what the function is compiled for.
+        Width::Avx512 => return unsafe { x86::accumulate_512(tile, a, b, places) },
+        // SAFETY: as above.
+        Width::Avx2 => return unsafe { x86::accumulate_256(tile, a, b, places) },
+        Width::Portable => {}
     }
     portable(tile, a, b, places);
 }

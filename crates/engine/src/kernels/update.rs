@@ -31,20 +31,20 @@ fn adam(attributes: &Attributes<'_, '_>) -> Result<Box<dyn Compute>, Fault> {
 }
 
 #[derive(Clone, Copy)]
-struct Sgd {
-    momentum: f32,
-    nesterov: bool,
-    decay: f32,
+pub(super) struct Sgd {
+    pub(super) momentum: f32,
+    pub(super) nesterov: bool,
+    pub(super) decay: f32,
 }
 
 #[derive(Clone, Copy)]
-struct Adam {
-    beta1: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
-    epsilon: f32,
-    decay: f32,
+pub(super) struct Adam {
+    pub(super) beta1: f32,
+    pub(super) rest1: f32,
+    pub(super) beta2: f32,
+    pub(super) rest2: f32,
+    pub(super) epsilon: f32,
+    pub(super) decay: f32,
 }
 
 /// Some tensors of one shape, then numbers.

@@ -2,6 +2,40 @@
 //! processor turns out to have. Additions keep their order and products aren't
 //! fused: every form gives the same bits.
 
+/// Instructions that functions are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+pub(super) enum Width {
+    /// What every processor of the target has.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F.
+    Avx512,
+}
+
+/// The widest instructions that the processor has.
+pub(super) fn width() -> Width {
+    #[cfg(test)]
+    if let Some(most) = super::tests::WIDTH_MAX.get() {
+        return most.min(found());
+    }
+    found()
+}
+
+fn found() -> Width {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return Width::Avx512;
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Width::Avx2;
+        }
+    }
+    Width::Portable
+}
+
 macro_rules! widest {
     ($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $given:ty)? $body:block) => {
         $(#[$doc])*
@@ -23,13 +57,12 @@ macro_rules! widest {
                 fn of_256($($arg: $type),*) $(-> $given)? {
                     body($($arg),*)
                 }
-                if is_x86_feature_detected!("avx512f") {
+                match $crate::kernels::wide::width() {
                     // SAFETY: the processor has what the function is compiled for.
-                    return unsafe { of_512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") {
+                    $crate::kernels::wide::Width::Avx512 => return unsafe { of_512($($arg),*) },
                     // SAFETY: as above.
-                    return unsafe { of_256($($arg),*) };
+                    $crate::kernels::wide::Width::Avx2 => return unsafe { of_256($($arg),*) },
+                    $crate::kernels::wide::Width::Portable => {}
                 }
             }
             body($($arg),*)

@@ -17,9 +17,17 @@ pub(super) struct Window {
 /// Sizes above this are refused, so that no product overflows.
 const SIZE_MAX: i64 = 1 << 20;
 
+/// Places of a padded picture at most: pads alone must not take all memory.
+const PLACES_MAX: usize = 1 << 28;
+
 impl Window {
     pub(super) fn read(attributes: &Attributes<'_, '_>) -> Result<Self, Fault> {
-        let kernel = attributes.ints("kernel_shape").ok_or_else(|| Fault::new("it has no kernel_shape"))?;
+        Self::of(|name| attributes.ints(name))
+    }
+
+    /// The window that these attributes give.
+    pub(super) fn of(ints: impl Fn(&str) -> Option<Vec<i64>>) -> Result<Self, Fault> {
+        let kernel = ints("kernel_shape").ok_or_else(|| Fault::new("it has no kernel_shape"))?;
         let axes = kernel.len();
         if !(1..=2).contains(&axes) {
             return Err(Fault::new(format!("{axes} spatial axes; it takes 1 or 2")));
@@ -34,14 +42,14 @@ impl Window {
                 false => Err(Fault::new(format!("{name} {given:?} don't fit {axes} spatial axes"))),
             }
         };
-        let pads = attributes.ints("pads").unwrap_or_else(|| vec![0; 2 * axes]);
+        let pads = ints("pads").unwrap_or_else(|| vec![0; 2 * axes]);
         if pads.len() != 2 * axes {
             return Err(Fault::new(format!("{} pads for {axes} spatial axes", pads.len())));
         }
         Ok(Self {
             kernel: two("kernel_shape", Some(&kernel), 1)?,
-            strides: two("strides", attributes.ints("strides").as_deref(), 1)?,
-            dilations: two("dilations", attributes.ints("dilations").as_deref(), 1)?,
+            strides: two("strides", ints("strides").as_deref(), 1)?,
+            dilations: two("dilations", ints("dilations").as_deref(), 1)?,
             before: two("pads", Some(&pads[..axes]), 0)?,
             behind: two("pads", Some(&pads[axes..]), 0)?,
             axes,
@@ -74,9 +82,15 @@ impl Window {
 
     /// Rows and columns that a picture of `[.., rows, columns]` gives.
     pub(super) fn output(&self, picture: [usize; 4]) -> Result<[usize; 2], Fault> {
+        let padded = [0, 1].map(|axis| picture[2 + axis] + self.before[axis] + self.behind[axis]);
+        if padded[0].saturating_mul(padded[1]) > PLACES_MAX {
+            return Err(Fault::new(format!(
+                "a padded picture of {} by {}; it takes {PLACES_MAX} places",
+                padded[0], padded[1]
+            )));
+        }
         let mut sizes = [0; 2];
-        for axis in 0..2 {
-            let padded = picture[2 + axis] + self.before[axis] + self.behind[axis];
+        for (axis, padded) in padded.into_iter().enumerate() {
             let reach = (self.kernel[axis] - 1) * self.dilations[axis] + 1;
             let room = padded.checked_sub(reach);
             let room = room.ok_or_else(|| Fault::new(format!("a window of {reach} over {padded} elements")))?;

@@ -16,13 +16,19 @@ pub(super) struct Buffers(Mutex<Vec<Vec<f32>>>);
 
 /// What a node computes with.
 pub(super) struct Workers<'c> {
-    context: &'c ComputeContext,
+    /// None: this thread alone.
+    context: Option<&'c ComputeContext>,
     buffers: &'c Buffers,
 }
 
 impl<'c> Workers<'c> {
     pub(super) fn new(context: &'c ComputeContext, buffers: &'c Buffers) -> Self {
-        Self { context, buffers }
+        Self { context: Some(context), buffers }
+    }
+
+    #[cfg(test)]
+    pub(super) fn alone(buffers: &'c Buffers) -> Self {
+        Self { context: None, buffers }
     }
 
     /// Does `work` to every item, on all threads of the session.
@@ -34,11 +40,15 @@ impl<'c> Workers<'c> {
                 work(item);
             }
         };
-        if slots.len() < 2 {
-            (0..slots.len()).for_each(one);
-            return Ok(());
+        match self.context {
+            Some(context) if slots.len() > 1 => {
+                context.par_for(slots.len(), 0, one).map_err(|e| Fault::new(e.to_string()))
+            }
+            _ => {
+                (0..slots.len()).for_each(one);
+                Ok(())
+            }
         }
-        self.context.par_for(slots.len(), 0, one).map_err(|e| Fault::new(e.to_string()))
     }
 
     /// Does `work` to a tensor piece by piece, given where each starts.
@@ -47,12 +57,19 @@ impl<'c> Workers<'c> {
     }
 
     /// A buffer of this many elements, of any value, for the time of `use_it`.
-    pub(super) fn with_buffer<R>(&self, len: usize, use_it: impl FnOnce(&mut [f32]) -> R) -> R {
+    pub(super) fn with_buffer(
+        &self,
+        len: usize,
+        use_it: impl FnOnce(&mut [f32]) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         let pool = || self.buffers.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = pool().pop().unwrap_or_default();
         if buffer.len() < len {
             // What was in it is of no use: don't copy it over.
-            buffer = vec![0.0; len];
+            buffer = Vec::new();
+            let lacking = |_| Fault::new(format!("there is no memory for {len} elements in between"));
+            buffer.try_reserve_exact(len).map_err(lacking)?;
+            buffer.resize(len, 0.0);
         }
         let result = use_it(&mut buffer[..len]);
         pool().push(buffer);

@@ -3,9 +3,12 @@
 
 use std::sync::Arc;
 
-use tierline_engine::{Engine, LoadOptions};
+use tierline_engine::{Engine, EngineError, LoadOptions};
 use tierline_graph::DataType::F32;
 use tierline_graph::gradient::backward_with;
+use tierline_graph::kernels::DOMAIN;
+use tierline_graph::onnx::attribute_proto::AttributeType;
+use tierline_graph::onnx::{AttributeProto, NodeProto, OperatorSetIdProto};
 use tierline_graph::step::{Clip, Moments, Optimizer, Recipe, Role, Spec, Step, trainable, trainable_with};
 use tierline_graph::{DataType, Dim, Elements, Kernels, Model, Tensor};
 use tierline_zoo::{Batch, Bn, Options, by_name};
@@ -58,8 +61,10 @@ fn agree(engine: &Arc<dyn Engine>, what: &str, operator: &str, model: &Model, ra
         })
         .collect();
     let expected = run(engine, &plain, 1, &given);
-    let [one, two] = [1, 2].map(|threads| run(engine, &ours, threads, &given));
-    assert_eq!(one, two, "{what}: two threads change the result");
+    let one = run(engine, &ours, 1, &given);
+    for threads in [2, 3, 7] {
+        assert_eq!(one, run(engine, &ours, threads, &given), "{what}: {threads} threads change the result");
+    }
     for ((output, ours), plain) in plain.outputs().iter().zip(&one).zip(&expected) {
         close(what, &output.name, ours, plain, APART_MAX);
     }
@@ -70,11 +75,7 @@ fn sizes(shape: &[usize]) -> Vec<String> {
 }
 
 /// A model of one node over inputs `x0..`, all differentiated.
-fn single(
-    make: impl FnOnce(&[&str]) -> Vec<tierline_graph::onnx::NodeProto>,
-    inputs: &[&[usize]],
-    y: &[usize],
-) -> Model {
+fn single(make: impl FnOnce(&[&str]) -> Vec<NodeProto>, inputs: &[&[usize]], y: &[usize]) -> Model {
     let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let shapes: Vec<Vec<String>> = inputs.iter().chain([&y]).map(|s| sizes(s)).collect();
@@ -289,5 +290,178 @@ fn max_pool_gradients() {
             vec![node.ints("dilations", &s.dilations).ints("pads", &s.pads)]
         };
         agree(&engine, &what, "MaxPoolGrad", &single(pool, &[&x], &y), &mut random);
+        // One more window where the last doesn't reach the end.
+        let reach = |i: usize| (s.kernel[i] - 1) * s.dilations[i] + 1;
+        let ceil = |i: usize| {
+            let padded = s.sizes[i] as i64 + s.pads[i] + s.pads[s.kernel.len() + i];
+            let out = (padded - reach(i) + s.strides[i] - 1) / s.strides[i] + 1;
+            let starts_inside = (out - 1) * s.strides[i] < s.sizes[i] as i64 + s.pads[i];
+            (if starts_inside { out } else { out - 1 }) as usize
+        };
+        let y = [&[batch, channels], &(0..s.kernel.len()).map(ceil).collect::<Vec<_>>()[..]].concat();
+        let beyond = |x: &[&str]| pool(x).into_iter().map(|node| node.int("ceil_mode", 1)).collect();
+        agree(&engine, &what, "MaxPoolGrad", &single(beyond, &[&x], &y), &mut random);
     }
+}
+
+/// Equal elements, and windows of nothing but the lowest: both forms give the
+/// gradient to the first.
+#[test]
+fn max_pools_of_equal_elements() {
+    let Some(engine) = onnxruntime() else { return };
+    let mut random = fastrand::Rng::with_seed(6);
+    for pads in [[0; 4], [1, 0, 0, 1]] {
+        let pool = |x: &[&str]| {
+            let node = node("MaxPool", x, &["y"]).ints("kernel_shape", &[2, 3]).ints("strides", &[2, 1]);
+            vec![node.ints("pads", &pads)]
+        };
+        let (x, y) = ([2, 3, 7, 9], [2, 3, if pads[0] == 1 { 4 } else { 3 }, if pads[0] == 1 { 8 } else { 7 }]);
+        let model = single(pool, &[&x], &y);
+        let made = |kernels: &Kernels| backward_with(&model, &["y"], &["x0"], kernels).unwrap().model;
+        let (plain, ours) = (made(&Kernels::none()), made(&Kernels::from_iter(["MaxPoolGrad"])));
+        let whole = |random: &mut fastrand::Rng, shape: &[usize]| {
+            f32s(shape, &(0..shape.iter().product()).map(|_| f32::from(random.i8(-1..2))).collect::<Vec<_>>())
+        };
+        let given =
+            vec![("x0".to_owned(), whole(&mut random, &x)), (plain.inputs()[1].name.clone(), whole(&mut random, &y))];
+        assert_eq!(run(&engine, &ours, 1, &given)[1], run(&engine, &plain, 1, &given)[1], "{pads:?}");
+        // Whatever isn't finite, some element of every window gets its part.
+        for odd in [f32::NAN, f32::NEG_INFINITY] {
+            let mut given = given.clone();
+            given[0].1 = f32s(&x, &vec![odd; x.iter().product()]);
+            let sum = |tensor: &Tensor| floats(tensor).iter().sum::<f32>();
+            let dx = &run(&engine, &ours, 1, &given)[1];
+            assert_eq!(sum(dx), sum(&given[1].1), "{odd}");
+        }
+    }
+}
+
+/// A node of our own with inputs `x0..`, of the ranks given and any size.
+fn ours(operator: &str, ranks: &[usize], outputs: &[usize], attributes: impl Fn(NodeProto) -> NodeProto) -> Model {
+    let named = |name: &str, rank: usize| (0..rank).map(|axis| format!("{name}.{axis}")).collect::<Vec<String>>();
+    let names = |of: &[usize], stem: &str| (0..of.len()).map(|i| format!("{stem}{i}")).collect::<Vec<String>>();
+    let (xs, ys) = (names(ranks, "x"), names(outputs, "y"));
+    let shapes =
+        |names: &[String], ranks: &[usize]| names.iter().zip(ranks).map(|(n, &r)| named(n, r)).collect::<Vec<_>>();
+    let (x_shapes, y_shapes) = (shapes(&xs, ranks), shapes(&ys, outputs));
+    let borrowed: Vec<Vec<&str>> =
+        x_shapes.iter().chain(&y_shapes).map(|s| s.iter().map(String::as_str).collect()).collect();
+    let declared: Vec<(&str, DataType, &[&str])> =
+        xs.iter().chain(&ys).zip(&borrowed).map(|(name, shape)| (name.as_str(), F32, shape.as_slice())).collect();
+    let (inputs, made) = declared.split_at(xs.len());
+    let [xs, ys] = [&xs, &ys].map(|all| all.iter().map(String::as_str).collect::<Vec<&str>>());
+    let node = attributes(node(operator, &xs, &ys));
+    let mut proto = model(17, inputs, made, &[], vec![node]).proto().clone();
+    proto.graph.as_mut().unwrap().node[0].domain = Some(DOMAIN.into());
+    let import = OperatorSetIdProto { domain: Some(DOMAIN.into()), version: Some(1), ..Default::default() };
+    proto.opset_import.push(import);
+    Model::from_proto(proto).unwrap()
+}
+
+fn window(node: NodeProto) -> NodeProto {
+    node.ints("kernel_shape", &[2, 2]).ints("strides", &[1, 1])
+}
+
+fn float(node: NodeProto, name: &str) -> NodeProto {
+    let kind = AttributeType::FLOAT as i32;
+    node.with(AttributeProto { name: Some(name.into()), type_: Some(kind), f: Some(0.5), ..Default::default() })
+}
+
+fn all_floats(node: NodeProto) -> NodeProto {
+    let names = ["epsilon", "momentum", "nesterov", "weight_decay", "min", "max", "beta1", "rest1", "beta2", "rest2"];
+    let float = |node, name: &&str| float(node, name);
+    names.iter().fold(node, float)
+}
+
+/// The answer to tensors of these shapes, all elements 1.
+fn answered(engine: &Arc<dyn Engine>, model: &Model, shapes: &[&[usize]]) -> Result<Vec<Tensor>, EngineError> {
+    let mut session = engine.load(model, &LoadOptions::with_threads(2))?;
+    let tensors: Vec<Tensor> = shapes.iter().map(|s| f32s(s, &vec![1.0; s.iter().product()])).collect();
+    let names: Vec<String> = (0..shapes.len()).map(|i| format!("x{i}")).collect();
+    session.run(&names.iter().map(String::as_str).zip(&tensors).collect::<Vec<_>>())
+}
+
+#[test]
+fn what_does_not_fit_is_said() {
+    let Some(engine) = onnxruntime() else { return };
+    let plain = |node: NodeProto| node;
+    let refused = |operator: &str, model: &Model, shapes: &[&[usize]], part: &str| {
+        let said = answered(&engine, model, shapes).map(|_| "an answer").unwrap_err().to_string();
+        assert!(said.contains(operator) && said.contains(part), "{operator} of {shapes:?}: `{said}` lacks `{part}`");
+    };
+    // Attributes that are missing, or of no use.
+    for (operator, inputs, outputs) in [
+        ("ConvWeightGrad", 2, 1),
+        ("DepthwiseGrad", 3, 2),
+        ("MaxPoolGrad", 2, 1),
+        ("BatchNormGrad", 5, 3),
+        ("ClipGrad", 2, 1),
+        ("SgdUpdate", 4, 2),
+        ("AdamUpdate", 7, 3),
+    ] {
+        let model = ours(operator, &vec![4; inputs], &vec![4; outputs], plain);
+        refused(operator, &model, &vec![&[1, 1, 2, 2][..]; inputs], "it has no");
+    }
+    let bent = |node: NodeProto| window(node).ints("pads", &[1, 1]);
+    refused("MaxPoolGrad", &ours("MaxPoolGrad", &[4; 2], &[4], bent), &[&[1, 1, 2, 2][..]; 2], "2 pads");
+    let still = |node: NodeProto| node.ints("kernel_shape", &[2, 2]).ints("strides", &[0, 1]);
+    refused("ConvWeightGrad", &ours("ConvWeightGrad", &[4; 2], &[4], still), &[&[1, 1, 2, 2][..]; 2], "strides");
+    let solid = |node: NodeProto| node.ints("kernel_shape", &[2, 2, 2]);
+    refused("MaxPoolGrad", &ours("MaxPoolGrad", &[5; 2], &[5], solid), &[&[1, 1, 2, 2, 2][..]; 2], "3 spatial axes");
+
+    // Shapes that don't fit, and other ranks.
+    let conv = ours("ConvWeightGrad", &[4; 2], &[4], window);
+    refused("ConvWeightGrad", &conv, &[&[1, 2, 4, 4], &[1, 3, 4, 4]], "gives pictures of 3 by 3");
+    refused("ConvWeightGrad", &conv, &[&[2, 2, 3, 3], &[1, 3, 4, 4]], "the gradient is");
+    refused("ConvWeightGrad", &conv, &[&[1, 2, 3, 3], &[1, 3, 1, 1]], "a window of 2 over 1");
+    refused(
+        "ConvWeightGrad",
+        &ours("ConvWeightGrad", &[3; 2], &[4], window),
+        &[&[1, 2, 3], &[1, 2, 4]],
+        "spatial axes",
+    );
+    let depthwise = ours("DepthwiseGrad", &[4; 3], &[4; 2], window);
+    refused("DepthwiseGrad", &depthwise, &[&[1, 2, 3, 3], &[1, 2, 4, 4], &[3, 1, 2, 2]], "don't fit");
+    let pool = ours("MaxPoolGrad", &[4; 2], &[4], window);
+    refused("MaxPoolGrad", &pool, &[&[1, 2, 5, 5], &[1, 2, 4, 4]], "the gradient is");
+    refused("MaxPoolGrad", &pool, &[&[1, 3, 3, 3], &[1, 2, 4, 4]], "the gradient is");
+    let norm = |ranks: &[usize]| ours("BatchNormGrad", ranks, &[ranks[1], 1, 1], all_floats);
+    refused("BatchNormGrad", &norm(&[4, 4, 1, 1, 1]), &[&[1, 2, 3, 3], &[1, 2, 3, 3], &[2], &[3], &[2]], "don't fit");
+    refused("BatchNormGrad", &norm(&[1, 1, 1, 1, 1]), &[&[2], &[2], &[2], &[2], &[2]], "no channels");
+    refused("ReluGrad", &ours("ReluGrad", &[2; 2], &[2], plain), &[&[2, 3], &[3, 2]], "should be the same");
+    refused("ClipGrad", &ours("ClipGrad", &[2, 1], &[2], all_floats), &[&[2, 3], &[6]], "should be the same");
+    let sgd = ours("SgdUpdate", &[1; 4], &[1; 2], all_floats);
+    refused("SgdUpdate", &sgd, &[&[3], &[3], &[2], &[1]], "should be the same");
+    refused("SgdUpdate", &sgd, &[&[3], &[3], &[3], &[0]], "a number is of shape [0]");
+    let adam = ours("AdamUpdate", &[1; 7], &[1; 3], all_floats);
+    refused("AdamUpdate", &adam, &[&[3], &[3], &[3], &[3], &[1], &[2], &[1]], "a number is of shape [2]");
+}
+
+#[test]
+fn nothing_gives_nothing() {
+    let Some(engine) = onnxruntime() else { return };
+    let zeros = |operator: &str, model: &Model, shapes: &[&[usize]], expected: &[&[usize]]| {
+        let made = answered(&engine, model, shapes).unwrap_or_else(|e| panic!("{operator} of {shapes:?}: {e}"));
+        for (tensor, shape) in made.iter().zip(expected) {
+            assert_eq!(tensor.shape(), *shape, "{operator} of {shapes:?}");
+            assert!(floats(tensor).iter().all(|&x| x == 0.0), "{operator} of {shapes:?}");
+        }
+    };
+    let conv = ours("ConvWeightGrad", &[4; 2], &[4], window);
+    zeros("ConvWeightGrad", &conv, &[&[0, 5, 3, 3], &[0, 2, 4, 4]], &[&[5, 2, 2, 2]]);
+    zeros("ConvWeightGrad", &conv, &[&[1, 0, 3, 3], &[1, 2, 4, 4]], &[&[0, 2, 2, 2]]);
+    zeros("ConvWeightGrad", &conv, &[&[1, 5, 3, 3], &[1, 0, 4, 4]], &[&[5, 0, 2, 2]]);
+    let depthwise = ours("DepthwiseGrad", &[4; 3], &[4; 2], window);
+    zeros("DepthwiseGrad", &depthwise, &[&[0, 2, 3, 3], &[0, 2, 4, 4], &[2, 1, 2, 2]], &[&[0, 2, 4, 4], &[2, 1, 2, 2]]);
+    zeros("DepthwiseGrad", &depthwise, &[&[1, 0, 3, 3], &[1, 0, 4, 4], &[0, 1, 2, 2]], &[&[1, 0, 4, 4], &[0, 1, 2, 2]]);
+    let pool = ours("MaxPoolGrad", &[4; 2], &[4], window);
+    zeros("MaxPoolGrad", &pool, &[&[0, 2, 3, 3], &[0, 2, 4, 4]], &[&[0, 2, 4, 4]]);
+    zeros("MaxPoolGrad", &pool, &[&[2, 0, 3, 3], &[2, 0, 4, 4]], &[&[2, 0, 4, 4]]);
+    let norm = ours("BatchNormGrad", &[4, 4, 1, 1, 1], &[4, 1, 1], all_floats);
+    zeros("BatchNormGrad", &norm, &[&[0, 2, 3, 3], &[0, 2, 3, 3], &[2], &[2], &[2]], &[&[0, 2, 3, 3], &[2], &[2]]);
+    zeros("BatchNormGrad", &norm, &[&[3, 0, 3, 3], &[3, 0, 3, 3], &[0], &[0], &[0]], &[&[3, 0, 3, 3], &[0], &[0]]);
+    zeros("BatchNormGrad", &norm, &[&[3, 2, 0, 3], &[3, 2, 0, 3], &[2], &[2], &[2]], &[&[3, 2, 0, 3], &[2], &[2]]);
+    let relu = ours("ReluGrad", &[2; 2], &[2], |node| node);
+    zeros("ReluGrad", &relu, &[&[0, 3], &[0, 3]], &[&[0, 3]]);
+    zeros("SgdUpdate", &ours("SgdUpdate", &[1; 4], &[1; 2], all_floats), &[&[0], &[0], &[0], &[1]], &[&[0], &[0]]);
 }

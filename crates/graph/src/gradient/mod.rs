@@ -23,6 +23,7 @@ mod arithmetic;
 mod conv;
 mod layout;
 mod matmul;
+mod max_pool;
 mod norm;
 mod pool;
 mod recurrent;
@@ -42,7 +43,6 @@ use crate::infer::{InferError, Types, infer_types};
 use crate::kernels::{self, Kernels};
 use crate::model::Model;
 use crate::onnx::{NodeProto, TensorProto};
-use crate::tensor::DataType;
 use crate::types::ValueInfo;
 
 /// Why a model can't be differentiated.
@@ -278,7 +278,7 @@ pub fn backward_with(
     kernels: &Kernels,
 ) -> Result<Backward, GradientError> {
     check_arity(model)?;
-    let model = prepare(model, kernels)?;
+    let model = prepare(model)?;
     let forward = Forward::new(&model, kernels)?;
     let mut out = forward.emitter();
     for tensor in given.iter().chain(wanted) {
@@ -374,17 +374,12 @@ pub(crate) fn check_arity(model: &Model) -> Result<(), GradientError> {
 /// The model as gradients are written behind it: of an operator set that the
 /// rules speak, its functions inlined where there are none, and with the
 /// outputs that rules read.
-pub(crate) fn prepare(model: &Model, kernels: &Kernels) -> Result<Model, LoadError> {
-    let types = if kernels.has("MaxPoolGrad") { infer_types(model).unwrap_or_default() } else { Types::default() };
+pub(crate) fn prepare(model: &Model) -> Result<Model, LoadError> {
     let mut proto = crate::upgrade::upgraded(model)?.proto;
     let graph = proto.graph.mut_or_insert_default();
     let mut names = Emitter::new(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
     for node in graph.node.iter_mut().filter(|n| n.domain().is_empty()) {
         let outputs = match node.op_type() {
-            // The engine's own gradient finds the winners again; the pool is
-            // faster when it needn't name them.
-            "MaxPool" if kernels.has("MaxPoolGrad") && is_flat_picture(node, &types) => continue,
-            "MaxPool" => 2,
             "LayerNormalization" => 3,
             "LSTM" => 3,
             "GRU" | "RNN" => 2,
@@ -399,11 +394,4 @@ pub(crate) fn prepare(model: &Model, kernels: &Kernels) -> Result<Model, LoadErr
         }
     }
     Model::from_proto(proto)
-}
-
-/// Whether a pool's input is known to be f32 with at most two spatial axes.
-fn is_flat_picture(node: &NodeProto, types: &Types) -> bool {
-    let kernel = node.attribute.iter().find(|a| a.name() == "kernel_shape").map_or(0, |a| a.ints.len());
-    let dtype = node.input.first().and_then(|name| types.get(name)).and_then(|t| t.dtype);
-    (1..=2).contains(&kernel) && dtype == Some(DataType::F32)
 }

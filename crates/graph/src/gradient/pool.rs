@@ -1,5 +1,6 @@
-//! Pooling.
+//! Pooling; MaxPool is in `max_pool.rs`.
 
+use super::max_pool::max_pool;
 use super::registry::Family;
 use super::site::{Fault, Gradients, Site};
 use super::window::Window;
@@ -12,32 +13,6 @@ pub(super) const RULES: Family = &[
     ("GlobalAveragePool", global_average_pool),
     ("GlobalMaxPool", global_max_pool),
 ];
-
-/// Each output's gradient goes to the element that won, of equal ones the
-/// first: [`super::prepare`] has the pool say which.
-fn max_pool(s: &mut Site) -> Gradients {
-    let dy = s.dy()?;
-    let kernel = s.ints("kernel_shape").unwrap_or_default().to_vec();
-    if s.y(1).is_empty() && (1..=2).contains(&kernel.len()) && s.has("MaxPoolGrad") {
-        let window = Window::of(s, kernel)?;
-        let dx = s.kernel("MaxPoolGrad", &[&dy, s.x(0)], &window.attributes(1)[..4]);
-        return s.only(dx);
-    }
-    let winners = s.y(1);
-    if winners.is_empty() {
-        return Err(Fault::new("its indices are missing"));
-    }
-    if s.int_or("storage_order", 0) != 0 {
-        return Err(Fault::new("storage_order 1 is not differentiated; use 0"));
-    }
-    let zeros = s.zeros_like(s.x(0));
-    let flat = |s: &mut Site, x: &str| s.reshape(x, &[-1]);
-    let (zeros, winners, dy) = (flat(s, &zeros), flat(s, winners), flat(s, &dy));
-    let attributes = [("axis", Attribute::Int(0)), ("reduction", Attribute::Text("add".into()))];
-    let dx = s.op("ScatterElements", &[&zeros, &winners, &dy], &attributes);
-    let dx = s.reshape_like(&dx, s.x(0));
-    s.only(dx)
-}
 
 fn average_pool(s: &mut Site) -> Gradients {
     let dy = s.dy()?;

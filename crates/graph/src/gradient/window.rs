@@ -97,9 +97,14 @@ impl Window {
         ones(&self.kernel, 1) && ones(&self.strides, 1) && !self.is_padded()
     }
 
+    /// Elements before and behind each axis.
+    pub(super) fn pads(&self) -> impl Iterator<Item = i64> {
+        self.before.iter().chain(&self.behind).copied()
+    }
+
     /// Whether there are zeros around.
     pub(super) fn is_padded(&self) -> bool {
-        self.before.iter().chain(&self.behind).any(|&p| p != 0)
+        self.pads().any(|p| p != 0)
     }
 
     /// Every position within the kernel, row-major.

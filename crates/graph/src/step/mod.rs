@@ -180,7 +180,7 @@ pub fn trainable(model: &Model, recipe: &Recipe) -> Result<Step, StepError> {
 pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Result<Step, StepError> {
     recipe.check()?;
     crate::gradient::check_arity(model)?;
-    let model = crate::gradient::prepare(model, kernels)?;
+    let model = crate::gradient::prepare(model)?;
     let parameters = parameters::find(&model, &recipe.freeze)?;
     let (model, statistics) = normalise::in_training(&model, &parameters)?;
     let output = output(&model, recipe)?;

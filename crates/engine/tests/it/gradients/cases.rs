@@ -92,6 +92,7 @@ pub fn random(seed: u64) -> Vec<(String, Model)> {
         ("conv", 60, conv),
         ("conv_transpose", 40, conv_transpose),
         ("pool", 40, pool),
+        ("max_pool", 60, max_pool),
         ("binary", 40, binary),
         ("matmul", 36, matmul),
         ("gemm", 16, gemm),
@@ -196,6 +197,34 @@ fn pool(rng: &mut Rng) -> Model {
         attributes.push(("count_include_pad", Attribute::Int(rng.bool().into())));
     }
     case.op(kind, &["x"], 1, attributes)
+}
+
+fn max_pool(rng: &mut Rng) -> Model {
+    let axes = [1, 2, 2, 2, 3][rng.usize(0..5)];
+    let size = picture(rng, axes).join(" ");
+    let fixed = size.starts_with(char::is_numeric);
+    let case = Case::new().input("x", &format!("{} 2 {size}", batch(rng)));
+    let kernel: Vec<i64> = (0..axes).map(|_| rng.i64(1..4)).collect();
+    let mut attributes = vec![("kernel_shape", ints(kernel.clone()))];
+    match rng.u8(0..4) {
+        // Windows side by side.
+        0 => attributes.push(("strides", ints(kernel))),
+        1 if fixed => {
+            // ONNX Runtime pads by less than nothing where strides are longer.
+            let strides: Vec<i64> = kernel.iter().map(|&k| rng.i64(1..=k)).collect();
+            attributes.push(("strides", ints(strides)));
+            attributes.push(("auto_pad", text(["SAME_UPPER", "SAME_LOWER", "VALID"][rng.usize(0..3)])));
+        }
+        _ => {
+            let pads: Vec<i64> = kernel.iter().chain(&kernel).map(|&k| rng.i64(0..k)).collect();
+            attributes.push(("strides", ints((0..axes).map(|_| rng.i64(1..5)))));
+            attributes.push(("dilations", ints((0..axes).map(|_| rng.i64(1..3)))));
+            attributes.push(("pads", ints(pads)));
+            attributes.push(("ceil_mode", Attribute::Int(rng.bool().into())));
+        }
+    }
+    // Whether somebody reads the winners' places makes no difference.
+    case.op("MaxPool", &["x"], rng.usize(1..3), attributes)
 }
 
 fn binary(rng: &mut Rng) -> Model {

@@ -11,11 +11,12 @@ use std::process::{Command, Stdio};
 
 use protobuf::Message;
 use serde::{Deserialize, Serialize};
+use tierline_engine::LoadOptions;
 use tierline_graph::gradient::{Backward, GradientError, backward};
 use tierline_graph::onnx::TensorProto;
-use tierline_graph::{DataType, Model};
+use tierline_graph::{DataType, Dim, Model, Tensor};
 
-use crate::support::asset;
+use crate::support::{asset, engines, f32s};
 
 /// How far a slope may be from the difference quotient, relatively.
 const SLOPE_MAX: f64 = 2e-4;
@@ -210,4 +211,44 @@ fn rules_agree_with_finite_differences_on_random_models() {
     let Some(said) = judged(&cases) else { return };
     let wrong: BTreeMap<_, _> = said.iter().filter(|(_, fault)| !fault.is_empty()).collect();
     assert!(wrong.is_empty(), "of {} random models {} are wrong: {wrong:#?}", said.len(), wrong.len());
+}
+
+/// Pools are differentiated in nodes that every engine has.
+#[test]
+fn gradients_of_pools_are_the_same_on_every_engine() {
+    let [rten, onnxruntime] = &engines()[..] else { return };
+    let mut random = fastrand::Rng::with_seed(9);
+    let mut compared = 0;
+    for (name, model) in cases::random(2).into_iter().filter(|(name, _)| name.starts_with("max_pool")) {
+        let both = backward(&model, &["y"], &["x"]).unwrap().model;
+        let input = |v: tierline_graph::ValueInfo, like: Option<&[usize]>| {
+            let named = |d: &Dim| match d {
+                Dim::Known(n) => *n as usize,
+                Dim::Symbol(name) if name.as_str() == "height" => 7,
+                _ => 3,
+            };
+            let shape = like.map_or_else(|| v.shape.unwrap().iter().map(named).collect(), <[usize]>::to_vec);
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| f32::from(random.i8(-3..3))).collect();
+            (v.name, f32s(&shape, &values))
+        };
+        let run = |engine: &dyn tierline_engine::Engine, model: &Model, given: &[(String, Tensor)]| {
+            let given: Vec<(&str, &Tensor)> = given.iter().map(|(n, t)| (n.as_str(), t)).collect();
+            engine.load(model, &LoadOptions::with_threads(1)).and_then(|mut session| session.run(&given))
+        };
+        let mut input = input;
+        let mut inputs = both.inputs().into_iter();
+        let x = vec![input(inputs.next().unwrap(), None)];
+        let Ok(y) = run(&**rten, &model, &x) else {
+            // A pool that rten doesn't run at all, such as one in three dimensions.
+            continue;
+        };
+        let dy = input(inputs.next().unwrap(), Some(y[0].shape()));
+        let given = [x, vec![dy]].concat();
+        let expected = run(&**onnxruntime, &both, &given).unwrap();
+        let made = run(&**rten, &both, &given).unwrap_or_else(|e| panic!("{name}: {e}"));
+        // Small whole numbers: sums are exact, and equal elements frequent.
+        assert_eq!(made[1], expected[1], "{name}");
+        compared += 1;
+    }
+    assert!(compared > 20, "only {compared} pools ran on both");
 }
