@@ -89,8 +89,8 @@ fn the_step_is_the_same() {
             assert!(again(&less).len() > 3, "{name}: {:?}", again(&less));
             let (expected, found) = match first(engine.as_ref(), &kept, batch) {
                 Ok(expected) => (expected, first(engine.as_ref(), &less, batch).unwrap()),
-                // It lacks the integers of dropout, for one.
-                Err(_) if engine.name() == "rten" => continue,
+                // It lacks the integers of dropout and normalisation by batches.
+                Err(_) if engine.name() == "rten" && name != "text" => continue,
                 Err(error) => panic!("{name}: {error}"),
             };
             for ((output, a), (_, b)) in expected.iter().zip(&found) {

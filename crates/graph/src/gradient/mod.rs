@@ -380,7 +380,6 @@ pub(crate) fn prepare(model: &Model) -> Result<Model, LoadError> {
     let mut names = Emitter::new(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
     for node in graph.node.iter_mut().filter(|n| n.domain().is_empty()) {
         let outputs = match node.op_type() {
-            "LayerNormalization" => 3,
             "LSTM" => 3,
             "GRU" | "RNN" => 2,
             "BatchNormalization" if crate::upgrade::int(node, "training_mode") == Some(1) => 3,
