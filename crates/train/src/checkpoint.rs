@@ -4,6 +4,8 @@
 //! be read with the usual tools; where the run stands is in the header.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use safetensors::SafeTensors;
@@ -105,11 +107,10 @@ impl Checkpoint {
         let metadata = HashMap::from([(HEADER.to_owned(), text)]);
         let file = safetensors::serialize(views, Some(metadata)).map_err(|e| failed(e.to_string()))?;
         let partial = path.with_extension("safetensors.partial");
-        let written = std::fs::write(&partial, file).and_then(|()| std::fs::rename(&partial, path));
-        written.map_err(|e| {
-            // What is left of it helps nobody; the error that counts is `e`.
+        whole(&partial, &file).and_then(|()| std::fs::rename(&partial, path)).map_err(|source| {
+            // What is left of it helps nobody; the error that counts is `source`.
             let _ = std::fs::remove_file(&partial);
-            failed(format!("cannot be written: {e}; the one before it, if there was one, is still there"))
+            TrainError::CheckpointWrite { path: path.to_owned(), source }
         })
     }
 
@@ -152,6 +153,13 @@ impl Checkpoint {
         let Header { position, epochs, sums, job, .. } = header;
         Ok(Self { position, epochs, job, sums, tensors })
     }
+}
+
+/// Writes a file through to the disk: some say only then that they are full.
+fn whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 fn dtype(dtype: DataType) -> Option<Dtype> {

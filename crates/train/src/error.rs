@@ -92,7 +92,18 @@ pub enum TrainError {
         /// What it may be.
         range: &'static str,
     },
-    /// A checkpoint can't be read or written.
+    /// A checkpoint can't be written.
+    #[error(
+        "checkpoint {path:?} cannot be written: {source}; the one before it, if there was one, is as it was: make room, \
+         or choose another folder, and go on from it"
+    )]
+    CheckpointWrite {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A checkpoint can't be read, or doesn't fit.
     #[error("checkpoint {path:?}: {reason}")]
     Checkpoint {
         /// The file.

@@ -1,5 +1,8 @@
 //! Files cut short, and with bytes flipped, removed, repeated: whatever they
 //! are, the answer is a data set or an error.
+//! `fuzz/fuzz_targets/data.rs` goes further, with coverage.
+
+use tierline_train::data::Dataset;
 
 use crate::samples::samples;
 
@@ -39,7 +42,7 @@ fn every_mutation_is_answered() {
                 std::fs::write(file, &bytes).unwrap();
                 match sample.source.load() {
                     Ok(dataset) => {
-                        assert!(!dataset.is_empty());
+                        check(&dataset);
                         loaded += 1;
                     }
                     Err(error) => {
@@ -53,6 +56,18 @@ fn every_mutation_is_answered() {
     }
     // Neither all harmless nor all ruined: the rounds went past the headers.
     assert!(loaded > 100 && refused > 1_000, "{loaded} loaded, {refused} refused");
+}
+
+/// What holds for a data set whatever its files were.
+fn check(dataset: &Dataset) {
+    assert!(!dataset.is_empty());
+    let features = dataset.features(&[0, dataset.len() - 1]).unwrap();
+    assert_eq!(&features.shape()[1..], dataset.example_shape());
+    if let (Some(classes), Some(count)) = (dataset.classes(), dataset.class_count()) {
+        assert_eq!(classes.len(), dataset.len());
+        assert!(classes.iter().all(|class| *class < count));
+    }
+    assert!(dataset.range().iter().all(|end| end.is_finite()));
 }
 
 fn mutate(bytes: &mut Vec<u8>, rng: &mut fastrand::Rng) {

@@ -288,3 +288,48 @@ fn broken_checkpoints_are_refused() {
     let error = outcome.checkpoint.save(&folder.path().join("nowhere/c.safetensors")).unwrap_err();
     assert!(error.to_string().contains("cannot be written"), "{error}");
 }
+
+/// Every write to `/dev/full` fails as on a full disk, for every user.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_costs_no_more_than_the_checkpoint() {
+    let seen = pictures(64, 1, 28, 1);
+    let engine = tierline_engine::rten();
+    let trainer = || Trainer::new(&engine, network("mlp"), &sgd(0.1, 0.9), &options()).unwrap();
+    let go = AtomicBool::new(false);
+    let mut unbroken = trainer();
+    run(&mut unbroken, &seen, None, &run_options(3, 16), None, &go, &mut |_| Ok(())).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.safetensors");
+    let partial = folder.path().join("c.safetensors.partial");
+    let mut kept = Vec::new();
+    let mut tell = |event: Event| {
+        let Event::Checkpoint(checkpoint) = event else { return Ok(()) };
+        if checkpoint.position.epoch == 2 {
+            kept = std::fs::read(&file).unwrap();
+            std::os::unix::fs::symlink("/dev/full", &partial).unwrap();
+        }
+        checkpoint.save(&file)
+    };
+    let error = run(&mut trainer(), &seen, None, &run_options(3, 16), None, &go, &mut tell).unwrap_err();
+    let TrainError::CheckpointWrite { path, source } = &error else { panic!("{error}") };
+    assert_eq!((path, source.kind()), (&file, std::io::ErrorKind::StorageFull));
+    assert!(error.to_string().contains("make room"), "{error}");
+
+    // The one before is there, whole, and nothing else.
+    assert!(!kept.is_empty() && std::fs::read(&file).unwrap() == kept);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    let from = Checkpoint::load(&file).unwrap();
+    assert_eq!(from.position, Position { epoch: 1, batch: 0 });
+
+    // With room again the run ends as if nothing had been.
+    let mut second = trainer();
+    let save = &mut |event: Event| match event {
+        Event::Checkpoint(checkpoint) => checkpoint.save(&file),
+        _ => Ok(()),
+    };
+    run(&mut second, &seen, None, &run_options(3, 16), Some(from), &go, save).unwrap();
+    assert_eq!(second.state().unwrap(), unbroken.state().unwrap());
+    assert_eq!(Checkpoint::load(&file).unwrap().position.epoch, 3);
+}
