@@ -86,10 +86,14 @@ impl Folder {
 
     /// Draws the curves.
     fn curves(&self, epochs: &[Epoch]) -> Result<(), TrainError> {
-        let svg = self.0.join("curves.svg");
-        std::fs::write(&svg, chart::svg(epochs)).map_err(|source| TrainError::Write { path: svg, source })?;
-        let png = self.0.join("curves.png");
-        chart::picture(epochs).save(&png).map_err(|e| TrainError::Write { path: png, source: std::io::Error::other(e) })
+        let [svg, png] = ["curves.svg", "curves.png"].map(|name| self.0.join(name));
+        let unwritten = |path: PathBuf, source| {
+            // Half a picture helps nobody; the next one is drawn anew.
+            let _ = std::fs::remove_file(&path);
+            TrainError::Write { path, source }
+        };
+        std::fs::write(&svg, chart::svg(epochs)).map_err(|source| unwritten(svg, source))?;
+        chart::picture(epochs).save(&png).map_err(|e| unwritten(png, std::io::Error::other(e)))
     }
 }
 

@@ -180,3 +180,48 @@ fn interrupted_training_leaves_a_checkpoint_and_ends_as_if_it_had_not_been() {
         lines(&within(folder.path(), &["train", "long.toml", "--local", "--json", "--out", "parts", "--resume"]));
     assert_eq!(rest.last().unwrap()["model"], whole.last().unwrap()["model"]);
 }
+
+/// Files may not grow beyond a limit, so that a write fails in the middle of
+/// one: as on a full disk, for every user.
+#[cfg(unix)]
+#[test]
+fn a_run_that_finds_no_room_is_taken_up_again() {
+    let folder = site();
+    assert_eq!(within(folder.path(), &["data", "add", "corners", "pictures", "--size", "28x28", "--grey"]).code, 0);
+    // Each epoch on its own must learn at the same rate.
+    let job = std::fs::read_to_string(folder.path().join("corners.toml")).unwrap();
+    let job = job.replace("decay = { kind = \"cosine\" }", "");
+    std::fs::write(folder.path().join("constant.toml"), job).unwrap();
+    let args = |out: &'static str, more: &[&'static str]| {
+        [&["train", "constant.toml", "--local", "--json", "--out", out], more].concat()
+    };
+    let model = |ran: Ran| lines(&ran).pop().unwrap()["model"].clone();
+    let whole = model(within(folder.path(), &args("whole", &[])));
+
+    let files = |out: &str| -> Vec<(String, Vec<u8>)> {
+        let entries = std::fs::read_dir(folder.path().join(out)).unwrap().map(Result::unwrap);
+        let mut all: Vec<_> =
+            entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect();
+        all.sort();
+        all
+    };
+    assert_eq!(within(folder.path(), &args("parts", &["--epochs", "1"])).code, 0);
+    let before = files("parts");
+    let output = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 64; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_tierline")])
+        .args(args("parts", &["--resume"]))
+        .current_dir(folder.path())
+        .env("TIERLINE_ENGINE", "rten")
+        .env("TIERLINE_DATA", folder.path().join("data"))
+        .stdin(Stdio::null())
+        .output()
+        .expect("a shell runs");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["checkpoint.safetensors", "cannot be written", "make room", "the last good checkpoint is"] {
+        assert!(said.contains(part), "`{said}` lacks `{part}`");
+    }
+    // What was there is as it was, and nothing else is.
+    assert!(files("parts") == before, "files of the run changed");
+    assert_eq!(model(within(folder.path(), &args("parts", &["--resume"]))), whole);
+}
