@@ -205,9 +205,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "Networks with random weights, exported by PyTorch {} with a free batch size; gradients of one batch by stock\n\
-             ONNX Runtime. Errors are the worst relative error of any weight against PyTorch in double precision (weights\n\
-             without a gradient, such as biases in front of a normalisation, left out). The newest exporter merges\n\
+            "Networks with random weights, exported by PyTorch {} with a free batch size; gradients by stock ONNX\n\
+             Runtime. Errors are the worst relative error of any weight against PyTorch in double precision (weights\n\
+             without a gradient, such as biases in front of a normalisation, left out). A Relu that rounding tips over zero\n\
+             shifts every gradient before it, PyTorch's in single precision as well as ours: each weight counts with the best\n\
+             of two to seven batches, the same ones for both. The newest exporter merges\n\
              normalisations into convolutions unless it is told `optimize=False`; networks that have any are exported so.\n",
             self.pytorch
         )?;
