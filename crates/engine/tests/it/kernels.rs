@@ -62,9 +62,19 @@ fn agree(engine: &Arc<dyn Engine>, what: &str, operator: &str, model: &Model, ra
         .collect();
     let expected = run(engine, &plain, 1, &given);
     let one = run(engine, &ours, 1, &given);
+    // ONNX Runtime's own operators may sum in another order with more threads.
+    let nodes = &ours.graph().node;
+    let made: Vec<&String> = nodes.iter().filter(|n| n.op_type() == operator).flat_map(|n| &n.output).collect();
+    let handed = nodes.iter().filter(|n| n.op_type() == "Identity" && made.contains(&&n.input[0]));
+    let handed: Vec<&String> = handed.map(|n| &n.output[0]).collect();
     for threads in [2, 3, 7] {
-        assert_eq!(one, run(engine, &ours, threads, &given), "{what}: {threads} threads change the result");
+        let more = run(engine, &ours, threads, &given);
+        for ((output, a), b) in ours.outputs().iter().zip(&one).zip(&more) {
+            let same = a == b || !handed.contains(&&output.name);
+            assert!(same, "{what}: {threads} threads change {}", output.name);
+        }
     }
+    assert!(!handed.is_empty(), "{what}: no gradient is made by {operator}");
     for ((output, ours), plain) in plain.outputs().iter().zip(&one).zip(&expected) {
         close(what, &output.name, ours, plain, APART_MAX);
     }
@@ -128,6 +138,11 @@ fn convolutions_weight_gradients() {
     let mut random = fastrand::Rng::with_seed(1);
     for case in 0..40 {
         let s = shapes(&mut random, if case % 3 == 0 { 1 } else { 2 }, true);
+        let ones = |values: &[i64]| values.iter().all(|v| *v == 1);
+        if ones(&s.kernel) && ones(&s.strides) && s.pads.iter().all(|p| *p == 0) {
+            // Single elements have the plain form.
+            continue;
+        }
         let (batch, input, out) = (random.usize(1..=4), random.usize(1..=70), random.usize(1..=40));
         let x = [&[batch, input], s.sizes.as_slice()].concat();
         let kernel: Vec<usize> = s.kernel.iter().map(|&k| k as usize).collect();
@@ -274,10 +289,13 @@ fn masks() {
 fn max_pool_gradients() {
     let Some(engine) = onnxruntime() else { return };
     let mut random = fastrand::Rng::with_seed(5);
-    for case in 0..30 {
+    for case in 0..60 {
         let s = shapes(&mut random, if case % 3 == 0 { 1 } else { 2 }, true);
         // A pool of pads alone has no maximum.
-        if s.pads.iter().enumerate().any(|(i, p)| *p >= s.kernel[i % s.kernel.len()]) {
+        let empty = s.pads.iter().enumerate().any(|(i, p)| *p >= s.kernel[i % s.kernel.len()]);
+        // Windows apart from each other have the plain form.
+        let apart = s.kernel.iter().zip(&s.strides).all(|(length, stride)| length <= stride);
+        if empty || apart {
             continue;
         }
         let (batch, channels) = (random.usize(1..=3), random.usize(1..=9));
