@@ -9,7 +9,8 @@
 //!
 //! Start at [`request`], the path of a request; then [`lease`] (is the next
 //! tier there?), [`admit`] (whose turn is it?), [`estimate`] and [`adapt`]
-//! (which plan now?), [`fetch`] (artefacts), [`policy`] (who may call what).
+//! (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
+//! (who may call what).
 //! `docs/design/nodes.md` draws them.
 
 #![forbid(unsafe_code)]
@@ -17,6 +18,7 @@
 pub mod adapt;
 pub mod admit;
 pub mod estimate;
+pub mod federation;
 pub mod fetch;
 pub mod lease;
 pub mod policy;

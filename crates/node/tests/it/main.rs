@@ -5,6 +5,7 @@
 mod adapts;
 mod admits;
 mod estimates;
+mod federations;
 mod fetches;
 mod harness;
 mod leases;

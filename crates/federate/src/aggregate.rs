@@ -1,0 +1,125 @@
+//! Contributions put together as they arrive, in memory that doesn't grow
+//! with their number.
+
+use std::collections::BTreeMap;
+
+use crate::sum::ExactSum;
+use crate::{Channel, Contribution, Counted, FederateError, Layout, Report, Vectors};
+
+/// How much a contribution counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Weight {
+    /// Its share in the mean, above 0; what it is relative to doesn't matter.
+    pub share: f64,
+    /// What its changes of weights are multiplied by besides; statistics
+    /// aren't.
+    pub factor: f64,
+}
+
+/// Puts contributions together. What comes out doesn't depend on the order in
+/// which they went in.
+pub trait Aggregate: Send {
+    /// Takes one contribution.
+    ///
+    /// # Errors
+    /// When it doesn't fit; nothing of it was taken then.
+    fn add(&mut self, weight: Weight, contribution: &Contribution) -> Result<(), FederateError>;
+
+    /// What all of them amount to, and a fresh start.
+    ///
+    /// # Errors
+    /// When there were none, or too few for the rule.
+    fn finish(&mut self) -> Result<Vectors, FederateError>;
+}
+
+/// Refuses a contribution that isn't of these channels, this layout, or of
+/// finite numbers only.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(layout: &Layout, channels: &[Channel], contribution: &Contribution) -> Result<(), FederateError> {
+    let given: Vec<Channel> = contribution.vectors.keys().copied().collect();
+    if given != channels {
+        let list = |of: &[Channel]| of.iter().map(|c| c.name()).collect::<Vec<_>>().join(", ");
+        return Err(FederateError::Channels { expected: list(channels), given: list(&given) });
+    }
+    let Report { examples, steps, effective_steps, .. } = contribution.report;
+    if examples == 0 || steps == 0 || !(effective_steps.is_finite() && effective_steps > 0.0) {
+        return Err(FederateError::Report { examples, steps });
+    }
+    for (&channel, vector) in &contribution.vectors {
+        layout.check(channel, vector)?;
+        if let Some(index) = vector.iter().position(|x| !x.is_finite()) {
+            let part = layout.part_of(channel, index).unwrap_or_default().to_owned();
+            return Err(FederateError::NotFinite { part, value: vector[index] });
+        }
+    }
+    Ok(())
+}
+
+/// The weighted mean.
+#[derive(Debug)]
+pub struct Mean {
+    sums: BTreeMap<Channel, ExactSum>,
+    /// Shares so far. Their own sum must not depend on the order either.
+    shares: ExactSum,
+    count: usize,
+}
+
+impl Mean {
+    /// Nothing yet, of these channels.
+    #[must_use]
+    pub fn new(layout: &Layout, channels: &[Channel]) -> Self {
+        let sums = channels.iter().map(|&c| (c, ExactSum::new(layout.len(c)))).collect();
+        Self { sums, shares: ExactSum::new(1), count: 0 }
+    }
+}
+
+impl Aggregate for Mean {
+    fn add(&mut self, weight: Weight, contribution: &Contribution) -> Result<(), FederateError> {
+        let failed = |channel: Channel| move |source| FederateError::Sum { channel: channel.name(), source };
+        // All are looked at before any is added: what a later channel refuses
+        // must not have left its mark on an earlier one.
+        let mut reaches = Vec::with_capacity(self.sums.len());
+        for (&channel, sum) in &self.sums {
+            let vector = contribution.vectors.get(&channel).map_or(&[][..], Vec::as_slice);
+            reaches.push(sum.admits(scale(channel, weight), vector).map_err(failed(channel))?);
+        }
+        self.shares.add(weight.share, &[1.0]).map_err(failed(Channel::Model))?;
+        for ((&channel, sum), reach) in self.sums.iter_mut().zip(reaches) {
+            sum.put(scale(channel, weight), &contribution.vectors[&channel], reach);
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<Vectors, FederateError> {
+        if self.count == 0 {
+            return Err(FederateError::Empty);
+        }
+        let total = self.shares.exactly()[0];
+        let means = self.sums.iter().map(|(&channel, sum)| (channel, sum.over(total))).collect();
+        self.sums.values_mut().for_each(ExactSum::clear);
+        self.shares.clear();
+        self.count = 0;
+        Ok(means)
+    }
+}
+
+fn scale(channel: Channel, weight: Weight) -> f64 {
+    match channel {
+        Channel::Statistics => weight.share,
+        Channel::Model | Channel::Control => weight.share * weight.factor,
+    }
+}
+
+/// The mean of a number of the reports, weighted by examples; 0 for none.
+#[must_use]
+pub fn mean_of(counted: &[Counted], number: impl Fn(&Report) -> f64) -> f64 {
+    // In the order of members, not of arrival.
+    let mut sorted: Vec<&Counted> = counted.iter().collect();
+    sorted.sort_by(|a, b| a.member.cmp(&b.member));
+    let examples: f64 = sorted.iter().map(|c| c.report.examples as f64).sum();
+    let total: f64 = sorted.iter().map(|c| number(&c.report) * c.report.examples as f64).sum();
+    if examples > 0.0 { total / examples } else { 0.0 }
+}

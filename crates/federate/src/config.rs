@@ -1,0 +1,183 @@
+//! How a job is run on many nodes, as its file says it: the table
+//! `[federation]`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{FederateError, Select, Strategy, Timing};
+
+/// A federation.
+///
+/// The cloud puts together what the tier below sends. With `edge`, each edge
+/// first puts together what its ends send, over some rounds of its own, and
+/// sends the cloud what that gave; without, edges pass everything on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Federation {
+    /// What the cloud does.
+    pub cloud: Hop,
+    /// What each edge does with its ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edge: Option<Hop>,
+    /// Ends the job before its last round.
+    pub stop: Stop,
+    /// Rounds between two looks at the examples held out; the last round is
+    /// always looked at.
+    pub evaluate_every: u64,
+}
+
+impl Default for Federation {
+    fn default() -> Self {
+        Self { cloud: Hop::default(), edge: None, stop: Stop::default(), evaluate_every: 1 }
+    }
+}
+
+/// What ends a job before its last round.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Stop {
+    /// This accuracy on the examples held out, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+}
+
+/// A node and its members: those below it that answer to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hop {
+    /// The cloud's: of the job. An edge's: for each round of the cloud.
+    pub rounds: u64,
+    /// How the next model is made.
+    pub strategy: Strategy,
+    /// Whom a round asks, and how long it waits.
+    pub clients: Clients,
+}
+
+impl Default for Hop {
+    fn default() -> Self {
+        Self { rounds: 1, strategy: Strategy::default(), clients: Clients::default() }
+    }
+}
+
+/// Whom a round asks, and how long it waits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Clients {
+    /// Answers that make a round; all members when left out. Where answers
+    /// are buffered: members at work at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_round: Option<usize>,
+    /// Members that must be ready before a round begins, and answers without
+    /// which none ends.
+    pub min: usize,
+    /// Asked are this many times as many as are needed: the slowest don't
+    /// count.
+    pub over: f64,
+    /// Seconds after which a round ends with the answers it has; when left
+    /// out, it waits for all that it asked and that are still there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline_s: Option<f64>,
+    /// Seconds that a member may be away before a round no longer waits for
+    /// it.
+    pub patience_s: f64,
+    /// How members are chosen.
+    pub select: Select,
+    /// What becomes of an answer to a round that has ended.
+    pub late: Late,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self {
+            per_round: None,
+            min: 1,
+            over: 1.0,
+            deadline_s: None,
+            patience_s: 60.0,
+            select: Select::default(),
+            late: Late::default(),
+        }
+    }
+}
+
+/// What becomes of an answer to a round that has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Late {
+    /// It is not used; the member begins anew.
+    #[default]
+    Refuse,
+    /// It counts for the round under way.
+    Use,
+}
+
+impl Federation {
+    /// Refuses settings that make no sense.
+    ///
+    /// # Errors
+    /// Naming the first of them.
+    pub fn check(&self) -> Result<(), FederateError> {
+        self.cloud.check("federation.cloud")?;
+        if let Some(edge) = &self.edge {
+            edge.check("federation.edge")?;
+            let drift = self.cloud.strategy.behaviour().drift();
+            if drift.pull != 0.0 || drift.control {
+                let reason = "edges don't train, they put together; name this strategy for the edges' ends \
+                              (federation.edge.strategy) and another one here";
+                return Err(FederateError::Setting { what: "federation.cloud.strategy", reason: reason.to_owned() });
+            }
+            if matches!(edge.strategy.behaviour().timing(), Timing::Buffer { .. }) {
+                let reason = "an edge answers the cloud after rounds of its own; buffer at the cloud instead";
+                return Err(FederateError::Setting { what: "federation.edge.strategy", reason: reason.to_owned() });
+            }
+        }
+        if let Some(value) = self.stop.accuracy
+            && !(value > 0.0 && value <= 1.0)
+        {
+            return Err(FederateError::Range {
+                what: "federation.stop.accuracy",
+                value,
+                range: "above 0 and at most 1",
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Hop {
+    fn check(&self, what: &'static str) -> Result<(), FederateError> {
+        let setting = |reason: &str| Err(FederateError::Setting { what, reason: reason.to_owned() });
+        let Clients { per_round, min, over, deadline_s, patience_s, .. } = self.clients;
+        if self.rounds == 0 {
+            return setting("rounds is 0; there is at least one");
+        }
+        if min == 0 || per_round == Some(0) {
+            return setting("a round needs at least one answer; give clients.min and clients.per_round 1 or more");
+        }
+        if per_round.is_some_and(|n| n < min) {
+            return setting("clients.per_round is below clients.min");
+        }
+        if !(over.is_finite() && over >= 1.0) {
+            return setting("clients.over is at least 1");
+        }
+        if deadline_s.is_some_and(|s| !(s.is_finite() && s > 0.0)) || !(patience_s.is_finite() && patience_s > 0.0) {
+            return setting("clients.deadline_s and clients.patience_s are seconds, above 0");
+        }
+        self.strategy.behaviour().check()
+    }
+}
+
+impl Clients {
+    /// Time after which a round ends with what it has.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadline_s.map(Duration::from_secs_f64)
+    }
+
+    /// Time that a member may be away.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs_f64(self.patience_s)
+    }
+}

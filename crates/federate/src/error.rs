@@ -1,0 +1,77 @@
+//! What is wrong with a federation or a contribution.
+
+use tierline_codec::CodecError;
+
+use crate::sum::SumError;
+
+/// Why a federation can't be run, or a contribution can't be used.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FederateError {
+    /// A number outside of its range.
+    #[error("{what} is {value}; it must be {range}")]
+    Range {
+        /// What.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// Settings that exclude each other.
+    #[error("{what}: {reason}")]
+    Setting {
+        /// Where.
+        what: &'static str,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// A vector of another model.
+    #[error("the update's `{channel}` has {given} numbers where the model has {expected}; it belongs to another model")]
+    Length {
+        /// Of what.
+        channel: &'static str,
+        /// The model's.
+        expected: usize,
+        /// The vector's.
+        given: usize,
+    },
+    /// A vector is missing or too many.
+    #[error("the update has the vectors {given}; the strategy takes {expected}")]
+    Channels {
+        /// What the strategy takes.
+        expected: String,
+        /// What came.
+        given: String,
+    },
+    /// A report that can't be true.
+    #[error("the update says that it is of {examples} examples and {steps} steps; both must be above 0")]
+    Report {
+        /// Examples.
+        examples: u64,
+        /// Steps.
+        steps: u64,
+    },
+    /// A number that isn't finite.
+    #[error("the update holds {value} for `{part}`")]
+    NotFinite {
+        /// Tensor of the model.
+        part: String,
+        /// What it is.
+        value: f32,
+    },
+    /// A vector that can't be added.
+    #[error("the update's `{channel}`: {source}")]
+    Sum {
+        /// Of what.
+        channel: &'static str,
+        /// Why.
+        source: SumError,
+    },
+    /// Bytes that are no update.
+    #[error("the update can't be read: {0}")]
+    Codec(#[from] CodecError),
+    /// Nothing to put together.
+    #[error("a round needs at least one update")]
+    Empty,
+}

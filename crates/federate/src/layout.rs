@@ -1,0 +1,92 @@
+//! What of a model is learned, in which order: how flat vectors are cut.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Channel, FederateError};
+
+/// A tensor of the model that travels.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Its name in the model.
+    pub name: String,
+    /// Its axes.
+    pub shape: Vec<usize>,
+}
+
+impl Part {
+    /// Number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What is learned of a model and shared: flat vectors hold its parts one
+/// after another. Both sides of a hop must have the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layout {
+    /// Weights that follow gradients.
+    pub parameters: Vec<Part>,
+    /// Running statistics, which are averaged and never optimised.
+    pub statistics: Vec<Part>,
+}
+
+impl Layout {
+    /// The parts of a channel.
+    #[must_use]
+    pub fn parts(&self, channel: Channel) -> &[Part] {
+        match channel {
+            Channel::Model | Channel::Control => &self.parameters,
+            Channel::Statistics => &self.statistics,
+        }
+    }
+
+    /// Elements of a channel's vector.
+    #[must_use]
+    pub fn len(&self, channel: Channel) -> usize {
+        self.parts(channel).iter().map(Part::len).sum()
+    }
+
+    /// Whether nothing is shared.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parameters.is_empty() && self.statistics.is_empty()
+    }
+
+    /// Shapes of a channel's parts, as codecs take them.
+    #[must_use]
+    pub fn shapes(&self, channel: Channel) -> Vec<Vec<usize>> {
+        self.parts(channel).iter().map(|p| p.shape.clone()).collect()
+    }
+
+    /// Refuses a vector that isn't cut like this.
+    ///
+    /// # Errors
+    /// [`FederateError::Length`].
+    pub fn check(&self, channel: Channel, vector: &[f32]) -> Result<(), FederateError> {
+        let expected = self.len(channel);
+        if vector.len() == expected {
+            return Ok(());
+        }
+        Err(FederateError::Length { channel: channel.name(), expected, given: vector.len() })
+    }
+
+    /// The part that holds an element, by its name.
+    #[must_use]
+    pub fn part_of(&self, channel: Channel, index: usize) -> Option<&str> {
+        let mut end = 0;
+        let holds = |part: &&Part| {
+            end += part.len();
+            index < end
+        };
+        self.parts(channel).iter().find(holds).map(|p| p.name.as_str())
+    }
+}

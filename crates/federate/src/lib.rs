@@ -1,0 +1,118 @@
+//! Federations: many nodes train one model, and what they send is put
+//! together.
+//!
+//! Pure: no files, clocks or sockets, and nothing is trained here. A
+//! [`Federation`] says how a job is run: which [`Strategy`] each hop follows,
+//! whom it asks, and how updates travel. A [`Layout`] lists what is learned;
+//! members answer with a [`Contribution`], vectors by [`Channel`]; an
+//! [`Aggregate`] puts contributions together as they arrive; the strategy makes
+//! the next model of that. Start at [`Federation`], then [`strategy`].
+
+#![forbid(unsafe_code)]
+
+pub mod aggregate;
+pub mod config;
+pub mod layout;
+pub mod select;
+pub mod strategy;
+pub mod sum;
+
+mod error;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use aggregate::{Aggregate, Mean};
+pub use config::{Clients, Federation, Hop, Late};
+pub use error::FederateError;
+pub use layout::{Layout, Part};
+pub use select::{Candidate, Select};
+pub use strategy::{Strategy, Timing};
+pub use sum::ExactSum;
+
+/// What a vector of a contribution is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Channel {
+    /// How weights changed: those of [`Layout::parameters`].
+    Model,
+    /// How running statistics changed: those of [`Layout::statistics`].
+    Statistics,
+    /// How control variates changed (SCAFFOLD), shaped as [`Channel::Model`].
+    Control,
+}
+
+impl Channel {
+    /// Its name, on the wire and in files.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Statistics => "statistics",
+            Self::Control => "control",
+        }
+    }
+
+    /// The channel of this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        [Self::Model, Self::Statistics, Self::Control].into_iter().find(|c| c.name() == name)
+    }
+}
+
+/// Flat vectors by what they are about.
+pub type Vectors = BTreeMap<Channel, Vec<f32>>;
+
+/// What a member says of the work behind its contribution.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// Examples that were learned from, each counted once.
+    pub examples: u64,
+    /// Steps taken.
+    pub steps: u64,
+    /// What the steps amount to where momentum carries on: the norm of the
+    /// vector of step coefficients (Wang et al., "Tackling the objective
+    /// inconsistency problem", 2020). Equal to `steps` without momentum.
+    pub effective_steps: f64,
+    /// Averaged over the examples, each before its step.
+    pub loss: f64,
+    /// Share of the examples that were right before their step, where targets
+    /// are classes.
+    pub accuracy: Option<f64>,
+    /// Time it took, the way to here left out.
+    pub seconds: f64,
+}
+
+/// A member's answer to a task.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Contribution {
+    /// What changed.
+    pub vectors: Vectors,
+    /// How it came about.
+    pub report: Report,
+}
+
+/// A contribution that counts, without its vectors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counted {
+    /// Whose.
+    pub member: String,
+    /// How it came about.
+    pub report: Report,
+    /// Versions of the model made between the one it starts from and the one
+    /// it is counted for.
+    pub staleness: u64,
+}
+
+/// The model of a hop, and what its strategy remembers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Server {
+    /// Weights and statistics now.
+    pub model: Vectors,
+    /// By a name that the strategy chose, shaped as the weights.
+    pub kept: BTreeMap<String, Vec<f32>>,
+}

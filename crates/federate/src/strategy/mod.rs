@@ -1,0 +1,195 @@
+//! Strategies: what a hop's members do, how much each answer counts, and what
+//! the next model is.
+//!
+//! # Adding a strategy
+//!
+//! 1. Write `mine.rs` with a struct of its settings (serde, with defaults,
+//!    unknown ones refused) that implements [`Behaviour`]. Most need only
+//!    [`Behaviour::apply`]: `round.means` holds the weighted means of what
+//!    members sent, `server.model` the model that they will get next, and
+//!    `server.kept` whatever you remember between rounds; name it after the
+//!    strategy. Weights follow the strategy; statistics are averaged by
+//!    [`add`], since a statistic has no gradient.
+//! 2. Add it to [`Strategy`] and to [`Strategy::behaviour`]. Job files, nodes
+//!    and simulation know strategies by that enum only.
+//! 3. Say in `tests/it/strategies.rs` what one round gives on small numbers,
+//!    computed by hand from the paper; the laws there (order of arrival, equal
+//!    members change nothing) hold for all.
+
+mod diloco;
+mod fedadagrad;
+mod fedadam;
+mod fedasync;
+mod fedavg;
+mod fedbuff;
+mod fednova;
+mod fedopt;
+mod fedprox;
+mod fedyogi;
+mod scaffold;
+
+use serde::{Deserialize, Serialize};
+
+pub use diloco::DiLoCo;
+pub use fedadagrad::FedAdagrad;
+pub use fedadam::FedAdam;
+pub use fedasync::FedAsync;
+pub use fedavg::FedAvg;
+pub use fedbuff::FedBuff;
+pub use fednova::FedNova;
+pub use fedprox::FedProx;
+pub use fedyogi::FedYogi;
+pub use scaffold::Scaffold;
+
+use crate::aggregate::Weight;
+use crate::{Channel, Counted, FederateError, Report, Server, Vectors};
+
+/// A strategy and its settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Strategy {
+    /// The mean, weighted by examples.
+    FedAvg(FedAvg),
+    /// Members are held near the model they got.
+    FedProx(FedProx),
+    /// Members' drift is corrected.
+    Scaffold(Scaffold),
+    /// Adam on the mean change.
+    FedAdam(FedAdam),
+    /// Yogi on the mean change.
+    FedYogi(FedYogi),
+    /// Adagrad on the mean change.
+    FedAdagrad(FedAdagrad),
+    /// Each member's change counts per step.
+    FedNova(FedNova),
+    /// The next model whenever a few answers are there.
+    FedBuff(FedBuff),
+    /// The next model with every answer.
+    FedAsync(FedAsync),
+    /// Nesterov's momentum on the mean change.
+    DiLoCo(DiLoCo),
+}
+
+impl Default for Strategy {
+    fn default() -> Self {
+        Self::FedAvg(FedAvg {})
+    }
+}
+
+/// When a model is made of what has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timing {
+    /// At the end of a round, for which members are asked together.
+    Round,
+    /// Whenever `size` answers are there; whoever has answered is asked again.
+    Buffer {
+        /// Answers that make a model.
+        size: usize,
+        /// Answers that start from a model older by more versions are refused.
+        staleness_max: u64,
+    },
+}
+
+/// What members do besides plain training.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Drift {
+    /// How strongly weights are pulled to those they started from: added to
+    /// each gradient, times the distance.
+    pub pull: f64,
+    /// Whether gradients are corrected by control variates.
+    pub control: bool,
+}
+
+/// What a round's answers amount to.
+#[derive(Debug)]
+pub struct Round<'a> {
+    /// Weighted means of what members sent.
+    pub means: &'a Vectors,
+    /// Whose they are.
+    pub counted: &'a [Counted],
+    /// Members there are, asked or not.
+    pub members: usize,
+}
+
+/// What sets a strategy apart.
+pub trait Behaviour {
+    /// Refuses settings that make no sense.
+    ///
+    /// # Errors
+    /// Naming the setting.
+    fn check(&self) -> Result<(), FederateError> {
+        Ok(())
+    }
+
+    /// What members do besides plain training.
+    fn drift(&self) -> Drift {
+        Drift::default()
+    }
+
+    /// When a model is made.
+    fn timing(&self) -> Timing {
+        Timing::Round
+    }
+
+    /// How much an answer counts.
+    fn weigh(&self, report: &Report, _staleness: u64) -> Weight {
+        Weight { share: report.examples as f64, factor: 1.0 }
+    }
+
+    /// Whether answers are seen from the model there is now rather than from
+    /// the one that they started from.
+    fn rebases(&self) -> bool {
+        false
+    }
+
+    /// The next model.
+    fn apply(&self, server: &mut Server, round: &Round<'_>);
+}
+
+impl Strategy {
+    /// What sets it apart.
+    #[must_use]
+    pub fn behaviour(&self) -> &dyn Behaviour {
+        match self {
+            Self::FedAvg(s) => s,
+            Self::FedProx(s) => s,
+            Self::Scaffold(s) => s,
+            Self::FedAdam(s) => s,
+            Self::FedYogi(s) => s,
+            Self::FedAdagrad(s) => s,
+            Self::FedNova(s) => s,
+            Self::FedBuff(s) => s,
+            Self::FedAsync(s) => s,
+            Self::DiLoCo(s) => s,
+        }
+    }
+
+    /// What members send, and get.
+    #[must_use]
+    pub fn channels(&self) -> Vec<Channel> {
+        let mut channels = vec![Channel::Model, Channel::Statistics];
+        channels.extend(self.behaviour().drift().control.then_some(Channel::Control));
+        channels
+    }
+}
+
+/// Adds `rate` times a mean to what the server has of a channel.
+pub(crate) fn add(server: &mut Server, round: &Round<'_>, channel: Channel, rate: f64) {
+    let (Some(own), Some(mean)) = (server.model.get_mut(&channel), round.means.get(&channel)) else { return };
+    // One rounding per element, from f64.
+    own.iter_mut().zip(mean).for_each(|(x, m)| *x = (f64::from(*x) + rate * f64::from(*m)) as f32);
+}
+
+/// Something kept between rounds, shaped as the weights; zeros at first.
+pub(crate) fn kept<'s>(server: &'s mut Server, name: &str) -> &'s mut Vec<f32> {
+    let length = server.model.get(&Channel::Model).map_or(0, Vec::len);
+    let vector = server.kept.entry(name.to_owned()).or_default();
+    vector.resize(length, 0.0);
+    vector
+}
+
+/// Refuses a number outside of its range.
+pub(crate) fn in_range(what: &'static str, value: f64, fits: bool, range: &'static str) -> Result<(), FederateError> {
+    if fits && value.is_finite() { Ok(()) } else { Err(FederateError::Range { what, value, range }) }
+}

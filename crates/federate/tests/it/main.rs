@@ -1,0 +1,7 @@
+//! One test crate: exact sums, strategies on numbers worked out by hand,
+//! selection, settings.
+
+mod select;
+mod settings;
+mod strategies;
+mod sums;

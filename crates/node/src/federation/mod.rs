@@ -1,0 +1,116 @@
+//! The rounds of a federation, on both sides of a hop.
+//!
+//! A [`Coordinator`] is the upper side: it knows its members, asks them for
+//! work, counts their updates and says when the next model is made. A
+//! [`Participant`] is the lower side: one member's duty for one job. An edge
+//! is both: its participant's work is a stretch of its own coordinator.
+//!
+//! Messages carry *levels*, not edges: a coordinator tells a member what it
+//! wants of it now ([`Assignment`]), a member says what it is at
+//! ([`Standing`]). Either may be lost, repeated or overtaken by a newer one;
+//! the next one mends it. What must not be lost goes into a journal: a
+//! `Keep` action is done, through to the disk, before any action behind it,
+//! and after a crash [`Coordinator::restored`] and [`Participant::restored`]
+//! take up the journal where it ends. Hence an update counts exactly once:
+//! its task is in the journal as counted before anybody hears of it, and
+//! whoever sends it again is told so.
+//!
+//! Pure: the machines see names, numbers and digests; weights and updates
+//! stay in the shell.
+
+mod coordinator;
+mod participant;
+
+use serde::{Deserialize, Serialize};
+use tierline_federate::Report;
+use tierline_proto::Digest;
+
+pub use coordinator::{Action, Coordinator, Event, Phase, Progress, Record, Terms};
+pub use participant::{Action as MemberAction, Event as MemberEvent, Participant, Record as MemberRecord, Work};
+
+/// Names a piece of work, for good: never given twice by one coordinator of a
+/// job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Task(pub u64);
+
+/// What a coordinator wants of a member now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assignment {
+    /// Get ready, and wait.
+    Wait,
+    /// Do this.
+    Work {
+        /// Its name.
+        task: Task,
+        /// From 0, over the whole job.
+        round: u64,
+        /// The model to start from.
+        version: u64,
+    },
+    /// The job has ended with this model.
+    Over {
+        /// The last one.
+        version: u64,
+    },
+    /// This member takes no part any more.
+    Out {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a member is at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// It fetches the model and opens its data.
+    Preparing,
+    /// It can work, or is at work.
+    Ready {
+        /// Examples it learns from.
+        examples: u64,
+    },
+    /// It can't take part.
+    Unable {
+        /// Why.
+        reason: String,
+    },
+    /// A task failed; it may be asked for others.
+    Failed {
+        /// Which.
+        task: Task,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An update on its way to being counted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Update {
+    /// The work that it answers.
+    pub task: Task,
+    /// Of its bytes.
+    pub digest: Digest,
+    /// Their number.
+    pub bytes: u64,
+    /// How it came about.
+    pub report: Report,
+}
+
+/// What became of an update.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It counts, or did already.
+    Counted,
+    /// Its round is over; it won't count.
+    Late,
+    /// Nobody asked for it.
+    Unknown,
+    /// It can't be used.
+    Refused {
+        /// What is wrong with it.
+        reason: String,
+    },
+}

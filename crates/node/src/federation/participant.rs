@@ -1,0 +1,369 @@
+//! The lower side of a hop: one member's duty for one job.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Assignment, Standing, Task, Update, Verdict};
+use crate::Rng;
+use crate::time::{Time, ns};
+
+/// First pause before an update is sent again, at most; doubles.
+pub const PAUSE_BASE: Duration = Duration::from_millis(500);
+
+/// Longest pause between two tries.
+pub const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Time between two reports: a lost message is mended by the next one.
+pub const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// A piece of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    /// Its name.
+    pub task: Task,
+    /// From 0, over the whole job.
+    pub round: u64,
+    /// The model to start from.
+    pub version: u64,
+}
+
+/// What happens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The coordinator says what it wants.
+    Assigned(Assignment),
+    /// Model and data are there, or can't be.
+    Prepared(Result<u64, String>),
+    /// A task is done, and what came of it lies on the disk; or it failed.
+    Worked {
+        /// Which.
+        task: Task,
+        /// The update.
+        result: Result<Update, String>,
+    },
+    /// The coordinator said what became of an update.
+    Answered {
+        /// Of which task.
+        task: Task,
+        /// What.
+        verdict: Verdict,
+    },
+    /// An update didn't get through.
+    Unsent {
+        /// Of which task.
+        task: Task,
+    },
+    /// The coordinator can be reached.
+    LinkUp,
+    /// It can't any more.
+    LinkDown,
+    /// The time [`Participant::wake`] named.
+    Wake,
+}
+
+/// What the shell shall do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Fetch the model, open the data; then [`Event::Prepared`].
+    Prepare,
+    /// Write to the journal, through to the disk.
+    Keep(Record),
+    /// Tell the coordinator what this member is at.
+    Report(Standing),
+    /// Do it; then [`Event::Worked`].
+    Work(Work),
+    /// Stop working on it; nobody wants it any more.
+    Abandon(Task),
+    /// Send an update; then [`Event::Answered`] or [`Event::Unsent`].
+    Send(Update),
+    /// What the task left behind counts from now on, or doesn't.
+    Settle {
+        /// Which.
+        task: Task,
+        /// Whether its update was counted.
+        counted: bool,
+    },
+    /// The job is over; this is its model.
+    Finish {
+        /// The last one.
+        version: u64,
+    },
+    /// This member is left out.
+    Leave {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What the journal holds, in order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Record {
+    /// An update lies on the disk.
+    Held(Update),
+    /// The coordinator answered it.
+    Settled {
+        /// Its task.
+        task: Task,
+        /// Whether it was counted.
+        counted: bool,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum State {
+    /// Model and data are on their way; whether the preparation is under way.
+    Preparing,
+    /// It can't take part.
+    Unable(String),
+    /// Nothing to do.
+    Idle,
+    /// At work.
+    Working(Work),
+    /// An update waits to be answered.
+    Held {
+        update: Update,
+        /// Whether it is on its way now.
+        sending: bool,
+        /// When to try again.
+        not_before: Time,
+        tries: u32,
+    },
+}
+
+/// One member's duty for one job.
+///
+/// Invariants: one task at a time; an update is in the journal before it is
+/// sent, and sent until it is answered; the next task begins only when the
+/// last one is settled.
+#[derive(Debug)]
+pub struct Participant {
+    state: State,
+    wanted: Assignment,
+    examples: u64,
+    /// A task that failed, until another is wanted.
+    failed: Option<(Task, String)>,
+    /// The latest task that was settled: older assignments are echoes.
+    settled: Option<Task>,
+    up: bool,
+    /// When to report again.
+    report_at: Time,
+    /// Whether the end was told.
+    over: bool,
+}
+
+impl Default for Participant {
+    fn default() -> Self {
+        Self {
+            state: State::Preparing,
+            wanted: Assignment::Wait,
+            examples: 0,
+            failed: None,
+            settled: None,
+            up: false,
+            report_at: Time::ZERO,
+            over: false,
+        }
+    }
+}
+
+impl Participant {
+    /// Heard of a job; what it does first.
+    #[must_use]
+    pub fn new() -> (Self, Vec<Action>) {
+        (Self::default(), vec![Action::Prepare])
+    }
+
+    /// What a journal leads to, and what it does first. Settling may have
+    /// been cut short, so the last one is done again.
+    #[must_use]
+    pub fn restored(journal: &[Record]) -> (Self, Vec<Action>) {
+        let (mut it, mut actions) = Self::new();
+        let mut held = None;
+        let mut last = None;
+        for record in journal {
+            match record {
+                Record::Held(update) => held = Some(update.clone()),
+                Record::Settled { task, counted } => {
+                    (held, last) = (None, Some((*task, *counted)));
+                    it.settled = Some(*task);
+                }
+            }
+        }
+        if let Some((task, counted)) = last {
+            actions.insert(0, Action::Settle { task, counted });
+        }
+        if let Some(update) = held {
+            it.state = State::Held { update, sending: false, not_before: Time::ZERO, tries: 0 };
+        }
+        (it, actions)
+    }
+
+    /// What it is at, for the coordinator.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        if let Some((task, reason)) = &self.failed {
+            return Standing::Failed { task: *task, reason: reason.clone() };
+        }
+        match &self.state {
+            State::Unable(reason) => Standing::Unable { reason: reason.clone() },
+            State::Preparing => Standing::Preparing,
+            // An update that waits from before a restart, with the data not
+            // opened yet.
+            _ if self.examples == 0 => Standing::Preparing,
+            _ => Standing::Ready { examples: self.examples },
+        }
+    }
+
+    /// The task it works on.
+    #[must_use]
+    pub fn working(&self) -> Option<Work> {
+        match self.state {
+            State::Working(work) => Some(work),
+            _ => None,
+        }
+    }
+
+    /// When the machine wants `Wake`.
+    #[must_use]
+    pub fn wake(&self) -> Option<Time> {
+        if !self.up || self.over {
+            return None;
+        }
+        match &self.state {
+            State::Held { sending: false, not_before, .. } => Some(self.report_at.min(*not_before)),
+            _ => Some(self.report_at),
+        }
+    }
+
+    /// One step.
+    pub fn step(&mut self, now: Time, rng: &mut Rng, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let out = &mut actions;
+        match event {
+            Event::Assigned(assignment) => self.wanted = assignment,
+            Event::Prepared(Ok(examples)) => {
+                self.examples = examples;
+                if self.state == State::Preparing {
+                    self.state = State::Idle;
+                }
+                self.report(now, out);
+            }
+            Event::Prepared(Err(reason)) => {
+                self.state = State::Unable(reason);
+                self.report(now, out);
+            }
+            Event::Worked { task, result } => self.worked(now, task, result, out),
+            Event::Answered { task, verdict } => self.answered(task, &verdict, out),
+            Event::Unsent { task } => {
+                if let State::Held { update, sending, not_before, tries } = &mut self.state
+                    && update.task == task
+                {
+                    *sending = false;
+                    *tries += 1;
+                    let bound = ns(PAUSE_MAX).min(ns(PAUSE_BASE) << (*tries).min(16));
+                    *not_before = now + Duration::from_nanos(rng.u64(0..=bound));
+                }
+            }
+            Event::LinkUp => {
+                self.up = true;
+                self.report(now, out);
+                if let State::Held { sending, not_before, .. } = &mut self.state {
+                    (*sending, *not_before) = (false, now);
+                }
+            }
+            Event::LinkDown => self.up = false,
+            Event::Wake if now >= self.report_at && !self.over => self.report(now, out),
+            Event::Wake => {}
+        }
+        self.go_on(now, out);
+        actions
+    }
+
+    fn report(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.up {
+            self.report_at = now + REPORT_EVERY;
+            out.push(Action::Report(self.standing()));
+        }
+    }
+
+    fn worked(&mut self, now: Time, task: Task, result: Result<Update, String>, out: &mut Vec<Action>) {
+        if self.working().is_none_or(|work| work.task != task) {
+            return;
+        }
+        match result {
+            Ok(update) => {
+                out.push(Action::Keep(Record::Held(update.clone())));
+                self.state = State::Held { update, sending: false, not_before: now, tries: 0 };
+            }
+            Err(reason) => {
+                self.state = State::Idle;
+                self.failed = Some((task, reason));
+                self.report(now, out);
+            }
+        }
+    }
+
+    fn answered(&mut self, task: Task, verdict: &Verdict, out: &mut Vec<Action>) {
+        let State::Held { update, .. } = &self.state else { return };
+        if update.task != task {
+            return;
+        }
+        let counted = *verdict == Verdict::Counted;
+        out.push(Action::Keep(Record::Settled { task, counted }));
+        out.push(Action::Settle { task, counted });
+        self.settled = Some(task);
+        self.state = if self.examples == 0 { State::Preparing } else { State::Idle };
+    }
+
+    fn go_on(&mut self, now: Time, out: &mut Vec<Action>) {
+        if let State::Held { update, sending, not_before, .. } = &mut self.state {
+            if self.up && !*sending && now >= *not_before {
+                *sending = true;
+                out.push(Action::Send(update.clone()));
+            }
+            return;
+        }
+        match self.wanted.clone() {
+            Assignment::Work { task, round, version } => {
+                // An echo of what was settled, or of what failed and is known to have.
+                let done = self.settled.is_some_and(|settled| task <= settled);
+                let failed = self.failed.as_ref().is_some_and(|(failed, _)| task <= *failed);
+                if done || failed {
+                    return;
+                }
+                let work = Work { task, round, version };
+                match self.state {
+                    State::Working(other) if other.task == task => return,
+                    State::Working(other) => out.push(Action::Abandon(other.task)),
+                    State::Idle => {}
+                    State::Preparing | State::Unable(_) | State::Held { .. } => return,
+                }
+                self.failed = None;
+                self.state = State::Working(work);
+                out.push(Action::Work(work));
+            }
+            Assignment::Wait => self.abandon(out),
+            Assignment::Over { version } => {
+                self.abandon(out);
+                if !std::mem::replace(&mut self.over, true) {
+                    out.push(Action::Finish { version });
+                }
+            }
+            Assignment::Out { reason } => {
+                self.abandon(out);
+                if !std::mem::replace(&mut self.over, true) {
+                    out.push(Action::Leave { reason });
+                }
+            }
+        }
+    }
+
+    fn abandon(&mut self, out: &mut Vec<Action>) {
+        if let State::Working(work) = self.state {
+            out.push(Action::Abandon(work.task));
+            self.state = State::Idle;
+        }
+    }
+}

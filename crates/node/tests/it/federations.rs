@@ -1,0 +1,473 @@
+//! A coordinator and its members under virtual time: links that delay, lose
+//! and repeat, processes that are killed between any two actions.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use tierline_federate::{Clients, Late, Report, Timing};
+use tierline_node::federation::{
+    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, MemberRecord, Participant, Phase, Record,
+    Standing, Task, Terms, Update, Verdict,
+};
+use tierline_node::{Rng, Time};
+use tierline_proto::Digest;
+
+use crate::harness::{Link, Schedule, ms, seeds};
+
+const STEP: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Clone)]
+enum Happening {
+    ToMember(usize, u64, Assignment),
+    ToCoordinator(usize, Standing),
+    Submitted(usize, Update),
+    Answered(usize, u64, Task, Verdict),
+    Unsent(usize, u64, Task),
+    Prepared(usize, u64),
+    Worked(usize, u64, Task),
+    Made(u64, u64),
+    KillCoordinator,
+    StartCoordinator,
+    KillMember(usize),
+    StartMember(usize),
+    Tick,
+}
+
+/// A member's process: what dies with it, and what is on its disk.
+struct Member {
+    running: Option<Participant>,
+    /// Grows with every start: what an earlier life was told is nobody's.
+    life: u64,
+    journal: Vec<MemberRecord>,
+    settled: BTreeMap<Task, bool>,
+    finished: bool,
+    bad: bool,
+    fails: bool,
+}
+
+struct World {
+    schedule: Schedule<Happening>,
+    rng: Rng,
+    link: Link,
+    terms: Terms,
+    rounds: u64,
+    coordinator: Option<Coordinator>,
+    life: u64,
+    journal: Vec<Record>,
+    /// What was added since the last model: dies with the process.
+    added: BTreeSet<Task>,
+    /// What each model was made of: on the disk.
+    models: BTreeMap<u64, BTreeSet<Task>>,
+    members: Vec<Member>,
+    done: Option<u64>,
+    /// Odds that a process dies before an action.
+    mortality: f64,
+}
+
+fn name(member: usize) -> String {
+    format!("end-{member:03}")
+}
+
+fn index(member: &str) -> usize {
+    member[4..].parse().unwrap()
+}
+
+fn terms(clients: Clients, timing: Timing) -> Terms {
+    Terms { clients, timing, seed: 7 }
+}
+
+impl World {
+    fn new(seed: u64, members: usize, rounds: u64, terms: Terms, link: Link) -> Self {
+        let mut world = Self {
+            schedule: Schedule::new(),
+            rng: Rng::with_seed(seed),
+            link,
+            terms: terms.clone(),
+            rounds,
+            coordinator: None,
+            life: 0,
+            journal: Vec::new(),
+            added: BTreeSet::new(),
+            models: BTreeMap::new(),
+            members: Vec::new(),
+            done: None,
+            mortality: 0.0,
+        };
+        for member in 0..members {
+            world.members.push(Member {
+                running: None,
+                life: 0,
+                journal: Vec::new(),
+                settled: BTreeMap::new(),
+                finished: false,
+                bad: false,
+                fails: false,
+            });
+            world.schedule.after(ms(member as u64), Happening::StartMember(member));
+        }
+        world.schedule.after(ms(1), Happening::StartCoordinator);
+        world.schedule.after(STEP, Happening::Tick);
+        world
+    }
+
+    fn carry(&mut self, happening: Happening) {
+        // Once more now and then: what is repeated must change nothing.
+        let copies = if self.rng.f64() < 0.05 { 2 } else { 1 };
+        for _ in 0..copies {
+            if let Some(delay) = self.link.carry(&mut self.rng) {
+                self.schedule.after(delay, happening.clone());
+            }
+        }
+    }
+
+    fn dies(&mut self) -> bool {
+        self.rng.f64() < self.mortality
+    }
+
+    fn coordinate(&mut self, event: Event) {
+        let now = self.schedule.now();
+        let Some(coordinator) = &mut self.coordinator else { return };
+        let actions = coordinator.step(now, event);
+        self.perform(actions);
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            if self.dies() {
+                self.kill_coordinator();
+                return;
+            }
+            match action {
+                Action::Keep(record) => self.journal.push(record),
+                Action::Tell { member } => {
+                    let assignment = self.coordinator.as_ref().unwrap().assignment(&member);
+                    let at = index(&member);
+                    let life = self.members[at].life;
+                    self.carry(Happening::ToMember(at, life, assignment));
+                }
+                Action::Answer { member, task, verdict } => {
+                    let at = index(&member);
+                    let life = self.members[at].life;
+                    self.carry(Happening::Answered(at, life, task, verdict));
+                }
+                Action::Add { update, .. } => {
+                    assert!(self.added.insert(update.task), "{:?} was added twice", update.task);
+                }
+                Action::Make { version, counted, .. } => {
+                    let made = std::mem::take(&mut self.added);
+                    assert_eq!(made.len(), counted.len(), "a model is made of what was counted");
+                    if let Some(before) = self.models.insert(version, made.clone()) {
+                        assert_eq!(before, made, "a model that is made again is the same");
+                    }
+                    let delay = Duration::from_millis(self.rng.u64(1..200));
+                    self.schedule.after(delay, Happening::Made(self.life, version));
+                }
+                Action::Done { version, .. } => self.done = Some(version),
+                Action::Excluded { .. } => {}
+            }
+        }
+    }
+
+    fn kill_coordinator(&mut self) {
+        self.coordinator = None;
+        self.life += 1;
+        self.added.clear();
+        let delay = Duration::from_millis(self.rng.u64(1..5_000));
+        self.schedule.after(delay, Happening::StartCoordinator);
+    }
+
+    fn kill_member(&mut self, at: usize) {
+        let member = &mut self.members[at];
+        member.running = None;
+        member.life += 1;
+        let delay = Duration::from_millis(self.rng.u64(1..5_000));
+        self.schedule.after(delay, Happening::StartMember(at));
+        self.coordinate(Event::Lost { member: name(at) });
+    }
+
+    fn take_part(&mut self, at: usize, event: MemberEvent) {
+        let now = self.schedule.now();
+        let Some(participant) = &mut self.members[at].running else { return };
+        let actions = participant.step(now, &mut self.rng, event);
+        self.perform_for(at, actions);
+    }
+
+    fn perform_for(&mut self, at: usize, actions: Vec<MemberAction>) {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            if self.dies() {
+                return self.kill_member(at);
+            }
+            let life = self.members[at].life;
+            match action {
+                MemberAction::Prepare => {
+                    let delay = Duration::from_millis(self.rng.u64(1..500));
+                    self.schedule.after(delay, Happening::Prepared(at, life));
+                }
+                MemberAction::Keep(record) => self.members[at].journal.push(record),
+                MemberAction::Report(standing) => self.carry(Happening::ToCoordinator(at, standing)),
+                MemberAction::Work(work) => {
+                    let slow = if at.is_multiple_of(7) { 20 } else { 1 };
+                    let delay = Duration::from_millis(self.rng.u64(50..500) * slow);
+                    self.schedule.after(delay, Happening::Worked(at, life, work.task));
+                }
+                MemberAction::Abandon(_) => {}
+                MemberAction::Send(update) => {
+                    let task = update.task;
+                    self.carry(Happening::Submitted(at, update));
+                    self.schedule.after(Duration::from_secs(2), Happening::Unsent(at, life, task));
+                }
+                MemberAction::Settle { task, counted } => {
+                    let before = self.members[at].settled.insert(task, counted);
+                    assert!(before.is_none_or(|b| b == counted), "{task:?} was settled both ways");
+                }
+                MemberAction::Finish { .. } | MemberAction::Leave { .. } => self.members[at].finished = true,
+            }
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let now = self.schedule.now();
+        match happening {
+            Happening::ToMember(at, life, assignment) if self.members[at].life == life => {
+                self.take_part(at, MemberEvent::Assigned(assignment));
+            }
+            Happening::ToCoordinator(at, standing) if self.members[at].running.is_some() => {
+                self.coordinate(Event::Member { member: name(at), standing });
+            }
+            Happening::Submitted(at, update) => {
+                let member = name(at);
+                if self.members[at].bad {
+                    let (task, reason) = (update.task, "not a number".to_owned());
+                    self.coordinate(Event::Unfit { member, task, reason });
+                } else {
+                    self.coordinate(Event::Arrived { member, update });
+                }
+            }
+            Happening::Answered(at, life, task, verdict) if self.members[at].life == life => {
+                self.take_part(at, MemberEvent::Answered { task, verdict });
+            }
+            Happening::Unsent(at, life, task) if self.members[at].life == life => {
+                self.take_part(at, MemberEvent::Unsent { task });
+            }
+            Happening::Prepared(at, life) if self.members[at].life == life => {
+                self.take_part(at, MemberEvent::Prepared(Ok(100 + at as u64)));
+            }
+            Happening::Worked(at, life, task) if self.members[at].life == life => {
+                let report = Report { examples: 100, steps: 10, effective_steps: 10.0, ..Report::default() };
+                let update = Update { task, digest: Digest([at as u8; 32]), bytes: 1_000, report };
+                let result = if self.members[at].fails { Err("no memory".to_owned()) } else { Ok(update) };
+                self.take_part(at, MemberEvent::Worked { task, result });
+            }
+            Happening::Made(life, version) if self.life == life => {
+                self.coordinate(Event::Made { version, enough: false });
+            }
+            Happening::KillCoordinator if self.coordinator.is_some() => self.kill_coordinator(),
+            Happening::KillMember(at) if self.members[at].running.is_some() => self.kill_member(at),
+            Happening::StartCoordinator if self.coordinator.is_none() => {
+                let (coordinator, actions) = Coordinator::restored(self.terms.clone(), &self.journal, now);
+                self.coordinator = Some(coordinator);
+                self.perform(actions);
+                self.coordinate(Event::Begin { version: 0, rounds: self.rounds, stretch: 1 });
+                // Links are made anew: members say what they are at.
+                for at in 0..self.members.len() {
+                    self.take_part(at, MemberEvent::LinkUp);
+                }
+            }
+            Happening::StartMember(at) if self.members[at].running.is_none() => {
+                let (participant, actions) = Participant::restored(&self.members[at].journal);
+                self.members[at].running = Some(participant);
+                self.perform_for(at, actions);
+                if self.coordinator.is_some() {
+                    self.take_part(at, MemberEvent::LinkUp);
+                }
+            }
+            Happening::Tick => {
+                if self.coordinator.as_ref().is_some_and(|c| c.wake().is_some_and(|t| t <= now)) {
+                    self.coordinate(Event::Wake);
+                }
+                for at in 0..self.members.len() {
+                    let due = self.members[at].running.as_ref().and_then(Participant::wake).is_some_and(|t| t <= now);
+                    if due {
+                        self.take_part(at, MemberEvent::Wake);
+                    }
+                }
+                self.schedule.after(STEP, Happening::Tick);
+            }
+            _ => {}
+        }
+    }
+
+    fn run(&mut self, limit: Duration) {
+        let end = Time::ZERO + limit;
+        while self.done.is_none() {
+            match self.schedule.next(end) {
+                Some(happening) => self.happen(happening),
+                None => break,
+            }
+        }
+        let phase = self.coordinator.as_ref().map(Coordinator::phase);
+        let progress = self.coordinator.as_ref().map(Coordinator::progress);
+        assert!(
+            self.done.is_some(),
+            "not done after {limit:?}: {phase:?} {progress:?}, models {:?}",
+            self.models.len()
+        );
+        self.mortality = 0.0;
+        // What is on its way still arrives, and everybody hears what became of theirs.
+        let settle = self.schedule.now() + Duration::from_secs(120);
+        while let Some(happening) = self.schedule.next(settle) {
+            self.happen(happening);
+        }
+        self.check();
+    }
+
+    fn check(&self) {
+        assert_eq!(self.models.len() as u64, self.rounds, "a model per round");
+        let mut used: BTreeMap<Task, u64> = BTreeMap::new();
+        for (version, tasks) in &self.models {
+            for task in tasks {
+                assert!(used.insert(*task, *version).is_none(), "{task:?} is in two models");
+            }
+        }
+        let counted: Vec<&Update> = self
+            .journal
+            .iter()
+            .filter_map(|r| match r {
+                Record::Counted { update, .. } => Some(update),
+                _ => None,
+            })
+            .collect();
+        let distinct: BTreeSet<Task> = counted.iter().map(|u| u.task).collect();
+        assert_eq!(distinct.len(), counted.len(), "each task is counted once");
+        for member in &self.members {
+            for (task, was_counted) in &member.settled {
+                assert_eq!(distinct.contains(task), *was_counted, "{task:?}: both sides agree on what became of it");
+            }
+        }
+        // Whatever a model is made of was told to whoever made it.
+        let told: BTreeSet<Task> = self
+            .members
+            .iter()
+            .flat_map(|m| m.settled.iter().filter(|(_, counted)| **counted).map(|(t, _)| *t))
+            .collect();
+        assert!(used.keys().all(|task| told.contains(task)), "members know what was counted");
+    }
+}
+
+const ROUGH: Link = Link { delay: [ms(1), ms(300)], loss: 0.1, partitioned: false };
+
+#[test]
+fn rounds_end_and_count_everybody() {
+    let mut world = World::new(1, 5, 3, terms(Clients { min: 5, ..Clients::default() }, Timing::Round), Link::GOOD);
+    world.run(Duration::from_secs(300));
+    assert!(world.models.values().all(|tasks| tasks.len() == 5));
+    assert!(world.members.iter().all(|m| m.settled.len() == 3));
+}
+
+#[test]
+fn whatever_dies_every_update_counts_once() {
+    seeds(1_000, |rng| {
+        let members = rng.usize(1..8);
+        let late = if rng.bool() { Late::Use } else { Late::Refuse };
+        let deadline_s = rng.bool().then_some(8.0);
+        let per_round = rng.bool().then(|| rng.usize(1..=members));
+        let min = rng.usize(1..=per_round.unwrap_or(members));
+        let over = if rng.bool() { 1.5 } else { 1.0 };
+        let clients = Clients { per_round, min, over, deadline_s, late, patience_s: 20.0, ..Clients::default() };
+        let timing =
+            if rng.bool() { Timing::Round } else { Timing::Buffer { size: rng.usize(1..4), staleness_max: 3 } };
+        let mut world = World::new(rng.u64(..), members, 4, terms(clients, timing), ROUGH);
+        world.mortality = 0.01;
+        for _ in 0..rng.usize(0..4) {
+            let at = Time::ZERO + Duration::from_millis(rng.u64(0..20_000));
+            world.schedule.at(at, Happening::KillCoordinator);
+            world.schedule.at(at, Happening::KillMember(rng.usize(0..members)));
+        }
+        world.run(Duration::from_secs(3_600));
+    });
+}
+
+#[test]
+fn the_slowest_are_not_waited_for_when_more_are_asked_than_needed() {
+    let clients = Clients { per_round: Some(6), min: 4, over: 1.5, ..Clients::default() };
+    let mut world = World::new(3, 9, 4, terms(clients, Timing::Round), Link::GOOD);
+    world.run(Duration::from_secs(60));
+    // Members 0 and 7 take twenty times as long.
+    assert!(world.schedule.now() < Time::ZERO + Duration::from_secs(150));
+    assert!(world.models.values().all(|tasks| tasks.len() == 6));
+}
+
+#[test]
+fn a_member_whose_update_is_unfit_is_left_out_and_the_job_goes_on() {
+    let mut world = World::new(4, 4, 3, terms(Clients { min: 2, ..Clients::default() }, Timing::Round), Link::GOOD);
+    world.members[2].bad = true;
+    world.run(Duration::from_secs(300));
+    let excluded = world.coordinator.as_ref().unwrap().excluded();
+    assert_eq!(excluded, [("end-002", "not a number")]);
+    assert!(world.members[2].finished);
+    assert!(world.members[2].settled.values().all(|counted| !counted));
+}
+
+#[test]
+fn a_member_that_keeps_failing_is_left_out() {
+    let mut world = World::new(5, 3, 6, terms(Clients { min: 1, ..Clients::default() }, Timing::Round), Link::GOOD);
+    world.members[1].fails = true;
+    world.run(Duration::from_secs(300));
+    let coordinator = world.coordinator.as_ref().unwrap();
+    let [(member, reason)] = coordinator.excluded()[..] else { panic!("{:?}", coordinator.excluded()) };
+    assert_eq!(member, "end-001");
+    assert!(reason.contains("no memory"), "{reason}");
+}
+
+#[test]
+fn a_round_waits_for_members_that_come_back_and_not_for_those_that_do_not() {
+    let clients = Clients { min: 2, patience_s: 20.0, ..Clients::default() };
+    let mut world = World::new(6, 3, 2, terms(clients, Timing::Round), Link::GOOD);
+    // Gone for good in the middle of the first round.
+    world.run_until(ms(700));
+    world.members[1].running = None;
+    world.members[1].life += 1;
+    world.coordinate(Event::Lost { member: name(1) });
+    world.run(Duration::from_secs(300));
+    assert!(world.models[&1].len() >= 2);
+    assert_eq!(world.models[&2].len(), 2);
+}
+
+#[test]
+fn a_paused_job_gives_out_no_work_until_it_goes_on() {
+    let mut world = World::new(8, 3, 4, terms(Clients { min: 3, ..Clients::default() }, Timing::Round), Link::GOOD);
+    world.run_until(ms(1_500));
+    world.coordinate(Event::Pause);
+    world.run_until(ms(60_000));
+    let coordinator = world.coordinator.as_ref().unwrap();
+    assert_eq!(coordinator.phase(), Phase::Paused);
+    let made = world.models.len();
+    assert!(made < 4);
+    world.kill_coordinator();
+    world.run_until(ms(120_000));
+    assert_eq!(world.coordinator.as_ref().unwrap().phase(), Phase::Paused, "a restart doesn't unpause");
+    assert_eq!(world.models.len(), made);
+    world.coordinate(Event::Resume);
+    world.run(Duration::from_secs(600));
+}
+
+#[test]
+fn members_are_let_go_at_the_end() {
+    let mut world = World::new(9, 3, 1, terms(Clients::default(), Timing::Round), Link::GOOD);
+    world.run(Duration::from_secs(300));
+    world.coordinate(Event::End);
+    let settle = world.schedule.now() + Duration::from_secs(60);
+    while let Some(happening) = world.schedule.next(settle) {
+        world.happen(happening);
+    }
+    assert!(world.members.iter().all(|m| m.finished));
+}
+
+impl World {
+    fn run_until(&mut self, time: Duration) {
+        while let Some(happening) = self.schedule.next(Time::ZERO + time) {
+            self.happen(happening);
+        }
+    }
+}
