@@ -113,6 +113,18 @@ pub enum Late {
 }
 
 impl Federation {
+    /// What those do whose members are ends.
+    #[must_use]
+    pub fn of_ends(&self) -> &Hop {
+        self.edge.as_ref().unwrap_or(&self.cloud)
+    }
+
+    /// Rounds that an end sees, over the whole job.
+    #[must_use]
+    pub fn rounds_of_ends(&self) -> u64 {
+        self.cloud.rounds.saturating_mul(self.edge.as_ref().map_or(1, |edge| edge.rounds))
+    }
+
     /// Refuses settings that make no sense.
     ///
     /// # Errors

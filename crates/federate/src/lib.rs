@@ -12,7 +12,9 @@
 
 pub mod aggregate;
 pub mod config;
+pub mod desk;
 pub mod layout;
+pub mod progress;
 pub mod select;
 pub mod strategy;
 pub mod sum;
@@ -25,8 +27,10 @@ use serde::{Deserialize, Serialize};
 
 pub use aggregate::{Aggregate, Mean};
 pub use config::{Clients, Federation, Hop, Late};
+pub use desk::Desk;
 pub use error::FederateError;
 pub use layout::{Layout, Part};
+pub use progress::RoundScores;
 pub use select::{Candidate, Select};
 pub use strategy::{Strategy, Timing};
 pub use sum::ExactSum;

@@ -348,6 +348,22 @@ impl Tensor {
         Self::new(shape, Elements::from_bytes(dtype, bytes)?)
     }
 
+    /// Zeros of a floating-point type.
+    ///
+    /// # Errors
+    /// When memory can't hold so many, or [`TensorError::NoBytes`] for another
+    /// type.
+    pub fn zeros(dtype: DataType, shape: impl Into<Vec<usize>>) -> Result<Self, TensorError> {
+        let shape = shape.into();
+        let count = element_count(&shape)?;
+        let elements = match dtype {
+            DataType::F32 => Elements::F32(vec![0.0; count]),
+            DataType::F64 => Elements::F64(vec![0.0; count]),
+            dtype => return Err(TensorError::NoBytes { dtype }),
+        };
+        Self::new(shape, elements)
+    }
+
     /// Sizes of the axes, outermost first; empty for a scalar.
     #[must_use]
     pub fn shape(&self) -> &[usize] {

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use tierline_engine::EngineError;
+use tierline_federate::FederateError;
 use tierline_graph::step::StepError;
-use tierline_graph::{LoadError, TensorError};
+use tierline_graph::{DataType, LoadError, TensorError};
 
 use crate::data::DataError;
 
@@ -44,6 +45,32 @@ pub enum TrainError {
         takes: String,
         /// What to do.
         hint: &'static str,
+    },
+    /// A federation that can't be run so.
+    #[error(transparent)]
+    Federation(#[from] FederateError),
+    /// Weights that aren't f32.
+    #[error("`{name}` is {dtype}; federations share f32: export the model in single precision")]
+    Precision {
+        /// The weight.
+        name: String,
+        /// Its type.
+        dtype: DataType,
+    },
+    /// Members that would each measure something else.
+    #[error(
+        "batch.normalize is `measured`, and every member would measure its own examples; state          `{{ mean = [..], std = [..] }}` (tierline train --local prints what it measured)"
+    )]
+    Measured,
+    /// A vector of another model.
+    #[error("{what}: {given} numbers were given where the model has {expected}")]
+    Vector {
+        /// Of what.
+        what: &'static str,
+        /// The model's.
+        expected: usize,
+        /// Those given.
+        given: usize,
     },
     /// Targets of another kind than the loss takes.
     #[error("loss {loss} takes {takes}; the data set has {has}")]

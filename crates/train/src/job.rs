@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use tierline_federate::Federation;
 use tierline_graph::step::{Clip, Decay, Loss, Optimizer, Recipe, Schedule};
 
 use crate::data::{Augment, BatchOptions, Last, Normalize};
@@ -20,7 +21,7 @@ pub struct Job {
     pub weights: Weights,
     /// Data sets, by the names under which this node has them.
     pub data: Data,
-    /// How often every example is seen.
+    /// How often every example is seen; in a federation, in each round.
     pub epochs: u64,
     /// Decides fresh weights, the order of examples, their variation and
     /// dropout.
@@ -52,6 +53,9 @@ pub struct Job {
     /// Steps between two checkpoints, besides those behind each epoch.
     #[serde(default)]
     pub checkpoint_every: u64,
+    /// How many nodes train it together; it stays with this one when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub federation: Option<Federation>,
 }
 
 fn cross_entropy() -> Loss {
@@ -204,6 +208,7 @@ impl Job {
             freeze: self.freeze.clone(),
             seed: self.seed,
             recompute: self.recompute,
+            steering: None,
         }
     }
 
@@ -222,6 +227,18 @@ impl Job {
             evaluate_every: self.evaluate_every,
             checkpoint_every: self.checkpoint_every,
         })
+    }
+
+    /// What is taken out of features, where every member must take the same.
+    ///
+    /// # Errors
+    /// When each would measure its own.
+    pub fn stated_normalization(&self) -> Result<Option<Normalize>, TrainError> {
+        match &self.batch.normalize {
+            None => Ok(None),
+            Some(Normalization::Stated(normalize)) => Ok(Some(normalize.clone())),
+            Some(Normalization::Measured(_)) => Err(TrainError::Measured),
+        }
     }
 
     /// The job as text that is the same for jobs of which one may go on where

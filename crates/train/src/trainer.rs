@@ -21,6 +21,8 @@ pub struct Trainer {
     evaluator: Box<dyn Session>,
     /// The model's input.
     input: ValueInfo,
+    /// What steers the step: pace and corrections, as they are now.
+    steering: Vec<(String, Tensor)>,
     outputs: Vec<Tensor>,
 }
 
@@ -72,6 +74,17 @@ impl Trainer {
             inputs => return Err(TrainError::Inputs { inputs: inputs.to_vec() }),
         };
         let input = input.ok_or_else(|| TrainError::Inputs { inputs: spec.inputs.clone() })?;
+        let mut steering = Vec::new();
+        for name in spec.steering() {
+            let declared = session.inputs().iter().find(|v| v.name == name);
+            let shape = declared.and_then(|v| v.shape.as_ref()).into_iter().flatten().filter_map(Dim::known);
+            let shape: Vec<usize> = shape.map(|n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
+            let dtype = declared.and_then(|v| v.dtype).unwrap_or(DataType::F32);
+            steering.push((name.to_owned(), Tensor::zeros(dtype, shape)?));
+        }
+        if let Some((_, pace)) = steering.first_mut() {
+            *pace = Tensor::new([], Elements::F32(vec![1.0]))?;
+        }
         Ok(Self {
             engine: Arc::clone(engine),
             options: options.clone(),
@@ -82,6 +95,7 @@ impl Trainer {
             evaluation,
             evaluator,
             input,
+            steering,
             outputs: Vec::new(),
         })
     }
@@ -121,7 +135,9 @@ impl Trainer {
     pub fn step(&mut self, batch: &Batch, at: Position) -> Result<StepReport, TrainError> {
         let features = fit(&self.input, &batch.features)?;
         let features = features.as_ref().unwrap_or(&batch.features);
-        let given = [(self.input.name.as_str(), features), (self.spec.target.as_str(), &batch.targets)];
+        let own = [(self.input.name.as_str(), features), (self.spec.target.as_str(), &batch.targets)];
+        let steering = self.steering.iter().map(|(name, tensor)| (name.as_str(), tensor));
+        let given: Vec<(&str, &Tensor)> = own.into_iter().chain(steering).collect();
         self.session.run_into(&given, &mut self.outputs)?;
         let number = |name: &str| {
             let position = self.session.outputs().iter().position(|v| v.name == name)?;
@@ -140,6 +156,37 @@ impl Trainer {
         }
         self.session.advance();
         Ok(report)
+    }
+
+    /// What the learning rate is multiplied by from now on, of a step that is
+    /// steered; nothing otherwise.
+    pub fn set_pace(&mut self, pace: f64) {
+        if let Some((_, tensor)) = self.steering.first_mut()
+            && let Elements::F32(value) = tensor.elements_mut()
+        {
+            value.fill(pace as f32);
+        }
+    }
+
+    /// What is added to gradients from now on: a flat vector of all
+    /// parameters in the order of the state, f32.
+    ///
+    /// # Errors
+    /// When the step takes no corrections, or not as many numbers.
+    pub fn set_corrections(&mut self, corrections: &[f32]) -> Result<(), TrainError> {
+        let taken: usize = self.steering.iter().skip(1).map(|(_, t)| t.len()).sum();
+        if taken != corrections.len() {
+            return Err(TrainError::Vector { what: "corrections", expected: taken, given: corrections.len() });
+        }
+        let mut rest = corrections;
+        for (_, tensor) in self.steering.iter_mut().skip(1) {
+            let (own, behind) = rest.split_at(tensor.len());
+            if let Elements::F32(values) = tensor.elements_mut() {
+                values.copy_from_slice(own);
+            }
+            rest = behind;
+        }
+        Ok(())
     }
 
     /// Steps taken so far.

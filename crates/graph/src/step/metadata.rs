@@ -58,6 +58,14 @@ pub struct Spec {
     pub metrics: Vec<String>,
     /// State, in the order in which it is given and comes out.
     pub state: Vec<Slot>,
+    /// The scalar input that multiplies the learning rate, of a step that is
+    /// steered from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<String>,
+    /// Inputs that are added to gradients, one for each parameter of `state`
+    /// in its order; none unless the step is steered so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub corrections: Vec<String>,
 }
 
 impl Spec {
@@ -71,7 +79,14 @@ impl Spec {
             loss: loss.loss.clone(),
             metrics: loss.correct.iter().cloned().collect(),
             state: Vec::new(),
+            pace: None,
+            corrections: Vec::new(),
         }
+    }
+
+    /// Inputs that steer the step, all with defaults that change nothing.
+    pub fn steering(&self) -> impl Iterator<Item = &str> {
+        self.pace.iter().chain(&self.corrections).map(String::as_str)
     }
 
     pub(super) fn write(&self, proto: &mut ModelProto) {

@@ -19,6 +19,7 @@ mod parameters;
 mod recompute;
 mod schedule;
 mod sizes;
+mod steering;
 
 use std::collections::HashMap;
 
@@ -27,6 +28,7 @@ pub use loss::{Loss, Targets};
 pub use metadata::{METADATA, Role, Slot, Spec};
 pub use optimizer::{Clip, Moments, Optimizer};
 pub use schedule::{Decay, Schedule};
+pub use steering::Steering;
 
 use crate::constant::{tensor_from_proto, tensor_to_proto};
 use crate::error::LoadError;
@@ -59,6 +61,8 @@ pub struct Recipe {
     /// Whether activations are computed again in the backward pass rather than
     /// kept, which takes about a third more time and a fraction of their memory.
     pub recompute: bool,
+    /// What the step takes from outside at every run; `None` for nothing.
+    pub steering: Option<Steering>,
 }
 
 impl Default for Recipe {
@@ -72,6 +76,7 @@ impl Default for Recipe {
             freeze: Vec::new(),
             seed: 0,
             recompute: false,
+            steering: None,
         }
     }
 }
@@ -209,8 +214,16 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     let graph = proto.graph.mut_or_insert_default();
     let constants: HashMap<String, TensorProto> =
         graph.initializer.iter().map(|t| (t.name().to_owned(), t.clone())).collect();
-    let rate = schedule::emit(&recipe.schedule, STEP, &mut out);
-    let wanted: Vec<(&str, &str)> = trained.iter().map(|n| (*n, gradients[*n].as_str())).collect();
+    let mut rate = schedule::emit(&recipe.schedule, STEP, &mut out);
+    let mut wanted: Vec<(&str, String)> = trained.iter().map(|n| (*n, gradients[*n].clone())).collect();
+    if let Some(steering) = &recipe.steering {
+        rate = out.op("Mul", &[&rate, steering::PACE], &[]);
+        for (name, gradient) in &mut wanted {
+            let dtype = DataType::from_onnx(constants[*name].data_type()).unwrap_or(DataType::F32);
+            *gradient = steering.gradient(name, gradient, dtype, &mut out);
+        }
+    }
+    let wanted: Vec<(&str, &str)> = wanted.iter().map(|(name, gradient)| (*name, gradient.as_str())).collect();
     let clipped = optimizer::clip(&wanted, recipe.clip, dtype, &mut out);
     let weights: Vec<optimizer::Weight> = trained
         .iter()
@@ -237,6 +250,15 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     out.named("Add", &[STEP, &one], &[&next], &[]);
     defaults.push(tensor_to_proto(STEP, &Tensor::new([], Elements::I64(vec![0])).expect("a scalar")));
     spec.state.push(Slot { input: STEP.to_owned(), output: next, role: Role::Counter, gradient: None });
+    if let Some(steering) = &recipe.steering {
+        spec.pace = Some(steering::PACE.to_owned());
+        defaults.push(tensor_to_proto(steering::PACE, &Tensor::new([], Elements::F32(vec![1.0])).expect("a scalar")));
+        if steering.corrected {
+            let zeros = steering::defaults(&spec.state, &constants);
+            spec.corrections = zeros.iter().map(|t| t.name().to_owned()).collect();
+            defaults.extend(zeros);
+        }
+    }
     for (name, value) in [("learning_rate", &rate), ("gradient_norm", &clipped.norm)] {
         let output = out.name(name);
         out.named("Identity", &[value], &[&output], &[]);
@@ -312,6 +334,10 @@ fn declare(graph: &mut crate::onnx::GraphProto, spec: &Spec, forward: &Forward<'
         inputs.push(value_info_proto(&ValueInfo { name: slot.input.clone(), dtype, shape: shape.clone() }));
         outputs.push(value_info_proto(&ValueInfo { name: slot.output.clone(), dtype, shape }));
     }
+    for name in spec.steering() {
+        let (dtype, shape) = like(name);
+        inputs.push(value_info_proto(&ValueInfo { name: name.to_owned(), dtype, shape }));
+    }
     graph.input.extend(inputs.into_iter().filter(|i| i.name() != STEP));
     if !graph.input.iter().any(|i| i.name() == STEP) {
         graph.input.push(value_info_proto(&ValueInfo {
@@ -354,8 +380,9 @@ impl Step {
             let at = found.ok_or_else(|| StepError::NotAStep { reason: format!("`{}` has no default", slot.input) })?;
             initial.push(tensor_from_proto(&graph.initializer[at])?);
         }
-        let state: std::collections::HashSet<&str> = self.spec.state.iter().map(|s| s.input.as_str()).collect();
-        graph.initializer.retain(|t| !state.contains(t.name()));
+        let state = self.spec.state.iter().map(|s| s.input.as_str());
+        let given: std::collections::HashSet<&str> = state.chain(self.spec.steering()).collect();
+        graph.initializer.retain(|t| !given.contains(t.name()));
         Ok((Model::from_proto(proto)?, initial))
     }
 }

@@ -8,7 +8,7 @@ use super::{Role, StepError};
 use crate::emit::{Attribute, Emitter};
 use crate::kernels::Kernels;
 use crate::onnx::TensorProto;
-use crate::tensor::{DataType, Elements, Tensor};
+use crate::tensor::{DataType, Tensor};
 
 /// How weights follow their gradients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -253,12 +253,7 @@ impl Writer<'_, '_> {
 
     fn keep(&mut self, input: String, value: String) {
         let shape: Vec<usize> = self.weight.like.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
-        let count = shape.iter().product();
-        let elements = match self.dtype() {
-            DataType::F64 => Elements::F64(vec![0.0; count]),
-            _ => Elements::F32(vec![0.0; count]),
-        };
-        let initial = Tensor::new(shape, elements).expect("as many zeros as the weight has elements");
+        let initial = Tensor::zeros(self.dtype(), shape).expect("a weight's shape and type");
         self.kept.push(Update { input, value, role: Role::Optimizer, initial: Some(initial) });
     }
 

@@ -17,6 +17,9 @@ pub const MEMBERS_MAX: usize = 1 << 20;
 /// without them after this time.
 pub const GATHER: Duration = Duration::from_secs(10);
 
+/// The first round of all members begins when none has come for so long.
+pub const SETTLE: Duration = Duration::from_secs(2);
+
 /// Tasks in a row that a member may fail before it is left out.
 pub const FAILURES_MAX: u32 = 3;
 
@@ -308,6 +311,8 @@ pub struct Coordinator {
     begun_at: Time,
     /// Since when there were enough members to begin, though not all.
     gathering_since: Option<Time>,
+    /// When the last member came, until the first round of this process.
+    settling: Option<Time>,
     making: bool,
     paused: bool,
     ended: bool,
@@ -332,6 +337,7 @@ impl Coordinator {
             goal: None,
             begun_at: Time::ZERO,
             gathering_since: None,
+            settling: Some(Time::ZERO),
             making: false,
             paused: false,
             ended: false,
@@ -348,6 +354,7 @@ impl Coordinator {
             it.replay(record.clone(), now);
         }
         it.begun_at = now;
+        it.settling = Some(now);
         // Whoever doesn't come back is away from now on.
         it.members.values_mut().for_each(|m| m.lost_at = Some(now));
         let closed = it.tasks.values().filter_map(|given| match &given.fate {
@@ -580,7 +587,8 @@ impl Coordinator {
         let away = self.members.values().filter(|m| m.task.is_some()).filter_map(|m| m.lost_at).map(|t| t + patience);
         let deadline = self.goal.and(self.terms.clients.deadline()).map(|d| self.begun_at + d);
         let gather = self.goal.is_none().then_some(self.gathering_since).flatten().map(|t| t + GATHER);
-        away.chain(deadline).chain(gather).min()
+        let settle = self.goal.is_none().then_some(self.settling).flatten().map(|t| t + SETTLE);
+        away.chain(deadline).chain(gather).chain(settle).min()
     }
 
     fn tell_all(&self, out: &mut Vec<Action>) {
@@ -594,6 +602,9 @@ impl Coordinator {
             return;
         }
         let entry = self.members.entry(member.clone()).or_default();
+        if !entry.present || entry.standing.as_ref() != Some(&standing) {
+            self.settling = self.settling.map(|_| now);
+        }
         entry.present = true;
         entry.lost_at = None;
         if let Standing::Failed { task, reason } = &standing {
@@ -814,7 +825,10 @@ impl Coordinator {
                     return;
                 }
             }
-            self.gathering_since = None;
+            if per_round.is_none() && self.settling.is_some_and(|at| now.since(at) < SETTLE) {
+                return;
+            }
+            (self.gathering_since, self.settling) = (None, None);
             self.begun_at = now;
             let goal = per_round.unwrap_or(eligible).min(eligible).max(min);
             let count = wanted.min(eligible);

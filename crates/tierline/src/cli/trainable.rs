@@ -109,6 +109,7 @@ impl RecipeArgs {
             freeze: self.freeze.clone(),
             seed: self.seed,
             recompute: self.recompute,
+            steering: None,
         })
     }
 }

@@ -49,6 +49,7 @@ pub use numpy::{Layout, Npy, Npz};
 pub use parquet::Parquet;
 pub use partition::{Partition, partition};
 pub use pictures::{Color, PICTURE_SIDE_MAX, PictureOptions};
+pub use random::seed_of;
 pub use sheet::{SHEET_SIDE_MAX, sheet, sheet_png};
 pub use source::{Format, Source};
 pub use table::{Column, Csv};

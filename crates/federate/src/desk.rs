@@ -1,0 +1,132 @@
+//! Where a hop's contributions become its next model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::aggregate::{self, Aggregate, Mean};
+use crate::strategy::Round;
+use crate::{Channel, Contribution, Counted, FederateError, Layout, Server, Strategy, Vectors};
+
+/// The models of one hop: the newest, those that members may still start
+/// from, and what has come for the next.
+///
+/// A model is made of what was added since the last one. Nothing here depends
+/// on the order of what is added, so a desk that is set up again after a crash
+/// makes the same models of the same contributions.
+pub struct Desk {
+    layout: Layout,
+    strategy: Strategy,
+    server: Server,
+    version: u64,
+    /// Models that members may still start from, where the strategy looks
+    /// back at them.
+    past: BTreeMap<u64, Vectors>,
+    aggregate: Box<dyn Aggregate>,
+}
+
+impl Desk {
+    /// A hop whose model is `server`'s, of this version.
+    #[must_use]
+    pub fn new(layout: Layout, strategy: Strategy, version: u64, server: Server) -> Self {
+        let aggregate = Box::new(Mean::new(&layout, &strategy.channels()));
+        let past = BTreeMap::from([(version, server.model.clone())]);
+        Self { layout, strategy, server, version, past, aggregate }
+    }
+
+    /// The newest model and what the strategy remembers.
+    #[must_use]
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// The newest model's number.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What is learned and shared.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Replaces the model by one that was made elsewhere, as an edge does with
+    /// the cloud's. What the strategy remembers stays.
+    pub fn replace(&mut self, version: u64, model: &Vectors) {
+        for (channel, vector) in model {
+            if let Some(own) = self.server.model.get_mut(channel) {
+                own.clone_from(vector);
+            }
+        }
+        self.version = version;
+        self.past.insert(version, self.server.model.clone());
+    }
+
+    /// Refuses a contribution that can't be used here.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, contribution: &Contribution) -> Result<(), FederateError> {
+        aggregate::check(&self.layout, &self.strategy.channels(), contribution)
+    }
+
+    /// Adds a contribution that starts from the model of that version.
+    ///
+    /// # Errors
+    /// When it doesn't fit.
+    pub fn add(&mut self, mut contribution: Contribution, version: u64, staleness: u64) -> Result<(), FederateError> {
+        let behaviour = self.strategy.behaviour();
+        if behaviour.rebases()
+            && let Some(start) = self.past.get(&version)
+        {
+            rebase(&mut contribution.vectors, start, &self.server.model);
+        }
+        self.aggregate.add(behaviour.weigh(&contribution.report, staleness), &contribution)
+    }
+
+    /// Makes the next model of what was added.
+    ///
+    /// # Errors
+    /// When nothing was.
+    pub fn make(&mut self, counted: &[Counted], members: usize) -> Result<(), FederateError> {
+        let means = self.aggregate.finish()?;
+        let round = Round { means: &means, counted, members };
+        self.strategy.behaviour().apply(&mut self.server, &round);
+        self.version += 1;
+        if self.strategy.behaviour().rebases() {
+            self.past.insert(self.version, self.server.model.clone());
+        }
+        Ok(())
+    }
+
+    /// Forgets models that nobody starts from any more.
+    pub fn retain(&mut self, in_use: &BTreeSet<u64>) {
+        self.past.retain(|version, _| in_use.contains(version));
+    }
+}
+
+/// Sees a change from another point than the one it starts from.
+fn rebase(change: &mut Vectors, start: &Vectors, now: &Vectors) {
+    for channel in [Channel::Model, Channel::Statistics] {
+        let (Some(change), Some(start), Some(now)) = (change.get_mut(&channel), start.get(&channel), now.get(&channel))
+        else {
+            continue;
+        };
+        for ((d, s), n) in change.iter_mut().zip(start).zip(now) {
+            *d = (f64::from(*d) + f64::from(*s) - f64::from(*n)) as f32;
+        }
+    }
+}
+
+/// What a hop adds up to, for the hop above it: the change from the model that
+/// it began with.
+///
+/// Channels that the hop above doesn't share are left out.
+#[must_use]
+pub fn change(from: &Vectors, to: &Vectors, channels: &[Channel]) -> Vectors {
+    let of = |channel: &Channel| {
+        let (from, to) = (from.get(channel)?, to.get(channel)?);
+        Some((*channel, to.iter().zip(from).map(|(x, y)| x - y).collect()))
+    };
+    channels.iter().filter_map(of).collect()
+}

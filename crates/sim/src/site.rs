@@ -1,0 +1,732 @@
+//! The site: nodes, what happens between them, and the loop over it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use tierline_engine::{Engine, LoadOptions};
+use tierline_federate::aggregate::mean_of;
+use tierline_federate::{
+    Channel, Contribution, Counted, Desk, FederateError, Report, RoundScores, Server, Vectors, desk,
+};
+use tierline_graph::Model;
+use tierline_node::federation::{
+    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, Participant, Standing, Task, Terms, Update,
+    Verdict, Work,
+};
+use tierline_node::{Rng, Time};
+use tierline_proto::Digest;
+use tierline_train::data::{Dataset, seed_of};
+use tierline_train::federated::{Kept, Workplace};
+use tierline_train::{Job, Scores, TrainError};
+
+use crate::clock::Clock;
+use crate::link::{Link, Pipe};
+use crate::workers::{Done, Order, Workers};
+
+/// Bytes of a message without an update or a model, with what the transport
+/// adds.
+const MESSAGE_BYTES: u64 = 200;
+
+/// What is made up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scenario {
+    /// Edges between the ends and the cloud; 0 for none.
+    pub edges: usize,
+    /// Between an end and what is above it.
+    pub end_link: Link,
+    /// Between an edge and the cloud.
+    pub edge_link: Link,
+    /// Examples that an end learns from in a second.
+    pub examples_per_s: f64,
+    /// How much ends differ: each is up to this many times as slow.
+    pub spread: f64,
+    /// Share of the time that an end can be reached, above 0 and at most 1.
+    pub availability: f64,
+    /// How long an end is away at a time, on average.
+    pub away: Duration,
+    /// Threads that train; 0 for as many as there are cores.
+    pub threads: usize,
+}
+
+impl Default for Scenario {
+    fn default() -> Self {
+        Self {
+            edges: 0,
+            end_link: Link::NONE,
+            edge_link: Link::NONE,
+            examples_per_s: 1_000.0,
+            spread: 1.0,
+            availability: 1.0,
+            away: Duration::from_secs(60),
+            threads: 0,
+        }
+    }
+}
+
+/// Why a simulation ended early.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SimError {
+    /// The job can't be trained.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// A model can't be made of what came.
+    #[error(transparent)]
+    Federate(#[from] FederateError),
+    /// The scenario makes no sense.
+    #[error("{what}: {reason}")]
+    Scenario {
+        /// Which part of it.
+        what: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Nothing happens any more, and the job isn't done.
+    #[error("the job stands still in round {round}: {reason}")]
+    Stalled {
+        /// From 1.
+        round: u64,
+        /// Why.
+        reason: String,
+    },
+    /// It was told to stop.
+    #[error("stopped behind round {0}")]
+    Stopped(u64),
+    /// A thread that trains is gone.
+    #[error("a thread that trains ended by itself; this is a bug")]
+    Worker,
+}
+
+/// How a simulation ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Every round of the cloud.
+    pub rounds: Vec<RoundScores>,
+    /// The last model.
+    pub model: Model,
+    /// Virtual time that it took.
+    pub seconds: f64,
+    /// Ends that were left out, and why.
+    pub excluded: Vec<(String, String)>,
+}
+
+/// Names of the ends that `run` trains with, in the order of their data.
+#[must_use]
+pub fn end_name(index: usize) -> String {
+    format!("end-{index:03}")
+}
+
+/// Trains a job's model with one end per data set, `test` held out at the
+/// cloud; `tell` hears of every round.
+///
+/// # Errors
+/// When the job can't be trained, nothing happens any more, or `stop` is set.
+pub fn run(
+    engine: &Arc<dyn Engine>,
+    model: &Model,
+    job: &Job,
+    data: Vec<Dataset>,
+    test: Option<&Dataset>,
+    scenario: &Scenario,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(&RoundScores),
+) -> Result<Outcome, SimError> {
+    check(scenario, data.len())?;
+    let threads = match scenario.threads {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        n => n,
+    };
+    // One thread each: many small steps side by side beat shared ones.
+    let options = LoadOptions::with_threads(1);
+    let place = || Workplace::new(engine, model.clone(), job, &options);
+    let mut judge = Workplace::new(engine, model.clone(), job, &LoadOptions::with_threads(threads))?;
+    let places = (0..threads.min(data.len())).map(|_| place()).collect::<Result<Vec<_>, _>>()?;
+    for share in data.iter().chain(test) {
+        judge.check(share)?;
+    }
+    let mut site = Site::new(job, &judge, data, scenario, Workers::new(places));
+    site.begin();
+    let rounds = job.federation.as_ref().map_or(1, |f| f.cloud.rounds);
+    let mut scores: Vec<RoundScores> = Vec::new();
+    while !site.over {
+        if stop.load(Ordering::Relaxed) {
+            return Err(SimError::Stopped(scores.len() as u64));
+        }
+        let Some(event) = site.clock.next() else {
+            let reason = site.standstill();
+            return Err(SimError::Stalled { round: scores.len() as u64 + 1, reason });
+        };
+        site.happen(event)?;
+        while let Some(made) = site.made.pop_front() {
+            let federation = job.federation.clone().unwrap_or_default();
+            let number = made.round + 1;
+            let look = made.last || number == rounds || number.is_multiple_of(federation.evaluate_every.max(1));
+            let looked: Option<Scores> = match test.filter(|_| look) {
+                Some(test) => Some(judge.evaluate(&site.nodes[0].desk().server().model, test)?),
+                None => None,
+            };
+            let round = RoundScores {
+                round: number,
+                accuracy: looked.and_then(|s| s.accuracy),
+                loss: looked.map(|s| s.loss),
+                train_loss: mean_of(&made.counted, |report| report.loss),
+                bytes_up: std::mem::take(&mut site.bytes_up),
+                bytes_down: std::mem::take(&mut site.bytes_down),
+                seconds: site.clock.now().since(site.round_began).as_secs_f64(),
+                clients: made.counted.len(),
+            };
+            site.round_began = site.clock.now();
+            tell(&round);
+            let reached = federation.stop.accuracy.zip(round.accuracy).is_some_and(|(goal, found)| found >= goal);
+            scores.push(round);
+            let version = site.nodes[0].desk().version();
+            site.coordinate(0, Event::Made { version, enough: reached })?;
+        }
+    }
+    let model = judge.export(&site.nodes[0].desk().server().model)?;
+    let excluded = std::mem::take(&mut site.excluded);
+    Ok(Outcome { rounds: scores, model, seconds: site.clock.now().since(Time::ZERO).as_secs_f64(), excluded })
+}
+
+fn check(scenario: &Scenario, ends: usize) -> Result<(), SimError> {
+    let wrong = |what, reason: &str| Err(SimError::Scenario { what, reason: reason.to_owned() });
+    if ends == 0 {
+        return wrong("ends", "there is at least one");
+    }
+    if scenario.edges > ends {
+        return wrong("edges", "there are more edges than ends");
+    }
+    if !(scenario.examples_per_s > 0.0) || !(scenario.spread >= 1.0) {
+        return wrong("speed", "examples per second above 0, and a spread of 1 or more");
+    }
+    if !(scenario.availability > 0.0 && scenario.availability <= 1.0) {
+        return wrong("availability", "a share above 0 and at most 1");
+    }
+    Ok(())
+}
+
+/// What happens between nodes, each by its index: the cloud, then edges, then
+/// ends.
+enum Happening {
+    /// A member says what it is at.
+    Stands(usize, Standing),
+    /// A member is told what to do.
+    Told(usize, Assignment),
+    /// The model of a task is there.
+    Fetched(usize, Work),
+    /// A task is done.
+    Worked(usize, Task),
+    /// An update arrives.
+    Submitted(usize, Update),
+    /// A member hears what became of its update.
+    Answered(usize, Task, Verdict),
+    Away(usize),
+    Back(usize),
+    Wake(usize),
+}
+
+/// A model that the cloud has made.
+struct Made {
+    round: u64,
+    counted: Vec<Counted>,
+    last: bool,
+}
+
+/// The lower side of a node.
+struct Below {
+    parent: usize,
+    participant: Participant,
+    pipes: [Pipe; 2],
+    reachable: bool,
+    /// The update that waits to be counted.
+    update: Option<(Task, Arc<Contribution>, u64)>,
+}
+
+/// The upper side of a node.
+struct Above {
+    coordinator: Coordinator,
+    desk: Desk,
+    published: BTreeMap<u64, Arc<Vectors>>,
+    /// Updates that have arrived, by task.
+    inbox: BTreeMap<Task, Arc<Contribution>>,
+    /// What its stretch began with.
+    base: Arc<Vectors>,
+    channels: Vec<Channel>,
+}
+
+/// What an end trains on.
+struct Trainee {
+    data: Dataset,
+    kept: Kept,
+    /// Kept if the task's update is counted.
+    next: Option<Kept>,
+    examples_per_s: f64,
+    running: Option<(Work, Receiver<Done>, Arc<AtomicBool>)>,
+}
+
+struct Node {
+    name: String,
+    below: Option<Below>,
+    above: Option<Above>,
+    trainee: Option<Trainee>,
+    wakes_at: Option<Time>,
+}
+
+impl Node {
+    fn desk(&self) -> &Desk {
+        &self.above.as_ref().expect("a node that coordinates").desk
+    }
+}
+
+struct Site {
+    clock: Clock<Happening>,
+    rng: Rng,
+    nodes: Vec<Node>,
+    index: BTreeMap<String, usize>,
+    workers: Workers,
+    epochs: u64,
+    edge_rounds: u64,
+    /// Rounds of the job.
+    rounds: u64,
+    availability: f64,
+    away: Duration,
+    bytes_up: u64,
+    bytes_down: u64,
+    round_began: Time,
+    made: VecDeque<Made>,
+    excluded: Vec<(String, String)>,
+    over: bool,
+}
+
+impl Site {
+    fn new(job: &Job, place: &Workplace, data: Vec<Dataset>, scenario: &Scenario, workers: Workers) -> Self {
+        let federation = job.federation.clone().unwrap_or_default();
+        let initial = place.initial();
+        let above = |hop: &tierline_federate::Hop, index: u64| {
+            let channels = hop.strategy.channels();
+            let model: Vectors =
+                initial.iter().filter(|(c, _)| channels.contains(c)).map(|(c, v)| (*c, v.clone())).collect();
+            let published = BTreeMap::from([(0, Arc::new(model.clone()))]);
+            let base = Arc::new(model.clone());
+            let server = Server { model, kept: BTreeMap::new() };
+            let desk = Desk::new(place.layout().clone(), hop.strategy.clone(), 0, server);
+            let timing = hop.strategy.behaviour().timing();
+            let terms = Terms { clients: hop.clients.clone(), timing, seed: seed_of(&[job.seed, index]) };
+            Above { coordinator: Coordinator::new(terms), desk, published, inbox: BTreeMap::new(), base, channels }
+        };
+        let node = |name: String| Node { name, below: None, above: None, trainee: None, wakes_at: None };
+        let below = |parent: usize, links: &[&Link]| {
+            // A path is as slow as its slowest link, and as far as all together.
+            let link = links.iter().skip(1).fold(*links[0], |a, b| Link {
+                up_bytes_per_s: a.up_bytes_per_s.min(b.up_bytes_per_s),
+                down_bytes_per_s: a.down_bytes_per_s.min(b.down_bytes_per_s),
+                rtt: a.rtt + b.rtt,
+            });
+            let (participant, _) = Participant::new();
+            Below { parent, participant, pipes: Pipe::pair(&link), reachable: true, update: None }
+        };
+        let mut rng = Rng::with_seed(seed_of(&[job.seed, u64::MAX]));
+        let mut nodes = vec![Node { above: Some(above(&federation.cloud, 0)), ..node("cloud".to_owned()) }];
+        if let Some(hop) = &federation.edge {
+            for edge in 0..scenario.edges.max(1) {
+                nodes.push(Node {
+                    above: Some(above(hop, 1 + edge as u64)),
+                    below: Some(below(0, &[&scenario.edge_link])),
+                    ..node(format!("edge-{edge:02}"))
+                });
+            }
+        }
+        let edges = nodes.len() - 1;
+        let ends = data.len();
+        for (end, data) in data.into_iter().enumerate() {
+            let (parent, links) = match (edges, scenario.edges) {
+                (0, 0) => (0, vec![&scenario.end_link]),
+                (0, _) => (0, vec![&scenario.end_link, &scenario.edge_link]),
+                (edges, _) => (1 + end * edges / ends, vec![&scenario.end_link]),
+            };
+            let slow = 1.0 + rng.f64() * (scenario.spread - 1.0);
+            let examples_per_s = scenario.examples_per_s / slow;
+            let trainee = Trainee { data, kept: Kept::new(), next: None, examples_per_s, running: None };
+            let below = Some(below(parent, &links));
+            nodes.push(Node { below, trainee: Some(trainee), ..node(end_name(end)) });
+        }
+        Self {
+            clock: Clock::new(),
+            rng,
+            index: nodes.iter().enumerate().map(|(i, n)| (n.name.clone(), i)).collect(),
+            nodes,
+            workers,
+            epochs: job.epochs,
+            edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
+            rounds: federation.cloud.rounds,
+            availability: scenario.availability,
+            away: scenario.away,
+            bytes_up: 0,
+            bytes_down: 0,
+            round_began: Time::ZERO,
+            made: VecDeque::new(),
+            excluded: Vec::new(),
+            over: false,
+        }
+    }
+
+    fn begin(&mut self) {
+        let rounds = self.rounds;
+        let cloud = self.nodes[0].above.as_mut().expect("the cloud coordinates");
+        let actions = cloud.coordinator.step(self.clock.now(), Event::Begin { version: 0, rounds, stretch: 1 });
+        debug_assert!(actions.iter().all(|a| matches!(a, Action::Keep(_))), "nobody is there yet");
+        for at in 1..self.nodes.len() {
+            let examples = self.nodes[at].trainee.as_ref().map_or(1, |t| t.data.len() as u64);
+            self.take_part(at, MemberEvent::LinkUp);
+            self.take_part(at, MemberEvent::Prepared(Ok(examples)));
+            if self.nodes[at].trainee.is_some() && self.availability < 1.0 {
+                let up = self.away.mul_f64(self.availability / (1.0 - self.availability));
+                let time = self.clock.now() + self.draw(up);
+                self.clock.at(time, Happening::Away(at));
+            }
+        }
+    }
+
+    /// An exponential draw of this mean.
+    fn draw(&mut self, mean: Duration) -> Duration {
+        mean.mul_f64(-(1.0 - self.rng.f64()).ln())
+    }
+
+    fn standstill(&self) -> String {
+        let coordinator = &self.nodes[0].above.as_ref().expect("the cloud coordinates").coordinator;
+        let progress = coordinator.progress();
+        let excluded: Vec<String> = self.excluded.iter().map(|(who, why)| format!("{who}: {why}")).collect();
+        let mut text = format!("{} of {} members can work", progress.ready, progress.members);
+        if !excluded.is_empty() {
+            text.push_str(&format!("; left out: {}", excluded.join("; ")));
+        }
+        text
+    }
+
+    fn happen(&mut self, happening: Happening) -> Result<(), SimError> {
+        match happening {
+            Happening::Stands(at, standing) => {
+                let parent = self.parent(at);
+                let member = self.nodes[at].name.clone();
+                self.coordinate(parent, Event::Member { member, standing })
+            }
+            Happening::Told(at, assignment) => {
+                self.take_part(at, MemberEvent::Assigned(assignment));
+                Ok(())
+            }
+            Happening::Fetched(at, work) => self.fetched(at, work),
+            Happening::Worked(at, task) => self.worked(at, task),
+            Happening::Submitted(at, update) => self.submitted(at, update),
+            Happening::Answered(at, task, verdict) => {
+                self.take_part(at, MemberEvent::Answered { task, verdict });
+                Ok(())
+            }
+            Happening::Away(at) => {
+                self.reach(at, false);
+                self.take_part(at, MemberEvent::LinkDown);
+                let (parent, member) = (self.parent(at), self.nodes[at].name.clone());
+                let time = self.clock.now() + self.draw(self.away);
+                self.clock.at(time, Happening::Back(at));
+                self.coordinate(parent, Event::Lost { member })
+            }
+            Happening::Back(at) => {
+                self.reach(at, true);
+                self.take_part(at, MemberEvent::LinkUp);
+                let up = self.away.mul_f64(self.availability / (1.0 - self.availability));
+                let time = self.clock.now() + self.draw(up);
+                self.clock.at(time, Happening::Away(at));
+                Ok(())
+            }
+            Happening::Wake(at) => {
+                if self.nodes[at].wakes_at.is_some_and(|t| t <= self.clock.now()) {
+                    self.nodes[at].wakes_at = None;
+                }
+                if self.nodes[at].below.is_some() {
+                    self.take_part(at, MemberEvent::Wake);
+                }
+                if self.nodes[at].above.is_some() {
+                    self.coordinate(at, Event::Wake)?;
+                }
+                self.set_alarm(at);
+                Ok(())
+            }
+        }
+    }
+
+    fn parent(&self, at: usize) -> usize {
+        self.nodes[at].below.as_ref().map_or(0, |b| b.parent)
+    }
+
+    fn reach(&mut self, at: usize, reachable: bool) {
+        if let Some(below) = &mut self.nodes[at].below {
+            below.reachable = reachable;
+        }
+    }
+
+    /// Posts the time at which a node's machines want to be woken.
+    fn set_alarm(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        let below = node.below.as_ref().and_then(|b| b.participant.wake());
+        let above = node.above.as_ref().and_then(|a| a.coordinator.wake());
+        let Some(wake) = below.into_iter().chain(above).min() else { return };
+        if node.wakes_at.is_none_or(|t| wake < t) {
+            node.wakes_at = Some(wake);
+            self.clock.at(wake, Happening::Wake(at));
+        }
+    }
+
+    // ---- the lower side
+
+    fn take_part(&mut self, at: usize, event: MemberEvent) {
+        let now = self.clock.now();
+        let Some(below) = &mut self.nodes[at].below else { return };
+        let actions = below.participant.step(now, &mut self.rng, event);
+        for action in actions {
+            self.perform_below(at, action);
+        }
+        self.set_alarm(at);
+    }
+
+    fn perform_below(&mut self, at: usize, action: MemberAction) {
+        let now = self.clock.now();
+        match action {
+            // Processes don't die here; tests of the machines have them die.
+            MemberAction::Keep(_) | MemberAction::Prepare => {}
+            MemberAction::Report(standing) => {
+                if let Some(time) = self.up(at, MESSAGE_BYTES) {
+                    self.clock.at(time, Happening::Stands(at, standing));
+                }
+            }
+            MemberAction::Work(work) => {
+                let parent = self.parent(at);
+                let bytes = self.nodes[parent].above.as_ref().and_then(|a| a.published.get(&work.version));
+                let bytes = bytes.map_or(0, |v| bytes_of(v));
+                self.bytes_down += bytes;
+                let down = self.down(at, bytes + MESSAGE_BYTES);
+                self.clock.at(down.unwrap_or(now), Happening::Fetched(at, work));
+            }
+            MemberAction::Abandon(task) => {
+                if let Some(trainee) = &mut self.nodes[at].trainee
+                    && trainee.running.as_ref().is_some_and(|(work, ..)| work.task == task)
+                    && let Some((_, _, stop)) = trainee.running.take()
+                {
+                    stop.store(true, Ordering::Relaxed);
+                }
+            }
+            MemberAction::Send(update) => {
+                let bytes = update.bytes;
+                match self.up(at, bytes + MESSAGE_BYTES) {
+                    Some(time) => {
+                        self.bytes_up += bytes;
+                        self.clock.at(time, Happening::Submitted(at, update));
+                    }
+                    None => self.take_part(at, MemberEvent::Unsent { task: update.task }),
+                }
+            }
+            MemberAction::Settle { counted, .. } => {
+                let node = &mut self.nodes[at];
+                if let Some(trainee) = &mut node.trainee
+                    && let Some(next) = trainee.next.take().filter(|_| counted)
+                {
+                    trainee.kept = next;
+                }
+                if let Some(below) = &mut node.below {
+                    below.update = None;
+                }
+            }
+            MemberAction::Finish { .. } | MemberAction::Leave { .. } => {}
+        }
+    }
+
+    /// When bytes that a node sends up arrive; `None` if it can't send.
+    fn up(&mut self, at: usize, bytes: u64) -> Option<Time> {
+        let now = self.clock.now();
+        let below = self.nodes[at].below.as_mut().filter(|b| b.reachable)?;
+        Some(below.pipes[0].carry(now, bytes))
+    }
+
+    fn down(&mut self, at: usize, bytes: u64) -> Option<Time> {
+        let now = self.clock.now();
+        let below = self.nodes[at].below.as_mut().filter(|b| b.reachable)?;
+        Some(below.pipes[1].carry(now, bytes))
+    }
+
+    /// The model of a task is there: an end trains, an edge begins rounds.
+    fn fetched(&mut self, at: usize, work: Work) -> Result<(), SimError> {
+        let wanted = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) == Some(work);
+        let parent = self.parent(at);
+        let start = self.nodes[parent].above.as_ref().and_then(|a| a.published.get(&work.version)).cloned();
+        let (true, Some(start)) = (wanted, start) else { return Ok(()) };
+        let now = self.clock.now();
+        let node = &mut self.nodes[at];
+        if let Some(trainee) = &mut node.trainee {
+            let stop = Arc::new(AtomicBool::new(false));
+            let outcome = self.workers.order(Order {
+                member: node.name.clone(),
+                round: work.round,
+                start,
+                data: trainee.data.clone(),
+                kept: trainee.kept.clone(),
+                stop: Arc::clone(&stop),
+            });
+            trainee.running = Some((work, outcome, stop));
+            let examples = trainee.data.len() as f64 * self.epochs as f64;
+            let takes = Duration::from_secs_f64(examples / trainee.examples_per_s);
+            self.clock.at(now + takes, Happening::Worked(at, work.task));
+            return Ok(());
+        }
+        let Some(above) = &mut node.above else { return Ok(()) };
+        let version = above.desk.version() + 1;
+        above.desk.replace(version, &start);
+        above.base = Arc::new(above.desk.server().model.clone());
+        above.published.insert(version, Arc::clone(&above.base));
+        let stretch = work.task.0 + 1;
+        self.coordinate(at, Event::Begin { version, rounds: self.edge_rounds, stretch })
+    }
+
+    fn worked(&mut self, at: usize, task: Task) -> Result<(), SimError> {
+        let Some(trainee) = &mut self.nodes[at].trainee else { return Ok(()) };
+        if trainee.running.as_ref().is_none_or(|(work, ..)| work.task != task) {
+            return Ok(());
+        }
+        let Some((_, outcome, _)) = trainee.running.take() else { return Ok(()) };
+        let (result, kept) = outcome.recv().map_err(|_| SimError::Worker)?;
+        let result = match result {
+            Ok(Some(contribution)) => {
+                trainee.next = Some(kept);
+                Ok(self.hold(at, task, contribution))
+            }
+            Ok(None) => return Ok(()),
+            Err(error) => Err(error.to_string()),
+        };
+        self.take_part(at, MemberEvent::Worked { task, result });
+        Ok(())
+    }
+
+    /// Keeps a contribution until it is counted.
+    fn hold(&mut self, at: usize, task: Task, contribution: Contribution) -> Update {
+        let bytes = bytes_of(&contribution.vectors);
+        let digest = Digest(*blake3::hash(&task.0.to_le_bytes()).as_bytes());
+        let report = contribution.report;
+        if let Some(below) = &mut self.nodes[at].below {
+            below.update = Some((task, Arc::new(contribution), bytes));
+        }
+        Update { task, digest, bytes, report }
+    }
+
+    // ---- the upper side
+
+    fn submitted(&mut self, at: usize, update: Update) -> Result<(), SimError> {
+        let parent = self.parent(at);
+        let member = self.nodes[at].name.clone();
+        let held = self.nodes[at].below.as_ref().and_then(|b| b.update.clone());
+        let Some((_, contribution, _)) = held.filter(|(task, ..)| *task == update.task) else { return Ok(()) };
+        let Some(above) = &mut self.nodes[parent].above else { return Ok(()) };
+        let event = match above.desk.check(&contribution) {
+            Ok(()) => {
+                above.inbox.insert(update.task, contribution);
+                Event::Arrived { member, update }
+            }
+            Err(error) => Event::Unfit { member, task: update.task, reason: error.to_string() },
+        };
+        self.coordinate(parent, event)
+    }
+
+    fn coordinate(&mut self, at: usize, event: Event) -> Result<(), SimError> {
+        let now = self.clock.now();
+        let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
+        let actions = above.coordinator.step(now, event);
+        for action in actions {
+            self.perform_above(at, action)?;
+        }
+        self.set_alarm(at);
+        Ok(())
+    }
+
+    fn perform_above(&mut self, at: usize, action: Action) -> Result<(), SimError> {
+        match action {
+            Action::Keep(_) => {}
+            Action::Tell { member } => {
+                let Some(above) = &self.nodes[at].above else { return Ok(()) };
+                let assignment = above.coordinator.assignment(&member);
+                let to = self.index[&member];
+                if let Some(time) = self.down(to, MESSAGE_BYTES) {
+                    self.clock.at(time, Happening::Told(to, assignment));
+                }
+            }
+            Action::Answer { member, task, verdict } => {
+                let to = self.index[&member];
+                if let Some(time) = self.down(to, MESSAGE_BYTES) {
+                    self.clock.at(time, Happening::Answered(to, task, verdict));
+                }
+            }
+            Action::Add { update, version, staleness, .. } => {
+                let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
+                if let Some(contribution) = above.inbox.remove(&update.task) {
+                    above.desk.add(Contribution::clone(&contribution), version, staleness)?;
+                }
+            }
+            Action::Make { round, counted, members, last, .. } => {
+                let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
+                above.desk.make(&counted, members)?;
+                let version = above.desk.version();
+                above.published.insert(version, Arc::new(above.desk.server().model.clone()));
+                let in_use = above.coordinator.versions_in_use();
+                above.desk.retain(&in_use);
+                above.published.retain(|v, _| *v == version || in_use.contains(v));
+                if at == 0 {
+                    // The cloud's are looked at first.
+                    self.made.push_back(Made { round, counted, last });
+                } else {
+                    self.coordinate(at, Event::Made { version, enough: false })?;
+                }
+            }
+            Action::Done { stretch, counted, .. } => self.done(at, stretch, &counted)?,
+            Action::Excluded { member, reason } => self.excluded.push((member, reason)),
+        }
+        Ok(())
+    }
+
+    /// A stretch is done: the cloud's job, or an edge's task.
+    fn done(&mut self, at: usize, stretch: u64, counted: &[Counted]) -> Result<(), SimError> {
+        if at == 0 {
+            self.over = true;
+            return Ok(());
+        }
+        let task = Task(stretch - 1);
+        let parent = self.parent(at);
+        let channels = self.nodes[parent].above.as_ref().map_or_else(Vec::new, |a| a.channels.clone());
+        let Some(above) = &self.nodes[at].above else { return Ok(()) };
+        let vectors = desk::change(&above.base, &above.desk.server().model, &channels);
+        let contribution = Contribution { vectors, report: together(counted) };
+        let update = self.hold(at, task, contribution);
+        self.take_part(at, MemberEvent::Worked { task, result: Ok(update) });
+        Ok(())
+    }
+}
+
+/// What members' reports amount to for the hop above: each member's examples
+/// once, means of the rest.
+fn together(counted: &[Counted]) -> Report {
+    let mut examples: BTreeMap<&str, u64> = BTreeMap::new();
+    for c in counted {
+        let of = examples.entry(&c.member).or_default();
+        *of = (*of).max(c.report.examples);
+    }
+    let accuracy = counted.iter().all(|c| c.report.accuracy.is_some());
+    Report {
+        examples: examples.values().sum(),
+        steps: mean_of(counted, |r| r.steps as f64).round().max(1.0) as u64,
+        effective_steps: mean_of(counted, |r| r.effective_steps),
+        loss: mean_of(counted, |r| r.loss),
+        accuracy: accuracy.then(|| mean_of(counted, |r| r.accuracy.unwrap_or(0.0))),
+        seconds: mean_of(counted, |r| r.seconds),
+    }
+}
+
+fn bytes_of(vectors: &Vectors) -> u64 {
+    vectors.values().map(|v| 4 * v.len() as u64).sum()
+}

@@ -1,0 +1,167 @@
+//! Strategies on a small network and made-up pictures: they learn, in any
+//! topology, and do so again in the same way.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use tierline_engine::Engine;
+use tierline_federate::RoundScores;
+use tierline_graph::fold::{Purpose, fold_for};
+use tierline_graph::{Elements, Model, Tensor};
+use tierline_sim::{Link, Outcome, Scenario, SimError, run};
+use tierline_train::Job;
+use tierline_train::data::{Dataset, Partition, Targets, partition};
+use tierline_zoo::{Batch, Bn, Options};
+
+fn engine() -> Arc<dyn Engine> {
+    tierline_engine::rten()
+}
+
+fn network() -> Model {
+    let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
+    let mut model = tierline_zoo::by_name("mlp", &options).unwrap();
+    fold_for(&mut model, &mut tierline_engine::Evaluator(engine()), Purpose::Training).unwrap();
+    model
+}
+
+/// Pictures of ten classes, each a bright square at its own place on noise.
+fn pictures(examples: usize, seed: u64) -> Dataset {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut pixels = Vec::with_capacity(examples * 784);
+    let mut classes = Vec::with_capacity(examples);
+    for _ in 0..examples {
+        let class = rng.usize(0..10);
+        let (top, left) = ((class / 4) * 7, (class % 4) * 7);
+        for i in 0..784 {
+            let inside = (top..top + 7).contains(&(i / 28)) && (left..left + 7).contains(&(i % 28));
+            pixels.push(rng.u8(0..120) + if inside { 100 } else { 0 });
+        }
+        classes.push(class as u32);
+    }
+    let features = Tensor::new([examples, 1, 28, 28], Elements::U8(pixels)).unwrap();
+    Dataset::new("pictures", features, Targets::Classes { classes, count: 10, names: Vec::new() }).unwrap()
+}
+
+fn job(federation: &str) -> Job {
+    let text = format!(
+        "model = 'mlp.onnx'\nepochs = 1\nseed = 5\n[data]\ntrain = 'pictures'\n[batch]\nsize = 16\n\
+         [optimizer]\nkind = 'sgd'\nmomentum = 0.5\n[schedule]\nrate = 0.05\n{federation}"
+    );
+    toml::from_str(&text).unwrap()
+}
+
+fn simulate(federation: &str, ends: usize, scenario: &Scenario) -> Result<(Outcome, Vec<RoundScores>), SimError> {
+    let all = pictures(400, 1);
+    let shares = partition(&all, &Partition::Dirichlet { alpha: 0.5 }, ends, 9).unwrap();
+    let data = shares.iter().map(|share| all.subset(share).unwrap()).collect();
+    let test = pictures(200, 2);
+    let mut told = Vec::new();
+    let stop = AtomicBool::new(false);
+    let outcome = run(&engine(), &network(), &job(federation), data, Some(&test), scenario, &stop, &mut |round| {
+        told.push(round.clone());
+    })?;
+    Ok((outcome, told))
+}
+
+fn accuracy(outcome: &Outcome) -> f64 {
+    outcome.rounds.last().unwrap().accuracy.unwrap()
+}
+
+#[test]
+fn every_strategy_learns() {
+    for (strategy, rounds) in [
+        ("kind = 'fedavg'", 10),
+        ("kind = 'fedprox', mu = 0.1", 10),
+        ("kind = 'scaffold'", 10),
+        ("kind = 'fedadam', rate = 0.02", 10),
+        ("kind = 'fedyogi', rate = 0.02", 10),
+        ("kind = 'fedadagrad', rate = 0.05", 10),
+        ("kind = 'fednova'", 10),
+        ("kind = 'diloco', rate = 0.5", 10),
+        ("kind = 'fedbuff', size = 3", 30),
+        ("kind = 'fedasync', alpha = 0.4", 60),
+    ] {
+        let text = format!("[federation.cloud]\nrounds = {rounds}\nstrategy = {{ {strategy} }}\n");
+        let scenario = Scenario { spread: 4.0, ..Scenario::default() };
+        let (outcome, told) = simulate(&text, 6, &scenario).unwrap();
+        assert_eq!(told, outcome.rounds);
+        assert_eq!(told.len(), rounds);
+        assert!(accuracy(&outcome) > 0.8, "{strategy}: {:.3}", accuracy(&outcome));
+    }
+}
+
+#[test]
+fn a_simulation_is_the_same_again() {
+    let text = "[federation.cloud]\nrounds = 3\nstrategy = { kind = 'scaffold' }\nclients = { per_round = 4 }\n";
+    let scenario = Scenario { spread: 3.0, threads: 2, ..Scenario::default() };
+    let (one, _) = simulate(text, 6, &scenario).unwrap();
+    let (other, _) = simulate(text, 6, &Scenario { threads: 1, ..scenario }).unwrap();
+    assert_eq!(one.rounds, other.rounds);
+    assert_eq!(one.model.to_bytes().unwrap(), other.model.to_bytes().unwrap());
+}
+
+#[test]
+fn edges_average_their_ends_first() {
+    let text = "[federation.cloud]\nrounds = 5\n[federation.edge]\nrounds = 2\nclients = { min = 3 }\n";
+    let scenario = Scenario { edges: 2, ..Scenario::default() };
+    let (outcome, rounds) = simulate(text, 6, &scenario).unwrap();
+    assert!(accuracy(&outcome) > 0.8, "{}", accuracy(&outcome));
+    assert!(rounds.iter().all(|r| r.clients == 2), "the cloud counts edges: {rounds:?}");
+    // A model is 4 * (784 * 128 + 128 + 1290) bytes; up go 2 from edges and 12 from ends a round.
+    let model = rounds[1].bytes_up / 14;
+    assert_eq!(rounds[1].bytes_up, 14 * model);
+    assert!(model > 400_000, "{model}");
+}
+
+#[test]
+fn one_edge_with_one_round_is_no_edge_at_all() {
+    let (flat, _) = simulate("[federation.cloud]\nrounds = 2\n", 4, &Scenario::default()).unwrap();
+    let text = "[federation.cloud]\nrounds = 2\n[federation.edge]\nrounds = 1\n";
+    let (edged, _) = simulate(text, 4, &Scenario { edges: 1, ..Scenario::default() }).unwrap();
+    let apart = flat.rounds.iter().zip(&edged.rounds).map(|(a, b)| (a.loss.unwrap() - b.loss.unwrap()).abs());
+    // The edge's change is rounded once more on its way up.
+    assert!(apart.fold(0.0, f64::max) < 1e-5);
+}
+
+#[test]
+fn thin_links_take_their_time_and_shared_ones_more() {
+    let text = "[federation.cloud]\nrounds = 2\n";
+    let link = Link { up_bytes_per_s: 1e5, down_bytes_per_s: 1e6, rtt: Duration::from_millis(100) };
+    let (near, _) = simulate(text, 4, &Scenario::default()).unwrap();
+    let (far, _) = simulate(text, 4, &Scenario { end_link: link, ..Scenario::default() }).unwrap();
+    let bytes = near.rounds[1].bytes_up as f64 / 4.0;
+    let more = far.rounds[1].seconds - near.rounds[1].seconds;
+    let expected = bytes / 1e5 + bytes / 1e6 + 0.2;
+    assert!((more - expected).abs() < 0.1, "{more} for {expected}");
+}
+
+#[test]
+fn ends_that_come_and_go_only_delay_the_job() {
+    let text = "[federation.cloud]\nrounds = 6\nclients = { min = 2, deadline_s = 5.0, patience_s = 5.0 }\n";
+    let away = Duration::from_secs(1);
+    let scenario = Scenario { availability: 0.6, away, examples_per_s: 100.0, spread: 2.0, ..Scenario::default() };
+    let (outcome, rounds) = simulate(text, 6, &scenario).unwrap();
+    assert_eq!(rounds.len(), 6);
+    assert!(rounds.iter().any(|r| r.clients < 6) && rounds.iter().all(|r| r.clients >= 2), "{rounds:?}");
+    assert!(accuracy(&outcome) > 0.6);
+}
+
+#[test]
+fn a_goal_ends_the_job_early() {
+    let text = "[federation.cloud]\nrounds = 50\n[federation.stop]\naccuracy = 0.5\n";
+    let (outcome, rounds) = simulate(text, 4, &Scenario::default()).unwrap();
+    assert!(rounds.len() < 20 && accuracy(&outcome) >= 0.5, "{}", rounds.len());
+}
+
+#[test]
+fn scenarios_that_make_no_sense_are_refused() {
+    for (scenario, what) in [
+        (Scenario { edges: 9, ..Scenario::default() }, "edges"),
+        (Scenario { spread: 0.5, ..Scenario::default() }, "speed"),
+        (Scenario { availability: 0.0, ..Scenario::default() }, "availability"),
+    ] {
+        let error = simulate("[federation.cloud]\nrounds = 1\n", 4, &scenario).unwrap_err();
+        assert!(error.to_string().starts_with(what), "{error}");
+    }
+}

@@ -1,0 +1,3 @@
+//! One test crate: federations of made-up sites on small networks.
+
+mod federations;
