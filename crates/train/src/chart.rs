@@ -8,7 +8,10 @@ use std::fmt::Write as _;
 use font8x8::legacy::BASIC_LEGACY;
 use image::{Rgb, RgbImage};
 
+use tierline_federate::RoundScores;
+
 use crate::run::Epoch;
+use crate::trainer::Scores;
 
 const WIDTH: f64 = 720.0;
 const PANEL: f64 = 260.0;
@@ -23,6 +26,32 @@ const GRID: [u8; 3] = [225, 228, 232];
 const TRAINED: [u8; 3] = [31, 110, 190];
 const HELD_OUT: [u8; 3] = [225, 120, 20];
 
+/// A place on the curves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Point {
+    /// Epoch or round, from 1.
+    pub at: u64,
+    /// On what is learned from.
+    pub loss: f64,
+    /// On what is learned from.
+    pub accuracy: Option<f64>,
+    /// On the examples held out.
+    pub test: Option<Scores>,
+}
+
+impl From<&Epoch> for Point {
+    fn from(epoch: &Epoch) -> Self {
+        Self { at: epoch.epoch, loss: epoch.loss, accuracy: epoch.accuracy, test: epoch.test }
+    }
+}
+
+impl From<&RoundScores> for Point {
+    fn from(round: &RoundScores) -> Self {
+        let test = round.loss.map(|loss| Scores { loss, accuracy: round.accuracy });
+        Self { at: round.round, loss: round.train_loss, accuracy: None, test }
+    }
+}
+
 /// Something to draw, in points from the upper left corner.
 enum Mark {
     Line { points: Vec<(f64, f64)>, color: [u8; 3], width: f64 },
@@ -36,10 +65,11 @@ enum Anchor {
     End,
 }
 
-/// Curves of loss, and of accuracy where there is one, as SVG.
+/// Curves of loss, and of accuracy where there is one, over epochs or rounds
+/// (`unit`), as SVG.
 #[must_use]
-pub fn svg(epochs: &[Epoch]) -> String {
-    let (marks, height) = marks(epochs);
+pub fn svg(points: &[Point], unit: &str) -> String {
+    let (marks, height) = marks(points, unit);
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -77,8 +107,8 @@ pub fn svg(epochs: &[Epoch]) -> String {
 
 /// The same curves as pixels.
 #[must_use]
-pub fn picture(epochs: &[Epoch]) -> RgbImage {
-    let (marks, height) = marks(epochs);
+pub fn picture(points: &[Point], unit: &str) -> RgbImage {
+    let (marks, height) = marks(points, unit);
     let mut image = RgbImage::from_pixel(WIDTH as u32, height as u32, Rgb([255; 3]));
     for mark in marks {
         match mark {
@@ -96,23 +126,23 @@ pub fn picture(epochs: &[Epoch]) -> RgbImage {
     image
 }
 
-fn marks(epochs: &[Epoch]) -> (Vec<Mark>, f64) {
-    let curve = |of: &dyn Fn(&Epoch) -> Option<f64>| -> Vec<(f64, f64)> {
-        epochs.iter().filter_map(|e| Some((e.epoch as f64, of(e).filter(|y| y.is_finite())?))).collect()
+fn marks(points: &[Point], unit: &str) -> (Vec<Mark>, f64) {
+    let curve = |of: &dyn Fn(&Point) -> Option<f64>| -> Vec<(f64, f64)> {
+        points.iter().filter_map(|e| Some((e.at as f64, of(e).filter(|y| y.is_finite())?))).collect()
     };
     let mut panels = vec![("loss", curve(&|e| Some(e.loss)), curve(&|e| e.test.map(|t| t.loss)))];
-    let accuracy = curve(&|e| e.accuracy);
-    if !accuracy.is_empty() {
-        panels.push(("accuracy", accuracy, curve(&|e| e.test.and_then(|t| t.accuracy))));
+    let (trained, held_out) = (curve(&|e| e.accuracy), curve(&|e| e.test.and_then(|t| t.accuracy)));
+    if !trained.is_empty() || !held_out.is_empty() {
+        panels.push(("accuracy", trained, held_out));
     }
     let mut marks = Vec::new();
     for (i, (title, trained, held_out)) in panels.iter().enumerate() {
-        panel(&mut marks, i as f64 * PANEL, title, trained, held_out);
+        panel(&mut marks, i as f64 * PANEL, [title, unit], trained, held_out);
     }
     (marks, panels.len() as f64 * PANEL)
 }
 
-fn panel(marks: &mut Vec<Mark>, top: f64, title: &str, trained: &[(f64, f64)], held_out: &[(f64, f64)]) {
+fn panel(marks: &mut Vec<Mark>, top: f64, [title, unit]: [&str; 2], trained: &[(f64, f64)], held_out: &[(f64, f64)]) {
     let all = || trained.iter().chain(held_out);
     let (low, high) = all().fold((f64::MAX, f64::MIN), |(l, h), (_, y)| (l.min(*y), h.max(*y)));
     let last = all().fold(1.0f64, |last, (x, _)| last.max(*x));
@@ -140,8 +170,10 @@ fn panel(marks: &mut Vec<Mark>, top: f64, title: &str, trained: &[(f64, f64)], h
     }
     let say = |at: (f64, f64), text: &str, color, anchor| Mark::Text { at, text: text.to_owned(), color, anchor };
     marks.push(say((LEFT, top + 20.0), title, INK, Anchor::Start));
-    marks.push(say((WIDTH - RIGHT, bottom + 30.0), "epoch", INK, Anchor::End));
-    marks.push(say((WIDTH - RIGHT - 80.0, top + 20.0), "training", TRAINED, Anchor::End));
+    marks.push(say((WIDTH - RIGHT, bottom + 30.0), unit, INK, Anchor::End));
+    if !trained.is_empty() {
+        marks.push(say((WIDTH - RIGHT - 80.0, top + 20.0), "training", TRAINED, Anchor::End));
+    }
     if !held_out.is_empty() {
         marks.push(say((WIDTH - RIGHT, top + 20.0), "held out", HELD_OUT, Anchor::End));
     }

@@ -121,6 +121,8 @@ enum Verb {
     Explain(planning::Plan),
     /// Train a model, as a job's file says
     Train(train::Train),
+    /// Try a federation in one process: any number of ends, links and devices as wished
+    Sim(train::Sim),
     /// Send a request to a node
     Infer(infer::Infer),
     /// Measure how fast a node answers
@@ -164,6 +166,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Plan(args) => planning::plan(global, &args, false),
         Verb::Explain(args) => planning::plan(global, &args, true),
         Verb::Train(args) => train::train(global, &args),
+        Verb::Sim(args) => train::simulate(global, &args),
         Verb::Infer(args) => infer::infer(global, &args),
         Verb::Bench(args) => bench::bench(global, &args),
         Verb::Link(verb) => link::link(global, verb),

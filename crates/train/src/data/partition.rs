@@ -38,6 +38,28 @@ pub enum Partition {
     },
 }
 
+impl std::str::FromStr for Partition {
+    type Err = DataError;
+
+    /// Reads `iid`, `dirichlet:ALPHA`, `shards:N`, `groups` or `feature:N`.
+    fn from_str(text: &str) -> Result<Self, DataError> {
+        let wrong = || {
+            let reason = format!("`{text}`; say iid, dirichlet:ALPHA, shards:N, groups or feature:N");
+            DataError::Option { option: "partition", reason }
+        };
+        let (kind, number) = text.split_once(':').unwrap_or((text, ""));
+        let whole = || number.parse().map_err(|_| wrong());
+        match (kind, number.is_empty()) {
+            ("iid", true) => Ok(Self::Iid),
+            ("groups", true) => Ok(Self::Groups),
+            ("dirichlet", false) => Ok(Self::Dirichlet { alpha: number.parse().map_err(|_| wrong())? }),
+            ("shards", false) => Ok(Self::Shards { per_client: whole()? }),
+            ("feature", false) => Ok(Self::Feature { feature: whole()? }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
 /// The examples of each client, in increasing order.
 ///
 /// # Errors

@@ -1,42 +1,19 @@
-//! `tierline train`: train a model on this device.
+//! `tierline train --local`: all on this device.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
-use tierline_engine::{Engine, LoadOptions};
+use tierline_engine::LoadOptions;
 use tierline_graph::step::Role;
+use tierline_train::chart::Point;
 use tierline_train::data::{Batches, Dataset, Normalize, Position};
-use tierline_train::job::{Normalization, Weights};
-use tierline_train::{Checkpoint, Epoch, Event, Job, TrainError, Trainer, chart, init, run};
+use tierline_train::job::Normalization;
+use tierline_train::{Checkpoint, Epoch, Event, Job, TrainError, Trainer, run};
 
-use super::{Global, usage};
-use crate::datasets::{Datasets, DatasetsError};
+use super::{Folder, Train, data, model, stopped_by_user};
+use crate::cli::Global;
 use crate::models;
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
-
-#[derive(Debug, clap::Args)]
-pub struct Train {
-    /// The job's file
-    job: PathBuf,
-    /// Train on this device
-    #[arg(long)]
-    local: bool,
-    /// Folder for the trained model, the checkpoint and the curves; beside the job unless said
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Go on from the folder's checkpoint
-    #[arg(long)]
-    resume: bool,
-    /// Run more or fewer epochs than the job says
-    #[arg(long, value_name = "N")]
-    epochs: Option<u64>,
-    /// Threads; every core unless said
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
-}
 
 /// One line of `--json`.
 #[derive(Serialize)]
@@ -72,41 +49,8 @@ enum Line<'a> {
     },
 }
 
-/// Files of a run.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn model(&self) -> PathBuf {
-        self.0.join("model.onnx")
-    }
-
-    fn checkpoint(&self) -> PathBuf {
-        self.0.join("checkpoint.safetensors")
-    }
-
-    /// Draws the curves.
-    fn curves(&self, epochs: &[Epoch]) -> Result<(), TrainError> {
-        let [svg, png] = ["curves.svg", "curves.png"].map(|name| self.0.join(name));
-        let unwritten = |path: PathBuf, source| {
-            // Half a picture helps nobody; the next one is drawn anew.
-            let _ = std::fs::remove_file(&path);
-            TrainError::Write { path, source }
-        };
-        std::fs::write(&svg, chart::svg(epochs)).map_err(|source| unwritten(svg, source))?;
-        chart::picture(epochs).save(&png).map_err(|e| unwritten(png, std::io::Error::other(e)))
-    }
-}
-
-pub fn train(global: &Global, args: &Train) -> Outcome {
-    if !args.local {
-        return Err(usage("say where to train: --local trains on this device")
-            .hint(format!("tierline train {} --local", args.job.display())));
-    }
-    let mut job = read(&args.job)?;
-    if let Some(epochs) = args.epochs {
-        job.epochs = epochs;
-    }
-    let folder = Folder(args.out.clone().unwrap_or_else(|| args.job.with_extension("run")));
+pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
+    let folder = Folder::of(args);
     let from = match args.resume {
         true => Some(resumed(&folder, &job)?),
         false => None,
@@ -121,24 +65,12 @@ pub fn train(global: &Global, args: &Train) -> Outcome {
     let options = job.options(normalize).exit_with(Exit::Configuration)?;
     let per_epoch =
         Batches::start(&seen, &options.batch, Position::default(), 1).exit_with(Exit::Configuration)?.per_epoch();
-    let mut trainer = trainer(&args.job, &job, &engine, per_epoch, args.threads)?;
-    std::fs::create_dir_all(&folder.0)
-        .map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", folder.0))
-        .exit_with(Exit::Failure)?;
+    let recipe = job.recipe(per_epoch);
+    let load = LoadOptions::with_threads(args.threads);
+    let mut trainer = Trainer::new(&engine, model(&args.job, &job, &engine)?, &recipe, &load)?;
+    folder.create()?;
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::spawn(move || {
-        signals.block_on(async {
-            while tokio::signal::ctrl_c().await.is_ok() {
-                // Asked twice, it can't wait for the step.
-                if asked.swap(true, Ordering::Relaxed) {
-                    std::process::exit(Exit::Interrupted as i32);
-                }
-            }
-        });
-    });
+    let stop = stopped_by_user()?;
 
     let said = Said { global, job: &job, started: Instant::now() };
     let weights = trainer.spec().state.iter().filter(|s| s.role == Role::Parameter).count() as u64;
@@ -177,7 +109,7 @@ pub fn train(global: &Global, args: &Train) -> Outcome {
                 let checkpoint = checkpoint.with_job(&identity);
                 checkpoint.save(&folder.checkpoint())?;
                 if checkpoint.position.batch == 0 {
-                    folder.curves(&checkpoint.epochs)?;
+                    folder.curves(&points(&checkpoint.epochs), "epoch")?;
                 }
             }
         }
@@ -197,8 +129,12 @@ pub fn train(global: &Global, args: &Train) -> Outcome {
             format!("stopped in epoch {}, behind batch {} of {per_epoch}; nothing is lost", at.epoch + 1, at.batch);
         return Err(Failure::message(Exit::Interrupted, text).hint(hint));
     }
-    folder.curves(&outcome.epochs)?;
+    folder.curves(&points(&outcome.epochs), "epoch")?;
     said.done(&outcome.epochs, &folder)
+}
+
+fn points(epochs: &[Epoch]) -> Vec<Point> {
+    epochs.iter().map(Point::from).collect()
 }
 
 fn closed(failure: Failure) -> TrainError {
@@ -211,13 +147,6 @@ fn failed(error: TrainError, folder: &Folder) -> Failure {
     if kept.exists() { failure.hint(format!("the last good checkpoint is {}", kept.display())) } else { failure }
 }
 
-fn read(path: &Path) -> Outcome<Job> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| anyhow::anyhow!("cannot read {path:?}: {e}"))
-        .exit_with(Exit::Configuration)?;
-    toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display())).exit_with(Exit::Configuration)
-}
-
 fn resumed(folder: &Folder, job: &Job) -> Outcome<Checkpoint> {
     let checkpoint = Checkpoint::load(&folder.checkpoint())?;
     if checkpoint.job != job.identity() {
@@ -225,50 +154,6 @@ fn resumed(folder: &Folder, job: &Job) -> Outcome<Checkpoint> {
         return Err(Failure::message(Exit::Configuration, text).hint("start anew without --resume, or undo the change"));
     }
     Ok(checkpoint)
-}
-
-/// What is learned from, and what is held out.
-fn data(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
-    let known = Datasets::of(&global.data_folder());
-    let open = |name: &str| known.open(name).map_err(refused);
-    let whole = open(&job.data.train)?;
-    let split = |dataset: &Dataset, name: &str| -> Outcome<Option<Dataset>> {
-        Ok(if dataset.splits().contains(&name) { Some(dataset.named_split(name)?) } else { None })
-    };
-    let seen = split(&whole, "train")?.unwrap_or_else(|| whole.clone());
-    let held_out = match (&job.data.test, job.data.hold_out) {
-        (Some(_), Some(_)) => {
-            return Err(Failure::message(Exit::Configuration, "data.test and data.hold_out exclude each other"));
-        }
-        (Some(name), None) => {
-            let other = open(name)?;
-            Some(split(&other, "test")?.unwrap_or(other))
-        }
-        (None, Some(share)) => {
-            let (held_out, seen) = seen.split(share, job.seed).exit_with(Exit::Configuration)?;
-            return Ok((seen, Some(held_out)));
-        }
-        (None, None) => split(&whole, "test")?,
-    };
-    Ok((seen, held_out))
-}
-
-fn refused(error: DatasetsError) -> Failure {
-    let help = error.help();
-    let failure = Failure::new(Exit::Failure, error);
-    match help {
-        Some(help) => failure.hint(help),
-        None => failure,
-    }
-}
-
-fn trainer(path: &Path, job: &Job, engine: &Arc<dyn Engine>, per_epoch: usize, threads: usize) -> Outcome<Trainer> {
-    let file = path.parent().unwrap_or(Path::new("")).join(&job.model);
-    let mut model = models::for_training(models::load(&file)?, engine)?;
-    if job.weights == Weights::Fresh {
-        model = init::fresh(&model, job.seed)?;
-    }
-    Ok(Trainer::new(engine, model, &job.recipe(per_epoch), &LoadOptions::with_threads(threads))?)
 }
 
 /// What the user is told.

@@ -1,0 +1,174 @@
+//! `tierline train`: a job's model, trained on this device, in simulation, or
+//! on the nodes of the site.
+
+mod local;
+mod rounds;
+mod sim;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tierline_engine::Engine;
+use tierline_graph::Model;
+use tierline_train::chart::{self, Point};
+use tierline_train::data::Dataset;
+use tierline_train::job::Weights;
+use tierline_train::{Job, TrainError, init};
+
+pub use self::sim::Sim;
+use super::{Global, usage};
+use crate::datasets::{Datasets, DatasetsError};
+use crate::models;
+use crate::output::{Exit, ExitWith, Failure, Outcome};
+
+#[derive(Debug, clap::Args)]
+pub struct Train {
+    /// The job's file
+    job: PathBuf,
+    /// Train on this device
+    #[arg(long, conflicts_with = "sim")]
+    local: bool,
+    /// Simulate the job's federation with N ends in this process (more: `tierline sim`)
+    #[arg(long, value_name = "N")]
+    sim: Option<usize>,
+    /// Folder for the trained model, the checkpoint and the curves; beside the job unless said
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on from the folder's checkpoint
+    #[arg(long, requires = "local")]
+    resume: bool,
+    /// Run more or fewer epochs than the job says
+    #[arg(long, value_name = "N")]
+    epochs: Option<u64>,
+    /// Threads; every core unless said
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+pub fn train(global: &Global, args: &Train) -> Outcome {
+    let mut job = read(&args.job)?;
+    if let Some(epochs) = args.epochs {
+        job.epochs = epochs;
+    }
+    if args.local {
+        return local::local(global, args, job);
+    }
+    match args.sim {
+        Some(ends) => sim::sim(global, &Sim::of(args, ends), job),
+        None => Err(usage("say where to train: --local trains on this device")
+            .hint(format!("tierline train {} --local", args.job.display()))),
+    }
+}
+
+/// `tierline sim`.
+pub fn simulate(global: &Global, args: &Sim) -> Outcome {
+    let job = read(args.job())?;
+    sim::sim(global, args, job)
+}
+
+/// Files of a run.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn of(args: &Train) -> Self {
+        Self::beside(&args.job, args.out.as_deref())
+    }
+
+    fn beside(job: &Path, out: Option<&Path>) -> Self {
+        Self(out.map_or_else(|| job.with_extension("run"), Path::to_owned))
+    }
+
+    fn create(&self) -> Outcome {
+        std::fs::create_dir_all(&self.0)
+            .map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", self.0))
+            .exit_with(Exit::Failure)
+    }
+
+    fn model(&self) -> PathBuf {
+        self.0.join("model.onnx")
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.0.join("checkpoint.safetensors")
+    }
+
+    /// Draws the curves over epochs or rounds.
+    fn curves(&self, points: &[Point], unit: &str) -> Result<(), TrainError> {
+        let [svg, png] = ["curves.svg", "curves.png"].map(|name| self.0.join(name));
+        let unwritten = |path: PathBuf, source| {
+            // Half a picture helps nobody; the next one is drawn anew.
+            let _ = std::fs::remove_file(&path);
+            TrainError::Write { path, source }
+        };
+        std::fs::write(&svg, chart::svg(points, unit)).map_err(|source| unwritten(svg, source))?;
+        chart::picture(points, unit).save(&png).map_err(|e| unwritten(png, std::io::Error::other(e)))
+    }
+}
+
+/// Set when the user presses ctrl-C; a second time ends the process.
+fn stopped_by_user() -> Outcome<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        signals.block_on(async {
+            while tokio::signal::ctrl_c().await.is_ok() {
+                // Asked twice, it can't wait for the step.
+                if asked.swap(true, Ordering::Relaxed) {
+                    std::process::exit(Exit::Interrupted as i32);
+                }
+            }
+        });
+    });
+    Ok(stop)
+}
+
+/// The job's model, ready for training.
+fn model(path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
+    let file = path.parent().unwrap_or(Path::new("")).join(&job.model);
+    let model = models::for_training(models::load(&file)?, engine)?;
+    Ok(if job.weights == Weights::Fresh { init::fresh(&model, job.seed)? } else { model })
+}
+
+fn read(path: &Path) -> Outcome<Job> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| anyhow::anyhow!("cannot read {path:?}: {e}"))
+        .exit_with(Exit::Configuration)?;
+    toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display())).exit_with(Exit::Configuration)
+}
+
+/// What is learned from, and what is held out.
+fn data(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
+    let known = Datasets::of(&global.data_folder());
+    let open = |name: &str| known.open(name).map_err(refused);
+    let whole = open(&job.data.train)?;
+    let split = |dataset: &Dataset, name: &str| -> Outcome<Option<Dataset>> {
+        Ok(if dataset.splits().contains(&name) { Some(dataset.named_split(name)?) } else { None })
+    };
+    let seen = split(&whole, "train")?.unwrap_or_else(|| whole.clone());
+    let held_out = match (&job.data.test, job.data.hold_out) {
+        (Some(_), Some(_)) => {
+            return Err(Failure::message(Exit::Configuration, "data.test and data.hold_out exclude each other"));
+        }
+        (Some(name), None) => {
+            let other = open(name)?;
+            Some(split(&other, "test")?.unwrap_or(other))
+        }
+        (None, Some(share)) => {
+            let (held_out, seen) = seen.split(share, job.seed).exit_with(Exit::Configuration)?;
+            return Ok((seen, Some(held_out)));
+        }
+        (None, None) => split(&whole, "test")?,
+    };
+    Ok((seen, held_out))
+}
+
+fn refused(error: DatasetsError) -> Failure {
+    let help = error.help();
+    let failure = Failure::new(Exit::Failure, error);
+    match help {
+        Some(help) => failure.hint(help),
+        None => failure,
+    }
+}

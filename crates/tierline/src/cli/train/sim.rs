@@ -1,0 +1,143 @@
+//! `tierline train --sim` and `tierline sim`: a job's federation in one
+//! process, under a virtual clock.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tierline_sim::{Link, Scenario, SimError};
+use tierline_train::Job;
+use tierline_train::data::{Partition, partition};
+
+use super::rounds::Rounds;
+use super::{Folder, Train, data, model, stopped_by_user};
+use crate::cli::{Global, usage};
+use crate::models;
+use crate::output::{Exit, ExitWith, Failure, Outcome};
+
+#[derive(Debug, clap::Args)]
+pub struct Sim {
+    /// The job's file; its data set is shared out to the ends
+    job: PathBuf,
+    /// Ends of the site
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    ends: usize,
+    /// Edges between the ends and the cloud
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    edges: usize,
+    /// How examples are shared out: iid, dirichlet:ALPHA, shards:N, groups or feature:N
+    #[arg(long, value_name = "HOW", default_value = "iid")]
+    partition: Partition,
+    /// Link of each end, Mbit/s up, Mbit/s down, round trip in ms
+    #[arg(long, value_name = "UP,DOWN,RTT")]
+    end_link: Option<String>,
+    /// Link of each edge to the cloud
+    #[arg(long, value_name = "UP,DOWN,RTT")]
+    edge_link: Option<String>,
+    /// Examples that an end learns from in a second
+    #[arg(long, value_name = "N", default_value_t = 1_000.0)]
+    speed: f64,
+    /// Each end is up to this many times as slow
+    #[arg(long, value_name = "TIMES", default_value_t = 1.0)]
+    spread: f64,
+    /// Share of the time that an end can be reached
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    availability: f64,
+    /// Folder for the trained model and the curves; beside the job unless said
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Threads; every core unless said
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+}
+
+impl Sim {
+    /// A site without links, for `tierline train --sim`.
+    pub fn of(args: &Train, ends: usize) -> Self {
+        Self {
+            job: args.job.clone(),
+            ends,
+            edges: 0,
+            partition: Partition::Iid,
+            end_link: None,
+            edge_link: None,
+            speed: 1_000.0,
+            spread: 1.0,
+            availability: 1.0,
+            out: args.out.clone(),
+            threads: args.threads,
+        }
+    }
+
+    pub fn job(&self) -> &Path {
+        &self.job
+    }
+
+    fn scenario(&self) -> Outcome<Scenario> {
+        Ok(Scenario {
+            edges: self.edges,
+            end_link: link(self.end_link.as_deref())?,
+            edge_link: link(self.edge_link.as_deref())?,
+            examples_per_s: self.speed,
+            spread: self.spread,
+            availability: self.availability,
+            threads: self.threads,
+            ..Scenario::default()
+        })
+    }
+}
+
+fn link(text: Option<&str>) -> Outcome<Link> {
+    let Some(text) = text else { return Ok(Link::NONE) };
+    let numbers: Vec<f64> = text.split(',').filter_map(|n| n.trim().parse().ok()).collect();
+    match numbers[..] {
+        [up, down, rtt] if up > 0.0 && down > 0.0 && rtt >= 0.0 => Ok(Link {
+            up_bytes_per_s: up * 1e6 / 8.0,
+            down_bytes_per_s: down * 1e6 / 8.0,
+            rtt: Duration::from_secs_f64(rtt / 1e3),
+        }),
+        _ => Err(usage(format!("`{text}` is no link: three numbers, Mbit/s up, Mbit/s down, milliseconds"))
+            .hint("for example 10,50,40")),
+    }
+}
+
+pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
+    let Some(federation) = &job.federation else {
+        let text = "the job has no table [federation]: it says nothing of many nodes";
+        let hint =
+            format!("add [federation.cloud] with rounds = 10, or: tierline train {} --local", args.job.display());
+        return Err(Failure::message(Exit::Configuration, text).hint(hint));
+    };
+    federation.check().exit_with(Exit::Configuration)?;
+    let rounds = federation.cloud.rounds;
+    let scenario = args.scenario()?;
+    let folder = Folder::beside(&args.job, args.out.as_deref());
+    let engine = models::engine(global)?;
+    let (seen, held_out) = data(global, &job)?;
+    let shares = partition(&seen, &args.partition, args.ends, job.seed).exit_with(Exit::Configuration)?;
+    let shares = shares.iter().map(|share| seen.subset(share)).collect::<Result<Vec<_>, _>>()?;
+    let model = model(&args.job, &job, &engine)?;
+    folder.create()?;
+    let stop = stopped_by_user()?;
+
+    let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, args.ends)?;
+    let mut closed = Ok(());
+    let outcome = tierline_sim::run(&engine, &model, &job, shares, held_out.as_ref(), &scenario, &stop, &mut |round| {
+        if closed.is_ok() {
+            closed = shown.round(round);
+        }
+    });
+    closed?;
+    let outcome = outcome.map_err(|error| {
+        let exit = match error {
+            SimError::Stopped(_) => Exit::Interrupted,
+            SimError::Scenario { .. } => Exit::Configuration,
+            _ => Exit::Failure,
+        };
+        Failure::new(exit, error)
+    })?;
+    outcome.model.save(&folder.model())?;
+    for (end, reason) in &outcome.excluded {
+        global.output().say(format!("{end} was left out: {reason}"));
+    }
+    shown.done(&folder, Some(outcome.seconds))
+}
