@@ -62,6 +62,24 @@ impl Desk {
         self.past.insert(version, self.server.model.clone());
     }
 
+    /// A model that members may still start from, made before this desk was
+    /// set up.
+    pub fn remember(&mut self, version: u64, model: Vectors) {
+        self.past.insert(version, model);
+    }
+
+    /// Whether older models are looked back at.
+    #[must_use]
+    pub fn looks_back(&self) -> bool {
+        self.strategy.behaviour().rebases()
+    }
+
+    /// What members send, and get.
+    #[must_use]
+    pub fn channels(&self) -> Vec<Channel> {
+        self.strategy.channels()
+    }
+
     /// Refuses a contribution that can't be used here.
     ///
     /// # Errors

@@ -71,6 +71,9 @@ pub enum FederateError {
     /// Bytes that are no update.
     #[error("the update can't be read: {0}")]
     Codec(#[from] CodecError),
+    /// Bytes that make no sense.
+    #[error("the update can't be read: {0}")]
+    Broken(&'static str),
     /// Nothing to put together.
     #[error("a round needs at least one update")]
     Empty,

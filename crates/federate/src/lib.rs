@@ -18,6 +18,7 @@ pub mod progress;
 pub mod select;
 pub mod strategy;
 pub mod sum;
+pub mod wire;
 
 mod error;
 
@@ -88,6 +89,37 @@ pub struct Report {
     pub accuracy: Option<f64>,
     /// Time it took, the way to here left out.
     pub seconds: f64,
+    /// Of a member that coordinates others: bytes of their updates.
+    #[serde(default)]
+    pub bytes_up: u64,
+    /// And of the models that they got.
+    #[serde(default)]
+    pub bytes_down: u64,
+}
+
+impl Report {
+    /// What members' reports amount to for the hop above: each member's
+    /// examples once, bytes together, means of the rest.
+    #[must_use]
+    pub fn together(counted: &[Counted]) -> Self {
+        let mut examples: BTreeMap<&str, u64> = BTreeMap::new();
+        for c in counted {
+            let of = examples.entry(&c.member).or_default();
+            *of = (*of).max(c.report.examples);
+        }
+        let mean = |of: fn(&Self) -> f64| aggregate::mean_of(counted, of);
+        let accurate = counted.iter().all(|c| c.report.accuracy.is_some());
+        Self {
+            examples: examples.values().sum(),
+            steps: mean(|r| r.steps as f64).round().max(1.0) as u64,
+            effective_steps: mean(|r| r.effective_steps),
+            loss: mean(|r| r.loss),
+            accuracy: accurate.then(|| mean(|r| r.accuracy.unwrap_or(0.0))),
+            seconds: mean(|r| r.seconds),
+            bytes_up: counted.iter().map(|c| c.report.bytes_up).sum(),
+            bytes_down: counted.iter().map(|c| c.report.bytes_down).sum(),
+        }
+    }
 }
 
 /// A member's answer to a task.

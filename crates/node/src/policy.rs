@@ -79,6 +79,7 @@ pub const RULES: &[Rule] = &[
     rule("/tierline.v1.Bulk/Stat", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Bulk/Fetch", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Bulk/Probe", Roles::CHILDREN, Roles::PARENTS),
+    rule("/tierline.v1.Federate/Submit", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Local/Status", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/Nodes", Roles::OPERATOR, Roles::NODES),
     // Only the cloud has the CA's key and the lists that go with it.
@@ -97,6 +98,13 @@ pub const RULES: &[Rule] = &[
     rule("/tierline.v1.Local/Drain", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/Metrics", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/Watch", Roles::OPERATOR, Roles::NODES),
+    // Jobs begin at the cloud; other nodes take part.
+    rule("/tierline.v1.Local/JobSubmit", Roles::OPERATOR, Roles::CLOUD),
+    rule("/tierline.v1.Local/JobList", Roles::OPERATOR, Roles::NODES),
+    rule("/tierline.v1.Local/JobShow", Roles::OPERATOR, Roles::NODES),
+    rule("/tierline.v1.Local/JobControl", Roles::OPERATOR, Roles::CLOUD),
+    rule("/tierline.v1.Local/JobWatch", Roles::OPERATOR, Roles::CLOUD),
+    rule("/tierline.v1.Local/JobModel", Roles::OPERATOR, Roles::CLOUD),
 ];
 
 /// Whether `caller` may call `rpc` (a gRPC path) on a node of role `server`.

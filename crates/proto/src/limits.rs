@@ -59,6 +59,9 @@ pub const REVERSE_BYTES_MAX: usize = 1 << 20;
 /// One artefact (a model with its external data).
 pub const ARTEFACT_BYTES_MAX: u64 = 16 << 30;
 
+/// One update of a federation, as it travels.
+pub const UPDATE_BYTES_MAX: u64 = 4 << 30;
+
 /// Files of one added model: the model and its external data.
 pub const MODEL_FILES_MAX: usize = 1_024;
 

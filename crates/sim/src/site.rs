@@ -19,7 +19,7 @@ use tierline_node::federation::{
 use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
 use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Kept, Workplace};
+use tierline_train::federated::{Blueprint, Kept, Workplace};
 use tierline_train::{Job, Scores, TrainError};
 
 use crate::clock::Clock;
@@ -147,7 +147,7 @@ pub fn run(
     for share in data.iter().chain(test) {
         judge.check(share)?;
     }
-    let mut site = Site::new(job, &judge, data, scenario, Workers::new(places));
+    let mut site = Site::new(job, judge.blueprint(), data, scenario, Workers::new(places));
     site.begin();
     let rounds = job.federation.as_ref().map_or(1, |f| f.cloud.rounds);
     let mut scores: Vec<RoundScores> = Vec::new();
@@ -186,7 +186,7 @@ pub fn run(
             site.coordinate(0, Event::Made { version, enough: reached })?;
         }
     }
-    let model = judge.export(&site.nodes[0].desk().server().model)?;
+    let model = judge.blueprint().export(&site.nodes[0].desk().server().model)?;
     let excluded = std::mem::take(&mut site.excluded);
     Ok(Outcome { rounds: scores, model, seconds: site.clock.now().since(Time::ZERO).as_secs_f64(), excluded })
 }
@@ -302,7 +302,7 @@ struct Site {
 }
 
 impl Site {
-    fn new(job: &Job, place: &Workplace, data: Vec<Dataset>, scenario: &Scenario, workers: Workers) -> Self {
+    fn new(job: &Job, place: &Blueprint, data: Vec<Dataset>, scenario: &Scenario, workers: Workers) -> Self {
         let federation = job.federation.clone().unwrap_or_default();
         let initial = place.initial();
         let above = |hop: &tierline_federate::Hop, index: u64| {
@@ -701,29 +701,10 @@ impl Site {
         let channels = self.nodes[parent].above.as_ref().map_or_else(Vec::new, |a| a.channels.clone());
         let Some(above) = &self.nodes[at].above else { return Ok(()) };
         let vectors = desk::change(&above.base, &above.desk.server().model, &channels);
-        let contribution = Contribution { vectors, report: together(counted) };
+        let contribution = Contribution { vectors, report: Report::together(counted) };
         let update = self.hold(at, task, contribution);
         self.take_part(at, MemberEvent::Worked { task, result: Ok(update) });
         Ok(())
-    }
-}
-
-/// What members' reports amount to for the hop above: each member's examples
-/// once, means of the rest.
-fn together(counted: &[Counted]) -> Report {
-    let mut examples: BTreeMap<&str, u64> = BTreeMap::new();
-    for c in counted {
-        let of = examples.entry(&c.member).or_default();
-        *of = (*of).max(c.report.examples);
-    }
-    let accuracy = counted.iter().all(|c| c.report.accuracy.is_some());
-    Report {
-        examples: examples.values().sum(),
-        steps: mean_of(counted, |r| r.steps as f64).round().max(1.0) as u64,
-        effective_steps: mean_of(counted, |r| r.effective_steps),
-        loss: mean_of(counted, |r| r.loss),
-        accuracy: accuracy.then(|| mean_of(counted, |r| r.accuracy.unwrap_or(0.0))),
-        seconds: mean_of(counted, |r| r.seconds),
     }
 }
 

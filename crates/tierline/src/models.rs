@@ -9,11 +9,11 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tierline_engine::{Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session};
+use tierline_engine::{Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session, StateSlot, Stateful};
 use tierline_graph::cuts::{Cut, candidates, cuts};
 use tierline_graph::fold::{Purpose, fold, fold_for};
 use tierline_graph::infer::{Types, infer_types, infer_types_with};
-use tierline_graph::{Model, ValueInfo};
+use tierline_graph::{Model, Tensor, ValueInfo};
 
 use crate::cli::Global;
 use crate::output::{Exit, ExitWith, Failure, Outcome};
@@ -248,7 +248,21 @@ impl Engine for OnDemand {
         self.found.get().map_or_else(|| "not loaded yet".to_owned(), |engine| engine.version())
     }
 
+    fn kernels(&self) -> &'static [&'static str] {
+        self.engine().kernels()
+    }
+
     fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
         self.engine().load(model, options)
+    }
+
+    fn load_stateful(
+        &self,
+        model: &Model,
+        options: &LoadOptions,
+        slots: &[StateSlot],
+        state: Vec<Tensor>,
+    ) -> Result<Box<dyn Stateful>, EngineError> {
+        self.engine().load_stateful(model, options, slots, state)
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! Files, links and rounds are elsewhere; what is here depends on nothing but
 //! the job, the data, and the names of member and round, so that a task that
-//! is done again gives the same update. Start at [`Workplace`].
+//! is done again gives the same update. Start at [`Workplace`]; [`Blueprint`] is
+//! for those who only put updates together.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::strategy::Drift;
 use tierline_federate::{Channel, Contribution, Federation, Layout, Part, Report, Vectors};
-use tierline_graph::step::{Optimizer, Role, Schedule, Steering};
+use tierline_graph::step::{self, Optimizer, Recipe, Role, Schedule, Spec, Steering};
 use tierline_graph::{Elements, Model, Tensor};
 
 use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
@@ -37,36 +38,39 @@ pub struct Task<'a> {
     pub start: &'a Vectors,
 }
 
-/// A model's training step, ready for any member's tasks.
-pub struct Workplace {
-    trainer: Trainer,
+/// What a job shares of its model, without an engine: enough to put updates
+/// together and to write the result.
+pub struct Blueprint {
+    model: Model,
+    spec: Spec,
     /// The state of a model that has not been trained yet.
     blank: Vec<Tensor>,
     layout: Layout,
-    job: Job,
-    federation: Federation,
     drift: Drift,
 }
 
-impl Workplace {
-    /// Prepares a model, its constants folded for training, for members of
-    /// the job.
+/// A model's training step, ready for any member's tasks.
+pub struct Workplace {
+    blueprint: Blueprint,
+    trainer: Trainer,
+    job: Job,
+    federation: Federation,
+}
+
+impl Blueprint {
+    /// Looks at a model, its constants folded for training.
     ///
     /// # Errors
-    /// When the job names no federation, or the model can't be trained so.
-    pub fn new(engine: &Arc<dyn Engine>, model: Model, job: &Job, options: &LoadOptions) -> Result<Self, TrainError> {
-        let federation = job.federation.clone().unwrap_or_default();
-        federation.check()?;
-        let drift = federation.of_ends().strategy.behaviour().drift();
-        let steering = Steering { pull: drift.pull, corrected: drift.pull != 0.0 || drift.control };
-        // The rate of a round comes from outside: each task begins at step 0.
-        let recipe = job.recipe(1);
-        let recipe =
-            tierline_graph::step::Recipe { schedule: Schedule::constant(1.0), steering: Some(steering), ..recipe };
-        let trainer = Trainer::new(engine, model, &recipe, options)?;
-        let blank = trainer.state()?;
+    /// When it can't be trained, or not by a federation.
+    pub fn new(model: Model, job: &Job) -> Result<Self, TrainError> {
+        let step = step::trainable(&model, &recipe(job)?)?;
+        let (_, blank) = step.divided()?;
+        Self::of(model, step.spec, blank, job)
+    }
+
+    fn of(model: Model, spec: Spec, blank: Vec<Tensor>, job: &Job) -> Result<Self, TrainError> {
         let parts = |role: Role| {
-            let slots = trainer.spec().state.iter().zip(&blank).filter(move |(slot, _)| slot.role == role);
+            let slots = spec.state.iter().zip(&blank).filter(move |(slot, _)| slot.role == role);
             slots
                 .map(|(slot, tensor)| match tensor.as_f32() {
                     Some(_) => Ok(Part { name: slot.input.clone(), shape: tensor.shape().to_vec() }),
@@ -75,21 +79,13 @@ impl Workplace {
                 .collect::<Result<Vec<Part>, TrainError>>()
         };
         let layout = Layout { parameters: parts(Role::Parameter)?, statistics: parts(Role::Statistic)? };
-        Ok(Self { blank, layout, job: job.clone(), federation, drift, trainer })
+        Ok(Self { model, spec, blank, layout, drift: drift(job) })
     }
 
     /// What is learned and shared.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
-    }
-
-    /// Refuses a data set that the model can't learn from.
-    ///
-    /// # Errors
-    /// Naming what doesn't fit.
-    pub fn check(&self, dataset: &Dataset) -> Result<(), TrainError> {
-        self.trainer.check(dataset)
     }
 
     /// The model as its file or its seed has it: version 0.
@@ -100,6 +96,87 @@ impl Workplace {
             vectors.insert(Channel::Control, vec![0.0; self.layout.len(Channel::Control)]);
         }
         vectors
+    }
+
+    /// A model for use.
+    ///
+    /// # Errors
+    /// When the vectors are of another model.
+    pub fn export(&self, model: &Vectors) -> Result<Model, TrainError> {
+        Ok(self.spec.export(&self.model, &self.state(model)?)?)
+    }
+
+    /// A state that begins with this model.
+    fn state(&self, model: &Vectors) -> Result<Vec<Tensor>, TrainError> {
+        let mut state = self.blank.clone();
+        for (channel, role) in [(Channel::Model, Role::Parameter), (Channel::Statistics, Role::Statistic)] {
+            let flat = vector(model, channel);
+            let expected = self.layout.len(channel);
+            if flat.len() != expected {
+                return Err(TrainError::Vector { what: channel.name(), expected, given: flat.len() });
+            }
+            let mut rest = flat;
+            let slots = self.spec.state.iter().zip(&mut state).filter(|(slot, _)| slot.role == role);
+            for (_, tensor) in slots {
+                let (own, behind) = rest.split_at(tensor.len());
+                if let Elements::F32(values) = tensor.elements_mut() {
+                    values.copy_from_slice(own);
+                }
+                rest = behind;
+            }
+        }
+        Ok(state)
+    }
+
+    /// Flat vectors of a state.
+    fn vectors(&self, state: &[Tensor]) -> Vectors {
+        let flat = |role: Role| {
+            let slots = self.spec.state.iter().zip(state).filter(|(slot, _)| slot.role == role);
+            slots.flat_map(|(_, tensor)| tensor.as_f32().unwrap_or_default()).copied().collect()
+        };
+        Vectors::from([(Channel::Model, flat(Role::Parameter)), (Channel::Statistics, flat(Role::Statistic))])
+    }
+}
+
+/// What ends do besides plain training.
+fn drift(job: &Job) -> Drift {
+    job.federation.as_ref().map_or_else(Drift::default, |f| f.of_ends().strategy.behaviour().drift())
+}
+
+/// What members' step graphs are made by.
+fn recipe(job: &Job) -> Result<Recipe, TrainError> {
+    job.federation.as_ref().map_or(Ok(()), Federation::check)?;
+    let drift = drift(job);
+    let steering = Steering { pull: drift.pull, corrected: drift.pull != 0.0 || drift.control };
+    // The rate of a round comes from outside: each task begins at step 0.
+    Ok(Recipe { schedule: Schedule::constant(1.0), steering: Some(steering), ..job.recipe(1) })
+}
+
+impl Workplace {
+    /// Prepares a model, its constants folded for training, for members of
+    /// the job.
+    ///
+    /// # Errors
+    /// When the model can't be trained so.
+    pub fn new(engine: &Arc<dyn Engine>, model: Model, job: &Job, options: &LoadOptions) -> Result<Self, TrainError> {
+        let trainer = Trainer::new(engine, model.clone(), &recipe(job)?, options)?;
+        let blueprint = Blueprint::of(model, trainer.spec().clone(), trainer.state()?, job)?;
+        let federation = job.federation.clone().unwrap_or_default();
+        Ok(Self { blueprint, trainer, job: job.clone(), federation })
+    }
+
+    /// What the job shares of the model.
+    #[must_use]
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Refuses a data set that the model can't learn from.
+    ///
+    /// # Errors
+    /// Naming what doesn't fit.
+    pub fn check(&self, dataset: &Dataset) -> Result<(), TrainError> {
+        self.trainer.check(dataset)
     }
 
     /// Does a task: some epochs over the member's examples, from the model it
@@ -138,12 +215,12 @@ impl Workplace {
             steps += 1;
             batches.recycle(batch);
         }
-        let mut vectors = self.vectors(&self.trainer.state()?);
+        let mut vectors = self.blueprint.vectors(&self.trainer.state()?);
         let effective_steps = effective(steps, &self.job.optimizer);
         subtract(vectors.entry(Channel::Statistics).or_default(), vector(task.start, Channel::Statistics));
         let change = vectors.entry(Channel::Model).or_default();
         subtract(change, start);
-        if self.drift.control {
+        if self.blueprint.drift.control {
             let control = controlled(change, vector(task.start, Channel::Control), rate * effective_steps, kept);
             vectors.insert(Channel::Control, control);
         }
@@ -154,7 +231,7 @@ impl Workplace {
             effective_steps,
             loss: loss / seen,
             accuracy: correct.map(|n| n as f64 / seen),
-            seconds: 0.0,
+            ..Report::default()
         };
         Ok(Some(Contribution { vectors, report }))
     }
@@ -167,15 +244,6 @@ impl Workplace {
         self.load(model)?;
         let options = self.options()?;
         self.trainer.evaluate(data, &options)
-    }
-
-    /// A model for use.
-    ///
-    /// # Errors
-    /// When it isn't valid.
-    pub fn export(&mut self, model: &Vectors) -> Result<Model, TrainError> {
-        self.load(model)?;
-        self.trainer.export()
     }
 
     /// The learning rate of a round.
@@ -202,38 +270,13 @@ impl Workplace {
 
     /// Puts a model into the trainer, and everything else at its start.
     fn load(&mut self, model: &Vectors) -> Result<(), TrainError> {
-        let mut state = self.blank.clone();
-        for (channel, role) in [(Channel::Model, Role::Parameter), (Channel::Statistics, Role::Statistic)] {
-            let flat = vector(model, channel);
-            let expected = self.layout.len(channel);
-            if flat.len() != expected {
-                return Err(TrainError::Vector { what: channel.name(), expected, given: flat.len() });
-            }
-            let mut rest = flat;
-            let slots = self.trainer.spec().state.iter().zip(&mut state).filter(|(slot, _)| slot.role == role);
-            for (_, tensor) in slots {
-                let (own, behind) = rest.split_at(tensor.len());
-                if let Elements::F32(values) = tensor.elements_mut() {
-                    values.copy_from_slice(own);
-                }
-                rest = behind;
-            }
-        }
+        let state = self.blueprint.state(model)?;
         self.trainer.set_state(&state)
-    }
-
-    /// Flat vectors of a state.
-    fn vectors(&self, state: &[Tensor]) -> Vectors {
-        let flat = |role: Role| {
-            let slots = self.trainer.spec().state.iter().zip(state).filter(|(slot, _)| slot.role == role);
-            slots.flat_map(|(_, tensor)| tensor.as_f32().unwrap_or_default()).copied().collect()
-        };
-        Vectors::from([(Channel::Model, flat(Role::Parameter)), (Channel::Statistics, flat(Role::Statistic))])
     }
 
     /// Says what is added to gradients during a task.
     fn correct(&mut self, start: &Vectors, kept: &Kept) -> Result<(), TrainError> {
-        let Drift { pull, control } = self.drift;
+        let Drift { pull, control } = self.blueprint.drift;
         if pull == 0.0 && !control {
             return Ok(());
         }

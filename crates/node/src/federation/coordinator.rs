@@ -301,6 +301,8 @@ pub struct Coordinator {
     round: u64,
     /// The newest model.
     version: u64,
+    /// The model that the stretch began with.
+    base: u64,
     /// End of the stretch (one past its last round), and its name.
     until: u64,
     stretch: u64,
@@ -331,6 +333,7 @@ impl Coordinator {
             next_task: 0,
             round: 0,
             version: 0,
+            base: 0,
             until: 0,
             stretch: 0,
             so_far: Vec::new(),
@@ -396,7 +399,7 @@ impl Coordinator {
     fn replay(&mut self, record: Record, now: Time) {
         match record {
             Record::Began { version, rounds, stretch } => {
-                (self.version, self.stretch) = (version, stretch);
+                (self.version, self.base, self.stretch) = (version, version, stretch);
                 self.until = self.round + rounds;
                 self.so_far.clear();
                 self.goal = None;
@@ -533,6 +536,12 @@ impl Coordinator {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// The model that the stretch under way began with.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
     }
 
     /// Models that members may still start from, oldest first.

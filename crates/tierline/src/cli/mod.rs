@@ -11,6 +11,7 @@ mod completions;
 mod data;
 mod doctor;
 pub mod infer;
+mod job;
 mod link;
 mod model;
 mod node;
@@ -121,6 +122,9 @@ enum Verb {
     Explain(planning::Plan),
     /// Train a model, as a job's file says
     Train(train::Train),
+    /// Jobs of the site: list, look, follow, pause, resume, cancel
+    #[command(subcommand)]
+    Job(job::JobVerb),
     /// Try a federation in one process: any number of ends, links and devices as wished
     Sim(train::Sim),
     /// Send a request to a node
@@ -166,6 +170,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Plan(args) => planning::plan(global, &args, false),
         Verb::Explain(args) => planning::plan(global, &args, true),
         Verb::Train(args) => train::train(global, &args),
+        Verb::Job(verb) => job::job(global, verb),
         Verb::Sim(args) => train::simulate(global, &args),
         Verb::Infer(args) => infer::infer(global, &args),
         Verb::Bench(args) => bench::bench(global, &args),

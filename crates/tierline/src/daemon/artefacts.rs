@@ -67,6 +67,14 @@ impl Artefacts {
         Ok(self.store.get(digest).await?)
     }
 
+    /// Removes an artefact that nothing names any more.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn remove(&self, digest: Digest) -> Result<(), Failure> {
+        Ok(self.store.remove(digest).await?)
+    }
+
     /// Bytes of all artefacts.
     pub async fn bytes(&self) -> u64 {
         self.store.bytes().await

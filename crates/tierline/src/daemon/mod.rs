@@ -11,6 +11,7 @@ pub mod authority;
 pub mod catalogue;
 pub mod compute;
 pub mod events;
+pub mod federation;
 pub mod flow;
 pub mod metrics;
 mod models;
@@ -73,6 +74,8 @@ pub struct Node {
     pub metrics: metrics::Metrics,
     artefacts: artefacts::Artefacts,
     planner: planner::Planner,
+    /// Jobs under way.
+    pub federations: federation::Federations,
     authority: Option<authority::Authority>,
     uplinks: Vec<Arc<Uplink>>,
     changes: broadcast::Sender<RequestEvent>,
@@ -81,6 +84,8 @@ pub struct Node {
     catalogues_heard: AtomicU64,
     /// One catalogue is taken over at a time.
     adopting: tokio::sync::Mutex<()>,
+    /// One job is set up at a time.
+    adopting_jobs: tokio::sync::Mutex<()>,
     /// The path as children know it.
     told: Mutex<UpstreamPath>,
     draining: watch::Sender<bool>,
@@ -207,6 +212,13 @@ impl Node {
         self.report(uplink);
         self.replan();
         self.tell_children_path();
+        self.tell_jobs(uplink, true);
+    }
+
+    /// Tells every job that a parent came or went.
+    fn tell_jobs(self: &Arc<Self>, uplink: &Arc<Uplink>, up: bool) {
+        let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
+        tokio::spawn(async move { node.federations.parent(&uplink, up).await });
     }
 
     /// A lease is lost.
@@ -214,6 +226,9 @@ impl Node {
         let reason = format!("the lease with {name} is lost: {failure}");
         let _ = self.changes.send(RequestEvent::PeerDown { peer, reason });
         self.artefacts.source_down(self, peer);
+        if let Ok(uplink) = self.uplink(peer) {
+            self.tell_jobs(&uplink, false);
+        }
         self.events.record(
             "lease",
             format!("lost {name}: {failure}"),
@@ -283,6 +298,8 @@ impl Node {
             &serde_json::json!({ "node": peer.name, "up": true }),
         );
         self.report_up();
+        let (node, name) = (Arc::clone(self), peer.name.clone());
+        tokio::spawn(async move { node.federations.child_up(&name).await });
     }
 
     /// A child's lease ended.
@@ -290,6 +307,9 @@ impl Node {
         self.events.record("node", format!("{id} is gone: {why:?}"), &serde_json::json!({ "node": id, "up": false }));
         if let Some(node) = self.shared() {
             node.report_up();
+            if let Some(name) = node.children.name_of(id) {
+                tokio::spawn(async move { node.federations.child_down(&name).await });
+            }
         }
     }
 

@@ -13,6 +13,7 @@ use tierline_proto::limits::{
 use tierline_proto::v1::bulk_server::BulkServer;
 use tierline_proto::v1::control_server::ControlServer;
 use tierline_proto::v1::enrollment_server::EnrollmentServer;
+use tierline_proto::v1::federate_server::FederateServer;
 use tierline_proto::v1::infer_server::InferServer;
 use tierline_proto::v1::local_server::LocalServer;
 use tokio::net::{TcpListener, UnixListener};
@@ -30,6 +31,7 @@ use super::planner::Planner;
 use super::services::bulk::BulkService;
 use super::services::control::{Children, ControlService};
 use super::services::enrollment::EnrollmentService;
+use super::services::federate::FederateService;
 use super::services::gate::{Door, GateLayer};
 use super::services::infer::InferService;
 use super::services::local::LocalService;
@@ -111,6 +113,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     tokio::spawn(renewal::keep(Arc::clone(&node)));
     node.replan();
     profile_missing(&node);
+    node.resume_jobs().await.map_err(|f| crate::cli::infer::wire_failure(&f))?;
 
     // Whoever reads "ready" may ask for the end at once.
     let mut signals = Signals::new()?;
@@ -229,6 +232,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         metrics: metrics::Metrics::default(),
         artefacts: Artefacts::new(store, Arc::clone(&state), uplinks.iter().map(|u| u.peer)),
         planner: Planner::new(config.memory_bytes),
+        federations: super::federation::Federations::default(),
         authority,
         uplinks,
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
@@ -236,6 +240,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         state,
         catalogues_heard: std::sync::atomic::AtomicU64::new(0),
         adopting: tokio::sync::Mutex::default(),
+        adopting_jobs: tokio::sync::Mutex::default(),
         told: Mutex::default(),
         draining: watch::channel(false).0,
         this: this.clone(),
@@ -313,6 +318,9 @@ fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Served> {
         .add_service(ControlServer::new(ControlService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(InferServer::new(InferService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(BulkServer::new(BulkService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(
+            FederateServer::new(FederateService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX),
+        )
         .add_service(EnrollmentServer::new(EnrollmentService(Arc::clone(node))))
         .add_service(
             LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX),

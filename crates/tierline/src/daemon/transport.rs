@@ -8,6 +8,7 @@ use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_
 use tierline_proto::v1::bulk_client::BulkClient;
 use tierline_proto::v1::control_client::ControlClient;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
+use tierline_proto::v1::federate_client::FederateClient;
 use tierline_proto::v1::infer_client::InferClient;
 use tokio::net::TcpStream;
 use tonic::codegen::http::Uri;
@@ -128,6 +129,12 @@ impl Pair {
     #[must_use]
     pub fn bulk(&self) -> BulkClient<Channel> {
         BulkClient::new(self.second.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Client of the federation service: on the connection for bulk.
+    #[must_use]
+    pub fn federate(&self) -> FederateClient<Channel> {
+        FederateClient::new(self.second.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// Client of the enrollment service.

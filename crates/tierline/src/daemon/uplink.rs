@@ -11,8 +11,9 @@ use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
 use tierline_node::{Peer, Rng, Time};
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::{
-    self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, LinkEstimate, ParentMessage, ParentStatus,
-    ProbeChunk, Reply, RunChunk, RunHeader, StageTiming, UpstreamPath, child_message, parent_message, run_chunk,
+    self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, JobVerdict, LinkEstimate, ParentMessage,
+    ParentStatus, ProbeChunk, Reply, RunChunk, RunHeader, StageTiming, SubmitChunk, UpdateHeader, UpstreamPath,
+    child_message, parent_message, run_chunk, submit_chunk, submit_reply,
 };
 use tierline_proto::{Digest, Encoded, Versions, frame};
 use tokio::sync::mpsc;
@@ -485,6 +486,7 @@ impl Uplink {
             }
             Some(Body::Revocations(list)) => node.hear_revocations(&list),
             Some(Body::Request(request)) => node.reverse(self, request),
+            Some(Body::Assignment(assignment)) => node.hear_assignment(self, assignment),
             Some(Body::Goodbye(Goodbye { reason, return_after_ms })) => {
                 let reason = reason.unwrap_or_else(|| Failure::new(Code::Draining, "the parent said goodbye"));
                 let return_after = Duration::from_millis(return_after_ms.into());
@@ -492,6 +494,41 @@ impl Uplink {
             }
             None => {}
         }
+    }
+
+    /// Sends an update, from where an earlier try broke off; what became of
+    /// it.
+    ///
+    /// # Errors
+    /// When the parent can't be reached or breaks the protocol.
+    pub async fn submit(&self, header: UpdateHeader, update: Bytes) -> Result<JobVerdict, Failure> {
+        let mut client = self.pair()?.federate();
+        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
+        let broken = || Failure::new(Code::Unreachable, "the connection broke off").at(&self.name());
+        let head = SubmitChunk { body: Some(submit_chunk::Body::Header(header)) };
+        send.send(head).await.map_err(|_| broken())?;
+        let mut stream = client.submit(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
+        let mut feeder = None;
+        while let Some(reply) = stream.message().await.map_err(|s| self.failure(&s))? {
+            match reply.body {
+                Some(submit_reply::Body::From(from)) if feeder.is_none() => {
+                    let from = usize::try_from(from).ok().filter(|from| *from <= update.len()).ok_or_else(broken)?;
+                    let (rest, send) = (update.slice(from..), send.clone());
+                    // Ends with the call.
+                    feeder = Some(AbortOnDrop(tokio::spawn(async move {
+                        for at in (0..rest.len()).step_by(CHUNK_BYTES) {
+                            let data = rest.slice(at..rest.len().min(at + CHUNK_BYTES));
+                            if send.send(SubmitChunk { body: Some(submit_chunk::Body::Data(data)) }).await.is_err() {
+                                return;
+                            }
+                        }
+                    })));
+                }
+                Some(submit_reply::Body::Verdict(verdict)) => return Ok(verdict),
+                _ => return Err(Failure::new(Code::Protocol, "that is no answer to an update").at(&self.name())),
+            }
+        }
+        Err(broken())
     }
 
     /// Fetches a range of an artefact from the parent; `take` gets each piece

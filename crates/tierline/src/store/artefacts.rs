@@ -82,6 +82,17 @@ impl ArtefactStore {
         Ok(digest)
     }
 
+    /// Removes an artefact; one that isn't there is as good.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn remove(&self, digest: Digest) -> Result<(), StoreError> {
+        match self.store.delete(&key(digest)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.failed(digest, e)),
+        }
+    }
+
     /// A whole artefact, verified.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 pub mod artefacts;
 pub mod disk;
 mod error;
+pub mod jobs;
 pub mod state;
 
 pub use artefacts::ArtefactStore;

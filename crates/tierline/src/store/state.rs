@@ -1,5 +1,5 @@
-//! A node's small state, in SQLite: names of models, profiles, and on the
-//! cloud tokens, nodes and revocations.
+//! A node's small state, in SQLite: names of models, profiles, jobs, and on
+//! the cloud tokens, nodes and revocations.
 //!
 //! Every write is one transaction, synced before it is acknowledged. Schema
 //! changes are steps in [`STEPS`], never edits of an earlier one.
@@ -24,6 +24,21 @@ const STEPS: &[&str] = &["
     CREATE TABLE joins (device_key BLOB PRIMARY KEY, token TEXT NOT NULL, node TEXT NOT NULL) STRICT;
     CREATE TABLE nodes (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, role INTEGER NOT NULL) STRICT;
     CREATE TABLE revoked (node TEXT PRIMARY KEY, name TEXT NOT NULL, reason TEXT NOT NULL, since_s INTEGER NOT NULL) STRICT;
+", "
+    CREATE TABLE jobs (
+        job BLOB PRIMARY KEY, name TEXT NOT NULL, coordinates INTEGER NOT NULL, created_ms INTEGER NOT NULL,
+        ended TEXT, failure TEXT NOT NULL DEFAULT ''
+    ) STRICT;
+    CREATE TABLE job_journal (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, job BLOB NOT NULL, side INTEGER NOT NULL, record TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX job_journal_of ON job_journal (job, side, seq);
+    CREATE TABLE job_versions (
+        job BLOB NOT NULL, version INTEGER NOT NULL, artefact BLOB NOT NULL, PRIMARY KEY (job, version)
+    ) STRICT;
+    CREATE TABLE job_rounds (
+        job BLOB NOT NULL, round INTEGER NOT NULL, scores TEXT NOT NULL, PRIMARY KEY (job, round)
+    ) STRICT;
 "];
 
 /// The state of one node.
@@ -128,7 +143,7 @@ impl State {
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         f(&mut connection).map_err(|source| StoreError::State { path: self.path.clone(), source })
     }

@@ -4,6 +4,7 @@
 mod local;
 mod rounds;
 mod sim;
+mod site;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tierline_train::job::Weights;
 use tierline_train::{Job, TrainError, init};
 
 pub use self::sim::Sim;
+pub use self::site::{Followed, follow};
 use super::{Global, usage};
 use crate::datasets::{Datasets, DatasetsError};
 use crate::models;
@@ -41,6 +43,9 @@ pub struct Train {
     /// Run more or fewer epochs than the job says
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
+    /// The cloud's node; the one on this device unless said
+    #[arg(long, value_name = "URL", conflicts_with_all = ["local", "sim"])]
+    endpoint: Option<String>,
     /// Threads; every core unless said
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -56,8 +61,11 @@ pub fn train(global: &Global, args: &Train) -> Outcome {
     }
     match args.sim {
         Some(ends) => sim::sim(global, &Sim::of(args, ends), job),
-        None => Err(usage("say where to train: --local trains on this device")
-            .hint(format!("tierline train {} --local", args.job.display()))),
+        None if job.federation.is_none() => {
+            let text = "the job has no table [federation]; say where to train: --local trains on this device";
+            Err(usage(text).hint(format!("tierline train {} --local", args.job.display())))
+        }
+        None => site::site(global, args, &job),
     }
 }
 

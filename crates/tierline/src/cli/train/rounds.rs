@@ -81,6 +81,12 @@ impl<'a> Rounds<'a> {
         self.bar.suspend(|| output::line(&text))
     }
 
+    /// A node was left out.
+    pub fn excluded(&self, node: Option<&str>, reason: Option<&str>) {
+        let (node, reason) = (node.unwrap_or("a node"), reason.unwrap_or("no reason was given"));
+        self.bar.suspend(|| self.global.output().say(format!("{node} is left out: {reason}")));
+    }
+
     /// Curves and the last line; the model is in the folder already.
     pub fn done(self, folder: &Folder, seconds: Option<f64>) -> Outcome {
         self.bar.finish_and_clear();

@@ -131,6 +131,29 @@ impl Children {
         }
     }
 
+    /// Tells one child, by its name; one that isn't connected hears nothing.
+    pub fn tell(&self, name: &str, body: parent_message::Body) {
+        let inner = self.lock();
+        let session = inner.register.children().find(|(_, e)| e.hello.name == name).and_then(|(_, e)| e.session);
+        if let Some(session) = session {
+            inner.send(session, body);
+        }
+    }
+
+    /// Names of the children that are connected.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let inner = self.lock();
+        let connected = inner.register.children().filter(|(_, entry)| entry.session.is_some());
+        connected.map(|(_, entry)| entry.hello.name.clone()).collect()
+    }
+
+    /// The name of a child that is or was there.
+    #[must_use]
+    pub fn name_of(&self, id: &str) -> Option<String> {
+        self.lock().register.children().find(|(child, _)| *child == id).map(|(_, entry)| entry.hello.name.clone())
+    }
+
     /// A node's certificate is revoked: its lease ends now.
     pub fn revoke(&self, node: &Node, id: &str) {
         self.step(node, ParentEvent::Revoked { node: id.to_owned() });
@@ -296,6 +319,11 @@ fn hear(node: &Arc<Node>, id: &str, session: u64, body: child_message::Body) {
         Body::Hints(hints) => {
             drop(inner);
             node.warm_hints(&hints);
+        }
+        Body::Standing(standing) => {
+            drop(inner);
+            let (node, name) = (Arc::clone(node), node.children.name_of(id).unwrap_or_default());
+            tokio::spawn(async move { node.federations.child_stands(&name, standing).await });
         }
         Body::Reply(_) | Body::Goodbye(_) => {}
     }

@@ -8,11 +8,11 @@ use tierline_engine::profiler::Watch;
 use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES, DEADLINE_MS_MAX, MODEL_FILES_MAX};
 use tierline_proto::v1::local_server::Local;
 use tierline_proto::v1::{
-    Code, DrainRequest, Empty, Event, Failure, InferChunk, InferHeader, InferReply, MetricsReply, ModelAddChunk,
-    ModelAddReply, ModelInfo, ModelListReply, ModelRemoveRequest, ModelShowReply, ModelShowRequest, NodeRevokeRequest,
-    NodeStatus, NodesReply, Placement, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, Route,
-    TokenCreateReply, TokenCreateRequest, TokenListReply, TokenRevokeRequest, WatchRequest, infer_chunk,
-    model_add_chunk,
+    Code, DrainRequest, Empty, Event, Failure, InferChunk, InferHeader, InferReply, JobControlRequest, JobInfo,
+    JobListReply, JobRequest, JobSubmitChunk, MetricsReply, ModelAddChunk, ModelAddReply, ModelInfo, ModelListReply,
+    ModelRemoveRequest, ModelShowReply, ModelShowRequest, NodeRevokeRequest, NodeStatus, NodesReply, Placement,
+    PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, Route, TokenCreateReply, TokenCreateRequest,
+    TokenListReply, TokenRevokeRequest, WatchRequest, infer_chunk, model_add_chunk,
 };
 use tierline_proto::{Encoded, frame};
 use tokio::sync::mpsc;
@@ -20,6 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::infer::pack;
+use super::jobs;
 use crate::daemon::catalogue::unknown_model;
 use crate::daemon::flow::{self, Answer, Inputs, Order};
 use crate::daemon::{Node, wire};
@@ -40,6 +41,8 @@ impl Local for LocalService {
     type ProfileStream = ReceiverStream<Result<ProfileProgress, Status>>;
     type InferStream = ReceiverStream<Result<InferChunk, Status>>;
     type WatchStream = ReceiverStream<Result<Event, Status>>;
+    type JobWatchStream = jobs::Events;
+    type JobModelStream = jobs::Model;
 
     async fn status(&self, _: Request<Empty>) -> Reply1<NodeStatus> {
         Ok(Response::new(self.0.status().await))
@@ -189,6 +192,30 @@ impl Local for LocalService {
         self.0.observe_answer(&header, &plan, total, &reply);
         let reply = InferReply { reply: Some(reply), total_ns: flow::ns(total), predicted_ns: predicted, plan };
         Ok(Response::new(send(reply, tensors)))
+    }
+
+    async fn job_submit(&self, request: Request<Streaming<JobSubmitChunk>>) -> Reply1<JobInfo> {
+        Ok(Response::new(jobs::submit(&self.0, request.into_inner()).await?))
+    }
+
+    async fn job_list(&self, _: Request<Empty>) -> Reply1<JobListReply> {
+        Ok(Response::new(JobListReply { jobs: self.0.job_list().await? }))
+    }
+
+    async fn job_show(&self, request: Request<JobRequest>) -> Reply1<JobInfo> {
+        Ok(Response::new(self.0.job_info(&request.into_inner().job).await?))
+    }
+
+    async fn job_control(&self, request: Request<JobControlRequest>) -> Reply1<JobInfo> {
+        Ok(Response::new(jobs::control(&self.0, &request.into_inner()).await?))
+    }
+
+    async fn job_watch(&self, request: Request<JobRequest>) -> Reply1<Self::JobWatchStream> {
+        Ok(Response::new(jobs::watch(&self.0, &request.into_inner().job)?))
+    }
+
+    async fn job_model(&self, request: Request<JobRequest>) -> Reply1<Self::JobModelStream> {
+        Ok(Response::new(jobs::model(&self.0, &request.into_inner().job)?))
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Reply1<Empty> {

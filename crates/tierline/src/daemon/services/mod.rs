@@ -3,6 +3,8 @@
 pub mod bulk;
 pub mod control;
 pub mod enrollment;
+pub mod federate;
 pub mod gate;
 pub mod infer;
+mod jobs;
 pub mod local;

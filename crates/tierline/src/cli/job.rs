@@ -1,0 +1,178 @@
+//! `tierline job`: jobs of the site.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use tierline_proto::v1::job_control_request::What;
+use tierline_proto::v1::{Empty, JobControlRequest, JobInfo, JobRequest};
+
+use super::client::{connect, refused};
+use super::train::{Followed, follow};
+use super::{Global, block_on};
+use crate::output::{self, Outcome};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum JobVerb {
+    /// Jobs that a node knows of, the newest first
+    Ls(Where),
+    /// One job: its round, its members, who was left out and why
+    Show(Named),
+    /// A job's rounds so far, and those to come; its model at the end
+    Logs(Logs),
+    /// Give out no new work; what is under way still counts
+    Pause(Named),
+    /// Give out work again
+    Resume(Named),
+    /// End a job where it is
+    Cancel(Named),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Where {
+    /// Ask this node instead of the one on this device
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Named {
+    /// Name of the job, its digest, or at least four digits of it
+    job: String,
+    #[command(flatten)]
+    node: Where,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Logs {
+    #[command(flatten)]
+    job: Named,
+    /// Folder for the model and the curves; `NAME.run` unless said
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Every job, for programs.
+#[derive(Debug, Serialize)]
+struct List {
+    jobs: Vec<Shown>,
+}
+
+/// A job, for programs.
+#[derive(Debug, Serialize)]
+struct Shown {
+    job: String,
+    name: String,
+    state: String,
+    round: u64,
+    rounds: u64,
+    counted: u32,
+    goal: u32,
+    ready: u32,
+    members: u32,
+    excluded: Vec<Excluded>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    failure: String,
+    created_ms: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Excluded {
+    node: String,
+    reason: String,
+}
+
+/// The job's digest, in hexadecimal digits.
+pub fn digest(info: &JobInfo) -> String {
+    info.job.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl From<JobInfo> for Shown {
+    fn from(info: JobInfo) -> Self {
+        Self {
+            job: digest(&info),
+            name: info.name,
+            state: info.state,
+            round: info.round,
+            rounds: info.rounds,
+            counted: info.counted,
+            goal: info.goal,
+            ready: info.ready,
+            members: info.members,
+            excluded: info.excluded.into_iter().map(|m| Excluded { node: m.node, reason: m.reason }).collect(),
+            failure: info.failure,
+            created_ms: info.created_ms,
+        }
+    }
+}
+
+pub fn job(global: &Global, verb: JobVerb) -> Outcome {
+    block_on(async {
+        match verb {
+            JobVerb::Ls(place) => list(global, &place).await,
+            JobVerb::Show(named) => show(global, &named).await,
+            JobVerb::Logs(logs) => self::logs(global, &logs).await,
+            JobVerb::Pause(named) => control(global, &named, What::Pause).await,
+            JobVerb::Resume(named) => control(global, &named, What::Resume).await,
+            JobVerb::Cancel(named) => control(global, &named, What::Cancel).await,
+        }
+    })
+}
+
+async fn list(global: &Global, place: &Where) -> Outcome {
+    let mut node = connect(global, place.endpoint.as_deref()).await?;
+    let jobs = node.job_list(Empty {}).await.map_err(|s| refused(&s))?.into_inner().jobs;
+    let list = List { jobs: jobs.into_iter().map(Shown::from).collect() };
+    global.output().data(&list, |List { jobs }| {
+        if jobs.is_empty() {
+            return "no job was given to this node; begin one with `tierline train JOB.toml`".to_owned();
+        }
+        let row = |j: &Shown| {
+            let rounds = format!("{}/{}", j.round, j.rounds);
+            vec![j.name.clone(), j.job[..8].to_owned(), j.state.clone(), rounds, j.members.to_string()]
+        };
+        let rows: Vec<Vec<String>> = jobs.iter().map(row).collect();
+        output::table(&["job", "digest", "state", "rounds", "members"], &rows)
+    })
+}
+
+async fn get(global: &Global, named: &Named) -> Outcome<JobInfo> {
+    let mut node = connect(global, named.node.endpoint.as_deref()).await?;
+    let request = JobRequest { job: named.job.clone() };
+    Ok(node.job_show(request).await.map_err(|s| refused(&s))?.into_inner())
+}
+
+async fn show(global: &Global, named: &Named) -> Outcome {
+    say(global, get(global, named).await?)
+}
+
+fn say(global: &Global, info: JobInfo) -> Outcome {
+    global.output().data(&Shown::from(info), |job| {
+        let mut text = format!(
+            "job      {}\ndigest   {}\nstate    {}\nrounds   {} of {}\nmembers  {} known, {} ready\nanswers  {} of {} \
+             for the round under way",
+            job.name, job.job, job.state, job.round, job.rounds, job.members, job.ready, job.counted, job.goal
+        );
+        if !job.failure.is_empty() {
+            text.push_str(&format!("\nfailure  {}", job.failure));
+        }
+        for out in &job.excluded {
+            text.push_str(&format!("\nwithout  {}: {}", out.node, out.reason));
+        }
+        text
+    })
+}
+
+async fn logs(global: &Global, logs: &Logs) -> Outcome {
+    let info = get(global, &logs.job).await?;
+    let mut node = connect(global, logs.job.node.endpoint.as_deref()).await?;
+    let folder = logs.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.run", info.name)));
+    match follow(global, &mut node, &info, &folder).await? {
+        Followed::Ended | Followed::Left => Ok(()),
+    }
+}
+
+async fn control(global: &Global, named: &Named, what: What) -> Outcome {
+    let mut node = connect(global, named.node.endpoint.as_deref()).await?;
+    let request = JobControlRequest { job: named.job.clone(), what: what.into() };
+    say(global, node.job_control(request).await.map_err(|s| refused(&s))?.into_inner())
+}

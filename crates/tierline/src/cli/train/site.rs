@@ -1,0 +1,111 @@
+//! `tierline train` on the nodes of the site: gives the job to the cloud, and
+//! follows it.
+
+use tierline_federate::RoundScores;
+use tierline_proto::limits::CHUNK_BYTES;
+use tierline_proto::v1::local_client::LocalClient;
+use tierline_proto::v1::{JobInfo, JobRequest, JobSubmitChunk, JobSubmitHeader, job_submit_chunk};
+use tierline_train::Job;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::rounds::Rounds;
+use super::{Folder, Train, model};
+use crate::cli::client::{connect, refused};
+use crate::cli::{Global, block_on};
+use crate::models;
+use crate::output::{Exit, ExitWith, Failure, Outcome};
+
+/// Chunks ahead of the connection.
+const AHEAD_MAX: usize = 4;
+
+pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
+    if let Some(federation) = &job.federation {
+        federation.check().exit_with(Exit::Configuration)?;
+    }
+    let engine = models::engine(global)?;
+    let bytes = model(&args.job, job, &engine)?.to_bytes()?;
+    let name = args.job.file_stem().and_then(|stem| stem.to_str()).unwrap_or("job").to_owned();
+    let toml = toml::to_string(job)?;
+    let folder = Folder::of(args);
+    folder.create()?;
+    block_on(async {
+        let mut node = connect(global, args.endpoint.as_deref()).await?;
+        let (send, receive) = tokio::sync::mpsc::channel(AHEAD_MAX);
+        let header = JobSubmitHeader { name, toml, length: bytes.len() as u64 };
+        tokio::spawn(async move {
+            let data = bytes.chunks(CHUNK_BYTES).map(|data| job_submit_chunk::Body::Data(data.to_vec().into()));
+            for body in std::iter::once(job_submit_chunk::Body::Header(header)).chain(data) {
+                if send.send(JobSubmitChunk { body: Some(body) }).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let info = node.job_submit(ReceiverStream::new(receive)).await.map_err(|s| refused(&s))?.into_inner();
+        let digest = crate::cli::job::digest(&info);
+        global.output().say(format!("job {} ({}) begins", info.name, &digest[..8]));
+        match follow(global, &mut node, &info, &folder.0).await? {
+            Followed::Ended => Ok(()),
+            Followed::Left => {
+                let text = format!("job {} goes on without you", info.name);
+                Err(Failure::message(Exit::Interrupted, text).hint(format!(
+                    "follow it with `tierline job logs {0}`, end it with `tierline job cancel {0}`",
+                    info.name
+                )))
+            }
+        }
+    })
+}
+
+/// How following a job ended.
+pub enum Followed {
+    /// The job is done, and its model is here.
+    Ended,
+    /// The user left; the job goes on.
+    Left,
+}
+
+/// Shows a job's rounds until it ends, then fetches its model to `folder`.
+pub async fn follow(
+    global: &Global,
+    node: &mut LocalClient<Channel>,
+    info: &JobInfo,
+    folder: &std::path::Path,
+) -> Outcome<Followed> {
+    let request = JobRequest { job: crate::cli::job::digest(info) };
+    let mut shown = Rounds::begin(global, &info.name, info.rounds, info.members as usize)?;
+    let mut events = node.job_watch(request.clone()).await.map_err(|s| refused(&s))?.into_inner();
+    loop {
+        let event = tokio::select! {
+            event = events.message() => event.map_err(|s| refused(&s))?,
+            _ = tokio::signal::ctrl_c() => return Ok(Followed::Left),
+        };
+        let Some(event) = event else {
+            let text = "the node ended before the job did";
+            return Err(Failure::message(Exit::Unreachable, text).hint(format!("tierline job logs {}", info.name)));
+        };
+        let json: serde_json::Value = serde_json::from_str(&event.json).unwrap_or_default();
+        match event.kind.as_str() {
+            "round" => shown.round(&serde_json::from_str::<RoundScores>(&event.json)?)?,
+            "excluded" => shown.excluded(json["node"].as_str(), json["reason"].as_str()),
+            "done" => break,
+            "cancelled" => {
+                return Err(Failure::message(Exit::Interrupted, format!("job {} was cancelled", info.name)));
+            }
+            _ => {
+                let reason = json["reason"].as_str().unwrap_or("no reason was given");
+                return Err(Failure::message(Exit::Failure, format!("job {} failed: {reason}", info.name)));
+            }
+        }
+    }
+    let mut stream = node.job_model(request).await.map_err(|s| refused(&s))?.into_inner();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.message().await.map_err(|s| refused(&s))? {
+        bytes.extend_from_slice(&chunk.data);
+    }
+    std::fs::create_dir_all(folder)?;
+    let folder = Folder(folder.to_owned());
+    std::fs::write(folder.model(), bytes)?;
+    shown.done(&folder, None)?;
+    Ok(Followed::Ended)
+}

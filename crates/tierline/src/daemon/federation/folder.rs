@@ -1,0 +1,211 @@
+//! A job's files on this node.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use tierline_federate::wire;
+use tierline_proto::Digest;
+use tierline_proto::v1::{Code, Failure};
+
+use crate::store::disk::{self, Existing};
+
+/// The folder of one job.
+#[derive(Debug, Clone)]
+pub struct Folder(PathBuf);
+
+type Named = std::collections::BTreeMap<String, Vec<f32>>;
+
+impl Folder {
+    /// The folder of a job, made if it isn't there.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn open(data: &Path, job: Digest) -> Result<Self, Failure> {
+        let folder = Self(data.join("jobs").join(&job.to_string()[..16]));
+        for path in [folder.0.join("in"), folder.0.join("out")] {
+            disk::create_private_folder(&path).map_err(|e| folder.failed(&e))?;
+        }
+        Ok(folder)
+    }
+
+    /// Turns an error of this folder into one that says what to do.
+    #[must_use]
+    pub fn failed(&self, error: &std::io::Error) -> Failure {
+        if disk::is_full(error) {
+            let text = format!("no room in {}", self.0.display());
+            return Failure::new(Code::StorageFull, text).with_help("make room; the job goes on by itself");
+        }
+        Failure::new(Code::Internal, format!("{}: {error}", self.0.display()))
+    }
+
+    /// An update that came from below.
+    #[must_use]
+    pub fn incoming(&self, task: u64) -> PathBuf {
+        self.0.join("in").join(task.to_string())
+    }
+
+    /// The part of an update that has come, named by what it will be.
+    #[must_use]
+    pub fn partial(&self, task: u64, digest: &[u8]) -> PathBuf {
+        let head: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.0.join("in").join(format!("{task}.{head}.partial"))
+    }
+
+    /// The update of a task of this node.
+    #[must_use]
+    pub fn outgoing(&self, task: u64) -> PathBuf {
+        self.0.join("out").join(task.to_string())
+    }
+
+    fn kept_by(&self, task: u64) -> PathBuf {
+        self.0.join("out").join(format!("{task}.kept"))
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.0.join("kept")
+    }
+
+    fn server(&self, version: u64) -> PathBuf {
+        self.0.join(format!("server-{version}"))
+    }
+
+    /// The newest model, for use.
+    #[must_use]
+    pub fn result(&self) -> PathBuf {
+        self.0.join("model.onnx")
+    }
+
+    /// Writes a file whole or not at all.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+        disk::write_atomically(path, bytes, 0o600, Existing::Replace).map_err(|e| self.failed(&e))
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn read(&self, path: &Path) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|e| self.failed(&e))?;
+        Ok(bytes)
+    }
+
+    /// Removes files; those that are gone already are as good.
+    pub fn remove(&self, paths: &[PathBuf]) {
+        for path in paths {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Opens the part of an update that has come, to go on with it.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn go_on(&self, path: &Path) -> Result<(File, u64), Failure> {
+        let open = || {
+            let file = OpenOptions::new().create(true).append(true).open(path)?;
+            let length = file.metadata()?.len();
+            Ok((file, length))
+        };
+        open().map_err(|e| self.failed(&e))
+    }
+
+    /// Ends an update that has come whole: synced, compared with its digest,
+    /// and given its name.
+    ///
+    /// # Errors
+    /// [`Code::Corrupt`] for other bytes, which are then gone; or when the disk
+    /// refuses.
+    pub fn finish(&self, mut file: File, partial: &Path, task: u64, digest: &[u8]) -> Result<(), Failure> {
+        file.flush().and_then(|()| file.sync_all()).map_err(|e| self.failed(&e))?;
+        let found = blake3::hash(&self.read(partial)?);
+        if found.as_bytes() != digest {
+            self.remove(&[partial.to_owned()]);
+            let text = "the update's bytes do not match its digest; send it again";
+            return Err(Failure::new(Code::Corrupt, text));
+        }
+        std::fs::rename(partial, self.incoming(task))
+            .and_then(|()| disk::sync_folder(&self.0.join("in")))
+            .map_err(|e| self.failed(&e))
+    }
+
+    /// What this member keeps between its tasks; nothing at first.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn load_kept(&self) -> Result<Named, Failure> {
+        self.load_named(&self.kept())
+    }
+
+    /// Keeps what a task left behind, until it is settled.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save_kept(&self, task: u64, kept: &Named) -> Result<(), Failure> {
+        self.save_named(&self.kept_by(task), kept)
+    }
+
+    /// What a task left behind counts from now on, or is forgotten. Done twice,
+    /// it does nothing the second time.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn settle(&self, task: u64, counted: bool) -> Result<(), Failure> {
+        let left = self.kept_by(task);
+        if counted && left.exists() {
+            std::fs::rename(&left, self.kept())
+                .and_then(|()| disk::sync_folder(&self.0))
+                .map_err(|e| self.failed(&e))?;
+        }
+        self.remove(&[left, self.outgoing(task)]);
+        Ok(())
+    }
+
+    /// What a strategy remembers with a model.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn load_server(&self, version: u64) -> Result<Named, Failure> {
+        self.load_named(&self.server(version))
+    }
+
+    /// Keeps what a strategy remembers with a model.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save_server(&self, version: u64, kept: &Named) -> Result<(), Failure> {
+        self.save_named(&self.server(version), kept)?;
+        self.remove(&[self.server(version.wrapping_sub(2))]);
+        Ok(())
+    }
+
+    fn load_named(&self, path: &Path) -> Result<Named, Failure> {
+        if !path.exists() {
+            return Ok(Named::new());
+        }
+        wire::decode_named(&self.read(path)?)
+            .map_err(|e| Failure::new(Code::Corrupt, format!("{}: {e}", path.display())))
+    }
+
+    fn save_named(&self, path: &Path, vectors: &Named) -> Result<(), Failure> {
+        if vectors.is_empty() && !path.exists() {
+            return Ok(());
+        }
+        let mut bytes = Vec::new();
+        wire::encode_named(vectors, &mut bytes);
+        self.write(path, &bytes)
+    }
+
+    /// Removes everything but the result.
+    pub fn clear(&self) {
+        for folder in ["in", "out"] {
+            // What stays behind only takes room.
+            let _ = std::fs::remove_dir_all(self.0.join(folder));
+        }
+        self.remove(&[self.kept()]);
+    }
+}

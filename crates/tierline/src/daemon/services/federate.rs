@@ -1,0 +1,88 @@
+//! Updates from members: taken up where they were cut off, checked, counted.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use tierline_proto::limits::UPDATE_BYTES_MAX;
+use tierline_proto::v1::federate_server::Federate;
+use tierline_proto::v1::{
+    Code, Failure, JobVerdict, SubmitChunk, SubmitReply, UpdateHeader, submit_chunk, submit_reply,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::gate;
+use crate::daemon::Node;
+
+/// Answers ahead of the connection: there are two at most.
+const AHEAD_MAX: usize = 2;
+
+/// The service.
+pub struct FederateService(pub Arc<Node>);
+
+type Answers = mpsc::Sender<Result<SubmitReply, Status>>;
+
+#[tonic::async_trait]
+impl Federate for FederateService {
+    type SubmitStream = ReceiverStream<Result<SubmitReply, Status>>;
+
+    async fn submit(&self, request: Request<Streaming<SubmitChunk>>) -> Result<Response<Self::SubmitStream>, Status> {
+        let peer = gate::caller(&request)?;
+        let node = Arc::clone(&self.0);
+        let mut stream = request.into_inner();
+        let Some(SubmitChunk { body: Some(submit_chunk::Body::Header(header)) }) = stream.message().await? else {
+            return Err(Failure::new(Code::Protocol, "an update begins with its header").into());
+        };
+        if header.length > UPDATE_BYTES_MAX {
+            let text = format!("an update of {} bytes; at most {UPDATE_BYTES_MAX} are taken", header.length);
+            return Err(Failure::new(Code::TooLarge, text).into());
+        }
+        let (answers, receive) = mpsc::channel(AHEAD_MAX);
+        tokio::spawn(async move {
+            let body = match take(&node, &peer.name, header, &mut stream, &answers).await {
+                Ok(verdict) => Ok(SubmitReply { body: Some(submit_reply::Body::Verdict(verdict)) }),
+                Err(failure) => Err(failure.at(node.name()).into_status()),
+            };
+            // A member that is gone asks again.
+            let _ = answers.send(body).await;
+        });
+        Ok(Response::new(ReceiverStream::new(receive)))
+    }
+}
+
+async fn take(
+    node: &Arc<Node>,
+    member: &str,
+    header: UpdateHeader,
+    stream: &mut Streaming<SubmitChunk>,
+    answers: &Answers,
+) -> Result<JobVerdict, Failure> {
+    if let Some(verdict) = node.would_count(member, &header).await? {
+        return Ok(verdict);
+    }
+    let folder = node.update_folder(&header.job)?;
+    let partial = folder.partial(header.task, &header.digest);
+    let (mut file, mut have) = folder.go_on(&partial)?;
+    if have > header.length {
+        folder.remove(&[partial.clone()]);
+        (file, have) = folder.go_on(&partial)?;
+    }
+    let from = SubmitReply { body: Some(submit_reply::Body::From(have)) };
+    if answers.send(Ok(from)).await.is_err() {
+        return Err(Failure::new(Code::Cancelled, "the member is gone"));
+    }
+    while have < header.length {
+        let chunk = stream.message().await.map_err(|s| Failure::from_status(&s))?;
+        let Some(SubmitChunk { body: Some(submit_chunk::Body::Data(data)) }) = chunk else {
+            return Err(Failure::new(Code::Unreachable, "the update broke off; what has come is kept"));
+        };
+        have += data.len() as u64;
+        if have > header.length {
+            return Err(Failure::new(Code::Protocol, "more bytes came than the header declared"));
+        }
+        tokio::task::block_in_place(|| file.write_all(&data)).map_err(|e| folder.failed(&e))?;
+    }
+    tokio::task::block_in_place(|| folder.finish(file, &partial, header.task, &header.digest))?;
+    node.count_update(member, header).await
+}

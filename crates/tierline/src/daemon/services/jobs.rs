@@ -1,0 +1,103 @@
+//! What operators ask of jobs.
+
+use std::sync::Arc;
+
+use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES};
+use tierline_proto::v1::job_control_request::What;
+use tierline_proto::v1::{
+    Code, Failure, FetchChunk, JobControlRequest, JobEvent, JobInfo, JobSubmitChunk, job_submit_chunk,
+};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::daemon::Node;
+use crate::daemon::federation::Order;
+
+/// Messages of a stream ahead of the connection.
+const AHEAD_MAX: usize = 8;
+
+pub type Events = ReceiverStream<Result<JobEvent, Status>>;
+pub type Model = ReceiverStream<Result<FetchChunk, Status>>;
+
+pub async fn submit(node: &Arc<Node>, mut stream: Streaming<JobSubmitChunk>) -> Result<JobInfo, Status> {
+    let Some(JobSubmitChunk { body: Some(job_submit_chunk::Body::Header(header)) }) = stream.message().await? else {
+        return Err(Failure::new(Code::Protocol, "a job begins with its header").into());
+    };
+    if header.length > ARTEFACT_BYTES_MAX {
+        let text = format!("a model of {} bytes; at most {ARTEFACT_BYTES_MAX} are taken", header.length);
+        return Err(Failure::new(Code::TooLarge, text).into());
+    }
+    let mut model = Vec::new();
+    while let Some(chunk) = stream.message().await? {
+        if let Some(job_submit_chunk::Body::Data(data)) = chunk.body {
+            if model.len() as u64 + data.len() as u64 > header.length {
+                return Err(Failure::new(Code::Protocol, "more bytes came than the header declared").into());
+            }
+            model.extend_from_slice(&data);
+        }
+    }
+    if model.len() as u64 != header.length {
+        let text = format!("{} of {} bytes came; send the job again", model.len(), header.length);
+        return Err(Failure::new(Code::Protocol, text).into());
+    }
+    Ok(node.submit_job(&header.name, &header.toml, model.into()).await?)
+}
+
+pub async fn control(node: &Arc<Node>, request: &JobControlRequest) -> Result<JobInfo, Failure> {
+    let order = match request.what() {
+        What::Pause => Order::Pause,
+        What::Resume => Order::Resume,
+        What::Cancel => Order::Cancel,
+        What::Unspecified => return Err(Failure::new(Code::Protocol, "that is no order for a job")),
+    };
+    node.job_control(&request.job, order).await
+}
+
+pub fn watch(node: &Arc<Node>, job: &str) -> Result<Events, Failure> {
+    let (past, feed) = node.job_watch(job)?;
+    let (send, receive) = mpsc::channel(AHEAD_MAX);
+    tokio::spawn(async move {
+        let seen = past.len();
+        for event in past {
+            if send.send(Ok(event)).await.is_err() {
+                return;
+            }
+        }
+        let Some(mut feed) = feed else { return };
+        loop {
+            match feed.recv().await {
+                Ok(event) => {
+                    // Told already: it ended between looking and listening.
+                    let round = serde_json::from_str::<serde_json::Value>(&event.json).ok();
+                    let round = round.and_then(|json| json["round"].as_u64());
+                    let known = event.kind == "round" && round.is_some_and(|round| round <= seen as u64);
+                    let last = matches!(event.kind.as_str(), "done" | "cancelled" | "failed");
+                    if (!known && send.send(Ok(event)).await.is_err()) || last {
+                        return;
+                    }
+                }
+                // A slow watcher misses events rather than slowing the node.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    });
+    Ok(ReceiverStream::new(receive))
+}
+
+pub fn model(node: &Arc<Node>, job: &str) -> Result<Model, Failure> {
+    let bytes = node.job_model(job)?;
+    let (send, receive) = mpsc::channel(AHEAD_MAX);
+    tokio::spawn(async move {
+        let total = bytes.len() as u64;
+        for at in (0..bytes.len()).step_by(CHUNK_BYTES) {
+            let data = bytes.slice(at..bytes.len().min(at + CHUNK_BYTES));
+            if send.send(Ok(FetchChunk { total, offset: at as u64, data })).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(ReceiverStream::new(receive))
+}

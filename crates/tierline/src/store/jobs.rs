@@ -1,0 +1,196 @@
+//! Jobs in a node's state: which there are, their journals, their models.
+
+use rusqlite::{OptionalExtension, params};
+use tierline_proto::Digest;
+
+use super::{State, StoreError};
+
+/// A job as a node knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobRow {
+    /// Digest of its manifest.
+    pub job: Digest,
+    /// For people.
+    pub name: String,
+    /// Whether it was given to this node, rather than heard of from above.
+    pub coordinates: bool,
+    /// Unix time in milliseconds.
+    pub created_ms: u64,
+    /// How it ended; `None` while it runs.
+    pub ended: Option<String>,
+    /// Why, if it failed.
+    pub failure: String,
+}
+
+/// Which machine a journal is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The coordinator's.
+    Upper = 0,
+    /// The participant's.
+    Lower = 1,
+}
+
+impl State {
+    /// Keeps a job; nothing changes if it is known.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add_job(&self, job: &JobRow) -> Result<(), StoreError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT OR IGNORE INTO jobs (job, name, coordinates, created_ms) VALUES (?1, ?2, ?3, ?4)",
+                params![job.job.0, job.name, job.coordinates, i64::try_from(job.created_ms).unwrap_or(i64::MAX)],
+            )
+            .map(drop)
+        })
+    }
+
+    /// Every job, the newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn jobs(&self) -> Result<Vec<JobRow>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT job, name, coordinates, created_ms, ended, failure FROM jobs ORDER BY created_ms DESC")?
+                .query_map([], |row| {
+                    Ok(JobRow {
+                        job: Digest(row.get(0)?),
+                        name: row.get(1)?,
+                        coordinates: row.get(2)?,
+                        created_ms: u64::try_from(row.get::<_, i64>(3)?).unwrap_or(0),
+                        ended: row.get(4)?,
+                        failure: row.get(5)?,
+                    })
+                })?
+                .collect()
+        })
+    }
+
+    /// Says how a job ended.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn end_job(&self, job: Digest, how: &str, failure: &str) -> Result<(), StoreError> {
+        self.with(|c| {
+            c.execute(
+                "UPDATE jobs SET ended = ?2, failure = ?3 WHERE job = ?1 AND ended IS NULL",
+                params![job.0, how, failure],
+            )
+            .map(drop)
+        })
+    }
+
+    /// Appends records to a journal, all or none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn journal(&self, job: Digest, side: Side, records: &[String]) -> Result<(), StoreError> {
+        self.with(|c| {
+            let t = c.transaction()?;
+            for record in records {
+                t.execute(
+                    "INSERT INTO job_journal (job, side, record) VALUES (?1, ?2, ?3)",
+                    params![job.0, side as i64, record],
+                )?;
+            }
+            t.commit()
+        })
+    }
+
+    /// A journal, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn journal_of(&self, job: Digest, side: Side) -> Result<Vec<String>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT record FROM job_journal WHERE job = ?1 AND side = ?2 ORDER BY seq")?
+                .query_map(params![job.0, side as i64], |row| row.get(0))?
+                .collect()
+        })
+    }
+
+    /// Keeps the artefact of a job's model.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_version(&self, job: Digest, version: u64, artefact: Digest) -> Result<(), StoreError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT OR REPLACE INTO job_versions VALUES (?1, ?2, ?3)",
+                params![job.0, i64::try_from(version).unwrap_or(i64::MAX), artefact.0],
+            )
+            .map(drop)
+        })
+    }
+
+    /// The artefact of a job's model.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn version(&self, job: Digest, version: u64) -> Result<Option<Digest>, StoreError> {
+        self.with(|c| {
+            c.query_row(
+                "SELECT artefact FROM job_versions WHERE job = ?1 AND version = ?2",
+                params![job.0, i64::try_from(version).unwrap_or(i64::MAX)],
+                |row| row.get(0).map(Digest),
+            )
+            .optional()
+        })
+    }
+
+    /// Forgets the models that a job doesn't need any more; their artefacts,
+    /// but for those that another entry still names.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget_versions(&self, job: Digest, needed: &[u64]) -> Result<Vec<Digest>, StoreError> {
+        self.with(|c| {
+            let t = c.transaction()?;
+            let all: Vec<(i64, [u8; 32])> = t
+                .prepare("SELECT version, artefact FROM job_versions WHERE job = ?1")?
+                .query_map([job.0], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<_>>()?;
+            let mut gone = Vec::new();
+            for (version, artefact) in all {
+                if needed.iter().any(|n| i64::try_from(*n) == Ok(version)) {
+                    continue;
+                }
+                t.execute("DELETE FROM job_versions WHERE job = ?1 AND version = ?2", params![job.0, version])?;
+                let named: i64 =
+                    t.query_row("SELECT count(*) FROM job_versions WHERE artefact = ?1", [artefact], |r| r.get(0))?;
+                if named == 0 {
+                    gone.push(Digest(artefact));
+                }
+            }
+            t.commit()?;
+            Ok(gone)
+        })
+    }
+
+    /// Keeps what a round gave (JSON).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn add_round(&self, job: Digest, round: u64, scores: &str) -> Result<(), StoreError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT OR REPLACE INTO job_rounds VALUES (?1, ?2, ?3)",
+                params![job.0, i64::try_from(round).unwrap_or(i64::MAX), scores],
+            )
+            .map(drop)
+        })
+    }
+
+    /// What a job's rounds gave, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn rounds(&self, job: Digest) -> Result<Vec<String>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT scores FROM job_rounds WHERE job = ?1 ORDER BY round")?
+                .query_map([job.0], |row| row.get(0))?
+                .collect()
+        })
+    }
+}

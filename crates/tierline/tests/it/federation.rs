@@ -1,0 +1,220 @@
+//! Federations on real processes: data stays where it is, and whatever is
+//! killed, the same model comes out.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use serde_json::Value;
+use tierline::datasets::Datasets;
+use tierline_engine::Evaluator;
+use tierline_graph::Model;
+use tierline_graph::fold::{Purpose, fold_for};
+use tierline_sim::Scenario;
+use tierline_train::{Job, init};
+use tierline_zoo::{Batch, Bn, Options};
+
+use crate::harness::{Node, Ran, Site, until};
+
+/// Pictures of ten classes as IDX files, each a bright square at its own
+/// place on noise.
+fn pictures(folder: &Path, examples: usize, seed: u64) {
+    std::fs::create_dir_all(folder).unwrap();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let (mut pixels, mut classes) = (Vec::new(), Vec::new());
+    for _ in 0..examples {
+        let class = rng.usize(0..10);
+        let (top, left) = ((class / 4) * 7, (class % 4) * 7);
+        for i in 0..784 {
+            let inside = (top..top + 7).contains(&(i / 28)) && (left..left + 7).contains(&(i % 28));
+            pixels.push(rng.u8(0..120) + if inside { 100 } else { 0 });
+        }
+        classes.push(class as u8);
+    }
+    let big = |n: usize| (n as u32).to_be_bytes();
+    let file = |magic: u32, sizes: &[usize], bytes: &[u8]| {
+        let mut file = magic.to_be_bytes().to_vec();
+        sizes.iter().for_each(|&n| file.extend_from_slice(&big(n)));
+        file.extend_from_slice(bytes);
+        file
+    };
+    std::fs::write(folder.join("train-images-idx3-ubyte"), file(0x803, &[examples, 28, 28], &pixels)).unwrap();
+    std::fs::write(folder.join("train-labels-idx1-ubyte"), file(0x801, &[examples], &classes)).unwrap();
+}
+
+fn job(federation: &str) -> String {
+    format!(
+        "model = 'net.onnx'\nweights = 'fresh'\nepochs = 1\nseed = 5\n[data]\ntrain = 'squares'\ntest = 'held-out'\n\
+         [batch]\nsize = 16\n[optimizer]\nkind = 'sgd'\nmomentum = 0.9\n[schedule]\nrate = 0.05\n{federation}"
+    )
+}
+
+/// Examples of each end.
+const EXAMPLES: usize = 120;
+
+/// A cloud with a job's file and data held out.
+struct Federation {
+    site: Site,
+    folder: tempfile::TempDir,
+}
+
+impl Federation {
+    fn new(federation: &str) -> Self {
+        let (site, folder) = (Site::new(), tempfile::tempdir().unwrap());
+        let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
+        tierline_zoo::mlp(&options).save(&folder.path().join("net.onnx")).unwrap();
+        std::fs::write(folder.path().join("squares.toml"), job(federation)).unwrap();
+        let it = Self { site, folder };
+        it.add_data(&it.site.cloud, "held-out", 200, 99);
+        it
+    }
+
+    fn add_data(&self, node: &Node, name: &str, examples: usize, seed: u64) {
+        let folder = self.folder.path().join(format!("{name}-{seed}"));
+        pictures(&folder, examples, seed);
+        let ran = node.ask(&["data", "add", name, folder.to_str().unwrap()]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+
+    fn end(&self, number: u64, parent: &str) -> Node {
+        let end = self.site.end(&format!("end-{number:03}"), parent, &[]);
+        self.add_data(&end, "squares", EXAMPLES, number);
+        end
+    }
+
+    fn train(&self) -> Ran {
+        let job = self.folder.path().join("squares.toml");
+        self.site.cloud.ask(&["train", job.to_str().unwrap(), "--json"])
+    }
+
+    /// The model that the simulation makes of the same data.
+    fn simulated(&self, ends: &[&Node], scenario: &Scenario) -> Vec<u8> {
+        // As the tests' nodes.
+        let engine = tierline_engine::rten();
+        let job: Job =
+            toml::from_str(&std::fs::read_to_string(self.folder.path().join("squares.toml")).unwrap()).unwrap();
+        let mut model = Model::load(&self.folder.path().join("net.onnx")).unwrap();
+        fold_for(&mut model, &mut Evaluator(Arc::clone(&engine)), Purpose::Training).unwrap();
+        let model = init::fresh(&model, job.seed).unwrap();
+        let data = ends.iter().map(|end| Datasets::of(&end.data).open("squares").unwrap());
+        let stop = AtomicBool::new(false);
+        let outcome =
+            tierline_sim::run(&engine, &model, &job, data.collect(), None, scenario, &stop, &mut |_| ()).unwrap();
+        outcome.model.to_bytes().unwrap()
+    }
+
+    fn model(&self) -> Vec<u8> {
+        std::fs::read(self.folder.path().join("squares.run/model.onnx")).unwrap()
+    }
+}
+
+fn lines(ran: &Ran) -> Vec<Value> {
+    assert_eq!(ran.code, 0, "{ran:?}");
+    ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn rounds(lines: &[Value]) -> Vec<&Value> {
+    lines.iter().filter(|l| l["event"] == "round").collect()
+}
+
+#[test]
+fn ends_train_a_model_together() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 4\nclients = { min = 3 }\n");
+    let ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let lines = lines(&federation.train());
+    let rounds = rounds(&lines);
+    assert_eq!(rounds.len(), 4);
+    for (i, round) in rounds.iter().enumerate() {
+        assert_eq!(round["round"], i + 1);
+        assert_eq!(round["clients"], 3);
+        // 784 * 128 + 128 + 128 * 10 + 10 weights of four bytes, from three ends.
+        assert!(round["bytes_up"].as_u64().unwrap() >= 3 * 4 * 101_770, "{round}");
+    }
+    let done = lines.last().unwrap();
+    assert_eq!(done["event"], "done");
+    assert!(done["accuracy"].as_f64().unwrap() > 0.9, "{done}");
+    assert_eq!(done["model"], blake3::hash(&federation.model()).to_hex().as_str());
+    let listed = federation.site.cloud.ask(&["job", "ls", "--json"]).json();
+    assert_eq!(listed["jobs"][0]["state"], "done");
+    until("ends hear of the end", || {
+        ends.iter().all(|end| end.ask(&["job", "show", "squares", "--json"]).json()["state"] == "done").then_some(())
+    });
+}
+
+#[test]
+fn nodes_make_the_model_that_the_simulation_makes() {
+    for strategy in ["fedavg", "scaffold"] {
+        let text =
+            format!("[federation.cloud]\nrounds = 3\nstrategy = {{ kind = '{strategy}' }}\nclients = {{ min = 3 }}\n");
+        let federation = Federation::new(&text);
+        let ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+        lines(&federation.train());
+        let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
+        assert!(federation.model() == simulated, "{strategy}: bit for bit");
+    }
+}
+
+#[test]
+fn edges_average_their_ends_and_the_cloud_its_edges() {
+    let text = "[federation.cloud]\nrounds = 3\nclients = { min = 2 }\n\
+                [federation.edge]\nrounds = 2\nclients = { min = 2 }\n";
+    let federation = Federation::new(text);
+    let edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
+    let ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
+    let lines = lines(&federation.train());
+    let rounds = rounds(&lines);
+    assert!(rounds.iter().all(|r| r["clients"] == 2), "{rounds:?}");
+    // Two updates from edges and twice two from each edge's ends.
+    let model = 4 * 101_770;
+    assert!(rounds[1]["bytes_up"].as_u64().unwrap() >= (2 + 8) * model, "{rounds:?}");
+    assert!(lines.last().unwrap()["accuracy"].as_f64().unwrap() > 0.8);
+    let scenario = Scenario { edges: 2, ..Scenario::default() };
+    let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &scenario);
+    assert!(federation.model() == simulated, "bit for bit");
+}
+
+#[test]
+fn whatever_is_killed_the_same_model_comes_out() {
+    let text = "[federation.cloud]\nrounds = 4\nclients = { min = 2 }\n\
+                [federation.edge]\nrounds = 3\nclients = { min = 2 }\n";
+    let mut federation = Federation::new(text);
+    let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
+    let mut ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
+    let job = federation.folder.path().join("squares.toml");
+    // Whoever watches the job dies with the cloud; the job doesn't.
+    let mut watcher = Command::new(env!("CARGO_BIN_EXE_tierline"))
+        .args(["--data", federation.site.cloud.data.to_str().unwrap(), "train", job.to_str().unwrap(), "--quiet"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the first round has ended", || (round_of(&federation.site.cloud)? >= 1).then_some(()));
+    ends[1].kill();
+    std::thread::sleep(Duration::from_millis(200));
+    edges[0].kill();
+    std::thread::sleep(Duration::from_millis(200));
+    federation.site.cloud.kill();
+    ends[1].restart();
+    edges[0].restart();
+    federation.site.cloud.restart();
+    let _ended = watcher.wait();
+    until("the job is done", || {
+        let shown = federation.site.cloud.ask(&["job", "show", "squares", "--json"]);
+        (shown.code == 0 && shown.json()["state"] == "done").then_some(())
+    });
+    let out = federation.folder.path().join("again");
+    let ran = federation.site.cloud.ask(&["job", "logs", "squares", "--out", out.to_str().unwrap(), "--json"]);
+    assert_eq!(rounds(&lines(&ran)).len(), 4);
+    let made = std::fs::read(out.join("model.onnx")).unwrap();
+    let scenario = Scenario { edges: 2, ..Scenario::default() };
+    let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &scenario);
+    assert!(made == simulated, "bit for bit, kills or not");
+}
+
+/// Rounds that have ended, of the only job.
+fn round_of(cloud: &Node) -> Option<u64> {
+    let ran = cloud.ask(&["job", "ls", "--json"]);
+    (ran.code == 0).then(|| ran.json()["jobs"][0]["round"].as_u64()).flatten()
+}
