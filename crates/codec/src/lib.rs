@@ -1,4 +1,5 @@
-//! Tensors to bytes and back, for activations on the wire.
+//! Tensors to bytes and back: activations on the wire ([`Codec`]), and updates
+//! of models ([`update`]).
 //!
 //! Every codec is one short file and one line in [`codecs`]; encodings say
 //! what they are, so a decoder needs only the bytes. Start at [`Codec`].
@@ -31,6 +32,7 @@ pub mod measure;
 pub mod npy;
 mod planes;
 mod raw;
+pub mod update;
 
 pub use measure::{Measurement, measure};
 use tierline_graph::{DataType, Tensor, TensorError};

@@ -76,10 +76,10 @@ pub const RULES: &[Rule] = &[
     rule("/tierline.v1.Control/Hello", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Control/Session", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Infer/Run", Roles::CHILDREN, Roles::PARENTS),
+    rule("/tierline.v1.Federate/Submit", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Bulk/Stat", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Bulk/Fetch", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Bulk/Probe", Roles::CHILDREN, Roles::PARENTS),
-    rule("/tierline.v1.Federate/Submit", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Local/Status", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/Nodes", Roles::OPERATOR, Roles::NODES),
     // Only the cloud has the CA's key and the lists that go with it.

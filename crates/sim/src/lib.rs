@@ -14,4 +14,4 @@ mod site;
 mod workers;
 
 pub use link::Link;
-pub use site::{Outcome, Scenario, SimError, run};
+pub use site::{Examples, Outcome, Scenario, SimError, end_name, run};

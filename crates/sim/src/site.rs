@@ -119,8 +119,16 @@ pub fn end_name(index: usize) -> String {
     format!("end-{index:03}")
 }
 
-/// Trains a job's model with one end per data set, `test` held out at the
-/// cloud; `tell` hears of every round.
+/// What a simulation learns from.
+#[derive(Debug, Clone)]
+pub struct Examples<'a> {
+    /// One data set per end.
+    pub ends: Vec<Dataset>,
+    /// Held out at the cloud.
+    pub test: Option<&'a Dataset>,
+}
+
+/// Trains a job's model; `tell` hears of every round.
 ///
 /// # Errors
 /// When the job can't be trained, nothing happens any more, or `stop` is set.
@@ -128,12 +136,12 @@ pub fn run(
     engine: &Arc<dyn Engine>,
     model: &Model,
     job: &Job,
-    data: Vec<Dataset>,
-    test: Option<&Dataset>,
+    examples: Examples<'_>,
     scenario: &Scenario,
     stop: &AtomicBool,
     tell: &mut dyn FnMut(&RoundScores),
 ) -> Result<Outcome, SimError> {
+    let Examples { ends: data, test } = examples;
     check(scenario, data.len())?;
     let threads = match scenario.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -199,7 +207,8 @@ fn check(scenario: &Scenario, ends: usize) -> Result<(), SimError> {
     if scenario.edges > ends {
         return wrong("edges", "there are more edges than ends");
     }
-    if !(scenario.examples_per_s > 0.0) || !(scenario.spread >= 1.0) {
+    let fast = scenario.examples_per_s > 0.0 && scenario.examples_per_s.is_finite();
+    if !fast || scenario.spread.is_nan() || scenario.spread < 1.0 {
         return wrong("speed", "examples per second above 0, and a spread of 1 or more");
     }
     if !(scenario.availability > 0.0 && scenario.availability <= 1.0) {

@@ -9,7 +9,7 @@ use tierline_engine::Engine;
 use tierline_federate::RoundScores;
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::{Elements, Model, Tensor};
-use tierline_sim::{Link, Outcome, Scenario, SimError, run};
+use tierline_sim::{Examples, Link, Outcome, Scenario, SimError, run};
 use tierline_train::Job;
 use tierline_train::data::{Dataset, Partition, Targets, partition};
 use tierline_zoo::{Batch, Bn, Options};
@@ -58,7 +58,8 @@ fn simulate(federation: &str, ends: usize, scenario: &Scenario) -> Result<(Outco
     let test = pictures(200, 2);
     let mut told = Vec::new();
     let stop = AtomicBool::new(false);
-    let outcome = run(&engine(), &network(), &job(federation), data, Some(&test), scenario, &stop, &mut |round| {
+    let examples = Examples { ends: data, test: Some(&test) };
+    let outcome = run(&engine(), &network(), &job(federation), examples, scenario, &stop, &mut |round| {
         told.push(round.clone());
     })?;
     Ok((outcome, told))

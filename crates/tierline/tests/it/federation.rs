@@ -12,7 +12,7 @@ use tierline::datasets::Datasets;
 use tierline_engine::Evaluator;
 use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};
-use tierline_sim::Scenario;
+use tierline_sim::{Examples, Scenario};
 use tierline_train::{Job, init};
 use tierline_zoo::{Batch, Bn, Options};
 
@@ -100,8 +100,8 @@ impl Federation {
         let model = init::fresh(&model, job.seed).unwrap();
         let data = ends.iter().map(|end| Datasets::of(&end.data).open("squares").unwrap());
         let stop = AtomicBool::new(false);
-        let outcome =
-            tierline_sim::run(&engine, &model, &job, data.collect(), None, scenario, &stop, &mut |_| ()).unwrap();
+        let examples = Examples { ends: data.collect(), test: None };
+        let outcome = tierline_sim::run(&engine, &model, &job, examples, scenario, &stop, &mut |_| ()).unwrap();
         outcome.model.to_bytes().unwrap()
     }
 

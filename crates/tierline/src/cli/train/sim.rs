@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tierline_sim::{Link, Scenario, SimError};
+use tierline_sim::{Examples, Link, Scenario, SimError};
 use tierline_train::Job;
 use tierline_train::data::{Partition, partition};
 
@@ -121,7 +121,8 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
 
     let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, args.ends)?;
     let mut closed = Ok(());
-    let outcome = tierline_sim::run(&engine, &model, &job, shares, held_out.as_ref(), &scenario, &stop, &mut |round| {
+    let examples = Examples { ends: shares, test: held_out.as_ref() };
+    let outcome = tierline_sim::run(&engine, &model, &job, examples, &scenario, &stop, &mut |round| {
         if closed.is_ok() {
             closed = shown.round(round);
         }

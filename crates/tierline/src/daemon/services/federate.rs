@@ -65,7 +65,7 @@ async fn take(
     let partial = folder.partial(header.task, &header.digest);
     let (mut file, mut have) = folder.go_on(&partial)?;
     if have > header.length {
-        folder.remove(&[partial.clone()]);
+        folder.remove(std::slice::from_ref(&partial));
         (file, have) = folder.go_on(&partial)?;
     }
     let from = SubmitReply { body: Some(submit_reply::Body::From(have)) };
