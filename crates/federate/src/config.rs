@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FederateError, Select, Strategy, Timing};
+use tierline_codec::update::{Pipeline, Support};
+
+use crate::{FederateError, Memory, Select, Sender, Strategy, Timing};
 
 /// A federation.
 ///
@@ -52,11 +54,23 @@ pub struct Hop {
     pub strategy: Strategy,
     /// Whom a round asks, and how long it waits.
     pub clients: Clients,
+    /// How members' updates travel: stages of a pipeline, such as `topk:0.01`,
+    /// `int8`, `zstd`; all bits of every number when left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub up: Vec<String>,
+    /// How members remember what didn't travel.
+    pub memory: Memory,
 }
 
 impl Default for Hop {
     fn default() -> Self {
-        Self { rounds: 1, strategy: Strategy::default(), clients: Clients::default() }
+        Self {
+            rounds: 1,
+            strategy: Strategy::default(),
+            clients: Clients::default(),
+            up: Vec::new(),
+            memory: Memory::default(),
+        }
     }
 }
 
@@ -176,7 +190,22 @@ impl Hop {
         if deadline_s.is_some_and(|s| !(s.is_finite() && s > 0.0)) || !(patience_s.is_finite() && patience_s > 0.0) {
             return setting("clients.deadline_s and clients.patience_s are seconds, above 0");
         }
+        let pipeline = Pipeline::parse(&self.up).map_err(|e| FederateError::Setting { what, reason: e.to_string() })?;
+        if let Memory::Dgc { momentum, .. } = self.memory {
+            if !matches!(pipeline.support, Support::TopK(_) | Support::Random(_)) {
+                return setting("memory dgc gathers momentum where nothing travels; begin `up` with topk or random");
+            }
+            if !(0.0..1.0).contains(&momentum) {
+                return setting("memory.momentum is at least 0 and below 1");
+            }
+        }
         self.strategy.behaviour().check()
+    }
+
+    /// How its members' updates travel.
+    #[must_use]
+    pub fn sender(&self) -> Sender {
+        Sender { pipeline: Pipeline::parse(&self.up).unwrap_or_default(), memory: self.memory }
     }
 }
 

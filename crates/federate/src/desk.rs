@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::aggregate::{self, Aggregate, Mean};
 use crate::strategy::Round;
-use crate::{Channel, Contribution, Counted, FederateError, Layout, Server, Strategy, Vectors};
+use crate::{Channel, Contribution, Counted, FederateError, Hop, Layout, Memory, Server, Strategy, Vectors};
 
 /// The models of one hop: the newest, those that members may still start
 /// from, and what has come for the next.
@@ -15,6 +15,7 @@ use crate::{Channel, Contribution, Counted, FederateError, Layout, Server, Strat
 pub struct Desk {
     layout: Layout,
     strategy: Strategy,
+    memory: Memory,
     server: Server,
     version: u64,
     /// Models that members may still start from, where the strategy looks
@@ -26,10 +27,11 @@ pub struct Desk {
 impl Desk {
     /// A hop whose model is `server`'s, of this version.
     #[must_use]
-    pub fn new(layout: Layout, strategy: Strategy, version: u64, server: Server) -> Self {
+    pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server) -> Self {
+        let (strategy, memory) = (hop.strategy.clone(), hop.memory);
         let aggregate = Box::new(Mean::new(&layout, &strategy.channels()));
         let past = BTreeMap::from([(version, server.model.clone())]);
-        Self { layout, strategy, server, version, past, aggregate }
+        Self { layout, strategy, memory, server, version, past, aggregate }
     }
 
     /// The newest model and what the strategy remembers.
@@ -107,7 +109,10 @@ impl Desk {
     /// # Errors
     /// When nothing was.
     pub fn make(&mut self, counted: &[Counted], members: usize) -> Result<(), FederateError> {
-        let means = self.aggregate.finish()?;
+        let mut means = self.aggregate.finish()?;
+        if self.memory == Memory::Ef21 {
+            self.estimate(&mut means, counted.len() as f64 / members.max(counted.len()) as f64);
+        }
         let round = Round { means: &means, counted, members };
         self.strategy.behaviour().apply(&mut self.server, &round);
         self.version += 1;
@@ -115,6 +120,20 @@ impl Desk {
             self.past.insert(self.version, self.server.model.clone());
         }
         Ok(())
+    }
+
+    /// EF21: what came is how members' estimates changed, and the mean of all
+    /// estimates is what counts.
+    fn estimate(&mut self, means: &mut Vectors, asked: f64) {
+        for channel in [Channel::Model, Channel::Control] {
+            let Some(mean) = means.get_mut(&channel) else { continue };
+            let estimate = self.server.kept.entry(format!("ef21.{}", channel.name())).or_default();
+            estimate.resize(mean.len(), 0.0);
+            for (own, m) in estimate.iter_mut().zip(mean) {
+                *own = (f64::from(*own) + asked * f64::from(*m)) as f32;
+                *m = *own;
+            }
+        }
     }
 
     /// Forgets models that nobody starts from any more.

@@ -16,6 +16,7 @@ pub mod desk;
 pub mod layout;
 pub mod progress;
 pub mod select;
+pub mod sender;
 pub mod strategy;
 pub mod sum;
 pub mod wire;
@@ -33,6 +34,7 @@ pub use error::FederateError;
 pub use layout::{Layout, Part};
 pub use progress::RoundScores;
 pub use select::{Candidate, Select};
+pub use sender::{Memory, Sender};
 pub use strategy::{Strategy, Timing};
 pub use sum::ExactSum;
 

@@ -1,36 +1,74 @@
 //! Vectors as bytes: what updates and models are on the wire and on disks.
 //!
 //! A version, a number of channels, and for each its name's length, name,
-//! bytes' length and bytes. Start at [`encode`] and [`decode`].
+//! bytes' length and bytes, which a pipeline of `tierline_codec::update` wrote. Start at [`encode`] and [`decode`].
 
 use std::collections::BTreeMap;
+
+use tierline_codec::CodecError;
+use tierline_codec::update::{self, Pipeline};
 
 use crate::{Channel, FederateError, Layout, Vectors};
 
 /// The first byte; others are refused.
 const VERSION: u8 = 1;
 
-/// Appends vectors to `out`, each as little-endian f32.
-pub fn encode(vectors: &Vectors, out: &mut Vec<u8>) {
-    out.extend_from_slice(&[VERSION, vectors.len() as u8]);
-    for (channel, vector) in vectors {
-        let name = channel.name().as_bytes();
-        out.push(name.len() as u8);
-        out.extend_from_slice(name);
-        out.extend_from_slice(&(4 * vector.len() as u64).to_le_bytes());
-        vector.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
+/// Writes vectors, channel by channel.
+pub(crate) struct Writer(Vec<u8>);
+
+impl Writer {
+    pub(crate) fn new(channels: usize) -> Self {
+        Self(vec![VERSION, channels as u8])
     }
+
+    /// Appends what `write` makes of a channel.
+    pub(crate) fn put(
+        &mut self,
+        channel: Channel,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), CodecError>,
+    ) -> Result<(), FederateError> {
+        let mut bytes = Vec::new();
+        write(&mut bytes)?;
+        self.put_bytes(channel, &bytes);
+        Ok(())
+    }
+
+    pub(crate) fn put_bytes(&mut self, channel: Channel, bytes: &[u8]) {
+        let name = channel.name().as_bytes();
+        self.0.push(name.len() as u8);
+        self.0.extend_from_slice(name);
+        self.0.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.0.extend_from_slice(bytes);
+    }
+
+    pub(crate) fn finish(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// Vectors as they are, each number with all its bits.
+///
+/// # Errors
+/// When a number isn't finite.
+pub fn encode(vectors: &Vectors, layout: &Layout) -> Result<Vec<u8>, FederateError> {
+    let mut frame = Writer::new(vectors.len());
+    for (&channel, vector) in vectors {
+        let shapes = layout.shapes(channel);
+        frame.put(channel, |out| Pipeline::default().encode(vector, &shapes, 0, out))?;
+    }
+    Ok(frame.finish())
 }
 
 /// The vectors that bytes hold, cut as `layout` says.
 ///
 /// # Errors
-/// When the bytes are broken or of another model. Nothing larger than the
-/// layout's vectors is allocated, whatever the bytes say.
+/// When the bytes are broken or of another model. What is allocated follows
+/// from the layout, whatever the bytes say.
 pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Vectors, FederateError> {
     let mut rest = bytes;
-    let mut take = |count: usize| -> Result<&[u8], FederateError> {
-        let (head, tail) = rest.split_at_checked(count).ok_or(FederateError::Broken("it ends too early"))?;
+    let mut take = |count: u64| -> Result<&[u8], FederateError> {
+        let head = usize::try_from(count).ok().and_then(|count| rest.split_at_checked(count));
+        let (head, tail) = head.ok_or(FederateError::Broken("it ends too early"))?;
         rest = tail;
         Ok(head)
     };
@@ -43,14 +81,8 @@ pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Vectors, FederateError> {
         let length = take(1)?[0];
         let name = std::str::from_utf8(take(length.into())?).unwrap_or_default();
         let channel = Channel::by_name(name).ok_or(FederateError::Broken("it holds an unknown channel"))?;
-        let declared = u64::from_le_bytes(take(8)?.try_into().unwrap_or_default());
-        let expected = layout.len(channel);
-        if declared != 4 * expected as u64 {
-            let given = usize::try_from(declared / 4).unwrap_or(usize::MAX);
-            return Err(FederateError::Length { channel: channel.name(), expected, given });
-        }
-        let number = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        let vector = take(4 * expected)?.chunks_exact(4).map(number).collect();
+        let length = u64::from_le_bytes(take(8)?.try_into().unwrap_or_default());
+        let vector = update::decode(take(length)?, &layout.shapes(channel))?;
         if vectors.insert(channel, vector).is_some() {
             return Err(FederateError::Broken("it holds a channel twice"));
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::aggregate::mean_of;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Report, RoundScores, Server, Vectors, desk,
+    Channel, Contribution, Counted, Desk, FederateError, Report, RoundScores, Sender, Server, Vectors, desk, wire,
 };
 use tierline_graph::Model;
 use tierline_node::federation::{
@@ -252,6 +252,9 @@ struct Below {
     reachable: bool,
     /// The update that waits to be counted.
     update: Option<(Task, Arc<Contribution>, u64)>,
+    kept: Kept,
+    /// Kept if the update is counted, and if it isn't.
+    next: Option<(Kept, Kept)>,
 }
 
 /// The upper side of a node.
@@ -264,14 +267,13 @@ struct Above {
     /// What its stretch began with.
     base: Arc<Vectors>,
     channels: Vec<Channel>,
+    /// How members' updates travel.
+    sender: Sender,
 }
 
 /// What an end trains on.
 struct Trainee {
     data: Dataset,
-    kept: Kept,
-    /// Kept if the task's update is counted.
-    next: Option<Kept>,
     examples_per_s: f64,
     running: Option<(Work, Receiver<Done>, Arc<AtomicBool>)>,
 }
@@ -297,6 +299,8 @@ struct Site {
     index: BTreeMap<String, usize>,
     workers: Workers,
     epochs: u64,
+    /// The job's.
+    seed: u64,
     edge_rounds: u64,
     /// Rounds of the job.
     rounds: u64,
@@ -321,10 +325,11 @@ impl Site {
             let published = BTreeMap::from([(0, Arc::new(model.clone()))]);
             let base = Arc::new(model.clone());
             let server = Server { model, kept: BTreeMap::new() };
-            let desk = Desk::new(place.layout().clone(), hop.strategy.clone(), 0, server);
+            let desk = Desk::new(place.layout().clone(), hop, 0, server);
             let timing = hop.strategy.behaviour().timing();
             let terms = Terms { clients: hop.clients.clone(), timing, seed: seed_of(&[job.seed, index]) };
-            Above { coordinator: Coordinator::new(terms), desk, published, inbox: BTreeMap::new(), base, channels }
+            let (coordinator, sender) = (Coordinator::new(terms), hop.sender());
+            Above { coordinator, desk, published, inbox: BTreeMap::new(), base, channels, sender }
         };
         let node = |name: String| Node { name, below: None, above: None, trainee: None, wakes_at: None };
         let below = |parent: usize, links: &[&Link]| {
@@ -335,7 +340,15 @@ impl Site {
                 rtt: a.rtt + b.rtt,
             });
             let (participant, _) = Participant::new();
-            Below { parent, participant, pipes: Pipe::pair(&link), reachable: true, update: None }
+            Below {
+                parent,
+                participant,
+                pipes: Pipe::pair(&link),
+                reachable: true,
+                update: None,
+                kept: Kept::new(),
+                next: None,
+            }
         };
         let mut rng = Rng::with_seed(seed_of(&[job.seed, u64::MAX]));
         let mut nodes = vec![Node { above: Some(above(&federation.cloud, 0)), ..node("cloud".to_owned()) }];
@@ -358,7 +371,7 @@ impl Site {
             };
             let slow = 1.0 + rng.f64() * (scenario.spread - 1.0);
             let examples_per_s = scenario.examples_per_s / slow;
-            let trainee = Trainee { data, kept: Kept::new(), next: None, examples_per_s, running: None };
+            let trainee = Trainee { data, examples_per_s, running: None };
             let below = Some(below(parent, &links));
             nodes.push(Node { below, trainee: Some(trainee), ..node(end_name(end)) });
         }
@@ -369,6 +382,7 @@ impl Site {
             nodes,
             workers,
             epochs: job.epochs,
+            seed: job.seed,
             edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
             rounds: federation.cloud.rounds,
             availability: scenario.availability,
@@ -536,14 +550,11 @@ impl Site {
                 }
             }
             MemberAction::Settle { counted, .. } => {
-                let node = &mut self.nodes[at];
-                if let Some(trainee) = &mut node.trainee
-                    && let Some(next) = trainee.next.take().filter(|_| counted)
-                {
-                    trainee.kept = next;
-                }
-                if let Some(below) = &mut node.below {
+                if let Some(below) = &mut self.nodes[at].below {
                     below.update = None;
+                    if let Some((if_counted, if_not)) = below.next.take() {
+                        below.kept = if counted { if_counted } else { if_not };
+                    }
                 }
             }
             MemberAction::Finish { .. } | MemberAction::Leave { .. } => {}
@@ -578,7 +589,7 @@ impl Site {
                 round: work.round,
                 start,
                 data: trainee.data.clone(),
-                kept: trainee.kept.clone(),
+                kept: node.below.as_ref().map_or_else(Kept::new, |b| b.kept.clone()),
                 stop: Arc::clone(&stop),
             });
             trainee.running = Some((work, outcome, stop));
@@ -601,13 +612,10 @@ impl Site {
         if trainee.running.as_ref().is_none_or(|(work, ..)| work.task != task) {
             return Ok(());
         }
-        let Some((_, outcome, _)) = trainee.running.take() else { return Ok(()) };
+        let Some((work, outcome, _)) = trainee.running.take() else { return Ok(()) };
         let (result, kept) = outcome.recv().map_err(|_| SimError::Worker)?;
         let result = match result {
-            Ok(Some(contribution)) => {
-                trainee.next = Some(kept);
-                Ok(self.hold(at, task, contribution))
-            }
+            Ok(Some(contribution)) => Ok(self.hold(at, work, contribution, kept)?),
             Ok(None) => return Ok(()),
             Err(error) => Err(error.to_string()),
         };
@@ -615,15 +623,24 @@ impl Site {
         Ok(())
     }
 
-    /// Keeps a contribution until it is counted.
-    fn hold(&mut self, at: usize, task: Task, contribution: Contribution) -> Update {
-        let bytes = bytes_of(&contribution.vectors);
-        let digest = Digest(*blake3::hash(&task.0.to_le_bytes()).as_bytes());
-        let report = contribution.report;
+    /// Keeps a contribution, as it travels, until it is counted.
+    fn hold(&mut self, at: usize, work: Work, contribution: Contribution, after: Kept) -> Result<Update, SimError> {
+        let parent = self.parent(at);
+        let seed = tierline_train::federated::seed_of_update(self.seed, &self.nodes[at].name, work.task.0);
+        let (Some(above), Contribution { vectors, report }) = (&self.nodes[parent].above, contribution) else {
+            return Err(SimError::Worker);
+        };
+        let layout = above.desk.layout();
+        let before = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
+        let sent = above.sender.encode(layout, &vectors, &before, after, work.round, seed)?;
+        let vectors = wire::decode(&sent.bytes, layout)?;
+        let bytes = sent.bytes.len() as u64;
+        let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
         if let Some(below) = &mut self.nodes[at].below {
-            below.update = Some((task, Arc::new(contribution), bytes));
+            below.update = Some((work.task, Arc::new(Contribution { vectors, report }), bytes));
+            below.next = Some((sent.counted, sent.refused));
         }
-        Update { task, digest, bytes, report }
+        Ok(Update { task: work.task, digest, bytes, report })
     }
 
     // ---- the upper side
@@ -711,7 +728,12 @@ impl Site {
         let Some(above) = &self.nodes[at].above else { return Ok(()) };
         let vectors = desk::change(&above.base, &above.desk.server().model, &channels);
         let contribution = Contribution { vectors, report: Report::together(counted) };
-        let update = self.hold(at, task, contribution);
+        let Some(work) = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) else { return Ok(()) };
+        if work.task != task {
+            return Ok(());
+        }
+        let after = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
+        let update = self.hold(at, work, contribution, after)?;
         self.take_part(at, MemberEvent::Worked { task, result: Ok(update) });
         Ok(())
     }

@@ -6,7 +6,6 @@
 //! is done again gives the same update. Start at [`Workplace`]; [`Blueprint`] is
 //! for those who only put updates together.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,8 +20,18 @@ use crate::error::TrainError;
 use crate::job::Job;
 use crate::trainer::{Scores, Trainer};
 
-/// What a member keeps between its tasks, by what it is.
-pub type Kept = BTreeMap<String, Vec<f32>>;
+pub use tierline_federate::sender::Kept;
+
+/// Decides what the stages of an update draw.
+#[must_use]
+pub fn seed_of_update(seed: u64, member: &str, task: u64) -> u64 {
+    let mut words = vec![seed, UPDATE, task];
+    words.extend(member.bytes().map(u64::from));
+    seed_of(&words)
+}
+
+/// Keeps the seeds of updates apart from those of batches.
+const UPDATE: u64 = 0x7570_6461_7465;
 
 /// Of SCAFFOLD: how this member's gradients differ.
 const CONTROL: &str = "control";

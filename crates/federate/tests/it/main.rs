@@ -2,6 +2,7 @@
 //! selection, settings.
 
 mod select;
+mod senders;
 mod settings;
 mod strategies;
 mod sums;

@@ -93,6 +93,28 @@ fn every_strategy_learns() {
 }
 
 #[test]
+fn small_updates_teach_as_well() {
+    let model = 4 * 101_770;
+    for (up, memory, smaller) in [
+        ("'int8', 'zstd'", "feedback", 4),
+        ("'topk:0.05', 'int8', 'zstd'", "feedback", 40),
+        ("'random:0.3', 'fp16'", "feedback", 6),
+        ("'sign', 'zstd'", "feedback", 29),
+        ("'qsgd:4', 'zstd'", "none", 8),
+        ("'powersgd:2', 'zstd'", "feedback", 40),
+        ("'topk:0.1', 'zstd'", "ef21", 7),
+        ("'topk:0.02', 'int8', 'zstd'", "dgc", 40),
+    ] {
+        let more = if memory == "dgc" { ", momentum = 0.5, warmup = 2" } else { "" };
+        let text = format!("[federation.cloud]\nrounds = 12\nup = [{up}]\nmemory = {{ kind = '{memory}'{more} }}\n");
+        let (outcome, rounds) = simulate(&text, 4, &Scenario::default()).unwrap();
+        assert!(accuracy(&outcome) > 0.75, "{up}: {:.3}", accuracy(&outcome));
+        let last = rounds.last().unwrap().bytes_up;
+        assert!(last < 4 * model / smaller, "{up}: {last} bytes are {} times less", 4 * model / last);
+    }
+}
+
+#[test]
 fn a_simulation_is_the_same_again() {
     let text = "[federation.cloud]\nrounds = 3\nstrategy = { kind = 'scaffold' }\nclients = { per_round = 4 }\n";
     let scenario = Scenario { spread: 3.0, threads: 2, ..Scenario::default() };

@@ -222,6 +222,12 @@ impl Uplink {
         self.pair()
     }
 
+    /// The parent's role; unspecified until it was greeted.
+    #[must_use]
+    pub fn parent_role(&self) -> tierline_proto::Role {
+        self.read().parent.as_ref().map_or(tierline_proto::Role::Unspecified, v1::HelloReply::role)
+    }
+
     /// Sends a message on the session's stream, if there is one; what doesn't
     /// fit is dropped, the next report replaces it.
     pub fn tell(&self, body: child_message::Body) {

@@ -145,9 +145,10 @@ fn ends_train_a_model_together() {
 
 #[test]
 fn nodes_make_the_model_that_the_simulation_makes() {
-    for strategy in ["fedavg", "scaffold"] {
-        let text =
-            format!("[federation.cloud]\nrounds = 3\nstrategy = {{ kind = '{strategy}' }}\nclients = {{ min = 3 }}\n");
+    for (strategy, up) in [("fedavg", "'topk:0.05', 'int8', 'zstd'"), ("scaffold", "")] {
+        let text = format!(
+            "[federation.cloud]\nrounds = 3\nstrategy = {{ kind = '{strategy}' }}\nup = [{up}]\nclients = {{ min = 3 }}\n"
+        );
         let federation = Federation::new(&text);
         let ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
         lines(&federation.train());

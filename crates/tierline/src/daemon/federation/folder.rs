@@ -58,8 +58,10 @@ impl Folder {
         self.0.join("out").join(task.to_string())
     }
 
-    fn kept_by(&self, task: u64) -> PathBuf {
-        self.0.join("out").join(format!("{task}.kept"))
+    /// What a member keeps if a task's update is counted, or isn't.
+    fn kept_by(&self, task: u64, counted: bool) -> PathBuf {
+        let how = if counted { "counted" } else { "refused" };
+        self.0.join("out").join(format!("{task}.{how}"))
     }
 
     fn kept(&self) -> PathBuf {
@@ -141,12 +143,13 @@ impl Folder {
         self.load_named(&self.kept())
     }
 
-    /// Keeps what a task left behind, until it is settled.
+    /// Keeps what a task left behind, for either way it may be settled.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn save_kept(&self, task: u64, kept: &Named) -> Result<(), Failure> {
-        self.save_named(&self.kept_by(task), kept)
+    pub fn save_kept(&self, task: u64, counted: &Named, refused: &Named) -> Result<(), Failure> {
+        self.save_named(&self.kept_by(task, true), counted)?;
+        self.save_named(&self.kept_by(task, false), refused)
     }
 
     /// What a task left behind counts from now on, or is forgotten. Done twice,
@@ -155,13 +158,13 @@ impl Folder {
     /// # Errors
     /// When the disk refuses.
     pub fn settle(&self, task: u64, counted: bool) -> Result<(), Failure> {
-        let left = self.kept_by(task);
-        if counted && left.exists() {
+        let left = self.kept_by(task, counted);
+        if left.exists() {
             std::fs::rename(&left, self.kept())
                 .and_then(|()| disk::sync_folder(&self.0))
                 .map_err(|e| self.failed(&e))?;
         }
-        self.remove(&[left, self.outgoing(task)]);
+        self.remove(&[self.kept_by(task, !counted), self.outgoing(task)]);
         Ok(())
     }
 

@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
-use tierline_federate::{Contribution, Vectors, wire};
+use tierline_federate::{Contribution, Layout, Sender, Vectors, wire};
 use tierline_graph::Model;
 use tierline_node::Rng;
 use tierline_node::federation::{
     Assignment, MemberAction, MemberEvent, Participant, Standing, Task, Update, Verdict, Work,
 };
-use tierline_proto::Digest;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
     Code, Empty, Failure, JobStanding, TaskFailure, UpdateHeader, WorkReport, child_message, job_standing,
 };
+use tierline_proto::{Digest, Role};
 use tierline_train::data::Dataset;
 use tierline_train::federated::{self, Blueprint, Workplace};
 use tokio::sync::mpsc;
@@ -65,8 +65,10 @@ pub(super) struct Lower {
 
 /// What work needs: made once, when the job is heard of.
 struct Desk {
-    layout: tierline_federate::Layout,
+    layout: Layout,
     initial: Vectors,
+    /// The job's.
+    seed: u64,
     /// Of an end.
     place: Option<(Workplace, Dataset)>,
 }
@@ -170,10 +172,14 @@ impl Lower {
                 Ok(())
             }
             ToLower::Gathered { task, contribution } => {
-                if self.participant.working().is_none_or(|work| work.task != task) {
-                    return Ok(());
-                }
-                let result = hold(&self.folder, task, &contribution, None).map_err(|f| f.to_string());
+                let Some(work) = self.participant.working().filter(|work| work.task == task) else { return Ok(()) };
+                let held = tokio::task::block_in_place(|| {
+                    let desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+                    let desk = desk.as_ref().ok_or_else(|| internal("the job isn't prepared"))?;
+                    let before = self.folder.load_kept()?;
+                    desk.hold(&self.node, &self.folder, &self.sender(), work, &contribution, (&before, before.clone()))
+                });
+                let result = held.map_err(|f| f.to_string());
                 self.step(MemberEvent::Worked { task, result })
             }
         }
@@ -257,12 +263,21 @@ impl Lower {
         }
     }
 
+    /// How updates travel to the parent there is now.
+    fn sender(&self) -> Sender {
+        let federation = self.manifest.federation();
+        match self.parent.as_ref().map(|p| p.parent_role()) {
+            Some(Role::Edge) => federation.of_ends().sender(),
+            _ => federation.cloud.sender(),
+        }
+    }
+
     /// Fetches the model and opens the data.
     fn prepare(&self) {
         let (node, manifest, desk, later) =
             (Arc::clone(&self.node), Arc::clone(&self.manifest), Arc::clone(&self.desk), self.later());
         let coordinates = self.above.is_some();
-        let edge = node.role() == tierline_proto::Role::Edge;
+        let edge = node.role() == Role::Edge;
         tokio::spawn(async move {
             let prepared = async {
                 if edge && !coordinates {
@@ -289,7 +304,7 @@ impl Lower {
         let (node, desk, folder, later) =
             (Arc::clone(&self.node), Arc::clone(&self.desk), self.folder.clone(), self.later());
         let model = self.models.get(&work.version).copied().flatten();
-        let coordinates = self.above.is_some();
+        let (coordinates, sender) = (self.above.is_some(), self.sender());
         self.stop = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&self.stop);
         tokio::spawn(async move {
@@ -312,7 +327,7 @@ impl Lower {
                         if coordinates {
                             return Ok(Some(ToLower::Fetched { work, model: start }));
                         }
-                        let update = desk.train(&node, &folder, work, &start, &stop)?;
+                        let update = desk.train(&node, &folder, &sender, work, &start, &stop)?;
                         Ok(update
                             .map(|update| ToLower::Event(MemberEvent::Worked { task: work.task, result: Ok(update) })))
                     });
@@ -369,7 +384,7 @@ fn made(node: &Node, manifest: &JobManifest, model: Bytes, coordinates: bool) ->
     if coordinates {
         let blueprint = Blueprint::new(model, job).map_err(internal)?;
         let (layout, initial) = (blueprint.layout().clone(), blueprint.initial());
-        return Ok((Desk { layout, initial, place: None }, 1));
+        return Ok((Desk { layout, initial, seed: job.seed, place: None }, 1));
     }
     let all = Datasets::of(&node.config().data).open(&job.data.train).map_err(|e| {
         let help = e.help().map_or(String::new(), |help| format!("; {help}"));
@@ -384,7 +399,7 @@ fn made(node: &Node, manifest: &JobManifest, model: Bytes, coordinates: bool) ->
     let examples = data.len() as u64;
     let layout = place.blueprint().layout().clone();
     let initial = place.blueprint().initial();
-    Ok((Desk { layout, initial, place: Some((place, data)) }, examples))
+    Ok((Desk { layout, initial, seed: job.seed, place: Some((place, data)) }, examples))
 }
 
 impl Desk {
@@ -393,13 +408,15 @@ impl Desk {
         &mut self,
         node: &Node,
         folder: &Folder,
+        sender: &Sender,
         work: Work,
         start: &Vectors,
         stop: &AtomicBool,
     ) -> Result<Option<Update>, Failure> {
         let Some((place, data)) = &mut self.place else { return Err(internal("this node doesn't train")) };
         let begun = Instant::now();
-        let mut kept = folder.load_kept()?;
+        let before = folder.load_kept()?;
+        let mut kept = before.clone();
         let task = federated::Task { member: node.name(), round: work.round, start };
         let Some(mut contribution) = place.work(task, data, &mut kept, stop).map_err(internal)? else {
             return Ok(None);
@@ -407,25 +424,28 @@ impl Desk {
         // A device that is said to be slower is.
         std::thread::sleep(begun.elapsed().mul_f64((node.config().slowdown - 1.0).max(0.0)));
         contribution.report.seconds = begun.elapsed().as_secs_f64();
-        hold(folder, work.task, &contribution, Some(&kept)).map(Some)
+        self.hold(node, folder, sender, work, &contribution, (&before, kept)).map(Some)
     }
-}
 
-/// Puts an update on the disk, to be sent until it is answered.
-fn hold(
-    folder: &Folder,
-    task: Task,
-    contribution: &Contribution,
-    kept: Option<&federated::Kept>,
-) -> Result<Update, Failure> {
-    let mut bytes = Vec::new();
-    wire::encode(&contribution.vectors, &mut bytes);
-    folder.write(&folder.outgoing(task.0), &bytes)?;
-    if let Some(kept) = kept {
-        folder.save_kept(task.0, kept)?;
+    /// Puts an update of this member on the disk.
+    fn hold(
+        &self,
+        node: &Node,
+        folder: &Folder,
+        sender: &Sender,
+        work: Work,
+        contribution: &Contribution,
+        (before, after): (&federated::Kept, federated::Kept),
+    ) -> Result<Update, Failure> {
+        let seed = federated::seed_of_update(self.seed, node.name(), work.task.0);
+        let sent = sender.encode(&self.layout, &contribution.vectors, before, after, work.round, seed);
+        let sent = sent.map_err(internal)?;
+        let task = work.task;
+        folder.write(&folder.outgoing(task.0), &sent.bytes)?;
+        folder.save_kept(task.0, &sent.counted, &sent.refused)?;
+        let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
+        Ok(Update { task, digest, bytes: sent.bytes.len() as u64, report: contribution.report })
     }
-    let digest = Digest(*blake3::hash(&bytes).as_bytes());
-    Ok(Update { task, digest, bytes: bytes.len() as u64, report: contribution.report })
 }
 
 fn report(update: &Update) -> WorkReport {

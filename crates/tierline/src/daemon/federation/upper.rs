@@ -175,7 +175,7 @@ impl Upper {
         let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
         let version = coordinator.version();
         let server = Server { model: initial, kept: self.folder.load_server(version)? };
-        let desk = Desk::new(blueprint.layout().clone(), self.hop.strategy.clone(), version, server);
+        let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server);
         let mut desks = Desks {
             judge: None,
             blueprint,
@@ -522,8 +522,7 @@ impl Desks {
     /// Keeps the desk's model under a number, for members to fetch.
     async fn publish(&mut self, version: u64) -> Result<(), Failure> {
         let node = self.node();
-        let mut bytes = Vec::new();
-        wire::encode(&self.desk.server().model, &mut bytes);
+        let bytes = wire::encode(&self.desk.server().model, self.desk.layout()).map_err(internal)?;
         self.artefact_bytes = bytes.len() as u64;
         let digest = node.artefacts.put(Bytes::from(bytes)).await?;
         self.upper.folder.save_server(version, &self.desk.server().kept)?;

@@ -1,0 +1,133 @@
+//! What doesn't travel is remembered, and nothing of an update is lost.
+
+use tierline_codec::update::Pipeline;
+use tierline_federate::sender::{Kept, Memory, Sender, Sent};
+use tierline_federate::{Channel, Layout, Part, Vectors, wire};
+
+fn layout() -> Layout {
+    let part = |name: &str, shape: &[usize]| Part { name: name.to_owned(), shape: shape.to_vec() };
+    Layout { parameters: vec![part("w", &[8, 10]), part("b", &[20])], statistics: vec![part("mean", &[4])] }
+}
+
+fn sender(stages: &[&str], memory: Memory) -> Sender {
+    Sender { pipeline: Pipeline::parse(stages).unwrap(), memory }
+}
+
+fn update(rng: &mut fastrand::Rng) -> Vectors {
+    let mut draw = |n: usize| (0..n).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
+    Vectors::from([(Channel::Model, draw(100)), (Channel::Statistics, draw(4))])
+}
+
+fn send(sender: &Sender, vectors: &Vectors, kept: &Kept, round: u64) -> (Sent, Vectors) {
+    let sent = sender.encode(&layout(), vectors, kept, kept.clone(), round, 10 + round).unwrap();
+    let arrived = wire::decode(&sent.bytes, &layout()).unwrap();
+    (sent, arrived)
+}
+
+/// Sends updates one after another; the sum of what was to be sent, and of
+/// what arrived.
+fn rounds(sender: &Sender, count: u64, refuse: impl Fn(u64) -> bool) -> (Vec<f64>, Vec<f64>, Kept) {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let (mut wanted, mut arrived) = (vec![0f64; 100], vec![0f64; 100]);
+    let mut kept = Kept::new();
+    for round in 0..count {
+        let vectors = update(&mut rng);
+        let (sent, got) = send(sender, &vectors, &kept, round);
+        assert_eq!(got[&Channel::Statistics], vectors[&Channel::Statistics], "statistics travel whole");
+        wanted.iter_mut().zip(&vectors[&Channel::Model]).for_each(|(a, x)| *a += f64::from(*x));
+        if refuse(round) {
+            kept = sent.refused;
+            continue;
+        }
+        arrived.iter_mut().zip(&got[&Channel::Model]).for_each(|(a, x)| *a += f64::from(*x));
+        kept = sent.counted;
+    }
+    (wanted, arrived, kept)
+}
+
+#[test]
+fn with_feedback_what_arrives_and_what_is_kept_are_all_there_was() {
+    for stages in [&["topk:0.05"][..], &["topk:0.1", "int4"], &["sign"], &["qsgd:2", "zstd"], &["powersgd:1"]] {
+        let (wanted, arrived, kept) = rounds(&sender(stages, Memory::Feedback), 30, |round| round % 5 == 3);
+        for ((w, a), k) in wanted.iter().zip(&arrived).zip(&kept["feedback.model"]) {
+            assert!((w - a - f64::from(*k)).abs() < 1e-4, "{stages:?}: {w} of {a} and {k}");
+        }
+    }
+}
+
+#[test]
+fn momentum_is_gathered_where_nothing_travels() {
+    let dgc = |momentum| Memory::Dgc { momentum, warmup: 0 };
+    // Without momentum it is feedback.
+    let (_, plain, _) = rounds(&sender(&["topk:0.05"], Memory::Feedback), 20, |_| false);
+    let (_, gathered, kept) = rounds(&sender(&["topk:0.05"], dgc(0.0)), 20, |_| false);
+    assert_eq!(plain, gathered);
+    assert!(kept.contains_key("velocity.model"));
+    // By hand: two elements, one travels; the other gathers 1, then 1.9 more.
+    let layout = Layout { parameters: vec![Part { name: "w".into(), shape: vec![2] }], statistics: vec![] };
+    let vectors = Vectors::from([(Channel::Model, vec![10.0, 1.0])]);
+    let sender = sender(&["topk:0.5"], dgc(0.9));
+    let first = sender.encode(&layout, &vectors, &Kept::new(), Kept::new(), 0, 1).unwrap();
+    assert_eq!(first.counted["velocity.model"], [0.0, 1.0]);
+    assert_eq!(first.counted["gathered.model"], [0.0, 1.0]);
+    let second = sender.encode(&layout, &vectors, &first.counted, first.counted.clone(), 1, 1).unwrap();
+    assert_eq!(second.counted["velocity.model"], [0.0, 1.9]);
+    assert_eq!(second.counted["gathered.model"], [0.0, 2.9]);
+    // Refused, it is all still there.
+    assert_eq!(second.refused["velocity.model"], [10.0, 1.9]);
+    assert_eq!(second.refused["gathered.model"], [10.0, 2.9]);
+}
+
+#[test]
+fn a_warm_up_begins_with_a_quarter() {
+    let sender = sender(&["topk:0.01"], Memory::Dgc { momentum: 0.9, warmup: 2 });
+    let travelled = |round| {
+        let vectors = update(&mut fastrand::Rng::with_seed(3));
+        send(&sender, &vectors, &Kept::new(), round).1[&Channel::Model].iter().filter(|x| **x != 0.0).count()
+    };
+    assert_eq!([travelled(0), travelled(1), travelled(2), travelled(9)], [25, 5, 1, 1]);
+}
+
+#[test]
+fn an_estimate_comes_near_an_update_that_stays() {
+    let sender = sender(&["topk:0.2"], Memory::Ef21);
+    let vectors = update(&mut fastrand::Rng::with_seed(4));
+    let (mut kept, mut estimate) = (Kept::new(), vec![0f32; 100]);
+    for round in 0..5 {
+        let (sent, arrived) = send(&sender, &vectors, &kept, round);
+        estimate.iter_mut().zip(&arrived[&Channel::Model]).for_each(|(e, x)| *e += x);
+        kept = sent.counted;
+        assert_eq!(kept["estimate.model"], estimate, "both sides have the same");
+    }
+    // A fifth of it each time: after five rounds all of it.
+    assert!(estimate.iter().zip(&vectors[&Channel::Model]).all(|(e, x)| (e - x).abs() < 1e-6));
+}
+
+#[test]
+fn without_loss_nothing_is_remembered() {
+    let (wanted, arrived, kept) = rounds(&sender(&["zstd"], Memory::Feedback), 3, |_| false);
+    assert_eq!(wanted, arrived);
+    assert!(kept.is_empty());
+}
+
+#[test]
+fn broken_updates_are_refused() {
+    let vectors = update(&mut fastrand::Rng::with_seed(5));
+    let (sent, _) = send(&sender(&["topk:0.1", "int8", "zstd"], Memory::None), &vectors, &Kept::new(), 0);
+    for end in 0..sent.bytes.len() {
+        assert!(wire::decode(&sent.bytes[..end], &layout()).is_err(), "cut at {end}");
+    }
+    let mut longer = sent.bytes.clone();
+    longer.push(0);
+    assert!(wire::decode(&longer, &layout()).is_err());
+    let other = Layout { statistics: vec![], ..layout() };
+    assert!(wire::decode(&sent.bytes, &other).is_err(), "of another model");
+    let kept = Kept::from([("a".to_owned(), vec![1.0, -0.0]), ("b".to_owned(), vec![])]);
+    let mut bytes = Vec::new();
+    wire::encode_named(&kept, &mut bytes);
+    assert_eq!(wire::decode_named(&bytes).unwrap(), kept);
+    for end in 1..bytes.len() {
+        let cut = wire::decode_named(&bytes[..end]);
+        assert!(cut.is_err() || cut.unwrap().len() < 2, "cut at {end}");
+    }
+}
