@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use tierline_codec::update::{Pipeline, Support};
 
-use crate::{FederateError, Memory, Select, Sender, Strategy, Timing};
+use crate::{FederateError, Memory, Rule, Select, Sender, Strategy, Timing};
 
 /// A federation.
 ///
@@ -52,6 +52,8 @@ pub struct Hop {
     pub rounds: u64,
     /// How the next model is made.
     pub strategy: Strategy,
+    /// How updates are put together.
+    pub rule: Rule,
     /// Whom a round asks, and how long it waits.
     pub clients: Clients,
     /// How members' updates travel: stages of a pipeline, such as `topk:0.01`,
@@ -67,6 +69,7 @@ impl Default for Hop {
         Self {
             rounds: 1,
             strategy: Strategy::default(),
+            rule: Rule::default(),
             clients: Clients::default(),
             up: Vec::new(),
             memory: Memory::default(),
@@ -199,6 +202,10 @@ impl Hop {
                 return setting("memory.momentum is at least 0 and below 1");
             }
         }
+        if self.rule != Rule::Mean && matches!(self.strategy.behaviour().timing(), Timing::Buffer { size: 1..=2, .. }) {
+            return setting("a rule against harm needs more than two answers; give the buffer a larger size");
+        }
+        self.rule.check()?;
         self.strategy.behaviour().check()
     }
 

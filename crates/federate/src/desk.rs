@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::aggregate::{self, Aggregate, Mean};
+use crate::aggregate::{self, Aggregate};
 use crate::strategy::Round;
 use crate::{Channel, Contribution, Counted, FederateError, Hop, Layout, Memory, Server, Strategy, Vectors};
 
@@ -29,7 +29,7 @@ impl Desk {
     #[must_use]
     pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server) -> Self {
         let (strategy, memory) = (hop.strategy.clone(), hop.memory);
-        let aggregate = Box::new(Mean::new(&layout, &strategy.channels()));
+        let aggregate = hop.rule.aggregate(&layout, &strategy.channels());
         let past = BTreeMap::from([(version, server.model.clone())]);
         Self { layout, strategy, memory, server, version, past, aggregate }
     }

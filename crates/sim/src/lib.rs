@@ -8,10 +8,12 @@
 
 #![forbid(unsafe_code)]
 
+mod attack;
 mod clock;
 mod link;
 mod site;
 mod workers;
 
+pub use attack::{Attack, Harm};
 pub use link::Link;
 pub use site::{Examples, Outcome, Scenario, SimError, end_name, run};

@@ -22,6 +22,7 @@ use tierline_train::data::{Dataset, seed_of};
 use tierline_train::federated::{Blueprint, Kept, Workplace};
 use tierline_train::{Job, Scores, TrainError};
 
+use crate::attack::Attack;
 use crate::clock::Clock;
 use crate::link::{Link, Pipe};
 use crate::workers::{Done, Order, Workers};
@@ -47,6 +48,8 @@ pub struct Scenario {
     pub availability: f64,
     /// How long an end is away at a time, on average.
     pub away: Duration,
+    /// What some of the ends do to the others.
+    pub attack: Option<Attack>,
     /// Threads that train; 0 for as many as there are cores.
     pub threads: usize,
 }
@@ -61,6 +64,7 @@ impl Default for Scenario {
             spread: 1.0,
             availability: 1.0,
             away: Duration::from_secs(60),
+            attack: None,
             threads: 0,
         }
     }
@@ -141,8 +145,14 @@ pub fn run(
     stop: &AtomicBool,
     tell: &mut dyn FnMut(&RoundScores),
 ) -> Result<Outcome, SimError> {
-    let Examples { ends: data, test } = examples;
+    let Examples { ends: mut data, test } = examples;
     check(scenario, data.len())?;
+    let harmful = harmful(job, scenario, data.len());
+    for (share, attack) in data.iter_mut().zip(&harmful) {
+        if let Some(attack) = attack {
+            *share = attack.examples(share.clone()).map_err(TrainError::from)?;
+        }
+    }
     let threads = match scenario.threads {
         0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         n => n,
@@ -156,6 +166,7 @@ pub fn run(
         judge.check(share)?;
     }
     let mut site = Site::new(job, judge.blueprint(), data, scenario, Workers::new(places));
+    site.spoil(&harmful);
     site.begin();
     let rounds = job.federation.as_ref().map_or(1, |f| f.cloud.rounds);
     let mut scores: Vec<RoundScores> = Vec::new();
@@ -198,6 +209,17 @@ pub fn run(
     let excluded = std::mem::take(&mut site.excluded);
     Ok(Outcome { rounds: scores, model, seconds: site.clock.now().since(Time::ZERO).as_secs_f64(), excluded })
 }
+
+/// Which ends mean harm: as many as were asked for, drawn by the job's seed.
+fn harmful(job: &Job, scenario: &Scenario, ends: usize) -> Vec<Option<Attack>> {
+    let count = scenario.attack.map_or(0, |a| (a.share * ends as f64).round() as usize);
+    let mut harmful: Vec<Option<Attack>> = (0..ends).map(|i| scenario.attack.filter(|_| i < count)).collect();
+    Rng::with_seed(seed_of(&[job.seed, HARM])).shuffle(&mut harmful);
+    harmful
+}
+
+/// Keeps the draw of harmful ends apart from others.
+const HARM: u64 = 0x6861_726d;
 
 fn check(scenario: &Scenario, ends: usize) -> Result<(), SimError> {
     let wrong = |what, reason: &str| Err(SimError::Scenario { what, reason: reason.to_owned() });
@@ -275,6 +297,7 @@ struct Above {
 struct Trainee {
     data: Dataset,
     examples_per_s: f64,
+    attack: Option<Attack>,
     running: Option<(Work, Receiver<Done>, Arc<AtomicBool>)>,
 }
 
@@ -371,7 +394,7 @@ impl Site {
             };
             let slow = 1.0 + rng.f64() * (scenario.spread - 1.0);
             let examples_per_s = scenario.examples_per_s / slow;
-            let trainee = Trainee { data, examples_per_s, running: None };
+            let trainee = Trainee { data, examples_per_s, attack: None, running: None };
             let below = Some(below(parent, &links));
             nodes.push(Node { below, trainee: Some(trainee), ..node(end_name(end)) });
         }
@@ -394,6 +417,12 @@ impl Site {
             excluded: Vec::new(),
             over: false,
         }
+    }
+
+    /// Makes ends mean harm, in their order.
+    fn spoil(&mut self, harmful: &[Option<Attack>]) {
+        let trainees = self.nodes.iter_mut().filter_map(|node| node.trainee.as_mut());
+        trainees.zip(harmful).for_each(|(trainee, attack)| trainee.attack = *attack);
     }
 
     fn begin(&mut self) {
@@ -615,7 +644,12 @@ impl Site {
         let Some((work, outcome, _)) = trainee.running.take() else { return Ok(()) };
         let (result, kept) = outcome.recv().map_err(|_| SimError::Worker)?;
         let result = match result {
-            Ok(Some(contribution)) => Ok(self.hold(at, work, contribution, kept)?),
+            Ok(Some(mut contribution)) => {
+                if let Some(attack) = trainee.attack {
+                    attack.spoil(&mut contribution.vectors);
+                }
+                Ok(self.hold(at, work, contribution, kept)?)
+            }
             Ok(None) => return Ok(()),
             Err(error) => Err(error.to_string()),
         };

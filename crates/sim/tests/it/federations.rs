@@ -115,6 +115,35 @@ fn small_updates_teach_as_well() {
 }
 
 #[test]
+fn rules_hold_where_the_mean_breaks() {
+    let accuracy_of = |rule: &str, attack: Option<&str>| {
+        let text = format!("[federation.cloud]\nrounds = 10\nrule = {{ kind = '{rule}' }}\n");
+        let attack = attack.map(|a| a.parse().unwrap());
+        let all = pictures(600, 1);
+        let shares = partition(&all, &Partition::Iid, 10, 9).unwrap();
+        let ends = shares.iter().map(|share| all.subset(share).unwrap()).collect();
+        let test = pictures(200, 2);
+        let scenario = Scenario { attack, ..Scenario::default() };
+        let examples = Examples { ends, test: Some(&test) };
+        let outcome =
+            run(&engine(), &network(), &job(&text), examples, &scenario, &AtomicBool::new(false), &mut |_| ());
+        accuracy(&outcome.unwrap())
+    };
+    let clean = accuracy_of("mean", None);
+    assert!(clean > 0.9, "{clean}");
+    let broken = accuracy_of("mean", Some("scale:0.2:-20"));
+    assert!(broken < clean - 0.2, "the attack does nothing: {broken}");
+    for rule in ["median", "trimmed", "krum", "multikrum", "bulyan", "bounded"] {
+        for attack in ["scale:0.2:-20", "sign-flip:0.2", "label-flip:0.2"] {
+            let held = accuracy_of(rule, Some(attack));
+            // One contribution alone learns from a tenth of the examples.
+            let lost = if rule == "krum" { 0.25 } else { 0.1 };
+            assert!(held > clean - lost, "{rule} under {attack}: {held:.3} of {clean:.3}");
+        }
+    }
+}
+
+#[test]
 fn a_simulation_is_the_same_again() {
     let text = "[federation.cloud]\nrounds = 3\nstrategy = { kind = 'scaffold' }\nclients = { per_round = 4 }\n";
     let scenario = Scenario { spread: 3.0, threads: 2, ..Scenario::default() };

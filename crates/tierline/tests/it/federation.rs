@@ -21,6 +21,11 @@ use crate::harness::{Node, Ran, Site, until};
 /// Pictures of ten classes as IDX files, each a bright square at its own
 /// place on noise.
 fn pictures(folder: &Path, examples: usize, seed: u64) {
+    part(folder, "train", examples, seed);
+}
+
+/// One part (`train`, `t10k`) of such files.
+fn part(folder: &Path, part: &str, examples: usize, seed: u64) {
     std::fs::create_dir_all(folder).unwrap();
     let mut rng = fastrand::Rng::with_seed(seed);
     let (mut pixels, mut classes) = (Vec::new(), Vec::new());
@@ -40,8 +45,9 @@ fn pictures(folder: &Path, examples: usize, seed: u64) {
         file.extend_from_slice(bytes);
         file
     };
-    std::fs::write(folder.join("train-images-idx3-ubyte"), file(0x803, &[examples, 28, 28], &pixels)).unwrap();
-    std::fs::write(folder.join("train-labels-idx1-ubyte"), file(0x801, &[examples], &classes)).unwrap();
+    std::fs::write(folder.join(format!("{part}-images-idx3-ubyte")), file(0x803, &[examples, 28, 28], &pixels))
+        .unwrap();
+    std::fs::write(folder.join(format!("{part}-labels-idx1-ubyte")), file(0x801, &[examples], &classes)).unwrap();
 }
 
 fn job(federation: &str) -> String {
@@ -218,4 +224,101 @@ fn whatever_is_killed_the_same_model_comes_out() {
 fn round_of(cloud: &Node) -> Option<u64> {
     let ran = cloud.ask(&["job", "ls", "--json"]);
     (ran.code == 0).then(|| ran.json()["jobs"][0]["round"].as_u64()).flatten()
+}
+
+/// The guide's commands on the example jobs, on small made-up data of the same
+/// form.
+#[test]
+fn every_command_of_the_guide_and_every_example_job_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    part(&folder.path().join("fashion"), "train", 240, 1);
+    part(&folder.path().join("fashion"), "t10k", 100, 2);
+    std::fs::create_dir(folder.path().join("jobs")).unwrap();
+    let mut jobs = Vec::new();
+    for entry in std::fs::read_dir(root.join("examples/jobs")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join("jobs").join(path.file_name().unwrap())).unwrap();
+        jobs.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+    }
+    let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
+    tierline_zoo::by_name("lenet", &options).unwrap().save(&folder.path().join("jobs/lenet.onnx")).unwrap();
+    let guide = std::fs::read_to_string(root.join("docs/guide/federations.md")).unwrap();
+    let blocks = guide.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let commands: Vec<&str> = blocks.flat_map(str::lines).filter(|line| !line.is_empty()).collect();
+    assert!(commands.len() >= 6, "{commands:?}");
+    for job in &jobs {
+        assert!(commands.iter().any(|c| c.contains(job)), "{job} is in no command of the guide");
+    }
+    for command in commands {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        assert_eq!(words[0], "tierline");
+        let output = Command::new(env!("CARGO_BIN_EXE_tierline"))
+            .args(&words[1..])
+            .current_dir(folder.path())
+            .env("TIERLINE_ENGINE", "rten")
+            .env("TIERLINE_DATA", folder.path().join("data"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{command}: {stdout}{stderr}");
+        if words[1] == "sim" {
+            assert!(stdout.contains("accuracy"), "{command}: {stdout}");
+            let run = folder.path().join(words[2].replace(".toml", ".run"));
+            Model::load(&run.join("model.onnx")).unwrap();
+            assert!(run.join("curves.svg").exists() && run.join("curves.png").exists());
+        }
+    }
+}
+
+#[test]
+fn jobs_that_make_no_sense_are_refused_with_the_reason() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 1\nstrategy = { kind = 'fedprox', mu = -1.0 }\n");
+    federation.train().refused(3, "mu is -1");
+    let job = federation.folder.path().join("squares.toml");
+    std::fs::write(
+        &job,
+        self::job("[federation.cloud]\nrounds = 1\n").replace("[batch]", "[batch]\nnormalize = 'measured'"),
+    )
+    .unwrap();
+    federation.train().refused(2, "every member would measure its own");
+    std::fs::write(&job, self::job("")).unwrap();
+    federation.train().refused(2, "--local");
+    let missing = federation.site.cloud.ask(&["job", "show", "nothing"]);
+    assert!(missing.code != 0 && missing.stderr.contains("no job `nothing`"), "{missing:?}");
+    let end = federation.end(0, &federation.site.cloud.url);
+    let refused = end.ask(&["train", job.to_str().unwrap()]);
+    assert_ne!(refused.code, 0);
+}
+
+#[test]
+fn ends_without_the_data_say_so_and_the_others_go_on() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 2 }\n");
+    let ends: Vec<Node> = (0..2).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let bare = federation.site.end("bare", &federation.site.cloud.url, &[]);
+    let wrong = federation.site.end("wrong", &federation.site.cloud.url, &[]);
+    let table = federation.folder.path().join("table.csv");
+    std::fs::write(&table, "a,b,label\n1,2,x\n3,4,y\n5,6,x\n").unwrap();
+    let ran = wrong.ask(&["data", "add", "squares", table.to_str().unwrap(), "--target", "label"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let job = federation.folder.path().join("squares.toml");
+    let mut watcher = Command::new(env!("CARGO_BIN_EXE_tierline"))
+        .args(["--data", federation.site.cloud.data.to_str().unwrap(), "train", job.to_str().unwrap(), "--quiet"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let said = until("both say why not", || {
+        let shown = federation.site.cloud.ask(&["job", "show", "squares", "--json"]);
+        let excluded = (shown.code == 0).then(|| shown.json()["excluded"].clone())?;
+        (excluded.as_array()?.len() == 2).then_some(excluded)
+    });
+    let reason = |node: &str| {
+        let found = said.as_array().unwrap().iter().find(|e| e["node"] == node).unwrap();
+        found["reason"].as_str().unwrap().to_owned()
+    };
+    assert!(reason("bare").contains("no data set `squares`"), "{said}");
+    assert!(reason("wrong").contains("[2]"), "{said}");
+    assert!(watcher.wait().unwrap().success());
+    drop((ends, bare));
 }

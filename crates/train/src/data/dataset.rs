@@ -290,6 +290,22 @@ impl Dataset {
         })
     }
 
+    /// The same examples with other classes: `of` gets each class and their
+    /// number.
+    ///
+    /// # Errors
+    /// When targets are numbers, or a class is out of range.
+    pub fn relabelled(&self, of: impl Fn(usize, usize) -> usize) -> Result<Self, DataError> {
+        let name = self.name().to_owned();
+        let (Some(classes), Some(count)) = (self.classes(), self.class_count()) else {
+            return Err(DataError::NoClasses { name, what: "another labelling" });
+        };
+        let rows: Vec<usize> = (0..self.len()).collect();
+        let classes = classes.into_iter().map(|class| of(class, count) as u32).collect();
+        let names = self.class_names().unwrap_or_default().to_vec();
+        Self::new(&name, self.features(&rows)?, Targets::Classes { classes, count, names })
+    }
+
     /// Only these examples, in this order; one may come more than once.
     ///
     /// # Errors

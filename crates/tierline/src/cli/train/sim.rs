@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tierline_sim::{Examples, Link, Scenario, SimError};
+use tierline_sim::{Attack, Examples, Link, Scenario, SimError};
 use tierline_train::Job;
 use tierline_train::data::{Partition, partition};
 
@@ -42,6 +42,9 @@ pub struct Sim {
     /// Share of the time that an end can be reached
     #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
     availability: f64,
+    /// What some of the ends do to the others: sign-flip:SHARE, label-flip:SHARE or scale:SHARE:TIMES
+    #[arg(long, value_name = "HARM")]
+    attack: Option<Attack>,
     /// Folder for the trained model and the curves; beside the job unless said
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -63,6 +66,7 @@ impl Sim {
             speed: 1_000.0,
             spread: 1.0,
             availability: 1.0,
+            attack: None,
             out: args.out.clone(),
             threads: args.threads,
         }
@@ -80,6 +84,7 @@ impl Sim {
             examples_per_s: self.speed,
             spread: self.spread,
             availability: self.availability,
+            attack: self.attack,
             threads: self.threads,
             ..Scenario::default()
         })
