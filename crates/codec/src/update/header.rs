@@ -12,6 +12,9 @@ const MAGIC: [u8; 2] = *b"TU";
 /// Version of the encoding, all stages together.
 const VERSION: u8 = 1;
 
+/// Where the packing lies.
+const PACKING_AT: usize = 6;
+
 /// What a header says.
 pub struct Header {
     /// [`Support::tag`]; its details follow the header.
@@ -31,6 +34,12 @@ impl Header {
         out.extend_from_slice(&fingerprint(shapes).to_le_bytes());
     }
 
+    /// Changes the packing of a written header: known once the values, which
+    /// lie behind it, are.
+    pub fn set_packing(header: &mut [u8], packing: Packing) {
+        header[PACKING_AT] = packing as u8;
+    }
+
     /// The header of an update for parts of these shapes, and what follows it.
     pub fn read<'a>(bytes: &'a [u8], shapes: &[Vec<usize>]) -> Result<(Self, &'a [u8]), CodecError> {
         let expected = elements(shapes)?;
@@ -44,7 +53,7 @@ impl Header {
         }
         let precision =
             Precision::from_tag(head[4], head[5]).ok_or(CodecError::Corrupt("unknown precision of an update"))?;
-        let packing = Packing::from_tag(head[6]).ok_or(CodecError::Corrupt("unknown packing of an update"))?;
+        let packing = Packing::from_tag(head[PACKING_AT]).ok_or(CodecError::Corrupt("unknown packing of an update"))?;
         let elements = read_u32(&mut reader)? as usize;
         if elements != expected {
             return Err(CodecError::Elements { given: elements as u64, expected: expected as u64 });

@@ -45,6 +45,7 @@ pub use pipeline::{Pipeline, PipelineError};
 use crate::CodecError;
 use crate::frame::Reader;
 use header::Header;
+use packing::Packing;
 use precision::blocks::largest;
 use support::{Placed, Support};
 
@@ -129,24 +130,26 @@ impl Pipeline {
             return Err(CodecError::Elements { given: vector.len() as u64, expected: elements as u64 });
         }
         check_finite(vector)?;
-        let (mut placing, placed, sent) = self.support.choose(vector, shapes, seed);
+        let (placing, placed, sent) = self.support.choose(vector, shapes, seed);
         let lens = placed.segments(elements);
-        let sent = sent.as_deref().unwrap_or(vector);
-        let (packing, values) = packing::write(self.precision, self.lossless, sent, &lens, seed)?;
+        let start = out.len();
+        let packing = Packing::Plain;
         Header { support: self.support.tag(), precision: self.precision, packing, elements }.write(shapes, out);
-        out.append(&mut placing);
-        out.extend_from_slice(&values);
+        out.extend_from_slice(&placing);
+        let sent = sent.as_deref().unwrap_or(vector);
+        match packing::write(self.precision, self.lossless, sent, &lens, seed, out) {
+            Ok(packing) => Header::set_packing(&mut out[start..], packing),
+            Err(e) => {
+                out.truncate(start);
+                return Err(e);
+            }
+        }
         Ok(())
     }
 }
 
 /// Reads the values into their places.
-fn values(
-    header: &Header,
-    placed: &Placed,
-    body: &[u8],
-    out: &mut [f32],
-) -> Result<(), CodecError> {
+fn values(header: &Header, placed: &Placed, body: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
     let lens = placed.segments(header.elements);
     if matches!(placed, Placed::All) {
         return packing::read(header.precision, header.packing, body, &lens, out);

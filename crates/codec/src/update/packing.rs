@@ -1,14 +1,19 @@
 //! The values of an update as bytes: in exactly their bits, or in byte planes
 //! under zstd where that is smaller.
 //!
-//! Indices stay outside: Golomb-Rice codes are noise to zstd, and in a block
-//! with codes they spoil its table.
+//! Indices stay outside: Golomb-Rice codes are noise to zstd, which keeps them
+//! as they are or spoils its table for the codes beside them.
 
 use super::bits::Layout;
 use super::precision::Precision;
 use crate::CodecError;
 use crate::planes::BLOCK_BYTES_MAX;
 
+/// Nothing repeats in an update, so all that zstd finds is the skew of its
+/// bytes, and level 1 finds that. Of a million normal values (August 2026, a
+/// shared core): `int8` 918,798 bytes in 0.8 ms, at level 9 918,757 in 1.9; f32
+/// 3,372,321 in 7 ms, at level 9 3,396,919 in 33, misled by chance matches.
+/// Below level 1 zstd counts no bytes, and saves nothing.
 const LEVEL: i32 = 1;
 
 /// How the values are packed.
@@ -47,15 +52,16 @@ impl Packing {
     }
 }
 
-/// The bytes of `values`, cut into segments of these lengths, and how they
-/// are packed.
+/// Appends `values`, cut into segments of these lengths; says how they are
+/// packed.
 pub fn write(
     precision: Precision,
     lossless: bool,
     values: &[f32],
     lens: &[usize],
     seed: u64,
-) -> Result<(Packing, Vec<u8>), CodecError> {
+    out: &mut Vec<u8>,
+) -> Result<Packing, CodecError> {
     let size = precision.size(lens, Layout::Packed);
     if lossless {
         let mut aligned = Vec::with_capacity(precision.size(lens, Layout::Aligned));
@@ -63,12 +69,13 @@ pub fn write(
         let packed =
             zstd::bulk::compress(&aligned, LEVEL).map_err(|_| CodecError::Corrupt("zstd failed to compress"))?;
         if packed.len() < size {
-            return Ok((Packing::Zstd, packed));
+            out.extend_from_slice(&packed);
+            return Ok(Packing::Zstd);
         }
     }
-    let mut plain = Vec::with_capacity(size);
-    precision.write(values, lens, Layout::Packed, seed, &mut plain);
-    Ok((Packing::Plain, plain))
+    out.reserve(size);
+    precision.write(values, lens, Layout::Packed, seed, out);
+    Ok(Packing::Plain)
 }
 
 /// Fills `values`, all segments together, from what [`write`] wrote.
@@ -84,8 +91,8 @@ pub fn read(
         Packing::Plain => precision.read(body, lens, Layout::Packed, values),
         Packing::Zstd => {
             let size = precision.size(lens, Layout::Aligned);
-            let aligned = zstd::bulk::decompress(body, size)
-                .map_err(|_| CodecError::Corrupt("zstd failed to decompress"))?;
+            let aligned =
+                zstd::bulk::decompress(body, size).map_err(|_| CodecError::Corrupt("zstd failed to decompress"))?;
             if aligned.len() != size {
                 return Err(CodecError::Truncated { needed: size as u64, left: aligned.len() as u64 });
             }

@@ -28,7 +28,9 @@ impl Wide {
     }
 
     pub fn write(self, values: &[f32], layout: Layout, out: &mut Vec<u8>) {
-        let mut bytes = vec![0; values.len() * self.size()];
+        let start = out.len();
+        out.resize(start + values.len() * self.size(), 0);
+        let bytes = &mut out[start..];
         match self {
             Self::F32 => {
                 for (slot, value) in bytes.as_chunks_mut().0.iter_mut().zip(values) {
@@ -49,9 +51,9 @@ impl Wide {
                 }
             }
         }
-        match layout {
-            Layout::Packed => out.extend_from_slice(&bytes),
-            Layout::Aligned => out.extend_from_slice(&planes::split(&bytes, self.size())),
+        if layout == Layout::Aligned {
+            let planes = planes::split(bytes, self.size());
+            bytes.copy_from_slice(&planes);
         }
     }
 

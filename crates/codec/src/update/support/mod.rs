@@ -55,12 +55,7 @@ impl Support {
 
     /// What to write so that [`Support::read`] places the values, their
     /// places, and the values where they are not the vector itself.
-    pub fn choose(
-        self,
-        vector: &[f32],
-        shapes: &[Vec<usize>],
-        seed: u64,
-    ) -> (Vec<u8>, Placed, Option<Vec<f32>>) {
+    pub fn choose(self, vector: &[f32], shapes: &[Vec<usize>], seed: u64) -> (Vec<u8>, Placed, Option<Vec<f32>>) {
         let gather = |indices: &[u32]| indices.iter().map(|&i| vector[i as usize]).collect();
         let mut out = Vec::new();
         match self {
