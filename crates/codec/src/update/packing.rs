@@ -1,8 +1,9 @@
 //! The values of an update as bytes: in exactly their bits, or in byte planes
 //! under zstd where that is smaller.
 //!
-//! Indices stay outside: Golomb-Rice codes are noise to zstd, which keeps them
-//! as they are or spoils its table for the codes beside them.
+//! Indices stay outside: Golomb-Rice codes are noise to zstd, which
+//! spoil its table for the codes beside them (`topk:0.01 int8` of a million
+//! normal values: 17,868 bytes this way, 19,117 all together).
 
 use super::bits::Layout;
 use super::precision::Precision;
@@ -10,8 +11,7 @@ use crate::CodecError;
 use crate::planes::BLOCK_BYTES_MAX;
 
 /// Nothing repeats in an update, so all that zstd finds is the skew of its
-/// bytes, and level 1 finds that. Of a million normal values (August 2026, a
-/// shared core): `int8` 918,798 bytes in 0.8 ms, at level 9 918,757 in 1.9; f32
+/// bytes, and level 1 finds that. Of a million normal values: `int8` 918,798 bytes in 0.8 ms, at level 9 918,757 in 1.9; f32
 /// 3,372,321 in 7 ms, at level 9 3,396,919 in 33, misled by chance matches.
 /// Below level 1 zstd counts no bytes, and saves nothing.
 const LEVEL: i32 = 1;

@@ -4,3 +4,4 @@ mod laws;
 mod measuring;
 mod mutations;
 mod numpy;
+mod update;
