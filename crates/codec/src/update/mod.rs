@@ -10,23 +10,23 @@
 //!
 //! # What is written
 //!
-//! [`header::Header`], then what the support needs to place values (gaps
+//! `header::Header`, then what the support needs to place values (gaps
 //! between indices, a seed, a rank), then the values in their precision:
 //! either in exactly their bits, or as byte planes under zstd.
 //!
 //! # Adding a stage
 //!
 //! 1. A precision is a file in `precision/` that implements
-//!    [`precision::blocks::Quantiser`] (`sign.rs` is the example): codes of one
+//!    `precision::blocks::Quantiser` (`sign.rs` is the example): codes of one
 //!    to eight bits and one scale per block. Framing, packing, planes and
 //!    checks of sizes are there already. Then a variant of
-//!    [`precision::Precision`] with a tag of its own; the compiler lists the
+//!    `precision::Precision` with a tag of its own; the compiler lists the
 //!    places.
 //! 2. A support is a file in `support/` (`random.rs` is the example) and a
-//!    variant of [`support::Support`]: which values are sent, how a receiver
+//!    variant of `support::Support`: which values are sent, how a receiver
 //!    places them, and how it refuses what doesn't fit before it allocates.
-//! 3. One line in `pipeline.rs` to read its name, one in [`pipeline::STAGES`].
-//! 4. One line in `tests/it/update.rs`, in `stages()`: the laws there
+//! 3. One line in `pipeline.rs` to read its name, one in `pipeline::STAGES`.
+//! 4. One entry in a list at the top of `tests/it/update.rs`: the laws there
 //!    (roundtrips, equal bytes, truncations and damage refused) hold for all;
 //!    say how far a decoded value may be from the given one.
 //! 5. `cargo run --release -p tierline-codec --example updates` prints what it
@@ -60,7 +60,8 @@ pub enum Kept {
 
 /// The vector that `bytes` encode, of parts of these `shapes`.
 ///
-/// Its values are finite, whoever wrote the bytes.
+/// Its values are finite, whoever wrote the bytes, and what is allocated on
+/// the way is a few times the receiver's vector at most, whatever they declare.
 ///
 /// # Errors
 /// When the bytes are broken or encode parts of other shapes.

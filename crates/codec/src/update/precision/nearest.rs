@@ -35,9 +35,11 @@ pub fn code(steps: f32, levels: f32) -> u8 {
     (steps.clamp(-levels, levels) + (WHOLE + levels)).to_bits() as u8
 }
 
-/// The value of a code; finite even where a step is rounded up.
-pub fn value(code: u8, levels: f32, step: f32) -> f32 {
-    ((f32::from(code) - levels) * step).clamp(f32::MIN, f32::MAX)
+/// Sets the value of each code; finite even where a step was rounded up.
+pub fn restore(step: f32, levels: f32, codes: &[u8], values: &mut [f32]) {
+    for (slot, &code) in values.iter_mut().zip(codes) {
+        *slot = ((f32::from(code) - levels) * step).clamp(f32::MIN, f32::MAX);
+    }
 }
 
 /// Steps to a side that codes of so many bits hold.
@@ -61,9 +63,6 @@ impl Quantiser for Nearest {
     }
 
     fn restore(&self, scale: f32, codes: &[u8], values: &mut [f32]) {
-        let levels = levels(self.bits);
-        for (slot, &code) in values.iter_mut().zip(codes) {
-            *slot = value(code, levels, scale);
-        }
+        restore(scale, levels(self.bits), codes, values);
     }
 }

@@ -6,7 +6,7 @@
 //! with the nearest step, whose errors all lean the same way.
 
 use super::blocks::{Quantiser, largest};
-use super::nearest::{code, levels, to_steps, value};
+use super::nearest::{code, levels, restore, to_steps};
 use crate::update::rng::{Purpose, Rng};
 
 pub struct Qsgd {
@@ -45,9 +45,6 @@ impl Quantiser for Qsgd {
     }
 
     fn restore(&self, scale: f32, codes: &[u8], values: &mut [f32]) {
-        let levels = levels(self.bits);
-        for (slot, &code) in values.iter_mut().zip(codes) {
-            *slot = value(code, levels, scale);
-        }
+        restore(scale, levels(self.bits), codes, values);
     }
 }
