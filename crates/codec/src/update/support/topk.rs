@@ -40,7 +40,7 @@ fn magnitude(value: &f32) -> u32 {
 
 fn threshold(vector: &[f32], count: usize) -> Option<Threshold> {
     // One pass finds the bin of the smallest magnitude kept; only that bin is
-    // put in order. Twenty times the speed of ordering the vector.
+    // copied and put in order, not the vector.
     let mut bins = vec![0usize; BINS];
     for value in vector {
         bins[(magnitude(value) >> BIN_SHIFT) as usize] += 1;
