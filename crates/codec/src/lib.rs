@@ -1,5 +1,5 @@
-//! Tensors to bytes and back: activations on the wire ([`Codec`]), and updates
-//! of models ([`update`]).
+//! Tensors to bytes and back, for activations on the wire; and model updates,
+//! smaller and with loss, in [`update`].
 //!
 //! Every codec is one short file and one line in [`codecs`]; encodings say
 //! what they are, so a decoder needs only the bytes. Start at [`Codec`].
@@ -122,6 +122,25 @@ pub enum CodecError {
         /// Allowed.
         max: u64,
     },
+    /// A value of an update that is no number.
+    #[error("element {index} of the update is {value}; only finite values are sent")]
+    NotFinite {
+        /// Where.
+        index: usize,
+        /// What.
+        value: f32,
+    },
+    /// Another length than the shapes of an update's parts say.
+    #[error("{given} elements were given; the shapes of the parts hold {expected}")]
+    Elements {
+        /// Given, or declared by the encoding.
+        given: u64,
+        /// The sum of the parts' sizes.
+        expected: u64,
+    },
+    /// As many elements, in other parts.
+    #[error("the update was encoded for parts of other shapes; both sides need the same model")]
+    Parts,
     /// The elements don't make a tensor.
     #[error(transparent)]
     Tensor(#[from] TensorError),

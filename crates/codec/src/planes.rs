@@ -15,7 +15,7 @@ const LEVEL: i32 = 1;
 
 /// What zstd makes of its smallest block (a header of three bytes and one
 /// byte to repeat): no stream of it decodes to more.
-const BLOCK_BYTES_MAX: u64 = 128 << 10;
+pub const BLOCK_BYTES_MAX: u64 = 128 << 10;
 
 impl Codec for Planes {
     fn name(&self) -> &'static str {
@@ -72,7 +72,8 @@ impl Codec for Planes {
     }
 }
 
-fn split(bytes: &[u8], size: usize) -> Vec<u8> {
+/// Elements of `size` bytes as planes: all first bytes, all second ones, ...
+pub fn split(bytes: &[u8], size: usize) -> Vec<u8> {
     let mut planes = Vec::with_capacity(bytes.len());
     for plane in 0..size {
         planes.extend(bytes.iter().skip(plane).step_by(size));
@@ -80,7 +81,8 @@ fn split(bytes: &[u8], size: usize) -> Vec<u8> {
     planes
 }
 
-fn join(planes: &[u8], size: usize) -> Vec<u8> {
+/// What [`split`] took apart.
+pub fn join(planes: &[u8], size: usize) -> Vec<u8> {
     let count = planes.len() / size.max(1);
     let mut bytes = vec![0; planes.len()];
     for (plane, source) in planes.chunks_exact(count.max(1)).enumerate() {

@@ -30,5 +30,10 @@ fn main() {
     let sum_rate = 36.0 * elements as f64 / added;
     println!("{elements} elements");
     println!("copy      {:>8.2} ms  {:>6.2} GB/s", copied * 1e3, copy_rate / 1e9);
-    println!("addition  {:>8.2} ms  {:>6.2} GB/s, {:.2} of the copy's", added * 1e3, sum_rate / 1e9, sum_rate / copy_rate);
+    println!(
+        "addition  {:>8.2} ms  {:>6.2} GB/s, {:.2} of the copy's",
+        added * 1e3,
+        sum_rate / 1e9,
+        sum_rate / copy_rate
+    );
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use tierline_codec::update::{Pipeline, Support};
+use tierline_codec::update::Pipeline;
 
 use crate::{FederateError, Memory, Rule, Select, Sender, Strategy, Timing};
 
@@ -195,7 +195,7 @@ impl Hop {
         }
         let pipeline = Pipeline::parse(&self.up).map_err(|e| FederateError::Setting { what, reason: e.to_string() })?;
         if let Memory::Dgc { momentum, .. } = self.memory {
-            if !matches!(pipeline.support, Support::TopK(_) | Support::Random(_)) {
+            if pipeline.fraction().is_none() {
                 return setting("memory dgc gathers momentum where nothing travels; begin `up` with topk or random");
             }
             if !(0.0..1.0).contains(&momentum) {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tierline_codec::update::{self, Kept as Travelled, Pipeline, Support};
+use tierline_codec::update::{self, Kept as Travelled, Pipeline};
 
 use crate::{Channel, FederateError, Layout, Vectors, wire};
 
@@ -87,7 +87,7 @@ impl Sender {
         for (&channel, vector) in vectors {
             let shapes = layout.shapes(channel);
             if channel == Channel::Statistics || self.pipeline.is_lossless() {
-                let plain = Pipeline { packed: self.pipeline.packed, ..Pipeline::default() };
+                let plain = self.pipeline.without_loss();
                 frame.put(channel, |out| plain.encode(vector, &shapes, seed, out))?;
                 continue;
             }
@@ -139,20 +139,13 @@ impl Sender {
 
     /// The pipeline in this round.
     fn pipeline_of(&self, round: u64) -> Pipeline {
-        let (Memory::Dgc { warmup, .. }, true) = (self.memory, self.pipeline.support != Support::All) else {
-            return self.pipeline;
-        };
-        if round >= warmup {
-            return self.pipeline;
+        match (self.memory, self.pipeline.fraction()) {
+            // From a quarter, in equal ratios.
+            (Memory::Dgc { warmup, .. }, Some(last)) if round < warmup && last < 0.25 => {
+                self.pipeline.with_fraction(0.25 * (last / 0.25).powf(round as f64 / warmup as f64))
+            }
+            _ => self.pipeline.clone(),
         }
-        // From a quarter, in equal ratios.
-        let share = |last: f64| 0.25 * (last / 0.25).powf(round as f64 / warmup as f64);
-        let support = match self.pipeline.support {
-            Support::TopK(last) if last < 0.25 => Support::TopK(share(last)),
-            Support::Random(last) if last < 0.25 => Support::Random(share(last)),
-            other => other,
-        };
-        Pipeline { support, ..self.pipeline }
     }
 }
 

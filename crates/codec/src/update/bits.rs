@@ -1,114 +1,158 @@
-//! Bits in a row, and increasing indices as Golomb-Rice codes of their gaps
-//! (Rice and Plaunt, 1971): near the entropy of a random mask.
+//! Numbers of fewer bits than a byte, packed; the lowest bits come first.
 
 use crate::CodecError;
 
-/// Writes bits, the lowest first.
-pub(super) struct Writer<'o> {
-    out: &'o mut Vec<u8>,
-    held: u64,
-    count: u32,
+/// How codes lie in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Bit behind bit, in exactly their bits; wider values as they are.
+    Packed,
+    /// As many whole codes as a byte holds, wider values in byte planes: zstd
+    /// sees bytes, and a code across two of them looks like noise to it.
+    Aligned,
 }
 
-impl<'o> Writer<'o> {
-    pub(super) fn new(out: &'o mut Vec<u8>) -> Self {
-        Self { out, held: 0, count: 0 }
-    }
-
-    /// Appends the lowest `count` bits of `bits`, at most 32.
-    pub(super) fn put(&mut self, bits: u32, count: u32) {
-        self.held |= u64::from(bits) << self.count;
-        self.count += count;
-        while self.count >= 8 {
-            self.out.push(self.held as u8);
-            self.held >>= 8;
-            self.count -= 8;
+impl Layout {
+    /// Codes of `bits` bits that fill whole bytes, and how many bytes.
+    fn group(self, bits: usize) -> (usize, usize) {
+        match self {
+            Self::Packed => (8, bits),
+            Self::Aligned => (8 / bits, 1),
         }
     }
 
-    /// Appends what is left, filled up with zeros.
-    pub(super) fn finish(self) {
-        if self.count > 0 {
-            self.out.push(self.held as u8);
+    /// Bytes that `len` codes of `bits` bits take.
+    pub fn bytes(self, len: usize, bits: usize) -> usize {
+        let (codes, bytes) = self.group(bits);
+        len / codes * bytes + (len % codes * bits).div_ceil(8)
+    }
+
+    /// Appends codes of `bits` bits, filled up to a byte.
+    pub fn pack(self, codes: &[u8], bits: usize, out: &mut Vec<u8>) {
+        let (group, bytes) = self.group(bits);
+        if bits == 8 || group == 1 {
+            return out.extend_from_slice(codes);
         }
-    }
-}
-
-/// Reads bits, the lowest first.
-pub(super) struct Bits<'b> {
-    bytes: &'b [u8],
-    held: u64,
-    count: u32,
-}
-
-impl<'b> Bits<'b> {
-    pub(super) fn new(bytes: &'b [u8]) -> Self {
-        Self { bytes, held: 0, count: 0 }
-    }
-
-    /// The next `count` bits, at most 32; zeros behind the end.
-    pub(super) fn take(&mut self, count: u32) -> u32 {
-        while self.count < count {
-            let (next, rest) = self.bytes.split_first().map_or((0, &[][..]), |(&byte, rest)| (byte, rest));
-            self.bytes = rest;
-            self.held |= u64::from(next) << self.count;
-            self.count += 8;
+        let word = |chunk: &[u8]| chunk.iter().rev().fold(0u64, |word, &code| (word << bits) | u64::from(code));
+        let chunks = codes.chunks_exact(group);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            out.extend_from_slice(&word(chunk).to_le_bytes()[..bytes]);
         }
-        let bits = (self.held & ((1u64 << count) - 1)) as u32;
-        self.held >>= count;
-        self.count -= count;
-        bits
+        out.extend_from_slice(&word(rest).to_le_bytes()[..(rest.len() * bits).div_ceil(8)]);
     }
 
-    fn is_over(&self) -> bool {
-        self.bytes.is_empty() && self.held == 0
-    }
-}
-
-/// Bits of a gap that are written as they are, where one element of
-/// `length / count` is named: the mean gap's logarithm, times ln 2.
-fn parameter(length: usize, count: usize) -> u32 {
-    let mean = length as f64 / count.max(1) as f64;
-    (mean * std::f64::consts::LN_2).log2().floor().clamp(0.0, 31.0) as u32
-}
-
-/// Appends increasing indices below `length`.
-pub(super) fn write_indices(indices: &[u32], length: usize, out: &mut Vec<u8>) {
-    let low = parameter(length, indices.len());
-    let mut writer = Writer::new(out);
-    let mut next = 0;
-    for &index in indices {
-        let gap = index - next;
-        for _ in 0..gap >> low {
-            writer.put(1, 1);
+    /// Fills `codes` from as many bytes as [`Layout::bytes`] says.
+    pub fn unpack(self, bytes: &[u8], bits: usize, codes: &mut [u8]) {
+        let (group, size) = self.group(bits);
+        if bits == 8 || group == 1 {
+            return codes.copy_from_slice(bytes);
         }
-        writer.put(0, 1);
-        writer.put(gap & ((1u64 << low) - 1) as u32, low);
-        next = index + 1;
-    }
-    writer.finish();
-}
-
-/// The indices that [`write_indices`] wrote.
-pub(super) fn read_indices(bytes: &[u8], length: usize, count: usize) -> Result<Vec<u32>, CodecError> {
-    let low = parameter(length, count);
-    let mut bits = Bits::new(bytes);
-    let mut indices = Vec::with_capacity(count);
-    let mut next = 0u64;
-    for _ in 0..count {
-        let mut high = 0u64;
-        while bits.take(1) == 1 {
-            high += 1;
-            if high << low > length as u64 {
-                return Err(CodecError::Corrupt("an index lies behind the vector's end"));
+        for (chunk, part) in codes.chunks_mut(group).zip(bytes.chunks(size)) {
+            let mut word = part.iter().rev().fold(0u64, |word, &byte| (word << 8) | u64::from(byte));
+            for code in chunk {
+                *code = word as u8 & ((1 << bits) - 1);
+                word >>= bits;
             }
         }
-        let index = next + (high << low | u64::from(bits.take(low)));
-        if index >= length as u64 {
-            return Err(CodecError::Corrupt("an index lies behind the vector's end"));
-        }
-        indices.push(index as u32);
-        next = index + 1;
     }
-    if bits.is_over() { Ok(indices) } else { Err(CodecError::Corrupt("bits follow the last index")) }
+}
+
+/// Appends numbers of any width to bytes.
+pub struct BitWriter<'a> {
+    out: &'a mut Vec<u8>,
+    /// Bits not yet written, below 32 of them between calls.
+    pending: u64,
+    count: u32,
+}
+
+impl<'a> BitWriter<'a> {
+    pub fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out, pending: 0, count: 0 }
+    }
+
+    /// The lowest `bits` (up to 32) of `value`, which has no others.
+    pub fn put(&mut self, value: u64, bits: u32) {
+        self.pending |= value << self.count;
+        self.count += bits;
+        if self.count >= 32 {
+            self.out.extend_from_slice(&(self.pending as u32).to_le_bytes());
+            self.pending >>= 32;
+            self.count -= 32;
+        }
+    }
+
+    /// So many zeros, then a one.
+    pub fn put_unary(&mut self, mut zeros: u64) {
+        while zeros >= 31 {
+            self.put(0, 31);
+            zeros -= 31;
+        }
+        self.put(1 << zeros, zeros as u32 + 1);
+    }
+
+    /// Fills the last byte with zeros.
+    pub fn finish(self) {
+        self.out.extend_from_slice(&self.pending.to_le_bytes()[..self.count.div_ceil(8) as usize]);
+    }
+}
+
+/// Takes numbers of any width off bytes, never past the end.
+pub struct BitReader<'a> {
+    bytes: &'a [u8],
+    /// Bits taken.
+    at: usize,
+}
+
+impl<'a> BitReader<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// The next bits, and how many of them count: 57 or more, or all there are.
+    fn peek(&self) -> (u64, usize) {
+        let rest = self.bytes.get(self.at / 8..).unwrap_or_default();
+        let skip = self.at % 8;
+        let mut raw = [0; 8];
+        let taken = rest.len().min(8);
+        raw[..taken].copy_from_slice(&rest[..taken]);
+        (u64::from_le_bytes(raw) >> skip, (taken * 8).saturating_sub(skip))
+    }
+
+    fn truncated(&self) -> CodecError {
+        CodecError::Truncated { needed: self.bytes.len() as u64 + 1, left: self.bytes.len() as u64 }
+    }
+
+    /// A number of `bits` (up to 32) bits.
+    pub fn take(&mut self, bits: u32) -> Result<u64, CodecError> {
+        let (word, count) = self.peek();
+        if count < bits as usize {
+            return Err(self.truncated());
+        }
+        self.at += bits as usize;
+        Ok(word & ((1 << bits) - 1))
+    }
+
+    /// The zeros before the next one.
+    pub fn take_unary(&mut self) -> Result<u64, CodecError> {
+        let mut zeros = 0;
+        loop {
+            let (word, count) = self.peek();
+            let here = word.trailing_zeros() as usize;
+            if here < count {
+                self.at += here + 1;
+                return Ok(zeros + here as u64);
+            }
+            if count == 0 {
+                return Err(self.truncated());
+            }
+            self.at += count;
+            zeros += count as u64;
+        }
+    }
+
+    /// The bytes behind the last one touched.
+    pub fn rest(self) -> &'a [u8] {
+        self.bytes.get(self.at.div_ceil(8)..).unwrap_or_default()
+    }
 }

@@ -1,131 +1,124 @@
-//! Updates of models as few bytes: flat f32 vectors, cut into parts with
-//! shapes, of which something is left out, rounded, and packed.
+//! Model updates to bytes and back, as few bytes as the receiver can bear.
 //!
-//! A [`Pipeline`] is a list of stages: what of the vector travels
-//! ([`Support`]), how its numbers are rounded ([`Precision`]), and whether the
-//! bytes are packed in the end. An encoding says what it is, so a decoder
-//! needs only the bytes and the shapes it expects. What is lost is the
-//! sender's to remember (error feedback); nothing here has a memory.
+//! An update is a flat f32 vector cut into parts with shapes. A [`Pipeline`]
+//! says what of it survives (support), how precisely (precision) and whether
+//! zstd goes over the result (lossless); the encoding says what it is, so
+//! [`decode`] needs only the bytes and the shapes the receiver expects.
+//!
+//! Pure and without memory: error feedback and momentum are the caller's, who
+//! learns from [`support_of`] what was sent. Start at [`Pipeline::parse`].
+//!
+//! # What is written
+//!
+//! `header::Header`, then what the support needs to place values (gaps
+//! between indices, a seed, a rank), then the values in their precision:
+//! either in exactly their bits, or as byte planes under zstd.
 //!
 //! # Adding a stage
 //!
-//! A new rounding is a variant of [`Precision`], its two functions in
-//! `precision.rs`, and its line in [`Pipeline::parse`]. A new support is a file
-//! of its own like `topk.rs` that gives the numbers that travel and what the
-//! receiver needs to put them back. The laws in `tests/it/update.rs` hold for
-//! every combination in its list: add yours there.
+//! 1. A precision is a file in `precision/` that implements
+//!    `precision::blocks::Quantiser` (`sign.rs` is the example): codes of one
+//!    to eight bits and one scale per block. Framing, packing, planes and
+//!    checks of sizes are there already. Then a variant of
+//!    `precision::Precision` with a tag of its own; the compiler lists the
+//!    places.
+//! 2. A support is a file in `support/` (`random.rs` is the example) and a
+//!    variant of `support::Support`: which values are sent, how a receiver
+//!    places them, and how it refuses what doesn't fit before it allocates.
+//! 3. One line in `pipeline.rs` to read its name, one in `pipeline::STAGES`.
+//! 4. One entry in a list at the top of `tests/it/update.rs`: the laws there
+//!    (roundtrips, equal bytes, truncations and damage refused) hold for all;
+//!    say how far a decoded value may be from the given one.
+//! 5. `cargo run --release -p tierline-codec --example updates` prints what it
+//!    costs and loses beside the others.
 
 mod bits;
-mod powersgd;
+mod header;
+mod packing;
+mod pipeline;
 mod precision;
+mod rng;
 mod support;
 
-pub use precision::Precision;
-pub use support::{Kept, Support};
+pub use pipeline::{Pipeline, PipelineError};
 
 use crate::CodecError;
 use crate::frame::Reader;
+use header::Header;
+use packing::Packing;
+use precision::blocks::largest;
+use support::{Placed, Support};
 
-/// The format's version, in the first byte.
-const VERSION: u8 = 1;
-
-/// zstd's third level: on top-k updates the first saves as much at nearly the
-/// same speed, on dense ones of 8 bits the third saves 2% more; beyond the
-/// sixth nothing is gained but time.
-const LEVEL: i32 = 3;
-
-/// How a vector is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Pipeline {
-    /// What of it travels.
-    pub support: Support,
-    /// How numbers are rounded.
-    pub precision: Precision,
-    /// Whether bytes are packed in the end.
-    pub packed: bool,
+/// Which elements an encoding brings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kept {
+    /// All of them, or an approximation of all.
+    All,
+    /// These, in ascending order; zeros elsewhere.
+    Indices(Vec<u32>),
 }
 
-/// A list of stages that makes no pipeline.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PipelineError {
-    /// No such stage.
-    #[error("`{stage}` is no stage of a pipeline; there are {STAGES}")]
-    Unknown {
-        /// What was written.
-        stage: String,
-    },
-    /// A number that the stage can't have.
-    #[error("`{stage}`: {reason}")]
-    Option {
-        /// What was written.
-        stage: String,
-        /// What it may be.
-        reason: &'static str,
-    },
-    /// Twice the same kind, or in another order than data takes them.
-    #[error("`{stage}` comes too late: first what travels, then how it is rounded, then zstd, each at most once")]
-    Order {
-        /// What was written.
-        stage: String,
-    },
+/// The vector that `bytes` encode, of parts of these `shapes`.
+///
+/// Its values are finite, whoever wrote the bytes, and what is allocated on
+/// the way is a few times the receiver's vector at most, whatever they declare.
+///
+/// # Errors
+/// When the bytes are broken or encode parts of other shapes.
+pub fn decode(bytes: &[u8], shapes: &[Vec<usize>]) -> Result<Vec<f32>, CodecError> {
+    let (header, body) = Header::read(bytes, shapes)?;
+    let mut reader = Reader(body);
+    let placed = header.support(&mut reader, shapes)?;
+    header.check(&placed, reader.0)?;
+    let mut out = vec![0.0; header.elements];
+    values(&header, &placed, reader.0, &mut out)?;
+    Ok(out)
 }
 
-const STAGES: &str = "topk:SHARE, random:SHARE, powersgd:RANK; fp16, int8, int4, qsgd:BITS, sign; zstd";
+/// As [`decode`], over all of `out`: zeros where nothing was sent.
+///
+/// # Errors
+/// As [`decode`], or when `out` is of another length; then what `out` holds is
+/// of no use.
+pub fn decode_into(bytes: &[u8], shapes: &[Vec<usize>], out: &mut [f32]) -> Result<(), CodecError> {
+    let (header, body) = Header::read(bytes, shapes)?;
+    if out.len() != header.elements {
+        return Err(CodecError::Elements { given: out.len() as u64, expected: header.elements as u64 });
+    }
+    let mut reader = Reader(body);
+    let placed = header.support(&mut reader, shapes)?;
+    header.check(&placed, reader.0)?;
+    values(&header, &placed, reader.0, out)
+}
+
+/// Which elements `bytes` bring, the values unread.
+///
+/// # Errors
+/// When the bytes up to the values are broken or encode parts of other shapes.
+pub fn support_of(bytes: &[u8], shapes: &[Vec<usize>]) -> Result<Kept, CodecError> {
+    let (header, body) = Header::read(bytes, shapes)?;
+    Ok(match header.support(&mut Reader(body), shapes)? {
+        Placed::All | Placed::Factored(_) => Kept::All,
+        Placed::At(indices) => Kept::Indices(indices),
+    })
+}
 
 impl Pipeline {
-    /// Reads stages, such as `topk:0.01`, `int8`, `zstd`. None at all is plain
-    /// f32.
-    ///
-    /// # Errors
-    /// [`PipelineError`].
-    pub fn parse<S: AsRef<str>>(stages: &[S]) -> Result<Self, PipelineError> {
-        let mut pipeline = Self::default();
-        let mut reached = 0;
-        for stage in stages {
-            let stage = stage.as_ref();
-            let (name, option) = stage.split_once(':').unwrap_or((stage, ""));
-            let place = match name {
-                "topk" | "random" | "powersgd" => {
-                    pipeline.support = Support::parse(stage, name, option)?;
-                    1
-                }
-                "zstd" => {
-                    pipeline.packed = true;
-                    3
-                }
-                _ => {
-                    pipeline.precision = Precision::parse(stage, name, option)?;
-                    2
-                }
-            };
-            if place <= reached {
-                return Err(PipelineError::Order { stage: stage.to_owned() });
-            }
-            reached = place;
-        }
-        Ok(pipeline)
-    }
-
-    /// The stages, as [`Pipeline::parse`] reads them.
-    #[must_use]
-    pub fn stages(&self) -> Vec<String> {
-        let stages = [self.support.stage(), self.precision.stage(), self.packed.then(|| "zstd".to_owned())];
-        stages.into_iter().flatten().collect()
-    }
-
-    /// Whether decoding gives back exactly what was encoded.
+    /// Whether decoding gives back every bit.
     #[must_use]
     pub fn is_lossless(&self) -> bool {
-        self.support == Support::All && self.precision == Precision::Full
+        self.support == Support::All && self.precision.is_lossless()
     }
 
-    /// Appends the encoding of `vector`, which consists of parts of these
-    /// shapes. `seed` decides random masks, random rounding and where PowerSGD
-    /// starts: equal calls give equal bytes.
+    /// Appends the encoding of `vector`.
+    ///
+    /// `shapes` are its parts' in order, whose sizes add up to its length.
+    /// `seed` decides random masks, stochastic rounding and PowerSGD's start:
+    /// equal calls give equal bytes, and rounds want seeds of their own.
     ///
     /// # Errors
-    /// When a number isn't finite.
+    /// When the shapes don't add up, or a value is not finite; nothing is
+    /// appended then.
     pub fn encode(
         &self,
         vector: &[f32],
@@ -133,123 +126,46 @@ impl Pipeline {
         seed: u64,
         out: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
-        assert_eq!(vector.len(), elements(shapes), "a vector consists of its parts");
-        if let Some(index) = vector.iter().position(|x| !x.is_finite()) {
-            return Err(CodecError::Value { codec: "update", index, value: vector[index] });
+        let elements = header::elements(shapes)?;
+        if vector.len() != elements {
+            return Err(CodecError::Elements { given: vector.len() as u64, expected: elements as u64 });
         }
-        let mut body = Vec::new();
-        let values = self.support.take(vector, shapes, seed, &mut body);
-        self.precision.write(&values, seed, &mut body);
-        let (kind, precision) = (self.support.code(), self.precision.code());
-        let mut packed = None;
-        if self.packed {
-            let split = split(&body, self.precision.planes(), body.len() - self.precision.bytes(values.len()));
-            let smaller = zstd::bulk::compress(&split, LEVEL).map_err(|_| CodecError::Corrupt("zstd failed"))?;
-            packed = (smaller.len() < body.len()).then_some(smaller);
+        check_finite(vector)?;
+        let (placing, placed, sent) = self.support.choose(vector, shapes, seed);
+        let lens = placed.segments(elements);
+        let start = out.len();
+        let packing = Packing::Plain;
+        Header { support: self.support.tag(), precision: self.precision, packing, elements }.write(shapes, out);
+        out.extend_from_slice(&placing);
+        let sent = sent.as_deref().unwrap_or(vector);
+        match packing::write(self.precision, self.lossless, sent, &lens, seed, out) {
+            Ok(packing) => Header::set_packing(&mut out[start..], packing),
+            Err(e) => {
+                out.truncate(start);
+                return Err(e);
+            }
         }
-        out.extend_from_slice(&[VERSION, kind, precision[0], precision[1], u8::from(packed.is_some())]);
-        out.extend_from_slice(&(vector.len() as u64).to_le_bytes());
-        out.extend_from_slice(&(body.len() as u64).to_le_bytes());
-        out.extend_from_slice(packed.as_deref().unwrap_or(&body));
         Ok(())
     }
 }
 
-/// The vector that `bytes` encode, of parts of these shapes.
-///
-/// # Errors
-/// When the bytes are broken or of another vector.
-pub fn decode(bytes: &[u8], shapes: &[Vec<usize>]) -> Result<Vec<f32>, CodecError> {
-    let (support, precision, body) = open(bytes, shapes)?;
-    let mut out = vec![0f32; elements(shapes)];
-    let mut reader = Reader(&body);
-    let places = support::read(support, shapes, &mut reader)?;
-    let values = precision.read(places.count(), &mut reader)?;
-    if !reader.0.is_empty() {
-        return Err(CodecError::Trailing(reader.0.len()));
+/// Reads the values into their places.
+fn values(header: &Header, placed: &Placed, body: &[u8], out: &mut [f32]) -> Result<(), CodecError> {
+    let lens = placed.segments(header.elements);
+    if matches!(placed, Placed::All) {
+        return packing::read(header.precision, header.packing, body, &lens, out);
     }
-    places.put(&values, shapes, &mut out)?;
-    Ok(out)
+    let mut sent = vec![0.0; lens.iter().sum()];
+    packing::read(header.precision, header.packing, body, &lens, &mut sent)?;
+    placed.place(&sent, out);
+    Ok(())
 }
 
-/// Which elements travelled.
-///
-/// # Errors
-/// As [`decode`].
-pub fn support_of(bytes: &[u8], shapes: &[Vec<usize>]) -> Result<Kept, CodecError> {
-    let (support, _, body) = open(bytes, shapes)?;
-    Ok(support::read(support, shapes, &mut Reader(&body))?.kept())
-}
-
-/// Number of elements of parts of these shapes.
-fn elements(shapes: &[Vec<usize>]) -> usize {
-    shapes.iter().map(|shape| shape.iter().product::<usize>()).sum()
-}
-
-/// The kind of support, the precision and the unpacked body.
-fn open<'b>(bytes: &'b [u8], shapes: &[Vec<usize>]) -> Result<(u8, Precision, std::borrow::Cow<'b, [u8]>), CodecError> {
-    let mut reader = Reader(bytes);
-    let &[version, support, kind, option, packed] = reader.take(5)? else {
-        return Err(CodecError::Corrupt("its head is cut short"));
-    };
-    if version != VERSION {
-        return Err(CodecError::Version(version));
+fn check_finite(vector: &[f32]) -> Result<(), CodecError> {
+    // Without an early exit, so that it takes no longer than reading.
+    if largest(vector).is_finite() {
+        return Ok(());
     }
-    let precision = Precision::from_code([kind, option])?;
-    let expected = elements(shapes) as u64;
-    let length = reader.u64()?;
-    if length != expected {
-        return Err(CodecError::TooLarge { what: "elements", declared: length, max: expected });
-    }
-    // Indices, scales and numbers of all elements and then some: what is
-    // allocated follows from what is expected.
-    let max = 16 * expected + 1_024;
-    let declared = reader.u64()?;
-    if declared > max {
-        return Err(CodecError::TooLarge { what: "bytes", declared, max });
-    }
-    let rest = reader.0;
-    if packed == 0 {
-        return match rest.len() as u64 {
-            left if left < declared => Err(CodecError::Truncated { needed: declared, left }),
-            left if left > declared => Err(CodecError::Trailing((left - declared) as usize)),
-            _ => Ok((support, precision, rest.into())),
-        };
-    }
-    let split = zstd::bulk::decompress(rest, declared as usize).map_err(|_| CodecError::Corrupt("zstd refuses it"))?;
-    if split.len() as u64 != declared {
-        return Err(CodecError::Truncated { needed: declared, left: split.len() as u64 });
-    }
-    let planes = precision.planes();
-    let head = if planes > 1 { support::head(support, &split)? } else { split.len() };
-    Ok((support, precision, join(&split, planes, head).into()))
-}
-
-/// The first bytes of all numbers behind `head` together, then the second
-/// ones: exponents resemble each other, mantissas don't.
-fn split(body: &[u8], planes: usize, head: usize) -> Vec<u8> {
-    if planes < 2 {
-        return body.to_vec();
-    }
-    let (head, numbers) = body.split_at(head);
-    let mut out = head.to_vec();
-    for plane in 0..planes {
-        out.extend(numbers.iter().skip(plane).step_by(planes));
-    }
-    out
-}
-
-fn join(split: &[u8], planes: usize, head: usize) -> Vec<u8> {
-    if planes < 2 {
-        return split.to_vec();
-    }
-    let (head, numbers) = split.split_at(head);
-    let mut out = head.to_vec();
-    let per = numbers.len() / planes;
-    for number in 0..per {
-        out.extend((0..planes).map(|plane| numbers[plane * per + number]));
-    }
-    // A remainder is no number; the reader refuses it.
-    out.extend_from_slice(&numbers[per * planes..]);
-    out
+    let index = vector.iter().position(|v| !v.is_finite()).unwrap_or_default();
+    Err(CodecError::NotFinite { index, value: vector[index] })
 }

@@ -96,7 +96,7 @@ proptest! {
         for rule in RULES {
             let found = put_together(rule, &all);
             // Bounding only bounds: a fifth may still pull the other way.
-            let reach = if matches!(rule, Rule::Bounded { .. }) { 0.45 } else { 0.11 };
+            let reach = if matches!(rule, Rule::Bounded { .. }) { 0.5 } else { 0.11 };
             prop_assert!(found.iter().all(|x| (x - 1.0).abs() < reach), "{:?}: {:?}", rule, found);
         }
     }

@@ -52,7 +52,7 @@ fn what_makes_no_sense_is_refused_with_the_reason() {
         ("[cloud]\nround = 3", "unknown field"),
         ("[cloud]\nstrategy = { kind = 'scaffold' }\n[edge]", "edges don't train"),
         ("[edge]\nstrategy = { kind = 'fedbuff' }", "buffer at the cloud"),
-        ("[cloud]\nup = ['topl:0.1']", "no stage"),
+        ("[cloud]\nup = ['topl:0.1']", "there is no stage"),
         ("[cloud]\nup = ['int8']\nmemory = { kind = 'dgc' }", "begin `up` with topk"),
         ("[stop]\naccuracy = 90.0", "at most 1"),
     ] {

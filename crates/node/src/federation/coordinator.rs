@@ -480,8 +480,10 @@ impl Coordinator {
         let out = &mut actions;
         match event {
             Event::Begin { version, rounds, stretch } => {
-                // Asked again by who doesn't know that it is under way.
-                if stretch != self.stretch || self.until == 0 {
+                if self.knows(stretch) {
+                    // Asked again by who was killed meanwhile: told again when it is done.
+                    self.announced = false;
+                } else {
                     self.keep(Record::Began { version, rounds, stretch }, now, out);
                     self.tell_all(out);
                 }
@@ -530,6 +532,12 @@ impl Coordinator {
             Some((task, given)) => Assignment::Work { task, round: given.round, version: given.version },
             None => Assignment::Wait,
         }
+    }
+
+    /// Whether the latest stretch is this one, under way or done.
+    #[must_use]
+    pub fn knows(&self, stretch: u64) -> bool {
+        stretch == self.stretch && self.until > 0
     }
 
     /// The newest model.

@@ -300,7 +300,7 @@ fn ends_without_the_data_say_so_and_the_others_go_on() {
     let wrong = federation.site.end("wrong", &federation.site.cloud.url, &[]);
     let table = federation.folder.path().join("table.csv");
     std::fs::write(&table, "a,b,label\n1,2,x\n3,4,y\n5,6,x\n").unwrap();
-    let ran = wrong.ask(&["data", "add", "squares", table.to_str().unwrap(), "--target", "label"]);
+    let ran = wrong.ask(&["data", "add", "squares", table.to_str().unwrap(), "--label-column", "label"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     let job = federation.folder.path().join("squares.toml");
     let mut watcher = Command::new(env!("CARGO_BIN_EXE_tierline"))

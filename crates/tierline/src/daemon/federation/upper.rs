@@ -302,9 +302,12 @@ impl Desks {
                 let version = self.desk.version() + 1;
                 let stretch = task.0 + 1;
                 let rounds = self.upper.hop.rounds;
-                self.desk.replace(version, &model);
-                self.publish(version).await?;
-                self.round_began = Instant::now();
+                // Of one that is under way the model has moved on.
+                if !self.coordinator.knows(stretch) {
+                    self.desk.replace(version, &model);
+                    self.publish(version).await?;
+                    self.round_began = Instant::now();
+                }
                 self.step(Event::Begin { version, rounds, stretch }).await
             }
             ToUpper::End => {
