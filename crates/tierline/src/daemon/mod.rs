@@ -212,13 +212,7 @@ impl Node {
         self.report(uplink);
         self.replan();
         self.tell_children_path();
-        self.tell_jobs(uplink, true);
-    }
-
-    /// Tells every job that a parent came or went.
-    fn tell_jobs(self: &Arc<Self>, uplink: &Arc<Uplink>, up: bool) {
-        let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
-        tokio::spawn(async move { node.federations.parent(&uplink, up).await });
+        self.federations.parent(uplink, true);
     }
 
     /// A lease is lost.
@@ -227,7 +221,7 @@ impl Node {
         let _ = self.changes.send(RequestEvent::PeerDown { peer, reason });
         self.artefacts.source_down(self, peer);
         if let Ok(uplink) = self.uplink(peer) {
-            self.tell_jobs(&uplink, false);
+            self.federations.parent(&uplink, false);
         }
         self.events.record(
             "lease",
@@ -298,8 +292,7 @@ impl Node {
             &serde_json::json!({ "node": peer.name, "up": true }),
         );
         self.report_up();
-        let (node, name) = (Arc::clone(self), peer.name.clone());
-        tokio::spawn(async move { node.federations.child_up(&name).await });
+        self.federations.child_up(&peer.name);
     }
 
     /// A child's lease ended.
@@ -308,7 +301,7 @@ impl Node {
         if let Some(node) = self.shared() {
             node.report_up();
             if let Some(name) = node.children.name_of(id) {
-                tokio::spawn(async move { node.federations.child_down(&name).await });
+                node.federations.child_down(&name);
             }
         }
     }

@@ -210,5 +210,10 @@ impl Folder {
             let _ = std::fs::remove_dir_all(self.0.join(folder));
         }
         self.remove(&[self.kept()]);
+        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("server-") {
+                self.remove(&[entry.path()]);
+            }
+        }
     }
 }

@@ -126,7 +126,8 @@ impl Lower {
         if let Err(failure) = done {
             let text = format!("job {} stopped here: {failure}", self.manifest.name);
             node.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
-            // Taken up again with the next start, or when the parent says so.
+            node.resume_later(id);
+            return;
         }
         node.leave_job(id);
     }

@@ -20,7 +20,8 @@ use tierline_federate::Federation;
 use tierline_graph::Model;
 use tierline_node::federation::{Standing, Verdict};
 use tierline_proto::v1::{
-    Code, Failure, JobAssignment, JobEvent, JobInfo, JobStanding, JobVerdict, UpdateHeader, job_standing, job_verdict,
+    Code, Empty, Failure, JobAssignment, JobEvent, JobInfo, JobStanding, JobVerdict, UpdateHeader, job_assignment,
+    job_standing, job_verdict, parent_message,
 };
 use tierline_proto::{Digest, Role};
 use tierline_train::Job;
@@ -40,6 +41,9 @@ const INBOX_MAX: usize = 1_024;
 
 /// Events that a slow watcher of a job may fall behind.
 const FEED_MAX: usize = 256;
+
+/// What failed for want of room is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Jobs under way on one node.
 const JOBS_MAX: usize = 256;
@@ -91,32 +95,28 @@ impl Federations {
         self.lock().values().cloned().collect()
     }
 
-    /// A child's session opened: it hears of every job.
-    pub async fn child_up(&self, name: &str) {
-        for upper in self.all().iter().filter_map(|duty| duty.upper.clone()) {
-            let _ = upper.send(ToUpper::ChildUp(name.to_owned())).await;
+    /// Tells every job's upper side, in the order of calls. A side that is
+    /// hopelessly behind misses it; members repeat what they say.
+    fn tell_uppers(&self, message: impl Fn() -> ToUpper) {
+        for upper in self.all().iter().filter_map(|duty| duty.upper.as_ref()) {
+            let _ = upper.try_send(message());
         }
+    }
+
+    /// A child's session opened: it hears of every job.
+    pub fn child_up(&self, name: &str) {
+        self.tell_uppers(|| ToUpper::ChildUp(name.to_owned()));
     }
 
     /// A child's lease ended.
-    pub async fn child_down(&self, name: &str) {
-        for upper in self.all().iter().filter_map(|duty| duty.upper.clone()) {
-            let _ = upper.send(ToUpper::ChildDown(name.to_owned())).await;
-        }
-    }
-
-    /// A child says what it is at.
-    pub async fn child_stands(&self, name: &str, standing: JobStanding) {
-        let Ok(job) = Digest::try_from(&standing.job) else { return };
-        let Some(upper) = self.get(job).and_then(|duty| duty.upper.clone()) else { return };
-        let Some(standing) = standing_of(standing) else { return };
-        let _ = upper.send(ToUpper::Stands(name.to_owned(), standing)).await;
+    pub fn child_down(&self, name: &str) {
+        self.tell_uppers(|| ToUpper::ChildDown(name.to_owned()));
     }
 
     /// A parent's session opened or ended.
-    pub async fn parent(&self, uplink: &Arc<Uplink>, up: bool) {
-        for lower in self.all().iter().filter_map(|duty| duty.lower.clone()) {
-            let _ = lower.send(ToLower::Parent { uplink: Arc::clone(uplink), up }).await;
+    pub fn parent(&self, uplink: &Arc<Uplink>, up: bool) {
+        for lower in self.all().iter().filter_map(|duty| duty.lower.as_ref()) {
+            let _ = lower.try_send(ToLower::Parent { uplink: Arc::clone(uplink), up });
         }
     }
 }
@@ -143,10 +143,10 @@ impl Node {
     }
 
     /// Takes up a job once more after a while.
-    fn resume_later(self: &Arc<Self>, id: Digest, after: Duration) {
+    fn resume_later(self: &Arc<Self>, id: Digest) {
         let node = Arc::clone(self);
         let again: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-            tokio::time::sleep(after).await;
+            tokio::time::sleep(AGAIN).await;
             node.leave_job(id);
             if let Err(failure) = node.resume_jobs().await {
                 node.events.record("job", failure.to_string(), &serde_json::json!({}));
@@ -212,8 +212,12 @@ impl Node {
             lower: (!coordinates).then(|| lower.clone()),
             feed: feed.clone(),
         });
-        if self.federations.lock().insert(id, duty).is_some() {
-            return Ok(());
+        {
+            let mut jobs = self.federations.lock();
+            if jobs.contains_key(&id) {
+                return Ok(());
+            }
+            jobs.insert(id, duty);
         }
         if let Some(hop) = hop {
             // An edge coordinates for the work that it was given.
@@ -235,6 +239,24 @@ impl Node {
         Ok(())
     }
 
+    /// A child says what it is at.
+    pub fn child_stands(&self, name: &str, standing: JobStanding) {
+        let Ok(job) = Digest::try_from(&standing.job) else { return };
+        if let Some(duty) = self.federations.get(job) {
+            if let (Some(upper), Some(standing)) = (&duty.upper, standing_of(standing)) {
+                let _ = upper.try_send(ToUpper::Stands(name.to_owned(), standing));
+            }
+            return;
+        }
+        // It was away when the job ended.
+        let ended = self.state.jobs().is_ok_and(|rows| rows.iter().any(|r| r.job == job && r.ended.is_some()));
+        if ended {
+            let over = job_assignment::Want::Over(Empty {});
+            let assignment = JobAssignment { job: job.to_bytes(), want: Some(over) };
+            self.children.tell(name, parent_message::Body::Assignment(assignment));
+        }
+    }
+
     /// A side is done with a job: nothing of it is kept in memory.
     fn leave_job(&self, id: Digest) {
         self.federations.lock().remove(&id);
@@ -242,6 +264,14 @@ impl Node {
 
     /// A parent says what it wants for a job.
     pub fn hear_assignment(self: &Arc<Self>, uplink: &Arc<Uplink>, assignment: JobAssignment) {
+        // In the order of arrival, once the job is known.
+        let known = Digest::try_from(&assignment.job).ok().and_then(|id| self.federations.get(id));
+        if let Some(duty) = known {
+            if let (Some(lower), Some(want)) = (&duty.lower, assignment.want) {
+                let _ = lower.try_send(ToLower::Assigned { uplink: Arc::clone(uplink), want });
+            }
+            return;
+        }
         let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
         tokio::spawn(async move {
             if let Err(failure) = node.assigned(&uplink, assignment).await {

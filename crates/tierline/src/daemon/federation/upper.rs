@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tierline_federate::aggregate::mean_of;
@@ -27,9 +27,6 @@ use super::{Folder, JobManifest, verdict_message};
 use crate::daemon::{Node, wait_until};
 use crate::datasets::Datasets;
 use crate::store::jobs::Side;
-
-/// What failed is tried again after this time.
-const AGAIN: Duration = Duration::from_secs(10);
 
 /// What an operator wants of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,7 +254,7 @@ impl Desks {
         node.events.record("job", format!("job {} stopped: {failure}", self.upper.manifest.name), &json);
         if failure.code() == Code::StorageFull {
             // The journal has all of it; nothing is lost by beginning again.
-            self.node().resume_later(self.upper.id, AGAIN);
+            self.node().resume_later(self.upper.id);
             return;
         }
         // The database may be what failed.
@@ -312,8 +309,7 @@ impl Desks {
             }
             ToUpper::End => {
                 self.step(Event::End).await?;
-                self.over = true;
-                Ok(())
+                self.clean().await
             }
             ToUpper::Info(answer) => {
                 let _ = answer.send(self.info()?);
@@ -327,7 +323,7 @@ impl Desks {
                         self.node().state.end_job(self.upper.id, "cancelled", "")?;
                         self.step(Event::End).await?;
                         self.tell_watchers("cancelled", &serde_json::json!({ "reason": "" }));
-                        self.over = true;
+                        self.clean().await?;
                     }
                 }
                 let _ = answer.send(());
@@ -597,12 +593,21 @@ impl Desks {
         })?;
         self.upper.folder.write(&self.upper.folder.result(), &model)?;
         node.state.end_job(self.upper.id, "done", "")?;
-        self.upper.folder.clear();
         let json = serde_json::json!({ "version": version });
         node.events.record("job", format!("job {} is done", self.upper.manifest.name), &json);
         self.tell_watchers("done", &json);
         self.step(Event::End).await?;
+        self.clean().await
+    }
+
+    /// Nothing but the result is kept of a job that is over.
+    async fn clean(&mut self) -> Result<(), Failure> {
         self.over = true;
+        let node = self.node();
+        self.upper.folder.clear();
+        for gone in node.state.forget_versions(self.upper.id, &[])? {
+            node.artefacts.remove(gone).await?;
+        }
         Ok(())
     }
 }

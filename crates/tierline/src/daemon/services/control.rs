@@ -322,8 +322,9 @@ fn hear(node: &Arc<Node>, id: &str, session: u64, body: child_message::Body) {
         }
         Body::Standing(standing) => {
             drop(inner);
-            let (node, name) = (Arc::clone(node), node.children.name_of(id).unwrap_or_default());
-            tokio::spawn(async move { node.federations.child_stands(&name, standing).await });
+            if let Some(name) = node.children.name_of(id) {
+                node.child_stands(&name, standing);
+            }
         }
         Body::Reply(_) | Body::Goodbye(_) => {}
     }
