@@ -145,7 +145,7 @@ fn ends_train_a_model_together() {
     let listed = federation.site.cloud.ask(&["job", "ls", "--json"]).json();
     assert_eq!(listed["jobs"][0]["state"], "done");
     until("ends hear of the end", || {
-        ends.iter().all(|end| end.ask(&["job", "show", "squares", "--json"]).json()["state"] == "done").then_some(())
+        ends.iter().all(|end| end.ask(&["job", "show", "squares", "--json"]).json()["state"] == "over").then_some(())
     });
 }
 

@@ -19,7 +19,8 @@ enum Line<'a> {
     Start {
         job: &'a str,
         rounds: u64,
-        ends: usize,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ends: Option<usize>,
     },
     Round {
         #[serde(flatten)]
@@ -47,11 +48,12 @@ pub struct Rounds<'a> {
 }
 
 impl<'a> Rounds<'a> {
-    pub fn begin(global: &'a Global, job: &str, total: u64, ends: usize) -> Outcome<Self> {
+    pub fn begin(global: &'a Global, job: &str, total: u64, ends: Option<usize>) -> Outcome<Self> {
         if global.json {
             global.output().event(&Line::Start { job, rounds: total, ends })?;
         } else {
-            global.output().say(format!("{total} rounds, {ends} ends"));
+            let ends = ends.map_or(String::new(), |ends| format!(", {ends} ends"));
+            global.output().say(format!("{total} rounds{ends}"));
         }
         let bar = global.output().progress(total, "training");
         Ok(Self { global, bar, total, seen: Vec::new(), started: Instant::now() })
@@ -81,10 +83,10 @@ impl<'a> Rounds<'a> {
         self.bar.suspend(|| output::line(&text))
     }
 
-    /// A node was left out.
-    pub fn excluded(&self, node: Option<&str>, reason: Option<&str>) {
+    /// The job goes on without a node.
+    pub fn without(&self, what: &str, node: Option<&str>, reason: Option<&str>) {
         let (node, reason) = (node.unwrap_or("a node"), reason.unwrap_or("no reason was given"));
-        self.bar.suspend(|| self.global.output().say(format!("{node} is left out: {reason}")));
+        self.bar.suspend(|| self.global.output().say(format!("{node} {what}: {reason}")));
     }
 
     /// Curves and the last line; the model is in the folder already.

@@ -124,7 +124,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     folder.create()?;
     let stop = stopped_by_user()?;
 
-    let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, args.ends)?;
+    let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, Some(args.ends))?;
     let mut closed = Ok(());
     let examples = Examples { ends: shares, test: held_out.as_ref() };
     let outcome = tierline_sim::run(&engine, &model, &job, examples, &scenario, &stop, &mut |round| {

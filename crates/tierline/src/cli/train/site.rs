@@ -43,7 +43,10 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
         });
         let info = node.job_submit(ReceiverStream::new(receive)).await.map_err(|s| refused(&s))?.into_inner();
         let digest = crate::cli::job::digest(&info);
-        global.output().say(format!("job {} ({}) begins", info.name, &digest[..8]));
+        let wanted = job.federation.as_ref().map_or(1, |f| f.cloud.clients.min);
+        let nodes = if wanted == 1 { "node" } else { "nodes" };
+        let text = format!("job {} ({}) begins with {wanted} {nodes} or more", info.name, &digest[..8]);
+        global.output().say(text);
         match follow(global, &mut node, &info, &folder.0).await? {
             Followed::Ended => Ok(()),
             Followed::Left => {
@@ -73,7 +76,10 @@ pub async fn follow(
     folder: &std::path::Path,
 ) -> Outcome<Followed> {
     let request = JobRequest { job: crate::cli::job::digest(info) };
-    let mut shown = Rounds::begin(global, &info.name, info.rounds, info.members as usize)?;
+    let mut shown = Rounds::begin(global, &info.name, info.rounds, None)?;
+    for out in &info.excluded {
+        shown.without("is not in it", Some(&out.node), Some(&out.reason));
+    }
     let mut events = node.job_watch(request.clone()).await.map_err(|s| refused(&s))?.into_inner();
     loop {
         let event = tokio::select! {
@@ -87,7 +93,8 @@ pub async fn follow(
         let json: serde_json::Value = serde_json::from_str(&event.json).unwrap_or_default();
         match event.kind.as_str() {
             "round" => shown.round(&serde_json::from_str::<RoundScores>(&event.json)?)?,
-            "excluded" => shown.excluded(json["node"].as_str(), json["reason"].as_str()),
+            "excluded" => shown.without("is left out", json["node"].as_str(), json["reason"].as_str()),
+            "unable" => shown.without("can't take part", json["node"].as_str(), json["reason"].as_str()),
             "done" => break,
             "cancelled" => {
                 return Err(Failure::message(Exit::Interrupted, format!("job {} was cancelled", info.name)));

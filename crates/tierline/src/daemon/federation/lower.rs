@@ -224,7 +224,7 @@ impl Lower {
                 MemberAction::Abandon(_) => self.stop.store(true, Ordering::Relaxed),
                 MemberAction::Send(update) => self.send(update),
                 MemberAction::Settle { task, counted } => self.folder.settle(task.0, counted)?,
-                MemberAction::Finish { .. } => self.end("done", "")?,
+                MemberAction::Finish { .. } => self.end("over", "")?,
                 MemberAction::Leave { reason } => self.end("left out", &reason)?,
             }
         }
@@ -249,7 +249,7 @@ impl Lower {
     }
 
     fn report(&self, standing: &Standing) {
-        let failure = |reason: &str| Failure::new(Code::Infeasible, reason).at(self.node.name());
+        let failure = |reason: &str| Failure::new(Code::Infeasible, reason);
         let standing = match standing {
             Standing::Preparing => job_standing::Standing::Preparing(Empty {}),
             Standing::Ready { examples } => job_standing::Standing::Examples(*examples),

@@ -391,13 +391,15 @@ impl Node {
     }
 
     async fn info_of(&self, row: &JobRow) -> Result<JobInfo, Failure> {
-        let rounds = self.state.rounds(row.job)?.len() as u64;
+        let round = self.state.rounds(row.job)?.len() as u64;
+        let manifest = self.artefacts.get(row.job).await.and_then(|json| manifest_of(&json));
+        let rounds = manifest.map_or(round, |m| m.federation().cloud.rounds);
         let ended = row.ended.clone().unwrap_or_else(|| "takes part".to_owned());
         let mut info = JobInfo {
             job: row.job.to_bytes(),
             name: row.name.clone(),
             state: ended,
-            round: rounds,
+            round,
             rounds,
             failure: row.failure.clone(),
             created_ms: row.created_ms,

@@ -278,7 +278,12 @@ impl Desks {
             ToUpper::ChildDown(member) => self.step(Event::Lost { member }).await,
             ToUpper::Stands(member, standing) => {
                 match &standing {
-                    Standing::Unable { reason } => drop(self.unable.insert(member.clone(), reason.clone())),
+                    Standing::Unable { reason } => {
+                        if self.unable.insert(member.clone(), reason.clone()).as_ref() != Some(reason) {
+                            let json = serde_json::json!({ "node": member, "reason": reason });
+                            self.tell_watchers("unable", &json);
+                        }
+                    }
                     _ => drop(self.unable.remove(&member)),
                 }
                 self.step(Event::Member { member, standing }).await
