@@ -43,6 +43,9 @@ pub enum Event {
         version: u64,
         /// Rounds to run from here on.
         rounds: u64,
+        /// Whether members look at the model that they lead to, in one more
+        /// round that makes none.
+        look: bool,
         /// What asked for it: told back when they are done.
         stretch: u64,
     },
@@ -74,7 +77,8 @@ pub enum Event {
         /// What is wrong with it.
         reason: String,
     },
-    /// The model of [`Action::Make`] is made and kept.
+    /// The model of [`Action::Make`] is made and kept, or [`Action::Looked`]
+    /// is dealt with.
     Made {
         /// Its number.
         version: u64,
@@ -134,6 +138,14 @@ pub enum Action {
         /// Whether it is the last of its stretch.
         last: bool,
     },
+    /// Members have looked at the newest model; then [`Event::Made`] with its
+    /// number.
+    Looked {
+        /// That number.
+        version: u64,
+        /// What they say; nothing when all of them are gone.
+        counted: Vec<Counted>,
+    },
     /// All rounds of a stretch are done.
     Done {
         /// What asked for it.
@@ -162,6 +174,8 @@ pub enum Record {
         version: u64,
         /// Rounds to run.
         rounds: u64,
+        /// Whether members look at the last model.
+        look: bool,
         /// What asked for it.
         stretch: u64,
     },
@@ -173,6 +187,8 @@ pub enum Record {
         version: u64,
         /// How many answers are enough.
         goal: usize,
+        /// Whether nothing is to be learned.
+        look: bool,
         /// What, to whom.
         tasks: Vec<(Task, String)>,
     },
@@ -268,6 +284,7 @@ struct Given {
     member: String,
     round: u64,
     version: u64,
+    look: bool,
     /// Unknown after a restart: counted from then.
     at: Time,
     fate: Fate,
@@ -306,6 +323,8 @@ pub struct Coordinator {
     /// End of the stretch (one past its last round), and its name.
     until: u64,
     stretch: u64,
+    /// Whether the stretch's last round only looks at its model.
+    look: bool,
     /// What the stretch counted so far.
     so_far: Vec<Counted>,
     /// Answers that are enough for the round under way; `None` before it began.
@@ -336,6 +355,7 @@ impl Coordinator {
             base: 0,
             until: 0,
             stretch: 0,
+            look: false,
             so_far: Vec::new(),
             goal: None,
             begun_at: Time::ZERO,
@@ -361,12 +381,13 @@ impl Coordinator {
         // Whoever doesn't come back is away from now on.
         it.members.values_mut().for_each(|m| m.lost_at = Some(now));
         let closed = it.tasks.values().filter_map(|given| match &given.fate {
-            Fate::Closed(update) => Some(it.add(given, update)),
+            Fate::Closed(update) if !given.look => Some(it.add(given, update)),
             _ => None,
         });
         let mut actions: Vec<Action> = closed.collect();
         actions.extend(it.making.then(|| it.make()));
-        actions.extend(it.waiting().map(|(given, update)| it.add(given, update)));
+        let waiting = it.waiting().filter(|(given, _)| !given.look);
+        actions.extend(waiting.map(|(given, update)| it.add(given, update)));
         if !it.announced && it.round >= it.until {
             it.announce(&mut actions);
         }
@@ -398,20 +419,20 @@ impl Coordinator {
     /// that is restored.
     fn replay(&mut self, record: Record, now: Time) {
         match record {
-            Record::Began { version, rounds, stretch } => {
-                (self.version, self.base, self.stretch) = (version, version, stretch);
-                self.until = self.round + rounds;
+            Record::Began { version, rounds, look, stretch } => {
+                (self.version, self.base, self.stretch, self.look) = (version, version, stretch, look);
+                self.until = self.round + rounds + u64::from(look);
                 self.so_far.clear();
                 self.goal = None;
                 self.announced = false;
             }
-            Record::Asked { round, version, goal, tasks } => {
+            Record::Asked { round, version, goal, look, tasks } => {
                 self.goal = Some(goal);
                 for (task, member) in tasks {
                     self.next_task = self.next_task.max(task.0 + 1);
                     let entry = self.members.entry(member.clone()).or_default();
                     entry.task = Some(task);
-                    self.tasks.insert(task, Given { member, round, version, at: now, fate: Fate::Open });
+                    self.tasks.insert(task, Given { member, round, version, look, at: now, fate: Fate::Open });
                 }
             }
             Record::Counted { member, update } => {
@@ -450,8 +471,8 @@ impl Coordinator {
                 self.version = version;
                 self.round += 1;
                 self.goal = None;
-                if enough {
-                    self.until = self.round;
+                if enough && self.round < self.until {
+                    self.until = self.round + u64::from(self.look);
                 }
                 for given in self.tasks.values_mut() {
                     if matches!(given.fate, Fate::Closed(_)) {
@@ -479,12 +500,12 @@ impl Coordinator {
         let mut actions = Vec::new();
         let out = &mut actions;
         match event {
-            Event::Begin { version, rounds, stretch } => {
+            Event::Begin { version, rounds, look, stretch } => {
                 if self.knows(stretch) {
                     // Asked again by who was killed meanwhile: told again when it is done.
                     self.announced = false;
                 } else {
-                    self.keep(Record::Began { version, rounds, stretch }, now, out);
+                    self.keep(Record::Began { version, rounds, look, stretch }, now, out);
                     self.tell_all(out);
                 }
             }
@@ -498,7 +519,7 @@ impl Coordinator {
             Event::Arrived { member, update } => self.arrived(now, member, update, out),
             Event::Unfit { member, task, reason } => self.unfit(now, member, task, reason, out),
             Event::Made { version, enough } => {
-                if self.making && version == self.version + 1 {
+                if self.making && version == self.version + u64::from(!self.looks()) {
                     self.keep(Record::Made { version, enough }, now, out);
                     self.tell_all(out);
                 }
@@ -529,9 +550,23 @@ impl Coordinator {
             return Assignment::Out { reason: reason.clone() };
         }
         match entry.task.and_then(|task| Some((task, self.tasks.get(&task)?))) {
-            Some((task, given)) => Assignment::Work { task, round: given.round, version: given.version },
+            Some((task, given)) => {
+                Assignment::Work { task, round: given.round, version: given.version, look: given.look }
+            }
             None => Assignment::Wait,
         }
+    }
+
+    /// Whether the round under way makes no model: its members look at the
+    /// newest one.
+    fn looks(&self) -> bool {
+        self.look && self.round + 1 == self.until
+    }
+
+    /// Whether the answer to a task holds nothing but a report.
+    #[must_use]
+    pub fn is_look(&self, task: Task) -> bool {
+        self.tasks.get(&task).is_some_and(|given| given.look)
     }
 
     /// Whether the latest stretch is this one, under way or done.
@@ -682,6 +717,10 @@ impl Coordinator {
     }
 
     fn too_stale(&self, given: &Given) -> bool {
+        // Nothing that was learned before counts any more.
+        if self.looks() && !given.look {
+            return true;
+        }
         match self.terms.timing {
             Timing::Buffer { staleness_max, .. } => self.version - given.version > staleness_max,
             Timing::Round => given.round < self.round && self.terms.clients.late == Late::Refuse,
@@ -700,7 +739,9 @@ impl Coordinator {
             entry.last = Some(select::Last { loss: update.report.loss, seconds, round: given.round });
         }
         self.keep(Record::Counted { member: member.clone(), update: update.clone() }, now, out);
-        out.push(self.add(&given, &update));
+        if !given.look {
+            out.push(self.add(&given, &update));
+        }
         out.push(Action::Answer { member: member.clone(), task, verdict: Verdict::Counted });
         out.push(Action::Tell { member });
     }
@@ -752,8 +793,8 @@ impl Coordinator {
             return;
         }
         match self.terms.timing {
-            Timing::Round => self.ask_round(now, out),
-            Timing::Buffer { size, .. } => self.ask_more(now, size, out),
+            Timing::Buffer { size, .. } if !self.looks() => self.ask_more(now, size, out),
+            _ => self.ask_round(now, out),
         }
     }
 
@@ -782,10 +823,12 @@ impl Coordinator {
         if counted >= goal {
             return true;
         }
-        let enough = counted >= self.terms.clients.min.min(goal);
+        // A model that is made doesn't wait for those who would look at it.
+        let enough = self.looks() || counted >= self.terms.clients.min.min(goal) && counted > 0;
         let late = self.terms.clients.deadline().is_some_and(|d| now.since(self.begun_at) >= d);
-        let nobody_left = matches!(self.terms.timing, Timing::Round) && !self.open().any(|g| g.round == self.round);
-        enough && counted > 0 && (late || nobody_left)
+        let together = self.looks() || matches!(self.terms.timing, Timing::Round);
+        let nobody_left = together && !self.open().any(|g| g.round == self.round);
+        enough && (late || nobody_left)
     }
 
     fn open(&self) -> impl Iterator<Item = &Given> {
@@ -799,13 +842,16 @@ impl Coordinator {
             }
             _ => None,
         });
+        if self.looks() {
+            return Action::Looked { version: self.version, counted: counted.collect() };
+        }
         let members = self.members.values().filter(|m| m.out.is_none()).count();
         Action::Make {
             version: self.version + 1,
             round: self.round,
             counted: counted.collect(),
             members,
-            last: self.round + 1 >= self.until,
+            last: self.round + 1 + u64::from(self.look) >= self.until,
         }
     }
 
@@ -818,9 +864,11 @@ impl Coordinator {
     /// many were lost, others in their place.
     fn ask_round(&mut self, now: Time, out: &mut Vec<Action>) {
         let Clients { per_round, min, over, .. } = self.terms.clients;
+        // Everybody who is there looks.
+        let (per_round, min) = if self.looks() { (None, 0) } else { (per_round, min) };
         // Whoever still works for a round that is over is not asked until it
         // answers or is told to stop.
-        if self.terms.clients.late == Late::Refuse && self.goal.is_none() {
+        if (self.terms.clients.late == Late::Refuse || self.looks()) && self.goal.is_none() {
             let stale: Vec<(Task, String)> =
                 self.tasks.iter().filter(|(_, g)| g.fate == Fate::Open).map(|(t, g)| (*t, g.member.clone())).collect();
             for (task, member) in stale {
@@ -831,7 +879,12 @@ impl Coordinator {
         let eligible = self.eligible().len();
         let counted = self.waiting().count();
         if self.goal.is_none() {
-            let wanted = per_round.map_or(eligible, |n| (n as f64 * over).ceil() as usize).max(min);
+            let wanted = match per_round {
+                // Members that are away for a moment may want to look as well.
+                None if self.looks() => self.members.values().filter(|m| m.may_work()).count(),
+                None => eligible.max(min),
+                Some(n) => ((n as f64 * over).ceil() as usize).max(min),
+            };
             if eligible < min {
                 self.gathering_since = None;
                 return;
@@ -915,7 +968,7 @@ impl Coordinator {
         let tasks: Vec<(Task, String)> = (self.next_task..).map(Task).zip(names).collect();
         let (round, version) = (self.round, self.version);
         let told: Vec<String> = tasks.iter().map(|(_, member)| member.clone()).collect();
-        self.keep(Record::Asked { round, version, goal, tasks }, now, out);
+        self.keep(Record::Asked { round, version, goal, look: self.looks(), tasks }, now, out);
         out.extend(told.into_iter().map(|member| Action::Tell { member }));
     }
 }
@@ -923,7 +976,12 @@ impl Coordinator {
 impl Member {
     /// Whether it can be asked for work.
     fn able(&self) -> bool {
-        self.present && self.out.is_none() && matches!(self.standing, Some(Standing::Ready { .. }))
+        self.present && self.may_work()
+    }
+
+    /// Whether it can be asked for work, if it is there.
+    fn may_work(&self) -> bool {
+        self.out.is_none() && matches!(self.standing, Some(Standing::Ready { .. }))
     }
 
     fn examples(&self) -> u64 {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tierline_federate::aggregate::mean_of;
-use tierline_federate::{Contribution, Counted, Desk, Hop, Report, RoundScores, Server, Vectors, desk, wire};
+use tierline_federate::aggregate::{self, mean_of};
+use tierline_federate::{
+    Contribution, Counted, Desk, HeldOut, Hop, Report, RoundScores, Scoreboard, Server, Vectors, desk, wire,
+};
 use tierline_graph::Model;
 use tierline_node::federation::{
     Action, Assignment, Coordinator, Event, Phase, Standing, Task, Terms, Update, Verdict,
@@ -58,6 +60,8 @@ pub(super) enum ToUpper {
     Begin {
         task: Task,
         model: Vectors,
+        /// Whether ends only look at it.
+        look: bool,
     },
     /// An edge's job is over.
     End,
@@ -86,6 +90,8 @@ struct Desks {
     desk: Desk,
     /// Data held out here, and what looks at it.
     judge: Option<(Workplace, Dataset)>,
+    /// Rounds of which ends haven't said all.
+    board: Scoreboard,
     waiting: HashMap<(String, Task), oneshot::Sender<JobVerdict>>,
     /// Contributions that were checked and wait to be added.
     checked: HashMap<Task, Contribution>,
@@ -175,6 +181,7 @@ impl Upper {
         let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server);
         let mut desks = Desks {
             judge: None,
+            board: Scoreboard::default(),
             blueprint,
             coordinator,
             desk,
@@ -205,11 +212,12 @@ impl Upper {
         }
         if desks.upper.below.is_none() {
             desks.judge = desks.judge()?;
+            desks.board = Scoreboard::behind(desks.upper.folder.load_round()?);
         }
         desks.perform(actions).await?;
         if desks.upper.below.is_none() {
-            let rounds = desks.upper.hop.rounds;
-            desks.step(Event::Begin { version: 0, rounds, stretch: 1 }).await?;
+            let (rounds, look) = (desks.upper.hop.rounds, desks.upper.manifest.federation().looks_at_ends());
+            desks.step(Event::Begin { version: 0, rounds, look, stretch: 1 }).await?;
         }
         Ok(desks)
     }
@@ -224,6 +232,9 @@ impl Desks {
     fn judge(&self) -> Result<Option<(Workplace, Dataset)>, Failure> {
         let node = self.node();
         let job = &self.upper.manifest.job;
+        if self.upper.manifest.federation().looks_at_ends() {
+            return Ok(None);
+        }
         let known = Datasets::of(&node.config().data);
         let (name, own) = match &job.data.test {
             Some(name) => (name, true),
@@ -300,17 +311,17 @@ impl Desks {
                 Ok(())
             }
             ToUpper::Submit { member, header, answer } => self.submitted(member, header, answer).await,
-            ToUpper::Begin { task, model } => {
+            ToUpper::Begin { task, model, look } => {
                 let version = self.desk.version() + 1;
                 let stretch = task.0 + 1;
-                let rounds = self.upper.hop.rounds;
+                let rounds = if look { 0 } else { self.upper.hop.rounds };
                 // Of one that is under way the model has moved on.
                 if !self.coordinator.knows(stretch) {
                     self.desk.replace(version, &model);
                     self.publish(version).await?;
                     self.round_began = Instant::now();
                 }
-                self.step(Event::Begin { version, rounds, stretch }).await
+                self.step(Event::Begin { version, rounds, look, stretch }).await
             }
             ToUpper::End => {
                 self.step(Event::End).await?;
@@ -380,10 +391,12 @@ impl Desks {
         let report = report_of(header.report.unwrap_or_default());
         let bytes = self.upper.folder.read(&self.upper.folder.incoming(task.0))?;
         let layout = self.desk.layout();
+        let look = self.coordinator.is_look(task);
         let checked = tokio::task::block_in_place(|| {
             let vectors = wire::decode(&bytes, layout)?;
             let contribution = Contribution { vectors, report };
-            self.desk.check(&contribution).map(|()| contribution)
+            let checked = if look { aggregate::check_look(&contribution) } else { self.desk.check(&contribution) };
+            checked.map(|()| contribution)
         });
         self.waiting.insert((member.clone(), task), answer);
         let event = match checked {
@@ -391,7 +404,12 @@ impl Desks {
                 let digest = Digest::try_from(&header.digest).unwrap_or(Digest([0; 32]));
                 self.bytes_up += header.length + report.bytes_up;
                 self.bytes_down += report.bytes_down;
-                self.checked.insert(task, contribution);
+                if look {
+                    // All that it says is in the journal.
+                    self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
+                } else {
+                    self.checked.insert(task, contribution);
+                }
                 Event::Arrived { member, update: Update { task, digest, bytes: header.length, report } }
             }
             Err(error) => {
@@ -470,6 +488,12 @@ impl Desks {
             Action::Make { version, round, counted, members, last } => {
                 return self.make(version, round, &counted, members, last).await.map(Some);
             }
+            Action::Looked { version, counted } => {
+                if let Some(known) = self.board.looked(HeldOut::together(&counted)) {
+                    self.tell_of(&known)?;
+                }
+                return Ok(Some(Event::Made { version, enough: false }));
+            }
             Action::Done { stretch, version, counted } => self.done(stretch, version, &counted).await?,
             Action::Excluded { member, reason } => {
                 let json = serde_json::json!({ "node": member, "reason": reason });
@@ -515,12 +539,25 @@ impl Desks {
                 seconds: std::mem::replace(&mut self.round_began, Instant::now()).elapsed().as_secs_f64(),
                 clients: counted.len(),
             };
-            enough = federation.stop.accuracy.zip(scores.accuracy).is_some_and(|(goal, found)| found >= goal);
-            let json = serde_json::to_value(&scores).map_err(internal)?;
-            self.node().state.add_round(self.upper.id, number, &json.to_string())?;
-            self.tell_watchers("round", &json);
+            let at_ends = federation.looks_at_ends();
+            let known = self.board.ended(scores.clone(), HeldOut::together(counted), at_ends);
+            if let Some(known) = known {
+                enough = federation.stop.accuracy.zip(known.accuracy).is_some_and(|(goal, found)| found >= goal);
+                self.tell_of(&known)?;
+            }
+            if at_ends {
+                self.upper.folder.save_round(&scores)?;
+            }
         }
         Ok(Event::Made { version, enough })
+    }
+
+    /// A round of which all is known now.
+    fn tell_of(&self, round: &RoundScores) -> Result<(), Failure> {
+        let json = serde_json::to_value(round).map_err(internal)?;
+        self.upper.node.state.add_round(self.upper.id, round.round, &json.to_string())?;
+        self.tell_watchers("round", &json);
+        Ok(())
     }
 
     /// Keeps the desk's model under a number, for members to fetch.
@@ -561,13 +598,13 @@ impl Desks {
             Assignment::Wait => Want::Wait(Empty {}),
             Assignment::Over { .. } => Want::Over(Empty {}),
             Assignment::Out { reason } => Want::Out(Failure::new(Code::Forbidden, reason)),
-            Assignment::Work { task, round, version } => {
+            Assignment::Work { task, round, version, look } => {
                 let model = node.state.version(self.upper.id, version).ok().flatten();
                 if self.told.insert(member.to_owned(), task) != Some(task) {
                     self.bytes_down += self.artefact_bytes;
                 }
                 let model = model.map(Digest::to_bytes).unwrap_or_default();
-                Want::Work(WorkOrder { task: task.0, round, version, model })
+                Want::Work(WorkOrder { task: task.0, round, version, model, look })
             }
         };
         let assignment = JobAssignment { job: self.upper.id.to_bytes(), want: Some(want) };
@@ -627,6 +664,7 @@ fn report_of(message: WorkReport) -> Report {
         seconds: message.seconds,
         bytes_up: message.bytes_up,
         bytes_down: message.bytes_down,
+        held_out: message.held_out.map(|h| HeldOut { examples: h.examples, loss: h.loss, accuracy: h.accuracy }),
     }
 }
 
