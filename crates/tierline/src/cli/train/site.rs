@@ -96,13 +96,6 @@ pub async fn follow(
             "excluded" => shown.without("is left out", json["node"].as_str(), json["reason"].as_str()),
             "unable" => shown.without("can't take part", json["node"].as_str(), json["reason"].as_str()),
             "done" => break,
-            // Asked of a node that took part.
-            "over" => {
-                let text =
-                    format!("job {} is over; tierline job model {0} saves this node's model, if it has one", info.name);
-                global.output().say(text);
-                return Ok(Followed::Left);
-            }
             "cancelled" => {
                 return Err(Failure::message(Exit::Interrupted, format!("job {} was cancelled", info.name)));
             }

@@ -395,8 +395,10 @@ fn made(node: &Node, manifest: &JobManifest, model: Bytes, coordinates: bool) ->
         Failure::new(Code::Infeasible, format!("{e}{help}"))
     })?;
     let mut share = Share::of(&all, job).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
-    if let (true, Some(name)) = (manifest.federation().looks_at_ends(), &job.data.test) {
-        share.held_out = held_out(node, name)?;
+    if let (true, Some(name)) = (manifest.federation().looks_at_ends(), &job.data.test)
+        && let Some(other) = held_out(node, name)?
+    {
+        share.held_out = Some(other);
     }
     let place = Workplace::new(&node.engine, model, job, &node.config().load_options()).map_err(internal)?;
     for data in [&share.seen].into_iter().chain(&share.held_out) {
