@@ -126,7 +126,7 @@ impl Aggregate for Mean {
 fn scale(channel: Channel, weight: Weight) -> f64 {
     match channel {
         Channel::Statistics => weight.share,
-        Channel::Model | Channel::Control => weight.share * weight.factor,
+        Channel::Model | Channel::Control | Channel::Logits => weight.share * weight.factor,
     }
 }
 

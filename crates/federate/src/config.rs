@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use tierline_codec::update::Pipeline;
 
-use crate::{FederateError, Memory, Personal, Rule, Select, Sender, Strategy, Timing};
+use crate::strategy::Distillation;
+use crate::{Channel, FederateError, Memory, Personal, Rule, Select, Sender, Strategy, Timing};
 
 /// A federation.
 ///
@@ -169,7 +170,20 @@ impl Federation {
     /// Whether ends look at models, rather than the cloud.
     #[must_use]
     pub fn looks_at_ends(&self) -> bool {
-        self.personal.is_some() || self.evaluate_at == Some(EvaluateAt::Ends)
+        self.own_models() || self.evaluate_at == Some(EvaluateAt::Ends)
+    }
+
+    /// What is learned of public examples, by ends or by the cloud.
+    #[must_use]
+    pub fn distillation(&self) -> Option<&Distillation> {
+        let of_ends = self.of_ends().strategy.behaviour().members_distil();
+        of_ends.or_else(|| self.cloud.strategy.behaviour().server_distils())
+    }
+
+    /// Whether each end has a model of its own.
+    #[must_use]
+    pub fn own_models(&self) -> bool {
+        self.personal.is_some() || self.of_ends().strategy.behaviour().members_distil().is_some()
     }
 
     /// Whether ends look at the model that they begin this round with.
@@ -192,11 +206,13 @@ impl Federation {
         self.cloud.check("federation.cloud")?;
         self.personal.as_ref().map_or(Ok(()), Personal::check)?;
         let setting = |what, reason: &str| Err(FederateError::Setting { what, reason: reason.to_owned() });
-        if self.personal.is_some() && self.evaluate_at == Some(EvaluateAt::Cloud) {
-            return setting(
-                "federation.evaluate_at",
-                "with federation.personal each end has a model of its own, which the cloud can't look at; leave it out",
-            );
+        if self.own_models() && self.evaluate_at == Some(EvaluateAt::Cloud) {
+            let reason = "each end has a model of its own, which the cloud can't look at; leave it out";
+            return setting("federation.evaluate_at", reason);
+        }
+        if self.personal.is_some() && self.of_ends().strategy.behaviour().members_distil().is_some() {
+            let reason = "with fedmd each end has a model of its own anyway; leave this table out";
+            return setting("federation.personal", reason);
         }
         if let Some(edge) = &self.edge {
             edge.check("federation.edge")?;
@@ -205,6 +221,17 @@ impl Federation {
                 let reason = "edges don't train, they put together; name this strategy for the edges' ends \
                               (federation.edge.strategy) and another one here";
                 return setting("federation.cloud.strategy", reason);
+            }
+            if edge.strategy.channels().contains(&Channel::Logits)
+                != self.cloud.strategy.channels().contains(&Channel::Logits)
+            {
+                let reason = "what travels is weights or what models say, on both hops the same: name fedmd for both, \
+                              with the same distil";
+                return setting("federation.edge.strategy", reason);
+            }
+            if edge.strategy.behaviour().server_distils().is_some() {
+                let reason = "edges don't train, they put together; name feddf for the cloud";
+                return setting("federation.edge.strategy", reason);
             }
             if matches!(edge.strategy.behaviour().timing(), Timing::Buffer { .. }) {
                 let reason = "an edge answers the cloud after rounds of its own; buffer at the cloud instead";

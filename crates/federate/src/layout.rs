@@ -37,6 +37,10 @@ pub struct Layout {
     pub parameters: Vec<Part>,
     /// Running statistics, which are averaged and never optimised.
     pub statistics: Vec<Part>,
+    /// What models say of public examples, where that travels: one part,
+    /// `[examples, classes]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logits: Vec<Part>,
 }
 
 impl Layout {
@@ -46,6 +50,7 @@ impl Layout {
         match channel {
             Channel::Model | Channel::Control => &self.parameters,
             Channel::Statistics => &self.statistics,
+            Channel::Logits => &self.logits,
         }
     }
 
@@ -58,7 +63,7 @@ impl Layout {
     /// Whether nothing is shared.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.parameters.is_empty() && self.statistics.is_empty()
+        self.parameters.is_empty() && self.statistics.is_empty() && self.logits.is_empty()
     }
 
     /// Shapes of a channel's parts, as codecs take them.

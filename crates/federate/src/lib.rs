@@ -53,6 +53,9 @@ pub enum Channel {
     Statistics,
     /// How control variates changed (SCAFFOLD), shaped as [`Channel::Model`].
     Control,
+    /// How what a model says of public examples changed, before softmax:
+    /// [`Layout::logits`].
+    Logits,
 }
 
 impl Channel {
@@ -63,13 +66,14 @@ impl Channel {
             Self::Model => "model",
             Self::Statistics => "statistics",
             Self::Control => "control",
+            Self::Logits => "logits",
         }
     }
 
     /// The channel of this name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
-        [Self::Model, Self::Statistics, Self::Control].into_iter().find(|c| c.name() == name)
+        [Self::Model, Self::Statistics, Self::Control, Self::Logits].into_iter().find(|c| c.name() == name)
     }
 }
 

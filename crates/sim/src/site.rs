@@ -20,7 +20,7 @@ use tierline_node::federation::{
 use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
 use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Blueprint, Kept, Share, Workplace};
+use tierline_train::federated::{Blueprint, Fusion, Kept, Models, Share, Workplace};
 use tierline_train::{Job, Scores, TrainError};
 
 use crate::attack::Attack;
@@ -133,6 +133,9 @@ pub struct Examples<'a> {
     pub ends: Vec<Dataset>,
     /// Held out at the cloud.
     pub test: Option<&'a Dataset>,
+    /// Those that everybody may see, where models learn from what others say
+    /// of them.
+    pub public: Option<&'a Dataset>,
 }
 
 /// Trains a job's model; `tell` hears of every round.
@@ -141,14 +144,15 @@ pub struct Examples<'a> {
 /// When the job can't be trained, nothing happens any more, or `stop` is set.
 pub fn run(
     engine: &Arc<dyn Engine>,
-    model: &Model,
+    models: impl Into<Models>,
     job: &Job,
     examples: Examples<'_>,
     scenario: &Scenario,
     stop: &AtomicBool,
     tell: &mut dyn FnMut(&RoundScores),
 ) -> Result<Outcome, SimError> {
-    let Examples { ends: mut data, test } = examples;
+    let Examples { ends: mut data, test, public } = examples;
+    let Models { own: model, others } = models.into();
     check(scenario, data.len())?;
     let harmful = harmful(job, scenario, data.len());
     for (share, attack) in data.iter_mut().zip(&harmful) {
@@ -162,17 +166,34 @@ pub fn run(
     };
     // One thread each: many small steps side by side beat shared ones.
     let options = LoadOptions::with_threads(1);
-    let place = || Workplace::new(engine, model.clone(), job, &options);
-    let mut judge = Workplace::new(engine, model.clone(), job, &LoadOptions::with_threads(threads))?;
-    let places = (0..threads.min(data.len())).map(|_| place()).collect::<Result<Vec<_>, _>>()?;
+    let taught = |place: Workplace, options: &LoadOptions| match public {
+        Some(public) => place.with_public(engine, public, options),
+        None => Ok(place),
+    };
+    let place = |model: &Model| taught(Workplace::new(engine, model.clone(), job, &options)?, &options);
+    let places = || [&model].into_iter().chain(&others).map(place).collect::<Result<Vec<_>, _>>();
+    let wide = LoadOptions::with_threads(threads);
+    let mut judge = taught(Workplace::new(engine, model.clone(), job, &wide)?, &wide)?;
+    let places = (0..threads.min(data.len())).map(|_| places()).collect::<Result<Vec<_>, _>>()?;
+    let layout = judge.blueprint().layout();
+    for (variant, place) in job.models.iter().zip(places.iter().flat_map(|p| &p[1..])) {
+        if place.blueprint().layout() != layout {
+            let reason = format!("{} says of other classes than the job's own model", variant.model.display());
+            return Err(SimError::Scenario { what: "models", reason });
+        }
+    }
     for share in data.iter().chain(test) {
         judge.check(share)?;
     }
     let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
     let mut site = Site::new(job, judge.blueprint(), shares, scenario, Workers::new(places));
+    let federation = job.federation.clone().unwrap_or_default();
+    if federation.cloud.strategy.behaviour().server_distils().is_some() {
+        let place = taught(Workplace::new(engine, model.clone(), job, &wide)?, &wide)?;
+        site.fusion = Some(Fusion::new(place)?);
+    }
     site.spoil(&harmful);
     site.begin();
-    let federation = job.federation.clone().unwrap_or_default();
     let (rounds, at_ends) = (federation.cloud.rounds, federation.looks_at_ends());
     let test = test.filter(|_| !at_ends);
     let mut scores: Vec<RoundScores> = Vec::new();
@@ -220,7 +241,11 @@ pub fn run(
             site.coordinate(0, Event::Made { version, enough })?;
         }
     }
-    let model = judge.blueprint().export(&site.nodes[0].desk().server().model)?;
+    let last = &site.nodes[0].desk().server().model;
+    let model = match federation.of_ends().strategy.behaviour().members_distil() {
+        Some(_) => judge.student(last)?,
+        None => judge.blueprint().export(last)?,
+    };
     let seconds = site.clock.now().since(Time::ZERO).as_secs_f64();
     Ok(Outcome { rounds: scores, model, seconds, excluded: site.excluded, own: site.own })
 }
@@ -312,6 +337,8 @@ struct Above {
 /// What an end trains on.
 struct Trainee {
     share: Arc<Share>,
+    /// 0 for the job's own, else one more than its place in [`Job::models`].
+    model: usize,
     examples_per_s: f64,
     attack: Option<Attack>,
     running: Option<(Work, Receiver<Done>, Arc<AtomicBool>)>,
@@ -337,6 +364,8 @@ struct Site {
     nodes: Vec<Node>,
     index: BTreeMap<String, usize>,
     workers: Workers,
+    /// Of a cloud whose models learn from what members' models say.
+    fusion: Option<Fusion>,
     epochs: u64,
     /// The job's.
     seed: u64,
@@ -412,7 +441,8 @@ impl Site {
             };
             let slow = 1.0 + rng.f64() * (scenario.spread - 1.0);
             let examples_per_s = scenario.examples_per_s / slow;
-            let trainee = Trainee { share: Arc::new(share), examples_per_s, attack: None, running: None };
+            let model = job.variant_of(&end_name(end)).map_or(0, |variant| variant + 1);
+            let trainee = Trainee { share: Arc::new(share), model, examples_per_s, attack: None, running: None };
             let below = Some(below(parent, &links));
             nodes.push(Node { below, trainee: Some(trainee), ..node(end_name(end)) });
         }
@@ -422,6 +452,7 @@ impl Site {
             index: nodes.iter().enumerate().map(|(i, n)| (n.name.clone(), i)).collect(),
             nodes,
             workers,
+            fusion: None,
             epochs: job.epochs,
             seed: job.seed,
             edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
@@ -639,6 +670,7 @@ impl Site {
                 start,
                 share: Arc::clone(&trainee.share),
                 look: work.look,
+                model: trainee.model,
                 kept: node.below.as_ref().map_or_else(Kept::new, |b| b.kept.clone()),
                 stop: Arc::clone(&stop),
             });
@@ -758,6 +790,10 @@ impl Site {
             Action::Add { update, version, staleness, .. } => {
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
                 if let Some(contribution) = above.inbox.remove(&update.task) {
+                    // Those of an older model would teach what was known then.
+                    if let Some(fusion) = self.fusion.as_mut().filter(|_| at == 0 && staleness == 0) {
+                        fusion.hear(&above.desk.server().model, &contribution)?;
+                    }
                     above.desk.add(Contribution::clone(&contribution), version, staleness)?;
                 }
             }
@@ -765,6 +801,12 @@ impl Site {
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
                 above.desk.make(&counted, members)?;
                 let version = above.desk.version();
+                if let Some(fusion) = self.fusion.as_mut().filter(|_| at == 0) {
+                    let never = AtomicBool::new(false);
+                    if let Some(taught) = fusion.teach(&above.desk.server().model, round, &never)? {
+                        above.desk.replace(version, &taught);
+                    }
+                }
                 above.published.insert(version, Arc::new(above.desk.server().model.clone()));
                 let in_use = above.coordinator.versions_in_use();
                 above.desk.retain(&in_use);

@@ -23,6 +23,8 @@ pub(crate) struct Order {
     pub(crate) round: u64,
     pub(crate) start: Arc<Vectors>,
     pub(crate) share: Arc<Share>,
+    /// Which of the job's models it trains.
+    pub(crate) model: usize,
     /// Whether it only looks at the model.
     pub(crate) look: bool,
     pub(crate) kept: Kept,
@@ -45,12 +47,14 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    pub(crate) fn new(workplaces: Vec<Workplace>) -> Self {
+    /// One thread for each list of workplaces, one for each of the job's
+    /// models.
+    pub(crate) fn new(workplaces: Vec<Vec<Workplace>>) -> Self {
         let (orders, waiting) = sync_channel::<(Order, Sender<Done>)>(WAITING_MAX * workplaces.len());
         let waiting = Arc::new(Mutex::new(waiting));
-        let threads = workplaces.into_iter().map(|place| {
+        let threads = workplaces.into_iter().map(|places| {
             let waiting = Arc::clone(&waiting);
-            std::thread::spawn(move || work(place, &waiting))
+            std::thread::spawn(move || work(places, &waiting))
         });
         Self { orders: Some(orders), threads: threads.collect() }
     }
@@ -75,11 +79,12 @@ impl Drop for Workers {
     }
 }
 
-fn work(mut place: Workplace, waiting: &Mutex<Receiver<(Order, Sender<Done>)>>) {
+fn work(mut places: Vec<Workplace>, waiting: &Mutex<Receiver<(Order, Sender<Done>)>>) {
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((order, done)) = next else { return };
-        let Order { member, round, start, share, look, mut kept, stop } = order;
+        let Order { member, round, start, share, model, look, mut kept, stop } = order;
+        let place = &mut places[model];
         let task = Task { member: &member, round, start: &start };
         let mut own = None;
         let result = match look {

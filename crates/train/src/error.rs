@@ -60,6 +60,17 @@ pub enum TrainError {
     /// Models of ends' own that can't be had.
     #[error("federation.personal: {0}")]
     Personal(&'static str),
+    /// Several models where weights travel.
+    #[error("the job names several models, and weights of one don't fit another; name strategy fedmd, or one model")]
+    Models,
+    /// Public examples that can't be learned from.
+    #[error("public examples of {name}: {reason}")]
+    Public {
+        /// The data set.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// Members that would each measure something else.
     #[error(
         "batch.normalize is `measured`, and every member would measure its own examples; state          `{{ mean = [..], std = [..] }}` (tierline train --local prints what it measured)"

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tierline_federate::Federation;
-use tierline_graph::step::{Clip, Decay, Loss, Optimizer, Recipe, Schedule};
+use tierline_graph::step::{Clip, Decay, Loss, Optimizer, Recipe, Schedule, matches};
 
 use crate::data::{Augment, BatchOptions, Last, Normalize};
 use crate::error::TrainError;
@@ -16,6 +16,10 @@ use crate::run::RunOptions;
 pub struct Job {
     /// The ONNX file, seen from the job's own folder.
     pub model: PathBuf,
+    /// Other models for some of the ends, of a federation in which answers
+    /// travel rather than weights.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<Variant>,
     /// Where weights come from.
     #[serde(default)]
     pub weights: Weights,
@@ -64,6 +68,17 @@ fn cross_entropy() -> Loss {
 
 fn one() -> u64 {
     1
+}
+
+/// Another model, for some of the ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// The ONNX file, seen from the job's own folder.
+    pub model: PathBuf,
+    /// Patterns of the names of nodes that train it: `*` any characters, `?`
+    /// one.
+    pub ends: Vec<String>,
 }
 
 /// Where weights come from.
@@ -180,6 +195,13 @@ pub enum Fall {
 }
 
 impl Job {
+    /// Which of `models` an end trains, the first whose patterns match its
+    /// name; `None` for the job's own.
+    #[must_use]
+    pub fn variant_of(&self, end: &str) -> Option<usize> {
+        self.models.iter().position(|variant| variant.ends.iter().any(|pattern| matches(pattern, end)))
+    }
+
     /// The schedule in steps, where an epoch has `per_epoch`.
     #[must_use]
     pub fn schedule(&self, per_epoch: usize) -> Schedule {

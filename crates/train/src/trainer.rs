@@ -268,6 +268,36 @@ impl Trainer {
         Ok(Scores { loss: loss / examples, accuracy: classes.then(|| correct as f64 / examples) })
     }
 
+    /// What the model says of each example of a data set, with the weights it
+    /// has now: logits, row after row, in the data set's order.
+    ///
+    /// Of a model that ends in Softmax, logarithms of its probabilities, which
+    /// are logits as good as any.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn answers(&self, dataset: &Dataset, options: &BatchOptions) -> Result<Vec<f32>, TrainError> {
+        let model = self.export()?;
+        let predicts = &self.spec.predicts;
+        let last = model.graph().node.iter().find(|n| n.output.contains(predicts));
+        let probabilities = last.is_some_and(|n| n.op_type() == "Softmax");
+        let mut session = self.engine.load(&model, &self.options)?;
+        let at = session.outputs().iter().position(|v| v.name == *predicts).unwrap_or(0);
+        let mut answers = Vec::new();
+        let mut batches = Batches::start(dataset, &options.for_evaluation(), Position::default(), 1)?;
+        while let Some(batch) = batches.next() {
+            let features = fit(&self.input, &batch.features)?;
+            let features = features.as_ref().unwrap_or(&batch.features);
+            let outputs = session.run(&[(self.input.name.as_str(), features)])?;
+            answers.extend_from_slice(outputs[at].as_f32().unwrap_or_default());
+            batches.recycle(batch);
+        }
+        if probabilities {
+            answers.iter_mut().for_each(|p| *p = p.max(f32::MIN_POSITIVE).ln());
+        }
+        Ok(answers)
+    }
+
     /// The state, in the order of [`Spec::state`].
     ///
     /// # Errors

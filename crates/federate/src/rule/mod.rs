@@ -84,8 +84,10 @@ fn one() -> f64 {
 pub(crate) struct Vote(pub(crate) Vectors);
 
 impl Vote {
+    /// What votes are compared by: weights, or what a model says.
     fn model(&self) -> &[f32] {
-        self.0.get(&Channel::Model).map_or(&[], Vec::as_slice)
+        let compared = self.0.get(&Channel::Model).or_else(|| self.0.get(&Channel::Logits));
+        compared.map_or(&[], Vec::as_slice)
     }
 }
 

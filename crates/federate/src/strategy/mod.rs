@@ -17,11 +17,14 @@
 //!    members change nothing) hold for all.
 
 mod diloco;
+mod distillation;
 mod fedadagrad;
 mod fedadam;
 mod fedasync;
 mod fedavg;
 mod fedbuff;
+mod feddf;
+mod fedmd;
 mod fednova;
 mod fedopt;
 mod fedprox;
@@ -31,11 +34,14 @@ mod scaffold;
 use serde::{Deserialize, Serialize};
 
 pub use diloco::DiLoCo;
+pub use distillation::Distillation;
 pub use fedadagrad::FedAdagrad;
 pub use fedadam::FedAdam;
 pub use fedasync::FedAsync;
 pub use fedavg::FedAvg;
 pub use fedbuff::FedBuff;
+pub use feddf::FedDf;
+pub use fedmd::FedMd;
 pub use fednova::FedNova;
 pub use fedprox::FedProx;
 pub use fedyogi::FedYogi;
@@ -69,6 +75,10 @@ pub enum Strategy {
     FedAsync(FedAsync),
     /// Nesterov's momentum on the mean change.
     DiLoCo(DiLoCo),
+    /// What models say of public examples, learned by members.
+    FedMd(FedMd),
+    /// What models say of public examples, learned by the server.
+    FedDf(FedDf),
 }
 
 impl Default for Strategy {
@@ -127,6 +137,16 @@ pub trait Behaviour {
         Drift::default()
     }
 
+    /// What members learn of public examples, where that is all that travels.
+    fn members_distil(&self) -> Option<&Distillation> {
+        None
+    }
+
+    /// What the next model learns of public examples before it is used.
+    fn server_distils(&self) -> Option<&Distillation> {
+        None
+    }
+
     /// When a model is made.
     fn timing(&self) -> Timing {
         Timing::Round
@@ -162,12 +182,17 @@ impl Strategy {
             Self::FedBuff(s) => s,
             Self::FedAsync(s) => s,
             Self::DiLoCo(s) => s,
+            Self::FedMd(s) => s,
+            Self::FedDf(s) => s,
         }
     }
 
     /// What members send, and get.
     #[must_use]
     pub fn channels(&self) -> Vec<Channel> {
+        if self.behaviour().members_distil().is_some() {
+            return vec![Channel::Logits];
+        }
         let mut channels = vec![Channel::Model, Channel::Statistics];
         channels.extend(self.behaviour().drift().control.then_some(Channel::Control));
         channels

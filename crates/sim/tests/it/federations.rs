@@ -59,7 +59,7 @@ fn simulate(federation: &str, ends: usize, scenario: &Scenario) -> Result<(Outco
     let test = pictures(200, 2);
     let mut told = Vec::new();
     let stop = AtomicBool::new(false);
-    let examples = Examples { ends: data, test: Some(&test) };
+    let examples = Examples { ends: data, test: Some(&test), public: None };
     let outcome = run(&engine(), &network(), &job(federation), examples, scenario, &stop, &mut |round| {
         told.push(round.clone());
     })?;
@@ -125,7 +125,7 @@ fn rules_hold_where_the_mean_breaks() {
         let ends = shares.iter().map(|share| all.subset(share).unwrap()).collect();
         let test = pictures(200, 2);
         let scenario = Scenario { attack, ..Scenario::default() };
-        let examples = Examples { ends, test: Some(&test) };
+        let examples = Examples { ends, test: Some(&test), public: None };
         let outcome =
             run(&engine(), &network(), &job(&text), examples, &scenario, &AtomicBool::new(false), &mut |_| ());
         accuracy(&outcome.unwrap())
@@ -228,7 +228,7 @@ fn ends_that_look_see_what_the_cloud_would() {
         let mut job = job(federation);
         job.data.hold_out = Some(0.25);
         let mut told = Vec::new();
-        let examples = Examples { ends, test };
+        let examples = Examples { ends, test, public: None };
         let stop = AtomicBool::new(false);
         let outcome =
             run(&engine(), &network(), &job, examples, scenario, &stop, &mut |round| told.push(round.clone())).unwrap();
@@ -301,6 +301,6 @@ fn personal(federation: &str, edges: usize) -> Outcome {
     job.data.hold_out = Some(0.25);
     job.epochs = 3;
     let scenario = Scenario { edges, ..Scenario::default() };
-    let examples = Examples { ends: ends.collect(), test: None };
+    let examples = Examples { ends: ends.collect(), test: None, public: None };
     run(&engine(), &network(), &job, examples, &scenario, &AtomicBool::new(false), &mut |_| ()).unwrap()
 }

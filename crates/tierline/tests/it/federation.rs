@@ -111,7 +111,7 @@ impl Federation {
         let model = init::fresh(&model, job.seed).unwrap();
         let data = ends.iter().map(|end| Datasets::of(&end.data).open("squares").unwrap());
         let stop = AtomicBool::new(false);
-        let examples = Examples { ends: data.collect(), test: None };
+        let examples = Examples { ends: data.collect(), test: None, public: None };
         tierline_sim::run(&engine, &model, &job, examples, scenario, &stop, &mut |_| ()).unwrap()
     }
 

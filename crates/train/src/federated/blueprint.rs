@@ -51,9 +51,16 @@ impl Blueprint {
             }
         }
         let personal = job.federation.as_ref().and_then(|f| f.personal.as_ref());
-        let stays = stays(&model, &spec, personal)?;
+        let teaching = job.federation.as_ref().and_then(|f| f.of_ends().strategy.behaviour().members_distil());
+        if teaching.is_none() && !job.models.is_empty() {
+            return Err(TrainError::Models);
+        }
+        let stays = match teaching {
+            Some(_) => spec.state.iter().map(|slot| &*slot.input).collect(),
+            None => stays(&model, &spec, personal)?,
+        };
         let shared: Vec<bool> = spec.state.iter().map(|s| learned(s) && !stays.contains(s.input.as_str())).collect();
-        if !shared.contains(&true) {
+        if teaching.is_none() && !shared.contains(&true) {
             return Err(TrainError::Personal("every weight of the model stays with the ends: nothing is shared"));
         }
         let second = matches!(personal, Some(Personal::Ditto { .. }));
@@ -63,9 +70,26 @@ impl Blueprint {
                 spec.state.iter().zip(&blank).zip(&shared).filter(move |((slot, _), s)| **s && slot.role == role);
             slots.map(|((slot, tensor), _)| Part { name: slot.input.clone(), shape: tensor.shape().to_vec() }).collect()
         };
-        let layout = Layout { parameters: parts(Role::Parameter), statistics: parts(Role::Statistic) };
+        let logits = match (teaching, spec.classes.map(usize::try_from)) {
+            (None, _) => Vec::new(),
+            (Some(distil), Some(Ok(classes))) => {
+                vec![Part { name: distil.public.clone(), shape: vec![distil.examples, classes] }]
+            }
+            (Some(_), _) => return Err(TrainError::Public { name: "the job".into(), reason: NO_CLASSES.into() }),
+        };
+        let layout = Layout { parameters: parts(Role::Parameter), statistics: parts(Role::Statistic), logits };
         let drift = drift(job);
         Ok(Self { model, spec, blank, shared, own, second, layout, drift })
+    }
+
+    /// The model that is trained, its weights as they were at the start.
+    pub(super) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Whether an end has kept something of its own.
+    pub(super) fn has_own(&self, kept: &Kept) -> bool {
+        kept.contains_key(OWN)
     }
 
     /// What is learned and shared.
@@ -83,6 +107,10 @@ impl Blueprint {
     #[must_use]
     pub fn initial(&self) -> Vectors {
         let mut vectors = self.vectors(&self.blank);
+        if !self.layout.logits.is_empty() {
+            // Nobody has said anything yet.
+            return Vectors::from([(Channel::Logits, vec![0.0; self.layout.len(Channel::Logits)])]);
+        }
         if self.drift.control {
             vectors.insert(Channel::Control, vec![0.0; self.layout.len(Channel::Control)]);
         }
@@ -170,6 +198,10 @@ impl Blueprint {
         }
     }
 }
+
+/// Why models of numbers can't teach each other.
+pub(super) const NO_CLASSES: &str =
+    "what travels is what models say of classes; train with a cross-entropy loss on classes";
 
 /// What travels of a state, by the vector it is in.
 const ROLES: [(Channel, Role); 2] = [(Channel::Model, Role::Parameter), (Channel::Statistics, Role::Statistic)];

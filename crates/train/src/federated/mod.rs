@@ -7,15 +7,18 @@
 //! for those who only put updates together.
 
 mod blueprint;
+mod knowledge;
 mod workplace;
 
 use tierline_federate::Vectors;
+use tierline_graph::Model;
 
 use crate::data::{Dataset, seed_of};
 use crate::error::TrainError;
 use crate::job::Job;
 
 pub use blueprint::Blueprint;
+pub use knowledge::{Fusion, public};
 pub use tierline_federate::sender::Kept;
 pub use workplace::Workplace;
 
@@ -39,6 +42,21 @@ pub struct Task<'a> {
     pub round: u64,
     /// The model to start from.
     pub start: &'a Vectors,
+}
+
+/// The models of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Models {
+    /// The job's own.
+    pub own: Model,
+    /// Those of [`Job::models`], in their order.
+    pub others: Vec<Model>,
+}
+
+impl From<&Model> for Models {
+    fn from(own: &Model) -> Self {
+        Self { own: own.clone(), others: Vec::new() }
+    }
 }
 
 /// The examples of one end.

@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::strategy::Drift;
-use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Vectors};
+use tierline_federate::strategy::FedMd;
+use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Strategy, Vectors};
 use tierline_graph::step::Optimizer;
 use tierline_graph::{Model, Tensor};
 
-use super::blueprint::{Blueprint, recipe, vector};
+use super::blueprint::{Blueprint, NO_CLASSES, recipe, vector};
+use super::knowledge::{Pupil, public};
 use super::{Kept, Share, Task};
 use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
 use crate::error::TrainError;
@@ -23,10 +25,17 @@ const CONTROL: &str = "control";
 /// shared one.
 const OWN: u64 = 0x6f77_6e00;
 
+/// And those of what is learned from public examples.
+const PRETRAIN: u64 = 0x7072_6574;
+const DIGEST: u64 = 0x6469_6765;
+const STUDENT: u64 = 0x7374_7564;
+
 /// A model's training step, ready for any member's tasks.
 pub struct Workplace {
     blueprint: Blueprint,
     trainer: Trainer,
+    /// Where models learn from each other's answers.
+    pupil: Option<Pupil>,
     job: Job,
     federation: Federation,
 }
@@ -49,7 +58,29 @@ impl Workplace {
         let trainer = Trainer::new(engine, model.clone(), &recipe(job)?, options)?;
         let blueprint = Blueprint::of(model, trainer.spec().clone(), trainer.state()?, job)?;
         let federation = job.federation.clone().unwrap_or_default();
-        Ok(Self { blueprint, trainer, job: job.clone(), federation })
+        Ok(Self { blueprint, trainer, pupil: None, job: job.clone(), federation })
+    }
+
+    /// With the data set of which the job's public examples are drawn; nothing
+    /// changes unless the job has any.
+    ///
+    /// # Errors
+    /// When they are too few, or the model can't learn from them.
+    pub fn with_public(
+        mut self,
+        engine: &Arc<dyn Engine>,
+        whole: &Dataset,
+        options: &LoadOptions,
+    ) -> Result<Self, TrainError> {
+        if let Some(distil) = self.federation.distillation() {
+            let examples = public(whole, distil, &self.job)?;
+            let model = self.blueprint.model().clone();
+            let pupil = Pupil::new(engine, model, &self.job, distil, examples, options)?;
+            let classes = self.classes()?;
+            pupil.trainer.check(&pupil.lesson(&vec![0.0; pupil.examples.len() * classes])?)?;
+            self.pupil = Some(pupil);
+        }
+        Ok(self)
     }
 
     /// What the job shares of the model.
@@ -87,7 +118,14 @@ impl Workplace {
             let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
             held_out = self.look(share)?;
         }
-        let Some(mut contribution) = self.learn(task, share, kept, stop)? else { return Ok(None) };
+        let contribution = match self.federation.of_ends().strategy {
+            Strategy::FedMd(ref settings) => {
+                let settings = settings.clone();
+                self.exchange(&settings, task, share, kept, stop)?
+            }
+            _ => self.learn(task, share, kept, stop)?,
+        };
+        let Some(mut contribution) = contribution else { return Ok(None) };
         if let Some(Personal::Ditto { lambda }) = self.federation.personal {
             let Some(()) = self.follow(task, lambda, share, kept, stop)? else { return Ok(None) };
         }
@@ -111,7 +149,7 @@ impl Workplace {
         stop: &AtomicBool,
     ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
         let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
-        let own = self.federation.personal.as_ref().map(|_| self.trainer.export()).transpose()?;
+        let own = self.federation.own_models().then(|| self.trainer.export()).transpose()?;
         let report = Report { examples: share.seen.len() as u64, held_out: self.look(share)?, ..Report::default() };
         Ok(Some((report, own)))
     }
@@ -167,22 +205,139 @@ impl Workplace {
         for (channel, vector) in &mut vectors {
             subtract(vector, self::vector(task.start, *channel));
         }
-        let effective_steps = effective(learned.steps, &self.job.optimizer);
+        let report = self.report(share, &learned);
         if control {
-            let path = self.rate(task.round) * effective_steps;
+            let path = self.rate(task.round) * report.effective_steps;
             let change = vector(&vectors, Channel::Model);
             let control = controlled(change, vector(task.start, Channel::Control), path, kept);
             vectors.insert(Channel::Control, control);
         }
-        let report = Report {
+        Ok(Some(Contribution { vectors, report }))
+    }
+
+    /// Learns what all say of public examples, then from the member's own, and
+    /// says what its model makes of them now (FedMD).
+    fn exchange(
+        &mut self,
+        settings: &FedMd,
+        task: Task<'_>,
+        share: &Share,
+        kept: &mut Kept,
+        stop: &AtomicBool,
+    ) -> Result<Option<Contribution>, TrainError> {
+        let mut state = self.blueprint.start(task.start, kept)?;
+        let said = vector(task.start, Channel::Logits);
+        let seed = self.seed(task);
+        if settings.pretrain > 0 && !self.blueprint.has_own(kept) {
+            let examples = self.pupil()?.examples.clone();
+            self.trainer.check(&examples)?;
+            self.begin(&state, task.round, 0.0, &[])?;
+            let Some(_) = self.epochs(&examples, settings.pretrain, seed_of(&[seed, PRETRAIN]), stop)? else {
+                return Ok(None);
+            };
+            state = self.trainer.state()?;
+        }
+        // Before anybody has spoken there is nothing to learn.
+        if said.iter().any(|x| *x != 0.0) {
+            let epochs = settings.distil.epochs;
+            match self.digest(state, said, task.round, epochs, seed_of(&[seed, DIGEST]), stop)? {
+                Some(learned) => state = learned,
+                None => return Ok(None),
+            }
+        }
+        self.begin(&state, task.round, 0.0, &[])?;
+        let Some(learned) = self.epochs(&share.seen, self.job.epochs, seed, stop)? else { return Ok(None) };
+        self.blueprint.keep_own(&self.trainer.state()?, kept);
+        let mut answers = self.trainer.answers(&self.pupil()?.examples, &self.options()?)?;
+        subtract(&mut answers, said);
+        let report = self.report(share, &learned);
+        Ok(Some(Contribution { vectors: Vectors::from([(Channel::Logits, answers)]), report }))
+    }
+
+    /// A state that has learned what is said of the public examples.
+    fn digest(
+        &mut self,
+        state: Vec<Tensor>,
+        said: &[f32],
+        round: u64,
+        epochs: u64,
+        seed: u64,
+        stop: &AtomicBool,
+    ) -> Result<Option<Vec<Tensor>>, TrainError> {
+        let (rate, options) = (self.rate(round), BatchOptions { seed, ..self.options()? });
+        let spec = self.trainer.spec();
+        let pupil = self.pupil.as_mut().ok_or_else(no_public)?;
+        pupil.take(spec, &state)?;
+        pupil.trainer.set_pace(rate);
+        let lesson = pupil.lesson(said)?;
+        let Some(_) = epochs_of(&mut pupil.trainer, &lesson, &options, epochs, stop)? else { return Ok(None) };
+        pupil.give(spec, state).map(Some)
+    }
+
+    /// What a shared model says of the public examples.
+    pub(super) fn answers(&mut self, model: &Vectors) -> Result<Vec<f32>, TrainError> {
+        let state = self.blueprint.state(model)?;
+        self.trainer.set_state(&state)?;
+        self.trainer.answers(&self.pupil()?.examples, &self.options()?)
+    }
+
+    /// A shared model that has learned what is said of them.
+    pub(super) fn taught(
+        &mut self,
+        model: &Vectors,
+        said: &[f32],
+        round: u64,
+        stop: &AtomicBool,
+    ) -> Result<Option<Vectors>, TrainError> {
+        let epochs = self.federation.distillation().map_or(1, |distil| distil.epochs);
+        let seed = seed_of(&[self.job.seed, round, DIGEST]);
+        let state = self.blueprint.state(model)?;
+        let Some(state) = self.digest(state, said, round, epochs, seed, stop)? else { return Ok(None) };
+        let mut taught = model.clone();
+        taught.extend(self.blueprint.vectors(&state));
+        Ok(Some(taught))
+    }
+
+    /// The job's own model, once it has learned what members say at the end:
+    /// as often as they have.
+    ///
+    /// # Errors
+    /// When there are no public examples here, or the engine fails.
+    pub fn student(&mut self, said: &Vectors) -> Result<Model, TrainError> {
+        let distil = self.federation.distillation().ok_or_else(no_public)?;
+        let epochs = distil.epochs.saturating_mul(self.federation.rounds_of_ends());
+        let state = self.blueprint.state(&Vectors::new())?;
+        let never = AtomicBool::new(false);
+        let said = vector(said, Channel::Logits);
+        let seed = seed_of(&[self.job.seed, STUDENT]);
+        let state = self.digest(state, said, 0, epochs, seed, &never)?.unwrap_or_default();
+        self.trainer.set_state(&state)?;
+        self.trainer.export()
+    }
+
+    fn pupil(&self) -> Result<&Pupil, TrainError> {
+        self.pupil.as_ref().ok_or_else(no_public)
+    }
+
+    /// How many numbers say what a model makes of the public examples.
+    pub(super) fn lesson_length(&self) -> Result<usize, TrainError> {
+        Ok(self.pupil()?.examples.len() * self.classes()?)
+    }
+
+    fn classes(&self) -> Result<usize, TrainError> {
+        let classes = self.trainer.spec().classes.and_then(|n| usize::try_from(n).ok());
+        classes.ok_or_else(|| TrainError::Public { name: self.job.data.train.clone(), reason: NO_CLASSES.to_owned() })
+    }
+
+    fn report(&self, share: &Share, learned: &Learned) -> Report {
+        Report {
             examples: share.seen.len() as u64,
             steps: learned.steps,
-            effective_steps,
+            effective_steps: effective(learned.steps, &self.job.optimizer),
             loss: learned.loss,
             accuracy: learned.accuracy,
             ..Report::default()
-        };
-        Ok(Some(Contribution { vectors, report }))
+        }
     }
 
     /// Trains the second model, held near the shared one that the task began
@@ -260,21 +415,7 @@ impl Workplace {
         stop: &AtomicBool,
     ) -> Result<Option<Learned>, TrainError> {
         let options = BatchOptions { seed, ..self.options()? };
-        let mut batches = Batches::start(data, &options, Position::default(), epochs)?;
-        let (mut loss, mut correct, mut examples, mut steps) = (0f64, None, 0u64, 0u64);
-        while let Some(batch) = batches.next() {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(None);
-            }
-            let step = self.trainer.step(&batch, batch.position)?;
-            loss += step.loss * batch.examples as f64;
-            correct = step.correct.map(|n| n + correct.unwrap_or(0));
-            examples += batch.examples as u64;
-            steps += 1;
-            batches.recycle(batch);
-        }
-        let seen = examples.max(1) as f64;
-        Ok(Some(Learned { loss: loss / seen, accuracy: correct.map(|n| n as f64 / seen), steps }))
+        epochs_of(&mut self.trainer, data, &options, epochs, stop)
     }
 
     fn options(&self) -> Result<BatchOptions, TrainError> {
@@ -319,4 +460,34 @@ fn effective(steps: u64, optimizer: &Optimizer) -> f64 {
         }
         _ => steps,
     }
+}
+
+/// Trains for some epochs; `None` when `stop` was set before the end.
+fn epochs_of(
+    trainer: &mut Trainer,
+    data: &Dataset,
+    options: &BatchOptions,
+    epochs: u64,
+    stop: &AtomicBool,
+) -> Result<Option<Learned>, TrainError> {
+    let mut batches = Batches::start(data, options, Position::default(), epochs)?;
+    let (mut loss, mut correct, mut examples, mut steps) = (0f64, None, 0u64, 0u64);
+    while let Some(batch) = batches.next() {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let step = trainer.step(&batch, batch.position)?;
+        loss += step.loss * batch.examples as f64;
+        correct = step.correct.map(|n| n + correct.unwrap_or(0));
+        examples += batch.examples as u64;
+        steps += 1;
+        batches.recycle(batch);
+    }
+    let seen = examples.max(1) as f64;
+    Ok(Some(Learned { loss: loss / seen, accuracy: correct.map(|n| n as f64 / seen), steps }))
+}
+
+fn no_public() -> TrainError {
+    let reason = "the job learns from them, and they aren't there".to_owned();
+    TrainError::Public { name: "the job".to_owned(), reason }
 }

@@ -135,7 +135,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
 
     let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, Some(args.ends))?;
     let mut closed = Ok(());
-    let examples = Examples { ends: shares, test: held_out.as_ref() };
+    let examples = Examples { ends: shares, test: held_out.as_ref(), public: None };
     let outcome = tierline_sim::run(&engine, &model, &job, examples, &scenario, &stop, &mut |round| {
         if closed.is_ok() {
             closed = shown.round(round);

@@ -1,0 +1,41 @@
+//! FedMD (Li and Wang, "FedMD: heterogenous federated learning via model
+//! distillation", 2019): what travels is what models say of public examples,
+//! so members may have models of any kind. Each learns what all say together,
+//! then from its own examples.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Behaviour, Distillation, Round, add};
+use crate::aggregate::Weight;
+use crate::{Channel, FederateError, Report, Server};
+
+/// Settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FedMd {
+    /// How members learn what all say.
+    pub distil: Distillation,
+    /// Epochs over the public examples and their own classes, before a
+    /// member's first round.
+    #[serde(default)]
+    pub pretrain: u64,
+}
+
+impl Behaviour for FedMd {
+    fn check(&self) -> Result<(), FederateError> {
+        self.distil.check()
+    }
+
+    fn members_distil(&self) -> Option<&Distillation> {
+        Some(&self.distil)
+    }
+
+    /// All members count the same.
+    fn weigh(&self, _report: &Report, _staleness: u64) -> Weight {
+        Weight { share: 1.0, factor: 1.0 }
+    }
+
+    fn apply(&self, server: &mut Server, round: &Round<'_>) {
+        add(server, round, Channel::Logits, 1.0);
+    }
+}

@@ -1,0 +1,149 @@
+//! Knowledge that travels as answers: what models say of public examples, and
+//! how others learn it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tierline_engine::{Engine, LoadOptions};
+use tierline_federate::strategy::Distillation;
+use tierline_federate::{Channel, Contribution, ExactSum, Vectors};
+use tierline_graph::step::{Loss, Recipe, Role, Spec};
+use tierline_graph::{Elements, Model, Tensor};
+
+use super::Workplace;
+use super::blueprint::recipe;
+use crate::data::{Dataset, Targets, seed_of};
+use crate::error::TrainError;
+use crate::job::Job;
+use crate::trainer::Trainer;
+
+/// Keeps the draw of public examples apart from others.
+const PUBLIC: u64 = 0x7075_626c_6963;
+
+/// The public examples that a job uses: the same on every node that has the
+/// data set.
+///
+/// # Errors
+/// When there are too few.
+pub fn public(whole: &Dataset, distil: &Distillation, job: &Job) -> Result<Dataset, TrainError> {
+    if whole.len() < distil.examples {
+        let reason = format!("there are {}, and the job uses {}; lower distil.examples", whole.len(), distil.examples);
+        return Err(TrainError::Public { name: whole.name().to_owned(), reason });
+    }
+    let mut order: Vec<usize> = (0..whole.len()).collect();
+    fastrand::Rng::with_seed(seed_of(&[job.seed, PUBLIC])).shuffle(&mut order);
+    // The class of a public example is nobody's business: its place is kept.
+    Ok(whole.subset(&order[..distil.examples])?)
+}
+
+/// Teaches a model what others say of public examples.
+pub(super) struct Pupil {
+    pub(super) trainer: Trainer,
+    /// Public examples, with whatever labels they came with.
+    pub(super) examples: Dataset,
+    features: Tensor,
+}
+
+impl Pupil {
+    pub(super) fn new(
+        engine: &Arc<dyn Engine>,
+        model: Model,
+        job: &Job,
+        distil: &Distillation,
+        examples: Dataset,
+        options: &LoadOptions,
+    ) -> Result<Self, TrainError> {
+        let recipe = Recipe { loss: Loss::Kl { temperature: distil.temperature }, ..recipe(job)? };
+        let trainer = Trainer::new(engine, model, &recipe, options)?;
+        let rows: Vec<usize> = (0..examples.len()).collect();
+        let features = examples.features(&rows)?;
+        Ok(Self { trainer, examples, features })
+    }
+
+    /// The public examples, and what is said of them as their targets.
+    pub(super) fn lesson(&self, answers: &[f32]) -> Result<Dataset, TrainError> {
+        let classes = answers.len() / self.examples.len().max(1);
+        let values = Tensor::new([self.examples.len(), classes], Elements::F32(answers.to_vec()))?;
+        Ok(Dataset::new(self.examples.name(), self.features.clone(), Targets::Values(values))?)
+    }
+
+    /// Begins with the weights and statistics of a state of another step.
+    pub(super) fn take(&mut self, spec: &Spec, state: &[Tensor]) -> Result<(), TrainError> {
+        let moved = moved(spec, state, self.trainer.spec(), self.trainer.state()?);
+        self.trainer.set_state(&moved)
+    }
+
+    /// Gives what it learned to a state of another step.
+    pub(super) fn give(&self, spec: &Spec, state: Vec<Tensor>) -> Result<Vec<Tensor>, TrainError> {
+        Ok(moved(self.trainer.spec(), &self.trainer.state()?, spec, state))
+    }
+}
+
+/// A state with the weights and statistics of another one in the place of its
+/// own.
+fn moved(from: &Spec, state: &[Tensor], to: &Spec, mut into: Vec<Tensor>) -> Vec<Tensor> {
+    let known: HashMap<&str, &Tensor> = from.state.iter().map(|slot| slot.input.as_str()).zip(state).collect();
+    for (slot, tensor) in to.state.iter().zip(&mut into) {
+        if let (Role::Parameter | Role::Statistic, Some(found)) = (slot.role, known.get(slot.input.as_str())) {
+            tensor.clone_from(found);
+        }
+    }
+    into
+}
+
+/// The server's side of FedDF: hears what members' models say of public
+/// examples, one after another, and has their mean learn it.
+pub struct Fusion {
+    place: Workplace,
+    /// What was said since the last model; doesn't depend on who came first.
+    said: ExactSum,
+    teachers: u32,
+}
+
+impl Fusion {
+    /// A workplace that has the job's public examples.
+    ///
+    /// # Errors
+    /// When the model doesn't say anything of classes.
+    pub fn new(place: Workplace) -> Result<Self, TrainError> {
+        let length = place.lesson_length()?;
+        Ok(Self { place, said: ExactSum::new(length), teachers: 0 })
+    }
+
+    /// Asks a member's model: the one that it started from, and its change.
+    ///
+    /// A model that says something that isn't finite is no teacher.
+    ///
+    /// # Errors
+    /// When the change is of another model, or the engine fails.
+    pub fn hear(&mut self, start: &Vectors, contribution: &Contribution) -> Result<(), TrainError> {
+        let mut model = start.clone();
+        for channel in [Channel::Model, Channel::Statistics] {
+            if let (Some(own), Some(change)) = (model.get_mut(&channel), contribution.vectors.get(&channel)) {
+                own.iter_mut().zip(change).for_each(|(x, d)| *x += d);
+            }
+        }
+        let answers = self.place.answers(&model)?;
+        if self.said.add(1.0, &answers).is_ok() {
+            self.teachers += 1;
+        }
+        Ok(())
+    }
+
+    /// The model, once it has learned what all have said since the last time.
+    ///
+    /// `None` when `stop` was set before the end.
+    ///
+    /// # Errors
+    /// When numbers stop being finite, or the engine fails.
+    pub fn teach(&mut self, model: &Vectors, round: u64, stop: &AtomicBool) -> Result<Option<Vectors>, TrainError> {
+        let teachers = std::mem::take(&mut self.teachers);
+        let answers = (teachers > 0).then(|| self.said.over(f64::from(teachers)));
+        self.said.clear();
+        match answers {
+            Some(answers) => self.place.taught(model, &answers, round, stop),
+            None => Ok(Some(model.clone())),
+        }
+    }
+}
