@@ -67,7 +67,8 @@ pub enum Event {
 pub enum Action {
     /// Fetch the model, open the data; then [`Event::Prepared`].
     Prepare,
-    /// Write to the journal, through to the disk.
+    /// Write to the journal, through to the disk; in place of all of it when
+    /// the record is [`Record::Settled`].
     Keep(Record),
     /// Tell the coordinator what this member is at.
     Report(Standing),
@@ -102,13 +103,21 @@ pub enum Action {
 pub enum Record {
     /// An update lies on the disk.
     Held(Update),
-    /// The coordinator answered it.
+    /// The coordinator answered it; takes the place of the records before it.
     Settled {
         /// Its task.
         task: Task,
         /// Whether it was counted.
         counted: bool,
     },
+}
+
+impl Record {
+    /// Whether the journal needs nothing of what lies before this.
+    #[must_use]
+    pub fn replaces_earlier(&self) -> bool {
+        matches!(self, Self::Settled { .. })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -178,16 +187,16 @@ impl Participant {
     /// What a journal leads to, and what it does first. Settling may have
     /// been cut short, so the last one is done again.
     #[must_use]
-    pub fn restored(journal: &[Record]) -> (Self, Vec<Action>) {
+    pub fn restored(journal: impl IntoIterator<Item = Record>) -> (Self, Vec<Action>) {
         let (mut it, mut actions) = Self::new();
         let mut held = None;
         let mut last = None;
         for record in journal {
             match record {
-                Record::Held(update) => held = Some(update.clone()),
+                Record::Held(update) => held = Some(update),
                 Record::Settled { task, counted } => {
-                    (held, last) = (None, Some((*task, *counted)));
-                    it.settled = Some(*task);
+                    (held, last) = (None, Some((task, counted)));
+                    it.settled = Some(task);
                 }
             }
         }

@@ -39,6 +39,13 @@ const STEPS: &[&str] = &["
     CREATE TABLE job_rounds (
         job BLOB NOT NULL, round INTEGER NOT NULL, scores TEXT NOT NULL, PRIMARY KEY (job, round)
     ) STRICT;
+", "
+    CREATE TABLE job_models (
+        job BLOB NOT NULL, side INTEGER NOT NULL, version INTEGER NOT NULL, artefact BLOB NOT NULL,
+        PRIMARY KEY (job, side, version)
+    ) STRICT;
+    INSERT INTO job_models SELECT job, 0, version, artefact FROM job_versions;
+    DROP TABLE job_versions;
 "];
 
 /// The state of one node.

@@ -6,7 +6,9 @@
 //! (an end's duty, and an edge's). Start at [`Federations`].
 
 mod folder;
+mod journal;
 mod lower;
+mod messages;
 mod upper;
 
 use std::collections::BTreeMap;
@@ -18,10 +20,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tierline_federate::Federation;
 use tierline_graph::Model;
-use tierline_node::federation::{Standing, Verdict};
+use tierline_node::federation::Standing;
 use tierline_proto::v1::{
-    Code, Empty, Failure, JobAssignment, JobEvent, JobInfo, JobStanding, JobVerdict, UpdateHeader, job_assignment,
-    job_standing, job_verdict, parent_message,
+    Code, Empty, Failure, JobAssignment, JobEvent, JobInfo, JobStanding, JobVerdict, UpdateHeader, child_message,
+    job_assignment, parent_message,
 };
 use tierline_proto::{Digest, Role};
 use tierline_train::Job;
@@ -34,7 +36,7 @@ pub use self::upper::Order;
 use self::upper::ToUpper;
 use super::Node;
 use super::uplink::Uplink;
-use crate::store::jobs::JobRow;
+use crate::store::jobs::{JobRow, Side};
 
 /// Messages to one side of one job; senders wait while it is full.
 const INBOX_MAX: usize = 1_024;
@@ -142,17 +144,50 @@ impl Node {
         Ok(())
     }
 
-    /// Takes up a job once more after a while.
-    fn resume_later(self: &Arc<Self>, id: Digest) {
-        let node = Arc::clone(self);
-        let again: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-            tokio::time::sleep(AGAIN).await;
-            node.leave_job(id);
-            if let Err(failure) = node.resume_jobs().await {
-                node.events.record("job", failure.to_string(), &serde_json::json!({}));
-            }
-        });
-        tokio::spawn(again);
+    /// A job can't go on on this node: tried again later if the cause may
+    /// pass, else over here, and whoever answers for it is told.
+    fn job_failed(self: &Arc<Self>, id: Digest, name: &str, failure: &Failure) {
+        let json = serde_json::json!({ "job": id.to_string() });
+        self.events.record("job", format!("job {name} stopped here: {failure}"), &json);
+        let duty = self.federations.get(id);
+        self.leave_job(id);
+        if may_pass(failure.code()) {
+            // The journal has all of it; nothing is lost by beginning again.
+            let node = Arc::clone(self);
+            let again: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
+                tokio::time::sleep(AGAIN).await;
+                if let Err(failure) = node.resume_jobs().await {
+                    node.events.record("job", failure.to_string(), &serde_json::json!({}));
+                }
+            });
+            tokio::spawn(again);
+            return;
+        }
+        // The database may be what failed; the next start finds out then.
+        let _ = self.state.end_job(id, "failed", &failure.to_string());
+        if let Some(duty) = duty {
+            let json = serde_json::json!({ "reason": failure.to_string() }).to_string();
+            let _ = duty.feed.send(JobEvent { kind: "failed".to_owned(), json });
+        }
+        let over = JobAssignment { job: id.to_bytes(), want: Some(job_assignment::Want::Over(Empty {})) };
+        self.children.tell_all(&parent_message::Body::Assignment(over));
+        for uplink in self.uplinks() {
+            self.tell_unable(uplink, id, &failure.to_string());
+        }
+    }
+
+    /// Lets go of the models of one side of a job, but for those needed.
+    async fn drop_models(&self, id: Digest, side: Side, needed: &[u64]) -> Result<(), Failure> {
+        for gone in self.state.forget_versions(id, side, needed)? {
+            self.artefacts.remove(gone).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells a parent that this node takes no part in a job.
+    fn tell_unable(&self, uplink: &Uplink, job: Digest, reason: &str) {
+        let standing = messages::standing(job, &Standing::Unable { reason: reason.to_owned() });
+        uplink.tell(child_message::Body::Standing(standing));
     }
 
     /// Begins to coordinate a job that was given to this node.
@@ -222,7 +257,8 @@ impl Node {
         if let Some(hop) = hop {
             // An edge coordinates for the work that it was given.
             let below = (!coordinates).then(|| lower.clone());
-            let side = upper::Upper::new(Arc::clone(self), id, Arc::clone(&manifest), hop, folder.clone(), feed, below);
+            let (node, manifest, folder) = (Arc::clone(self), Arc::clone(&manifest), folder.clone());
+            let side = upper::Upper { node, id, manifest, hop, folder, feed, below };
             tokio::spawn(side.run(upper_inbox));
             for name in self.children.names() {
                 let _ = upper.send(ToUpper::ChildUp(name)).await;
@@ -230,7 +266,7 @@ impl Node {
         }
         if !coordinates {
             let above = (self.role() == Role::Edge && manifest.federation().edge.is_some()).then_some(upper);
-            let side = lower::Lower::new(Arc::clone(self), id, manifest, folder, above);
+            let side = lower::Lower { node: Arc::clone(self), id, manifest, folder, above };
             tokio::spawn(side.run(lower_inbox));
             for uplink in self.uplinks().iter().filter(|u| u.is_up()) {
                 let _ = lower.send(ToLower::Parent { uplink: Arc::clone(uplink), up: true }).await;
@@ -243,7 +279,7 @@ impl Node {
     pub fn child_stands(&self, name: &str, standing: JobStanding) {
         let Ok(job) = Digest::try_from(&standing.job) else { return };
         if let Some(duty) = self.federations.get(job) {
-            if let (Some(upper), Some(standing)) = (&duty.upper, standing_of(standing)) {
+            if let (Some(upper), Some(standing)) = (&duty.upper, messages::standing_of(standing)) {
                 let _ = upper.try_send(ToUpper::Stands(name.to_owned(), standing));
             }
             return;
@@ -282,11 +318,15 @@ impl Node {
 
     async fn assigned(self: &Arc<Self>, uplink: &Arc<Uplink>, assignment: JobAssignment) -> Result<(), Failure> {
         use tierline_proto::v1::job_assignment::Want;
-        let id = Digest::try_from(&assignment.job).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
+        let id = messages::digest(&assignment.job)?;
         let Some(want) = assignment.want else { return Ok(()) };
         if self.federations.get(id).is_none() {
-            let ended = self.state.jobs()?.iter().any(|row| row.job == id && row.ended.is_some());
-            if ended || matches!(want, Want::Over(_) | Want::Out(_)) {
+            if matches!(want, Want::Over(_) | Want::Out(_)) {
+                return Ok(());
+            }
+            if let Some(row) = self.state.jobs()?.into_iter().find(|row| row.job == id && row.ended.is_some()) {
+                // Whoever asks may not have heard that this node is out.
+                self.tell_unable(uplink, id, &row.failure);
                 return Ok(());
             }
             // One node sets a job up once, however often it hears of it.
@@ -322,8 +362,8 @@ impl Node {
         self.upper_of(&header.job)?
             .send(ToUpper::Would { member, task: header.task, answer: ask })
             .await
-            .map_err(|_| over())?;
-        answer.await.map_err(|_| over())
+            .map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
     }
 
     /// Counts an update whose bytes are here, or says why not.
@@ -333,8 +373,11 @@ impl Node {
     pub async fn count_update(&self, member: &str, header: UpdateHeader) -> Result<JobVerdict, Failure> {
         let (ask, answer) = oneshot::channel();
         let member = member.to_owned();
-        self.upper_of(&header.job)?.send(ToUpper::Submit { member, header, answer: ask }).await.map_err(|_| over())?;
-        answer.await.map_err(|_| over())
+        self.upper_of(&header.job)?
+            .send(ToUpper::Submit { member, header, answer: ask })
+            .await
+            .map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
     }
 
     /// Where an update's bytes go.
@@ -342,15 +385,22 @@ impl Node {
     /// # Errors
     /// When the folder can't be used.
     pub fn update_folder(&self, job: &Bytes) -> Result<Folder, Failure> {
-        let id = Digest::try_from(job).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
+        let id = messages::digest(job)?;
         Folder::open(&self.config.data, id)
     }
 
+    /// The side that counts a job's updates.
     fn upper_of(&self, job: &Bytes) -> Result<mpsc::Sender<ToUpper>, Failure> {
-        let id = Digest::try_from(job).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
-        self.federations.get(id).and_then(|duty| duty.upper.clone()).ok_or_else(|| {
-            Failure::new(Code::NotFound, format!("job {} is not coordinated by {}", id.short(), self.name()))
-        })
+        let id = messages::digest(job)?;
+        if let Some(upper) = self.federations.get(id).and_then(|duty| duty.upper.clone()) {
+            return Ok(upper);
+        }
+        // A member that hears "not found" throws its update away.
+        if self.state.jobs()?.iter().any(|row| row.job == id && row.ended.is_none()) {
+            let text = format!("job {} is not taken up yet by {}", id.short(), self.name());
+            return Err(Failure::new(Code::Unreachable, text));
+        }
+        Err(Failure::new(Code::NotFound, format!("job {} is not coordinated by {}", id.short(), self.name())))
     }
 
     // ---- for operators
@@ -427,8 +477,8 @@ impl Node {
             return Err(Failure::new(Code::Infeasible, format!("job {} is {how}", row.name)));
         };
         let (ask, answer) = oneshot::channel();
-        upper.send(ToUpper::Order(order, ask)).await.map_err(|_| over())?;
-        answer.await.map_err(|_| over())?;
+        upper.send(ToUpper::Order(order, ask)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?;
         self.job_info(&row.job.to_string()).await
     }
 
@@ -467,43 +517,18 @@ impl Node {
     }
 }
 
-fn over() -> Failure {
-    Failure::new(Code::NotFound, "the job is over")
+/// The side that was asked is gone: the job is over, or is taken up again.
+fn stopped() -> Failure {
+    Failure::new(Code::Unreachable, "the job has stopped here, at least for now")
+}
+
+/// Whether trying again later may help.
+fn may_pass(code: Code) -> bool {
+    use Code::{Cancelled, DeadlineExceeded, Draining, Overloaded, StorageFull, Unreachable};
+    matches!(code, StorageFull | Unreachable | DeadlineExceeded | Overloaded | Draining | Cancelled)
 }
 
 fn manifest_of(json: &[u8]) -> Result<JobManifest, Failure> {
     serde_json::from_slice(json)
         .map_err(|e| Failure::new(Code::Corrupt, format!("the job's manifest: {e}")).with_help("update this node"))
-}
-
-fn standing_of(standing: JobStanding) -> Option<Standing> {
-    Some(match standing.standing? {
-        job_standing::Standing::Preparing(_) => Standing::Preparing,
-        job_standing::Standing::Examples(examples) => Standing::Ready { examples },
-        job_standing::Standing::Unable(failure) => Standing::Unable { reason: failure.to_string() },
-        job_standing::Standing::Failed(failed) => Standing::Failed {
-            task: tierline_node::federation::Task(failed.task),
-            reason: failed.reason.map_or_else(String::new, |f| f.to_string()),
-        },
-    })
-}
-
-/// A verdict as it travels.
-fn verdict_message(verdict: &Verdict) -> JobVerdict {
-    let (kind, reason) = match verdict {
-        Verdict::Counted => (job_verdict::Kind::Counted, String::new()),
-        Verdict::Late => (job_verdict::Kind::Late, String::new()),
-        Verdict::Unknown => (job_verdict::Kind::Unknown, String::new()),
-        Verdict::Refused { reason } => (job_verdict::Kind::Refused, reason.clone()),
-    };
-    JobVerdict { kind: kind.into(), reason }
-}
-
-fn verdict_of(message: &JobVerdict) -> Verdict {
-    match message.kind() {
-        job_verdict::Kind::Counted => Verdict::Counted,
-        job_verdict::Kind::Late => Verdict::Late,
-        job_verdict::Kind::Refused => Verdict::Refused { reason: message.reason.clone() },
-        job_verdict::Kind::Unknown | job_verdict::Kind::Unspecified => Verdict::Unknown,
-    }
 }
