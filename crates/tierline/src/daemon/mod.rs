@@ -292,7 +292,7 @@ impl Node {
             &serde_json::json!({ "node": peer.name, "up": true }),
         );
         self.report_up();
-        self.federations.child_up(&peer.name);
+        self.federations.child_up(self, &peer.name);
     }
 
     /// A child's lease ended.

@@ -22,13 +22,15 @@ pub struct JobRow {
     pub failure: String,
 }
 
-/// Which machine a journal is of.
+/// Which side of a job a journal or a model belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The coordinator's.
     Upper = 0,
     /// The participant's.
     Lower = 1,
+    /// Of an edge that passes the job on; has no journal.
+    Relay = 2,
 }
 
 impl State {

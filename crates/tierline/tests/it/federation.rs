@@ -95,6 +95,16 @@ impl Federation {
         self.site.cloud.ask(&["train", job.to_str().unwrap(), "--json"])
     }
 
+    /// Gives the job to the site, and follows it.
+    fn watch(&self) -> std::process::Child {
+        let job = self.folder.path().join("squares.toml");
+        Command::new(env!("CARGO_BIN_EXE_tierline"))
+            .args(["--data", self.site.cloud.data.to_str().unwrap(), "train", job.to_str().unwrap(), "--quiet"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
     /// The model that the simulation makes of the same data.
     fn simulated(&self, ends: &[&Node], scenario: &Scenario) -> Vec<u8> {
         // As the tests' nodes.
@@ -189,14 +199,8 @@ fn whatever_is_killed_the_same_model_comes_out() {
     let mut federation = Federation::new(text);
     let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
     let mut ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
-    let job = federation.folder.path().join("squares.toml");
     // Whoever watches the job dies with the cloud; the job doesn't.
-    let mut watcher = Command::new(env!("CARGO_BIN_EXE_tierline"))
-        .args(["--data", federation.site.cloud.data.to_str().unwrap(), "train", job.to_str().unwrap(), "--quiet"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut watcher = federation.watch();
     until("the first round has ended", || (round_of(&federation.site.cloud)? >= 1).then_some(()));
     ends[1].kill();
     std::thread::sleep(Duration::from_millis(200));
@@ -218,6 +222,33 @@ fn whatever_is_killed_the_same_model_comes_out() {
     let scenario = Scenario { edges: 2, ..Scenario::default() };
     let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &scenario);
     assert!(made == simulated, "bit for bit, kills or not");
+}
+
+#[test]
+fn edges_pass_a_flat_job_on_and_any_of_them_may_die() {
+    let text = "[federation.cloud]\nrounds = 6\nup = ['topk:0.05', 'int8']\nclients = { min = 4 }\n";
+    let federation = Federation::new(text);
+    let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
+    let mut ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
+    let mut watcher = federation.watch();
+    until("the first round has ended", || (round_of(&federation.site.cloud)? >= 1).then_some(()));
+    edges[1].kill();
+    std::thread::sleep(Duration::from_millis(300));
+    edges[1].restart();
+    until("another round has ended", || (round_of(&federation.site.cloud)? >= 3).then_some(()));
+    ends[0].kill();
+    edges[0].kill();
+    ends[0].restart();
+    edges[0].restart();
+    assert!(watcher.wait().unwrap().success());
+    let shown = federation.site.cloud.ask(&["job", "show", "squares", "--json"]).json();
+    assert_eq!(shown["state"], "done", "{shown}");
+    let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
+    assert!(federation.model() == simulated, "bit for bit, as if the edges weren't there");
+    until("all hear of the end", || {
+        let over = |node: &Node| node.ask(&["job", "show", "squares", "--json"]).json()["state"] == "over";
+        edges.iter().chain(&ends).all(over).then_some(())
+    });
 }
 
 /// Rounds that have ended, of the only job.
@@ -302,12 +333,7 @@ fn ends_without_the_data_say_so_and_the_others_go_on() {
     std::fs::write(&table, "a,b,label\n1,2,x\n3,4,y\n5,6,x\n").unwrap();
     let ran = wrong.ask(&["data", "add", "squares", table.to_str().unwrap(), "--label-column", "label"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    let job = federation.folder.path().join("squares.toml");
-    let mut watcher = Command::new(env!("CARGO_BIN_EXE_tierline"))
-        .args(["--data", federation.site.cloud.data.to_str().unwrap(), "train", job.to_str().unwrap(), "--quiet"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut watcher = federation.watch();
     let said = until("both say why not", || {
         let shown = federation.site.cloud.ask(&["job", "show", "squares", "--json"]);
         let excluded = (shown.code == 0).then(|| shown.json()["excluded"].clone())?;

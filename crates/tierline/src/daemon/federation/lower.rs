@@ -134,7 +134,10 @@ impl Member {
                 if self.parent.as_ref().is_some_and(|p| p.peer != uplink.peer) {
                     return Ok(());
                 }
-                let assignment = self.assignment(want)?;
+                let Some((assignment, model)) = messages::assignment_of(want)? else { return Ok(()) };
+                if let Assignment::Work { .. } = assignment {
+                    self.model = model;
+                }
                 self.step(MemberEvent::Assigned(assignment))
             }
             ToLower::Parent { uplink, up: true } => {
@@ -178,14 +181,6 @@ impl Member {
                 self.step(MemberEvent::Worked { task, result })
             }
         }
-    }
-
-    fn assignment(&mut self, want: Want) -> Result<Assignment, Failure> {
-        let (assignment, model) = messages::assignment_of(want)?;
-        if let Assignment::Work { .. } = assignment {
-            self.model = model;
-        }
-        Ok(assignment)
     }
 
     fn step(&mut self, event: MemberEvent) -> Result<(), Failure> {
@@ -251,13 +246,8 @@ impl Member {
         let (node, manifest, desk, later) =
             (Arc::clone(&self.lower.node), Arc::clone(&self.lower.manifest), Arc::clone(&self.desk), self.door.clone());
         let coordinates = self.lower.above.is_some();
-        let edge = node.role() == Role::Edge;
         tokio::spawn(async move {
             let prepared = async || {
-                if edge && !coordinates {
-                    let text = "the job has no [federation.edge], which says what edges do";
-                    return Err(Failure::new(Code::Infeasible, text));
-                }
                 node.ensure_artefact(manifest.model).await?;
                 let bytes = node.artefacts.get(manifest.model).await?;
                 tokio::task::block_in_place(|| made(&node, &manifest, bytes, coordinates))

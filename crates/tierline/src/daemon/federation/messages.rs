@@ -6,8 +6,8 @@ use tierline_node::federation::{Assignment, Standing, Task, Update, Verdict};
 use tierline_proto::Digest;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    Code, Empty, Failure, JobStanding, JobVerdict, TaskFailure, UpdateHeader, WorkOrder, WorkReport, job_standing,
-    job_verdict,
+    Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, TaskFailure, UpdateHeader, WorkOrder, WorkReport,
+    job_standing, job_verdict,
 };
 
 pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
@@ -20,6 +20,22 @@ pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
 /// [`Code::Protocol`] when it is none.
 pub(super) fn digest(bytes: &[u8]) -> Result<Digest, Failure> {
     Digest::try_from(bytes).map_err(|e| Failure::new(Code::Protocol, e.to_string()))
+}
+
+/// The member that a child's message is about.
+pub(super) fn member<'m>(child: &'m str, node: &'m str) -> &'m str {
+    if node.is_empty() { child } else { node }
+}
+
+/// A child speaks for a member that isn't known to be below it.
+pub(super) fn stranger(child: &str, member: &str) -> Failure {
+    // It may be believed soon: what it said of the member may be on its way.
+    Failure::new(Code::Unreachable, format!("{child} has not said that {member} is below it"))
+}
+
+/// What is wanted for a job, of a child or of a member below it.
+pub(super) fn assignment(job: Digest, node: &str, want: Want) -> JobAssignment {
+    JobAssignment { job: job.to_bytes(), node: node.to_owned(), want: Some(want) }
 }
 
 /// What a coordinator wants; `model` is the artefact of a task's model, none
@@ -36,12 +52,14 @@ pub(super) fn want(assignment: Assignment, model: Option<Digest>) -> Want {
     }
 }
 
-/// What a coordinator wants, and the artefact of a task's model.
+/// What a coordinator wants, and the artefact of a task's model; `None` where
+/// it only asks.
 ///
 /// # Errors
 /// [`Code::Protocol`] for a model that isn't a digest.
-pub(super) fn assignment_of(want: Want) -> Result<(Assignment, Option<Digest>), Failure> {
-    Ok(match want {
+pub(super) fn assignment_of(want: Want) -> Result<Option<(Assignment, Option<Digest>)>, Failure> {
+    Ok(Some(match want {
+        Want::Join(_) => return Ok(None),
         Want::Wait(_) => (Assignment::Wait, None),
         // Which model is the last one matters to nobody below.
         Want::Over(_) => (Assignment::Over { version: 0 }, None),
@@ -50,7 +68,7 @@ pub(super) fn assignment_of(want: Want) -> Result<(Assignment, Option<Digest>), 
             let model = if model.is_empty() { None } else { Some(digest(&model)?) };
             (Assignment::Work { task: Task(task), round, version }, model)
         }
-    })
+    }))
 }
 
 /// A standing as it travels.
@@ -64,12 +82,14 @@ pub(super) fn standing(job: Digest, standing: &Standing) -> JobStanding {
             job_standing::Standing::Failed(TaskFailure { task: task.0, reason: Some(failure(reason)) })
         }
     };
-    JobStanding { job: job.to_bytes(), standing: Some(standing) }
+    JobStanding { job: job.to_bytes(), node: String::new(), standing: Some(standing) }
 }
 
-/// What a member says it is at; `None` for what this version doesn't know.
+/// What a member says it is at; `None` when it is away, or for what this
+/// version doesn't know.
 pub(super) fn standing_of(standing: JobStanding) -> Option<Standing> {
     Some(match standing.standing? {
+        job_standing::Standing::Away(_) => return None,
         job_standing::Standing::Preparing(_) => Standing::Preparing,
         job_standing::Standing::Examples(examples) => Standing::Ready { examples },
         job_standing::Standing::Unable(failure) => Standing::Unable { reason: failure.to_string() },
@@ -109,6 +129,7 @@ pub(super) fn header(job: Digest, update: &Update) -> UpdateHeader {
         digest: update.digest.to_bytes(),
         length: update.bytes,
         report: Some(report(&update.report)),
+        node: String::new(),
     }
 }
 

@@ -3,12 +3,14 @@
 //! Each job has up to two sides, each a task of its own around one machine of
 //! `tierline_node::federation`: the [`upper`] side coordinates the nodes below
 //! (the cloud's duty, and an edge's), the [`lower`] side answers to the parent
-//! (an end's duty, and an edge's). Start at [`Federations`].
+//! (an end's duty, and an edge's). Where a job gives edges nothing to do, they
+//! are a [`relay`]. Start at [`Federations`].
 
 mod folder;
 mod journal;
 mod lower;
 mod messages;
+mod relay;
 mod upper;
 
 use std::collections::BTreeMap;
@@ -21,9 +23,10 @@ use serde::{Deserialize, Serialize};
 use tierline_federate::Federation;
 use tierline_graph::Model;
 use tierline_node::federation::Standing;
+use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
     Code, Empty, Failure, JobAssignment, JobEvent, JobInfo, JobStanding, JobVerdict, UpdateHeader, child_message,
-    job_assignment, parent_message,
+    parent_message,
 };
 use tierline_proto::{Digest, Role};
 use tierline_train::Job;
@@ -32,6 +35,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 pub use self::folder::Folder;
 use self::lower::ToLower;
+use self::relay::Relay;
 pub use self::upper::Order;
 use self::upper::ToUpper;
 use super::Node;
@@ -74,6 +78,7 @@ impl JobManifest {
 struct Duty {
     upper: Option<mpsc::Sender<ToUpper>>,
     lower: Option<mpsc::Sender<ToLower>>,
+    relay: Option<Relay>,
     /// What happens to the job, for watchers.
     feed: broadcast::Sender<JobEvent>,
 }
@@ -106,13 +111,15 @@ impl Federations {
     }
 
     /// A child's session opened: it hears of every job.
-    pub fn child_up(&self, name: &str) {
+    pub fn child_up(&self, node: &Node, name: &str) {
         self.tell_uppers(|| ToUpper::ChildUp(name.to_owned()));
+        self.all().iter().filter_map(|duty| duty.relay.as_ref()).for_each(|relay| relay.child_up(node, name));
     }
 
     /// A child's lease ended.
     pub fn child_down(&self, name: &str) {
         self.tell_uppers(|| ToUpper::ChildDown(name.to_owned()));
+        self.all().iter().filter_map(|duty| duty.relay.as_ref()).for_each(|relay| relay.child_down(name));
     }
 
     /// A parent's session opened or ended.
@@ -169,7 +176,7 @@ impl Node {
             let json = serde_json::json!({ "reason": failure.to_string() }).to_string();
             let _ = duty.feed.send(JobEvent { kind: "failed".to_owned(), json });
         }
-        let over = JobAssignment { job: id.to_bytes(), want: Some(job_assignment::Want::Over(Empty {})) };
+        let over = messages::assignment(id, "", Want::Over(Empty {}));
         self.children.tell_all(&parent_message::Body::Assignment(over));
         for uplink in self.uplinks() {
             self.tell_unable(uplink, id, &failure.to_string());
@@ -238,13 +245,16 @@ impl Node {
             (false, Role::Edge) => manifest.federation().edge,
             (false, _) => None,
         };
+        let passes_on = !coordinates && self.role() == Role::Edge && hop.is_none();
+        let takes_part = !coordinates && !passes_on;
         let (lower, lower_inbox) = mpsc::channel(INBOX_MAX);
         let (upper, upper_inbox) = mpsc::channel(INBOX_MAX);
         let manifest = Arc::new(manifest);
         let folder = Folder::open(&self.config.data, id)?;
         let duty = Arc::new(Duty {
             upper: hop.is_some().then(|| upper.clone()),
-            lower: (!coordinates).then(|| lower.clone()),
+            lower: takes_part.then(|| lower.clone()),
+            relay: passes_on.then(|| Relay::new(id)),
             feed: feed.clone(),
         });
         {
@@ -252,8 +262,13 @@ impl Node {
             if jobs.contains_key(&id) {
                 return Ok(());
             }
-            jobs.insert(id, duty);
+            jobs.insert(id, Arc::clone(&duty));
         }
+        if let Some(relay) = &duty.relay {
+            self.children.names().iter().for_each(|child| relay.child_up(self, child));
+            return Ok(());
+        }
+        let edge_coordinates = hop.is_some();
         if let Some(hop) = hop {
             // An edge coordinates for the work that it was given.
             let below = (!coordinates).then(|| lower.clone());
@@ -264,8 +279,8 @@ impl Node {
                 let _ = upper.send(ToUpper::ChildUp(name)).await;
             }
         }
-        if !coordinates {
-            let above = (self.role() == Role::Edge && manifest.federation().edge.is_some()).then_some(upper);
+        if takes_part {
+            let above = edge_coordinates.then_some(upper);
             let side = lower::Lower { node: Arc::clone(self), id, manifest, folder, above };
             tokio::spawn(side.run(lower_inbox));
             for uplink in self.uplinks().iter().filter(|u| u.is_up()) {
@@ -275,21 +290,22 @@ impl Node {
         Ok(())
     }
 
-    /// A child says what it is at.
-    pub fn child_stands(&self, name: &str, standing: JobStanding) {
-        let Ok(job) = Digest::try_from(&standing.job) else { return };
+    /// A child says what it, or a member below it, is at.
+    pub fn child_stands(&self, child: &str, standing: JobStanding) {
+        let Ok(job) = messages::digest(&standing.job) else { return };
         if let Some(duty) = self.federations.get(job) {
-            if let (Some(upper), Some(standing)) = (&duty.upper, messages::standing_of(standing)) {
-                let _ = upper.try_send(ToUpper::Stands(name.to_owned(), standing));
+            if let Some(relay) = &duty.relay {
+                relay.stands(child, standing);
+            } else if let Some(upper) = &duty.upper {
+                let _ = upper.try_send(ToUpper::Stands { child: child.to_owned(), standing });
             }
             return;
         }
         // It was away when the job ended.
         let ended = self.state.jobs().is_ok_and(|rows| rows.iter().any(|r| r.job == job && r.ended.is_some()));
         if ended {
-            let over = job_assignment::Want::Over(Empty {});
-            let assignment = JobAssignment { job: job.to_bytes(), want: Some(over) };
-            self.children.tell(name, parent_message::Body::Assignment(assignment));
+            let over = messages::assignment(job, &standing.node, Want::Over(Empty {}));
+            self.children.tell(child, parent_message::Body::Assignment(over));
         }
     }
 
@@ -303,7 +319,9 @@ impl Node {
         // In the order of arrival, once the job is known.
         let known = Digest::try_from(&assignment.job).ok().and_then(|id| self.federations.get(id));
         if let Some(duty) = known {
-            if let (Some(lower), Some(want)) = (&duty.lower, assignment.want) {
+            if duty.relay.is_some() {
+                self.pass_on(&duty, uplink, assignment);
+            } else if let (Some(lower), Some(want)) = (&duty.lower, assignment.want) {
                 let _ = lower.try_send(ToLower::Assigned { uplink: Arc::clone(uplink), want });
             }
             return;
@@ -316,10 +334,29 @@ impl Node {
         });
     }
 
+    /// Passes on what a parent wants of members below.
+    fn pass_on(self: &Arc<Self>, duty: &Duty, uplink: &Arc<Uplink>, assignment: JobAssignment) {
+        let Ok(id) = messages::digest(&assignment.job) else { return };
+        if duty.relay.as_ref().is_none_or(|relay| !relay.hear(self, uplink, assignment)) {
+            return;
+        }
+        self.leave_job(id);
+        if let Err(error) = self.state.end_job(id, "over", "") {
+            let text = format!("the end of a job can't be kept: {error}");
+            self.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
+        }
+        let over = messages::assignment(id, "", Want::Over(Empty {}));
+        self.children.tell_all(&parent_message::Body::Assignment(over));
+        let node = Arc::clone(self);
+        tokio::spawn(async move {
+            // What stays behind only takes room.
+            let _ = node.drop_models(id, Side::Relay, &[]).await;
+        });
+    }
+
     async fn assigned(self: &Arc<Self>, uplink: &Arc<Uplink>, assignment: JobAssignment) -> Result<(), Failure> {
-        use tierline_proto::v1::job_assignment::Want;
         let id = messages::digest(&assignment.job)?;
-        let Some(want) = assignment.want else { return Ok(()) };
+        let Some(want) = assignment.want.clone() else { return Ok(()) };
         if self.federations.get(id).is_none() {
             if matches!(want, Want::Over(_) | Want::Out(_)) {
                 return Ok(());
@@ -345,38 +382,47 @@ impl Node {
                 self.begin(id, manifest, false).await?;
             }
         }
-        if let Some(lower) = self.federations.get(id).and_then(|duty| duty.lower.clone()) {
+        let Some(duty) = self.federations.get(id) else { return Ok(()) };
+        if duty.relay.is_some() {
+            self.pass_on(&duty, uplink, assignment);
+        } else if let Some(lower) = &duty.lower {
             let _ = lower.send(ToLower::Assigned { uplink: Arc::clone(uplink), want }).await;
         }
         Ok(())
+    }
+
+    /// The parent that takes an update which a child passes or sends on through
+    /// this node; `None` where it is counted here.
+    ///
+    /// # Errors
+    /// When the child doesn't speak for the member, or no parent takes it now.
+    pub fn update_goes_to(&self, child: &str, header: &UpdateHeader) -> Result<Option<Arc<Uplink>>, Failure> {
+        let duty = self.federations.get(messages::digest(&header.job)?);
+        let relay = duty.as_ref().and_then(|duty| duty.relay.as_ref());
+        relay.map(|relay| relay.parent_of(child, messages::member(child, &header.node))).transpose()
     }
 
     /// What would become of an update, if it can't be counted any more; `None`
     /// when its bytes are wanted.
     ///
     /// # Errors
-    /// When the job is unknown here.
-    pub async fn would_count(&self, member: &str, header: &UpdateHeader) -> Result<Option<JobVerdict>, Failure> {
+    /// When the job is unknown here, or the update is not the child's to send.
+    pub async fn would_count(&self, child: &str, header: &UpdateHeader) -> Result<Option<JobVerdict>, Failure> {
         let (ask, answer) = oneshot::channel();
-        let member = member.to_owned();
-        self.upper_of(&header.job)?
-            .send(ToUpper::Would { member, task: header.task, answer: ask })
-            .await
-            .map_err(|_| stopped())?;
-        answer.await.map_err(|_| stopped())
+        let message = ToUpper::Would { child: child.to_owned(), header: header.clone(), answer: ask };
+        self.upper_of(&header.job)?.send(message).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
     }
 
     /// Counts an update whose bytes are here, or says why not.
     ///
     /// # Errors
     /// When the job is unknown here, or ends meanwhile.
-    pub async fn count_update(&self, member: &str, header: UpdateHeader) -> Result<JobVerdict, Failure> {
+    pub async fn count_update(&self, child: &str, header: UpdateHeader) -> Result<JobVerdict, Failure> {
         let (ask, answer) = oneshot::channel();
-        let member = member.to_owned();
-        self.upper_of(&header.job)?
-            .send(ToUpper::Submit { member, header, answer: ask })
-            .await
-            .map_err(|_| stopped())?;
+        let upper = self.upper_of(&header.job)?;
+        let message = ToUpper::Submit { child: child.to_owned(), header, answer: ask };
+        upper.send(message).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
     }
 
@@ -524,8 +570,8 @@ fn stopped() -> Failure {
 
 /// Whether trying again later may help.
 fn may_pass(code: Code) -> bool {
-    use Code::{Cancelled, DeadlineExceeded, Draining, Overloaded, StorageFull, Unreachable};
-    matches!(code, StorageFull | Unreachable | DeadlineExceeded | Overloaded | Draining | Cancelled)
+    use Code::{Cancelled, DeadlineExceeded, Draining, ModelNotReady, Overloaded, StorageFull, Unreachable};
+    matches!(code, StorageFull | Unreachable | DeadlineExceeded | Overloaded | Draining | Cancelled | ModelNotReady)
 }
 
 fn manifest_of(json: &[u8]) -> Result<JobManifest, Failure> {

@@ -53,12 +53,18 @@ impl Federate for FederateService {
 
 async fn take(
     node: &Arc<Node>,
-    member: &str,
-    header: UpdateHeader,
+    child: &str,
+    mut header: UpdateHeader,
     stream: &mut Streaming<SubmitChunk>,
     answers: &Answers,
 ) -> Result<JobVerdict, Failure> {
-    if let Some(verdict) = node.would_count(member, &header).await? {
+    if let Some(parent) = node.update_goes_to(child, &header)? {
+        if header.node.is_empty() {
+            child.clone_into(&mut header.node);
+        }
+        return parent.pass_on(header, stream, answers).await;
+    }
+    if let Some(verdict) = node.would_count(child, &header).await? {
         return Ok(verdict);
     }
     let folder = node.update_folder(&header.job)?;
@@ -84,5 +90,5 @@ async fn take(
         tokio::task::block_in_place(|| file.write_all(&data)).map_err(|e| folder.failed(&e))?;
     }
     tokio::task::block_in_place(|| folder.finish(file, &partial, header.task, &header.digest))?;
-    node.count_update(member, header).await
+    node.count_update(child, header).await
 }

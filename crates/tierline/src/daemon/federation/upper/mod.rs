@@ -9,11 +9,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tierline_federate::{Contribution, Desk, Hop, Report, Vectors, wire};
-use tierline_node::federation::{Action, Assignment, Coordinator, Event, Phase, Standing, Task, Update, Verdict};
-use tierline_proto::Digest;
-use tierline_proto::v1::{
-    Failure, JobAssignment, JobEvent, JobInfo, JobMember, JobVerdict, UpdateHeader, parent_message,
+use tierline_node::federation::{
+    Action, Assignment, Coordinator, Event, Phase, Routes, Standing, Task, Update, Verdict,
 };
+use tierline_proto::v1::job_assignment::Want;
+use tierline_proto::v1::{
+    Empty, Failure, JobEvent, JobInfo, JobMember, JobStanding, JobVerdict, UpdateHeader, job_standing, parent_message,
+};
+use tierline_proto::{Digest, Role};
 use tierline_train::data::Dataset;
 use tierline_train::federated::{Blueprint, Workplace};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -39,14 +42,19 @@ pub enum Order {
 pub(super) enum ToUpper {
     ChildUp(String),
     ChildDown(String),
-    Stands(String, Standing),
+    /// What a child says of itself, or of a member below it.
+    Stands {
+        child: String,
+        standing: JobStanding,
+    },
+    /// What would become of an update, and whether it is the child's to send.
     Would {
-        member: String,
-        task: u64,
-        answer: oneshot::Sender<Option<JobVerdict>>,
+        child: String,
+        header: UpdateHeader,
+        answer: oneshot::Sender<Result<Option<JobVerdict>, Failure>>,
     },
     Submit {
-        member: String,
+        child: String,
         header: UpdateHeader,
         answer: oneshot::Sender<JobVerdict>,
     },
@@ -90,6 +98,8 @@ struct Desks {
     files: Vec<PathBuf>,
     /// And of those that counted for the model just made.
     spent: Vec<PathBuf>,
+    /// Where members are, those behind edges too.
+    routes: Routes,
     /// The work each member was told of last.
     told: BTreeMap<String, Task>,
     /// Members that can't take part, and why.
@@ -144,34 +154,45 @@ impl Desks {
 
     async fn hear(&mut self, message: ToUpper) -> Result<(), Failure> {
         match message {
-            ToUpper::ChildUp(member) => {
-                self.tell(&member);
+            ToUpper::ChildUp(child) => {
+                if self.passes_on(&child) {
+                    let join = messages::assignment(self.upper.id, "", Want::Join(Empty {}));
+                    self.node().children.tell(&child, parent_message::Body::Assignment(join));
+                } else {
+                    self.tell(&child);
+                }
                 Ok(())
             }
-            ToUpper::ChildDown(member) => self.step(Event::Lost { member }).await,
-            ToUpper::Stands(member, standing) => {
-                match &standing {
-                    Standing::Unable { reason } => {
-                        if self.unable.insert(member.clone(), reason.clone()).as_ref() != Some(reason) {
-                            let json = serde_json::json!({ "node": member, "reason": reason });
-                            self.tell_watchers("unable", &json);
-                        }
-                    }
-                    _ => drop(self.unable.remove(&member)),
+            ToUpper::ChildDown(child) => {
+                for member in self.routes.lost(&child) {
+                    self.step(Event::Lost { member }).await?;
                 }
-                self.step(Event::Member { member, standing }).await
+                Ok(())
             }
-            ToUpper::Would { member, task, answer } => {
-                let task = Task(task);
-                let verdict = self.coordinator.would(&member, task);
+            ToUpper::Stands { child, standing } => self.stands(&child, standing).await,
+            ToUpper::Would { child, header, answer } => {
+                let member = messages::member(&child, &header.node);
+                if !self.routes.speaks(&child, member) {
+                    let _ = answer.send(Err(messages::stranger(&child, member)));
+                    return Ok(());
+                }
+                let task = Task(header.task);
+                let verdict = self.coordinator.would(member, task);
                 if verdict.is_some() {
                     // Its task may be open though it is too late for it.
-                    self.unwanted(&member, task).await?;
+                    self.unwanted(member, task).await?;
                 }
-                let _ = answer.send(verdict.as_ref().map(messages::verdict));
+                let _ = answer.send(Ok(verdict.as_ref().map(messages::verdict)));
                 Ok(())
             }
-            ToUpper::Submit { member, header, answer } => self.submitted(member, header, answer).await,
+            ToUpper::Submit { child, header, answer } => {
+                let member = messages::member(&child, &header.node).to_owned();
+                // Its link may have gone meanwhile: it sends it again.
+                if !self.routes.speaks(&child, &member) {
+                    return Ok(());
+                }
+                self.submitted(member, header, answer).await
+            }
             ToUpper::Begin { task, model } => {
                 let version = self.desk.version() + 1;
                 let stretch = task.0 + 1;
@@ -206,6 +227,49 @@ impl Desks {
                 let _ = answer.send(());
                 Ok(())
             }
+        }
+    }
+
+    /// Whether a child is no member itself, but passes on what is said to those
+    /// below it: an edge, where the job gives edges nothing to do.
+    fn passes_on(&self, child: &str) -> bool {
+        let flat = self.upper.below.is_none() && self.upper.manifest.federation().edge.is_none();
+        flat && self.upper.node.children.role_of(child) == Some(Role::Edge)
+    }
+
+    /// A child says what it, or a member below it, is at.
+    async fn stands(&mut self, child: &str, standing: JobStanding) -> Result<(), Failure> {
+        let member = messages::member(child, &standing.node).to_owned();
+        let passes_on = self.passes_on(child);
+        if passes_on != (member != child) {
+            // An edge that can't pass the job on; or a child that speaks for
+            // others though that is not its part.
+            if passes_on && let Some(Standing::Unable { reason }) = messages::standing_of(standing) {
+                self.note_unable(&member, &reason);
+            }
+            return Ok(());
+        }
+        if let Some(job_standing::Standing::Away(_)) = standing.standing {
+            return match self.routes.release(child, &member) {
+                true => self.step(Event::Lost { member }).await,
+                false => Ok(()),
+            };
+        }
+        let Some(standing) = messages::standing_of(standing) else { return Ok(()) };
+        if !self.routes.claim(child, &member) {
+            return Ok(());
+        }
+        match &standing {
+            Standing::Unable { reason } => self.note_unable(&member, reason),
+            _ => drop(self.unable.remove(&member)),
+        }
+        self.step(Event::Member { member, standing }).await
+    }
+
+    fn note_unable(&mut self, member: &str, reason: &str) {
+        let before = self.unable.insert(member.to_owned(), reason.to_owned());
+        if before.as_deref() != Some(reason) {
+            self.tell_watchers("unable", &serde_json::json!({ "node": member, "reason": reason }));
         }
     }
 
@@ -360,8 +424,11 @@ impl Desks {
                 self.bytes_down += self.artefact_bytes;
             }
         }
-        let want = Some(messages::want(assignment, model));
-        let assignment = JobAssignment { job: self.upper.id.to_bytes(), want };
-        node.children.tell(member, parent_message::Body::Assignment(assignment));
+        let want = messages::want(assignment, model);
+        // A child that has said nothing yet is reached by its own name.
+        let child = self.routes.via(member).unwrap_or(member);
+        let further = if child == member { "" } else { member };
+        let assignment = messages::assignment(self.upper.id, further, want);
+        node.children.tell(child, parent_message::Body::Assignment(assignment));
     }
 }

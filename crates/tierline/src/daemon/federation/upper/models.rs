@@ -6,12 +6,13 @@ use bytes::Bytes;
 use tierline_federate::aggregate::mean_of;
 use tierline_federate::{Contribution, Counted, Report, RoundScores, Vectors, desk, wire};
 use tierline_node::federation::{Event, Task};
-use tierline_proto::v1::{Code, Failure};
+use tierline_proto::v1::job_assignment::Want;
+use tierline_proto::v1::{Code, Empty, Failure, parent_message};
 use tierline_train::Scores;
 
 use super::Desks;
 use crate::daemon::federation::lower::ToLower;
-use crate::daemon::federation::messages::internal;
+use crate::daemon::federation::messages::{self, internal};
 use crate::store::jobs::Side;
 
 impl Desks {
@@ -119,6 +120,10 @@ impl Desks {
     pub(super) async fn clean(&mut self) -> Result<(), Failure> {
         self.over = true;
         let node = self.node();
+        for child in node.children.names().into_iter().filter(|child| self.passes_on(child)) {
+            let over = messages::assignment(self.upper.id, "", Want::Over(Empty {}));
+            node.children.tell(&child, parent_message::Body::Assignment(over));
+        }
         self.upper.folder.clear();
         node.drop_models(self.upper.id, Side::Upper, &[]).await
     }

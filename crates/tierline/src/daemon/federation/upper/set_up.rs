@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tierline_federate::{Desk, Server, Vectors};
 use tierline_graph::Model;
-use tierline_node::federation::{Coordinator, Event, Terms};
+use tierline_node::federation::{Coordinator, Event, Routes, Terms};
 use tierline_proto::v1::Failure;
 use tierline_train::data::{Dataset, seed_of};
 use tierline_train::federated::{Blueprint, Workplace};
@@ -50,6 +50,7 @@ impl Upper {
             checked: HashMap::new(),
             files: Vec::new(),
             spent: Vec::new(),
+            routes: Routes::default(),
             told: BTreeMap::new(),
             unable: BTreeMap::new(),
             bytes_up: 0,
