@@ -292,7 +292,7 @@ impl Uplink {
         self.observe(node, LinkEvent::Exchange { up: sent, down: received, network: on_link });
     }
 
-    /// Reports every [`STILL_PENDING`] that `bytes` are not through yet, once
+    /// Reports every `STILL_PENDING` that `bytes` are not through yet, once
     /// that took much longer than `predicted`; runs until it is dropped.
     pub async fn report_pending(
         self: &Arc<Self>,

@@ -2,7 +2,7 @@
 //! the cloud tokens, nodes and revocations.
 //!
 //! Every write is one transaction, synced before it is acknowledged. Schema
-//! changes are steps in [`STEPS`], never edits of an earlier one.
+//! changes are steps in `STEPS`, never edits of an earlier one.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

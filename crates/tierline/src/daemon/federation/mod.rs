@@ -1,10 +1,10 @@
 //! Federations on this node: every job that it coordinates or takes part in.
 //!
 //! Each job has up to two sides, each a task of its own around one machine of
-//! `tierline_node::federation`: the [`upper`] side coordinates the nodes below
-//! (the cloud's duty, and an edge's), the [`lower`] side answers to the parent
+//! `tierline_node::federation`: the `upper` side coordinates the nodes below
+//! (the cloud's duty, and an edge's), the `lower` side answers to the parent
 //! (an end's duty, and an edge's). Where a job gives edges nothing to do, they
-//! are a [`relay`]. Start at [`Federations`].
+//! are a `relay`. Start at [`Federations`].
 
 mod folder;
 mod journal;

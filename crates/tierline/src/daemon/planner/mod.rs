@@ -6,8 +6,8 @@
 //! are numbered in one row, so that going through another parent, or straight
 //! to the cloud, is just another plan.
 //!
-//! [`tables`] holds every plan of a model, [`placement`] says where requests
-//! go, [`describe`] tells people. Start at [`Planner`].
+//! `tables` holds every plan of a model, `placement` says where requests
+//! go, `describe` tells people. Start at [`Planner`].
 
 mod describe;
 mod placement;
