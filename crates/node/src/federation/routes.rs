@@ -29,10 +29,10 @@ impl Routes {
         }
     }
 
-    /// Whether a child speaks for a member.
+    /// Whether a child speaks for a member: for itself, always.
     #[must_use]
     pub fn speaks(&self, child: &str, member: &str) -> bool {
-        self.via(member) == Some(child)
+        child == member || self.via(member) == Some(child)
     }
 
     /// The child through which a member is reached.

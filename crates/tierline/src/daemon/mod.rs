@@ -17,6 +17,7 @@ pub mod metrics;
 mod models;
 pub mod planner;
 pub mod renewal;
+mod scrape;
 pub mod services;
 mod start;
 pub mod transport;

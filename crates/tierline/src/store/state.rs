@@ -152,7 +152,7 @@ impl State {
 
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        f(&mut connection).map_err(|source| StoreError::State { path: self.path.clone(), source })
+        f(&mut connection).map_err(|source| StoreError::of_state(&self.path, source))
     }
 
     // ---- models

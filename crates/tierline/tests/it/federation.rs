@@ -20,12 +20,12 @@ use crate::harness::{Node, Ran, Site, until};
 
 /// Pictures of ten classes as IDX files, each a bright square at its own
 /// place on noise.
-fn pictures(folder: &Path, examples: usize, seed: u64) {
+pub fn pictures(folder: &Path, examples: usize, seed: u64) {
     part(folder, "train", examples, seed);
 }
 
 /// One part (`train`, `t10k`) of such files.
-fn part(folder: &Path, part: &str, examples: usize, seed: u64) {
+pub fn part(folder: &Path, part: &str, examples: usize, seed: u64) {
     std::fs::create_dir_all(folder).unwrap();
     let mut rng = fastrand::Rng::with_seed(seed);
     let (mut pixels, mut classes) = (Vec::new(), Vec::new());
@@ -58,16 +58,16 @@ fn job(federation: &str) -> String {
 }
 
 /// Examples of each end.
-const EXAMPLES: usize = 120;
+pub const EXAMPLES: usize = 120;
 
 /// A cloud with a job's file and data held out.
-struct Federation {
-    site: Site,
-    folder: tempfile::TempDir,
+pub struct Federation {
+    pub site: Site,
+    pub folder: tempfile::TempDir,
 }
 
 impl Federation {
-    fn new(federation: &str) -> Self {
+    pub fn new(federation: &str) -> Self {
         let (site, folder) = (Site::new(), tempfile::tempdir().unwrap());
         let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
         tierline_zoo::mlp(&options).save(&folder.path().join("net.onnx")).unwrap();
@@ -77,36 +77,33 @@ impl Federation {
         it
     }
 
-    fn add_data(&self, node: &Node, name: &str, examples: usize, seed: u64) {
+    pub fn add_data(&self, node: &Node, name: &str, examples: usize, seed: u64) {
         let folder = self.folder.path().join(format!("{name}-{seed}"));
         pictures(&folder, examples, seed);
         let ran = node.ask(&["data", "add", name, folder.to_str().unwrap()]);
         assert_eq!(ran.code, 0, "{ran:?}");
     }
 
-    fn end(&self, number: u64, parent: &str) -> Node {
+    pub fn end(&self, number: u64, parent: &str) -> Node {
         let end = self.site.end(&format!("end-{number:03}"), parent, &[]);
         self.add_data(&end, "squares", EXAMPLES, number);
         end
     }
 
-    fn train(&self) -> Ran {
+    pub fn train(&self) -> Ran {
         let job = self.folder.path().join("squares.toml");
         self.site.cloud.ask(&["train", job.to_str().unwrap(), "--json"])
     }
 
     /// Gives the job to the site, and follows it.
-    fn watch(&self) -> std::process::Child {
+    pub fn watch(&self) -> std::process::Child {
         let job = self.folder.path().join("squares.toml");
-        Command::new(env!("CARGO_BIN_EXE_tierline"))
-            .args(["--data", self.site.cloud.data.to_str().unwrap(), "train", job.to_str().unwrap(), "--quiet"])
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
+        let mut command = self.site.cloud.command(&["train", job.to_str().unwrap(), "--quiet"]);
+        command.stdout(Stdio::null()).spawn().unwrap()
     }
 
     /// The model that the simulation makes of the same data.
-    fn simulated(&self, ends: &[&Node], scenario: &Scenario) -> Vec<u8> {
+    pub fn simulated(&self, ends: &[&Node], scenario: &Scenario) -> Vec<u8> {
         // As the tests' nodes.
         let engine = tierline_engine::rten();
         let job: Job =
@@ -121,17 +118,17 @@ impl Federation {
         outcome.model.to_bytes().unwrap()
     }
 
-    fn model(&self) -> Vec<u8> {
+    pub fn model(&self) -> Vec<u8> {
         std::fs::read(self.folder.path().join("squares.run/model.onnx")).unwrap()
     }
 }
 
-fn lines(ran: &Ran) -> Vec<Value> {
+pub fn lines(ran: &Ran) -> Vec<Value> {
     assert_eq!(ran.code, 0, "{ran:?}");
     ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn rounds(lines: &[Value]) -> Vec<&Value> {
+pub fn rounds(lines: &[Value]) -> Vec<&Value> {
     lines.iter().filter(|l| l["event"] == "round").collect()
 }
 
@@ -252,7 +249,7 @@ fn edges_pass_a_flat_job_on_and_any_of_them_may_die() {
 }
 
 /// Rounds that have ended, of the only job.
-fn round_of(cloud: &Node) -> Option<u64> {
+pub fn round_of(cloud: &Node) -> Option<u64> {
     let ran = cloud.ask(&["job", "ls", "--json"]);
     (ran.code == 0).then(|| ran.json()["jobs"][0]["round"].as_u64()).flatten()
 }

@@ -298,6 +298,13 @@ impl Coordinator {
         }
     }
 
+    /// Members that can't be reached.
+    #[must_use]
+    pub fn away(&self) -> Vec<&str> {
+        let away = self.members.iter().filter(|(name, m)| !m.present && self.ledger.out(name).is_none());
+        away.map(|(name, _)| name.as_str()).collect()
+    }
+
     /// Members left out, and why.
     #[must_use]
     pub fn excluded(&self) -> Vec<(&str, &str)> {

@@ -75,14 +75,15 @@ struct Duty {
     upper: Option<mpsc::Sender<ToUpper>>,
     lower: Option<mpsc::Sender<ToLower>>,
     relay: Option<Relay>,
-    /// What happens to the job, for watchers.
-    feed: broadcast::Sender<JobEvent>,
 }
 
 /// Every job of this node.
 #[derive(Default)]
 pub struct Federations {
     jobs: Mutex<BTreeMap<Digest, Arc<Duty>>>,
+    /// What happens to jobs, for watchers: outlives a side that is taken up
+    /// again.
+    feeds: Mutex<BTreeMap<Digest, broadcast::Sender<JobEvent>>>,
 }
 
 impl Federations {
@@ -96,6 +97,12 @@ impl Federations {
 
     fn all(&self) -> Vec<Arc<Duty>> {
         self.lock().values().cloned().collect()
+    }
+
+    /// Where a job's watchers hear of it.
+    fn feed(&self, job: Digest) -> broadcast::Sender<JobEvent> {
+        let mut feeds = self.feeds.lock().unwrap_or_else(PoisonError::into_inner);
+        feeds.entry(job).or_insert_with(|| broadcast::channel(FEED_MAX).0).clone()
     }
 
     /// Tells every job's upper side, in the order of calls. A side that is
@@ -139,9 +146,15 @@ impl Node {
                 let manifest = manifest_of(&manifest)?;
                 self.begin(row.job, manifest, row.coordinates).await
             };
-            if let Err(failure) = begun.await {
-                let text = format!("job {} can't be taken up: {failure}", row.name);
-                self.events.record("job", text, &serde_json::json!({ "job": row.job.to_string() }));
+            match begun.await {
+                Err(failure) if row.coordinates => self.job_failed(row.job, &row.name, &failure),
+                // Whoever coordinates it says again what is wanted, and what is
+                // missing is fetched then.
+                Err(failure) => {
+                    let text = format!("job {} can't be taken up: {failure}", row.name);
+                    self.events.record("job", text, &serde_json::json!({ "job": row.job.to_string() }));
+                }
+                Ok(()) => {}
             }
         }
         Ok(())
@@ -152,8 +165,7 @@ impl Node {
     fn job_failed(self: &Arc<Self>, id: Digest, name: &str, failure: &Failure) {
         let json = serde_json::json!({ "job": id.to_string() });
         self.events.record("job", format!("job {name} stopped here: {failure}"), &json);
-        let duty = self.federations.get(id);
-        self.leave_job(id);
+        self.federations.lock().remove(&id);
         if may_pass(failure.code()) {
             // The journal has all of it; nothing is lost by beginning again.
             let node = Arc::clone(self);
@@ -168,10 +180,10 @@ impl Node {
         }
         // The database may be what failed; the next start finds out then.
         let _ = self.state.end_job(id, "failed", &failure.to_string());
-        if let Some(duty) = duty {
-            let json = serde_json::json!({ "reason": failure.to_string() }).to_string();
-            let _ = duty.feed.send(JobEvent { kind: "failed".to_owned(), json });
-        }
+        let json = serde_json::json!({ "reason": failure.to_string() }).to_string();
+        // Nobody watching is the usual case.
+        let _ = self.federations.feed(id).send(JobEvent { kind: "failed".to_owned(), json });
+        self.leave_job(id);
         let over = messages::assignment(id, "", Want::Over(Empty {}));
         self.children.tell_all(&parent_message::Body::Assignment(over));
         for uplink in self.uplinks() {
@@ -195,7 +207,7 @@ impl Node {
 
     /// Sets up the sides of a job on this node.
     async fn begin(self: &Arc<Self>, id: Digest, manifest: JobManifest, coordinates: bool) -> Result<(), Failure> {
-        let feed = broadcast::channel(FEED_MAX).0;
+        let feed = self.federations.feed(id);
         let hop = match (coordinates, self.role()) {
             (true, _) => Some(manifest.federation().cloud),
             (false, Role::Edge) => manifest.federation().edge,
@@ -211,7 +223,6 @@ impl Node {
             upper: hop.is_some().then(|| upper.clone()),
             lower: takes_part.then(|| lower.clone()),
             relay: passes_on.then(|| Relay::new(id)),
-            feed: feed.clone(),
         });
         {
             let mut jobs = self.federations.lock();
@@ -249,6 +260,7 @@ impl Node {
     /// A side is done with a job: nothing of it is kept in memory.
     fn leave_job(&self, id: Digest) {
         self.federations.lock().remove(&id);
+        self.federations.feeds.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 }
 

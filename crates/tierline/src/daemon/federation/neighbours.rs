@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::lower::ToLower;
 use super::upper::ToUpper;
-use super::{Duty, Folder, manifest_of, messages};
+use super::{AGAIN, Duty, Folder, manifest_of, may_pass, messages};
 use crate::daemon::Node;
 use crate::daemon::uplink::Uplink;
 use crate::store::jobs::{JobRow, Side};
@@ -49,8 +49,18 @@ impl Node {
         }
         let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
         tokio::spawn(async move {
-            if let Err(failure) = node.assigned(&uplink, assignment).await {
+            let Ok(id) = messages::digest(&assignment.job) else { return };
+            while let Err(failure) = node.assigned(&uplink, assignment.clone()).await {
                 node.events.record("job", format!("a job can't be taken up: {failure}"), &serde_json::json!({}));
+                if !may_pass(failure.code()) {
+                    node.tell_unable(&uplink, id, &failure.to_string());
+                    return;
+                }
+                tokio::time::sleep(AGAIN).await;
+                // Whoever took it up meanwhile has heard something newer.
+                if node.federations.get(id).is_some() || !uplink.is_up() {
+                    return;
+                }
             }
         });
     }

@@ -140,7 +140,7 @@ impl Node {
     /// When the job is unknown.
     pub fn job_watch(&self, wanted: &str) -> Result<(Vec<JobEvent>, Option<broadcast::Receiver<JobEvent>>), Failure> {
         let row = self.job_row(wanted)?;
-        let feed = self.federations.get(row.job).map(|duty| duty.feed.subscribe());
+        let feed = row.ended.is_none().then(|| self.federations.feed(row.job).subscribe());
         let event = |kind: &str, json: String| JobEvent { kind: kind.to_owned(), json };
         let mut past: Vec<JobEvent> =
             self.state.rounds(row.job)?.into_iter().map(|scores| event("round", scores)).collect();

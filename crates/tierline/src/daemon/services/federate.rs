@@ -42,7 +42,14 @@ impl Federate for FederateService {
         tokio::spawn(async move {
             let body = match take(&node, &peer.name, header, &mut stream, &answers).await {
                 Ok(verdict) => Ok(SubmitReply { body: Some(submit_reply::Body::Verdict(verdict)) }),
-                Err(failure) => Err(failure.at(node.name()).into_status()),
+                Err(failure) => {
+                    // The member tries again; only somebody here can make room.
+                    if failure.code() == Code::StorageFull {
+                        let text = format!("an update of {} can't be taken: {failure}", peer.name);
+                        node.events.record("job", text, &serde_json::json!({ "node": peer.name }));
+                    }
+                    Err(failure.at(node.name()).into_status())
+                }
             };
             // A member that is gone asks again.
             let _ = answers.send(body).await;

@@ -23,6 +23,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::lower::ToLower;
 use super::messages::{self, internal};
 use super::{Folder, JobManifest, journal};
+use crate::daemon::metrics::JobKey;
 use crate::daemon::{Node, wait_until};
 
 /// What an operator wants of a job.
@@ -122,11 +123,17 @@ impl Upper {
         }
     }
 
+    /// Names the job among the node's numbers.
+    fn metrics_key(&self) -> JobKey {
+        (self.manifest.created_ms, self.id)
+    }
+
     /// Whether the job is over; an end of the inbox comes before that.
     async fn coordinate(self, inbox: &mut mpsc::Receiver<ToUpper>) -> Result<bool, Failure> {
         let node = Arc::clone(&self.node);
         let mut desks = self.set_up().await?;
         while !desks.over {
+            node.metrics.progress(desks.upper.metrics_key(), &desks.coordinator.progress());
             let wake = desks.coordinator.wake().map(|t| node.instant_of(t));
             tokio::select! {
                 message = inbox.recv() => match message {
@@ -239,7 +246,9 @@ impl Desks {
             Phase::Ended => "over",
         };
         let out = self.coordinator.excluded().into_iter().map(|(n, r)| (n.to_owned(), r.to_owned()));
-        let excluded = out.chain(self.unable.clone()).map(|(node, reason)| JobMember { node, reason });
+        let away = self.coordinator.away().into_iter().filter(|node| !self.unable.contains_key(*node));
+        let away = away.map(|node| (node.to_owned(), "it can't be reached".to_owned()));
+        let excluded = out.chain(self.unable.clone()).chain(away).map(|(node, reason)| JobMember { node, reason });
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(JobInfo {
             state: state.to_owned(),
@@ -293,14 +302,16 @@ impl Desks {
             Action::Keep(_) => {}
             Action::Tell { member } => self.tell(&member),
             Action::Answer { member, task, verdict } => {
+                self.node().metrics.update(self.upper.metrics_key(), &verdict);
+                // Only who was asked for its bytes has brought any: the task
+                // may be another member's, whose update counts.
+                let Some(answer) = self.waiting.remove(&(member, task)) else { return Ok(None) };
                 if verdict != Verdict::Counted {
                     self.checked.remove(&task);
                     self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
                 }
-                if let Some(answer) = self.waiting.remove(&(member, task)) {
-                    // A member that is gone asks again.
-                    let _ = answer.send(messages::verdict(&verdict));
-                }
+                // A member that is gone asks again.
+                let _ = answer.send(messages::verdict(&verdict));
             }
             Action::Add { update, version, staleness, .. } => {
                 let file = self.upper.folder.incoming(update.task.0);

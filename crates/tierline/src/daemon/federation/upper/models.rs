@@ -53,6 +53,7 @@ impl Desks {
             enough = federation.stop.accuracy.zip(scores.accuracy).is_some_and(|(goal, found)| found >= goal);
             let json = serde_json::to_value(&scores).map_err(internal)?;
             self.node().state.add_round(self.upper.id, number, &json.to_string())?;
+            self.node().metrics.round(self.upper.metrics_key(), &scores);
             self.tell_watchers("round", &json);
         }
         Ok(Event::Made { version, enough })

@@ -28,6 +28,9 @@ impl Upper {
             Blueprint::new(model, &self.manifest.job).map_err(internal)
         })?;
         let journal = journal::read(&node, self.id)?;
+        let past = node.state.rounds(self.id)?;
+        let past: Vec<_> = past.iter().filter_map(|scores| serde_json::from_str(scores).ok()).collect();
+        node.metrics.job(self.metrics_key(), &self.manifest.name, &past);
         let behaviour = self.hop.strategy.behaviour();
         let terms = Terms {
             clients: self.hop.clients.clone(),
