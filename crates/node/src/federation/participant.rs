@@ -151,6 +151,8 @@ pub struct Participant {
     state: State,
     wanted: Assignment,
     examples: u64,
+    /// Why it can't take part any more, once its last update is answered.
+    unable: Option<String>,
     /// A task that failed, until another is wanted.
     failed: Option<(Task, String)>,
     /// The latest task that was settled: older assignments are echoes.
@@ -168,6 +170,7 @@ impl Default for Participant {
             state: State::Preparing,
             wanted: Assignment::Wait,
             examples: 0,
+            unable: None,
             failed: None,
             settled: None,
             up: false,
@@ -260,11 +263,15 @@ impl Participant {
                 self.report(now, out);
             }
             Event::Prepared(Err(reason)) => {
-                self.state = State::Unable(reason);
+                // An update from before a restart is as good as ever.
+                match self.state {
+                    State::Held { .. } => self.unable = Some(reason),
+                    _ => self.state = State::Unable(reason),
+                }
                 self.report(now, out);
             }
             Event::Worked { task, result } => self.worked(now, task, result, out),
-            Event::Answered { task, verdict } => self.answered(task, &verdict, out),
+            Event::Answered { task, verdict } => self.answered(now, task, &verdict, out),
             Event::Unsent { task } => {
                 if let State::Held { update, sending, not_before, tries } = &mut self.state
                     && update.task == task
@@ -314,7 +321,7 @@ impl Participant {
         }
     }
 
-    fn answered(&mut self, task: Task, verdict: &Verdict, out: &mut Vec<Action>) {
+    fn answered(&mut self, now: Time, task: Task, verdict: &Verdict, out: &mut Vec<Action>) {
         let State::Held { update, .. } = &self.state else { return };
         if update.task != task {
             return;
@@ -323,7 +330,14 @@ impl Participant {
         out.push(Action::Keep(Record::Settled { task, counted }));
         out.push(Action::Settle { task, counted });
         self.settled = Some(task);
-        self.state = if self.examples == 0 { State::Preparing } else { State::Idle };
+        self.state = match self.unable.take() {
+            Some(reason) => State::Unable(reason),
+            None if self.examples == 0 => State::Preparing,
+            None => State::Idle,
+        };
+        if matches!(self.state, State::Unable(_)) {
+            self.report(now, out);
+        }
     }
 
     fn go_on(&mut self, now: Time, out: &mut Vec<Action>) {

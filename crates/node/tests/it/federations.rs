@@ -2,14 +2,15 @@
 //! and repeat, processes that are killed between any two actions.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tierline_federate::{Clients, Late, Report, Timing};
 use tierline_node::federation::{
-    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, Participant, Phase, Record, Standing, Task,
-    Terms, Update, Verdict,
+    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, MemberRecord, Participant, Phase, Record,
+    Standing, Task, Terms, Update, Verdict,
 };
 use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
@@ -58,6 +59,8 @@ struct World {
     life: u64,
     /// As it is on the disk.
     journal: Vec<String>,
+    /// Restarts that began with a snapshot.
+    from_snapshot: usize,
     /// Every update that was counted, in order.
     counted: Vec<Update>,
     /// What was added since the last model: dies with the process.
@@ -105,6 +108,7 @@ impl World {
             coordinator: None,
             life: 0,
             journal: Vec::new(),
+            from_snapshot: 0,
             counted: Vec::new(),
             added: BTreeSet::new(),
             models: BTreeMap::new(),
@@ -214,7 +218,10 @@ impl World {
     fn take_part(&mut self, at: usize, event: MemberEvent) {
         let now = self.schedule.now();
         let Some(participant) = &mut self.members[at].running else { return };
+        let woken = event == MemberEvent::Wake;
         let actions = participant.step(now, &mut self.rng, event);
+        let wake = participant.wake().filter(|_| woken);
+        assert!(wake.is_none_or(|t| t > now), "{} is woken at {now:?}, and wants to be again at {wake:?}", name(at));
         self.perform_for(at, actions);
     }
 
@@ -295,7 +302,9 @@ impl World {
             Happening::KillCoordinator if self.coordinator.is_some() => self.kill_coordinator(),
             Happening::KillMember(at) if self.members[at].running.is_some() => self.kill_member(at),
             Happening::StartCoordinator if self.coordinator.is_none() => {
-                let (coordinator, actions) = Coordinator::restored(self.terms.clone(), read(&self.journal), now);
+                let journal: Vec<Record> = read(&self.journal);
+                self.from_snapshot += usize::from(matches!(journal.first(), Some(Record::Snapshot(_))));
+                let (coordinator, actions) = Coordinator::restored(self.terms.clone(), journal, now);
                 self.coordinator = Some(coordinator);
                 self.perform(actions);
                 self.coordinate(Event::Begin { version: 0, rounds: self.rounds, stretch: 1 });
@@ -389,6 +398,7 @@ fn rounds_end_and_count_everybody() {
 
 #[test]
 fn whatever_dies_every_update_counts_once() {
+    let from_snapshot = AtomicUsize::new(0);
     seeds(1_000, |rng| {
         let members = rng.usize(1..8);
         let late = if rng.bool() { Late::Use } else { Late::Refuse };
@@ -407,7 +417,26 @@ fn whatever_dies_every_update_counts_once() {
             world.schedule.at(at, Happening::KillMember(rng.usize(0..members)));
         }
         world.run(Duration::from_secs(3_600));
+        from_snapshot.fetch_add(world.from_snapshot, Ordering::Relaxed);
     });
+    let from_snapshot = from_snapshot.into_inner();
+    assert!(from_snapshot > 500, "{from_snapshot} restarts began with a snapshot");
+}
+
+#[test]
+fn an_update_from_before_a_restart_is_sent_though_the_data_are_gone() {
+    let update = Update { task: Task(3), digest: Digest([1; 32]), bytes: 9, report: Report::default() };
+    let mut rng = Rng::with_seed(1);
+    let (mut participant, _) = Participant::restored([MemberRecord::Held(update.clone())]);
+    let now = Time::ZERO + ms(10);
+    participant.step(now, &mut rng, MemberEvent::Prepared(Err("no data".to_owned())));
+    let sent = participant.step(now, &mut rng, MemberEvent::LinkUp);
+    assert!(sent.contains(&MemberAction::Send(update)), "{sent:?}");
+    assert_eq!(participant.standing(), Standing::Preparing, "its task is not over yet");
+    let answered = MemberEvent::Answered { task: Task(3), verdict: Verdict::Counted };
+    let last = participant.step(now, &mut rng, answered);
+    let unable = Standing::Unable { reason: "no data".to_owned() };
+    assert!(last.contains(&MemberAction::Report(unable)), "{last:?}");
 }
 
 #[test]
