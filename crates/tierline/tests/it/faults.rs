@@ -332,6 +332,65 @@ fn data_that_will_not_do_keeps_one_end_out() {
     assert!(federation.done().iter().all(|round| round["clients"] == 2));
 }
 
+/// Makes one record of a node's journals unreadable.
+fn damage_journal(node: &Node) {
+    let state = rusqlite::Connection::open(node.data.join("state.db")).unwrap();
+    let changed = state.execute("UPDATE job_journal SET record = '{' || record", []).unwrap();
+    assert!(changed > 0, "it has a journal");
+}
+
+#[test]
+fn a_damaged_journal_ends_the_job_where_it_is_and_says_so() {
+    let mut federation = Federation::new("[federation.cloud]\nrounds = 40\nclients = { min = 2 }\n");
+    let mut ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let mut watcher = federation.watch();
+    until("a round has ended", || federation.shown()?["round"].as_u64().filter(|round| *round >= 1));
+    ends[2].kill();
+    damage_journal(&ends[2]);
+    ends[2].restart();
+    let reason = until("the end says why it is out", || {
+        Some(federation.reason("end-002")).filter(|reason| !reason.contains("can't be reached"))
+    });
+    assert!(reason.contains("the job's journal is damaged: record 1"), "{reason}");
+    assert_eq!(ends[2].ask(&["job", "show", "squares", "--json"]).json()["state"], "failed");
+    let before = federation.shown().unwrap()["round"].as_u64().unwrap();
+    until("the others go on", || federation.shown()?["round"].as_u64().filter(|round| *round > before));
+    federation.site.cloud.kill();
+    let _ended = watcher.wait();
+    damage_journal(&federation.site.cloud);
+    federation.site.cloud.restart();
+    let job = until("the job has failed", || federation.shown().filter(|job| job["state"] == "failed"));
+    assert!(job["failure"].as_str().unwrap().contains("the job's journal is damaged"), "{job}");
+    until("ends hear of it", || {
+        let over = |end: &Node| end.ask(&["job", "show", "squares", "--json"]).json()["state"] == "over";
+        ends[..2].iter().all(over).then_some(())
+    });
+}
+
+/// Artefacts that a node has.
+fn artefacts(node: &Node) -> usize {
+    let folders = std::fs::read_dir(node.data.join("artefacts/whole")).unwrap();
+    folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count()).sum()
+}
+
+#[test]
+fn models_that_nobody_starts_from_any_more_are_let_go_everywhere() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 8\nclients = { min = 2 }\n");
+    let edge = federation.site.edge("edge-00");
+    let ends: Vec<Node> = (0..2).map(|i| federation.end(i, &edge.url)).collect();
+    let mut watcher = federation.watch();
+    let most = until("the job is done", || {
+        let now = ends.iter().chain([&edge, &federation.site.cloud]).map(artefacts).max()?;
+        // The job, the model it begins with, and what two rounds need.
+        assert!(now <= 6, "{now} artefacts on one node");
+        watcher.try_wait().unwrap().map(|_| now)
+    });
+    assert!(most >= 2);
+    until("the job and its first model are left", || {
+        ends.iter().chain([&edge, &federation.site.cloud]).all(|node| artefacts(node) == 2).then_some(())
+    });
+}
+
 /// A node whose data folder is a file system of its own, of so many megabytes;
 /// `None` where nobody may mount one.
 fn small_disk(data: &Path, megabytes: u32, args: &[&str]) -> Option<Node> {
