@@ -43,7 +43,8 @@ pub fn check(layout: &Layout, channels: &[Channel], contribution: &Contribution)
         let list = |of: &[Channel]| of.iter().map(|c| c.name()).collect::<Vec<_>>().join(", ");
         return Err(FederateError::Channels { expected: list(channels), given: list(&given) });
     }
-    let Report { examples, steps, effective_steps, .. } = contribution.report;
+    let Report { examples, steps, effective_steps, held_out, .. } = contribution.report;
+    held_out.map_or(Ok(()), |held_out| held_out.check())?;
     if examples == 0 || steps == 0 || !(effective_steps.is_finite() && effective_steps > 0.0) {
         return Err(FederateError::Report { examples, steps });
     }
@@ -55,6 +56,22 @@ pub fn check(layout: &Layout, channels: &[Channel], contribution: &Contribution)
         }
     }
     Ok(())
+}
+
+/// Refuses an answer that should say how a model does, and nothing else.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_look(contribution: &Contribution) -> Result<(), FederateError> {
+    let given: Vec<&str> = contribution.vectors.keys().map(|c| c.name()).collect();
+    match contribution.report.held_out {
+        _ if !given.is_empty() => Err(FederateError::Channels {
+            expected: "nothing, for a look at a model".to_owned(),
+            given: given.join(", "),
+        }),
+        Some(held_out) => held_out.check(),
+        None => Ok(()),
+    }
 }
 
 /// The weighted mean.

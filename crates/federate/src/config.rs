@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use tierline_codec::update::Pipeline;
 
-use crate::{FederateError, Memory, Rule, Select, Sender, Strategy, Timing};
+use crate::{FederateError, Memory, Personal, Rule, Select, Sender, Strategy, Timing};
 
 /// A federation.
 ///
@@ -22,16 +22,40 @@ pub struct Federation {
     /// What each edge does with its ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub edge: Option<Hop>,
+    /// What each end keeps for itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub personal: Option<Personal>,
     /// Ends the job before its last round.
     pub stop: Stop,
     /// Rounds between two looks at the examples held out; the last round is
     /// always looked at.
     pub evaluate_every: u64,
+    /// Who holds them out; the cloud when left out, and where each end has a
+    /// model of its own, the ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluate_at: Option<EvaluateAt>,
+}
+
+/// Who holds examples out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvaluateAt {
+    /// The cloud, which looks at each model that it makes.
+    Cloud,
+    /// Each end, which looks at each model that it gets.
+    Ends,
 }
 
 impl Default for Federation {
     fn default() -> Self {
-        Self { cloud: Hop::default(), edge: None, stop: Stop::default(), evaluate_every: 1 }
+        Self {
+            cloud: Hop::default(),
+            edge: None,
+            personal: None,
+            stop: Stop::default(),
+            evaluate_every: 1,
+            evaluate_at: None,
+        }
     }
 }
 
@@ -142,23 +166,49 @@ impl Federation {
         self.cloud.rounds.saturating_mul(self.edge.as_ref().map_or(1, |edge| edge.rounds))
     }
 
+    /// Whether ends look at models, rather than the cloud.
+    #[must_use]
+    pub fn looks_at_ends(&self) -> bool {
+        self.personal.is_some() || self.evaluate_at == Some(EvaluateAt::Ends)
+    }
+
+    /// Whether ends look at the model that they begin this round with.
+    ///
+    /// Rounds are an end's, from 0. Nothing is to be seen of the first model;
+    /// and of the rounds that an edge runs for one of the cloud's, only the
+    /// first begins with the cloud's model.
+    #[must_use]
+    pub fn looks_in(&self, round: u64) -> bool {
+        let each = self.edge.as_ref().map_or(1, |edge| edge.rounds).max(1);
+        let (of_cloud, within) = (round / each, round % each);
+        self.looks_at_ends() && round > 0 && within == 0 && of_cloud.is_multiple_of(self.evaluate_every.max(1))
+    }
+
     /// Refuses settings that make no sense.
     ///
     /// # Errors
     /// Naming the first of them.
     pub fn check(&self) -> Result<(), FederateError> {
         self.cloud.check("federation.cloud")?;
+        self.personal.as_ref().map_or(Ok(()), Personal::check)?;
+        let setting = |what, reason: &str| Err(FederateError::Setting { what, reason: reason.to_owned() });
+        if self.personal.is_some() && self.evaluate_at == Some(EvaluateAt::Cloud) {
+            return setting(
+                "federation.evaluate_at",
+                "with federation.personal each end has a model of its own, which the cloud can't look at; leave it out",
+            );
+        }
         if let Some(edge) = &self.edge {
             edge.check("federation.edge")?;
             let drift = self.cloud.strategy.behaviour().drift();
             if drift.pull != 0.0 || drift.control {
                 let reason = "edges don't train, they put together; name this strategy for the edges' ends \
                               (federation.edge.strategy) and another one here";
-                return Err(FederateError::Setting { what: "federation.cloud.strategy", reason: reason.to_owned() });
+                return setting("federation.cloud.strategy", reason);
             }
             if matches!(edge.strategy.behaviour().timing(), Timing::Buffer { .. }) {
                 let reason = "an edge answers the cloud after rounds of its own; buffer at the cloud instead";
-                return Err(FederateError::Setting { what: "federation.edge.strategy", reason: reason.to_owned() });
+                return setting("federation.edge.strategy", reason);
             }
         }
         if let Some(value) = self.stop.accuracy

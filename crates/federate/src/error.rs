@@ -52,6 +52,9 @@ pub enum FederateError {
         /// Steps.
         steps: u64,
     },
+    /// A look at a model that can't be true.
+    #[error("what the update says of a model can't be: examples above 0, a finite loss, an accuracy from 0 to 1")]
+    HeldOut,
     /// A number that isn't finite.
     #[error("the update holds {value} for `{part}`")]
     NotFinite {

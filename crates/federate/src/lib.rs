@@ -14,6 +14,7 @@ pub mod aggregate;
 pub mod config;
 pub mod desk;
 pub mod layout;
+pub mod personal;
 pub mod progress;
 pub mod rule;
 pub mod select;
@@ -33,7 +34,8 @@ pub use config::{Clients, Federation, Hop, Late};
 pub use desk::Desk;
 pub use error::FederateError;
 pub use layout::{Layout, Part};
-pub use progress::RoundScores;
+pub use personal::{HeldOut, Personal};
+pub use progress::{RoundScores, Scoreboard};
 pub use rule::Rule;
 pub use select::{Candidate, Select};
 pub use sender::{Memory, Sender};
@@ -99,6 +101,10 @@ pub struct Report {
     /// And of the models that they got.
     #[serde(default)]
     pub bytes_down: u64,
+    /// Of the model that the work began with, on examples that ends hold out;
+    /// `None` where they didn't look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOut>,
 }
 
 impl Report {
@@ -122,6 +128,7 @@ impl Report {
             seconds: mean(|r| r.seconds),
             bytes_up: counted.iter().map(|c| c.report.bytes_up).sum(),
             bytes_down: counted.iter().map(|c| c.report.bytes_down).sum(),
+            held_out: HeldOut::together(counted),
         }
     }
 }

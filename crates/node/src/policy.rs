@@ -104,7 +104,7 @@ pub const RULES: &[Rule] = &[
     rule("/tierline.v1.Local/JobShow", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/JobControl", Roles::OPERATOR, Roles::CLOUD),
     rule("/tierline.v1.Local/JobWatch", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/JobModel", Roles::OPERATOR, Roles::CLOUD),
+    rule("/tierline.v1.Local/JobModel", Roles::OPERATOR, Roles::NODES),
 ];
 
 /// Whether `caller` may call `rpc` (a gRPC path) on a node of role `server`.

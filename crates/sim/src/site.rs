@@ -7,9 +7,10 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tierline_engine::{Engine, LoadOptions};
-use tierline_federate::aggregate::mean_of;
+use tierline_federate::aggregate::{self, mean_of};
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Report, RoundScores, Sender, Server, Vectors, desk, wire,
+    Channel, Contribution, Counted, Desk, FederateError, HeldOut, Report, RoundScores, Scoreboard, Sender, Server,
+    Vectors, desk, wire,
 };
 use tierline_graph::Model;
 use tierline_node::federation::{
@@ -19,7 +20,7 @@ use tierline_node::federation::{
 use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
 use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Blueprint, Kept, Workplace};
+use tierline_train::federated::{Blueprint, Kept, Share, Workplace};
 use tierline_train::{Job, Scores, TrainError};
 
 use crate::attack::Attack;
@@ -115,6 +116,8 @@ pub struct Outcome {
     pub seconds: f64,
     /// Ends that were left out, and why.
     pub excluded: Vec<(String, String)>,
+    /// Models of ends' own, where they have any.
+    pub own: BTreeMap<String, Model>,
 }
 
 /// Names of the ends that `run` trains with, in the order of their data.
@@ -126,7 +129,7 @@ pub fn end_name(index: usize) -> String {
 /// What a simulation learns from.
 #[derive(Debug, Clone)]
 pub struct Examples<'a> {
-    /// One data set per end.
+    /// One data set per end, which divides it as the job says.
     pub ends: Vec<Dataset>,
     /// Held out at the cloud.
     pub test: Option<&'a Dataset>,
@@ -165,11 +168,15 @@ pub fn run(
     for share in data.iter().chain(test) {
         judge.check(share)?;
     }
-    let mut site = Site::new(job, judge.blueprint(), data, scenario, Workers::new(places));
+    let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
+    let mut site = Site::new(job, judge.blueprint(), shares, scenario, Workers::new(places));
     site.spoil(&harmful);
     site.begin();
-    let rounds = job.federation.as_ref().map_or(1, |f| f.cloud.rounds);
+    let federation = job.federation.clone().unwrap_or_default();
+    let (rounds, at_ends) = (federation.cloud.rounds, federation.looks_at_ends());
+    let test = test.filter(|_| !at_ends);
     let mut scores: Vec<RoundScores> = Vec::new();
+    let mut board = Scoreboard::default();
     while !site.over {
         if stop.load(Ordering::Relaxed) {
             return Err(SimError::Stopped(scores.len() as u64));
@@ -180,34 +187,42 @@ pub fn run(
         };
         site.happen(event)?;
         while let Some(made) = site.made.pop_front() {
-            let federation = job.federation.clone().unwrap_or_default();
-            let number = made.round + 1;
-            let look = made.last || number == rounds || number.is_multiple_of(federation.evaluate_every.max(1));
-            let looked: Option<Scores> = match test.filter(|_| look) {
-                Some(test) => Some(judge.evaluate(&site.nodes[0].desk().server().model, test)?),
-                None => None,
+            let before = HeldOut::together(&made.counted);
+            let known = if made.look {
+                board.looked(before)
+            } else {
+                let number = made.round + 1;
+                let look = made.last || number == rounds || number.is_multiple_of(federation.evaluate_every.max(1));
+                let looked: Option<Scores> = match test.filter(|_| look) {
+                    Some(test) => Some(judge.evaluate(&site.nodes[0].desk().server().model, test)?),
+                    None => None,
+                };
+                let round = RoundScores {
+                    round: number,
+                    accuracy: looked.and_then(|s| s.accuracy),
+                    loss: looked.map(|s| s.loss),
+                    train_loss: mean_of(&made.counted, |report| report.loss),
+                    bytes_up: std::mem::take(&mut site.bytes_up),
+                    bytes_down: std::mem::take(&mut site.bytes_down),
+                    seconds: site.clock.now().since(site.round_began).as_secs_f64(),
+                    clients: made.counted.len(),
+                };
+                site.round_began = site.clock.now();
+                board.ended(round, before, at_ends)
             };
-            let round = RoundScores {
-                round: number,
-                accuracy: looked.and_then(|s| s.accuracy),
-                loss: looked.map(|s| s.loss),
-                train_loss: mean_of(&made.counted, |report| report.loss),
-                bytes_up: std::mem::take(&mut site.bytes_up),
-                bytes_down: std::mem::take(&mut site.bytes_down),
-                seconds: site.clock.now().since(site.round_began).as_secs_f64(),
-                clients: made.counted.len(),
-            };
-            site.round_began = site.clock.now();
-            tell(&round);
-            let reached = federation.stop.accuracy.zip(round.accuracy).is_some_and(|(goal, found)| found >= goal);
-            scores.push(round);
+            let mut enough = false;
+            if let Some(round) = known {
+                tell(&round);
+                enough = federation.stop.accuracy.zip(round.accuracy).is_some_and(|(goal, found)| found >= goal);
+                scores.push(round);
+            }
             let version = site.nodes[0].desk().version();
-            site.coordinate(0, Event::Made { version, enough: reached })?;
+            site.coordinate(0, Event::Made { version, enough })?;
         }
     }
     let model = judge.blueprint().export(&site.nodes[0].desk().server().model)?;
-    let excluded = std::mem::take(&mut site.excluded);
-    Ok(Outcome { rounds: scores, model, seconds: site.clock.now().since(Time::ZERO).as_secs_f64(), excluded })
+    let seconds = site.clock.now().since(Time::ZERO).as_secs_f64();
+    Ok(Outcome { rounds: scores, model, seconds, excluded: site.excluded, own: site.own })
 }
 
 /// Which ends mean harm: as many as were asked for, drawn by the job's seed.
@@ -259,11 +274,12 @@ enum Happening {
     Wake(usize),
 }
 
-/// A model that the cloud has made.
+/// A model that the cloud has made, or had looked at.
 struct Made {
     round: u64,
     counted: Vec<Counted>,
     last: bool,
+    look: bool,
 }
 
 /// The lower side of a node.
@@ -295,7 +311,7 @@ struct Above {
 
 /// What an end trains on.
 struct Trainee {
-    data: Dataset,
+    share: Arc<Share>,
     examples_per_s: f64,
     attack: Option<Attack>,
     running: Option<(Work, Receiver<Done>, Arc<AtomicBool>)>,
@@ -325,8 +341,9 @@ struct Site {
     /// The job's.
     seed: u64,
     edge_rounds: u64,
-    /// Rounds of the job.
+    /// Rounds of the job, and whether ends look at models.
     rounds: u64,
+    look: bool,
     availability: f64,
     away: Duration,
     bytes_up: u64,
@@ -334,11 +351,12 @@ struct Site {
     round_began: Time,
     made: VecDeque<Made>,
     excluded: Vec<(String, String)>,
+    own: BTreeMap<String, Model>,
     over: bool,
 }
 
 impl Site {
-    fn new(job: &Job, place: &Blueprint, data: Vec<Dataset>, scenario: &Scenario, workers: Workers) -> Self {
+    fn new(job: &Job, place: &Blueprint, shares: Vec<Share>, scenario: &Scenario, workers: Workers) -> Self {
         let federation = job.federation.clone().unwrap_or_default();
         let initial = place.initial();
         let above = |hop: &tierline_federate::Hop, index: u64| {
@@ -386,8 +404,8 @@ impl Site {
             }
         }
         let edges = nodes.len() - 1;
-        let ends = data.len();
-        for (end, data) in data.into_iter().enumerate() {
+        let ends = shares.len();
+        for (end, share) in shares.into_iter().enumerate() {
             let (parent, links) = match (edges, scenario.edges) {
                 (0, 0) => (0, vec![&scenario.end_link]),
                 (0, _) => (0, vec![&scenario.end_link, &scenario.edge_link]),
@@ -395,7 +413,7 @@ impl Site {
             };
             let slow = 1.0 + rng.f64() * (scenario.spread - 1.0);
             let examples_per_s = scenario.examples_per_s / slow;
-            let trainee = Trainee { data, examples_per_s, attack: None, running: None };
+            let trainee = Trainee { share: Arc::new(share), examples_per_s, attack: None, running: None };
             let below = Some(below(parent, &links));
             nodes.push(Node { below, trainee: Some(trainee), ..node(end_name(end)) });
         }
@@ -409,6 +427,7 @@ impl Site {
             seed: job.seed,
             edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
             rounds: federation.cloud.rounds,
+            look: federation.looks_at_ends(),
             availability: scenario.availability,
             away: scenario.away,
             bytes_up: 0,
@@ -416,6 +435,7 @@ impl Site {
             round_began: Time::ZERO,
             made: VecDeque::new(),
             excluded: Vec::new(),
+            own: BTreeMap::new(),
             over: false,
         }
     }
@@ -427,12 +447,12 @@ impl Site {
     }
 
     fn begin(&mut self) {
-        let rounds = self.rounds;
+        let begin = Event::Begin { version: 0, rounds: self.rounds, look: self.look, stretch: 1 };
         let cloud = self.nodes[0].above.as_mut().expect("the cloud coordinates");
-        let actions = cloud.coordinator.step(self.clock.now(), Event::Begin { version: 0, rounds, stretch: 1 });
+        let actions = cloud.coordinator.step(self.clock.now(), begin);
         debug_assert!(actions.iter().all(|a| matches!(a, Action::Keep(_))), "nobody is there yet");
         for at in 1..self.nodes.len() {
-            let examples = self.nodes[at].trainee.as_ref().map_or(1, |t| t.data.len() as u64);
+            let examples = self.nodes[at].trainee.as_ref().map_or(1, |t| t.share.seen.len() as u64);
             self.take_part(at, MemberEvent::LinkUp);
             self.take_part(at, MemberEvent::Prepared(Ok(examples)));
             if self.nodes[at].trainee.is_some() && self.availability < 1.0 {
@@ -618,12 +638,15 @@ impl Site {
                 member: node.name.clone(),
                 round: work.round,
                 start,
-                data: trainee.data.clone(),
+                share: Arc::clone(&trainee.share),
+                look: work.look,
                 kept: node.below.as_ref().map_or_else(Kept::new, |b| b.kept.clone()),
                 stop: Arc::clone(&stop),
             });
             trainee.running = Some((work, outcome, stop));
-            let examples = trainee.data.len() as f64 * self.epochs as f64;
+            // Looking takes next to nothing beside learning.
+            let epochs = if work.look { 0 } else { self.epochs };
+            let examples = trainee.share.seen.len() as f64 * epochs as f64;
             let takes = Duration::from_secs_f64(examples / trainee.examples_per_s);
             self.clock.at(now + takes, Happening::Worked(at, work.task));
             return Ok(());
@@ -634,7 +657,8 @@ impl Site {
         above.base = Arc::new(above.desk.server().model.clone());
         above.published.insert(version, Arc::clone(&above.base));
         let stretch = work.task.0 + 1;
-        self.coordinate(at, Event::Begin { version, rounds: self.edge_rounds, stretch })
+        let rounds = if work.look { 0 } else { self.edge_rounds };
+        self.coordinate(at, Event::Begin { version, rounds, look: work.look, stretch })
     }
 
     fn worked(&mut self, at: usize, task: Task) -> Result<(), SimError> {
@@ -643,10 +667,14 @@ impl Site {
             return Ok(());
         }
         let Some((work, outcome, _)) = trainee.running.take() else { return Ok(()) };
-        let (result, kept) = outcome.recv().map_err(|_| SimError::Worker)?;
+        let Done { result, kept, own } = outcome.recv().map_err(|_| SimError::Worker)?;
+        if let Some(own) = own {
+            self.own.insert(self.nodes[at].name.clone(), own);
+        }
         let result = match result {
             Ok(Some(mut contribution)) => {
-                if let Some(attack) = trainee.attack {
+                let attack = self.nodes[at].trainee.as_ref().and_then(|t| t.attack);
+                if let Some(attack) = attack {
                     attack.spoil(&mut contribution.vectors);
                 }
                 Ok(self.hold(at, work, contribution, kept)?)
@@ -686,7 +714,11 @@ impl Site {
         let held = self.nodes[at].below.as_ref().and_then(|b| b.update.clone());
         let Some((_, contribution, _)) = held.filter(|(task, ..)| *task == update.task) else { return Ok(()) };
         let Some(above) = &mut self.nodes[parent].above else { return Ok(()) };
-        let event = match above.desk.check(&contribution) {
+        let checked = match above.coordinator.is_look(update.task) {
+            true => aggregate::check_look(&contribution),
+            false => above.desk.check(&contribution),
+        };
+        let event = match checked {
             Ok(()) => {
                 above.inbox.insert(update.task, contribution);
                 Event::Arrived { member, update }
@@ -740,7 +772,14 @@ impl Site {
                 above.published.retain(|v, _| *v == version || in_use.contains(v));
                 if at == 0 {
                     // The cloud's are looked at first.
-                    self.made.push_back(Made { round, counted, last });
+                    self.made.push_back(Made { round, counted, last, look: false });
+                } else {
+                    self.coordinate(at, Event::Made { version, enough: false })?;
+                }
+            }
+            Action::Looked { version, counted } => {
+                if at == 0 {
+                    self.made.push_back(Made { round: self.rounds, counted, last: true, look: true });
                 } else {
                     self.coordinate(at, Event::Made { version, enough: false })?;
                 }
@@ -760,13 +799,12 @@ impl Site {
         let task = Task(stretch - 1);
         let parent = self.parent(at);
         let channels = self.nodes[parent].above.as_ref().map_or_else(Vec::new, |a| a.channels.clone());
-        let Some(above) = &self.nodes[at].above else { return Ok(()) };
+        let Some(work) = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) else { return Ok(()) };
+        let Some(above) = self.nodes[at].above.as_ref().filter(|_| work.task == task) else { return Ok(()) };
+        // Nothing changes where ends only look.
+        let channels = if work.look { Vec::new() } else { channels };
         let vectors = desk::change(&above.base, &above.desk.server().model, &channels);
         let contribution = Contribution { vectors, report: Report::together(counted) };
-        let Some(work) = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) else { return Ok(()) };
-        if work.task != task {
-            return Ok(());
-        }
         let after = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
         let update = self.hold(at, work, contribution, after)?;
         self.take_part(at, MemberEvent::Worked { task, result: Ok(update) });

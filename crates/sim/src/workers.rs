@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use tierline_federate::{Contribution, Vectors};
+use tierline_graph::Model;
 use tierline_train::TrainError;
-use tierline_train::data::Dataset;
-use tierline_train::federated::{Kept, Task, Workplace};
+use tierline_train::federated::{Kept, Share, Task, Workplace};
 
 /// Tasks that wait for a thread, per thread.
 const WAITING_MAX: usize = 1_024;
@@ -22,13 +22,20 @@ pub(crate) struct Order {
     pub(crate) member: String,
     pub(crate) round: u64,
     pub(crate) start: Arc<Vectors>,
-    pub(crate) data: Dataset,
+    pub(crate) share: Arc<Share>,
+    /// Whether it only looks at the model.
+    pub(crate) look: bool,
     pub(crate) kept: Kept,
     pub(crate) stop: Arc<AtomicBool>,
 }
 
-/// What came of it: `None` when it was stopped.
-pub(crate) type Done = (Result<Option<Contribution>, TrainError>, Kept);
+/// What came of it: `None` when it was stopped. With what the member keeps,
+/// and of the last look its own model.
+pub(crate) struct Done {
+    pub(crate) result: Result<Option<Contribution>, TrainError>,
+    pub(crate) kept: Kept,
+    pub(crate) own: Option<Model>,
+}
 
 /// The threads.
 pub(crate) struct Workers {
@@ -72,10 +79,18 @@ fn work(mut place: Workplace, waiting: &Mutex<Receiver<(Order, Sender<Done>)>>) 
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((order, done)) = next else { return };
-        let Order { member, round, start, data, mut kept, stop } = order;
+        let Order { member, round, start, share, look, mut kept, stop } = order;
         let task = Task { member: &member, round, start: &start };
-        let result = place.work(task, &data, &mut kept, &stop);
+        let mut own = None;
+        let result = match look {
+            true => place.conclude(task, &share, &kept, &stop).map(|concluded| {
+                let (report, model) = concluded?;
+                own = model;
+                Some(Contribution { vectors: Vectors::new(), report })
+            }),
+            false => place.work(task, &share, &mut kept, &stop),
+        };
         // Who doesn't wait any more doesn't want to know.
-        let _ = done.send((result, kept));
+        let _ = done.send(Done { result, kept, own });
     }
 }

@@ -57,6 +57,9 @@ pub enum TrainError {
         /// Its type.
         dtype: DataType,
     },
+    /// Models of ends' own that can't be had.
+    #[error("federation.personal: {0}")]
+    Personal(&'static str),
     /// Members that would each measure something else.
     #[error(
         "batch.normalize is `measured`, and every member would measure its own examples; state          `{{ mean = [..], std = [..] }}` (tierline train --local prints what it measured)"

@@ -21,7 +21,7 @@ pub struct Trainer {
     evaluator: Box<dyn Session>,
     /// The model's input.
     input: ValueInfo,
-    /// What steers the step: pace and corrections, as they are now.
+    /// What steers the step, as it is now, in the order of [`Spec::steering`].
     steering: Vec<(String, Tensor)>,
     outputs: Vec<Tensor>,
 }
@@ -82,10 +82,7 @@ impl Trainer {
             let dtype = declared.and_then(|v| v.dtype).unwrap_or(DataType::F32);
             steering.push((name.to_owned(), Tensor::zeros(dtype, shape)?));
         }
-        if let Some((_, pace)) = steering.first_mut() {
-            *pace = Tensor::new([], Elements::F32(vec![1.0]))?;
-        }
-        Ok(Self {
+        let mut it = Self {
             engine: Arc::clone(engine),
             options: options.clone(),
             model,
@@ -97,7 +94,9 @@ impl Trainer {
             input,
             steering,
             outputs: Vec::new(),
-        })
+        };
+        it.set_pace(1.0);
+        Ok(it)
     }
 
     /// Which input and output of the step is what.
@@ -161,10 +160,19 @@ impl Trainer {
     /// What the learning rate is multiplied by from now on, of a step that is
     /// steered; nothing otherwise.
     pub fn set_pace(&mut self, pace: f64) {
-        if let Some((_, tensor)) = self.steering.first_mut()
-            && let Elements::F32(value) = tensor.elements_mut()
-        {
-            value.fill(pace as f32);
+        self.set_scalar(self.spec.pace.clone(), pace);
+    }
+
+    /// How strongly weights are pulled from now on, of a step that takes it;
+    /// nothing otherwise. To where is up to the corrections.
+    pub fn set_pull(&mut self, pull: f64) {
+        self.set_scalar(self.spec.pull.clone(), pull);
+    }
+
+    fn set_scalar(&mut self, name: Option<String>, value: f64) {
+        let found = self.steering.iter_mut().find(|(input, _)| Some(input) == name.as_ref());
+        if let Some(Elements::F32(scalar)) = found.map(|(_, tensor)| tensor.elements_mut()) {
+            scalar.fill(value as f32);
         }
     }
 
@@ -174,12 +182,14 @@ impl Trainer {
     /// # Errors
     /// When the step takes no corrections, or not as many numbers.
     pub fn set_corrections(&mut self, corrections: &[f32]) -> Result<(), TrainError> {
-        let taken: usize = self.steering.iter().skip(1).map(|(_, t)| t.len()).sum();
+        // They are the last of what steers.
+        let first = self.steering.len() - self.spec.corrections.len();
+        let taken: usize = self.steering[first..].iter().map(|(_, t)| t.len()).sum();
         if taken != corrections.len() {
             return Err(TrainError::Vector { what: "corrections", expected: taken, given: corrections.len() });
         }
         let mut rest = corrections;
-        for (_, tensor) in self.steering.iter_mut().skip(1) {
+        for (_, tensor) in &mut self.steering[first..] {
             let (own, behind) = rest.split_at(tensor.len());
             if let Elements::F32(values) = tensor.elements_mut() {
                 values.copy_from_slice(own);

@@ -62,6 +62,10 @@ pub struct Spec {
     /// steered from outside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pace: Option<String>,
+    /// The scalar input that weights are pulled by, of a step that is steered
+    /// so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<String>,
     /// Inputs that are added to gradients, one for each parameter of `state`
     /// in its order; none unless the step is steered so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -80,13 +84,14 @@ impl Spec {
             metrics: loss.correct.iter().cloned().collect(),
             state: Vec::new(),
             pace: None,
+            pull: None,
             corrections: Vec::new(),
         }
     }
 
     /// Inputs that steer the step, all with defaults that change nothing.
     pub fn steering(&self) -> impl Iterator<Item = &str> {
-        self.pace.iter().chain(&self.corrections).map(String::as_str)
+        self.pace.iter().chain(&self.pull).chain(&self.corrections).map(String::as_str)
     }
 
     pub(super) fn write(&self, proto: &mut ModelProto) {

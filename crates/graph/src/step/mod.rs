@@ -26,7 +26,9 @@ use std::collections::HashMap;
 pub use evaluate::{Evaluation, deployed, evaluation, probe};
 pub use loss::{Loss, Targets};
 pub use metadata::{METADATA, Role, Slot, Spec};
+pub use normalise::learned_by_normalisation;
 pub use optimizer::{Clip, Moments, Optimizer};
+pub use parameters::matches;
 pub use schedule::{Decay, Schedule};
 pub use steering::Steering;
 
@@ -217,6 +219,9 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     let mut rate = schedule::emit(&recipe.schedule, STEP, &mut out);
     let mut wanted: Vec<(&str, String)> = trained.iter().map(|n| (*n, gradients[*n].clone())).collect();
     if let Some(steering) = &recipe.steering {
+        if let Some(name) = steering.names().find(|name| forward.types.get(name).is_some()) {
+            return Err(StepError::Taken { name: name.to_owned() });
+        }
         rate = out.op("Mul", &[&rate, steering::PACE], &[]);
         for (name, gradient) in &mut wanted {
             let dtype = DataType::from_onnx(constants[*name].data_type()).unwrap_or(DataType::F32);
@@ -251,8 +256,13 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     defaults.push(tensor_to_proto(STEP, &Tensor::new([], Elements::I64(vec![0])).expect("a scalar")));
     spec.state.push(Slot { input: STEP.to_owned(), output: next, role: Role::Counter, gradient: None });
     if let Some(steering) = &recipe.steering {
+        let scalar = |value: f32| Tensor::new([], Elements::F32(vec![value])).expect("a scalar");
         spec.pace = Some(steering::PACE.to_owned());
-        defaults.push(tensor_to_proto(steering::PACE, &Tensor::new([], Elements::F32(vec![1.0])).expect("a scalar")));
+        defaults.push(tensor_to_proto(steering::PACE, &scalar(1.0)));
+        if steering.pulled {
+            spec.pull = Some(steering::PULL.to_owned());
+            defaults.push(tensor_to_proto(steering::PULL, &scalar(0.0)));
+        }
         if steering.corrected {
             let zeros = steering::defaults(&spec.state, &constants);
             spec.corrections = zeros.iter().map(|t| t.name().to_owned()).collect();

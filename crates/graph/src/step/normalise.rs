@@ -1,7 +1,7 @@
 //! Batch normalisation in training: the batch's own statistics, and running
 //! ones that follow them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::optimizer::Update;
 use super::{Role, StepError};
@@ -25,6 +25,15 @@ struct Layer {
 
 /// Running statistics of the layers in training.
 pub(super) struct Statistics(Vec<Layer>);
+
+/// Names of what batch normalisations learn: scales, biases and running
+/// statistics.
+#[must_use]
+pub fn learned_by_normalisation(model: &Model) -> HashSet<String> {
+    let nodes = model.graph().node.iter();
+    let layers = nodes.filter(|n| n.op_type() == "BatchNormalization" && n.domain().is_empty());
+    layers.flat_map(|n| n.input.iter().skip(1).cloned()).collect()
+}
 
 /// The model with every BatchNormalization whose scale or bias is trained in
 /// training mode.

@@ -107,7 +107,8 @@ fn is_mask(tensor: &TensorProto) -> bool {
 }
 
 /// Whether a name matches a pattern: `*` is any characters, `?` one.
-pub(super) fn matches(pattern: &str, name: &str) -> bool {
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut p, mut n) = (0, 0);
     let mut star: Option<(usize, usize)> = None;

@@ -4,18 +4,18 @@
 use std::collections::HashMap;
 
 use super::metadata::Slot;
-use crate::emit::Emitter;
+use crate::emit::{Attribute, Emitter};
 use crate::onnx::TensorProto;
 use crate::tensor::DataType;
 
 /// Inputs of a step besides state and batch. Each has a default that changes
 /// nothing.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Steering {
-    /// Added to the gradient of each weight, times the weight. With a
-    /// correction of minus this times a point, weights are pulled to that
-    /// point (FedProx, Ditto).
-    pub pull: f64,
+    /// Whether there is a scalar input that is added to the gradient of each
+    /// weight, times the weight. With a correction of minus this times a
+    /// point, weights are pulled to that point (FedProx, Ditto).
+    pub pulled: bool,
     /// Whether each weight has an input, shaped as it is, that is added to its
     /// gradient.
     pub corrected: bool,
@@ -24,17 +24,28 @@ pub struct Steering {
 /// Name of the scalar input that the learning rate is multiplied by.
 pub(super) const PACE: &str = "pace";
 
+/// Name of the scalar input that weights are pulled by.
+pub(super) const PULL: &str = "pull";
+
 /// The input whose value is added to a weight's gradient.
 pub(super) fn correction_of(weight: &str) -> String {
     format!("{weight}.correction")
 }
 
 impl Steering {
+    /// Scalar inputs that the step needs for itself.
+    pub(super) fn names(self) -> impl Iterator<Item = &'static str> {
+        [PACE].into_iter().chain(self.pulled.then_some(PULL))
+    }
+
     /// The gradient of a weight with what comes from outside.
     pub(super) fn gradient(&self, weight: &str, gradient: &str, dtype: DataType, out: &mut Emitter) -> String {
         let mut steered = gradient.to_owned();
-        if self.pull != 0.0 {
-            let pull = out.scalar(dtype, self.pull);
+        if self.pulled {
+            let pull = match dtype {
+                DataType::F32 => PULL.to_owned(),
+                other => out.op("Cast", &[PULL], &[("to", Attribute::Int(other.to_onnx().into()))]),
+            };
             let pull = out.op("Mul", &[weight, &pull], &[]);
             steered = out.op("Add", &[&steered, &pull], &[]);
         }

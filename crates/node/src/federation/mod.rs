@@ -49,6 +49,8 @@ pub enum Assignment {
         round: u64,
         /// The model to start from.
         version: u64,
+        /// Whether nothing is to be learned: the member looks at the model.
+        look: bool,
     },
     /// The job has ended with this model.
     Over {

@@ -26,6 +26,8 @@ pub struct Work {
     pub round: u64,
     /// The model to start from.
     pub version: u64,
+    /// Whether nothing is to be learned: the member looks at the model.
+    pub look: bool,
 }
 
 /// What happens.
@@ -349,14 +351,14 @@ impl Participant {
             return;
         }
         match self.wanted.clone() {
-            Assignment::Work { task, round, version } => {
+            Assignment::Work { task, round, version, look } => {
                 // An echo of what was settled, or of what failed and is known to have.
                 let done = self.settled.is_some_and(|settled| task <= settled);
                 let failed = self.failed.as_ref().is_some_and(|(failed, _)| task <= *failed);
                 if done || failed {
                     return;
                 }
-                let work = Work { task, round, version };
+                let work = Work { task, round, version, look };
                 match self.state {
                     State::Working(other) if other.task == task => return,
                     State::Working(other) => out.push(Action::Abandon(other.task)),

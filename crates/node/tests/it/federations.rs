@@ -55,6 +55,9 @@ struct World {
     link: Link,
     terms: Terms,
     rounds: u64,
+    /// Whether members look at the last model.
+    look: bool,
+    looked: Option<(u64, BTreeSet<String>)>,
     coordinator: Option<Coordinator>,
     life: u64,
     /// As it is on the disk.
@@ -105,6 +108,8 @@ impl World {
             link,
             terms: terms.clone(),
             rounds,
+            look: false,
+            looked: None,
             coordinator: None,
             life: 0,
             journal: Vec::new(),
@@ -192,6 +197,13 @@ impl World {
                     let delay = Duration::from_millis(self.rng.u64(1..200));
                     self.schedule.after(delay, Happening::Made(self.life, version));
                 }
+                Action::Looked { version, counted } => {
+                    let who: BTreeSet<String> = counted.iter().map(|c| c.member.clone()).collect();
+                    if let Some(before) = self.looked.replace((version, who.clone())) {
+                        assert_eq!(before, (version, who), "those who have looked did");
+                    }
+                    self.schedule.after(ms(10), Happening::Made(self.life, version));
+                }
                 Action::Done { version, .. } => self.done = Some(version),
                 Action::Excluded { .. } => {}
             }
@@ -244,6 +256,7 @@ impl World {
                 }
                 MemberAction::Report(standing) => self.carry(Happening::ToCoordinator(at, standing)),
                 MemberAction::Work(work) => {
+                    assert!(!work.look || work.version == self.rounds, "only the last model is looked at");
                     let slow = if at.is_multiple_of(7) { 20 } else { 1 };
                     let delay = Duration::from_millis(self.rng.u64(50..500) * slow);
                     self.schedule.after(delay, Happening::Worked(at, life, work.task));
@@ -307,7 +320,7 @@ impl World {
                 let (coordinator, actions) = Coordinator::restored(self.terms.clone(), journal, now);
                 self.coordinator = Some(coordinator);
                 self.perform(actions);
-                self.coordinate(Event::Begin { version: 0, rounds: self.rounds, stretch: 1 });
+                self.coordinate(Event::Begin { version: 0, rounds: self.rounds, look: self.look, stretch: 1 });
                 // Links are made anew: members say what they are at.
                 for at in 0..self.members.len() {
                     self.take_part(at, MemberEvent::LinkUp);
@@ -363,6 +376,7 @@ impl World {
 
     fn check(&self) {
         assert_eq!(self.models.len() as u64, self.rounds, "a model per round");
+        assert_eq!(self.looked.as_ref().map(|(version, _)| *version), self.look.then_some(self.rounds));
         let mut used: BTreeMap<Task, u64> = BTreeMap::new();
         for (version, tasks) in &self.models {
             for task in tasks {
@@ -411,6 +425,7 @@ fn whatever_dies_every_update_counts_once() {
             if rng.bool() { Timing::Round } else { Timing::Buffer { size: rng.usize(1..4), staleness_max: 3 } };
         let mut world = World::new(rng.u64(..), members, 4, terms(clients, timing), ROUGH);
         world.mortality = 0.01;
+        world.look = rng.bool();
         for _ in 0..rng.usize(0..4) {
             let at = Time::ZERO + Duration::from_millis(rng.u64(0..20_000));
             world.schedule.at(at, Happening::KillCoordinator);
@@ -457,7 +472,7 @@ fn a_journal_does_not_grow_with_the_rounds() {
 fn a_machine_that_waits_is_not_woken_over_and_over() {
     let terms = terms(Clients { min: 3, ..Clients::default() }, Timing::Round);
     let (mut coordinator, _) = Coordinator::restored(terms, [], Time::ZERO);
-    coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, stretch: 1 });
+    coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
     let standing = Standing::Ready { examples: 100 };
     coordinator.step(Time::ZERO + ms(10), Event::Member { member: name(0), standing });
     // Two members are missing, for ever.
@@ -467,6 +482,34 @@ fn a_machine_that_waits_is_not_woken_over_and_over() {
         wakes += 1;
     }
     assert!(wakes <= 1, "woken {wakes} times");
+}
+
+#[test]
+fn everybody_looks_at_the_last_model() {
+    let clients = Clients { per_round: Some(2), min: 2, ..Clients::default() };
+    let mut world = World::new(2, 5, 3, terms(clients, Timing::Round), Link::GOOD);
+    world.look = true;
+    world.run(Duration::from_secs(300));
+    assert!(world.models.values().all(|tasks| tasks.len() == 2));
+    assert_eq!(world.looked.unwrap().1.len(), 5, "those who weren't asked to learn look as well");
+}
+
+#[test]
+fn a_model_is_done_though_nobody_is_left_to_look_at_it() {
+    let mut world = World::new(2, 2, 1, terms(Clients::default(), Timing::Round), Link::GOOD);
+    world.look = true;
+    let made = (1..60_000).step_by(20).find(|&at| {
+        world.run_until(ms(at));
+        !world.models.is_empty()
+    });
+    assert!(made.is_some());
+    for at in 0..2 {
+        world.members[at].running = None;
+        world.members[at].life += 1;
+        world.coordinate(Event::Lost { member: name(at) });
+    }
+    world.run(Duration::from_secs(300));
+    assert_eq!(world.looked.unwrap().1.len(), 0);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tierline_graph::{Elements, Model, Tensor};
 use tierline_sim::{Examples, Link, Outcome, Scenario, SimError, run};
 use tierline_train::Job;
 use tierline_train::data::{Dataset, Partition, Targets, partition};
+use tierline_train::federated::Share;
 use tierline_zoo::{Batch, Bn, Options};
 
 fn engine() -> Arc<dyn Engine> {
@@ -216,4 +217,90 @@ fn scenarios_that_make_no_sense_are_refused() {
         let error = simulate("[federation.cloud]\nrounds = 1\n", 4, &scenario).unwrap_err();
         assert!(error.to_string().starts_with(what), "{error}");
     }
+}
+
+#[test]
+fn ends_that_look_see_what_the_cloud_would() {
+    let all = pictures(480, 1);
+    let shares = partition(&all, &Partition::Dirichlet { alpha: 0.5 }, 6, 9).unwrap();
+    let ends: Vec<Dataset> = shares.iter().map(|share| all.subset(share).unwrap()).collect();
+    let told = |federation: &str, ends: Vec<Dataset>, test: Option<&Dataset>, scenario: &Scenario| {
+        let mut job = job(federation);
+        job.data.hold_out = Some(0.25);
+        let mut told = Vec::new();
+        let examples = Examples { ends, test };
+        let stop = AtomicBool::new(false);
+        let outcome =
+            run(&engine(), &network(), &job, examples, scenario, &stop, &mut |round| told.push(round.clone())).unwrap();
+        assert_eq!(outcome.rounds, told);
+        (told, outcome.model.to_bytes().unwrap())
+    };
+    let at_ends = "[federation]\nevaluate_at = 'ends'\n[federation.cloud]\nrounds = 3\n";
+    let mut holding_out = job(at_ends);
+    holding_out.data.hold_out = Some(0.25);
+    let divided: Vec<Share> = ends.iter().map(|end| Share::of(end, &holding_out).unwrap()).collect();
+    let (rounds, model) = told(at_ends, ends.clone(), None, &Scenario::default());
+    assert_eq!(rounds.iter().map(|r| r.round).collect::<Vec<_>>(), [1, 2, 3]);
+
+    let seen = divided.iter().map(|share| share.seen.clone()).collect();
+    let (alone, same) = told("[federation.cloud]\nrounds = 3\n", seen, None, &Scenario::default());
+    assert!(model == same, "looking changes nothing");
+    assert!(alone.iter().all(|r| r.accuracy.is_none()));
+
+    // Each end's examples at the cloud in turn; together they are what ends say.
+    let (mut right, mut examples, mut loss) = (0.0, 0.0, 0.0);
+    for share in &divided {
+        let test = share.held_out.as_ref().unwrap();
+        let seen = divided.iter().map(|share| share.seen.clone()).collect();
+        let (at_cloud, _) = told("[federation.cloud]\nrounds = 3\n", seen, Some(test), &Scenario::default());
+        let n = test.len() as f64;
+        right += at_cloud[2].accuracy.unwrap() * n;
+        loss += at_cloud[2].loss.unwrap() * n;
+        examples += n;
+    }
+    let last = rounds.last().unwrap();
+    assert!((last.accuracy.unwrap() - right / examples).abs() < 1e-9);
+    assert!((last.loss.unwrap() - loss / examples).abs() < 1e-6);
+
+    // Through an edge it is the same.
+    let through = format!("{at_ends}[federation.edge]\nrounds = 1\n");
+    let (through, _) = told(&through, ends, None, &Scenario { edges: 1, ..Scenario::default() });
+    for (a, b) in rounds.iter().zip(&through) {
+        assert!((a.accuracy.unwrap() - b.accuracy.unwrap()).abs() < 0.02, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn models_of_ends_own_beat_a_shared_one_where_ends_differ() {
+    let shared = personal("[federation]\nevaluate_at = 'ends'\n", 0);
+    for kind in
+        ["kind = 'finetune'\nepochs = 3", "kind = 'ditto'\nlambda = 0.05", "kind = 'fedper'\nkeep = ['w2', 'w3']"]
+    {
+        for edges in [0, 2] {
+            let outcome = personal(&format!("[federation.personal]\n{kind}\n"), edges);
+            assert!(
+                accuracy(&outcome) > accuracy(&shared) + 0.1,
+                "{kind}: {} {}",
+                accuracy(&outcome),
+                accuracy(&shared)
+            );
+            assert_eq!(outcome.own.len(), 6, "each end has its own");
+            assert!(outcome.rounds.iter().all(|r| r.accuracy.is_some()));
+        }
+    }
+}
+
+/// Six ends, half of which call things by other names.
+fn personal(federation: &str, edges: usize) -> Outcome {
+    let ends = (0..6).map(|end| {
+        let pictures = pictures(80, 10 + end);
+        pictures.relabelled(|class, count| if end % 2 == 0 { class } else { (class + 3) % count }).unwrap()
+    });
+    let edge = if edges > 0 { "[federation.edge]\nrounds = 2\n" } else { "" };
+    let mut job = job(&format!("{federation}[federation.cloud]\nrounds = 4\n{edge}"));
+    job.data.hold_out = Some(0.25);
+    job.epochs = 3;
+    let scenario = Scenario { edges, ..Scenario::default() };
+    let examples = Examples { ends: ends.collect(), test: None };
+    run(&engine(), &network(), &job, examples, &scenario, &AtomicBool::new(false), &mut |_| ()).unwrap()
 }

@@ -7,9 +7,10 @@ use tierline_proto::v1::job_control_request::What;
 use tierline_proto::v1::{Empty, JobControlRequest, JobInfo, JobRequest};
 
 use super::client::{connect, refused};
-use super::train::{Followed, follow};
+use super::train::{Followed, fetch_model, follow};
 use super::{Global, block_on};
-use crate::output::{self, Outcome};
+use crate::models;
+use crate::output::{self, Exit, ExitWith, Outcome};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum JobVerb {
@@ -19,6 +20,8 @@ pub enum JobVerb {
     Show(Named),
     /// A job's rounds so far, and those to come; its model at the end
     Logs(Logs),
+    /// Save a job's model; asked of an end that has a model of its own, that one
+    Model(Save),
     /// Give out no new work; what is under way still counts
     Pause(Named),
     /// Give out work again
@@ -49,6 +52,22 @@ pub struct Logs {
     /// Folder for the model and the curves; `NAME.run` unless said
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Save {
+    #[command(flatten)]
+    job: Named,
+    /// The file; `NAME.onnx` unless said
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// A model that was saved.
+#[derive(Debug, Serialize)]
+struct Saved {
+    file: PathBuf,
+    model: String,
 }
 
 /// Every job, for programs.
@@ -111,6 +130,7 @@ pub fn job(global: &Global, verb: JobVerb) -> Outcome {
             JobVerb::Ls(place) => list(global, &place).await,
             JobVerb::Show(named) => show(global, &named).await,
             JobVerb::Logs(logs) => self::logs(global, &logs).await,
+            JobVerb::Model(save) => self::save(global, &save).await,
             JobVerb::Pause(named) => control(global, &named, What::Pause).await,
             JobVerb::Resume(named) => control(global, &named, What::Resume).await,
             JobVerb::Cancel(named) => control(global, &named, What::Cancel).await,
@@ -169,6 +189,18 @@ async fn logs(global: &Global, logs: &Logs) -> Outcome {
     match follow(global, &mut node, &info, &folder).await? {
         Followed::Ended | Followed::Left => Ok(()),
     }
+}
+
+async fn save(global: &Global, save: &Save) -> Outcome {
+    let info = get(global, &save.job).await?;
+    let mut node = connect(global, save.job.node.endpoint.as_deref()).await?;
+    let bytes = fetch_model(&mut node, &info).await?;
+    let file = save.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.onnx", info.name)));
+    std::fs::write(&file, &bytes)
+        .map_err(|e| anyhow::anyhow!("cannot write {}: {e}", file.display()))
+        .exit_with(Exit::Failure)?;
+    let saved = Saved { file, model: models::digest(&bytes) };
+    global.output().data(&saved, |saved| format!("model   {}\ndigest  {}", saved.file.display(), saved.model))
 }
 
 async fn control(global: &Global, named: &Named, what: What) -> Outcome {

@@ -12,7 +12,7 @@ use tierline::datasets::Datasets;
 use tierline_engine::Evaluator;
 use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};
-use tierline_sim::{Examples, Scenario};
+use tierline_sim::{Examples, Outcome, Scenario};
 use tierline_train::{Job, init};
 use tierline_zoo::{Batch, Bn, Options};
 
@@ -104,6 +104,11 @@ impl Federation {
 
     /// The model that the simulation makes of the same data.
     pub fn simulated(&self, ends: &[&Node], scenario: &Scenario) -> Vec<u8> {
+        self.outcome(ends, scenario).model.to_bytes().unwrap()
+    }
+
+    /// What the simulation makes of the same data.
+    fn outcome(&self, ends: &[&Node], scenario: &Scenario) -> Outcome {
         // As the tests' nodes.
         let engine = tierline_engine::rten();
         let job: Job =
@@ -114,8 +119,7 @@ impl Federation {
         let data = ends.iter().map(|end| Datasets::of(&end.data).open("squares").unwrap());
         let stop = AtomicBool::new(false);
         let examples = Examples { ends: data.collect(), test: None };
-        let outcome = tierline_sim::run(&engine, &model, &job, examples, scenario, &stop, &mut |_| ()).unwrap();
-        outcome.model.to_bytes().unwrap()
+        tierline_sim::run(&engine, &model, &job, examples, scenario, &stop, &mut |_| ()).unwrap()
     }
 
     pub fn model(&self) -> Vec<u8> {
@@ -246,6 +250,46 @@ fn edges_pass_a_flat_job_on_and_any_of_them_may_die() {
         let over = |node: &Node| node.ask(&["job", "show", "squares", "--json"]).json()["state"] == "over";
         edges.iter().chain(&ends).all(over).then_some(())
     });
+}
+
+#[test]
+fn ends_have_models_of_their_own_and_look_at_them_themselves() {
+    for (federation, edges) in [
+        ("[federation.personal]\nkind = 'ditto'\n[federation.cloud]\nrounds = 3\nclients = { min = 2 }\n", 0),
+        (
+            "[federation.personal]\nkind = 'fedper'\nkeep = ['w2', 'w3']\n[federation.cloud]\nrounds = 2\n\
+             clients = { min = 2 }\n[federation.edge]\nrounds = 2\nclients = { min = 2 }\n",
+            2,
+        ),
+    ] {
+        let federation = Federation::new(federation);
+        let job = federation.folder.path().join("squares.toml");
+        let text = std::fs::read_to_string(&job).unwrap().replace("test = 'held-out'", "hold_out = 0.25");
+        std::fs::write(&job, text).unwrap();
+        let parents: Vec<Node> = (0..edges).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
+        let parent = |end: u64| parents.get(end as usize / 2).map_or(&federation.site.cloud.url, |edge| &edge.url);
+        let ends: Vec<Node> = (0..2 * edges.max(1) as u64).map(|i| federation.end(i, parent(i))).collect();
+        let lines = lines(&federation.train());
+        let scenario = Scenario { edges, ..Scenario::default() };
+        let simulated = federation.outcome(&ends.iter().collect::<Vec<_>>(), &scenario);
+        assert!(federation.model() == simulated.model.to_bytes().unwrap(), "what is shared, bit for bit");
+        let rounds = rounds(&lines);
+        assert_eq!(rounds.len(), simulated.rounds.len());
+        for (round, same) in rounds.iter().zip(&simulated.rounds) {
+            assert_eq!(round["accuracy"].as_f64(), same.accuracy, "{round}");
+            assert_eq!(round["loss"].as_f64(), same.loss, "{round}");
+        }
+        for (number, end) in ends.iter().enumerate() {
+            let file = federation.folder.path().join(format!("{number}.onnx"));
+            let ran = end.ask(&["job", "model", "squares", "--out", file.to_str().unwrap(), "--json"]);
+            assert_eq!(ran.code, 0, "{ran:?}");
+            let own = std::fs::read(&file).unwrap();
+            assert_eq!(ran.json()["model"], blake3::hash(&own).to_hex().as_str());
+            let same = &simulated.own[&format!("end-{number:03}")];
+            assert!(own == same.to_bytes().unwrap(), "what is its own, bit for bit");
+            assert!(own != federation.model());
+        }
+    }
 }
 
 /// Rounds that have ended, of the only job.

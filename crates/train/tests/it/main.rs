@@ -3,6 +3,7 @@
 mod bad_input;
 mod batches;
 mod detecting;
+mod federated;
 mod formats;
 mod mutations;
 mod partitions;

@@ -14,6 +14,9 @@ pub enum Event {
         version: u64,
         /// Rounds to run from here on.
         rounds: u64,
+        /// Whether members look at the model that they lead to, in one more
+        /// round that makes none.
+        look: bool,
         /// What asked for it: told back when they are done.
         stretch: u64,
     },
@@ -45,7 +48,8 @@ pub enum Event {
         /// What is wrong with it.
         reason: String,
     },
-    /// The model of [`Action::Make`] is made and kept.
+    /// The model of [`Action::Make`] is made and kept, or [`Action::Looked`]
+    /// is dealt with.
     Made {
         /// Its number.
         version: u64,
@@ -105,6 +109,14 @@ pub enum Action {
         members: usize,
         /// Whether it is the last of its stretch.
         last: bool,
+    },
+    /// Members have looked at the newest model; then [`Event::Made`] with its
+    /// number.
+    Looked {
+        /// That number.
+        version: u64,
+        /// What they say; nothing when all of them are gone.
+        counted: Vec<Counted>,
     },
     /// All rounds of a stretch are done.
     Done {

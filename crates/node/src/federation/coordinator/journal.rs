@@ -19,6 +19,8 @@ pub enum Record {
         version: u64,
         /// Rounds to run.
         rounds: u64,
+        /// Whether members look at the last model.
+        look: bool,
         /// What asked for it.
         stretch: u64,
     },
@@ -30,6 +32,8 @@ pub enum Record {
         version: u64,
         /// How many answers are enough.
         goal: usize,
+        /// Whether nothing is to be learned.
+        look: bool,
         /// What, to whom.
         tasks: Vec<(Task, String)>,
     },
@@ -98,6 +102,8 @@ pub struct Ledger {
     /// End of the stretch (one past its last round), and its name.
     pub(super) until: u64,
     pub(super) stretch: u64,
+    /// Whether the stretch's last round only looks at its model.
+    pub(super) look: bool,
     /// What the stretch counted so far.
     pub(super) so_far: Vec<Counted>,
     /// Answers that are enough for the round under way; `None` before it began.
@@ -125,6 +131,8 @@ pub(super) struct Given {
     pub(super) member: String,
     pub(super) round: u64,
     pub(super) version: u64,
+    /// Whether the answer holds nothing but a report.
+    pub(super) look: bool,
     pub(super) fate: Fate,
 }
 
@@ -147,18 +155,18 @@ impl Ledger {
     pub(super) fn apply(&mut self, record: Record) {
         match record {
             Record::Snapshot(ledger) => *self = *ledger,
-            Record::Began { version, rounds, stretch } => {
-                (self.version, self.base, self.stretch) = (version, version, stretch);
-                self.until = self.round + rounds;
+            Record::Began { version, rounds, look, stretch } => {
+                (self.version, self.base, self.stretch, self.look) = (version, version, stretch, look);
+                self.until = self.round + rounds + u64::from(look);
                 self.so_far.clear();
                 self.goal = None;
             }
-            Record::Asked { round, version, goal, tasks } => {
+            Record::Asked { round, version, goal, look, tasks } => {
                 self.goal = Some(goal);
                 for (task, member) in tasks {
                     self.next_task = self.next_task.max(task.0 + 1);
                     self.members.entry(member.clone()).or_default().task = Some(task);
-                    self.tasks.insert(task, Given { member, round, version, fate: Fate::Open });
+                    self.tasks.insert(task, Given { member, round, version, look, fate: Fate::Open });
                 }
             }
             Record::Counted { member, update } => {
@@ -195,8 +203,8 @@ impl Ledger {
                 (self.making, self.goal) = (None, None);
                 self.version = version;
                 self.round += 1;
-                if enough {
-                    self.until = self.round;
+                if enough && self.round < self.until {
+                    self.until = self.round + u64::from(self.look);
                 }
                 for given in self.tasks.values_mut() {
                     if matches!(given.fate, Fate::Closed(_)) {
@@ -219,6 +227,12 @@ impl Ledger {
     /// Whether all rounds that were asked for are done, or none were.
     pub(super) fn is_idle(&self) -> bool {
         self.round >= self.until
+    }
+
+    /// Whether the round under way makes no model: its members look at the
+    /// newest one.
+    pub(super) fn looks(&self) -> bool {
+        self.look && self.round + 1 == self.until
     }
 
     /// The task that a member was given and has not answered.

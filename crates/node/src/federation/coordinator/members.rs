@@ -78,6 +78,10 @@ impl Coordinator {
     }
 
     fn too_stale(&self, given: &Given) -> bool {
+        // Nothing that was learned before counts any more.
+        if self.ledger.looks() && !given.look {
+            return true;
+        }
         match self.terms.timing {
             Timing::Buffer { staleness_max, .. } => self.ledger.version - given.version > staleness_max,
             Timing::Round => given.round < self.ledger.round && self.terms.clients.late == Late::Refuse,
@@ -98,7 +102,9 @@ impl Coordinator {
             entry.failures = 0;
         }
         self.keep(Record::Counted { member: member.clone(), update: update.clone() }, out);
-        out.push(self.add(&given, &update));
+        if !given.look {
+            out.push(self.add(&given, &update));
+        }
         out.push(Action::Answer { member: member.clone(), task, verdict: Verdict::Counted });
         out.push(Action::Tell { member });
     }

@@ -18,7 +18,7 @@ use tierline_federate::{Clients, Timing, select};
 pub use self::event::{Action, Event};
 use self::journal::{Fate, Given};
 pub use self::journal::{Ledger, Record};
-use super::{Assignment, Standing, Update};
+use super::{Assignment, Standing, Task, Update};
 use crate::time::Time;
 
 /// Members of one coordinator.
@@ -148,9 +148,11 @@ impl Coordinator {
         // Whoever doesn't come back is away from now on.
         let away = Member { lost_at: Some(now), asked_at: now, ..Member::default() };
         it.members = it.ledger.members.keys().map(|name| (name.clone(), away.clone())).collect();
-        let mut actions: Vec<Action> = it.ledger.closed().map(|(given, update)| it.add(given, update)).collect();
+        let learned = |(given, _): &(&Given, &Update)| !given.look;
+        let add = |(given, update)| it.add(given, update);
+        let mut actions: Vec<Action> = it.ledger.closed().filter(learned).map(add).collect();
         actions.extend(it.make());
-        actions.extend(it.ledger.waiting().map(|(given, update)| it.add(given, update)));
+        actions.extend(it.ledger.waiting().filter(learned).map(add));
         it.announced = it.ledger.until == 0;
         if !it.announced && it.ledger.is_idle() {
             it.announce(&mut actions);
@@ -190,11 +192,11 @@ impl Coordinator {
         let mut actions = Vec::new();
         let out = &mut actions;
         match event {
-            Event::Begin { version, rounds, stretch } => {
+            Event::Begin { version, rounds, look, stretch } => {
                 // Asked again by who was killed meanwhile: told again when it is done.
                 self.announced = false;
                 if !self.knows(stretch) {
-                    self.keep(Record::Began { version, rounds, stretch }, out);
+                    self.keep(Record::Began { version, rounds, look, stretch }, out);
                     self.compact(out);
                     self.tell_all(out);
                 }
@@ -204,7 +206,8 @@ impl Coordinator {
             Event::Arrived { member, update } => self.arrived(now, member, update, out),
             Event::Unfit { member, task, reason } => self.unfit(member, task, reason, out),
             Event::Made { version, enough } => {
-                if self.ledger.making.is_some() && version == self.ledger.version + 1 {
+                let next = self.ledger.version + u64::from(!self.ledger.looks());
+                if self.ledger.making.is_some() && version == next {
                     self.keep(Record::Made { version, enough }, out);
                     self.compact(out);
                     self.tell_all(out);
@@ -242,9 +245,17 @@ impl Coordinator {
             return Assignment::Out { reason: reason.to_owned() };
         }
         match ledger.task_of(member).and_then(|task| Some((task, ledger.tasks.get(&task)?))) {
-            Some((task, given)) => Assignment::Work { task, round: given.round, version: given.version },
+            Some((task, given)) => {
+                Assignment::Work { task, round: given.round, version: given.version, look: given.look }
+            }
             None => Assignment::Wait,
         }
+    }
+
+    /// Whether the answer to a task holds nothing but a report.
+    #[must_use]
+    pub fn is_look(&self, task: Task) -> bool {
+        self.ledger.tasks.get(&task).is_some_and(|given| given.look)
     }
 
     /// Whether the latest stretch is this one, under way or done.
@@ -316,7 +327,12 @@ impl Coordinator {
 impl Member {
     /// Whether it is there, and can be asked for work.
     fn is_able(&self) -> bool {
-        self.present && matches!(self.standing, Some(Standing::Ready { .. }))
+        self.present && self.may_work()
+    }
+
+    /// Whether it can be asked for work, if it is there.
+    fn may_work(&self) -> bool {
+        matches!(self.standing, Some(Standing::Ready { .. }))
     }
 
     fn examples(&self) -> u64 {

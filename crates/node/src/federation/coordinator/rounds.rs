@@ -22,7 +22,8 @@ impl Coordinator {
         let at_work = self.members.iter().filter(|(name, _)| ledger.task_of(name).is_some());
         let away = at_work.filter_map(|(_, m)| m.lost_at).map(|t| t + patience);
         let deadline = ledger.goal.and(terms.clients.deadline()).map(|d| self.begun_at + d);
-        let before = ledger.goal.is_none() && !ledger.paused && matches!(terms.timing, Timing::Round);
+        let together = ledger.looks() || matches!(terms.timing, Timing::Round);
+        let before = ledger.goal.is_none() && !ledger.paused && together;
         let gather = before.then_some(self.gathering_since).flatten().map(|t| t + GATHER);
         let settle = before.then_some(self.settling).flatten().map(|t| t + SETTLE);
         // A time that the last step has seen has done what it does.
@@ -52,8 +53,12 @@ impl Coordinator {
             return;
         }
         match self.terms.timing {
-            Timing::Round => self.ask_round(now, out),
-            Timing::Buffer { size, .. } => self.ask_more(now, size, out),
+            Timing::Buffer { size, .. } if !self.ledger.looks() => self.ask_more(now, size, out),
+            _ => self.ask_round(now, out),
+        }
+        // One that looks at a model and finds nobody to ask is over.
+        if self.ledger.looks() && self.ledger.goal == Some(0) {
+            self.close(out);
         }
     }
 
@@ -80,10 +85,13 @@ impl Coordinator {
         if counted >= goal {
             return true;
         }
-        let enough = counted >= self.terms.clients.min.min(goal);
+        // A model that is made doesn't wait for those who would look at it.
+        let looks = self.ledger.looks();
+        let enough = looks || counted >= self.terms.clients.min.min(goal) && counted > 0;
         let late = self.terms.clients.deadline().is_some_and(|d| now.since(self.begun_at) >= d);
-        let nobody_left = matches!(self.terms.timing, Timing::Round) && self.at_work() == 0;
-        enough && counted > 0 && (late || nobody_left)
+        let together = looks || matches!(self.terms.timing, Timing::Round);
+        let nobody_left = together && self.at_work() == 0;
+        enough && (late || nobody_left)
     }
 
     /// Members at work for the round under way.
@@ -99,7 +107,7 @@ impl Coordinator {
         out.extend(self.make());
     }
 
-    /// What makes the model of a round that closed.
+    /// What makes the model of a round that closed, or tells what was seen.
     pub(super) fn make(&self) -> Option<Action> {
         let Self { ledger, .. } = self;
         let members = ledger.making?;
@@ -108,12 +116,15 @@ impl Coordinator {
             report: update.report,
             staleness: ledger.staleness(given),
         });
+        if ledger.looks() {
+            return Some(Action::Looked { version: ledger.version, counted: counted.collect() });
+        }
         Some(Action::Make {
             version: ledger.version + 1,
             round: ledger.round,
             counted: counted.collect(),
             members,
-            last: ledger.round + 1 >= ledger.until,
+            last: ledger.round + 1 + u64::from(ledger.look) >= ledger.until,
         })
     }
 
@@ -138,7 +149,7 @@ impl Coordinator {
         let Some(goal) = self.ledger.goal else { return self.begin_round(now, out) };
         // All that were asked have answered or were lost, and it isn't enough.
         let missing = self.terms.clients.min.saturating_sub(self.ledger.waiting().count());
-        if missing > 0 && self.at_work() == 0 {
+        if missing > 0 && !self.ledger.looks() && self.at_work() == 0 {
             let answered = self.answered();
             let fresh = self.eligible().filter(|member| !answered.contains(member)).count();
             if fresh > 0 {
@@ -150,9 +161,12 @@ impl Coordinator {
 
     fn begin_round(&mut self, now: Time, out: &mut Vec<Action>) {
         let Clients { per_round, min, over, late, .. } = self.terms.clients;
+        // Everybody who is there looks.
+        let looks = self.ledger.looks();
+        let (per_round, min) = if looks { (None, 0) } else { (per_round, min) };
         // Whoever still works for a round that is over is not asked until it
         // answers or is told to stop.
-        if late == Late::Refuse {
+        if late == Late::Refuse || looks {
             let stale: Vec<(Task, String)> = self.ledger.open().map(|(task, g)| (task, g.member.clone())).collect();
             for (task, member) in stale {
                 self.keep(Record::Dropped { task }, out);
@@ -160,7 +174,14 @@ impl Coordinator {
             }
         }
         let eligible = self.eligible().count();
-        let wanted = per_round.map_or(eligible, |n| (n as f64 * over).ceil() as usize).max(min);
+        let wanted = match per_round {
+            // Members that are away for a moment may want to look as well.
+            None if looks => {
+                self.members.iter().filter(|(m, at)| at.may_work() && self.ledger.out(m).is_none()).count()
+            }
+            None => eligible.max(min),
+            Some(n) => ((n as f64 * over).ceil() as usize).max(min),
+        };
         if eligible < min {
             self.gathering_since = None;
             return;
@@ -220,8 +241,8 @@ impl Coordinator {
         let chosen = terms.clients.select.choose(&candidates, count, ledger.round, &mut rng);
         let names: Vec<String> = chosen.into_iter().map(|i| candidates[i].member.to_owned()).collect();
         let tasks = (ledger.next_task..).map(Task).zip(names.clone()).collect();
-        let (round, version) = (ledger.round, ledger.version);
-        self.keep(Record::Asked { round, version, goal, tasks }, out);
+        let (round, version, look) = (ledger.round, ledger.version, ledger.looks());
+        self.keep(Record::Asked { round, version, goal, look, tasks }, out);
         for member in names {
             if let Some(entry) = self.members.get_mut(&member) {
                 entry.asked_at = now;

@@ -18,7 +18,7 @@ use tierline_train::job::Weights;
 use tierline_train::{Job, TrainError, init};
 
 pub use self::sim::Sim;
-pub use self::site::{Followed, follow};
+pub use self::site::{Followed, fetch_model, follow};
 use super::{Global, usage};
 use crate::datasets::{Datasets, DatasetsError};
 use crate::models;
@@ -144,6 +144,12 @@ fn read(path: &Path) -> Outcome<Job> {
         .map_err(|e| anyhow::anyhow!("cannot read {path:?}: {e}"))
         .exit_with(Exit::Configuration)?;
     toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display())).exit_with(Exit::Configuration)
+}
+
+/// What is learned from, where each end holds out its own.
+fn learned_from(global: &Global, job: &Job) -> Outcome<Dataset> {
+    let whole = Datasets::of(&global.data_folder()).open(&job.data.train).map_err(refused)?;
+    Ok(if whole.splits().contains(&"train") { whole.named_split("train")? } else { whole })
 }
 
 /// What is learned from, and what is held out.

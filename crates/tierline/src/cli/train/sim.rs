@@ -9,7 +9,7 @@ use tierline_train::Job;
 use tierline_train::data::{Partition, partition};
 
 use super::rounds::Rounds;
-use super::{Folder, Train, data, model, stopped_by_user};
+use super::{Folder, Train, data, learned_from, model, stopped_by_user};
 use crate::cli::{Global, usage};
 use crate::models;
 use crate::output::{Exit, ExitWith, Failure, Outcome};
@@ -117,7 +117,16 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     let scenario = args.scenario()?;
     let folder = Folder::beside(&args.job, args.out.as_deref());
     let engine = models::engine(global)?;
-    let (seen, held_out) = data(global, &job)?;
+    let (seen, held_out) = if federation.looks_at_ends() {
+        let hint = "add hold_out = 0.2 under [data]";
+        if job.data.hold_out.is_none() {
+            let text = "ends look at models with examples of their own, and the job says not how many they hold out";
+            return Err(Failure::message(Exit::Configuration, text).hint(hint));
+        }
+        (learned_from(global, &job)?, None)
+    } else {
+        data(global, &job)?
+    };
     let shares = partition(&seen, &args.partition, args.ends, job.seed).exit_with(Exit::Configuration)?;
     let shares = shares.iter().map(|share| seen.subset(share)).collect::<Result<Vec<_>, _>>()?;
     let model = model(&args.job, &job, &engine)?;

@@ -80,7 +80,7 @@ pub async fn follow(
     for out in &info.excluded {
         shown.without("is not in it", Some(&out.node), Some(&out.reason));
     }
-    let mut events = node.job_watch(request.clone()).await.map_err(|s| refused(&s))?.into_inner();
+    let mut events = node.job_watch(request).await.map_err(|s| refused(&s))?.into_inner();
     loop {
         let event = tokio::select! {
             event = events.message() => event.map_err(|s| refused(&s))?,
@@ -105,14 +105,21 @@ pub async fn follow(
             }
         }
     }
-    let mut stream = node.job_model(request).await.map_err(|s| refused(&s))?.into_inner();
-    let mut bytes = Vec::new();
-    while let Some(chunk) = stream.message().await.map_err(|s| refused(&s))? {
-        bytes.extend_from_slice(&chunk.data);
-    }
+    let bytes = fetch_model(node, info).await?;
     std::fs::create_dir_all(folder)?;
     let folder = Folder(folder.to_owned());
     std::fs::write(folder.model(), bytes)?;
     shown.done(&folder, None)?;
     Ok(Followed::Ended)
+}
+
+/// Fetches a job's model.
+pub async fn fetch_model(node: &mut LocalClient<Channel>, info: &JobInfo) -> Outcome<Vec<u8>> {
+    let request = JobRequest { job: crate::cli::job::digest(info) };
+    let mut stream = node.job_model(request).await.map_err(|s| refused(&s))?.into_inner();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.message().await.map_err(|s| refused(&s))? {
+        bytes.extend_from_slice(&chunk.data);
+    }
+    Ok(bytes)
 }

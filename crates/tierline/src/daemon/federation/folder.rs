@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use tierline_federate::wire;
+use tierline_federate::{RoundScores, wire};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 
@@ -72,7 +72,11 @@ impl Folder {
         self.0.join(format!("server-{version}"))
     }
 
-    /// The newest model, for use.
+    fn last_round(&self) -> PathBuf {
+        self.0.join("round.json")
+    }
+
+    /// The newest model, for use; of an end, its own.
     #[must_use]
     pub fn result(&self) -> PathBuf {
         self.0.join("model.onnx")
@@ -203,13 +207,36 @@ impl Folder {
         self.write(path, &bytes)
     }
 
+    /// The last round, of which members haven't said all.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub fn load_round(&self) -> Result<Option<RoundScores>, Failure> {
+        let path = self.last_round();
+        if !path.exists() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&self.read(&path)?)
+            .map(Some)
+            .map_err(|e| Failure::new(Code::Corrupt, format!("{}: {e}", path.display())))
+    }
+
+    /// Keeps a round of which members haven't said all.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save_round(&self, round: &RoundScores) -> Result<(), Failure> {
+        let json = serde_json::to_vec(round).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+        self.write(&self.last_round(), &json)
+    }
+
     /// Removes everything but the result.
     pub fn clear(&self) {
         for folder in ["in", "out"] {
             // What stays behind only takes room.
             let _ = std::fs::remove_dir_all(self.0.join(folder));
         }
-        self.remove(&[self.kept()]);
+        self.remove(&[self.kept(), self.last_round()]);
         for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with("server-") {
                 self.remove(&[entry.path()]);

@@ -16,7 +16,7 @@ use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Failure, child_message};
 use tierline_proto::{Digest, Role};
 use tierline_train::data::Dataset;
-use tierline_train::federated::{self, Blueprint, Workplace};
+use tierline_train::federated::{self, Blueprint, Share, Workplace};
 use tokio::sync::mpsc;
 
 use super::messages::internal;
@@ -75,7 +75,7 @@ struct Desk {
     /// The job's.
     seed: u64,
     /// Of an end.
-    place: Option<(Workplace, Dataset)>,
+    place: Option<(Workplace, Share)>,
 }
 
 impl Lower {
@@ -158,12 +158,15 @@ impl Member {
             ToLower::Event(event) => self.step(event),
             ToLower::Fetched { work, model } => {
                 if let (Some(above), true) = (&self.lower.above, self.participant.working() == Some(work)) {
-                    let _ = above.send(ToUpper::Begin { task: work.task, model }).await;
+                    let _ = above.send(ToUpper::Begin { task: work.task, model, look: work.look }).await;
                 }
                 Ok(())
             }
-            ToLower::Gathered { task, contribution } => {
+            ToLower::Gathered { task, mut contribution } => {
                 let Some(work) = self.participant.working().filter(|work| work.task == task) else { return Ok(()) };
+                if work.look {
+                    contribution.vectors.clear();
+                }
                 let held = tokio::task::block_in_place(|| {
                     let desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
                     let desk = desk.as_ref().ok_or_else(|| internal("the job isn't prepared"))?;
@@ -361,16 +364,30 @@ fn made(node: &Node, manifest: &JobManifest, model: Bytes, coordinates: bool) ->
         let help = e.help().map_or(String::new(), |help| format!("; {help}"));
         Failure::new(Code::Infeasible, format!("{e}{help}"))
     })?;
-    let data = match all.splits().contains(&"train") {
-        true => all.named_split("train").map_err(internal)?,
-        false => all,
-    };
+    let mut share = Share::of(&all, job).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
+    if let (true, Some(name)) = (manifest.federation().looks_at_ends(), &job.data.test)
+        && let Some(other) = held_out(node, name)?
+    {
+        share.held_out = Some(other);
+    }
     let place = Workplace::new(&node.engine, model, job, &node.config().load_options()).map_err(internal)?;
-    place.check(&data).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
-    let examples = data.len() as u64;
+    for data in [&share.seen].into_iter().chain(&share.held_out) {
+        place.check(data).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
+    }
+    let examples = share.seen.len() as u64;
     let layout = place.blueprint().layout().clone();
     let initial = place.blueprint().initial();
-    Ok((Desk { layout, initial, seed: job.seed, place: Some((place, data)) }, examples))
+    Ok((Desk { layout, initial, seed: job.seed, place: Some((place, share)) }, examples))
+}
+
+/// A data set to look at models with, if the node has it.
+fn held_out(node: &Node, name: &str) -> Result<Option<Dataset>, Failure> {
+    let known = Datasets::of(&node.config().data);
+    if known.record(name).is_err() {
+        return Ok(None);
+    }
+    let all = known.open(name).map_err(internal)?;
+    Ok(Some(if all.splits().contains(&"test") { all.named_split("test").map_err(internal)? } else { all }))
 }
 
 impl Desk {
@@ -384,14 +401,21 @@ impl Desk {
         start: &Vectors,
         stop: &AtomicBool,
     ) -> Result<Option<Update>, Failure> {
-        let Some((place, data)) = &mut self.place else { return Err(internal("this node doesn't train")) };
+        let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
         let begun = Instant::now();
         let before = folder.load_kept()?;
         let mut kept = before.clone();
         let task = federated::Task { member: node.name(), round: work.round, start };
-        let Some(mut contribution) = place.work(task, data, &mut kept, stop).map_err(internal)? else {
-            return Ok(None);
+        let done = if work.look {
+            let concluded = place.conclude(task, share, &kept, stop).map_err(internal)?;
+            if let Some((_, Some(own))) = &concluded {
+                folder.write(&folder.result(), &own.to_bytes().map_err(internal)?)?;
+            }
+            concluded.map(|(report, _)| Contribution { vectors: Vectors::new(), report })
+        } else {
+            place.work(task, share, &mut kept, stop).map_err(internal)?
         };
+        let Some(mut contribution) = done else { return Ok(None) };
         // A device that is said to be slower is.
         std::thread::sleep(begun.elapsed().mul_f64((node.config().slowdown - 1.0).max(0.0)));
         contribution.report.seconds = begun.elapsed().as_secs_f64();

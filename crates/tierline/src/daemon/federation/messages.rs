@@ -1,9 +1,10 @@
 //! What jobs say on the wire, and what the machines make of it: every
 //! conversion between the two.
 
-use tierline_federate::Report;
+use tierline_federate::{HeldOut, Report};
 use tierline_node::federation::{Assignment, Standing, Task, Update, Verdict};
 use tierline_proto::Digest;
+use tierline_proto::v1;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
     Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, TaskFailure, UpdateHeader, WorkOrder, WorkReport,
@@ -45,9 +46,9 @@ pub(super) fn want(assignment: Assignment, model: Option<Digest>) -> Want {
         Assignment::Wait => Want::Wait(Empty {}),
         Assignment::Over { .. } => Want::Over(Empty {}),
         Assignment::Out { reason } => Want::Out(Failure::new(Code::Forbidden, reason)),
-        Assignment::Work { task, round, version } => {
+        Assignment::Work { task, round, version, look } => {
             let model = model.map(Digest::to_bytes).unwrap_or_default();
-            Want::Work(WorkOrder { task: task.0, round, version, model })
+            Want::Work(WorkOrder { task: task.0, round, version, model, look })
         }
     }
 }
@@ -64,9 +65,9 @@ pub(super) fn assignment_of(want: Want) -> Result<Option<(Assignment, Option<Dig
         // Which model is the last one matters to nobody below.
         Want::Over(_) => (Assignment::Over { version: 0 }, None),
         Want::Out(failure) => (Assignment::Out { reason: failure.message }, None),
-        Want::Work(WorkOrder { task, round, version, model }) => {
+        Want::Work(WorkOrder { task, round, version, model, look }) => {
             let model = if model.is_empty() { None } else { Some(digest(&model)?) };
-            (Assignment::Work { task: Task(task), round, version }, model)
+            (Assignment::Work { task: Task(task), round, version, look }, model)
         }
     }))
 }
@@ -152,6 +153,7 @@ fn report(report: &Report) -> WorkReport {
         seconds: report.seconds,
         bytes_up: report.bytes_up,
         bytes_down: report.bytes_down,
+        held_out: report.held_out.map(|h| v1::HeldOut { examples: h.examples, loss: h.loss, accuracy: h.accuracy }),
     }
 }
 
@@ -165,5 +167,6 @@ fn report_of(message: WorkReport) -> Report {
         seconds: message.seconds,
         bytes_up: message.bytes_up,
         bytes_down: message.bytes_down,
+        held_out: message.held_out.map(|h| HeldOut { examples: h.examples, loss: h.loss, accuracy: h.accuracy }),
     }
 }

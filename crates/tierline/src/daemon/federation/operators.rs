@@ -162,8 +162,11 @@ impl Node {
         let folder = Folder::open(&self.config.data, row.job)?;
         let read = std::fs::read(folder.result());
         read.map(Bytes::from).map_err(|_| {
-            Failure::new(Code::NotFound, format!("job {} has made no model yet", row.name))
-                .with_help("follow it with: tierline job logs JOB")
+            let text = match row.coordinates {
+                true => format!("job {} has made no model yet", row.name),
+                false => format!("job {} has left no model of its own on {}", row.name, self.name()),
+            };
+            Failure::new(Code::NotFound, text).with_help("follow it on the cloud with: tierline job logs JOB")
         })
     }
 }

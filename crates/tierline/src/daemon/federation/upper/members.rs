@@ -1,7 +1,7 @@
 //! Members of a job: where they are, what they say and send, what they are
 //! told.
 
-use tierline_federate::{Contribution, Report, wire};
+use tierline_federate::{Contribution, Report, aggregate, wire};
 use tierline_node::federation::{Assignment, Event, Standing, Task, Update};
 use tierline_proto::v1::{Failure, JobStanding, JobVerdict, UpdateHeader, job_standing, parent_message};
 use tierline_proto::{Digest, Role};
@@ -73,17 +73,24 @@ impl Desks {
         let report = update.report;
         let bytes = self.upper.folder.read(&self.upper.folder.incoming(task.0))?;
         let layout = self.desk.layout();
+        let look = self.coordinator.is_look(task);
         let checked = tokio::task::block_in_place(|| {
             let vectors = wire::decode(&bytes, layout)?;
             let contribution = Contribution { vectors, report };
-            self.desk.check(&contribution).map(|()| contribution)
+            let checked = if look { aggregate::check_look(&contribution) } else { self.desk.check(&contribution) };
+            checked.map(|()| contribution)
         });
         self.waiting.insert((member.clone(), task), answer);
         let event = match checked {
             Ok(contribution) => {
                 self.bytes_up += header.length + report.bytes_up;
                 self.bytes_down += report.bytes_down;
-                self.checked.insert(task, contribution);
+                if look {
+                    // All that it says is in the journal.
+                    self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
+                } else {
+                    self.checked.insert(task, contribution);
+                }
                 Event::Arrived { member, update }
             }
             Err(error) => {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tierline_federate::{Contribution, Desk, Hop, Vectors, wire};
+use tierline_federate::{Contribution, Desk, HeldOut, Hop, Scoreboard, Vectors, wire};
 use tierline_node::federation::{Action, Coordinator, Event, Phase, Routes, Task, Verdict};
 use tierline_proto::Digest;
 use tierline_proto::v1::job_assignment::Want;
@@ -61,6 +61,8 @@ pub(super) enum ToUpper {
     Begin {
         task: Task,
         model: Vectors,
+        /// Whether ends only look at it.
+        look: bool,
     },
     /// An edge's job is over.
     End,
@@ -90,6 +92,8 @@ struct Desks {
     desk: Desk,
     /// Data held out here, and what looks at it.
     judge: Option<(Workplace, Dataset)>,
+    /// Rounds of which ends haven't said all.
+    board: Scoreboard,
     waiting: HashMap<(String, Task), oneshot::Sender<JobVerdict>>,
     /// Contributions that were checked and wait to be added.
     checked: HashMap<Task, Contribution>,
@@ -198,17 +202,17 @@ impl Desks {
                 }
                 self.submitted(member, header, answer).await
             }
-            ToUpper::Begin { task, model } => {
+            ToUpper::Begin { task, model, look } => {
                 let version = self.desk.version() + 1;
                 let stretch = task.0 + 1;
-                let rounds = self.upper.hop.rounds;
+                let rounds = if look { 0 } else { self.upper.hop.rounds };
                 // Of one that is under way the model has moved on.
                 if !self.coordinator.knows(stretch) {
                     self.desk.replace(version, &model);
                     self.publish(version).await?;
                     self.round_began = Instant::now();
                 }
-                self.step(Event::Begin { version, rounds, stretch }).await
+                self.step(Event::Begin { version, rounds, look, stretch }).await
             }
             ToUpper::End => {
                 self.step(Event::End).await?;
@@ -328,6 +332,12 @@ impl Desks {
             }
             Action::Make { version, round, counted, members, last } => {
                 return self.make(version, round, &counted, members, last).await.map(Some);
+            }
+            Action::Looked { version, counted } => {
+                if let Some(known) = self.board.looked(HeldOut::together(&counted)) {
+                    self.tell_of(&known)?;
+                }
+                return Ok(Some(Event::Made { version, enough: false }));
             }
             Action::Done { stretch, version, counted } => self.done(stretch, version, &counted).await?,
             Action::Excluded { member, reason } => {

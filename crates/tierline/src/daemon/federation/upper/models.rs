@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tierline_federate::aggregate::mean_of;
-use tierline_federate::{Contribution, Counted, Report, RoundScores, Vectors, desk, wire};
+use tierline_federate::{Contribution, Counted, HeldOut, Report, RoundScores, Vectors, desk, wire};
 use tierline_node::federation::{Event, Task};
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, parent_message};
@@ -50,13 +50,27 @@ impl Desks {
                 seconds: std::mem::replace(&mut self.round_began, Instant::now()).elapsed().as_secs_f64(),
                 clients: counted.len(),
             };
-            enough = federation.stop.accuracy.zip(scores.accuracy).is_some_and(|(goal, found)| found >= goal);
-            let json = serde_json::to_value(&scores).map_err(internal)?;
-            self.node().state.add_round(self.upper.id, number, &json.to_string())?;
-            self.node().metrics.round(self.upper.metrics_key(), &scores);
-            self.tell_watchers("round", &json);
+            let at_ends = federation.looks_at_ends();
+            let known = self.board.ended(scores.clone(), HeldOut::together(counted), at_ends);
+            if let Some(known) = known {
+                enough = federation.stop.accuracy.zip(known.accuracy).is_some_and(|(goal, found)| found >= goal);
+                self.tell_of(&known)?;
+            }
+            if at_ends {
+                self.upper.folder.save_round(&scores)?;
+            }
         }
         Ok(Event::Made { version, enough })
+    }
+
+    /// A round of which all is known now.
+    pub(super) fn tell_of(&self, round: &RoundScores) -> Result<(), Failure> {
+        let json = serde_json::to_value(round).map_err(internal)?;
+        let node = &self.upper.node;
+        node.state.add_round(self.upper.id, round.round, &json.to_string())?;
+        node.metrics.round(self.upper.metrics_key(), round);
+        self.tell_watchers("round", &json);
+        Ok(())
     }
 
     /// Keeps the desk's model under a number, for members to fetch.

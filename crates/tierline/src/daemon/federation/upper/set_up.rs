@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tierline_federate::{Desk, Server, Vectors};
+use tierline_federate::{Desk, Scoreboard, Server, Vectors};
 use tierline_graph::Model;
 use tierline_node::federation::{Coordinator, Event, Routes, Terms};
 use tierline_proto::v1::Failure;
@@ -46,6 +46,7 @@ impl Upper {
         let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server);
         let mut desks = Desks {
             judge: None,
+            board: Scoreboard::default(),
             blueprint,
             coordinator,
             desk,
@@ -77,11 +78,12 @@ impl Upper {
         }
         if desks.upper.below.is_none() {
             desks.judge = desks.judge()?;
+            desks.board = Scoreboard::behind(desks.upper.folder.load_round()?);
         }
         desks.perform(actions).await?;
         if desks.upper.below.is_none() {
-            let rounds = desks.upper.hop.rounds;
-            desks.step(Event::Begin { version: 0, rounds, stretch: 1 }).await?;
+            let (rounds, look) = (desks.upper.hop.rounds, desks.upper.manifest.federation().looks_at_ends());
+            desks.step(Event::Begin { version: 0, rounds, look, stretch: 1 }).await?;
         }
         Ok(desks)
     }
@@ -92,6 +94,9 @@ impl Desks {
     fn judge(&self) -> Result<Option<(Workplace, Dataset)>, Failure> {
         let node = self.node();
         let job = &self.upper.manifest.job;
+        if self.upper.manifest.federation().looks_at_ends() {
+            return Ok(None);
+        }
         let known = Datasets::of(&node.config().data);
         let (name, own) = match &job.data.test {
             Some(name) => (name, true),

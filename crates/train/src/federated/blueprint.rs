@@ -1,0 +1,238 @@
+//! What of a model travels, and what stays: between the tensors of a training
+//! step and the flat vectors of a federation.
+
+use std::collections::HashSet;
+
+use tierline_federate::strategy::Drift;
+use tierline_federate::{Channel, Federation, Layout, Part, Personal, Vectors};
+use tierline_graph::step::{self, Recipe, Role, Schedule, Slot, Spec, Steering, StepError};
+use tierline_graph::{Elements, Model, Tensor};
+
+use super::Kept;
+use crate::error::TrainError;
+use crate::job::Job;
+
+/// Of what an end keeps: the weights and statistics of its own.
+const OWN: &str = "own";
+
+/// What a job shares of its model, without an engine: enough to put updates
+/// together and to write the result.
+pub struct Blueprint {
+    model: Model,
+    spec: Spec,
+    /// The state of a model that has not been trained yet.
+    blank: Vec<Tensor>,
+    /// For each piece of the state whether it travels, and whether each end
+    /// has one of its own; counters and what optimisers remember do neither.
+    shared: Vec<bool>,
+    own: Vec<bool>,
+    /// Whether an end's own model is a second one, besides the shared one.
+    second: bool,
+    layout: Layout,
+    drift: Drift,
+}
+
+impl Blueprint {
+    /// Looks at a model, its constants folded for training.
+    ///
+    /// # Errors
+    /// When it can't be trained, or not by a federation.
+    pub fn new(model: Model, job: &Job) -> Result<Self, TrainError> {
+        let step = step::trainable(&model, &recipe(job)?)?;
+        let (_, blank) = step.divided()?;
+        Self::of(model, step.spec, blank, job)
+    }
+
+    pub(super) fn of(model: Model, spec: Spec, blank: Vec<Tensor>, job: &Job) -> Result<Self, TrainError> {
+        let learned = |slot: &Slot| matches!(slot.role, Role::Parameter | Role::Statistic);
+        for (slot, tensor) in spec.state.iter().zip(&blank).filter(|(slot, _)| learned(slot)) {
+            if tensor.as_f32().is_none() {
+                return Err(TrainError::Precision { name: slot.input.clone(), dtype: tensor.dtype() });
+            }
+        }
+        let personal = job.federation.as_ref().and_then(|f| f.personal.as_ref());
+        let stays = stays(&model, &spec, personal)?;
+        let shared: Vec<bool> = spec.state.iter().map(|s| learned(s) && !stays.contains(s.input.as_str())).collect();
+        if !shared.contains(&true) {
+            return Err(TrainError::Personal("every weight of the model stays with the ends: nothing is shared"));
+        }
+        let second = matches!(personal, Some(Personal::Ditto { .. }));
+        let own = spec.state.iter().zip(&shared).map(|(slot, shared)| learned(slot) && (second || !shared)).collect();
+        let parts = |role: Role| {
+            let slots =
+                spec.state.iter().zip(&blank).zip(&shared).filter(move |((slot, _), s)| **s && slot.role == role);
+            slots.map(|((slot, tensor), _)| Part { name: slot.input.clone(), shape: tensor.shape().to_vec() }).collect()
+        };
+        let layout = Layout { parameters: parts(Role::Parameter), statistics: parts(Role::Statistic) };
+        let drift = drift(job);
+        Ok(Self { model, spec, blank, shared, own, second, layout, drift })
+    }
+
+    /// What is learned and shared.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What members do besides plain training.
+    pub(super) fn drift(&self) -> Drift {
+        self.drift
+    }
+
+    /// The model as its file or its seed has it: version 0.
+    #[must_use]
+    pub fn initial(&self) -> Vectors {
+        let mut vectors = self.vectors(&self.blank);
+        if self.drift.control {
+            vectors.insert(Channel::Control, vec![0.0; self.layout.len(Channel::Control)]);
+        }
+        vectors
+    }
+
+    /// A model for use. What stays with the ends is in it as it was at the
+    /// start.
+    ///
+    /// # Errors
+    /// When the vectors are of another model.
+    pub fn export(&self, model: &Vectors) -> Result<Model, TrainError> {
+        Ok(self.spec.export(&self.model, &self.state(model)?)?)
+    }
+
+    /// A state that begins with this model, and with the untrained one where
+    /// nothing is shared.
+    pub(super) fn state(&self, model: &Vectors) -> Result<Vec<Tensor>, TrainError> {
+        let mut state = self.blank.clone();
+        for (channel, role) in ROLES {
+            let flat = vector(model, channel);
+            let expected = self.layout.len(channel);
+            if flat.len() != expected {
+                return Err(TrainError::Vector { what: channel.name(), expected, given: flat.len() });
+            }
+            let slots = self.spec.state.iter().zip(&self.shared).zip(&mut state);
+            fill(slots.filter(|((slot, shared), _)| **shared && slot.role == role).map(|(_, tensor)| tensor), flat);
+        }
+        Ok(state)
+    }
+
+    /// A state that begins with an end's own model: this one, but for what the
+    /// end keeps.
+    pub(super) fn personal(&self, model: &Vectors, kept: &Kept) -> Result<Vec<Tensor>, TrainError> {
+        let mut state = self.state(model)?;
+        // Nothing is kept at first.
+        if let Some(flat) = kept.get(OWN) {
+            fill(self.own.iter().zip(&mut state).filter(|(own, _)| **own).map(|(_, tensor)| tensor), flat);
+        }
+        Ok(state)
+    }
+
+    /// A state from which an end trains what is shared.
+    pub(super) fn start(&self, model: &Vectors, kept: &Kept) -> Result<Vec<Tensor>, TrainError> {
+        if self.second { self.state(model) } else { self.personal(model, kept) }
+    }
+
+    /// Flat vectors of what a state shares.
+    pub(super) fn vectors(&self, state: &[Tensor]) -> Vectors {
+        let flat = |role: Role| {
+            let slots = self.spec.state.iter().zip(&self.shared).zip(state);
+            flat(slots.filter(|((slot, shared), _)| **shared && slot.role == role).map(|(_, tensor)| tensor))
+        };
+        ROLES.map(|(channel, role)| (channel, flat(role))).into()
+    }
+
+    /// Keeps what a state has of an end's own.
+    pub(super) fn keep_own(&self, state: &[Tensor], kept: &mut Kept) {
+        if !self.own.contains(&true) {
+            return;
+        }
+        kept.insert(
+            OWN.to_owned(),
+            flat(self.own.iter().zip(state).filter(|(own, _)| **own).map(|(_, tensor)| tensor)),
+        );
+    }
+
+    /// All weights of a state, shared or not.
+    pub(super) fn weights(&self, state: &[Tensor]) -> Vec<f32> {
+        let slots = self.spec.state.iter().zip(state);
+        flat(slots.filter(|(slot, _)| slot.role == Role::Parameter).map(|(_, tensor)| tensor))
+    }
+
+    /// Adds a vector of shared weights to one of all weights.
+    pub(super) fn add_shared(&self, all: &mut [f32], shared: &[f32], factor: f32) {
+        let (mut all, mut shared) = (all.iter_mut(), shared.iter());
+        let weights = self.spec.state.iter().zip(&self.shared).zip(&self.blank);
+        for ((_, travels), tensor) in weights.filter(|((slot, _), _)| slot.role == Role::Parameter) {
+            let own = all.by_ref().take(tensor.len());
+            if *travels {
+                own.zip(shared.by_ref()).for_each(|(x, y)| *x += factor * y);
+            } else {
+                own.for_each(drop);
+            }
+        }
+    }
+}
+
+/// What travels of a state, by the vector it is in.
+const ROLES: [(Channel, Role); 2] = [(Channel::Model, Role::Parameter), (Channel::Statistics, Role::Statistic)];
+
+/// Names of the weights and statistics that stay with each end.
+fn stays<'s>(model: &Model, spec: &'s Spec, personal: Option<&Personal>) -> Result<HashSet<&'s str>, TrainError> {
+    let names = || spec.state.iter().filter(|s| matches!(s.role, Role::Parameter | Role::Statistic)).map(|s| &*s.input);
+    match personal {
+        Some(Personal::FedPer { keep }) => {
+            if let Some(pattern) = keep.iter().find(|p| !names().any(|name| step::matches(p, name))) {
+                let examples = names().take(5).map(|n| format!("`{n}`")).collect();
+                let pattern = pattern.clone();
+                return Err(StepError::Freeze { pattern, count: names().count(), examples }.into());
+            }
+            Ok(names().filter(|name| keep.iter().any(|p| step::matches(p, name))).collect())
+        }
+        Some(Personal::FedBn {}) => {
+            let learned = step::learned_by_normalisation(model);
+            let stays: HashSet<&str> = names().filter(|name| learned.contains(*name)).collect();
+            match stays.is_empty() {
+                true => Err(TrainError::Personal(
+                    "fedbn keeps batch normalisations with the ends, and the model has none that are trained; try fedper \
+                     or ditto",
+                )),
+                false => Ok(stays),
+            }
+        }
+        _ => Ok(HashSet::new()),
+    }
+}
+
+/// What ends do besides plain training.
+fn drift(job: &Job) -> Drift {
+    job.federation.as_ref().map_or_else(Drift::default, |f| f.of_ends().strategy.behaviour().drift())
+}
+
+/// What members' step graphs are made by.
+pub(super) fn recipe(job: &Job) -> Result<Recipe, TrainError> {
+    job.federation.as_ref().map_or(Ok(()), Federation::check)?;
+    let drift = drift(job);
+    let ditto = matches!(job.federation.as_ref().and_then(|f| f.personal.as_ref()), Some(Personal::Ditto { .. }));
+    let pulled = drift.pull != 0.0 || ditto;
+    let steering = Steering { pulled, corrected: pulled || drift.control };
+    // The rate of a round comes from outside: each task begins at step 0.
+    Ok(Recipe { schedule: Schedule::constant(1.0), steering: Some(steering), ..job.recipe(1) })
+}
+
+pub(super) fn vector(vectors: &Vectors, channel: Channel) -> &[f32] {
+    vectors.get(&channel).map_or(&[], Vec::as_slice)
+}
+
+fn flat<'t>(tensors: impl Iterator<Item = &'t Tensor>) -> Vec<f32> {
+    tensors.flat_map(|tensor| tensor.as_f32().unwrap_or_default()).copied().collect()
+}
+
+/// Cuts a flat vector into tensors.
+fn fill<'t>(tensors: impl Iterator<Item = &'t mut Tensor>, flat: &[f32]) {
+    let mut rest = flat;
+    for tensor in tensors {
+        let Some((own, behind)) = rest.split_at_checked(tensor.len()) else { return };
+        if let Elements::F32(values) = tensor.elements_mut() {
+            values.copy_from_slice(own);
+        }
+        rest = behind;
+    }
+}

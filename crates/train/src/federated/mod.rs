@@ -1,0 +1,75 @@
+//! A member's work for a federation: from the model it gets to what it sends
+//! back.
+//!
+//! Files, links and rounds are elsewhere; what is here depends on nothing but
+//! the job, the data, and the names of member and round, so that a task that
+//! is done again gives the same update. Start at [`Workplace`]; [`Blueprint`] is
+//! for those who only put updates together.
+
+mod blueprint;
+mod workplace;
+
+use tierline_federate::Vectors;
+
+use crate::data::{Dataset, seed_of};
+use crate::error::TrainError;
+use crate::job::Job;
+
+pub use blueprint::Blueprint;
+pub use tierline_federate::sender::Kept;
+pub use workplace::Workplace;
+
+/// Decides what the stages of an update draw.
+#[must_use]
+pub fn seed_of_update(seed: u64, member: &str, task: u64) -> u64 {
+    let mut words = vec![seed, UPDATE, task];
+    words.extend(member.bytes().map(u64::from));
+    seed_of(&words)
+}
+
+/// Keeps the seeds of updates apart from those of batches.
+const UPDATE: u64 = 0x7570_6461_7465;
+
+/// A task, as the worker sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'a> {
+    /// Whose it is.
+    pub member: &'a str,
+    /// From 0, over the whole job.
+    pub round: u64,
+    /// The model to start from.
+    pub start: &'a Vectors,
+}
+
+/// The examples of one end.
+#[derive(Debug, Clone)]
+pub struct Share {
+    /// What it learns from.
+    pub seen: Dataset,
+    /// What it looks at models with, where ends do.
+    pub held_out: Option<Dataset>,
+}
+
+impl Share {
+    /// Divides an end's data set as the job says: by its splits, and where
+    /// ends look at models and it has no split `test`, by the share that
+    /// `data.hold_out` says.
+    ///
+    /// # Errors
+    /// When the share leaves nothing on one side.
+    pub fn of(whole: &Dataset, job: &Job) -> Result<Self, TrainError> {
+        let split = |name: &str| whole.splits().contains(&name).then(|| whole.named_split(name)).transpose();
+        let seen = split("train")?.unwrap_or_else(|| whole.clone());
+        if !job.federation.as_ref().is_some_and(tierline_federate::Federation::looks_at_ends) {
+            return Ok(Self { seen, held_out: None });
+        }
+        match (split("test")?, job.data.hold_out) {
+            (Some(held_out), _) => Ok(Self { seen, held_out: Some(held_out) }),
+            (None, Some(share)) => {
+                let (held_out, seen) = seen.split(share, job.seed)?;
+                Ok(Self { seen, held_out: Some(held_out) })
+            }
+            (None, None) => Ok(Self { seen, held_out: None }),
+        }
+    }
+}

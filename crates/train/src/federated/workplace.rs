@@ -1,0 +1,322 @@
+//! Where a member's tasks are done.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tierline_engine::{Engine, LoadOptions};
+use tierline_federate::strategy::Drift;
+use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Vectors};
+use tierline_graph::step::Optimizer;
+use tierline_graph::{Model, Tensor};
+
+use super::blueprint::{Blueprint, recipe, vector};
+use super::{Kept, Share, Task};
+use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
+use crate::error::TrainError;
+use crate::job::Job;
+use crate::trainer::{Scores, Trainer};
+
+/// Of SCAFFOLD: how this member's gradients differ.
+const CONTROL: &str = "control";
+
+/// Keeps the order of examples for an end's own model apart from that for the
+/// shared one.
+const OWN: u64 = 0x6f77_6e00;
+
+/// A model's training step, ready for any member's tasks.
+pub struct Workplace {
+    blueprint: Blueprint,
+    trainer: Trainer,
+    job: Job,
+    federation: Federation,
+}
+
+/// What some epochs gave.
+struct Learned {
+    /// Averaged over the examples, each before its step.
+    loss: f64,
+    accuracy: Option<f64>,
+    steps: u64,
+}
+
+impl Workplace {
+    /// Prepares a model, its constants folded for training, for members of
+    /// the job.
+    ///
+    /// # Errors
+    /// When the model can't be trained so.
+    pub fn new(engine: &Arc<dyn Engine>, model: Model, job: &Job, options: &LoadOptions) -> Result<Self, TrainError> {
+        let trainer = Trainer::new(engine, model.clone(), &recipe(job)?, options)?;
+        let blueprint = Blueprint::of(model, trainer.spec().clone(), trainer.state()?, job)?;
+        let federation = job.federation.clone().unwrap_or_default();
+        Ok(Self { blueprint, trainer, job: job.clone(), federation })
+    }
+
+    /// What the job shares of the model.
+    #[must_use]
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Refuses a data set that the model can't learn from.
+    ///
+    /// # Errors
+    /// Naming what doesn't fit.
+    pub fn check(&self, dataset: &Dataset) -> Result<(), TrainError> {
+        self.trainer.check(dataset)
+    }
+
+    /// Does a task: some epochs over the member's examples, from the model it
+    /// got. What the member keeps is changed as if the update were counted.
+    ///
+    /// `None` when `stop` was set before the end.
+    ///
+    /// # Errors
+    /// When the data doesn't fit, numbers stop being finite, or the engine
+    /// fails.
+    pub fn work(
+        &mut self,
+        task: Task<'_>,
+        share: &Share,
+        kept: &mut Kept,
+        stop: &AtomicBool,
+    ) -> Result<Option<Contribution>, TrainError> {
+        self.trainer.check(&share.seen)?;
+        let mut held_out = None;
+        if self.federation.looks_in(task.round) {
+            let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
+            held_out = self.look(share)?;
+        }
+        let Some(mut contribution) = self.learn(task, share, kept, stop)? else { return Ok(None) };
+        if let Some(Personal::Ditto { lambda }) = self.federation.personal {
+            let Some(()) = self.follow(task, lambda, share, kept, stop)? else { return Ok(None) };
+        }
+        contribution.report.held_out = held_out;
+        Ok(Some(contribution))
+    }
+
+    /// Does the last task: looks at the model that the job led to, as the
+    /// member would use it. Nothing is learned from it; where members have
+    /// models of their own, this one's comes with it.
+    ///
+    /// `None` when `stop` was set before the end.
+    ///
+    /// # Errors
+    /// As [`Workplace::work`].
+    pub fn conclude(
+        &mut self,
+        task: Task<'_>,
+        share: &Share,
+        kept: &Kept,
+        stop: &AtomicBool,
+    ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
+        let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
+        let own = self.federation.personal.as_ref().map(|_| self.trainer.export()).transpose()?;
+        let report = Report { examples: share.seen.len() as u64, held_out: self.look(share)?, ..Report::default() };
+        Ok(Some((report, own)))
+    }
+
+    /// How a model does on a data set.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn evaluate(&mut self, model: &Vectors, data: &Dataset) -> Result<Scores, TrainError> {
+        let state = self.blueprint.state(model)?;
+        self.trainer.set_state(&state)?;
+        self.scores(data)
+    }
+
+    /// The learning rate of a round.
+    #[must_use]
+    pub fn rate(&self, round: u64) -> f64 {
+        // In thousandths of an epoch: schedules count whole steps.
+        const PER_EPOCH: usize = 1_000;
+        let rounds = self.federation.rounds_of_ends();
+        let whole = Job { epochs: self.job.epochs.saturating_mul(rounds), ..self.job.clone() };
+        let at = round.saturating_mul(self.job.epochs).saturating_mul(PER_EPOCH as u64);
+        whole.schedule(PER_EPOCH).at(at)
+    }
+
+    /// Trains what is shared.
+    fn learn(
+        &mut self,
+        task: Task<'_>,
+        share: &Share,
+        kept: &mut Kept,
+        stop: &AtomicBool,
+    ) -> Result<Option<Contribution>, TrainError> {
+        let state = self.blueprint.start(task.start, kept)?;
+        let Drift { pull, control } = self.blueprint.drift();
+        let mut corrections = pull_to(&self.blueprint.weights(&state), pull);
+        if control {
+            self.blueprint.add_shared(&mut corrections, vector(task.start, Channel::Control), 1.0);
+            if let Some(own) = kept.get(CONTROL) {
+                self.blueprint.add_shared(&mut corrections, own, -1.0);
+            }
+        }
+        self.begin(&state, task.round, pull, &corrections)?;
+        let Some(learned) = self.epochs(&share.seen, self.job.epochs, self.seed(task), stop)? else {
+            return Ok(None);
+        };
+
+        let state = self.trainer.state()?;
+        if !self.has_second() {
+            self.blueprint.keep_own(&state, kept);
+        }
+        let mut vectors = self.blueprint.vectors(&state);
+        for (channel, vector) in &mut vectors {
+            subtract(vector, self::vector(task.start, *channel));
+        }
+        let effective_steps = effective(learned.steps, &self.job.optimizer);
+        if control {
+            let path = self.rate(task.round) * effective_steps;
+            let change = vector(&vectors, Channel::Model);
+            let control = controlled(change, vector(task.start, Channel::Control), path, kept);
+            vectors.insert(Channel::Control, control);
+        }
+        let report = Report {
+            examples: share.seen.len() as u64,
+            steps: learned.steps,
+            effective_steps,
+            loss: learned.loss,
+            accuracy: learned.accuracy,
+            ..Report::default()
+        };
+        Ok(Some(Contribution { vectors, report }))
+    }
+
+    /// Trains the second model, held near the shared one that the task began
+    /// with (Ditto).
+    fn follow(
+        &mut self,
+        task: Task<'_>,
+        lambda: f64,
+        share: &Share,
+        kept: &mut Kept,
+        stop: &AtomicBool,
+    ) -> Result<Option<()>, TrainError> {
+        let shared = self.blueprint.weights(&self.blueprint.state(task.start)?);
+        let state = self.blueprint.personal(task.start, kept)?;
+        self.begin(&state, task.round, lambda, &pull_to(&shared, lambda))?;
+        let seed = seed_of(&[self.seed(task), OWN]);
+        let Some(_) = self.epochs(&share.seen, self.job.epochs, seed, stop)? else { return Ok(None) };
+        self.blueprint.keep_own(&self.trainer.state()?, kept);
+        Ok(Some(()))
+    }
+
+    /// Puts the model into the trainer that the member would use of the one
+    /// that it got.
+    fn personalise(
+        &mut self,
+        task: Task<'_>,
+        share: &Share,
+        kept: &Kept,
+        stop: &AtomicBool,
+    ) -> Result<Option<()>, TrainError> {
+        let state = self.blueprint.personal(task.start, kept)?;
+        let Some(Personal::FineTune { epochs }) = self.federation.personal else {
+            self.trainer.set_state(&state)?;
+            return Ok(Some(()));
+        };
+        // On the way it is like any other round; behind the last one the rate
+        // may be nothing any more.
+        let round = task.round.min(self.federation.rounds_of_ends().saturating_sub(1));
+        self.begin(&state, round, 0.0, &pull_to(&self.blueprint.weights(&state), 0.0))?;
+        let seed = seed_of(&[self.seed(task), OWN]);
+        Ok(self.epochs(&share.seen, epochs, seed, stop)?.map(drop))
+    }
+
+    fn has_second(&self) -> bool {
+        matches!(self.federation.personal, Some(Personal::Ditto { .. }))
+    }
+
+    /// How the model in the trainer does on what the member holds out; `None`
+    /// if that is nothing, or the loss isn't finite.
+    fn look(&mut self, share: &Share) -> Result<Option<HeldOut>, TrainError> {
+        let Some(data) = &share.held_out else { return Ok(None) };
+        let Scores { loss, accuracy } = self.scores(data)?;
+        Ok(loss.is_finite().then_some(HeldOut { examples: data.len() as u64, loss, accuracy }))
+    }
+
+    fn scores(&mut self, data: &Dataset) -> Result<Scores, TrainError> {
+        let options = self.options()?;
+        self.trainer.evaluate(data, &options)
+    }
+
+    /// Puts a state into the trainer, and what steers a round.
+    fn begin(&mut self, state: &[Tensor], round: u64, pull: f64, corrections: &[f32]) -> Result<(), TrainError> {
+        self.trainer.set_state(state)?;
+        self.trainer.set_pace(self.rate(round));
+        self.trainer.set_pull(pull);
+        if self.trainer.spec().corrections.is_empty() { Ok(()) } else { self.trainer.set_corrections(corrections) }
+    }
+
+    /// Trains for some epochs; `None` when `stop` was set before the end.
+    fn epochs(
+        &mut self,
+        data: &Dataset,
+        epochs: u64,
+        seed: u64,
+        stop: &AtomicBool,
+    ) -> Result<Option<Learned>, TrainError> {
+        let options = BatchOptions { seed, ..self.options()? };
+        let mut batches = Batches::start(data, &options, Position::default(), epochs)?;
+        let (mut loss, mut correct, mut examples, mut steps) = (0f64, None, 0u64, 0u64);
+        while let Some(batch) = batches.next() {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(None);
+            }
+            let step = self.trainer.step(&batch, batch.position)?;
+            loss += step.loss * batch.examples as f64;
+            correct = step.correct.map(|n| n + correct.unwrap_or(0));
+            examples += batch.examples as u64;
+            steps += 1;
+            batches.recycle(batch);
+        }
+        let seen = examples.max(1) as f64;
+        Ok(Some(Learned { loss: loss / seen, accuracy: correct.map(|n| n as f64 / seen), steps }))
+    }
+
+    fn options(&self) -> Result<BatchOptions, TrainError> {
+        let normalize = self.job.stated_normalization()?;
+        Ok(self.job.options(normalize)?.batch)
+    }
+
+    fn seed(&self, task: Task<'_>) -> u64 {
+        let mut words = vec![self.job.seed, task.round];
+        words.extend(task.member.bytes().map(u64::from));
+        seed_of(&words)
+    }
+}
+
+/// What is added to gradients so that weights are pulled to a point.
+fn pull_to(point: &[f32], pull: f64) -> Vec<f32> {
+    point.iter().map(|x| -(pull as f32) * x).collect()
+}
+
+/// SCAFFOLD's second option: a member's control variate becomes its mean
+/// gradient over the task, `c_i - c + (x - y) / (K eta)`; gives the change.
+fn controlled(change: &[f32], control: &[f32], path: f64, kept: &mut Kept) -> Vec<f32> {
+    let moved = |(d, c): (&f32, &f32)| (-f64::from(*d) / path - f64::from(*c)) as f32;
+    let change: Vec<f32> = change.iter().zip(control).map(moved).collect();
+    let own = kept.entry(CONTROL.to_owned()).or_default();
+    own.resize(change.len(), 0.0);
+    own.iter_mut().zip(&change).for_each(|(own, d)| *own += d);
+    change
+}
+
+fn subtract(from: &mut [f32], what: &[f32]) {
+    from.iter_mut().zip(what).for_each(|(x, y)| *x -= y);
+}
+
+/// What steps amount to where momentum carries each on into those behind it
+/// (Wang et al., 2020, for momentum that starts at zero).
+fn effective(steps: u64, optimizer: &Optimizer) -> f64 {
+    let steps = steps as f64;
+    match optimizer {
+        Optimizer::Sgd { momentum, .. } if *momentum > 0.0 => {
+            (steps - momentum * (1.0 - momentum.powf(steps)) / (1.0 - momentum)) / (1.0 - momentum)
+        }
+        _ => steps,
+    }
+}
