@@ -15,7 +15,7 @@ use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    ChildMessage, Code, Failure, Heartbeat, HelloRequest, JobAssignment, JobStanding, JobVerdict, SubmitChunk,
+    ChildMessage, Code, Empty, Failure, Heartbeat, HelloRequest, JobAssignment, JobStanding, JobVerdict, SubmitChunk,
     UpdateHeader, WorkReport, child_message, job_standing, job_verdict, parent_message, submit_chunk, submit_reply,
 };
 use tierline_proto::{Role, Versions};
@@ -163,9 +163,37 @@ fn a_member_can_neither_spoil_nor_take_what_another_one_sent() {
     assert_eq!(federation.done()[0]["clients"], 2);
 }
 
-/// A member that a test moves by hand: an end's identity without its process.
+#[test]
+fn an_edge_speaks_for_nobody_who_is_here_or_behind_another() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 2 }\n");
+    let good = Ghost::new(&federation, "good");
+    let (edge, liar) = (Ghost::named(&federation, "edge", "honest"), Ghost::named(&federation, "edge", "liar"));
+    let mut watcher = federation.watch();
+    let job = edge.job();
+    edge.stands(&job, "behind", job_standing::Standing::Examples(50));
+    let work = good.work();
+    let behind = edge.work();
+    // Of a node that is here, and of one behind the other edge.
+    for (node, work) in [("good", &work), ("behind", &behind)] {
+        liar.stands(&job, node, job_standing::Standing::Examples(1));
+        liar.stands(&job, node, job_standing::Standing::Away(Empty {}));
+        let refused = liar.submit(work, 0, node, &liar.update(9.0)).unwrap_err();
+        assert!(refused.message.contains(&format!("liar has not said that {node} is below it")), "{refused}");
+    }
+    assert_eq!(good.submit(&work, 0, "", &good.update(1.0)).unwrap(), job_verdict::Kind::Counted);
+    assert_eq!(edge.submit(&behind, 0, "behind", &edge.update(1.0)).unwrap(), job_verdict::Kind::Counted);
+    assert!(watcher.wait().unwrap().success());
+    assert_eq!(federation.done()[0]["clients"], 2);
+    // Edges that pass a job on are no members of it.
+    assert_eq!(number(&federation.site.cloud.scrape(), "tierline_job_members{"), Some(2.0));
+}
+
+/// A member that a test moves by hand: a node's identity without its process.
 struct Ghost {
     runtime: Runtime,
+    role: &'static str,
+    /// Speaks on the session's stream.
+    say: mpsc::Sender<ChildMessage>,
     name: String,
     pair: Pair,
     /// What the parent wants, the newest.
@@ -176,33 +204,43 @@ struct Ghost {
 
 impl Ghost {
     fn new(federation: &Federation, name: &str) -> Self {
-        let data = federation.site.join("end", name, &federation.site.cloud.url);
+        Self::named(federation, "end", name)
+    }
+
+    fn named(federation: &Federation, role: &'static str, name: &str) -> Self {
+        let data = federation.site.join(role, name, &federation.site.cloud.url);
         let text = std::fs::read_to_string(federation.folder.path().join("squares.toml")).unwrap();
         let job: Job = toml::from_str(&text).unwrap();
         let mut model = Model::load(&federation.folder.path().join("net.onnx")).unwrap();
         fold_for(&mut model, &mut Evaluator(tierline_engine::rten()), Purpose::Training).unwrap();
         let blueprint = Arc::new(Blueprint::new(model, &job).unwrap());
-        Self::open(federation, name, data, blueprint)
+        Self::open(federation, role, name, data, blueprint)
     }
 
     /// The same member, connected anew.
     fn again(self, federation: &Federation) -> Self {
-        Self::open(federation, &self.name, self.data.clone(), Arc::clone(&self.blueprint))
+        Self::open(federation, self.role, &self.name, self.data.clone(), Arc::clone(&self.blueprint))
     }
 
-    fn open(federation: &Federation, name: &str, data: std::path::PathBuf, blueprint: Arc<Blueprint>) -> Self {
+    fn open(
+        federation: &Federation,
+        role: &'static str,
+        name: &str,
+        data: std::path::PathBuf,
+        blueprint: Arc<Blueprint>,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let identity = Identity::load(&data.join("identity"), SystemTime::now()).unwrap();
         let endpoint = transport::endpoint(&federation.site.cloud.url, transport::client_tls(&identity)).unwrap();
         let wanted: Arc<Mutex<Option<JobAssignment>>> = Arc::default();
         let told = Arc::clone(&wanted);
         let own = name.to_owned();
-        let pair = runtime.block_on(async move {
+        let (pair, say) = runtime.block_on(async move {
             let pair = Pair::connect(&endpoint).await.unwrap();
             let hello = HelloRequest {
                 versions: Some(Versions::OURS.into()),
                 node_name: own,
-                role: Role::End.into(),
+                role: if role == "edge" { Role::Edge } else { Role::End }.into(),
                 features: Vec::new(),
                 incarnation: fastrand::u64(1..),
             };
@@ -218,7 +256,7 @@ impl Ghost {
             };
             send.send(beat(0)).await.unwrap();
             let mut stream = pair.control().session(ReceiverStream::new(receive)).await.unwrap().into_inner();
-            let speaks = send.clone();
+            let (speaks, say_later) = (send.clone(), send.clone());
             tokio::spawn(async move {
                 for sequence in 1.. {
                     tokio::time::sleep(Duration::from_millis(u64::from(reply.heartbeat_ms) / 2)).await;
@@ -240,9 +278,9 @@ impl Ghost {
                     *told.lock().unwrap() = Some(assignment);
                 }
             });
-            pair
+            (pair, say_later)
         });
-        Self { runtime, name: name.to_owned(), pair, wanted, data, blueprint }
+        Self { runtime, role, say, name: name.to_owned(), pair, wanted, data, blueprint }
     }
 
     /// The job and the task that are wanted of it, once there is one.
@@ -254,6 +292,18 @@ impl Ghost {
                 _ => None,
             }
         })
+    }
+
+    /// The job that it heard of.
+    fn job(&self) -> bytes::Bytes {
+        until("it hears of the job", || Some(self.wanted.lock().unwrap().clone()?.job))
+    }
+
+    /// Says what somebody below it is at.
+    fn stands(&self, job: &bytes::Bytes, node: &str, standing: job_standing::Standing) {
+        let standing = JobStanding { job: job.clone(), node: node.to_owned(), standing: Some(standing) };
+        let message = ChildMessage { body: Some(child_message::Body::Standing(standing)) };
+        self.runtime.block_on(self.say.send(message)).unwrap();
     }
 
     /// An update that changes every weight by so much.
