@@ -37,7 +37,7 @@ impl Federation {
     }
 
     /// Waits until the job is done; its rounds.
-    fn done(&self) -> Vec<Value> {
+    pub fn done(&self) -> Vec<Value> {
         until("the job is done", || self.shown().filter(|job| job["state"] == "done"));
         let out = self.folder.path().join("out");
         let ran = self.site.cloud.ask(&["job", "logs", "squares", "--out", out.to_str().unwrap(), "--json"]);
