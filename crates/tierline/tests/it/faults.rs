@@ -424,7 +424,7 @@ fn artefacts(node: &Node) -> usize {
 }
 
 #[test]
-fn models_that_nobody_starts_from_any_more_are_let_go_everywhere() {
+fn what_a_job_needs_no_more_is_let_go_everywhere() {
     let federation = Federation::new("[federation.cloud]\nrounds = 8\nclients = { min = 2 }\n");
     let edge = federation.site.edge("edge-00");
     let ends: Vec<Node> = (0..2).map(|i| federation.end(i, &edge.url)).collect();
@@ -439,6 +439,15 @@ fn models_that_nobody_starts_from_any_more_are_let_go_everywhere() {
     until("the job and its first model are left", || {
         ends.iter().chain([&edge, &federation.site.cloud]).all(|node| artefacts(node) == 2).then_some(())
     });
+    until("no journal is left", || {
+        ends.iter().chain([&federation.site.cloud]).all(|node| records(node) == 0).then_some(())
+    });
+}
+
+/// Records in a node's journals.
+fn records(node: &Node) -> i64 {
+    let state = rusqlite::Connection::open(node.data.join("state.db")).unwrap();
+    state.query_row("SELECT count(*) FROM job_journal", [], |row| row.get(0)).unwrap()
 }
 
 /// A node whose data folder is a file system of its own, of so many megabytes;

@@ -67,3 +67,11 @@ pub(super) fn read<R: Journalled>(node: &Node, job: Digest) -> Result<Vec<R>, Fa
     };
     lines.iter().enumerate().map(parse).collect()
 }
+
+/// Removes the journal of a job that is over.
+///
+/// # Errors
+/// Those of the store.
+pub(super) fn forget<R: Journalled>(node: &Node, job: Digest) -> Result<(), Failure> {
+    Ok(tokio::task::block_in_place(|| node.state.replace_journal(job, R::SIDE, &[]))?)
+}

@@ -10,7 +10,7 @@ use tierline_federate::{Contribution, Layout, Sender, Vectors, wire};
 use tierline_graph::Model;
 use tierline_node::Rng;
 use tierline_node::federation::{
-    Assignment, MemberAction, MemberEvent, Participant, Standing, Task, Update, Verdict, Work,
+    Assignment, MemberAction, MemberEvent, MemberRecord, Participant, Standing, Task, Update, Verdict, Work,
 };
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Failure, child_message};
@@ -212,6 +212,7 @@ impl Member {
     fn end(&mut self, how: &str, reason: &str) -> Result<(), Failure> {
         self.over = true;
         self.lower.node.state.end_job(self.lower.id, how, reason)?;
+        journal::forget::<MemberRecord>(&self.lower.node, self.lower.id)?;
         self.lower.folder.clear();
         let text = match reason {
             "" => format!("job {} is over", self.lower.manifest.name),

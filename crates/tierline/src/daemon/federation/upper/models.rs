@@ -5,12 +5,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use tierline_federate::aggregate::mean_of;
 use tierline_federate::{Contribution, Counted, HeldOut, Report, RoundScores, Vectors, desk, wire};
-use tierline_node::federation::{Event, Task};
+use tierline_node::federation::{Event, Record, Task};
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, parent_message};
 use tierline_train::Scores;
 
 use super::Desks;
+use crate::daemon::federation::journal;
 use crate::daemon::federation::lower::ToLower;
 use crate::daemon::federation::messages::{self, internal};
 use crate::store::jobs::Side;
@@ -140,6 +141,7 @@ impl Desks {
             node.children.tell(&child, parent_message::Body::Assignment(over));
         }
         self.upper.folder.clear();
+        journal::forget::<Record>(&node, self.upper.id)?;
         node.drop_models(self.upper.id, Side::Upper, &[]).await
     }
 }
