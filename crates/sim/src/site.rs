@@ -397,7 +397,8 @@ impl Site {
             let server = Server { model, kept: BTreeMap::new() };
             let desk = Desk::new(place.layout().clone(), hop, 0, server);
             let timing = hop.strategy.behaviour().timing();
-            let terms = Terms { clients: hop.clients.clone(), timing, seed: seed_of(&[job.seed, index]) };
+            let seed = seed_of(&[job.seed, index]);
+            let terms = Terms { clients: hop.clients.clone(), timing, seed, sums_up: index > 0 };
             let (coordinator, sender) = (Coordinator::new(terms), hop.sender());
             Above { coordinator, desk, published, inbox: BTreeMap::new(), base, channels, sender }
         };

@@ -33,6 +33,10 @@ pub struct NodeConfig {
     /// Address to listen on; ends don't listen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
+    /// Address where Prometheus may read this node's numbers, over plain HTTP;
+    /// nobody may when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
     /// Addresses of the tiers above (`https://host:port`), most wanted first.
     pub parents: Vec<String>,
     /// `auto`, `onnxruntime` or `rten`.
@@ -65,6 +69,7 @@ impl Default for NodeConfig {
             data: PathBuf::new(),
             name: String::new(),
             listen: None,
+            metrics: None,
             parents: Vec::new(),
             engine: "auto".to_owned(),
             threads: 0,

@@ -20,13 +20,15 @@
 
 mod coordinator;
 mod participant;
+mod routes;
 
 use serde::{Deserialize, Serialize};
 use tierline_federate::Report;
 use tierline_proto::Digest;
 
-pub use coordinator::{Action, Coordinator, Event, Phase, Progress, Record, Terms};
+pub use coordinator::{Action, Coordinator, Event, Ledger, Phase, Progress, Record, Terms};
 pub use participant::{Action as MemberAction, Event as MemberEvent, Participant, Record as MemberRecord, Work};
+pub use routes::Routes;
 
 /// Names a piece of work, for good: never given twice by one coordinator of a
 /// job.

@@ -69,7 +69,8 @@ pub enum Event {
 pub enum Action {
     /// Fetch the model, open the data; then [`Event::Prepared`].
     Prepare,
-    /// Write to the journal, through to the disk.
+    /// Write to the journal, through to the disk; in place of all of it when
+    /// the record is [`Record::Settled`].
     Keep(Record),
     /// Tell the coordinator what this member is at.
     Report(Standing),
@@ -104,13 +105,21 @@ pub enum Action {
 pub enum Record {
     /// An update lies on the disk.
     Held(Update),
-    /// The coordinator answered it.
+    /// The coordinator answered it; takes the place of the records before it.
     Settled {
         /// Its task.
         task: Task,
         /// Whether it was counted.
         counted: bool,
     },
+}
+
+impl Record {
+    /// Whether the journal needs nothing of what lies before this.
+    #[must_use]
+    pub fn replaces_earlier(&self) -> bool {
+        matches!(self, Self::Settled { .. })
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -144,6 +153,8 @@ pub struct Participant {
     state: State,
     wanted: Assignment,
     examples: u64,
+    /// Why it can't take part any more, once its last update is answered.
+    unable: Option<String>,
     /// A task that failed, until another is wanted.
     failed: Option<(Task, String)>,
     /// The latest task that was settled: older assignments are echoes.
@@ -161,6 +172,7 @@ impl Default for Participant {
             state: State::Preparing,
             wanted: Assignment::Wait,
             examples: 0,
+            unable: None,
             failed: None,
             settled: None,
             up: false,
@@ -180,16 +192,16 @@ impl Participant {
     /// What a journal leads to, and what it does first. Settling may have
     /// been cut short, so the last one is done again.
     #[must_use]
-    pub fn restored(journal: &[Record]) -> (Self, Vec<Action>) {
+    pub fn restored(journal: impl IntoIterator<Item = Record>) -> (Self, Vec<Action>) {
         let (mut it, mut actions) = Self::new();
         let mut held = None;
         let mut last = None;
         for record in journal {
             match record {
-                Record::Held(update) => held = Some(update.clone()),
+                Record::Held(update) => held = Some(update),
                 Record::Settled { task, counted } => {
-                    (held, last) = (None, Some((*task, *counted)));
-                    it.settled = Some(*task);
+                    (held, last) = (None, Some((task, counted)));
+                    it.settled = Some(task);
                 }
             }
         }
@@ -253,11 +265,15 @@ impl Participant {
                 self.report(now, out);
             }
             Event::Prepared(Err(reason)) => {
-                self.state = State::Unable(reason);
+                // An update from before a restart is as good as ever.
+                match self.state {
+                    State::Held { .. } => self.unable = Some(reason),
+                    _ => self.state = State::Unable(reason),
+                }
                 self.report(now, out);
             }
             Event::Worked { task, result } => self.worked(now, task, result, out),
-            Event::Answered { task, verdict } => self.answered(task, &verdict, out),
+            Event::Answered { task, verdict } => self.answered(now, task, &verdict, out),
             Event::Unsent { task } => {
                 if let State::Held { update, sending, not_before, tries } = &mut self.state
                     && update.task == task
@@ -307,7 +323,7 @@ impl Participant {
         }
     }
 
-    fn answered(&mut self, task: Task, verdict: &Verdict, out: &mut Vec<Action>) {
+    fn answered(&mut self, now: Time, task: Task, verdict: &Verdict, out: &mut Vec<Action>) {
         let State::Held { update, .. } = &self.state else { return };
         if update.task != task {
             return;
@@ -316,7 +332,14 @@ impl Participant {
         out.push(Action::Keep(Record::Settled { task, counted }));
         out.push(Action::Settle { task, counted });
         self.settled = Some(task);
-        self.state = if self.examples == 0 { State::Preparing } else { State::Idle };
+        self.state = match self.unable.take() {
+            Some(reason) => State::Unable(reason),
+            None if self.examples == 0 => State::Preparing,
+            None => State::Idle,
+        };
+        if matches!(self.state, State::Unable(_)) {
+            self.report(now, out);
+        }
     }
 
     fn go_on(&mut self, now: Time, out: &mut Vec<Action>) {

@@ -2,8 +2,11 @@
 //! and repeat, processes that are killed between any two actions.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tierline_federate::{Clients, Late, Report, Timing};
 use tierline_node::federation::{
     Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, MemberRecord, Participant, Phase, Record,
@@ -38,7 +41,8 @@ struct Member {
     running: Option<Participant>,
     /// Grows with every start: what an earlier life was told is nobody's.
     life: u64,
-    journal: Vec<MemberRecord>,
+    /// As it is on the disk.
+    journal: Vec<String>,
     settled: BTreeMap<Task, bool>,
     finished: bool,
     bad: bool,
@@ -56,7 +60,12 @@ struct World {
     looked: Option<(u64, BTreeSet<String>)>,
     coordinator: Option<Coordinator>,
     life: u64,
-    journal: Vec<Record>,
+    /// As it is on the disk.
+    journal: Vec<String>,
+    /// Restarts that began with a snapshot.
+    from_snapshot: usize,
+    /// Every update that was counted, in order.
+    counted: Vec<Update>,
     /// What was added since the last model: dies with the process.
     added: BTreeSet<Task>,
     /// What each model was made of: on the disk.
@@ -76,7 +85,19 @@ fn index(member: &str) -> usize {
 }
 
 fn terms(clients: Clients, timing: Timing) -> Terms {
-    Terms { clients, timing, seed: 7 }
+    Terms { clients, timing, seed: 7, sums_up: false }
+}
+
+/// Writes a record where it belongs in a journal.
+fn write<R: Serialize>(journal: &mut Vec<String>, record: &R, replaces_earlier: bool) {
+    if replaces_earlier {
+        journal.clear();
+    }
+    journal.push(serde_json::to_string(record).unwrap());
+}
+
+fn read<R: DeserializeOwned>(journal: &[String]) -> Vec<R> {
+    journal.iter().map(|record| serde_json::from_str(record).unwrap()).collect()
 }
 
 impl World {
@@ -92,6 +113,8 @@ impl World {
             coordinator: None,
             life: 0,
             journal: Vec::new(),
+            from_snapshot: 0,
+            counted: Vec::new(),
             added: BTreeSet::new(),
             models: BTreeMap::new(),
             members: Vec::new(),
@@ -133,6 +156,8 @@ impl World {
         let now = self.schedule.now();
         let Some(coordinator) = &mut self.coordinator else { return };
         let actions = coordinator.step(now, event);
+        let wake = coordinator.wake();
+        assert!(wake.is_none_or(|t| t > now), "woken at {now:?}, it wants to be again at {wake:?}");
         self.perform(actions);
     }
 
@@ -143,7 +168,12 @@ impl World {
                 return;
             }
             match action {
-                Action::Keep(record) => self.journal.push(record),
+                Action::Keep(record) => {
+                    write(&mut self.journal, &record, record.replaces_earlier());
+                    if let Record::Counted { update, .. } = record {
+                        self.counted.push(update);
+                    }
+                }
                 Action::Tell { member } => {
                     let assignment = self.coordinator.as_ref().unwrap().assignment(&member);
                     let at = index(&member);
@@ -200,7 +230,10 @@ impl World {
     fn take_part(&mut self, at: usize, event: MemberEvent) {
         let now = self.schedule.now();
         let Some(participant) = &mut self.members[at].running else { return };
+        let woken = event == MemberEvent::Wake;
         let actions = participant.step(now, &mut self.rng, event);
+        let wake = participant.wake().filter(|_| woken);
+        assert!(wake.is_none_or(|t| t > now), "{} is woken at {now:?}, and wants to be again at {wake:?}", name(at));
         self.perform_for(at, actions);
     }
 
@@ -216,7 +249,11 @@ impl World {
                     let delay = Duration::from_millis(self.rng.u64(1..500));
                     self.schedule.after(delay, Happening::Prepared(at, life));
                 }
-                MemberAction::Keep(record) => self.members[at].journal.push(record),
+                MemberAction::Keep(record) => {
+                    write(&mut self.members[at].journal, &record, record.replaces_earlier());
+                    let length = self.members[at].journal.len();
+                    assert!(length <= 2, "{length} records of one task");
+                }
                 MemberAction::Report(standing) => self.carry(Happening::ToCoordinator(at, standing)),
                 MemberAction::Work(work) => {
                     assert!(!work.look || work.version == self.rounds, "only the last model is looked at");
@@ -278,7 +315,9 @@ impl World {
             Happening::KillCoordinator if self.coordinator.is_some() => self.kill_coordinator(),
             Happening::KillMember(at) if self.members[at].running.is_some() => self.kill_member(at),
             Happening::StartCoordinator if self.coordinator.is_none() => {
-                let (coordinator, actions) = Coordinator::restored(self.terms.clone(), &self.journal, now);
+                let journal: Vec<Record> = read(&self.journal);
+                self.from_snapshot += usize::from(matches!(journal.first(), Some(Record::Snapshot(_))));
+                let (coordinator, actions) = Coordinator::restored(self.terms.clone(), journal, now);
                 self.coordinator = Some(coordinator);
                 self.perform(actions);
                 self.coordinate(Event::Begin { version: 0, rounds: self.rounds, look: self.look, stretch: 1 });
@@ -288,7 +327,7 @@ impl World {
                 }
             }
             Happening::StartMember(at) if self.members[at].running.is_none() => {
-                let (participant, actions) = Participant::restored(&self.members[at].journal);
+                let (participant, actions) = Participant::restored(read(&self.members[at].journal));
                 self.members[at].running = Some(participant);
                 self.perform_for(at, actions);
                 if self.coordinator.is_some() {
@@ -344,16 +383,8 @@ impl World {
                 assert!(used.insert(*task, *version).is_none(), "{task:?} is in two models");
             }
         }
-        let counted: Vec<&Update> = self
-            .journal
-            .iter()
-            .filter_map(|r| match r {
-                Record::Counted { update, .. } => Some(update),
-                _ => None,
-            })
-            .collect();
-        let distinct: BTreeSet<Task> = counted.iter().map(|u| u.task).collect();
-        assert_eq!(distinct.len(), counted.len(), "each task is counted once");
+        let distinct: BTreeSet<Task> = self.counted.iter().map(|u| u.task).collect();
+        assert_eq!(distinct.len(), self.counted.len(), "each task is counted once");
         for member in &self.members {
             for (task, was_counted) in &member.settled {
                 assert_eq!(distinct.contains(task), *was_counted, "{task:?}: both sides agree on what became of it");
@@ -381,6 +412,7 @@ fn rounds_end_and_count_everybody() {
 
 #[test]
 fn whatever_dies_every_update_counts_once() {
+    let from_snapshot = AtomicUsize::new(0);
     seeds(1_000, |rng| {
         let members = rng.usize(1..8);
         let late = if rng.bool() { Late::Use } else { Late::Refuse };
@@ -400,7 +432,56 @@ fn whatever_dies_every_update_counts_once() {
             world.schedule.at(at, Happening::KillMember(rng.usize(0..members)));
         }
         world.run(Duration::from_secs(3_600));
+        from_snapshot.fetch_add(world.from_snapshot, Ordering::Relaxed);
     });
+    let from_snapshot = from_snapshot.into_inner();
+    assert!(from_snapshot > 500, "{from_snapshot} restarts began with a snapshot");
+}
+
+#[test]
+fn an_update_from_before_a_restart_is_sent_though_the_data_are_gone() {
+    let update = Update { task: Task(3), digest: Digest([1; 32]), bytes: 9, report: Report::default() };
+    let mut rng = Rng::with_seed(1);
+    let (mut participant, _) = Participant::restored([MemberRecord::Held(update.clone())]);
+    let now = Time::ZERO + ms(10);
+    participant.step(now, &mut rng, MemberEvent::Prepared(Err("no data".to_owned())));
+    let sent = participant.step(now, &mut rng, MemberEvent::LinkUp);
+    assert!(sent.contains(&MemberAction::Send(update)), "{sent:?}");
+    assert_eq!(participant.standing(), Standing::Preparing, "its task is not over yet");
+    let answered = MemberEvent::Answered { task: Task(3), verdict: Verdict::Counted };
+    let last = participant.step(now, &mut rng, answered);
+    let unable = Standing::Unable { reason: "no data".to_owned() };
+    assert!(last.contains(&MemberAction::Report(unable)), "{last:?}");
+}
+
+#[test]
+fn a_journal_does_not_grow_with_the_rounds() {
+    let longest = |rounds| {
+        let mut world =
+            World::new(2, 4, rounds, terms(Clients { min: 4, ..Clients::default() }, Timing::Round), Link::GOOD);
+        world.run(Duration::from_secs(3_600));
+        (world.journal.len(), world.journal.iter().map(String::len).sum::<usize>())
+    };
+    let (few, many) = (longest(5), longest(200));
+    assert!(many.0 <= few.0 + 1, "{many:?} after 200 rounds, {few:?} after 5");
+    // Numbers have more digits.
+    assert!(many.1 < 2 * few.1, "{many:?} after 200 rounds, {few:?} after 5");
+}
+
+#[test]
+fn a_machine_that_waits_is_not_woken_over_and_over() {
+    let terms = terms(Clients { min: 3, ..Clients::default() }, Timing::Round);
+    let (mut coordinator, _) = Coordinator::restored(terms, [], Time::ZERO);
+    coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    let standing = Standing::Ready { examples: 100 };
+    coordinator.step(Time::ZERO + ms(10), Event::Member { member: name(0), standing });
+    // Two members are missing, for ever.
+    let mut wakes = 0;
+    while let Some(time) = coordinator.wake() {
+        assert_eq!(coordinator.step(time, Event::Wake), []);
+        wakes += 1;
+    }
+    assert!(wakes <= 1, "woken {wakes} times");
 }
 
 #[test]

@@ -25,6 +25,9 @@ pub struct NodeArgs {
     /// Address to listen on
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
+    /// Give numbers to Prometheus at this address, over plain HTTP
+    #[arg(long, value_name = "HOST:PORT")]
+    metrics: Option<String>,
     /// The tier above: https://host:port (repeat: most wanted first)
     #[arg(long = "parent", value_name = "URL")]
     parents: Vec<String>,
@@ -55,6 +58,9 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
     }
     if args.listen.is_some() {
         config.listen = args.listen;
+    }
+    if args.metrics.is_some() {
+        config.metrics = args.metrics;
     }
     if !args.parents.is_empty() {
         config.parents = args.parents;

@@ -17,6 +17,7 @@ pub mod metrics;
 mod models;
 pub mod planner;
 pub mod renewal;
+mod scrape;
 pub mod services;
 mod start;
 pub mod transport;
@@ -292,7 +293,7 @@ impl Node {
             &serde_json::json!({ "node": peer.name, "up": true }),
         );
         self.report_up();
-        self.federations.child_up(&peer.name);
+        self.federations.child_up(self, &peer.name);
     }
 
     /// A child's lease ended.

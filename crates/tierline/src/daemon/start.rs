@@ -36,7 +36,7 @@ use super::services::gate::{Door, GateLayer};
 use super::services::infer::InferService;
 use super::services::local::LocalService;
 use super::uplink::Uplink;
-use super::{Node, PEER_CHANGES_MAX, metrics, renewal};
+use super::{Node, PEER_CHANGES_MAX, metrics, renewal, scrape};
 use crate::cli::client::SOCKET;
 use crate::config::{LISTEN_DEFAULT, NodeConfig};
 use crate::identity::tls::{self, LiveIdentity};
@@ -62,6 +62,9 @@ struct Ready<'a> {
     /// Where children reach it; none for ends.
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
+    /// Where Prometheus reads its numbers, if anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<String>,
     socket: PathBuf,
     engine: String,
     start_ms: u64,
@@ -97,6 +100,11 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
         let host = if a.ip().is_unspecified() { "127.0.0.1".to_owned() } else { a.ip().to_string() };
         format!("https://{host}:{}", a.port())
     });
+    let scraped = listen_for_scrapes(&node).await?;
+    let metrics = scraped.as_ref().and_then(|l| l.local_addr().ok()).map(|a| format!("http://{a}/metrics"));
+    if let Some(listener) = scraped {
+        tokio::spawn(scrape::serve(Arc::clone(&node), listener));
+    }
     let network = listener.map(|listener| serve_network(&node, listener)).transpose()?;
     let local = serve_socket(&node, &socket)?;
     for uplink in node.uplinks() {
@@ -123,6 +131,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
         role: role_name(node.role()),
         id: node.id(),
         url,
+        metrics,
         socket: socket.clone(),
         engine: format!("{} {}", node.engine.name(), node.engine.version()),
         start_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -297,6 +306,16 @@ async fn listen(node: &Node) -> Outcome<Option<TcpListener>> {
     let listener = TcpListener::bind(&address).await.map_err(|e| {
         Failure::message(Exit::Configuration, format!("cannot listen on {address}: {e}"))
             .hint("choose another address with --listen HOST:PORT")
+    })?;
+    Ok(Some(listener))
+}
+
+/// The door for Prometheus, where one is configured.
+async fn listen_for_scrapes(node: &Node) -> Outcome<Option<TcpListener>> {
+    let Some(address) = &node.config().metrics else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.map_err(|e| {
+        Failure::message(Exit::Configuration, format!("cannot give numbers at {address}: {e}"))
+            .hint("choose another address with --metrics HOST:PORT")
     })?;
     Ok(Some(listener))
 }

@@ -12,12 +12,13 @@ use tierline_node::{Peer, Rng, Time};
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::{
     self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, JobVerdict, LinkEstimate, ParentMessage,
-    ParentStatus, ProbeChunk, Reply, RunChunk, RunHeader, StageTiming, SubmitChunk, UpdateHeader, UpstreamPath,
-    child_message, parent_message, run_chunk, submit_chunk, submit_reply,
+    ParentStatus, ProbeChunk, Reply, RunChunk, RunHeader, StageTiming, SubmitChunk, SubmitReply, UpdateHeader,
+    UpstreamPath, child_message, parent_message, run_chunk, submit_chunk, submit_reply,
 };
 use tierline_proto::{Digest, Encoded, Versions, frame};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
 
 use super::Node;
 use super::transport::{self, Pair};
@@ -25,7 +26,7 @@ use super::{wait_until, wire};
 
 /// Messages to the parent waiting for the stream; heartbeats come once a
 /// second, so more would mean that nothing flows.
-const OUTBOX_MAX: usize = 64;
+const OUTBOX_MAX: usize = 1_024;
 
 /// Chunks ahead of the connection: back-pressure reaches the encoder after these.
 const CHUNKS_AHEAD_MAX: usize = 8;
@@ -291,7 +292,7 @@ impl Uplink {
         self.observe(node, LinkEvent::Exchange { up: sent, down: received, network: on_link });
     }
 
-    /// Reports every [`STILL_PENDING`] that `bytes` are not through yet, once
+    /// Reports every `STILL_PENDING` that `bytes` are not through yet, once
     /// that took much longer than `predicted`; runs until it is dropped.
     pub async fn report_pending(
         self: &Arc<Self>,
@@ -535,6 +536,44 @@ impl Uplink {
             }
         }
         Err(broken())
+    }
+
+    /// Passes a child's update on as it comes: the parent says from where it
+    /// wants it, and what became of it.
+    ///
+    /// # Errors
+    /// When the parent can't be reached or breaks the protocol, or the child is
+    /// gone.
+    pub async fn pass_on(
+        &self,
+        header: UpdateHeader,
+        from_child: &mut Streaming<SubmitChunk>,
+        to_child: &mpsc::Sender<Result<SubmitReply, Status>>,
+    ) -> Result<JobVerdict, Failure> {
+        let mut client = self.pair()?.federate();
+        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
+        let broken = || Failure::new(Code::Unreachable, "the connection broke off").at(&self.name());
+        let gone = |_| Failure::new(Code::Cancelled, "the member is gone");
+        let head = SubmitChunk { body: Some(submit_chunk::Body::Header(header)) };
+        send.send(head).await.map_err(|_| broken())?;
+        let mut stream = client.submit(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
+        let mut sends = true;
+        loop {
+            tokio::select! {
+                reply = stream.message() => {
+                    let reply = reply.map_err(|s| self.failure(&s))?.ok_or_else(broken)?;
+                    if let Some(submit_reply::Body::Verdict(verdict)) = reply.body {
+                        return Ok(verdict);
+                    }
+                    to_child.send(Ok(reply)).await.map_err(gone)?;
+                }
+                chunk = from_child.message(), if sends => match chunk.map_err(|s| Failure::from_status(&s))? {
+                    // Who doesn't want it any more has said why.
+                    Some(chunk) => sends = send.send(chunk).await.is_ok(),
+                    None => return Err(Failure::new(Code::Cancelled, "the member is gone")),
+                },
+            }
+        }
     }
 
     /// Fetches a range of an artefact from the parent; `take` gets each piece

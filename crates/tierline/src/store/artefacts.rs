@@ -45,6 +45,8 @@ impl ArtefactStore {
             disk::create_private_folder(path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
         }
         let store = LocalFileSystem::new_with_prefix(&whole).map_err(|e| StoreError::Artefacts(e.to_string()))?;
+        // What names an artefact may be written the moment after.
+        let store = store.with_fsync(true);
         Ok(Self { store: Arc::new(store), folder: folder.to_owned(), partial })
     }
 

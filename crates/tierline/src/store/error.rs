@@ -1,6 +1,6 @@
 //! What can go wrong with what a node keeps.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tierline_proto::{Code, Failure};
 
@@ -53,13 +53,18 @@ impl From<StoreError> for Failure {
         let code = match &error {
             StoreError::Full { .. } => Code::StorageFull,
             StoreError::Missing(_) => Code::NotFound,
-            StoreError::State { source, .. } if is_full(source) => Code::StorageFull,
             _ => Code::Internal,
         };
         Self::new(code, error.to_string())
     }
 }
 
-fn is_full(error: &rusqlite::Error) -> bool {
-    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull)
+impl StoreError {
+    /// What an error of the database means for a node.
+    pub(super) fn of_state(path: &Path, source: rusqlite::Error) -> Self {
+        if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
+            return Self::Full { folder: path.parent().unwrap_or(path).to_owned() };
+        }
+        Self::State { path: path.to_owned(), source }
+    }
 }

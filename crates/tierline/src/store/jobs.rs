@@ -1,6 +1,6 @@
 //! Jobs in a node's state: which there are, their journals, their models.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 use tierline_proto::Digest;
 
 use super::{State, StoreError};
@@ -22,13 +22,15 @@ pub struct JobRow {
     pub failure: String,
 }
 
-/// Which machine a journal is of.
+/// Which side of a job a journal or a model belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The coordinator's.
     Upper = 0,
     /// The participant's.
     Lower = 1,
+    /// Of an edge that passes the job on; has no journal.
+    Relay = 2,
 }
 
 impl State {
@@ -88,12 +90,20 @@ impl State {
     pub fn journal(&self, job: Digest, side: Side, records: &[String]) -> Result<(), StoreError> {
         self.with(|c| {
             let t = c.transaction()?;
-            for record in records {
-                t.execute(
-                    "INSERT INTO job_journal (job, side, record) VALUES (?1, ?2, ?3)",
-                    params![job.0, side as i64, record],
-                )?;
-            }
+            append(&t, job, side, records)?;
+            t.commit()
+        })
+    }
+
+    /// Puts records in the place of a whole journal, all or none.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn replace_journal(&self, job: Digest, side: Side, records: &[String]) -> Result<(), StoreError> {
+        self.with(|c| {
+            let t = c.transaction()?;
+            t.execute("DELETE FROM job_journal WHERE job = ?1 AND side = ?2", params![job.0, side as i64])?;
+            append(&t, job, side, records)?;
             t.commit()
         })
     }
@@ -110,15 +120,15 @@ impl State {
         })
     }
 
-    /// Keeps the artefact of a job's model.
+    /// Keeps the artefact of a job's model; each side numbers its own.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn set_version(&self, job: Digest, version: u64, artefact: Digest) -> Result<(), StoreError> {
+    pub fn set_version(&self, job: Digest, side: Side, version: u64, artefact: Digest) -> Result<(), StoreError> {
         self.with(|c| {
             c.execute(
-                "INSERT OR REPLACE INTO job_versions VALUES (?1, ?2, ?3)",
-                params![job.0, i64::try_from(version).unwrap_or(i64::MAX), artefact.0],
+                "INSERT OR REPLACE INTO job_models VALUES (?1, ?2, ?3, ?4)",
+                params![job.0, side as i64, i64::try_from(version).unwrap_or(i64::MAX), artefact.0],
             )
             .map(drop)
         })
@@ -128,37 +138,40 @@ impl State {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn version(&self, job: Digest, version: u64) -> Result<Option<Digest>, StoreError> {
+    pub fn version(&self, job: Digest, side: Side, version: u64) -> Result<Option<Digest>, StoreError> {
         self.with(|c| {
             c.query_row(
-                "SELECT artefact FROM job_versions WHERE job = ?1 AND version = ?2",
-                params![job.0, i64::try_from(version).unwrap_or(i64::MAX)],
+                "SELECT artefact FROM job_models WHERE job = ?1 AND side = ?2 AND version = ?3",
+                params![job.0, side as i64, i64::try_from(version).unwrap_or(i64::MAX)],
                 |row| row.get(0).map(Digest),
             )
             .optional()
         })
     }
 
-    /// Forgets the models that a job doesn't need any more; their artefacts,
+    /// Forgets the models that a side doesn't need any more; their artefacts,
     /// but for those that another entry still names.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn forget_versions(&self, job: Digest, needed: &[u64]) -> Result<Vec<Digest>, StoreError> {
+    pub fn forget_versions(&self, job: Digest, side: Side, needed: &[u64]) -> Result<Vec<Digest>, StoreError> {
         self.with(|c| {
             let t = c.transaction()?;
             let all: Vec<(i64, [u8; 32])> = t
-                .prepare("SELECT version, artefact FROM job_versions WHERE job = ?1")?
-                .query_map([job.0], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .prepare("SELECT version, artefact FROM job_models WHERE job = ?1 AND side = ?2")?
+                .query_map(params![job.0, side as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect::<rusqlite::Result<_>>()?;
             let mut gone = Vec::new();
             for (version, artefact) in all {
                 if needed.iter().any(|n| i64::try_from(*n) == Ok(version)) {
                     continue;
                 }
-                t.execute("DELETE FROM job_versions WHERE job = ?1 AND version = ?2", params![job.0, version])?;
+                t.execute(
+                    "DELETE FROM job_models WHERE job = ?1 AND side = ?2 AND version = ?3",
+                    params![job.0, side as i64, version],
+                )?;
                 let named: i64 =
-                    t.query_row("SELECT count(*) FROM job_versions WHERE artefact = ?1", [artefact], |r| r.get(0))?;
+                    t.query_row("SELECT count(*) FROM job_models WHERE artefact = ?1", [artefact], |r| r.get(0))?;
                 if named == 0 {
                     gone.push(Digest(artefact));
                 }
@@ -193,4 +206,14 @@ impl State {
                 .collect()
         })
     }
+}
+
+fn append(t: &Transaction<'_>, job: Digest, side: Side, records: &[String]) -> rusqlite::Result<()> {
+    for record in records {
+        t.execute(
+            "INSERT INTO job_journal (job, side, record) VALUES (?1, ?2, ?3)",
+            params![job.0, side as i64, record],
+        )?;
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! the cloud tokens, nodes and revocations.
 //!
 //! Every write is one transaction, synced before it is acknowledged. Schema
-//! changes are steps in [`STEPS`], never edits of an earlier one.
+//! changes are steps in `STEPS`, never edits of an earlier one.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -39,6 +39,13 @@ const STEPS: &[&str] = &["
     CREATE TABLE job_rounds (
         job BLOB NOT NULL, round INTEGER NOT NULL, scores TEXT NOT NULL, PRIMARY KEY (job, round)
     ) STRICT;
+", "
+    CREATE TABLE job_models (
+        job BLOB NOT NULL, side INTEGER NOT NULL, version INTEGER NOT NULL, artefact BLOB NOT NULL,
+        PRIMARY KEY (job, side, version)
+    ) STRICT;
+    INSERT INTO job_models SELECT job, 0, version, artefact FROM job_versions;
+    DROP TABLE job_versions;
 "];
 
 /// The state of one node.
@@ -145,7 +152,7 @@ impl State {
 
     pub(super) fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        f(&mut connection).map_err(|source| StoreError::State { path: self.path.clone(), source })
+        f(&mut connection).map_err(|source| StoreError::of_state(&self.path, source))
     }
 
     // ---- models

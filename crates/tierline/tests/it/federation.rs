@@ -20,12 +20,12 @@ use crate::harness::{Node, Ran, Site, until};
 
 /// Pictures of ten classes as IDX files, each a bright square at its own
 /// place on noise.
-fn pictures(folder: &Path, examples: usize, seed: u64) {
+pub fn pictures(folder: &Path, examples: usize, seed: u64) {
     part(folder, "train", examples, seed);
 }
 
 /// One part (`train`, `t10k`) of such files.
-fn part(folder: &Path, part: &str, examples: usize, seed: u64) {
+pub fn part(folder: &Path, part: &str, examples: usize, seed: u64) {
     std::fs::create_dir_all(folder).unwrap();
     let mut rng = fastrand::Rng::with_seed(seed);
     let (mut pixels, mut classes) = (Vec::new(), Vec::new());
@@ -58,16 +58,16 @@ fn job(federation: &str) -> String {
 }
 
 /// Examples of each end.
-const EXAMPLES: usize = 120;
+pub const EXAMPLES: usize = 120;
 
 /// A cloud with a job's file and data held out.
-struct Federation {
-    site: Site,
-    folder: tempfile::TempDir,
+pub struct Federation {
+    pub site: Site,
+    pub folder: tempfile::TempDir,
 }
 
 impl Federation {
-    fn new(federation: &str) -> Self {
+    pub fn new(federation: &str) -> Self {
         let (site, folder) = (Site::new(), tempfile::tempdir().unwrap());
         let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
         tierline_zoo::mlp(&options).save(&folder.path().join("net.onnx")).unwrap();
@@ -77,26 +77,33 @@ impl Federation {
         it
     }
 
-    fn add_data(&self, node: &Node, name: &str, examples: usize, seed: u64) {
+    pub fn add_data(&self, node: &Node, name: &str, examples: usize, seed: u64) {
         let folder = self.folder.path().join(format!("{name}-{seed}"));
         pictures(&folder, examples, seed);
         let ran = node.ask(&["data", "add", name, folder.to_str().unwrap()]);
         assert_eq!(ran.code, 0, "{ran:?}");
     }
 
-    fn end(&self, number: u64, parent: &str) -> Node {
+    pub fn end(&self, number: u64, parent: &str) -> Node {
         let end = self.site.end(&format!("end-{number:03}"), parent, &[]);
         self.add_data(&end, "squares", EXAMPLES, number);
         end
     }
 
-    fn train(&self) -> Ran {
+    pub fn train(&self) -> Ran {
         let job = self.folder.path().join("squares.toml");
         self.site.cloud.ask(&["train", job.to_str().unwrap(), "--json"])
     }
 
+    /// Gives the job to the site, and follows it.
+    pub fn watch(&self) -> std::process::Child {
+        let job = self.folder.path().join("squares.toml");
+        let mut command = self.site.cloud.command(&["train", job.to_str().unwrap(), "--quiet"]);
+        command.stdout(Stdio::null()).spawn().unwrap()
+    }
+
     /// The model that the simulation makes of the same data.
-    fn simulated(&self, ends: &[&Node], scenario: &Scenario) -> Vec<u8> {
+    pub fn simulated(&self, ends: &[&Node], scenario: &Scenario) -> Vec<u8> {
         self.outcome(ends, scenario).model.to_bytes().unwrap()
     }
 
@@ -115,17 +122,17 @@ impl Federation {
         tierline_sim::run(&engine, &model, &job, examples, scenario, &stop, &mut |_| ()).unwrap()
     }
 
-    fn model(&self) -> Vec<u8> {
+    pub fn model(&self) -> Vec<u8> {
         std::fs::read(self.folder.path().join("squares.run/model.onnx")).unwrap()
     }
 }
 
-fn lines(ran: &Ran) -> Vec<Value> {
+pub fn lines(ran: &Ran) -> Vec<Value> {
     assert_eq!(ran.code, 0, "{ran:?}");
     ran.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn rounds(lines: &[Value]) -> Vec<&Value> {
+pub fn rounds(lines: &[Value]) -> Vec<&Value> {
     lines.iter().filter(|l| l["event"] == "round").collect()
 }
 
@@ -193,14 +200,8 @@ fn whatever_is_killed_the_same_model_comes_out() {
     let mut federation = Federation::new(text);
     let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
     let mut ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
-    let job = federation.folder.path().join("squares.toml");
     // Whoever watches the job dies with the cloud; the job doesn't.
-    let mut watcher = Command::new(env!("CARGO_BIN_EXE_tierline"))
-        .args(["--data", federation.site.cloud.data.to_str().unwrap(), "train", job.to_str().unwrap(), "--quiet"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut watcher = federation.watch();
     until("the first round has ended", || (round_of(&federation.site.cloud)? >= 1).then_some(()));
     ends[1].kill();
     std::thread::sleep(Duration::from_millis(200));
@@ -222,6 +223,37 @@ fn whatever_is_killed_the_same_model_comes_out() {
     let scenario = Scenario { edges: 2, ..Scenario::default() };
     let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &scenario);
     assert!(made == simulated, "bit for bit, kills or not");
+}
+
+#[test]
+fn edges_pass_a_flat_job_on_and_any_node_may_die() {
+    let text = "[federation.cloud]\nrounds = 8\nup = ['topk:0.05', 'int8']\nclients = { min = 4 }\n";
+    let mut federation = Federation::new(text);
+    let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
+    let mut ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
+    let mut watcher = federation.watch();
+    until("the first round has ended", || (round_of(&federation.site.cloud)? >= 1).then_some(()));
+    edges[1].kill();
+    std::thread::sleep(Duration::from_millis(300));
+    edges[1].restart();
+    until("another round has ended", || (round_of(&federation.site.cloud)? >= 3).then_some(()));
+    ends[0].kill();
+    edges[0].kill();
+    ends[0].restart();
+    edges[0].restart();
+    until("one more has ended", || (round_of(&federation.site.cloud)? >= 5).then_some(()));
+    federation.site.cloud.kill();
+    let _ended = watcher.wait();
+    federation.site.cloud.restart();
+    let rounds = federation.done();
+    assert!(rounds.len() == 8 && rounds.iter().all(|round| round["clients"] == 4), "{rounds:?}");
+    let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
+    let made = std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap();
+    assert!(made == simulated, "bit for bit, as if the edges weren't there");
+    until("all hear of the end", || {
+        let over = |node: &Node| node.ask(&["job", "show", "squares", "--json"]).json()["state"] == "over";
+        edges.iter().chain(&ends).all(over).then_some(())
+    });
 }
 
 #[test]
@@ -265,7 +297,7 @@ fn ends_have_models_of_their_own_and_look_at_them_themselves() {
 }
 
 /// Rounds that have ended, of the only job.
-fn round_of(cloud: &Node) -> Option<u64> {
+pub fn round_of(cloud: &Node) -> Option<u64> {
     let ran = cloud.ask(&["job", "ls", "--json"]);
     (ran.code == 0).then(|| ran.json()["jobs"][0]["round"].as_u64()).flatten()
 }
@@ -346,12 +378,7 @@ fn ends_without_the_data_say_so_and_the_others_go_on() {
     std::fs::write(&table, "a,b,label\n1,2,x\n3,4,y\n5,6,x\n").unwrap();
     let ran = wrong.ask(&["data", "add", "squares", table.to_str().unwrap(), "--label-column", "label"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    let job = federation.folder.path().join("squares.toml");
-    let mut watcher = Command::new(env!("CARGO_BIN_EXE_tierline"))
-        .args(["--data", federation.site.cloud.data.to_str().unwrap(), "train", job.to_str().unwrap(), "--quiet"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut watcher = federation.watch();
     let said = until("both say why not", || {
         let shown = federation.site.cloud.ask(&["job", "show", "squares", "--json"]);
         let excluded = (shown.code == 0).then(|| shown.json()["excluded"].clone())?;

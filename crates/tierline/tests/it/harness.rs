@@ -1,7 +1,7 @@
 //! Nodes as processes, and the command line beside them.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -58,8 +58,12 @@ pub struct Node {
     pub data: PathBuf,
     /// Where children reach it; empty for ends.
     pub url: String,
+    /// Where it gives its numbers; empty if nowhere.
+    pub metrics: String,
     log: PathBuf,
     args: Vec<String>,
+    /// Its data folder is seen from its own mount namespace only.
+    pub apart: bool,
 }
 
 impl Node {
@@ -93,15 +97,43 @@ impl Node {
             name: ready["node"].as_str().unwrap_or_default().to_owned(),
             data: data.to_owned(),
             url: ready["url"].as_str().unwrap_or_default().to_owned(),
+            metrics: ready["metrics"].as_str().unwrap_or_default().to_owned(),
             log,
             args: args.iter().map(|&a| a.to_owned()).collect(),
+            apart: false,
         }
     }
 
     /// Runs a command against this node.
     pub fn ask(&self, args: &[&str]) -> Ran {
-        let data = self.data.to_str().expect("a plain path");
-        tierline([&["--data", data], args].concat())
+        let output = self.command(args).stdin(Stdio::null()).output().expect("the binary runs");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// A command against this node, not yet run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = binary();
+        if self.apart {
+            command = Command::new("nsenter");
+            command.env("TIERLINE_ENGINE", "rten");
+            command.args(["--user", "--mount", "--preserve-credentials", "-t", &self.id().to_string()]);
+            command.arg(env!("CARGO_BIN_EXE_tierline"));
+        }
+        command.arg("--data").arg(&self.data).args(args);
+        command
+    }
+
+    /// Its numbers, as Prometheus reads them.
+    pub fn scrape(&self) -> String {
+        let address = self.metrics.trim_start_matches("http://").trim_end_matches("/metrics");
+        let mut stream = std::net::TcpStream::connect(address).expect("it listens");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: tierline\r\n\r\n").expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        body.to_owned()
     }
 
     /// Kills the process as a power cut would.
@@ -149,15 +181,17 @@ impl Drop for Node {
 
 /// A site in a folder of its own.
 pub struct Site {
-    pub folder: tempfile::TempDir,
     pub cloud: Node,
+    /// Goes last: a node that failed a test shows its log from here.
+    pub folder: tempfile::TempDir,
 }
 
 impl Site {
-    /// A site with nothing but its cloud.
+    /// A site with nothing but its cloud, which gives its numbers.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let cloud = Node::start(&folder.path().join("cloud"), &["--role", "cloud", "--listen", "127.0.0.1:0"]);
+        let args = ["--role", "cloud", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+        let cloud = Node::start(&folder.path().join("cloud"), &args);
         Self { folder, cloud }
     }
 

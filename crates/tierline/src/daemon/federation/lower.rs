@@ -1,6 +1,6 @@
 //! The side that takes part: performs what a job's participant asks.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -10,19 +10,18 @@ use tierline_federate::{Contribution, Layout, Sender, Vectors, wire};
 use tierline_graph::Model;
 use tierline_node::Rng;
 use tierline_node::federation::{
-    Assignment, MemberAction, MemberEvent, Participant, Standing, Task, Update, Verdict, Work,
+    Assignment, MemberAction, MemberEvent, MemberRecord, Participant, Standing, Task, Update, Verdict, Work,
 };
 use tierline_proto::v1::job_assignment::Want;
-use tierline_proto::v1::{
-    Code, Empty, Failure, JobStanding, TaskFailure, UpdateHeader, WorkReport, child_message, job_standing,
-};
+use tierline_proto::v1::{Code, Failure, child_message};
 use tierline_proto::{Digest, Role};
 use tierline_train::data::Dataset;
 use tierline_train::federated::{self, Blueprint, Share, Workplace};
 use tokio::sync::mpsc;
 
-use super::upper::{ToUpper, internal};
-use super::{Folder, JobManifest, verdict_of};
+use super::messages::internal;
+use super::upper::ToUpper;
+use super::{AGAIN, Folder, JobManifest, journal, may_pass, messages};
 use crate::daemon::uplink::Uplink;
 use crate::daemon::{Node, wait_until};
 use crate::datasets::Datasets;
@@ -42,24 +41,30 @@ pub(super) enum ToLower {
     Gathered { task: Task, contribution: Contribution },
 }
 
+/// What a node is told to do its part of a job.
 pub(super) struct Lower {
-    node: Arc<Node>,
-    id: Digest,
-    manifest: Arc<JobManifest>,
-    folder: Folder,
+    pub(super) node: Arc<Node>,
+    pub(super) id: Digest,
+    pub(super) manifest: Arc<JobManifest>,
+    pub(super) folder: Folder,
+    /// Of an edge: the side that coordinates.
+    pub(super) above: Option<mpsc::Sender<ToUpper>>,
+}
+
+/// The side while it runs.
+struct Member {
+    lower: Lower,
     participant: Participant,
-    first: Vec<MemberAction>,
     rng: Rng,
     /// The parent that the job came from.
     parent: Option<Arc<Uplink>>,
-    /// Artefacts of the models that were named; `None` for the first one.
-    models: BTreeMap<u64, Option<Digest>>,
-    /// Of an edge: the side that coordinates.
-    above: Option<mpsc::Sender<ToUpper>>,
+    /// Artefact of the model that was named last; `None` for the first one.
+    model: Option<Digest>,
     desk: Arc<Mutex<Option<Desk>>>,
     /// Tells the task under way to stop.
     stop: Arc<AtomicBool>,
-    myself: Option<mpsc::Sender<ToLower>>,
+    /// Its own door, for what it begins.
+    door: mpsc::Sender<ToLower>,
     over: bool,
 }
 
@@ -74,68 +79,50 @@ struct Desk {
 }
 
 impl Lower {
-    pub(super) fn new(
-        node: Arc<Node>,
-        id: Digest,
-        manifest: Arc<JobManifest>,
-        folder: Folder,
-        above: Option<mpsc::Sender<ToUpper>>,
-    ) -> Self {
-        Self {
-            node,
-            id,
-            manifest,
-            folder,
-            participant: Participant::default(),
-            first: Vec::new(),
+    /// Does this node's part until the job is over, or can't go on here.
+    pub(super) async fn run(self, mut inbox: mpsc::Receiver<ToLower>) {
+        let (node, id, name) = (Arc::clone(&self.node), self.id, self.manifest.name.clone());
+        match self.work_on(&mut inbox).await {
+            Ok(true) => node.leave_job(id),
+            // Nobody needs this side any more.
+            Ok(false) => {}
+            Err(failure) => node.job_failed(id, &name, &failure),
+        }
+    }
+
+    /// Whether the job is over; an end of the inbox comes before that.
+    async fn work_on(self, inbox: &mut mpsc::Receiver<ToLower>) -> Result<bool, Failure> {
+        let journal = journal::read(&self.node, self.id)?;
+        let (participant, first) = Participant::restored(journal);
+        let (door, mut own) = mpsc::channel(super::INBOX_MAX);
+        let mut member = Member {
+            lower: self,
+            participant,
             rng: Rng::new(),
             parent: None,
-            models: BTreeMap::new(),
-            above,
+            model: None,
             desk: Arc::default(),
             stop: Arc::default(),
-            myself: None,
+            door,
             over: false,
-        }
-    }
-
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<ToLower>) {
-        let (node, id) = (Arc::clone(&self.node), self.id);
-        // Its own door, for what it begins. It ends when the job does.
-        let (door, mut own) = mpsc::channel(super::INBOX_MAX);
-        self.myself = Some(door);
-        let journal = node.state.journal_of(id, Side::Lower).unwrap_or_default();
-        let journal: Vec<_> = journal.iter().filter_map(|r| serde_json::from_str(r).ok()).collect();
-        (self.participant, self.first) = Participant::restored(&journal);
-        let first = std::mem::take(&mut self.first);
-        let mut done = self.perform(first);
-        while let Ok(()) = done {
-            if self.over {
-                break;
-            }
-            let wake = self.participant.wake().map(|t| node.instant_of(t));
-            done = tokio::select! {
+        };
+        member.perform(first)?;
+        while !member.over {
+            let wake = member.participant.wake().map(|t| member.lower.node.instant_of(t));
+            tokio::select! {
                 message = inbox.recv() => match message {
-                    Some(message) => self.hear(message).await,
-                    None => return,
+                    Some(message) => member.hear(message).await?,
+                    None => return Ok(false),
                 },
-                Some(message) = own.recv() => self.hear(message).await,
-                () = wait_until(wake) => self.step(MemberEvent::Wake),
-            };
+                Some(message) = own.recv() => member.hear(message).await?,
+                () = wait_until(wake) => member.step(MemberEvent::Wake)?,
+            }
         }
-        if let Err(failure) = done {
-            let text = format!("job {} stopped here: {failure}", self.manifest.name);
-            node.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
-            node.resume_later(id);
-            return;
-        }
-        node.leave_job(id);
+        Ok(true)
     }
+}
 
-    fn later(&self) -> mpsc::Sender<ToLower> {
-        self.myself.clone().expect("set before anything runs")
-    }
-
+impl Member {
     async fn hear(&mut self, message: ToLower) -> Result<(), Failure> {
         match message {
             ToLower::Assigned { uplink, want } => {
@@ -147,7 +134,10 @@ impl Lower {
                 if self.parent.as_ref().is_some_and(|p| p.peer != uplink.peer) {
                     return Ok(());
                 }
-                let assignment = self.assignment(want)?;
+                let Some((assignment, model)) = messages::assignment_of(want)? else { return Ok(()) };
+                if let Assignment::Work { .. } = assignment {
+                    self.model = model;
+                }
                 self.step(MemberEvent::Assigned(assignment))
             }
             ToLower::Parent { uplink, up: true } => {
@@ -167,7 +157,7 @@ impl Lower {
             }
             ToLower::Event(event) => self.step(event),
             ToLower::Fetched { work, model } => {
-                if let (Some(above), true) = (&self.above, self.participant.working() == Some(work)) {
+                if let (Some(above), true) = (&self.lower.above, self.participant.working() == Some(work)) {
                     let _ = above.send(ToUpper::Begin { task: work.task, model, look: work.look }).await;
                 }
                 Ok(())
@@ -180,8 +170,15 @@ impl Lower {
                 let held = tokio::task::block_in_place(|| {
                     let desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
                     let desk = desk.as_ref().ok_or_else(|| internal("the job isn't prepared"))?;
-                    let before = self.folder.load_kept()?;
-                    desk.hold(&self.node, &self.folder, &self.sender(), work, &contribution, (&before, before.clone()))
+                    let before = self.lower.folder.load_kept()?;
+                    desk.hold(
+                        &self.lower.node,
+                        &self.lower.folder,
+                        &self.sender(),
+                        work,
+                        &contribution,
+                        (&before, before.clone()),
+                    )
                 });
                 let result = held.map_err(|f| f.to_string());
                 self.step(MemberEvent::Worked { task, result })
@@ -189,26 +186,8 @@ impl Lower {
         }
     }
 
-    fn assignment(&mut self, want: Want) -> Result<Assignment, Failure> {
-        Ok(match want {
-            Want::Wait(_) => Assignment::Wait,
-            Want::Over(_) => Assignment::Over { version: 0 },
-            Want::Out(failure) => Assignment::Out { reason: failure.message },
-            Want::Work(order) => {
-                let model = match order.model.is_empty() {
-                    true => None,
-                    false => Some(Digest::try_from(&order.model).map_err(internal)?),
-                };
-                self.models.insert(order.version, model);
-                let version = order.version;
-                self.models.retain(|v, _| *v + 8 > version);
-                Assignment::Work { task: Task(order.task), round: order.round, version, look: order.look }
-            }
-        })
-    }
-
     fn step(&mut self, event: MemberEvent) -> Result<(), Failure> {
-        let actions = self.participant.step(self.node.now(), &mut self.rng, event);
+        let actions = self.participant.step(self.lower.node.now(), &mut self.rng, event);
         self.perform(actions)
     }
 
@@ -216,17 +195,13 @@ impl Lower {
         let mut actions = VecDeque::from(actions);
         while let Some(action) = actions.pop_front() {
             match action {
-                MemberAction::Keep(record) => {
-                    let record = serde_json::to_string(&record).map_err(internal)?;
-                    let node = &self.node;
-                    tokio::task::block_in_place(|| node.state.journal(self.id, Side::Lower, &[record]))?;
-                }
+                MemberAction::Keep(record) => journal::write(&self.lower.node, self.lower.id, &[record])?,
                 MemberAction::Prepare => self.prepare(),
                 MemberAction::Report(standing) => self.report(&standing),
                 MemberAction::Work(work) => self.work(work),
                 MemberAction::Abandon(_) => self.stop.store(true, Ordering::Relaxed),
                 MemberAction::Send(update) => self.send(update),
-                MemberAction::Settle { task, counted } => self.folder.settle(task.0, counted)?,
+                MemberAction::Settle { task, counted } => self.lower.folder.settle(task.0, counted)?,
                 MemberAction::Finish { .. } => self.end("over", "")?,
                 MemberAction::Leave { reason } => self.end("left out", &reason)?,
             }
@@ -236,40 +211,34 @@ impl Lower {
 
     fn end(&mut self, how: &str, reason: &str) -> Result<(), Failure> {
         self.over = true;
-        self.node.state.end_job(self.id, how, reason)?;
-        self.folder.clear();
+        self.lower.node.state.end_job(self.lower.id, how, reason)?;
+        journal::forget::<MemberRecord>(&self.lower.node, self.lower.id)?;
+        self.lower.folder.clear();
         let text = match reason {
-            "" => format!("job {} is over", self.manifest.name),
-            reason => format!("job {} goes on without this node: {reason}", self.manifest.name),
+            "" => format!("job {} is over", self.lower.manifest.name),
+            reason => format!("job {} goes on without this node: {reason}", self.lower.manifest.name),
         };
-        self.node.events.record("job", text, &serde_json::json!({ "job": self.id.to_string() }));
-        if let Some(above) = self.above.clone() {
-            tokio::spawn(async move {
+        self.lower.node.events.record("job", text, &serde_json::json!({ "job": self.lower.id.to_string() }));
+        let (node, id, above) = (Arc::clone(&self.lower.node), self.lower.id, self.lower.above.clone());
+        tokio::spawn(async move {
+            // What stays behind only takes room.
+            let _ = node.drop_models(id, Side::Lower, &[]).await;
+            if let Some(above) = above {
                 let _ = above.send(ToUpper::End).await;
-            });
-        }
+            }
+        });
         Ok(())
     }
 
     fn report(&self, standing: &Standing) {
-        let failure = |reason: &str| Failure::new(Code::Infeasible, reason);
-        let standing = match standing {
-            Standing::Preparing => job_standing::Standing::Preparing(Empty {}),
-            Standing::Ready { examples } => job_standing::Standing::Examples(*examples),
-            Standing::Unable { reason } => job_standing::Standing::Unable(failure(reason)),
-            Standing::Failed { task, reason } => {
-                job_standing::Standing::Failed(TaskFailure { task: task.0, reason: Some(failure(reason)) })
-            }
-        };
         if let Some(parent) = &self.parent {
-            let standing = JobStanding { job: self.id.to_bytes(), standing: Some(standing) };
-            parent.tell(child_message::Body::Standing(standing));
+            parent.tell(child_message::Body::Standing(messages::standing(self.lower.id, standing)));
         }
     }
 
     /// How updates travel to the parent there is now.
     fn sender(&self) -> Sender {
-        let federation = self.manifest.federation();
+        let federation = self.lower.manifest.federation();
         match self.parent.as_ref().map(|p| p.parent_role()) {
             Some(Role::Edge) => federation.of_ends().sender(),
             _ => federation.cloud.sender(),
@@ -279,42 +248,50 @@ impl Lower {
     /// Fetches the model and opens the data.
     fn prepare(&self) {
         let (node, manifest, desk, later) =
-            (Arc::clone(&self.node), Arc::clone(&self.manifest), Arc::clone(&self.desk), self.later());
-        let coordinates = self.above.is_some();
-        let edge = node.role() == Role::Edge;
+            (Arc::clone(&self.lower.node), Arc::clone(&self.lower.manifest), Arc::clone(&self.desk), self.door.clone());
+        let coordinates = self.lower.above.is_some();
         tokio::spawn(async move {
-            let prepared = async {
-                if edge && !coordinates {
-                    let text = "the job has no [federation.edge], which says what edges do";
-                    return Err(Failure::new(Code::Infeasible, text));
-                }
+            let prepared = async || {
                 node.ensure_artefact(manifest.model).await?;
                 let bytes = node.artefacts.get(manifest.model).await?;
                 tokio::task::block_in_place(|| made(&node, &manifest, bytes, coordinates))
             };
-            let event = match prepared.await {
-                Ok((made, examples)) => {
-                    *desk.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-                    MemberEvent::Prepared(Ok(examples))
+            let result = loop {
+                match prepared().await {
+                    Ok((made, examples)) => {
+                        *desk.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+                        break Ok(examples);
+                    }
+                    Err(failure) if may_pass(failure.code()) && !later.is_closed() => {
+                        let text = format!("job {} waits: {failure}", manifest.name);
+                        node.events.record("job", text, &serde_json::json!({}));
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    Err(failure) => break Err(failure.to_string()),
                 }
-                Err(failure) => MemberEvent::Prepared(Err(failure.to_string())),
             };
-            let _ = later.send(ToLower::Event(event)).await;
+            let _ = later.send(ToLower::Event(MemberEvent::Prepared(result))).await;
         });
     }
 
     /// Fetches the model of a task, and does it or has it done below.
     fn work(&mut self, work: Work) {
         let (node, desk, folder, later) =
-            (Arc::clone(&self.node), Arc::clone(&self.desk), self.folder.clone(), self.later());
-        let model = self.models.get(&work.version).copied().flatten();
-        let (coordinates, sender) = (self.above.is_some(), self.sender());
+            (Arc::clone(&self.lower.node), Arc::clone(&self.desk), self.lower.folder.clone(), self.door.clone());
+        let (id, model) = (self.lower.id, self.model);
+        let (coordinates, sender) = (self.lower.above.is_some(), self.sender());
         self.stop = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&self.stop);
         tokio::spawn(async move {
+            let stopped = Arc::clone(&stop);
             let fetched = async {
                 let Some(digest) = model else { return Ok(None) };
+                node.state.set_version(id, Side::Lower, work.version, digest)?;
                 node.ensure_artefact(digest).await?;
+                // One that was told to stop knows no more what is needed.
+                if !stopped.load(Ordering::Relaxed) {
+                    node.drop_models(id, Side::Lower, &[work.version]).await?;
+                }
                 Ok::<_, Failure>(Some(node.artefacts.get(digest).await?))
             };
             let done = match fetched.await {
@@ -353,23 +330,17 @@ impl Lower {
     }
 
     fn send(&self, update: Update) {
-        let (folder, later, parent, job) = (self.folder.clone(), self.later(), self.parent.clone(), self.id);
+        let (folder, later, parent, job) =
+            (self.lower.folder.clone(), self.door.clone(), self.parent.clone(), self.lower.id);
         tokio::spawn(async move {
             let task = update.task;
             let sent = async {
                 let parent = parent.ok_or_else(|| Failure::new(Code::Unreachable, "no parent has asked for it"))?;
                 let bytes = folder.read(&folder.outgoing(task.0))?;
-                let header = UpdateHeader {
-                    job: job.to_bytes(),
-                    task: task.0,
-                    digest: update.digest.to_bytes(),
-                    length: bytes.len() as u64,
-                    report: Some(report(&update)),
-                };
-                parent.submit(header, bytes.into()).await
+                parent.submit(messages::header(job, &update), bytes.into()).await
             };
             let event = match sent.await {
-                Ok(verdict) => MemberEvent::Answered { task, verdict: verdict_of(&verdict) },
+                Ok(verdict) => MemberEvent::Answered { task, verdict: messages::verdict_of(&verdict) },
                 Err(failure) => match failure.code() {
                     // It will never be taken.
                     Code::TooLarge | Code::NotFound => MemberEvent::Answered { task, verdict: Verdict::Unknown },
@@ -470,24 +441,5 @@ impl Desk {
         folder.save_kept(task.0, &sent.counted, &sent.refused)?;
         let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
         Ok(Update { task, digest, bytes: sent.bytes.len() as u64, report: contribution.report })
-    }
-}
-
-fn report(update: &Update) -> WorkReport {
-    let report = &update.report;
-    WorkReport {
-        examples: report.examples,
-        steps: report.steps,
-        effective_steps: report.effective_steps,
-        loss: report.loss,
-        accuracy: report.accuracy,
-        seconds: report.seconds,
-        bytes_up: report.bytes_up,
-        bytes_down: report.bytes_down,
-        held_out: report.held_out.map(|h| tierline_proto::v1::HeldOut {
-            examples: h.examples,
-            loss: h.loss,
-            accuracy: h.accuracy,
-        }),
     }
 }

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tierline_node::lease::{Hello, Lost, Parent, ParentAction, ParentEvent};
-use tierline_proto::Versions;
 use tierline_proto::v1::control_server::Control;
 use tierline_proto::v1::{
     ChildMessage, Code, Failure, Goodbye, HeartbeatAck, HelloReply, HelloRequest, LinkEstimate, LoadReport, ModelOffer,
     NodeInfo, ParentMessage, child_message, parent_message,
 };
+use tierline_proto::{Role, Versions};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -19,8 +19,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::gate;
 use crate::daemon::Node;
 
-/// Messages to one child waiting for its stream.
-const OUTBOX_MAX: usize = 64;
+/// Messages to one child waiting for its stream; behind an edge, a round's
+/// assignments for all of its ends come at once.
+const OUTBOX_MAX: usize = 1_024;
 
 /// Nodes below one child that are kept and told of: with more, a message to
 /// the cloud would exceed its limit.
@@ -154,6 +155,12 @@ impl Children {
         self.lock().register.children().find(|(child, _)| *child == id).map(|(_, entry)| entry.hello.name.clone())
     }
 
+    /// The role of a child that is or was there, by its name.
+    #[must_use]
+    pub fn role_of(&self, name: &str) -> Option<Role> {
+        self.lock().register.children().find(|(_, e)| e.hello.name == name).map(|(_, entry)| entry.hello.role)
+    }
+
     /// A node's certificate is revoked: its lease ends now.
     pub fn revoke(&self, node: &Node, id: &str) {
         self.step(node, ParentEvent::Revoked { node: id.to_owned() });
@@ -222,7 +229,7 @@ impl Control for ControlService {
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         let peer = gate::caller(&request)?;
         let node = &self.0;
-        let HelloRequest { versions, node_name, role, incarnation, .. } = request.into_inner();
+        let HelloRequest { versions, role, incarnation, .. } = request.into_inner();
         if role != i32::from(peer.role) {
             let text = "the role in the hello is not the one in the certificate";
             return Err(Failure::new(Code::Forbidden, text)
@@ -230,7 +237,8 @@ impl Control for ControlService {
                 .into());
         }
         let versions = versions.map_or(Versions { min: 0, max: 0 }, |v| Versions { min: v.min, max: v.max });
-        let hello = Hello { node: peer.id.clone(), role: peer.role, name: node_name, versions, incarnation };
+        // The certificate's name: what is said of members goes by names.
+        let hello = Hello { node: peer.id.clone(), role: peer.role, name: peer.name.clone(), versions, incarnation };
         let call = node.children.calls.fetch_add(1, Ordering::Relaxed);
         let effects = node.children.step(node, ParentEvent::Hello { call, hello });
         if let Some(failure) = effects.denied {

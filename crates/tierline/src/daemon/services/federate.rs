@@ -42,7 +42,14 @@ impl Federate for FederateService {
         tokio::spawn(async move {
             let body = match take(&node, &peer.name, header, &mut stream, &answers).await {
                 Ok(verdict) => Ok(SubmitReply { body: Some(submit_reply::Body::Verdict(verdict)) }),
-                Err(failure) => Err(failure.at(node.name()).into_status()),
+                Err(failure) => {
+                    // The member tries again; only somebody here can make room.
+                    if failure.code() == Code::StorageFull {
+                        let text = format!("an update of {} can't be taken: {failure}", peer.name);
+                        node.events.record("job", text, &serde_json::json!({ "node": peer.name }));
+                    }
+                    Err(failure.at(node.name()).into_status())
+                }
             };
             // A member that is gone asks again.
             let _ = answers.send(body).await;
@@ -53,12 +60,18 @@ impl Federate for FederateService {
 
 async fn take(
     node: &Arc<Node>,
-    member: &str,
-    header: UpdateHeader,
+    child: &str,
+    mut header: UpdateHeader,
     stream: &mut Streaming<SubmitChunk>,
     answers: &Answers,
 ) -> Result<JobVerdict, Failure> {
-    if let Some(verdict) = node.would_count(member, &header).await? {
+    if let Some(parent) = node.update_goes_to(child, &header)? {
+        if header.node.is_empty() {
+            child.clone_into(&mut header.node);
+        }
+        return parent.pass_on(header, stream, answers).await;
+    }
+    if let Some(verdict) = node.would_count(child, &header).await? {
         return Ok(verdict);
     }
     let folder = node.update_folder(&header.job)?;
@@ -84,5 +97,5 @@ async fn take(
         tokio::task::block_in_place(|| file.write_all(&data)).map_err(|e| folder.failed(&e))?;
     }
     tokio::task::block_in_place(|| folder.finish(file, &partial, header.task, &header.digest))?;
-    node.count_update(member, header).await
+    node.count_update(child, header).await
 }

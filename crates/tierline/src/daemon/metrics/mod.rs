@@ -1,11 +1,19 @@
-//! Counters of a node, in the Prometheus text format.
+//! Counters of a node, in the Prometheus text format;
+//! docs/reference/metrics.md lists them.
+
+mod jobs;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tierline_federate::RoundScores;
+use tierline_node::federation::{Progress, Verdict};
 use tierline_proto::v1::{Degraded, Reply};
+
+pub use self::jobs::JobKey;
+use self::jobs::Jobs;
 
 /// Upper bounds of the latency buckets, seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
@@ -18,6 +26,7 @@ struct Numbers {
     degraded: BTreeMap<&'static str, u64>,
     plans: u64,
     sent_bytes: u64,
+    jobs: Jobs,
 }
 
 /// The counters.
@@ -56,6 +65,29 @@ impl Metrics {
     /// The plan in force changed.
     pub fn plan_switched(&self) {
         self.with(|n| n.plans += 1);
+    }
+
+    /// A job is coordinated here, with these rounds behind it.
+    pub fn job(&self, job: JobKey, name: &str, past: &[RoundScores]) {
+        self.with(|n| {
+            n.jobs.begin(job, name);
+            past.iter().for_each(|scores| n.jobs.round(job, scores));
+        });
+    }
+
+    /// A round of a job ended.
+    pub fn round(&self, job: JobKey, scores: &RoundScores) {
+        self.with(|n| n.jobs.round(job, scores));
+    }
+
+    /// An update was answered.
+    pub fn update(&self, job: JobKey, verdict: &Verdict) {
+        self.with(|n| n.jobs.answered(job, verdict));
+    }
+
+    /// How far a job is.
+    pub fn progress(&self, job: JobKey, progress: &Progress) {
+        self.with(|n| n.jobs.progress(job, progress));
     }
 
     /// Everything, as Prometheus reads it.
@@ -97,6 +129,7 @@ impl Metrics {
                 "Encoded activations sent between tiers for requests of this node.",
             );
             let _ = writeln!(out, "tierline_sent_bytes_total {}", n.sent_bytes);
+            n.jobs.text(&mut out);
         });
         for (name, help, value) in gauges {
             head(&mut out, name, "gauge", help);

@@ -1,0 +1,275 @@
+//! What a coordinator keeps through a crash: its journal, and what it leads to.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tierline_federate::Counted;
+
+use crate::federation::{Task, Update};
+
+/// What the journal holds, in order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Record {
+    /// All that the records before it led to; takes their place.
+    Snapshot(Box<Ledger>),
+    /// A stretch began.
+    Began {
+        /// The model.
+        version: u64,
+        /// Rounds to run.
+        rounds: u64,
+        /// Whether members look at the last model.
+        look: bool,
+        /// What asked for it.
+        stretch: u64,
+    },
+    /// Work was given out.
+    Asked {
+        /// The round.
+        round: u64,
+        /// The model to start from.
+        version: u64,
+        /// How many answers are enough.
+        goal: usize,
+        /// Whether nothing is to be learned.
+        look: bool,
+        /// What, to whom.
+        tasks: Vec<(Task, String)>,
+    },
+    /// An update counts.
+    Counted {
+        /// Whose.
+        member: String,
+        /// The update.
+        update: Update,
+    },
+    /// A task will get no answer that counts.
+    Dropped {
+        /// Which.
+        task: Task,
+    },
+    /// The next model is to be made of these, and of nothing that is counted
+    /// from now on.
+    Closed {
+        /// What counts for it.
+        tasks: Vec<Task>,
+        /// Members there are.
+        members: usize,
+    },
+    /// That model is made.
+    Made {
+        /// Its number.
+        version: u64,
+        /// Whether that was enough.
+        enough: bool,
+    },
+    /// A member is left out.
+    Excluded {
+        /// Who.
+        member: String,
+        /// Why.
+        reason: String,
+    },
+    /// No new work.
+    Paused,
+    /// Work again.
+    Resumed,
+    /// The job is over.
+    Ended,
+}
+
+impl Record {
+    /// Whether the journal needs nothing of what lies before this.
+    #[must_use]
+    pub fn replaces_earlier(&self) -> bool {
+        matches!(self, Self::Snapshot(_))
+    }
+}
+
+/// What a journal leads to: all that a coordinator must not forget.
+///
+/// As large as the members are many, however long the job runs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    pub(super) next_task: u64,
+    /// The round under way.
+    pub(super) round: u64,
+    /// The newest model.
+    pub(super) version: u64,
+    /// The model that the stretch began with.
+    pub(super) base: u64,
+    /// End of the stretch (one past its last round), and its name.
+    pub(super) until: u64,
+    pub(super) stretch: u64,
+    /// Whether the stretch's last round only looks at its model.
+    pub(super) look: bool,
+    /// What the stretch counted so far.
+    pub(super) so_far: Vec<Counted>,
+    /// Answers that are enough for the round under way; `None` before it began.
+    pub(super) goal: Option<usize>,
+    /// A model is being made; the members there were when its round closed.
+    pub(super) making: Option<usize>,
+    pub(super) paused: bool,
+    pub(super) ended: bool,
+    pub(super) tasks: BTreeMap<Task, Given>,
+    /// Those that were asked or left out.
+    pub(super) members: BTreeMap<String, Kept>,
+}
+
+/// What is kept of a member.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Kept {
+    /// The latest task that it was given and has not answered.
+    pub(super) task: Option<Task>,
+    /// Why it is left out.
+    pub(super) out: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Given {
+    pub(super) member: String,
+    pub(super) round: u64,
+    pub(super) version: u64,
+    /// Whether the answer holds nothing but a report.
+    pub(super) look: bool,
+    pub(super) fate: Fate,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Fate {
+    /// No answer yet.
+    Open,
+    /// Its answer counts, for a model to come.
+    Counted(Update),
+    /// Its answer counts for the model that is being made.
+    Closed(Update),
+    /// Its answer counted for a model that is made.
+    Spent,
+}
+
+impl Ledger {
+    /// What a record changes; the same in a running coordinator and in one
+    /// that is restored.
+    pub(super) fn apply(&mut self, record: Record) {
+        match record {
+            Record::Snapshot(ledger) => *self = *ledger,
+            Record::Began { version, rounds, look, stretch } => {
+                (self.version, self.base, self.stretch, self.look) = (version, version, stretch, look);
+                self.until = self.round + rounds + u64::from(look);
+                self.so_far.clear();
+                self.goal = None;
+            }
+            Record::Asked { round, version, goal, look, tasks } => {
+                self.goal = Some(goal);
+                for (task, member) in tasks {
+                    self.next_task = self.next_task.max(task.0 + 1);
+                    self.members.entry(member.clone()).or_default().task = Some(task);
+                    self.tasks.insert(task, Given { member, round, version, look, fate: Fate::Open });
+                }
+            }
+            Record::Counted { member, update } => {
+                let task = update.task;
+                if let Some(kept) = self.members.get_mut(&member) {
+                    kept.task = kept.task.filter(|t| *t != task);
+                }
+                // Whoever answers this has heard what became of its earlier answers.
+                self.tasks.retain(|&other, g| !(other < task && g.member == member && g.fate == Fate::Spent));
+                let staleness = self.tasks.get(&task).map_or(0, |given| self.staleness(given));
+                self.so_far.push(Counted { member, report: update.report, staleness });
+                if let Some(given) = self.tasks.get_mut(&task) {
+                    given.fate = Fate::Counted(update);
+                }
+            }
+            Record::Dropped { task } => {
+                if let Some(given) = self.tasks.remove(&task)
+                    && let Some(kept) = self.members.get_mut(&given.member)
+                {
+                    kept.task = kept.task.filter(|t| *t != task);
+                }
+            }
+            Record::Closed { tasks, members } => {
+                self.making = Some(members);
+                for task in tasks {
+                    if let Some(given) = self.tasks.get_mut(&task)
+                        && let Fate::Counted(update) = &given.fate
+                    {
+                        given.fate = Fate::Closed(update.clone());
+                    }
+                }
+            }
+            Record::Made { version, enough } => {
+                (self.making, self.goal) = (None, None);
+                self.version = version;
+                self.round += 1;
+                if enough && self.round < self.until {
+                    self.until = self.round + u64::from(self.look);
+                }
+                for given in self.tasks.values_mut() {
+                    if matches!(given.fate, Fate::Closed(_)) {
+                        given.fate = Fate::Spent;
+                    }
+                }
+            }
+            Record::Excluded { member, reason } => self.members.entry(member).or_default().out = Some(reason),
+            Record::Paused => self.paused = true,
+            Record::Resumed => self.paused = false,
+            Record::Ended => self.ended = true,
+        }
+    }
+
+    /// Records that say as much as this does, about.
+    pub(super) fn weight(&self) -> usize {
+        self.tasks.len() + self.members.len() + self.so_far.len()
+    }
+
+    /// Whether all rounds that were asked for are done, or none were.
+    pub(super) fn is_idle(&self) -> bool {
+        self.round >= self.until
+    }
+
+    /// Whether the round under way makes no model: its members look at the
+    /// newest one.
+    pub(super) fn looks(&self) -> bool {
+        self.look && self.round + 1 == self.until
+    }
+
+    /// The task that a member was given and has not answered.
+    pub(super) fn task_of(&self, member: &str) -> Option<Task> {
+        self.members.get(member)?.task
+    }
+
+    /// Why a member is left out, if it is.
+    pub(super) fn out(&self, member: &str) -> Option<&str> {
+        self.members.get(member)?.out.as_deref()
+    }
+
+    /// Tasks without an answer.
+    pub(super) fn open(&self) -> impl Iterator<Item = (Task, &Given)> {
+        self.tasks.iter().filter(|(_, given)| given.fate == Fate::Open).map(|(task, given)| (*task, given))
+    }
+
+    /// What is counted for a model to come.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (&Given, &Update)> {
+        self.tasks.values().filter_map(|given| match &given.fate {
+            Fate::Counted(update) => Some((given, update)),
+            _ => None,
+        })
+    }
+
+    /// What counts for the model that is being made.
+    pub(super) fn closed(&self) -> impl Iterator<Item = (&Given, &Update)> {
+        self.tasks.values().filter_map(|given| match &given.fate {
+            Fate::Closed(update) => Some((given, update)),
+            _ => None,
+        })
+    }
+
+    /// Versions between the model that a task starts from and the last one
+    /// before that which its answer counts for.
+    pub(super) fn staleness(&self, given: &Given) -> u64 {
+        let later = self.making.is_some() && !matches!(given.fate, Fate::Closed(_));
+        self.version + u64::from(later) - given.version
+    }
+}

@@ -1,0 +1,132 @@
+//! What members say and send, and what becomes of it.
+
+use tierline_federate::{Late, Timing, select};
+
+use super::journal::{Fate, Given};
+use super::{Action, Coordinator, FAILURES_MAX, MEMBERS_MAX, Record};
+use crate::federation::{Assignment, Standing, Task, Update, Verdict};
+use crate::time::Time;
+
+impl Coordinator {
+    /// A member says what it is at.
+    pub(super) fn stands(&mut self, now: Time, member: String, standing: Standing, out: &mut Vec<Action>) {
+        if self.members.len() >= MEMBERS_MAX && !self.members.contains_key(&member) {
+            return;
+        }
+        let task = self.ledger.task_of(&member);
+        let entry = self.members.entry(member.clone()).or_default();
+        if !entry.present || entry.standing.as_ref() != Some(&standing) {
+            self.settling = self.settling.map(|_| now);
+        }
+        entry.present = true;
+        entry.lost_at = None;
+        if let Standing::Failed { task: failed, reason } = standing {
+            if task == Some(failed) {
+                entry.failures += 1;
+                let failures = entry.failures;
+                self.keep(Record::Dropped { task: failed }, out);
+                if failures >= FAILURES_MAX {
+                    let reason = format!("{failures} tasks in a row failed, the last one with: {reason}");
+                    self.exclude(&member, reason, out);
+                }
+                out.push(Action::Tell { member });
+            }
+            return;
+        }
+        let unable = matches!(standing, Standing::Unable { .. });
+        entry.standing = Some(standing);
+        if let (true, Some(task)) = (unable, task) {
+            self.keep(Record::Dropped { task }, out);
+        }
+        // Who can't take part may answer whatever it is told with just that.
+        if !unable || task.is_some() || self.assignment(&member) != Assignment::Wait {
+            out.push(Action::Tell { member });
+        }
+    }
+
+    /// A member's link is gone.
+    pub(super) fn lost(&mut self, now: Time, member: &str) {
+        if let Some(entry) = self.members.get_mut(member).filter(|m| m.present) {
+            entry.present = false;
+            entry.lost_at = Some(now);
+        }
+    }
+
+    fn exclude(&mut self, member: &str, reason: String, out: &mut Vec<Action>) {
+        if let Some(task) = self.ledger.task_of(member) {
+            self.keep(Record::Dropped { task }, out);
+        }
+        let member = member.to_owned();
+        self.keep(Record::Excluded { member: member.clone(), reason: reason.clone() }, out);
+        out.push(Action::Excluded { member, reason });
+    }
+
+    /// What would become of an answer to a task if it can't be counted any
+    /// more; `None` when it is wanted. Lets the shell refuse bytes before they
+    /// come.
+    #[must_use]
+    pub fn would(&self, member: &str, task: Task) -> Option<Verdict> {
+        let Some(given) = self.ledger.tasks.get(&task).filter(|g| g.member == member) else {
+            // Given once, and dropped since.
+            let given = task.0 < self.ledger.next_task;
+            return Some(if given { Verdict::Late } else { Verdict::Unknown });
+        };
+        match given.fate {
+            Fate::Counted(_) | Fate::Closed(_) | Fate::Spent => Some(Verdict::Counted),
+            Fate::Open => self.too_stale(given).then_some(Verdict::Late),
+        }
+    }
+
+    fn too_stale(&self, given: &Given) -> bool {
+        // Nothing that was learned before counts any more.
+        if self.ledger.looks() && !given.look {
+            return true;
+        }
+        match self.terms.timing {
+            Timing::Buffer { staleness_max, .. } => self.ledger.version - given.version > staleness_max,
+            Timing::Round => given.round < self.ledger.round && self.terms.clients.late == Late::Refuse,
+        }
+    }
+
+    /// A fit update is here.
+    pub(super) fn arrived(&mut self, now: Time, member: String, update: Update, out: &mut Vec<Action>) {
+        let task = update.task;
+        if let Some(verdict) = self.would(&member, task) {
+            self.decline(member, task, verdict, out);
+            return;
+        }
+        let Some(given) = self.ledger.tasks.get(&task).cloned() else { return };
+        if let Some(entry) = self.members.get_mut(&member) {
+            let seconds = now.since(entry.asked_at).as_secs_f64();
+            entry.last = Some(select::Last { loss: update.report.loss, seconds, round: given.round });
+            entry.failures = 0;
+        }
+        self.keep(Record::Counted { member: member.clone(), update: update.clone() }, out);
+        if !given.look {
+            out.push(self.add(&given, &update));
+        }
+        out.push(Action::Answer { member: member.clone(), task, verdict: Verdict::Counted });
+        out.push(Action::Tell { member });
+    }
+
+    /// An update that can't be used is here.
+    pub(super) fn unfit(&mut self, member: String, task: Task, reason: String, out: &mut Vec<Action>) {
+        if let Some(verdict) = self.would(&member, task) {
+            self.decline(member, task, verdict, out);
+            return;
+        }
+        // One bad update is one too many: what made it will make others.
+        self.exclude(&member, reason.clone(), out);
+        out.push(Action::Answer { member: member.clone(), task, verdict: Verdict::Refused { reason } });
+        out.push(Action::Tell { member });
+    }
+
+    /// Says what became of an answer that isn't taken.
+    fn decline(&mut self, member: String, task: Task, verdict: Verdict, out: &mut Vec<Action>) {
+        if self.ledger.task_of(&member) == Some(task) {
+            self.keep(Record::Dropped { task }, out);
+        }
+        out.push(Action::Answer { member: member.clone(), task, verdict });
+        out.push(Action::Tell { member });
+    }
+}

@@ -1,0 +1,253 @@
+//! Begins, fills and ends rounds.
+
+use std::collections::BTreeSet;
+
+use tierline_federate::{Candidate, Clients, Counted, Late, Timing};
+
+use super::{Action, Coordinator, GATHER, Record, SETTLE};
+use crate::Rng;
+use crate::federation::Task;
+use crate::time::Time;
+
+impl Coordinator {
+    /// When the machine wants [`Event::Wake`](super::Event::Wake): the next
+    /// time at which something changes though nothing happens.
+    #[must_use]
+    pub fn wake(&self) -> Option<Time> {
+        let Self { ledger, terms, .. } = self;
+        if ledger.making.is_some() || ledger.ended || ledger.is_idle() {
+            return None;
+        }
+        let patience = terms.clients.patience();
+        let at_work = self.members.iter().filter(|(name, _)| ledger.task_of(name).is_some());
+        let away = at_work.filter_map(|(_, m)| m.lost_at).map(|t| t + patience);
+        let deadline = ledger.goal.and(terms.clients.deadline()).map(|d| self.begun_at + d);
+        let together = ledger.looks() || matches!(terms.timing, Timing::Round);
+        let before = ledger.goal.is_none() && !ledger.paused && together;
+        let gather = before.then_some(self.gathering_since).flatten().map(|t| t + GATHER);
+        let settle = before.then_some(self.settling).flatten().map(|t| t + SETTLE);
+        // A time that the last step has seen has done what it does.
+        let to_come = |time: &Time| self.stepped_at.is_none_or(|stepped| *time > stepped);
+        away.chain(deadline).chain(gather).chain(settle).filter(to_come).min()
+    }
+
+    /// Does whatever can be done now.
+    pub(super) fn go_on(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.ledger.making.is_some() || self.ledger.ended {
+            return;
+        }
+        if self.ledger.is_idle() {
+            if !self.announced {
+                self.announce(out);
+            }
+            return;
+        }
+        if self.ledger.goal.is_some() {
+            self.give_up_on_the_lost(now, out);
+            if self.is_full(now) {
+                self.close(out);
+                return;
+            }
+        }
+        if self.ledger.paused {
+            return;
+        }
+        match self.terms.timing {
+            Timing::Buffer { size, .. } if !self.ledger.looks() => self.ask_more(now, size, out),
+            _ => self.ask_round(now, out),
+        }
+        // One that looks at a model and finds nobody to ask is over.
+        if self.ledger.looks() && self.ledger.goal == Some(0) {
+            self.close(out);
+        }
+    }
+
+    /// Says that a stretch is done.
+    pub(super) fn announce(&mut self, out: &mut Vec<Action>) {
+        self.announced = true;
+        let Self { ledger, .. } = self;
+        let counted = ledger.so_far.clone();
+        out.push(Action::Done { stretch: ledger.stretch, version: ledger.version, counted });
+    }
+
+    /// Drops tasks of members that have been away too long.
+    fn give_up_on_the_lost(&mut self, now: Time, out: &mut Vec<Action>) {
+        let patience = self.terms.clients.patience();
+        let lost = self.members.iter().filter(|(_, m)| m.lost_at.is_some_and(|at| now.since(at) >= patience));
+        let gone: Vec<Task> = lost.filter_map(|(name, _)| self.ledger.task_of(name)).collect();
+        gone.into_iter().for_each(|task| self.keep(Record::Dropped { task }, out));
+    }
+
+    /// Whether the next model can be made.
+    fn is_full(&self, now: Time) -> bool {
+        let counted = self.ledger.waiting().count();
+        let goal = self.ledger.goal.unwrap_or(usize::MAX);
+        if counted >= goal {
+            return true;
+        }
+        // A model that is made doesn't wait for those who would look at it.
+        let looks = self.ledger.looks();
+        let enough = looks || counted >= self.terms.clients.min.min(goal) && counted > 0;
+        let late = self.terms.clients.deadline().is_some_and(|d| now.since(self.begun_at) >= d);
+        let together = looks || matches!(self.terms.timing, Timing::Round);
+        let nobody_left = together && self.at_work() == 0;
+        enough && (late || nobody_left)
+    }
+
+    /// Members at work for the round under way.
+    fn at_work(&self) -> usize {
+        self.ledger.open().filter(|(_, given)| given.round == self.ledger.round).count()
+    }
+
+    /// Ends the round under way with what it has.
+    fn close(&mut self, out: &mut Vec<Action>) {
+        let counted = self.ledger.waiting().map(|(_, update)| update.task).collect();
+        let members = self.members.keys().filter(|name| self.ledger.out(name).is_none()).count();
+        self.keep(Record::Closed { tasks: counted, members }, out);
+        out.extend(self.make());
+    }
+
+    /// What makes the model of a round that closed, or tells what was seen.
+    pub(super) fn make(&self) -> Option<Action> {
+        let Self { ledger, .. } = self;
+        let members = ledger.making?;
+        let counted = ledger.closed().map(|(given, update)| Counted {
+            member: given.member.clone(),
+            report: update.report,
+            staleness: ledger.staleness(given),
+        });
+        if ledger.looks() {
+            return Some(Action::Looked { version: ledger.version, counted: counted.collect() });
+        }
+        Some(Action::Make {
+            version: ledger.version + 1,
+            round: ledger.round,
+            counted: counted.collect(),
+            members,
+            last: ledger.round + 1 + u64::from(ledger.look) >= ledger.until,
+        })
+    }
+
+    /// Members that can work, and have none.
+    fn eligible(&self) -> impl Iterator<Item = &str> {
+        let free = |name: &str| self.ledger.task_of(name).is_none() && self.ledger.out(name).is_none();
+        self.members.iter().filter(move |(name, m)| m.is_able() && free(name)).map(|(name, _)| name.as_str())
+    }
+
+    /// Members whose answer the next model has already; a round asks nobody
+    /// twice.
+    fn answered(&self) -> BTreeSet<&str> {
+        match self.terms.timing {
+            Timing::Round => self.ledger.waiting().map(|(given, _)| given.member.as_str()).collect(),
+            Timing::Buffer { .. } => BTreeSet::new(),
+        }
+    }
+
+    /// Asks members for the round under way: all that it needs, or, when too
+    /// many were lost, others in their place.
+    fn ask_round(&mut self, now: Time, out: &mut Vec<Action>) {
+        let Some(goal) = self.ledger.goal else { return self.begin_round(now, out) };
+        // All that were asked have answered or were lost, and it isn't enough.
+        let missing = self.terms.clients.min.saturating_sub(self.ledger.waiting().count());
+        if missing > 0 && !self.ledger.looks() && self.at_work() == 0 {
+            let answered = self.answered();
+            let fresh = self.eligible().filter(|member| !answered.contains(member)).count();
+            if fresh > 0 {
+                self.begun_at = now;
+                self.ask(now, goal, missing.min(fresh), out);
+            }
+        }
+    }
+
+    fn begin_round(&mut self, now: Time, out: &mut Vec<Action>) {
+        let Clients { per_round, min, over, late, .. } = self.terms.clients;
+        // Everybody who is there looks.
+        let looks = self.ledger.looks();
+        let (per_round, min) = if looks { (None, 0) } else { (per_round, min) };
+        // Whoever still works for a round that is over is not asked until it
+        // answers or is told to stop.
+        if late == Late::Refuse || looks {
+            let stale: Vec<(Task, String)> = self.ledger.open().map(|(task, g)| (task, g.member.clone())).collect();
+            for (task, member) in stale {
+                self.keep(Record::Dropped { task }, out);
+                out.push(Action::Tell { member });
+            }
+        }
+        let eligible = self.eligible().count();
+        let wanted = match per_round {
+            // Members that are away for a moment may want to look as well.
+            None if looks => {
+                self.members.iter().filter(|(m, at)| at.may_work() && self.ledger.out(m).is_none()).count()
+            }
+            None => eligible.max(min),
+            Some(n) => ((n as f64 * over).ceil() as usize).max(min),
+        };
+        if eligible < min {
+            self.gathering_since = None;
+            return;
+        }
+        if eligible < wanted && now.since(*self.gathering_since.get_or_insert(now)) < GATHER {
+            return;
+        }
+        if per_round.is_none() && self.settling.is_some_and(|at| now.since(at) < SETTLE) {
+            return;
+        }
+        (self.gathering_since, self.settling) = (None, None);
+        self.begun_at = now;
+        let goal = per_round.unwrap_or(eligible).min(eligible).max(min);
+        self.note_presence();
+        self.ask(now, goal, wanted.min(eligible), out);
+    }
+
+    /// Keeps as many members at work as there should be.
+    fn ask_more(&mut self, now: Time, size: usize, out: &mut Vec<Action>) {
+        let Clients { per_round, min, .. } = self.terms.clients;
+        let eligible = self.eligible().count();
+        let open = self.ledger.open().count();
+        let able = eligible + open;
+        let begins = self.ledger.goal.is_none();
+        if begins && able < min {
+            return;
+        }
+        let places = per_round.unwrap_or(able).saturating_sub(open).min(eligible);
+        if begins {
+            self.begun_at = now;
+            self.note_presence();
+        }
+        if begins || places > 0 {
+            self.ask(now, size, places, out);
+        }
+    }
+
+    fn note_presence(&mut self) {
+        for member in self.members.values_mut() {
+            member.seen.0 += 1;
+            member.seen.1 += u64::from(member.present);
+        }
+    }
+
+    fn ask(&mut self, now: Time, goal: usize, count: usize, out: &mut Vec<Action>) {
+        let answered = self.answered();
+        let candidate = |name| {
+            let member = self.members.get(name)?;
+            let available = member.seen.1 as f64 / member.seen.0.max(1) as f64;
+            Some(Candidate { member: name, examples: member.examples(), available, last: member.last })
+        };
+        let candidates: Vec<Candidate<'_>> =
+            self.eligible().filter(|name| !answered.contains(name)).filter_map(candidate).collect();
+        let Self { ledger, terms, .. } = &*self;
+        // The same after a restart, whatever was drawn before.
+        let mut rng = Rng::with_seed(terms.seed ^ ledger.next_task.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let chosen = terms.clients.select.choose(&candidates, count, ledger.round, &mut rng);
+        let names: Vec<String> = chosen.into_iter().map(|i| candidates[i].member.to_owned()).collect();
+        let tasks = (ledger.next_task..).map(Task).zip(names.clone()).collect();
+        let (round, version, look) = (ledger.round, ledger.version, ledger.looks());
+        self.keep(Record::Asked { round, version, goal, look, tasks }, out);
+        for member in names {
+            if let Some(entry) = self.members.get_mut(&member) {
+                entry.asked_at = now;
+            }
+            out.push(Action::Tell { member });
+        }
+    }
+}

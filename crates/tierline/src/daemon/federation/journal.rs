@@ -1,0 +1,77 @@
+//! Journals of a job's machines, on this node's disk.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tierline_node::federation::{MemberRecord, Record};
+use tierline_proto::Digest;
+use tierline_proto::v1::{Code, Failure};
+
+use super::messages::internal;
+use crate::daemon::Node;
+use crate::store::jobs::Side;
+
+/// What a machine keeps.
+pub(super) trait Journalled: Serialize + DeserializeOwned {
+    /// Which machine.
+    const SIDE: Side;
+
+    /// Whether the journal needs nothing of what lies before this record.
+    fn replaces_earlier(&self) -> bool;
+}
+
+impl Journalled for Record {
+    const SIDE: Side = Side::Upper;
+
+    fn replaces_earlier(&self) -> bool {
+        self.replaces_earlier()
+    }
+}
+
+impl Journalled for MemberRecord {
+    const SIDE: Side = Side::Lower;
+
+    fn replaces_earlier(&self) -> bool {
+        self.replaces_earlier()
+    }
+}
+
+/// Writes records through to the disk, all or none.
+///
+/// # Errors
+/// Those of the store.
+pub(super) fn write<R: Journalled>(node: &Node, job: Digest, records: &[R]) -> Result<(), Failure> {
+    if records.is_empty() {
+        return Ok(());
+    }
+    let last = records.iter().rposition(R::replaces_earlier);
+    let needed = &records[last.unwrap_or(0)..];
+    let lines: Vec<String> = needed.iter().map(serde_json::to_string).collect::<Result<_, _>>().map_err(internal)?;
+    Ok(tokio::task::block_in_place(|| match last {
+        Some(_) => node.state.replace_journal(job, R::SIDE, &lines),
+        None => node.state.journal(job, R::SIDE, &lines),
+    })?)
+}
+
+/// What was written, in order.
+///
+/// # Errors
+/// [`Code::Corrupt`] for a record that can't be read: going on without it
+/// could count an update twice.
+pub(super) fn read<R: Journalled>(node: &Node, job: Digest) -> Result<Vec<R>, Failure> {
+    let lines = tokio::task::block_in_place(|| node.state.journal_of(job, R::SIDE))?;
+    let parse = |(at, line): (usize, &String)| {
+        serde_json::from_str(line).map_err(|e| {
+            let text = format!("the job's journal is damaged: record {} of {}: {e}", at + 1, lines.len());
+            Failure::new(Code::Corrupt, text).with_help("the job can't go on on this node; give it again")
+        })
+    };
+    lines.iter().enumerate().map(parse).collect()
+}
+
+/// Removes the journal of a job that is over.
+///
+/// # Errors
+/// Those of the store.
+pub(super) fn forget<R: Journalled>(node: &Node, job: Digest) -> Result<(), Failure> {
+    Ok(tokio::task::block_in_place(|| node.state.replace_journal(job, R::SIDE, &[]))?)
+}

@@ -1,0 +1,172 @@
+//! What jobs say on the wire, and what the machines make of it: every
+//! conversion between the two.
+
+use tierline_federate::{HeldOut, Report};
+use tierline_node::federation::{Assignment, Standing, Task, Update, Verdict};
+use tierline_proto::Digest;
+use tierline_proto::v1;
+use tierline_proto::v1::job_assignment::Want;
+use tierline_proto::v1::{
+    Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, TaskFailure, UpdateHeader, WorkOrder, WorkReport,
+    job_standing, job_verdict,
+};
+
+pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
+    Failure::new(Code::Internal, error.to_string())
+}
+
+/// The digest in a message.
+///
+/// # Errors
+/// [`Code::Protocol`] when it is none.
+pub(super) fn digest(bytes: &[u8]) -> Result<Digest, Failure> {
+    Digest::try_from(bytes).map_err(|e| Failure::new(Code::Protocol, e.to_string()))
+}
+
+/// The member that a child's message is about.
+pub(super) fn member<'m>(child: &'m str, node: &'m str) -> &'m str {
+    if node.is_empty() { child } else { node }
+}
+
+/// A child speaks for a member that isn't known to be below it.
+pub(super) fn stranger(child: &str, member: &str) -> Failure {
+    // It may be believed soon: what it said of the member may be on its way.
+    Failure::new(Code::Unreachable, format!("{child} has not said that {member} is below it"))
+}
+
+/// What is wanted for a job, of a child or of a member below it.
+pub(super) fn assignment(job: Digest, node: &str, want: Want) -> JobAssignment {
+    JobAssignment { job: job.to_bytes(), node: node.to_owned(), want: Some(want) }
+}
+
+/// What a coordinator wants; `model` is the artefact of a task's model, none
+/// for the one that the job begins with.
+pub(super) fn want(assignment: Assignment, model: Option<Digest>) -> Want {
+    match assignment {
+        Assignment::Wait => Want::Wait(Empty {}),
+        Assignment::Over { .. } => Want::Over(Empty {}),
+        Assignment::Out { reason } => Want::Out(Failure::new(Code::Forbidden, reason)),
+        Assignment::Work { task, round, version, look } => {
+            let model = model.map(Digest::to_bytes).unwrap_or_default();
+            Want::Work(WorkOrder { task: task.0, round, version, model, look })
+        }
+    }
+}
+
+/// What a coordinator wants, and the artefact of a task's model; `None` where
+/// it only asks.
+///
+/// # Errors
+/// [`Code::Protocol`] for a model that isn't a digest.
+pub(super) fn assignment_of(want: Want) -> Result<Option<(Assignment, Option<Digest>)>, Failure> {
+    Ok(Some(match want {
+        Want::Join(_) => return Ok(None),
+        Want::Wait(_) => (Assignment::Wait, None),
+        // Which model is the last one matters to nobody below.
+        Want::Over(_) => (Assignment::Over { version: 0 }, None),
+        Want::Out(failure) => (Assignment::Out { reason: failure.message }, None),
+        Want::Work(WorkOrder { task, round, version, model, look }) => {
+            let model = if model.is_empty() { None } else { Some(digest(&model)?) };
+            (Assignment::Work { task: Task(task), round, version, look }, model)
+        }
+    }))
+}
+
+/// A standing as it travels.
+pub(super) fn standing(job: Digest, standing: &Standing) -> JobStanding {
+    let failure = |reason: &str| Failure::new(Code::Infeasible, reason);
+    let standing = match standing {
+        Standing::Preparing => job_standing::Standing::Preparing(Empty {}),
+        Standing::Ready { examples } => job_standing::Standing::Examples(*examples),
+        Standing::Unable { reason } => job_standing::Standing::Unable(failure(reason)),
+        Standing::Failed { task, reason } => {
+            job_standing::Standing::Failed(TaskFailure { task: task.0, reason: Some(failure(reason)) })
+        }
+    };
+    JobStanding { job: job.to_bytes(), node: String::new(), standing: Some(standing) }
+}
+
+/// What a member says it is at; `None` when it is away, or for what this
+/// version doesn't know.
+pub(super) fn standing_of(standing: JobStanding) -> Option<Standing> {
+    Some(match standing.standing? {
+        job_standing::Standing::Away(_) => return None,
+        job_standing::Standing::Preparing(_) => Standing::Preparing,
+        job_standing::Standing::Examples(examples) => Standing::Ready { examples },
+        job_standing::Standing::Unable(failure) => Standing::Unable { reason: failure.to_string() },
+        job_standing::Standing::Failed(failed) => Standing::Failed {
+            task: Task(failed.task),
+            reason: failed.reason.map_or_else(String::new, |f| f.to_string()),
+        },
+    })
+}
+
+/// A verdict as it travels.
+pub(super) fn verdict(verdict: &Verdict) -> JobVerdict {
+    let (kind, reason) = match verdict {
+        Verdict::Counted => (job_verdict::Kind::Counted, String::new()),
+        Verdict::Late => (job_verdict::Kind::Late, String::new()),
+        Verdict::Unknown => (job_verdict::Kind::Unknown, String::new()),
+        Verdict::Refused { reason } => (job_verdict::Kind::Refused, reason.clone()),
+    };
+    JobVerdict { kind: kind.into(), reason }
+}
+
+/// What became of an update.
+pub(super) fn verdict_of(message: &JobVerdict) -> Verdict {
+    match message.kind() {
+        job_verdict::Kind::Counted => Verdict::Counted,
+        job_verdict::Kind::Late => Verdict::Late,
+        job_verdict::Kind::Refused => Verdict::Refused { reason: message.reason.clone() },
+        job_verdict::Kind::Unknown | job_verdict::Kind::Unspecified => Verdict::Unknown,
+    }
+}
+
+/// What precedes an update's bytes.
+pub(super) fn header(job: Digest, update: &Update) -> UpdateHeader {
+    UpdateHeader {
+        job: job.to_bytes(),
+        task: update.task.0,
+        digest: update.digest.to_bytes(),
+        length: update.bytes,
+        report: Some(report(&update.report)),
+        node: String::new(),
+    }
+}
+
+/// The update that a header is about.
+///
+/// # Errors
+/// [`Code::Protocol`] when its digest is none.
+pub(super) fn update_of(header: &UpdateHeader) -> Result<Update, Failure> {
+    let report = report_of(header.report.unwrap_or_default());
+    Ok(Update { task: Task(header.task), digest: digest(&header.digest)?, bytes: header.length, report })
+}
+
+fn report(report: &Report) -> WorkReport {
+    WorkReport {
+        examples: report.examples,
+        steps: report.steps,
+        effective_steps: report.effective_steps,
+        loss: report.loss,
+        accuracy: report.accuracy,
+        seconds: report.seconds,
+        bytes_up: report.bytes_up,
+        bytes_down: report.bytes_down,
+        held_out: report.held_out.map(|h| v1::HeldOut { examples: h.examples, loss: h.loss, accuracy: h.accuracy }),
+    }
+}
+
+fn report_of(message: WorkReport) -> Report {
+    Report {
+        examples: message.examples,
+        steps: message.steps,
+        effective_steps: message.effective_steps,
+        loss: message.loss,
+        accuracy: message.accuracy,
+        seconds: message.seconds,
+        bytes_up: message.bytes_up,
+        bytes_down: message.bytes_down,
+        held_out: message.held_out.map(|h| HeldOut { examples: h.examples, loss: h.loss, accuracy: h.accuracy }),
+    }
+}

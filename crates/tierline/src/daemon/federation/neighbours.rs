@@ -1,0 +1,187 @@
+//! What children and parents say of jobs, and which side of one hears it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tierline_proto::Digest;
+use tierline_proto::v1::job_assignment::Want;
+use tierline_proto::v1::{Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, UpdateHeader, parent_message};
+use tokio::sync::{mpsc, oneshot};
+
+use super::lower::ToLower;
+use super::upper::ToUpper;
+use super::{AGAIN, Duty, Folder, manifest_of, may_pass, messages};
+use crate::daemon::Node;
+use crate::daemon::uplink::Uplink;
+use crate::store::jobs::{JobRow, Side};
+
+impl Node {
+    /// A child says what it, or a member below it, is at.
+    pub fn child_stands(&self, child: &str, standing: JobStanding) {
+        let Ok(job) = messages::digest(&standing.job) else { return };
+        if let Some(duty) = self.federations.get(job) {
+            if let Some(relay) = &duty.relay {
+                relay.stands(child, standing);
+            } else if let Some(upper) = &duty.upper {
+                let _ = upper.try_send(ToUpper::Stands { child: child.to_owned(), standing });
+            }
+            return;
+        }
+        // It was away when the job ended.
+        let ended = self.state.jobs().is_ok_and(|rows| rows.iter().any(|r| r.job == job && r.ended.is_some()));
+        if ended {
+            let over = messages::assignment(job, &standing.node, Want::Over(Empty {}));
+            self.children.tell(child, parent_message::Body::Assignment(over));
+        }
+    }
+
+    /// A parent says what it wants for a job.
+    pub fn hear_assignment(self: &Arc<Self>, uplink: &Arc<Uplink>, assignment: JobAssignment) {
+        // In the order of arrival, once the job is known.
+        let known = Digest::try_from(&assignment.job).ok().and_then(|id| self.federations.get(id));
+        if let Some(duty) = known {
+            if duty.relay.is_some() {
+                self.pass_on(&duty, uplink, assignment);
+            } else if let (Some(lower), Some(want)) = (&duty.lower, assignment.want) {
+                let _ = lower.try_send(ToLower::Assigned { uplink: Arc::clone(uplink), want });
+            }
+            return;
+        }
+        let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
+        tokio::spawn(async move {
+            let Ok(id) = messages::digest(&assignment.job) else { return };
+            while let Err(failure) = node.assigned(&uplink, assignment.clone()).await {
+                node.events.record("job", format!("a job can't be taken up: {failure}"), &serde_json::json!({}));
+                if !may_pass(failure.code()) {
+                    node.tell_unable(&uplink, id, &failure.to_string());
+                    return;
+                }
+                tokio::time::sleep(AGAIN).await;
+                // Whoever took it up meanwhile has heard something newer.
+                if node.federations.get(id).is_some() || !uplink.is_up() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Passes on what a parent wants of members below.
+    fn pass_on(self: &Arc<Self>, duty: &Duty, uplink: &Arc<Uplink>, assignment: JobAssignment) {
+        let Ok(id) = messages::digest(&assignment.job) else { return };
+        if duty.relay.as_ref().is_none_or(|relay| !relay.hear(self, uplink, assignment)) {
+            return;
+        }
+        self.leave_job(id);
+        if let Err(error) = self.state.end_job(id, "over", "") {
+            let text = format!("the end of a job can't be kept: {error}");
+            self.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
+        }
+        let over = messages::assignment(id, "", Want::Over(Empty {}));
+        self.children.tell_all(&parent_message::Body::Assignment(over));
+        let node = Arc::clone(self);
+        tokio::spawn(async move {
+            // What stays behind only takes room.
+            let _ = node.drop_models(id, Side::Relay, &[]).await;
+        });
+    }
+
+    async fn assigned(self: &Arc<Self>, uplink: &Arc<Uplink>, assignment: JobAssignment) -> Result<(), Failure> {
+        let id = messages::digest(&assignment.job)?;
+        let Some(want) = assignment.want.clone() else { return Ok(()) };
+        if self.federations.get(id).is_none() {
+            if matches!(want, Want::Over(_) | Want::Out(_)) {
+                return Ok(());
+            }
+            if let Some(row) = self.state.jobs()?.into_iter().find(|row| row.job == id && row.ended.is_some()) {
+                // Whoever asks may not have heard that this node is out.
+                self.tell_unable(uplink, id, &row.failure);
+                return Ok(());
+            }
+            // One node sets a job up once, however often it hears of it.
+            let _turn = self.adopting_jobs.lock().await;
+            if self.federations.get(id).is_none() {
+                self.ensure_artefact(id).await?;
+                let manifest = manifest_of(&self.artefacts.get(id).await?)?;
+                self.state.add_job(&JobRow {
+                    job: id,
+                    name: manifest.name.clone(),
+                    coordinates: false,
+                    created_ms: manifest.created_ms,
+                    ended: None,
+                    failure: String::new(),
+                })?;
+                self.begin(id, manifest, false).await?;
+            }
+        }
+        let Some(duty) = self.federations.get(id) else { return Ok(()) };
+        if duty.relay.is_some() {
+            self.pass_on(&duty, uplink, assignment);
+        } else if let Some(lower) = &duty.lower {
+            let _ = lower.send(ToLower::Assigned { uplink: Arc::clone(uplink), want }).await;
+        }
+        Ok(())
+    }
+
+    /// The parent that takes an update which a child passes or sends on through
+    /// this node; `None` where it is counted here.
+    ///
+    /// # Errors
+    /// When the child doesn't speak for the member, or no parent takes it now.
+    pub fn update_goes_to(&self, child: &str, header: &UpdateHeader) -> Result<Option<Arc<Uplink>>, Failure> {
+        let duty = self.federations.get(messages::digest(&header.job)?);
+        let relay = duty.as_ref().and_then(|duty| duty.relay.as_ref());
+        relay.map(|relay| relay.parent_of(child, messages::member(child, &header.node))).transpose()
+    }
+
+    /// What would become of an update, if it can't be counted any more; `None`
+    /// when its bytes are wanted.
+    ///
+    /// # Errors
+    /// When the job is unknown here, or the update is not the child's to send.
+    pub async fn would_count(&self, child: &str, header: &UpdateHeader) -> Result<Option<JobVerdict>, Failure> {
+        let (ask, answer) = oneshot::channel();
+        let message = ToUpper::Would { child: child.to_owned(), header: header.clone(), answer: ask };
+        self.upper_of(&header.job)?.send(message).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Counts an update whose bytes are here, or says why not.
+    ///
+    /// # Errors
+    /// When the job is unknown here, or ends meanwhile.
+    pub async fn count_update(&self, child: &str, header: UpdateHeader) -> Result<JobVerdict, Failure> {
+        let (ask, answer) = oneshot::channel();
+        let upper = self.upper_of(&header.job)?;
+        let message = ToUpper::Submit { child: child.to_owned(), header, answer: ask };
+        upper.send(message).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
+    }
+
+    /// Where an update's bytes go.
+    ///
+    /// # Errors
+    /// When the folder can't be used.
+    pub fn update_folder(&self, job: &Bytes) -> Result<Folder, Failure> {
+        let id = messages::digest(job)?;
+        Folder::open(&self.config.data, id)
+    }
+
+    /// The side that counts a job's updates.
+    fn upper_of(&self, job: &Bytes) -> Result<mpsc::Sender<ToUpper>, Failure> {
+        let id = messages::digest(job)?;
+        if let Some(upper) = self.federations.get(id).and_then(|duty| duty.upper.clone()) {
+            return Ok(upper);
+        }
+        // A member that hears "not found" throws its update away.
+        if self.state.jobs()?.iter().any(|row| row.job == id && row.ended.is_none()) {
+            let text = format!("job {} is not taken up yet by {}", id.short(), self.name());
+            return Err(Failure::new(Code::Unreachable, text));
+        }
+        Err(Failure::new(Code::NotFound, format!("job {} is not coordinated by {}", id.short(), self.name())))
+    }
+}
+
+/// The side that was asked is gone: the job is over, or is taken up again.
+pub(super) fn stopped() -> Failure {
+    Failure::new(Code::Unreachable, "the job has stopped here, at least for now")
+}

@@ -1,0 +1,122 @@
+//! Members of a job: where they are, what they say and send, what they are
+//! told.
+
+use tierline_federate::{Contribution, Report, aggregate, wire};
+use tierline_node::federation::{Assignment, Event, Standing, Task, Update};
+use tierline_proto::v1::{Failure, JobStanding, JobVerdict, UpdateHeader, job_standing, parent_message};
+use tierline_proto::{Digest, Role};
+use tokio::sync::oneshot;
+
+use super::Desks;
+use crate::daemon::federation::messages;
+use crate::store::jobs::Side;
+
+impl Desks {
+    /// Whether a child is no member itself, but passes on what is said to those
+    /// below it: an edge, where the job gives edges nothing to do.
+    pub(super) fn passes_on(&self, child: &str) -> bool {
+        let flat = self.upper.below.is_none() && self.upper.manifest.federation().edge.is_none();
+        flat && self.upper.node.children.role_of(child) == Some(Role::Edge)
+    }
+
+    /// A child says what it, or a member below it, is at.
+    pub(super) async fn stands(&mut self, child: &str, standing: JobStanding) -> Result<(), Failure> {
+        let member = messages::member(child, &standing.node).to_owned();
+        let passes_on = self.passes_on(child);
+        if passes_on != (member != child) {
+            // An edge that can't pass the job on; or a child that speaks for
+            // others though that is not its part.
+            if passes_on && let Some(Standing::Unable { reason }) = messages::standing_of(standing) {
+                self.note_unable(&member, &reason);
+            }
+            return Ok(());
+        }
+        if let Some(job_standing::Standing::Away(_)) = standing.standing {
+            return match self.routes.release(child, &member) {
+                true => self.step(Event::Lost { member }).await,
+                false => Ok(()),
+            };
+        }
+        let Some(standing) = messages::standing_of(standing) else { return Ok(()) };
+        if !self.routes.claim(child, &member) {
+            return Ok(());
+        }
+        match &standing {
+            Standing::Unable { reason } => self.note_unable(&member, reason),
+            _ => drop(self.unable.remove(&member)),
+        }
+        self.step(Event::Member { member, standing }).await
+    }
+
+    fn note_unable(&mut self, member: &str, reason: &str) {
+        let before = self.unable.insert(member.to_owned(), reason.to_owned());
+        if before.as_deref() != Some(reason) {
+            self.tell_watchers("unable", &serde_json::json!({ "node": member, "reason": reason }));
+        }
+    }
+
+    /// Lets the coordinator know of an answer that it doesn't want, so that its
+    /// task is not open for ever.
+    pub(super) async fn unwanted(&mut self, member: &str, task: Task) -> Result<(), Failure> {
+        let update = Update { task, digest: Digest([0; 32]), bytes: 0, report: Report::default() };
+        self.step(Event::Arrived { member: member.to_owned(), update }).await
+    }
+
+    pub(super) async fn submitted(
+        &mut self,
+        member: String,
+        header: UpdateHeader,
+        answer: oneshot::Sender<JobVerdict>,
+    ) -> Result<(), Failure> {
+        let task = Task(header.task);
+        let update = messages::update_of(&header)?;
+        let report = update.report;
+        let bytes = self.upper.folder.read(&self.upper.folder.incoming(task.0))?;
+        let layout = self.desk.layout();
+        let look = self.coordinator.is_look(task);
+        let checked = tokio::task::block_in_place(|| {
+            let vectors = wire::decode(&bytes, layout)?;
+            let contribution = Contribution { vectors, report };
+            let checked = if look { aggregate::check_look(&contribution) } else { self.desk.check(&contribution) };
+            checked.map(|()| contribution)
+        });
+        self.waiting.insert((member.clone(), task), answer);
+        let event = match checked {
+            Ok(contribution) => {
+                self.bytes_up += header.length + report.bytes_up;
+                self.bytes_down += report.bytes_down;
+                if look {
+                    // All that it says is in the journal.
+                    self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
+                } else {
+                    self.checked.insert(task, contribution);
+                }
+                Event::Arrived { member, update }
+            }
+            Err(error) => {
+                self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
+                Event::Unfit { member, task, reason: error.to_string() }
+            }
+        };
+        self.step(event).await
+    }
+
+    /// Tells a member what is wanted of it now.
+    pub(super) fn tell(&mut self, member: &str) {
+        let node = self.node();
+        let assignment = self.coordinator.assignment(member);
+        let mut model = None;
+        if let Assignment::Work { task, version, .. } = assignment {
+            model = node.state.version(self.upper.id, Side::Upper, version).ok().flatten();
+            if self.told.insert(member.to_owned(), task) != Some(task) {
+                self.bytes_down += self.artefact_bytes;
+            }
+        }
+        let want = messages::want(assignment, model);
+        // A child that has said nothing yet is reached by its own name.
+        let child = self.routes.via(member).unwrap_or(member);
+        let further = if child == member { "" } else { member };
+        let assignment = messages::assignment(self.upper.id, further, want);
+        node.children.tell(child, parent_message::Body::Assignment(assignment));
+    }
+}

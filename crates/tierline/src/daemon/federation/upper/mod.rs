@@ -1,0 +1,352 @@
+//! The side that coordinates: performs what a job's coordinator asks.
+
+mod members;
+mod models;
+mod set_up;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tierline_federate::{Contribution, Desk, HeldOut, Hop, Scoreboard, Vectors, wire};
+use tierline_node::federation::{Action, Coordinator, Event, Phase, Routes, Task, Verdict};
+use tierline_proto::Digest;
+use tierline_proto::v1::job_assignment::Want;
+use tierline_proto::v1::{
+    Empty, Failure, JobEvent, JobInfo, JobMember, JobStanding, JobVerdict, UpdateHeader, parent_message,
+};
+use tierline_train::data::Dataset;
+use tierline_train::federated::{Blueprint, Workplace};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::lower::ToLower;
+use super::messages::{self, internal};
+use super::{Folder, JobManifest, journal};
+use crate::daemon::metrics::JobKey;
+use crate::daemon::{Node, wait_until};
+
+/// What an operator wants of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// No new work.
+    Pause,
+    /// Work again.
+    Resume,
+    /// The end.
+    Cancel,
+}
+
+/// What comes to this side.
+pub(super) enum ToUpper {
+    ChildUp(String),
+    ChildDown(String),
+    /// What a child says of itself, or of a member below it.
+    Stands {
+        child: String,
+        standing: JobStanding,
+    },
+    /// What would become of an update, and whether it is the child's to send.
+    Would {
+        child: String,
+        header: UpdateHeader,
+        answer: oneshot::Sender<Result<Option<JobVerdict>, Failure>>,
+    },
+    Submit {
+        child: String,
+        header: UpdateHeader,
+        answer: oneshot::Sender<JobVerdict>,
+    },
+    /// An edge's task: rounds from this model.
+    Begin {
+        task: Task,
+        model: Vectors,
+        /// Whether ends only look at it.
+        look: bool,
+    },
+    /// An edge's job is over.
+    End,
+    Info(oneshot::Sender<JobInfo>),
+    Order(Order, oneshot::Sender<()>),
+}
+
+/// What a node is told to coordinate.
+pub(super) struct Upper {
+    pub(super) node: Arc<Node>,
+    pub(super) id: Digest,
+    pub(super) manifest: Arc<JobManifest>,
+    pub(super) hop: Hop,
+    pub(super) folder: Folder,
+    pub(super) feed: broadcast::Sender<JobEvent>,
+    /// Of an edge: who is told when a task's rounds are done.
+    pub(super) below: Option<mpsc::Sender<ToLower>>,
+}
+
+type Performed<'d> = std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'd>>;
+
+/// What a side holds once its model is here.
+struct Desks {
+    upper: Upper,
+    blueprint: Blueprint,
+    coordinator: Coordinator,
+    desk: Desk,
+    /// Data held out here, and what looks at it.
+    judge: Option<(Workplace, Dataset)>,
+    /// Rounds of which ends haven't said all.
+    board: Scoreboard,
+    waiting: HashMap<(String, Task), oneshot::Sender<JobVerdict>>,
+    /// Contributions that were checked and wait to be added.
+    checked: HashMap<Task, Contribution>,
+    /// Files of updates that count for the model to come.
+    files: Vec<PathBuf>,
+    /// And of those that counted for the model just made.
+    spent: Vec<PathBuf>,
+    /// Where members are, those behind edges too.
+    routes: Routes,
+    /// The work each member was told of last.
+    told: BTreeMap<String, Task>,
+    /// Members that can't take part, and why.
+    unable: BTreeMap<String, String>,
+    bytes_up: u64,
+    bytes_down: u64,
+    /// The newest model, as it travels.
+    artefact_bytes: u64,
+    round_began: Instant,
+    over: bool,
+}
+
+impl Upper {
+    /// Coordinates the job until it is over, or can't go on here.
+    pub(super) async fn run(self, mut inbox: mpsc::Receiver<ToUpper>) {
+        let (node, id, name) = (Arc::clone(&self.node), self.id, self.manifest.name.clone());
+        match self.coordinate(&mut inbox).await {
+            Ok(true) => node.leave_job(id),
+            // Nobody needs this side any more.
+            Ok(false) => {}
+            Err(failure) => node.job_failed(id, &name, &failure),
+        }
+    }
+
+    /// Names the job among the node's numbers.
+    fn metrics_key(&self) -> JobKey {
+        (self.manifest.created_ms, self.id)
+    }
+
+    /// Whether the job is over; an end of the inbox comes before that.
+    async fn coordinate(self, inbox: &mut mpsc::Receiver<ToUpper>) -> Result<bool, Failure> {
+        let node = Arc::clone(&self.node);
+        let mut desks = self.set_up().await?;
+        while !desks.over {
+            node.metrics.progress(desks.upper.metrics_key(), &desks.coordinator.progress());
+            let wake = desks.coordinator.wake().map(|t| node.instant_of(t));
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    Some(message) => desks.hear(message).await?,
+                    None => return Ok(false),
+                },
+                () = wait_until(wake) => desks.step(Event::Wake).await?,
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Desks {
+    fn node(&self) -> Arc<Node> {
+        Arc::clone(&self.upper.node)
+    }
+
+    fn tell_watchers(&self, kind: &str, json: &serde_json::Value) {
+        // Nobody watching is the usual case.
+        let _ = self.upper.feed.send(JobEvent { kind: kind.to_owned(), json: json.to_string() });
+    }
+
+    async fn hear(&mut self, message: ToUpper) -> Result<(), Failure> {
+        match message {
+            ToUpper::ChildUp(child) => {
+                if self.passes_on(&child) {
+                    let join = messages::assignment(self.upper.id, "", Want::Join(Empty {}));
+                    self.node().children.tell(&child, parent_message::Body::Assignment(join));
+                } else {
+                    self.tell(&child);
+                }
+                Ok(())
+            }
+            ToUpper::ChildDown(child) => {
+                for member in self.routes.lost(&child) {
+                    self.step(Event::Lost { member }).await?;
+                }
+                Ok(())
+            }
+            ToUpper::Stands { child, standing } => self.stands(&child, standing).await,
+            ToUpper::Would { child, header, answer } => {
+                let member = messages::member(&child, &header.node);
+                if !self.routes.speaks(&child, member) {
+                    let _ = answer.send(Err(messages::stranger(&child, member)));
+                    return Ok(());
+                }
+                let task = Task(header.task);
+                let verdict = self.coordinator.would(member, task);
+                if verdict.is_some() {
+                    // Its task may be open though it is too late for it.
+                    self.unwanted(member, task).await?;
+                }
+                let _ = answer.send(Ok(verdict.as_ref().map(messages::verdict)));
+                Ok(())
+            }
+            ToUpper::Submit { child, header, answer } => {
+                let member = messages::member(&child, &header.node).to_owned();
+                // Its link may have gone meanwhile: it sends it again.
+                if !self.routes.speaks(&child, &member) {
+                    return Ok(());
+                }
+                self.submitted(member, header, answer).await
+            }
+            ToUpper::Begin { task, model, look } => {
+                let version = self.desk.version() + 1;
+                let stretch = task.0 + 1;
+                let rounds = if look { 0 } else { self.upper.hop.rounds };
+                // Of one that is under way the model has moved on.
+                if !self.coordinator.knows(stretch) {
+                    self.desk.replace(version, &model);
+                    self.publish(version).await?;
+                    self.round_began = Instant::now();
+                }
+                self.step(Event::Begin { version, rounds, look, stretch }).await
+            }
+            ToUpper::End => {
+                self.step(Event::End).await?;
+                self.clean().await
+            }
+            ToUpper::Info(answer) => {
+                let _ = answer.send(self.info()?);
+                Ok(())
+            }
+            ToUpper::Order(order, answer) => {
+                match order {
+                    Order::Pause => self.step(Event::Pause).await?,
+                    Order::Resume => self.step(Event::Resume).await?,
+                    Order::Cancel => {
+                        self.node().state.end_job(self.upper.id, "cancelled", "")?;
+                        self.step(Event::End).await?;
+                        self.tell_watchers("cancelled", &serde_json::json!({ "reason": "" }));
+                        self.clean().await?;
+                    }
+                }
+                let _ = answer.send(());
+                Ok(())
+            }
+        }
+    }
+
+    fn info(&self) -> Result<JobInfo, Failure> {
+        let progress = self.coordinator.progress();
+        let state = match self.coordinator.phase() {
+            Phase::Idle => "idle",
+            Phase::Gathering => "gathering",
+            Phase::Working => "working",
+            Phase::Making => "making",
+            Phase::Paused => "paused",
+            Phase::Ended => "over",
+        };
+        let out = self.coordinator.excluded().into_iter().map(|(n, r)| (n.to_owned(), r.to_owned()));
+        let away = self.coordinator.away().into_iter().filter(|node| !self.unable.contains_key(*node));
+        let away = away.map(|node| (node.to_owned(), "it can't be reached".to_owned()));
+        let excluded = out.chain(self.unable.clone()).chain(away).map(|(node, reason)| JobMember { node, reason });
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(JobInfo {
+            state: state.to_owned(),
+            round: progress.round,
+            rounds: self.upper.manifest.federation().cloud.rounds,
+            counted: number(progress.counted),
+            goal: number(progress.goal),
+            ready: number(progress.ready),
+            members: number(progress.members),
+            excluded: excluded.collect(),
+            ..JobInfo::default()
+        })
+    }
+
+    async fn step(&mut self, event: Event) -> Result<(), Failure> {
+        let actions = self.coordinator.step(self.upper.node.now(), event);
+        self.perform(actions).await
+    }
+
+    /// Boxed, since performing an action may lead to others.
+    fn perform(&mut self, actions: Vec<Action>) -> Performed<'_> {
+        Box::pin(self.perform_all(actions))
+    }
+
+    async fn perform_all(&mut self, actions: Vec<Action>) -> Result<(), Failure> {
+        // All records of a step come first, in one transaction.
+        let is_record = |action: &Action| matches!(action, Action::Keep(_));
+        let (records, rest): (Vec<_>, Vec<_>) = actions.into_iter().partition(is_record);
+        let records = records.into_iter().filter_map(|action| match action {
+            Action::Keep(record) => Some(record),
+            _ => None,
+        });
+        journal::write(&self.upper.node, self.upper.id, &records.collect::<Vec<_>>())?;
+        let mut made = None;
+        for action in rest {
+            made = self.act(action).await?.or(made);
+        }
+        // Only now: what the rest of the actions say is of before.
+        if let Some(event) = made {
+            let spent = std::mem::take(&mut self.spent);
+            self.step(event).await?;
+            // The model is in the journal, and they are not needed.
+            self.upper.folder.remove(&spent);
+        }
+        Ok(())
+    }
+
+    async fn act(&mut self, action: Action) -> Result<Option<Event>, Failure> {
+        match action {
+            // Written before.
+            Action::Keep(_) => {}
+            Action::Tell { member } => self.tell(&member),
+            Action::Answer { member, task, verdict } => {
+                self.node().metrics.update(self.upper.metrics_key(), &verdict);
+                // Only who was asked for its bytes has brought any: the task
+                // may be another member's, whose update counts.
+                let Some(answer) = self.waiting.remove(&(member, task)) else { return Ok(None) };
+                if verdict != Verdict::Counted {
+                    self.checked.remove(&task);
+                    self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
+                }
+                // A member that is gone asks again.
+                let _ = answer.send(messages::verdict(&verdict));
+            }
+            Action::Add { update, version, staleness, .. } => {
+                let file = self.upper.folder.incoming(update.task.0);
+                let contribution = match self.checked.remove(&update.task) {
+                    Some(contribution) => contribution,
+                    // From before a restart.
+                    None => {
+                        let vectors = wire::decode(&self.upper.folder.read(&file)?, self.desk.layout());
+                        Contribution { vectors: vectors.map_err(internal)?, report: update.report }
+                    }
+                };
+                tokio::task::block_in_place(|| self.desk.add(contribution, version, staleness)).map_err(internal)?;
+                self.files.push(file);
+            }
+            Action::Make { version, round, counted, members, last } => {
+                return self.make(version, round, &counted, members, last).await.map(Some);
+            }
+            Action::Looked { version, counted } => {
+                if let Some(known) = self.board.looked(HeldOut::together(&counted)) {
+                    self.tell_of(&known)?;
+                }
+                return Ok(Some(Event::Made { version, enough: false }));
+            }
+            Action::Done { stretch, version, counted } => self.done(stretch, version, &counted).await?,
+            Action::Excluded { member, reason } => {
+                let json = serde_json::json!({ "node": member, "reason": reason });
+                let text = format!("{member} is left out of job {}: {reason}", self.upper.manifest.name);
+                self.node().events.record("job", text, &json);
+                self.tell_watchers("excluded", &json);
+            }
+        }
+        Ok(None)
+    }
+}

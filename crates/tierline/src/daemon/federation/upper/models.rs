@@ -1,0 +1,147 @@
+//! Makes models of what was counted, keeps them, and lets go of them.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use tierline_federate::aggregate::mean_of;
+use tierline_federate::{Contribution, Counted, HeldOut, Report, RoundScores, Vectors, desk, wire};
+use tierline_node::federation::{Event, Record, Task};
+use tierline_proto::v1::job_assignment::Want;
+use tierline_proto::v1::{Code, Empty, Failure, parent_message};
+use tierline_train::Scores;
+
+use super::Desks;
+use crate::daemon::federation::journal;
+use crate::daemon::federation::lower::ToLower;
+use crate::daemon::federation::messages::{self, internal};
+use crate::store::jobs::Side;
+
+impl Desks {
+    /// Makes a model, looks at it, and keeps it.
+    pub(super) async fn make(
+        &mut self,
+        version: u64,
+        round: u64,
+        counted: &[Counted],
+        members: usize,
+        last: bool,
+    ) -> Result<Event, Failure> {
+        tokio::task::block_in_place(|| self.desk.make(counted, members)).map_err(internal)?;
+        self.publish(version).await?;
+        self.spent = std::mem::take(&mut self.files);
+        let mut enough = false;
+        if self.upper.below.is_none() {
+            let federation = self.upper.manifest.federation();
+            let number = round + 1;
+            let look = last || number.is_multiple_of(federation.evaluate_every.max(1));
+            let looked: Option<Scores> = match self.judge.as_mut().filter(|_| look) {
+                Some((place, data)) => {
+                    let model = &self.desk.server().model;
+                    Some(tokio::task::block_in_place(|| place.evaluate(model, data)).map_err(internal)?)
+                }
+                None => None,
+            };
+            let scores = RoundScores {
+                round: number,
+                accuracy: looked.and_then(|s| s.accuracy),
+                loss: looked.map(|s| s.loss),
+                train_loss: mean_of(counted, |report| report.loss),
+                bytes_up: std::mem::take(&mut self.bytes_up),
+                bytes_down: std::mem::take(&mut self.bytes_down),
+                seconds: std::mem::replace(&mut self.round_began, Instant::now()).elapsed().as_secs_f64(),
+                clients: counted.len(),
+            };
+            let at_ends = federation.looks_at_ends();
+            let known = self.board.ended(scores.clone(), HeldOut::together(counted), at_ends);
+            if let Some(known) = known {
+                enough = federation.stop.accuracy.zip(known.accuracy).is_some_and(|(goal, found)| found >= goal);
+                self.tell_of(&known)?;
+            }
+            if at_ends {
+                self.upper.folder.save_round(&scores)?;
+            }
+        }
+        Ok(Event::Made { version, enough })
+    }
+
+    /// A round of which all is known now.
+    pub(super) fn tell_of(&self, round: &RoundScores) -> Result<(), Failure> {
+        let json = serde_json::to_value(round).map_err(internal)?;
+        let node = &self.upper.node;
+        node.state.add_round(self.upper.id, round.round, &json.to_string())?;
+        node.metrics.round(self.upper.metrics_key(), round);
+        self.tell_watchers("round", &json);
+        Ok(())
+    }
+
+    /// Keeps the desk's model under a number, for members to fetch.
+    pub(super) async fn publish(&mut self, version: u64) -> Result<(), Failure> {
+        let node = self.node();
+        let bytes = wire::encode(&self.desk.server().model, self.desk.layout()).map_err(internal)?;
+        self.artefact_bytes = bytes.len() as u64;
+        let digest = node.artefacts.put(Bytes::from(bytes)).await?;
+        self.upper.folder.save_server(version, &self.desk.server().kept)?;
+        node.state.set_version(self.upper.id, Side::Upper, version, digest)?;
+        let mut needed: Vec<u64> = self.coordinator.versions_in_use().into_iter().collect();
+        needed.extend([version, self.base().unwrap_or(version)]);
+        self.desk.retain(&needed.iter().copied().collect());
+        node.drop_models(self.upper.id, Side::Upper, &needed).await
+    }
+
+    /// Of an edge: the model that its task began with.
+    fn base(&self) -> Option<u64> {
+        self.upper.below.as_ref().map(|_| self.coordinator.base())
+    }
+
+    pub(super) async fn load(&mut self, version: u64) -> Result<Vectors, Failure> {
+        let node = self.node();
+        let missing = || Failure::new(Code::Corrupt, format!("model {version} of the job is gone"));
+        let digest = node.state.version(self.upper.id, Side::Upper, version)?.ok_or_else(missing)?;
+        let bytes = node.artefacts.get(digest).await?;
+        wire::decode(&bytes, self.desk.layout()).map_err(internal)
+    }
+
+    /// All rounds of a stretch are done: the cloud's job, or an edge's task.
+    pub(super) async fn done(&mut self, stretch: u64, version: u64, counted: &[Counted]) -> Result<(), Failure> {
+        let node = self.node();
+        if let Some(below) = self.upper.below.clone() {
+            let base = match self.coordinator.base() {
+                0 => self.blueprint.initial(),
+                base => self.load(base).await?,
+            };
+            let channels = self.upper.manifest.federation().cloud.strategy.channels();
+            let vectors = desk::change(&base, &self.desk.server().model, &channels);
+            let mut report = Report::together(counted);
+            report.bytes_up += std::mem::take(&mut self.bytes_up);
+            report.bytes_down += std::mem::take(&mut self.bytes_down);
+            report.seconds = self.round_began.elapsed().as_secs_f64();
+            let done = ToLower::Gathered { task: Task(stretch - 1), contribution: Contribution { vectors, report } };
+            let _ = below.send(done).await;
+            return Ok(());
+        }
+        let model = tokio::task::block_in_place(|| {
+            let model = self.blueprint.export(&self.desk.server().model).map_err(internal)?;
+            model.to_bytes().map_err(internal)
+        })?;
+        self.upper.folder.write(&self.upper.folder.result(), &model)?;
+        node.state.end_job(self.upper.id, "done", "")?;
+        let json = serde_json::json!({ "version": version });
+        node.events.record("job", format!("job {} is done", self.upper.manifest.name), &json);
+        self.tell_watchers("done", &json);
+        self.step(Event::End).await?;
+        self.clean().await
+    }
+
+    /// Nothing but the result is kept of a job that is over.
+    pub(super) async fn clean(&mut self) -> Result<(), Failure> {
+        self.over = true;
+        let node = self.node();
+        for child in node.children.names().into_iter().filter(|child| self.passes_on(child)) {
+            let over = messages::assignment(self.upper.id, "", Want::Over(Empty {}));
+            node.children.tell(&child, parent_message::Body::Assignment(over));
+        }
+        self.upper.folder.clear();
+        journal::forget::<Record>(&node, self.upper.id)?;
+        node.drop_models(self.upper.id, Side::Upper, &[]).await
+    }
+}

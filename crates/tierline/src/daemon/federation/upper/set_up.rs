@@ -1,0 +1,122 @@
+//! Takes a job up: its model, its journal, the data that judges it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tierline_federate::{Desk, Scoreboard, Server, Vectors};
+use tierline_graph::Model;
+use tierline_node::federation::{Coordinator, Event, Routes, Terms};
+use tierline_proto::v1::Failure;
+use tierline_train::data::{Dataset, seed_of};
+use tierline_train::federated::{Blueprint, Workplace};
+
+use super::{Desks, Upper};
+use crate::daemon::federation::journal;
+use crate::daemon::federation::messages::internal;
+use crate::datasets::Datasets;
+
+impl Upper {
+    /// Takes up the job where its journal ends.
+    pub(super) async fn set_up(self) -> Result<Desks, Failure> {
+        let node = Arc::clone(&self.node);
+        node.ensure_artefact(self.manifest.model).await?;
+        let model = node.artefacts.get(self.manifest.model).await?;
+        let model_bytes = model.len() as u64;
+        let blueprint = tokio::task::block_in_place(|| {
+            let model = Model::parse(model).map_err(internal)?;
+            Blueprint::new(model, &self.manifest.job).map_err(internal)
+        })?;
+        let journal = journal::read(&node, self.id)?;
+        let past = node.state.rounds(self.id)?;
+        let past: Vec<_> = past.iter().filter_map(|scores| serde_json::from_str(scores).ok()).collect();
+        node.metrics.job(self.metrics_key(), &self.manifest.name, &past);
+        let behaviour = self.hop.strategy.behaviour();
+        let terms = Terms {
+            clients: self.hop.clients.clone(),
+            timing: behaviour.timing(),
+            seed: seed_of(&[self.manifest.job.seed, u64::from(self.below.is_some())]),
+            sums_up: self.below.is_some(),
+        };
+        let (coordinator, actions) = Coordinator::restored(terms, journal, node.now());
+        let channels = self.hop.strategy.channels();
+        let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
+        let version = coordinator.version();
+        let server = Server { model: initial, kept: self.folder.load_server(version)? };
+        let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server);
+        let mut desks = Desks {
+            judge: None,
+            board: Scoreboard::default(),
+            blueprint,
+            coordinator,
+            desk,
+            waiting: HashMap::new(),
+            checked: HashMap::new(),
+            files: Vec::new(),
+            spent: Vec::new(),
+            routes: Routes::default(),
+            told: BTreeMap::new(),
+            unable: BTreeMap::new(),
+            bytes_up: 0,
+            bytes_down: 0,
+            artefact_bytes: model_bytes,
+            round_began: Instant::now(),
+            over: false,
+            upper: self,
+        };
+        if version > 0 {
+            let model = desks.load(version).await?;
+            desks.desk.replace(version, &model);
+            if desks.desk.looks_back() {
+                for past in desks.coordinator.versions_in_use() {
+                    if past > 0 {
+                        let model = desks.load(past).await?;
+                        desks.desk.remember(past, model);
+                    }
+                }
+            }
+        }
+        if desks.upper.below.is_none() {
+            desks.judge = desks.judge()?;
+            desks.board = Scoreboard::behind(desks.upper.folder.load_round()?);
+        }
+        desks.perform(actions).await?;
+        if desks.upper.below.is_none() {
+            let (rounds, look) = (desks.upper.hop.rounds, desks.upper.manifest.federation().looks_at_ends());
+            desks.step(Event::Begin { version: 0, rounds, look, stretch: 1 }).await?;
+        }
+        Ok(desks)
+    }
+}
+
+impl Desks {
+    /// The data held out for the job, if this node has it.
+    fn judge(&self) -> Result<Option<(Workplace, Dataset)>, Failure> {
+        let node = self.node();
+        let job = &self.upper.manifest.job;
+        if self.upper.manifest.federation().looks_at_ends() {
+            return Ok(None);
+        }
+        let known = Datasets::of(&node.config().data);
+        let (name, own) = match &job.data.test {
+            Some(name) => (name, true),
+            None => (&job.data.train, false),
+        };
+        if known.record(name).is_err() {
+            return Ok(None);
+        }
+        let prepare = || {
+            let all = known.open(name).map_err(internal)?;
+            let held_out = match all.splits().contains(&"test") {
+                true => all.named_split("test").map_err(internal)?,
+                false if own => all,
+                false => return Ok(None),
+            };
+            let model = self.blueprint.export(&self.blueprint.initial()).map_err(internal)?;
+            let place = Workplace::new(&node.engine, model, job, &node.config().load_options()).map_err(internal)?;
+            place.check(&held_out).map_err(internal)?;
+            Ok(Some((place, held_out)))
+        };
+        tokio::task::block_in_place(prepare)
+    }
+}

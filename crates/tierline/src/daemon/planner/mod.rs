@@ -1,0 +1,382 @@
+//! Plans on this node: one table per model and path upwards, the machine that
+//! chooses among its placements (`tierline_node::adapt`), and what requests
+//! and people ask of it.
+//!
+//! A path is a parent and the tiers that it tells of. Placements of all paths
+//! are numbered in one row, so that going through another parent, or straight
+//! to the cloud, is just another plan.
+//!
+//! `tables` holds every plan of a model, `placement` says where requests
+//! go, `describe` tells people. Start at [`Planner`].
+
+mod describe;
+mod placement;
+mod tables;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tierline_graph::profile::ModelProfile;
+use tierline_node::Peer;
+use tierline_node::adapt::{Action, Adapt, Event, SessionKey, Why};
+use tierline_plan::Evaluation;
+use tierline_proto::Digest;
+use tierline_proto::v1::{Code, Failure, ModelOffer, Offers, UpstreamTier, WarmHint, WarmHints, child_message};
+use tokio::sync::Notify;
+
+use self::describe::Recent;
+pub use self::describe::describe_plan;
+use self::placement::place;
+pub use self::placement::{Placed, words};
+pub use self::tables::Planned;
+use self::tables::{Above, TIERS_ABOVE_MAX, conditions, tables};
+use super::Node;
+use super::catalogue::Entry;
+use super::compute::SliceKey;
+use super::flow::segment_after;
+
+/// How often waiting times are looked at.
+const LOOK: Duration = Duration::from_millis(1_000);
+
+/// A session whose model isn't here by then gives its place to others.
+const WARM_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Hints that one message may bring.
+const HINTS_MAX: usize = 16;
+
+/// A profile that could not be fetched is asked for again after this.
+const PROFILE_RETRY: Duration = Duration::from_secs(5);
+
+/// What a set of tables was made from; the same key needs no other tables.
+type Key = (Digest, Vec<(Option<Peer>, Vec<(String, Option<Digest>)>)>);
+
+struct Inner {
+    adapt: Adapt<Planned>,
+    keys: HashMap<Digest, Key>,
+    /// Answers of the plan in force, by model.
+    recent: HashMap<Digest, Recent>,
+}
+
+/// The plans of a node.
+pub struct Planner {
+    inner: Mutex<Inner>,
+    /// This device's profiles, as artefacts, by model.
+    own: RwLock<HashMap<Digest, Digest>>,
+    /// Profiles of tiers above, by artefact.
+    above: Mutex<HashMap<Digest, Arc<ModelProfile>>>,
+    /// Rings when the machine's next wake may have moved.
+    stir: Notify,
+    /// Rings when tables may have to be made anew.
+    changed: Notify,
+}
+
+impl Planner {
+    /// No plans yet; sessions may take `memory_max` bytes.
+    #[must_use]
+    pub fn new(memory_max: u64) -> Self {
+        Self {
+            inner: Mutex::new(Inner { adapt: Adapt::new(memory_max), keys: HashMap::new(), recent: HashMap::new() }),
+            own: RwLock::default(),
+            above: Mutex::default(),
+            stir: Notify::new(),
+            changed: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This device's profile of a model, as an artefact.
+    #[must_use]
+    pub fn profile_of(&self, model: Digest) -> Option<Digest> {
+        self.own.read().unwrap_or_else(PoisonError::into_inner).get(&model).copied()
+    }
+
+    /// This device measured a model.
+    pub fn profiled(&self, model: Digest, profile: Digest) {
+        self.own.write().unwrap_or_else(PoisonError::into_inner).insert(model, profile);
+    }
+
+    /// A model is gone.
+    pub fn gone(&self, node: &Arc<Node>, model: Digest) {
+        self.lock().keys.remove(&model);
+        self.step(node, Event::Gone { model });
+    }
+
+    /// Tiers, profiles or models may have changed.
+    pub fn replan(&self, node: &Arc<Node>) {
+        self.conditions(node, true);
+        self.changed.notify_one();
+    }
+
+    /// What this node offers to those below.
+    #[must_use]
+    pub fn offers(&self, node: &Node) -> Offers {
+        let models = node
+            .catalogue
+            .list()
+            .iter()
+            .map(|entry| ModelOffer {
+                model: entry.model.to_bytes(),
+                profile: self.profile_of(entry.model).map(Digest::to_bytes).unwrap_or_default(),
+                state: node.catalogue.state(entry, true).into(),
+            })
+            .collect();
+        Offers { sequence: super::events::now_ms(), models }
+    }
+
+    /// Links or waits moved; `changed` when a change was detected.
+    pub fn conditions(&self, node: &Arc<Node>, changed: bool) {
+        let conditions = conditions(node);
+        let same = !changed && *self.lock().adapt.conditions() == conditions;
+        if !same {
+            self.step(node, Event::Conditions { conditions, changed });
+        }
+    }
+
+    fn step(&self, node: &Arc<Node>, event: Event<Planned>) {
+        let actions = self.lock().adapt.step(node.now(), event);
+        for action in actions {
+            self.perform(node, action);
+        }
+        self.stir.notify_one();
+    }
+
+    fn perform(&self, node: &Arc<Node>, action: Action) {
+        match action {
+            Action::Use { model, why, .. } => self.switched(node, model, why),
+            Action::Unusable { model } => {
+                let name =
+                    node.catalogue.by_model(model).map_or_else(|| model.short().to_string(), |e| e.manifest.name);
+                let text = format!("no plan can run {name} now");
+                node.events.record("plan", text, &serde_json::json!({ "model": name, "plan": null }));
+            }
+            Action::Warm(key) => {
+                let node = Arc::clone(node);
+                tokio::spawn(async move {
+                    let result = warm(&node, key).await;
+                    if let Err(reason) = &result {
+                        tracing::debug!(?key, reason, "a session could not be loaded");
+                    }
+                    node.planner.step(&node, Event::Warmed { key, result });
+                });
+            }
+            Action::Evict(key) => {
+                let node = Arc::clone(node);
+                tokio::spawn(async move {
+                    node.compute.evict(slice_key(key)).await;
+                    node.planner.step(&node, Event::Evicted { key });
+                });
+            }
+        }
+    }
+
+    /// Another plan is in force: says so, and has its sessions loaded above.
+    fn switched(&self, node: &Arc<Node>, model: Digest, why: Why) {
+        let Some(entry) = node.catalogue.by_model(model) else { return };
+        let placed = self.placed(model);
+        let Some((placed, evaluation)) = placed else { return };
+        if why != Why::First {
+            node.metrics.plan_switched();
+        }
+        let reason = match why {
+            Why::First => "first plan",
+            Why::Faster => "faster now",
+            Why::Lost => "the last one lost a tier",
+            Why::Refused => "the last one could not be loaded",
+        };
+        let name = &entry.manifest.name;
+        let predicted = placed.predicted_ns as f64 / 1e6;
+        let json = serde_json::json!({ "model": name, "plan": placed.text, "predicted_ms": predicted, "why": reason });
+        node.events.record(
+            "plan",
+            format!("{name} runs as {} ({reason}; {predicted:.1} ms predicted)", placed.text),
+            &json,
+        );
+        let segments = entry.manifest.cuts.len() + 1;
+        let hints: Vec<WarmHint> = evaluation
+            .stages
+            .iter()
+            .enumerate()
+            .skip(1)
+            .filter(|(_, stage)| stage.last > stage.first)
+            .map(|(tier, stage)| WarmHint {
+                model: model.to_bytes(),
+                from_cut: stage.first.checked_sub(1).map(|c| c as u32),
+                to_cut: (stage.last < segments).then(|| stage.last as u32 - 1),
+                tiers_above: tier as u32,
+            })
+            .collect();
+        if let Some(uplink) = placed.peer.and_then(|p| node.uplink(p).ok())
+            && !hints.is_empty()
+        {
+            uplink.tell(child_message::Body::Hints(WarmHints { hints }));
+        }
+    }
+
+    /// Loads what a node below is likely to need here, or passes the hint on.
+    pub fn warm_hints(&self, node: &Arc<Node>, hints: &WarmHints) {
+        let mut further = Vec::new();
+        for hint in hints.hints.iter().take(HINTS_MAX) {
+            if hint.tiers_above > 1 {
+                further.push(WarmHint { tiers_above: hint.tiers_above - 1, ..hint.clone() });
+                continue;
+            }
+            let Some(entry) = Digest::try_from(&hint.model).ok().and_then(|model| node.catalogue.by_model(model))
+            else {
+                continue;
+            };
+            let (node, hint) = (Arc::clone(node), hint.clone());
+            tokio::spawn(async move {
+                let Ok(program) = node.program(&entry).await else { return };
+                let to = hint.to_cut.map_or(program.segments(), |c| c as usize + 1);
+                let key = SliceKey { digest: entry.manifest.digest.clone(), from: segment_after(hint.from_cut), to };
+                if let Err(error) = node.compute.warm(program, key).await {
+                    tracing::debug!(%error, "a session asked for from below could not be loaded");
+                }
+            });
+        }
+        if let (false, Some(uplink)) = (further.is_empty(), node.first_parent().and_then(|p| node.uplink(p).ok())) {
+            uplink.tell(child_message::Body::Hints(WarmHints { hints: further }));
+        }
+    }
+
+    /// The plan in force under the conditions as they are.
+    fn placed(&self, model: Digest) -> Option<(Placed, Evaluation)> {
+        let inner = self.lock();
+        let plan = inner.adapt.current(model)?;
+        let (path, evaluation) = inner.adapt.plans(model)?.evaluate(plan, inner.adapt.conditions())?;
+        let wait = path.waits(&evaluation, inner.adapt.conditions());
+        Some((place(path.peer, &evaluation, wait), evaluation))
+    }
+
+    /// Makes tables and wakes the machine, until the node ends.
+    pub async fn watch(&self, node: &Arc<Node>) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wake = self.lock().adapt.wake().map(|t| node.instant_of(t));
+            tokio::select! {
+                () = self.stir.notified() => {}
+                () = super::wait_until(wake) => self.step(node, Event::Wake),
+                _ = look.tick() => {
+                    self.conditions(node, false);
+                    node.refresh_children_path();
+                }
+            }
+        }
+    }
+
+    /// Makes tables anew when they may have changed, until the node ends.
+    pub async fn work(&self, node: &Arc<Node>) {
+        loop {
+            self.changed.notified().await;
+            for entry in node.catalogue.list() {
+                // What is scaled from above comes once there is something to scale.
+                if node.config().scale_of_parent.is_some() && node.catalogue.profile(entry.model).is_none() {
+                    node.profile_later(entry.clone());
+                }
+                if let Err(failure) = self.remake(node, &entry).await {
+                    let text = format!("{} could not be planned: {failure}", entry.manifest.name);
+                    node.events.record(
+                        "plan",
+                        text,
+                        &serde_json::json!({ "model": entry.manifest.name, "plan": null }),
+                    );
+                }
+            }
+        }
+    }
+
+    /// The profile of the nearest tier above that has one.
+    pub async fn nearest_above(&self, node: &Arc<Node>, model: Digest) -> Option<Arc<ModelProfile>> {
+        for tier in node.uplinks().iter().filter_map(|u| u.path()).flat_map(|path| path.tiers) {
+            if let Some((_, profile)) = self.profile_above(node, model, &tier).await {
+                return Some(profile);
+            }
+        }
+        None
+    }
+
+    async fn remake(&self, node: &Arc<Node>, entry: &Entry) -> Result<(), Failure> {
+        let (Some(own), Some(own_digest)) = (node.catalogue.profile(entry.model), self.profile_of(entry.model)) else {
+            return Ok(());
+        };
+        let mut sources = Vec::new();
+        for uplink in node.uplinks() {
+            let tiers = uplink.path().map(|path| path.tiers).unwrap_or_default();
+            let mut above = Vec::new();
+            for tier in tiers.into_iter().take(TIERS_ABOVE_MAX) {
+                let profile = self.profile_above(node, entry.model, &tier).await;
+                above.push((tier, profile));
+            }
+            sources.push((Some(uplink.peer), above));
+        }
+        if sources.is_empty() {
+            sources.push((None, Vec::new()));
+        }
+        let tiers = |above: &[Above]| {
+            above.iter().map(|(tier, profile)| (tier.node_id.clone(), profile.as_ref().map(|p| p.0))).collect()
+        };
+        let key: Key = (own_digest, sources.iter().map(|(peer, above)| (*peer, tiers(above))).collect());
+        if self.lock().keys.get(&entry.model) == Some(&key) {
+            return Ok(());
+        }
+        let (config, model, name) = (node.config().clone(), entry.model, node.name().to_owned());
+        let planned = tokio::task::spawn_blocking(move || tables(model, &name, &own, sources, &config))
+            .await
+            .map_err(|e| Failure::new(Code::Internal, format!("planning failed: {e}")))??;
+        self.lock().keys.insert(entry.model, key);
+        self.step(node, Event::Model { model: entry.model, plans: planned });
+        Ok(())
+    }
+
+    async fn profile_above(
+        &self,
+        node: &Arc<Node>,
+        model: Digest,
+        tier: &UpstreamTier,
+    ) -> Option<(Digest, Arc<ModelProfile>)> {
+        let offer = tier.models.iter().find(|offer| offer.model == model.to_bytes())?;
+        let digest = Digest::try_from(&offer.profile).ok()?;
+        let known = self.above.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
+        if let Some(profile) = known {
+            return Some((digest, profile));
+        }
+        let fetched = async {
+            node.ensure_artefact(digest).await?;
+            let json = node.artefacts.get(digest).await?;
+            serde_json::from_slice::<ModelProfile>(&json).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))
+        };
+        let fetched = tokio::time::timeout(PROFILE_RETRY, fetched).await;
+        let fetched = fetched.unwrap_or_else(|_| Err(Failure::new(Code::DeadlineExceeded, "it did not come in time")));
+        match fetched {
+            Ok(profile) => {
+                let profile = Arc::new(profile);
+                self.above.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::clone(&profile));
+                Some((digest, profile))
+            }
+            Err(failure) => {
+                tracing::info!(%failure, tier = tier.node_name, "its profile can't be had yet; plans pass it by");
+                let node = Arc::clone(node);
+                tokio::spawn(async move {
+                    tokio::time::sleep(PROFILE_RETRY).await;
+                    node.planner.changed.notify_one();
+                });
+                None
+            }
+        }
+    }
+}
+
+fn slice_key(key: SessionKey) -> SliceKey {
+    SliceKey { digest: key.model.to_string(), from: key.span.first as usize, to: key.span.last as usize }
+}
+
+async fn warm(node: &Arc<Node>, key: SessionKey) -> Result<u64, String> {
+    let entry = node.catalogue.by_model(key.model).ok_or("the model is gone")?;
+    let program = node.program_within(&entry, Instant::now() + WARM_TIME_MAX).await.map_err(|f| f.to_string())?;
+    node.compute.warm(program, slice_key(key)).await.map_err(|e| e.to_string())
+}
