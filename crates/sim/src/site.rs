@@ -20,7 +20,7 @@ use tierline_node::federation::{
 use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
 use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Blueprint, Fusion, Kept, Models, Share, Workplace};
+use tierline_train::federated::{Blueprint, Kept, Models, Share, Tutor, Workplace};
 use tierline_train::{Job, Scores, TrainError};
 
 use crate::attack::Attack;
@@ -166,14 +166,16 @@ pub fn run(
     };
     // One thread each: many small steps side by side beat shared ones.
     let options = LoadOptions::with_threads(1);
-    let taught = |place: Workplace, options: &LoadOptions| match public {
-        Some(public) => place.with_public(engine, public, options),
-        None => Ok(place),
+    let place = |model: &Model| {
+        let place = Workplace::new(engine, model.clone(), job, &options)?;
+        match public {
+            Some(public) => place.with_public(engine, public, &options),
+            None => Ok(place),
+        }
     };
-    let place = |model: &Model| taught(Workplace::new(engine, model.clone(), job, &options)?, &options);
     let places = || [&model].into_iter().chain(&others).map(place).collect::<Result<Vec<_>, _>>();
     let wide = LoadOptions::with_threads(threads);
-    let mut judge = taught(Workplace::new(engine, model.clone(), job, &wide)?, &wide)?;
+    let mut judge = Workplace::new(engine, model.clone(), job, &wide)?;
     let places = (0..threads.min(data.len())).map(|_| places()).collect::<Result<Vec<_>, _>>()?;
     let layout = judge.blueprint().layout();
     for (variant, place) in job.models.iter().zip(places.iter().flat_map(|p| &p[1..])) {
@@ -188,10 +190,13 @@ pub fn run(
     let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
     let mut site = Site::new(job, judge.blueprint(), shares, scenario, Workers::new(places));
     let federation = job.federation.clone().unwrap_or_default();
-    if federation.cloud.strategy.behaviour().server_distils().is_some() {
-        let place = taught(Workplace::new(engine, model.clone(), job, &wide)?, &wide)?;
-        site.fusion = Some(Fusion::new(place)?);
-    }
+    site.tutor = Tutor::of(engine, &model, job, &wide, |name| match public {
+        Some(public) => Ok(public.clone()),
+        None => {
+            let reason = "models learn of it here, and it isn't given".to_owned();
+            Err(TrainError::Public { name: name.to_owned(), reason })
+        }
+    })?;
     site.spoil(&harmful);
     site.begin();
     let (rounds, at_ends) = (federation.cloud.rounds, federation.looks_at_ends());
@@ -242,8 +247,8 @@ pub fn run(
         }
     }
     let last = &site.nodes[0].desk().server().model;
-    let model = match federation.of_ends().strategy.behaviour().members_distil() {
-        Some(_) => judge.student(last)?,
+    let model = match &mut site.tutor {
+        Some(tutor) => tutor.conclude(last)?,
         None => judge.blueprint().export(last)?,
     };
     let seconds = site.clock.now().since(Time::ZERO).as_secs_f64();
@@ -364,8 +369,8 @@ struct Site {
     nodes: Vec<Node>,
     index: BTreeMap<String, usize>,
     workers: Workers,
-    /// Of a cloud whose models learn from what members' models say.
-    fusion: Option<Fusion>,
+    /// The cloud's, where models learn of public examples.
+    tutor: Option<Tutor>,
     epochs: u64,
     /// The job's.
     seed: u64,
@@ -453,7 +458,7 @@ impl Site {
             index: nodes.iter().enumerate().map(|(i, n)| (n.name.clone(), i)).collect(),
             nodes,
             workers,
-            fusion: None,
+            tutor: None,
             epochs: job.epochs,
             seed: job.seed,
             edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
@@ -792,8 +797,8 @@ impl Site {
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
                 if let Some(contribution) = above.inbox.remove(&update.task) {
                     // Those of an older model would teach what was known then.
-                    if let Some(fusion) = self.fusion.as_mut().filter(|_| at == 0 && staleness == 0) {
-                        fusion.hear(&above.desk.server().model, &contribution)?;
+                    if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0 && staleness == 0) {
+                        tutor.hear(&above.desk.server().model, &contribution)?;
                     }
                     above.desk.add(Contribution::clone(&contribution), version, staleness)?;
                 }
@@ -802,11 +807,9 @@ impl Site {
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
                 above.desk.make(&counted, members)?;
                 let version = above.desk.version();
-                if let Some(fusion) = self.fusion.as_mut().filter(|_| at == 0) {
-                    let never = AtomicBool::new(false);
-                    if let Some(taught) = fusion.teach(&above.desk.server().model, round, &never)? {
-                        above.desk.replace(version, &taught);
-                    }
+                if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0) {
+                    let taught = tutor.teach(&above.desk.server().model, round)?;
+                    above.desk.replace(version, &taught);
                 }
                 above.published.insert(version, Arc::new(above.desk.server().model.clone()));
                 let in_use = above.coordinator.versions_in_use();

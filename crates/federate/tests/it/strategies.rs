@@ -15,7 +15,7 @@ fn part(name: &str, length: usize) -> Part {
 }
 
 fn layout() -> Layout {
-    Layout { parameters: vec![part("w", 1), part("b", 1)], statistics: vec![part("mean", 1)] }
+    Layout { parameters: vec![part("w", 1), part("b", 1)], statistics: vec![part("mean", 1)], logits: vec![] }
 }
 
 fn strategy(text: &str) -> Kind {
@@ -223,4 +223,30 @@ fn contributions_that_do_not_fit_are_refused() {
 fn a_round_of_nothing_is_no_round() {
     let mut mean = Mean::new(&layout(), &Kind::default().channels());
     assert_eq!(mean.finish(), Err(FederateError::Empty));
+}
+
+#[test]
+fn fedmd_counts_members_alike_and_moves_what_is_said() {
+    let kind = strategy("kind = 'fedmd'\ndistil = { public = 'p', examples = 2 }");
+    assert_eq!(kind.channels(), [Channel::Logits]);
+    let layout = Layout { logits: vec![Part { name: "p".into(), shape: vec![2, 1] }], ..Layout::default() };
+    let mut server = Server { model: BTreeMap::from([(Channel::Logits, vec![1.0, -1.0])]), kept: BTreeMap::new() };
+    let mut mean = Mean::new(&layout, &kind.channels());
+    for (change, examples) in [([2.0, 0.0], 1), ([0.0, 4.0], 99)] {
+        let report = Report { examples, steps: 1, effective_steps: 1.0, ..Report::default() };
+        let said = Contribution { vectors: BTreeMap::from([(Channel::Logits, change.to_vec())]), report };
+        aggregate::check(&layout, &kind.channels(), &said).unwrap();
+        mean.add(kind.behaviour().weigh(&report, 0), &said).unwrap();
+    }
+    kind.behaviour().apply(&mut server, &Round { means: &mean.finish().unwrap(), counted: &[], members: 2 });
+    assert_eq!(server.model[&Channel::Logits], [2.0, 1.0], "half of 2 and half of 4 more, whoever has more examples");
+}
+
+#[test]
+fn feddf_begins_with_the_mean() {
+    let kind = strategy("kind = 'feddf'\ndistil = { public = 'p' }");
+    assert_eq!(kind.behaviour().server_distils().map(|d| (d.examples, d.epochs)), Some((1_000, 1)));
+    let mut server = server(&kind);
+    round(&kind, &mut server, 2, &two(&kind));
+    expect(&server, [0.25, 1.5], 7.0);
 }

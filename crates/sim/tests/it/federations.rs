@@ -1,18 +1,20 @@
 //! Strategies on a small network and made-up pictures: they learn, in any
 //! topology, and do so again in the same way.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tierline_engine::Engine;
+use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::RoundScores;
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::{Elements, Model, Tensor};
 use tierline_sim::{Examples, Link, Outcome, Scenario, SimError, run};
 use tierline_train::Job;
 use tierline_train::data::{Dataset, Partition, Targets, partition};
-use tierline_train::federated::Share;
+use tierline_train::federated::{Models, Share, Workplace};
+use tierline_train::job::Variant;
 use tierline_zoo::{Batch, Bn, Options};
 
 fn engine() -> Arc<dyn Engine> {
@@ -20,8 +22,12 @@ fn engine() -> Arc<dyn Engine> {
 }
 
 fn network() -> Model {
+    network_named("mlp")
+}
+
+fn network_named(name: &str) -> Model {
     let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
-    let mut model = tierline_zoo::by_name("mlp", &options).unwrap();
+    let mut model = tierline_zoo::by_name(name, &options).unwrap();
     fold_for(&mut model, &mut tierline_engine::Evaluator(engine()), Purpose::Training).unwrap();
     model
 }
@@ -288,6 +294,107 @@ fn models_of_ends_own_beat_a_shared_one_where_ends_differ() {
             assert!(outcome.rounds.iter().all(|r| r.accuracy.is_some()));
         }
     }
+}
+
+#[test]
+fn models_of_two_kinds_learn_from_what_each_other_say() {
+    let public = pictures(200, 77);
+    let told = |federation: &str, edges: usize| {
+        // Few examples each, of few classes, all of which count at the end.
+        let all = pictures(160, 1);
+        let shares = partition(&all, &Partition::Dirichlet { alpha: 0.3 }, 4, 9).unwrap();
+        let ends = shares.iter().map(|share| all.subset(share).unwrap()).collect();
+        let test = pictures(200, 2);
+        let mut job = job(federation);
+        job.models = vec![Variant { model: "lenet.onnx".into(), ends: vec!["*1".into(), "*2".into()] }];
+        job.data.hold_out = Some(0.25);
+        job.epochs = 3;
+        let models = Models { own: network(), others: vec![network_named("lenet")] };
+        let examples = Examples { ends, test: None, public: Some(&public) };
+        let scenario = Scenario { edges, ..Scenario::default() };
+        let outcome = run(&engine(), models, &job, examples, &scenario, &AtomicBool::new(false), &mut |_| ()).unwrap();
+        let sizes: HashSet<usize> = outcome.own.values().map(|m| m.to_bytes().unwrap().len()).collect();
+        assert_eq!((outcome.own.len(), sizes.len()), (4, 2), "each end's model is of the kind that its name says");
+        let right: Vec<f64> = outcome.own.values().map(|model| judged(model, &test)).collect();
+        (right.iter().sum::<f64>() / 4.0, judged(&outcome.model, &test), outcome.rounds[0].bytes_up)
+    };
+    let md = |rounds: u64, epochs: u64, edge: &str| {
+        let kind =
+            format!("{{ kind = 'fedmd', distil = {{ public = 'pictures', examples = 150, epochs = {epochs} }} }}");
+        let edge = if edge.is_empty() { String::new() } else { format!("{edge}strategy = {kind}\n") };
+        format!("[federation.cloud]\nrounds = {rounds}\nstrategy = {kind}\n{edge}")
+    };
+    let (alone, _, _) = told(&md(1, 1, ""), 0);
+    let (together, student, bytes) = told(&md(6, 3, ""), 0);
+    assert!(together > alone + 0.15, "{alone} {together}");
+    assert!(student > alone + 0.15, "the job's own model learns what all say: {alone} {student}");
+    assert!(bytes < 4 * (150 * 10 * 4 + 500), "answers travel, not weights: {bytes}");
+    let (over_edges, _, _) = told(&md(6, 3, "[federation.edge]\nrounds = 1\n"), 2);
+    assert!(over_edges > alone + 0.15, "{alone} {over_edges}");
+}
+
+#[test]
+fn the_mean_learns_what_members_say_together() {
+    let told = |strategy: &str| {
+        let all = pictures(400, 1);
+        let shares = partition(&all, &Partition::Dirichlet { alpha: 0.3 }, 6, 9).unwrap();
+        let ends = shares.iter().map(|share| all.subset(share).unwrap()).collect();
+        let (test, public) = (pictures(200, 2), pictures(300, 77));
+        let mut job = job(&format!("[federation.cloud]\nrounds = 2\nstrategy = {strategy}\n"));
+        job.epochs = 5;
+        let examples = Examples { ends, test: Some(&test), public: Some(&public) };
+        let stop = AtomicBool::new(false);
+        let again = || {
+            let examples = Examples { ends: Vec::clone(&examples.ends), ..examples };
+            run(&engine(), &network(), &job, examples, &Scenario::default(), &stop, &mut |_| ()).unwrap()
+        };
+        let (first, second) = (again(), again());
+        assert!(first.model.to_bytes().unwrap() == second.model.to_bytes().unwrap(), "it is the same again");
+        accuracy(&first)
+    };
+    let plain = told("{ kind = 'fedavg' }");
+    let taught = told("{ kind = 'feddf', distil = { public = 'pictures', examples = 300, epochs = 20 } }");
+    assert!(taught > plain + 0.02, "{plain} {taught}");
+}
+
+#[test]
+fn jobs_of_public_examples_that_make_no_sense_are_refused() {
+    let told = |federation: &str, models: Models, variants: &[&str], public: Option<&Dataset>| {
+        let mut job = job(federation);
+        job.models =
+            variants.iter().map(|ends| Variant { model: "other.onnx".into(), ends: vec![(*ends).into()] }).collect();
+        job.data.hold_out = Some(0.25);
+        let examples = Examples { ends: vec![pictures(40, 1), pictures(40, 2)], test: None, public };
+        let stop = AtomicBool::new(false);
+        let ran = run(&engine(), models, &job, examples, &Scenario::default(), &stop, &mut |_| ());
+        ran.map(drop).unwrap_err().to_string()
+    };
+    let md =
+        "[federation.cloud]\nrounds = 1\nstrategy = { kind = 'fedmd', distil = { public = 'p', examples = 50 } }\n";
+    let own = || Models::from(&network());
+    let both = || Models { own: network(), others: vec![network_named("lenet")] };
+    let few = pictures(49, 3);
+    assert!(told(md, own(), &[], Some(&few)).contains("there are 49, and the job uses 50"));
+    assert!(told(md, own(), &[], None).contains("it isn't given"));
+    let plain = "[federation.cloud]\nrounds = 1\n";
+    assert!(told(plain, both(), &["*"], None).contains("models"), "{}", told(plain, both(), &["*"], None));
+    for (federation, what) in [
+        (format!("{md}[federation.personal]\nkind = 'finetune'\nepochs = 1\n"), "federation.personal"),
+        (format!("{md}[federation.edge]\nrounds = 1\n"), "federation.edge.strategy"),
+        (format!("[federation]\nevaluate_at = 'cloud'\n{md}"), "federation.evaluate_at"),
+        (md.replace("examples = 50", "temperature = 0"), "distil.temperature"),
+    ] {
+        let error = told(&federation, own(), &[], Some(&few));
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+/// The share of a data set that a model gets right.
+fn judged(model: &Model, data: &Dataset) -> f64 {
+    let job = job("[federation.cloud]\nrounds = 1\n");
+    let mut place = Workplace::new(&engine(), model.clone(), &job, &LoadOptions::default()).unwrap();
+    let initial = place.blueprint().initial();
+    place.evaluate(&initial, data).unwrap().accuracy.unwrap()
 }
 
 /// Six ends, half of which call things by other names.

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::strategy::Distillation;
@@ -92,23 +91,39 @@ fn moved(from: &Spec, state: &[Tensor], to: &Spec, mut into: Vec<Tensor>) -> Vec
     into
 }
 
-/// The server's side of FedDF: hears what members' models say of public
-/// examples, one after another, and has their mean learn it.
-pub struct Fusion {
+/// The cloud's side of models that teach each other: with FedDF the mean of
+/// members' models learns what those say of public examples, with FedMD the
+/// job's own model learns at the end what all say.
+pub struct Tutor {
     place: Workplace,
+    /// Whether members' models are asked, rather than the members themselves.
+    asks: bool,
     /// What was said since the last model; doesn't depend on who came first.
     said: ExactSum,
     teachers: u32,
 }
 
-impl Fusion {
-    /// A workplace that has the job's public examples.
+impl Tutor {
+    /// `None` for jobs in which nobody learns of public examples; `whole` is
+    /// the data set of which they are drawn, and opened only if there are any.
     ///
     /// # Errors
-    /// When the model doesn't say anything of classes.
-    pub fn new(place: Workplace) -> Result<Self, TrainError> {
+    /// Those of `whole`; when the examples are too few, or the model doesn't
+    /// say anything of classes.
+    pub fn of<E: From<TrainError>>(
+        engine: &Arc<dyn Engine>,
+        model: &Model,
+        job: &Job,
+        options: &LoadOptions,
+        whole: impl FnOnce(&str) -> Result<Dataset, E>,
+    ) -> Result<Option<Self>, E> {
+        let Some(federation) = &job.federation else { return Ok(None) };
+        let Some(distil) = federation.distillation() else { return Ok(None) };
+        let asks = federation.cloud.strategy.behaviour().server_distils().is_some();
+        let whole = whole(&distil.public)?;
+        let place = Workplace::new(engine, model.clone(), job, options)?.with_public(engine, &whole, options)?;
         let length = place.lesson_length()?;
-        Ok(Self { place, said: ExactSum::new(length), teachers: 0 })
+        Ok(Some(Self { place, asks, said: ExactSum::new(length), teachers: 0 }))
     }
 
     /// Asks a member's model: the one that it started from, and its change.
@@ -118,6 +133,9 @@ impl Fusion {
     /// # Errors
     /// When the change is of another model, or the engine fails.
     pub fn hear(&mut self, start: &Vectors, contribution: &Contribution) -> Result<(), TrainError> {
+        if !self.asks {
+            return Ok(());
+        }
         let mut model = start.clone();
         for channel in [Channel::Model, Channel::Statistics] {
             if let (Some(own), Some(change)) = (model.get_mut(&channel), contribution.vectors.get(&channel)) {
@@ -133,17 +151,23 @@ impl Fusion {
 
     /// The model, once it has learned what all have said since the last time.
     ///
-    /// `None` when `stop` was set before the end.
-    ///
     /// # Errors
     /// When numbers stop being finite, or the engine fails.
-    pub fn teach(&mut self, model: &Vectors, round: u64, stop: &AtomicBool) -> Result<Option<Vectors>, TrainError> {
+    pub fn teach(&mut self, model: &Vectors, round: u64) -> Result<Vectors, TrainError> {
         let teachers = std::mem::take(&mut self.teachers);
         let answers = (teachers > 0).then(|| self.said.over(f64::from(teachers)));
         self.said.clear();
         match answers {
-            Some(answers) => self.place.taught(model, &answers, round, stop),
-            None => Ok(Some(model.clone())),
+            Some(answers) => self.place.taught(model, &answers, round),
+            None => Ok(model.clone()),
         }
+    }
+
+    /// The model that the job leads to.
+    ///
+    /// # Errors
+    /// As [`Tutor::teach`].
+    pub fn conclude(&mut self, last: &Vectors) -> Result<Model, TrainError> {
+        if self.asks { self.place.blueprint().export(last) } else { self.place.student(last) }
     }
 }

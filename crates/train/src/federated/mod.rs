@@ -18,7 +18,7 @@ use crate::error::TrainError;
 use crate::job::Job;
 
 pub use blueprint::Blueprint;
-pub use knowledge::{Fusion, public};
+pub use knowledge::{Tutor, public};
 pub use tierline_federate::sender::Kept;
 pub use workplace::Workplace;
 

@@ -282,36 +282,29 @@ impl Workplace {
     }
 
     /// A shared model that has learned what is said of them.
-    pub(super) fn taught(
-        &mut self,
-        model: &Vectors,
-        said: &[f32],
-        round: u64,
-        stop: &AtomicBool,
-    ) -> Result<Option<Vectors>, TrainError> {
+    pub(super) fn taught(&mut self, model: &Vectors, said: &[f32], round: u64) -> Result<Vectors, TrainError> {
         let epochs = self.federation.distillation().map_or(1, |distil| distil.epochs);
         let seed = seed_of(&[self.job.seed, round, DIGEST]);
         let state = self.blueprint.state(model)?;
-        let Some(state) = self.digest(state, said, round, epochs, seed, stop)? else { return Ok(None) };
+        let never = AtomicBool::new(false);
+        let Some(state) = self.digest(state, said, round, epochs, seed, &never)? else { return Ok(model.clone()) };
         let mut taught = model.clone();
         taught.extend(self.blueprint.vectors(&state));
-        Ok(Some(taught))
+        Ok(taught)
     }
 
     /// The job's own model, once it has learned what members say at the end:
     /// as often as they have.
-    ///
-    /// # Errors
-    /// When there are no public examples here, or the engine fails.
-    pub fn student(&mut self, said: &Vectors) -> Result<Model, TrainError> {
+    pub(super) fn student(&mut self, said: &Vectors) -> Result<Model, TrainError> {
         let distil = self.federation.distillation().ok_or_else(no_public)?;
         let epochs = distil.epochs.saturating_mul(self.federation.rounds_of_ends());
         let state = self.blueprint.state(&Vectors::new())?;
-        let never = AtomicBool::new(false);
         let said = vector(said, Channel::Logits);
         let seed = seed_of(&[self.job.seed, STUDENT]);
-        let state = self.digest(state, said, 0, epochs, seed, &never)?.unwrap_or_default();
-        self.trainer.set_state(&state)?;
+        let never = AtomicBool::new(false);
+        if let Some(state) = self.digest(state, said, 0, epochs, seed, &never)? {
+            self.trainer.set_state(&state)?;
+        }
         self.trainer.export()
     }
 
