@@ -62,6 +62,9 @@ pub const ARTEFACT_BYTES_MAX: u64 = 16 << 30;
 /// One update of a federation, as it travels.
 pub const UPDATE_BYTES_MAX: u64 = 4 << 30;
 
+/// Models of one job; together as long as an artefact at most.
+pub const JOB_MODELS_MAX: usize = 64;
+
 /// Files of one added model: the model and its external data.
 pub const MODEL_FILES_MAX: usize = 1_024;
 

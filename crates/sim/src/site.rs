@@ -190,13 +190,13 @@ pub fn run(
     let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
     let mut site = Site::new(job, judge.blueprint(), shares, scenario, Workers::new(places));
     let federation = job.federation.clone().unwrap_or_default();
-    site.tutor = Tutor::of(engine, &model, job, &wide, |name| match public {
-        Some(public) => Ok(public.clone()),
-        None => {
+    if let Some(distil) = federation.distillation() {
+        let missing = || {
             let reason = "models learn of it here, and it isn't given".to_owned();
-            Err(TrainError::Public { name: name.to_owned(), reason })
-        }
-    })?;
+            TrainError::Public { name: distil.public.clone(), reason }
+        };
+        site.tutor = Some(Tutor::new(engine, &model, job, public.ok_or_else(missing)?, &wide)?);
+    }
     site.spoil(&harmful);
     site.begin();
     let (rounds, at_ends) = (federation.cloud.rounds, federation.looks_at_ends());

@@ -13,6 +13,7 @@ use tierline_engine::Evaluator;
 use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_sim::{Examples, Outcome, Scenario};
+use tierline_train::federated::Models;
 use tierline_train::{Job, init};
 use tierline_zoo::{Batch, Bn, Options};
 
@@ -113,17 +114,48 @@ impl Federation {
         let engine = tierline_engine::rten();
         let job: Job =
             toml::from_str(&std::fs::read_to_string(self.folder.path().join("squares.toml")).unwrap()).unwrap();
-        let mut model = Model::load(&self.folder.path().join("net.onnx")).unwrap();
-        fold_for(&mut model, &mut Evaluator(Arc::clone(&engine)), Purpose::Training).unwrap();
-        let model = init::fresh(&model, job.seed).unwrap();
+        let ready = |file: &Path| {
+            let mut model = Model::load(&self.folder.path().join(file)).unwrap();
+            fold_for(&mut model, &mut Evaluator(Arc::clone(&engine)), Purpose::Training).unwrap();
+            init::fresh(&model, job.seed).unwrap()
+        };
+        let others = job.models.iter().map(|variant| ready(&variant.model)).collect();
+        let models = Models { own: ready(&job.model), others };
+        let distil = job.federation.as_ref().and_then(|federation| federation.distillation());
+        let public = distil.map(|d| Datasets::of(&self.site.cloud.data).open(&d.public).unwrap());
         let data = ends.iter().map(|end| Datasets::of(&end.data).open("squares").unwrap());
         let stop = AtomicBool::new(false);
-        let examples = Examples { ends: data.collect(), test: None, public: None };
-        tierline_sim::run(&engine, &model, &job, examples, scenario, &stop, &mut |_| ()).unwrap()
+        let examples = Examples { ends: data.collect(), test: None, public: public.as_ref() };
+        tierline_sim::run(&engine, models, &job, examples, scenario, &stop, &mut |_| ()).unwrap()
     }
 
     pub fn model(&self) -> Vec<u8> {
         std::fs::read(self.folder.path().join("squares.run/model.onnx")).unwrap()
+    }
+
+    /// Trains on the nodes and in simulation: what is shared and what is ends'
+    /// own is the same.
+    fn own_models_are_as_simulated(&self, ends: &[Node], edges: usize) {
+        let lines = lines(&self.train());
+        let scenario = Scenario { edges, ..Scenario::default() };
+        let simulated = self.outcome(&ends.iter().collect::<Vec<_>>(), &scenario);
+        assert!(self.model() == simulated.model.to_bytes().unwrap(), "what is shared, bit for bit");
+        let rounds = rounds(&lines);
+        assert_eq!(rounds.len(), simulated.rounds.len());
+        for (round, same) in rounds.iter().zip(&simulated.rounds) {
+            assert_eq!(round["accuracy"].as_f64(), same.accuracy, "{round}");
+            assert_eq!(round["loss"].as_f64(), same.loss, "{round}");
+        }
+        for (number, end) in ends.iter().enumerate() {
+            let file = self.folder.path().join(format!("{number}.onnx"));
+            let ran = end.ask(&["job", "model", "squares", "--out", file.to_str().unwrap(), "--json"]);
+            assert_eq!(ran.code, 0, "{ran:?}");
+            let own = std::fs::read(&file).unwrap();
+            assert_eq!(ran.json()["model"], blake3::hash(&own).to_hex().as_str());
+            let same = &simulated.own[&format!("end-{number:03}")];
+            assert!(own == same.to_bytes().unwrap(), "what is its own, bit for bit");
+            assert!(own != self.model());
+        }
     }
 }
 
@@ -273,27 +305,59 @@ fn ends_have_models_of_their_own_and_look_at_them_themselves() {
         let parents: Vec<Node> = (0..edges).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
         let parent = |end: u64| parents.get(end as usize / 2).map_or(&federation.site.cloud.url, |edge| &edge.url);
         let ends: Vec<Node> = (0..2 * edges.max(1) as u64).map(|i| federation.end(i, parent(i))).collect();
-        let lines = lines(&federation.train());
-        let scenario = Scenario { edges, ..Scenario::default() };
-        let simulated = federation.outcome(&ends.iter().collect::<Vec<_>>(), &scenario);
-        assert!(federation.model() == simulated.model.to_bytes().unwrap(), "what is shared, bit for bit");
-        let rounds = rounds(&lines);
-        assert_eq!(rounds.len(), simulated.rounds.len());
-        for (round, same) in rounds.iter().zip(&simulated.rounds) {
-            assert_eq!(round["accuracy"].as_f64(), same.accuracy, "{round}");
-            assert_eq!(round["loss"].as_f64(), same.loss, "{round}");
-        }
-        for (number, end) in ends.iter().enumerate() {
-            let file = federation.folder.path().join(format!("{number}.onnx"));
-            let ran = end.ask(&["job", "model", "squares", "--out", file.to_str().unwrap(), "--json"]);
-            assert_eq!(ran.code, 0, "{ran:?}");
-            let own = std::fs::read(&file).unwrap();
-            assert_eq!(ran.json()["model"], blake3::hash(&own).to_hex().as_str());
-            let same = &simulated.own[&format!("end-{number:03}")];
-            assert!(own == same.to_bytes().unwrap(), "what is its own, bit for bit");
-            assert!(own != federation.model());
-        }
+        federation.own_models_are_as_simulated(&ends, edges);
     }
+}
+
+#[test]
+fn ends_teach_each_other_by_what_their_models_say() {
+    let public = "distil = { public = 'public', examples = 60 }";
+    for (text, kinds, edges) in [
+        (format!("rounds = 3\nstrategy = {{ kind = 'fedmd', {public} }}\n"), 2, 0),
+        (
+            format!(
+                "rounds = 2\nstrategy = {{ kind = 'fedmd', {public} }}\n[federation.edge]\nrounds = 2\n\
+                 strategy = {{ kind = 'fedmd', {public} }}\nclients = {{ min = 2 }}\n"
+            ),
+            1,
+            2,
+        ),
+    ] {
+        let federation = Federation::new(&format!("[federation.cloud]\nclients = {{ min = 2 }}\n{text}"));
+        let job = federation.folder.path().join("squares.toml");
+        let mut text = std::fs::read_to_string(&job).unwrap().replace("test = 'held-out'", "hold_out = 0.25");
+        if kinds == 2 {
+            text.push_str("[[models]]\nmodel = 'small.onnx'\nends = ['*1']\n");
+            let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
+            tierline_zoo::lenet(&options).save(&federation.folder.path().join("small.onnx")).unwrap();
+        }
+        std::fs::write(&job, text).unwrap();
+        federation.train().refused(1, "tierline data add public");
+        federation.add_data(&federation.site.cloud, "public", 100, 50);
+        let parents: Vec<Node> = (0..edges).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
+        let parent = |end: u64| parents.get(end as usize / 2).map_or(&federation.site.cloud.url, |edge| &edge.url);
+        let ends: Vec<Node> = (0..2 * edges.max(1) as u64).map(|i| federation.end(i, parent(i))).collect();
+        ends.iter().for_each(|end| federation.add_data(end, "public", 100, 50));
+        federation.own_models_are_as_simulated(&ends, edges);
+    }
+}
+
+#[test]
+fn the_cloud_teaches_the_mean_and_may_die() {
+    let text = "[federation.cloud]\nrounds = 4\nclients = { min = 3 }\n\
+                strategy = { kind = 'feddf', distil = { public = 'public', examples = 60, epochs = 2 } }\n";
+    let mut federation = Federation::new(text);
+    federation.add_data(&federation.site.cloud, "public", 100, 50);
+    let ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let mut watcher = federation.watch();
+    until("the first round has ended", || (round_of(&federation.site.cloud)? >= 1).then_some(()));
+    federation.site.cloud.kill();
+    let _ended = watcher.wait();
+    federation.site.cloud.restart();
+    assert_eq!(federation.done().len(), 4);
+    let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
+    let made = std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap();
+    assert!(made == simulated, "bit for bit");
 }
 
 /// Rounds that have ended, of the only job.
@@ -318,7 +382,10 @@ fn every_command_of_the_guide_and_every_example_job_runs() {
         jobs.push(path.file_name().unwrap().to_str().unwrap().to_owned());
     }
     let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
-    tierline_zoo::by_name("lenet", &options).unwrap().save(&folder.path().join("jobs/lenet.onnx")).unwrap();
+    for name in ["lenet", "mlp"] {
+        let file = folder.path().join("jobs").join(name).with_extension("onnx");
+        tierline_zoo::by_name(name, &options).unwrap().save(&file).unwrap();
+    }
     let guide = std::fs::read_to_string(root.join("docs/guide/federations.md")).unwrap();
     let blocks = guide.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
     let commands: Vec<&str> = blocks.flat_map(str::lines).filter(|line| !line.is_empty()).collect();

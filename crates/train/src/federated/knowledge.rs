@@ -104,26 +104,24 @@ pub struct Tutor {
 }
 
 impl Tutor {
-    /// `None` for jobs in which nobody learns of public examples; `whole` is
-    /// the data set of which they are drawn, and opened only if there are any.
+    /// For a job in which somebody learns of public examples; `whole` is the
+    /// data set of which they are drawn.
     ///
     /// # Errors
-    /// Those of `whole`; when the examples are too few, or the model doesn't
-    /// say anything of classes.
-    pub fn of<E: From<TrainError>>(
+    /// When the job has none or they are too few, or the model doesn't say
+    /// anything of classes.
+    pub fn new(
         engine: &Arc<dyn Engine>,
         model: &Model,
         job: &Job,
+        whole: &Dataset,
         options: &LoadOptions,
-        whole: impl FnOnce(&str) -> Result<Dataset, E>,
-    ) -> Result<Option<Self>, E> {
-        let Some(federation) = &job.federation else { return Ok(None) };
-        let Some(distil) = federation.distillation() else { return Ok(None) };
-        let asks = federation.cloud.strategy.behaviour().server_distils().is_some();
-        let whole = whole(&distil.public)?;
-        let place = Workplace::new(engine, model.clone(), job, options)?.with_public(engine, &whole, options)?;
+    ) -> Result<Self, TrainError> {
+        let cloud = job.federation.as_ref().map(|federation| federation.cloud.strategy.behaviour());
+        let asks = cloud.is_some_and(|behaviour| behaviour.server_distils().is_some());
+        let place = Workplace::new(engine, model.clone(), job, options)?.with_public(engine, whole, options)?;
         let length = place.lesson_length()?;
-        Ok(Some(Self { place, asks, said: ExactSum::new(length), teachers: 0 }))
+        Ok(Self { place, asks, said: ExactSum::new(length), teachers: 0 })
     }
 
     /// Asks a member's model: the one that it started from, and its change.

@@ -6,6 +6,7 @@ mod rounds;
 mod sim;
 mod site;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,7 @@ use tierline_engine::Engine;
 use tierline_graph::Model;
 use tierline_train::chart::{self, Point};
 use tierline_train::data::Dataset;
+use tierline_train::federated::Models;
 use tierline_train::job::Weights;
 use tierline_train::{Job, TrainError, init};
 
@@ -97,6 +99,16 @@ impl Folder {
         self.0.join("model.onnx")
     }
 
+    /// Saves models that ends have of their own.
+    fn save_ends(&self, own: &BTreeMap<String, Model>) -> Outcome {
+        let folder = self.0.join("ends");
+        std::fs::create_dir_all(&folder)?;
+        for (end, model) in own {
+            model.save(&folder.join(end).with_extension("onnx"))?;
+        }
+        Ok(())
+    }
+
     fn checkpoint(&self) -> PathBuf {
         self.0.join("checkpoint.safetensors")
     }
@@ -134,7 +146,17 @@ fn stopped_by_user() -> Outcome<Arc<AtomicBool>> {
 
 /// The job's model, ready for training.
 fn model(path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
-    let file = path.parent().unwrap_or(Path::new("")).join(&job.model);
+    ready(path, &job.model, job, engine)
+}
+
+/// All models of a job.
+fn job_models(path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Models> {
+    let others = job.models.iter().map(|variant| ready(path, &variant.model, job, engine));
+    Ok(Models { own: model(path, job, engine)?, others: others.collect::<Outcome<_>>()? })
+}
+
+fn ready(job_file: &Path, model: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
+    let file = job_file.parent().unwrap_or(Path::new("")).join(model);
     let model = models::for_training(models::load(&file)?, engine)?;
     Ok(if job.weights == Weights::Fresh { init::fresh(&model, job.seed)? } else { model })
 }
@@ -146,17 +168,19 @@ fn read(path: &Path) -> Outcome<Job> {
     toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display())).exit_with(Exit::Configuration)
 }
 
+fn open(global: &Global, name: &str) -> Outcome<Dataset> {
+    Datasets::of(&global.data_folder()).open(name).map_err(refused)
+}
+
 /// What is learned from, where each end holds out its own.
 fn learned_from(global: &Global, job: &Job) -> Outcome<Dataset> {
-    let whole = Datasets::of(&global.data_folder()).open(&job.data.train).map_err(refused)?;
+    let whole = open(global, &job.data.train)?;
     Ok(if whole.splits().contains(&"train") { whole.named_split("train")? } else { whole })
 }
 
 /// What is learned from, and what is held out.
 fn data(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
-    let known = Datasets::of(&global.data_folder());
-    let open = |name: &str| known.open(name).map_err(refused);
-    let whole = open(&job.data.train)?;
+    let whole = open(global, &job.data.train)?;
     let split = |dataset: &Dataset, name: &str| -> Outcome<Option<Dataset>> {
         Ok(if dataset.splits().contains(&name) { Some(dataset.named_split(name)?) } else { None })
     };
@@ -166,7 +190,7 @@ fn data(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
             return Err(Failure::message(Exit::Configuration, "data.test and data.hold_out exclude each other"));
         }
         (Some(name), None) => {
-            let other = open(name)?;
+            let other = open(global, name)?;
             Some(split(&other, "test")?.unwrap_or(other))
         }
         (None, Some(share)) => {

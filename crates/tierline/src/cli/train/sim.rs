@@ -9,7 +9,7 @@ use tierline_train::Job;
 use tierline_train::data::{Partition, partition};
 
 use super::rounds::Rounds;
-use super::{Folder, Train, data, learned_from, model, stopped_by_user};
+use super::{Folder, Train, data, job_models, learned_from, open, stopped_by_user};
 use crate::cli::{Global, usage};
 use crate::models;
 use crate::output::{Exit, ExitWith, Failure, Outcome};
@@ -48,6 +48,9 @@ pub struct Sim {
     /// Folder for the trained model and the curves; beside the job unless said
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Save each end's own model, too, where ends have one: as DIR/ends/END.onnx
+    #[arg(long)]
+    ends_too: bool,
     /// Threads; every core unless said
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -68,6 +71,7 @@ impl Sim {
             availability: 1.0,
             attack: None,
             out: args.out.clone(),
+            ends_too: false,
             threads: args.threads,
         }
     }
@@ -129,14 +133,15 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     };
     let shares = partition(&seen, &args.partition, args.ends, job.seed).exit_with(Exit::Configuration)?;
     let shares = shares.iter().map(|share| seen.subset(share)).collect::<Result<Vec<_>, _>>()?;
-    let model = model(&args.job, &job, &engine)?;
+    let models = job_models(&args.job, &job, &engine)?;
+    let public = federation.distillation().map(|distil| open(global, &distil.public)).transpose()?;
     folder.create()?;
     let stop = stopped_by_user()?;
 
     let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, Some(args.ends))?;
     let mut closed = Ok(());
-    let examples = Examples { ends: shares, test: held_out.as_ref(), public: None };
-    let outcome = tierline_sim::run(&engine, &model, &job, examples, &scenario, &stop, &mut |round| {
+    let examples = Examples { ends: shares, test: held_out.as_ref(), public: public.as_ref() };
+    let outcome = tierline_sim::run(&engine, models, &job, examples, &scenario, &stop, &mut |round| {
         if closed.is_ok() {
             closed = shown.round(round);
         }
@@ -151,6 +156,9 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
         Failure::new(exit, error)
     })?;
     outcome.model.save(&folder.model())?;
+    if args.ends_too {
+        folder.save_ends(&outcome.own)?;
+    }
     for (end, reason) in &outcome.excluded {
         global.output().say(format!("{end} was left out: {reason}"));
     }

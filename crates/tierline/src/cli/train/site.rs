@@ -2,15 +2,17 @@
 //! follows it.
 
 use tierline_federate::RoundScores;
+use tierline_graph::Model;
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::local_client::LocalClient;
 use tierline_proto::v1::{JobInfo, JobRequest, JobSubmitChunk, JobSubmitHeader, job_submit_chunk};
 use tierline_train::Job;
+use tierline_train::federated::Models;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::rounds::Rounds;
-use super::{Folder, Train, model};
+use super::{Folder, Train, job_models};
 use crate::cli::client::{connect, refused};
 use crate::cli::{Global, block_on};
 use crate::models;
@@ -24,7 +26,8 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
         federation.check().exit_with(Exit::Configuration)?;
     }
     let engine = models::engine(global)?;
-    let bytes = model(&args.job, job, &engine)?.to_bytes()?;
+    let Models { own, others } = job_models(&args.job, job, &engine)?;
+    let files = std::iter::once(&own).chain(&others).map(Model::to_bytes).collect::<Result<Vec<_>, _>>()?;
     let name = args.job.file_stem().and_then(|stem| stem.to_str()).unwrap_or("job").to_owned();
     let toml = toml::to_string(job)?;
     let folder = Folder::of(args);
@@ -32,9 +35,12 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
     block_on(async {
         let mut node = connect(global, args.endpoint.as_deref()).await?;
         let (send, receive) = tokio::sync::mpsc::channel(AHEAD_MAX);
-        let header = JobSubmitHeader { name, toml, length: bytes.len() as u64 };
+        let mut lengths = files.iter().map(|file| file.len() as u64);
+        let length = lengths.next().unwrap_or(0);
+        let header = JobSubmitHeader { name, toml, length, further: lengths.collect() };
         tokio::spawn(async move {
-            let data = bytes.chunks(CHUNK_BYTES).map(|data| job_submit_chunk::Body::Data(data.to_vec().into()));
+            let chunks = files.iter().flat_map(|file| file.chunks(CHUNK_BYTES));
+            let data = chunks.map(|data| job_submit_chunk::Body::Data(data.to_vec().into()));
             for body in std::iter::once(job_submit_chunk::Body::Header(header)).chain(data) {
                 if send.send(JobSubmitChunk { body: Some(body) }).await.is_err() {
                     return;

@@ -6,6 +6,7 @@
 //! (an end's duty, and an edge's). Where a job gives edges nothing to do, they
 //! are a `relay`. Start at [`Federations`].
 
+mod data;
 mod folder;
 mod journal;
 mod lower;
@@ -60,13 +61,22 @@ pub struct JobManifest {
     /// Artefact: the model, folded for training, with the weights it starts
     /// from.
     pub model: Digest,
-    /// The job's file; its `model` means nothing here.
+    /// Those of the job's `models`, in their order, made ready in the same way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<Digest>,
+    /// The job's file; its paths of models mean nothing here.
     pub job: Job,
 }
 
 impl JobManifest {
     fn federation(&self) -> Federation {
         self.job.federation.clone().unwrap_or_default()
+    }
+
+    /// The model that an end trains.
+    fn model_of(&self, end: &str) -> Digest {
+        let other = self.job.variant_of(end).and_then(|variant| self.models.get(variant));
+        *other.unwrap_or(&self.model)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::neighbours::stopped;
 use super::upper::ToUpper;
-use super::{Folder, JOBS_MAX, JobManifest, Order, manifest_of};
+use super::{Folder, JOBS_MAX, JobManifest, Order, data, manifest_of};
 use crate::daemon::{Node, events};
 use crate::store::jobs::JobRow;
 
@@ -20,7 +20,9 @@ impl Node {
     ///
     /// # Errors
     /// When the job or its model makes no sense; nothing is kept then.
-    pub async fn submit_job(self: &Arc<Self>, name: &str, toml: &str, model: Bytes) -> Result<JobInfo, Failure> {
+    ///
+    /// `models`: the job's own, then those of its `models`, in their order.
+    pub async fn submit_job(self: &Arc<Self>, name: &str, toml: &str, models: Vec<Bytes>) -> Result<JobInfo, Failure> {
         let invalid = |text: String| Failure::new(Code::InvalidInput, text);
         let job: Job = toml::from_str(toml).map_err(|e| invalid(format!("{name}: {e}")))?;
         let Some(federation) = &job.federation else {
@@ -33,14 +35,34 @@ impl Node {
             let text = format!("{running} jobs are under way, the limit here");
             return Err(Failure::new(Code::Overloaded, text).with_help("tierline job ls; tierline job cancel JOB"));
         }
+        if models.len() != 1 + job.models.len() {
+            let text = format!("{name} names {} models, and {} came with it", 1 + job.models.len(), models.len());
+            return Err(invalid(text));
+        }
         // What can't be trained is refused before anybody hears of it.
         tokio::task::block_in_place(|| {
-            let parsed = Model::parse(model.clone()).map_err(|e| invalid(format!("the model: {e}")))?;
-            Blueprint::new(parsed, &job).map(drop).map_err(|e| invalid(format!("the model: {e}")))
+            if let Some(distil) = federation.distillation() {
+                data::open_public(self, &job, distil)?;
+            }
+            let mut layout = None;
+            for (at, model) in models.iter().enumerate() {
+                let file = if at == 0 { &job.model } else { &job.models[at - 1].model };
+                let unfit = |e: &dyn std::fmt::Display| invalid(format!("{}: {e}", file.display()));
+                let parsed = Model::parse(model.clone()).map_err(|e| unfit(&e))?;
+                let own = Blueprint::new(parsed, &job).map_err(|e| unfit(&e))?.layout().clone();
+                if layout.get_or_insert_with(|| own.clone()) != &own {
+                    return Err(unfit(&"it tells apart other classes than the job's own model"));
+                }
+            }
+            Ok(())
         })?;
-        let model = self.artefacts.put(model).await?;
+        let mut kept = Vec::new();
+        for model in models {
+            kept.push(self.artefacts.put(model).await?);
+        }
         let created_ms = events::now_ms();
-        let manifest = JobManifest { name: name.to_owned(), created_ms, model, job };
+        let models = kept.split_off(1);
+        let manifest = JobManifest { name: name.to_owned(), created_ms, model: kept[0], models, job };
         let json = serde_json::to_vec(&manifest).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         let id = self.artefacts.put(json.into()).await?;
         self.state.add_job(&JobRow {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES};
+use bytes::BytesMut;
+use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES, JOB_MODELS_MAX};
 use tierline_proto::v1::job_control_request::What;
 use tierline_proto::v1::{
     Code, Failure, FetchChunk, JobControlRequest, JobEvent, JobInfo, JobSubmitChunk, job_submit_chunk,
@@ -25,24 +26,32 @@ pub async fn submit(node: &Arc<Node>, mut stream: Streaming<JobSubmitChunk>) -> 
     let Some(JobSubmitChunk { body: Some(job_submit_chunk::Body::Header(header)) }) = stream.message().await? else {
         return Err(Failure::new(Code::Protocol, "a job begins with its header").into());
     };
-    if header.length > ARTEFACT_BYTES_MAX {
-        let text = format!("a model of {} bytes; at most {ARTEFACT_BYTES_MAX} are taken", header.length);
+    let lengths: Vec<u64> = std::iter::once(header.length).chain(header.further).collect();
+    if lengths.len() > JOB_MODELS_MAX {
+        let text = format!("a job of {} models; at most {JOB_MODELS_MAX} are taken", lengths.len());
         return Err(Failure::new(Code::TooLarge, text).into());
     }
-    let mut model = Vec::new();
+    let length = lengths.iter().fold(0, |sum: u64, length| sum.saturating_add(*length));
+    if length > ARTEFACT_BYTES_MAX {
+        let text = format!("models of {length} bytes; at most {ARTEFACT_BYTES_MAX} are taken");
+        return Err(Failure::new(Code::TooLarge, text).into());
+    }
+    let mut bytes = BytesMut::new();
     while let Some(chunk) = stream.message().await? {
         if let Some(job_submit_chunk::Body::Data(data)) = chunk.body {
-            if model.len() as u64 + data.len() as u64 > header.length {
+            if bytes.len() as u64 + data.len() as u64 > length {
                 return Err(Failure::new(Code::Protocol, "more bytes came than the header declared").into());
             }
-            model.extend_from_slice(&data);
+            bytes.extend_from_slice(&data);
         }
     }
-    if model.len() as u64 != header.length {
-        let text = format!("{} of {} bytes came; send the job again", model.len(), header.length);
+    if bytes.len() as u64 != length {
+        let text = format!("{} of {length} bytes came; send the job again", bytes.len());
         return Err(Failure::new(Code::Protocol, text).into());
     }
-    Ok(node.submit_job(&header.name, &header.toml, model.into()).await?)
+    // They add up to what is here.
+    let models = lengths.iter().map(|length| bytes.split_to(*length as usize).freeze()).collect();
+    Ok(node.submit_job(&header.name, &header.toml, models).await?)
 }
 
 pub async fn control(node: &Arc<Node>, request: &JobControlRequest) -> Result<JobInfo, Failure> {

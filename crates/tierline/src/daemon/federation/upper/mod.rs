@@ -17,7 +17,7 @@ use tierline_proto::v1::{
     Empty, Failure, JobEvent, JobInfo, JobMember, JobStanding, JobVerdict, UpdateHeader, parent_message,
 };
 use tierline_train::data::Dataset;
-use tierline_train::federated::{Blueprint, Workplace};
+use tierline_train::federated::{Blueprint, Tutor, Workplace};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::lower::ToLower;
@@ -92,6 +92,8 @@ struct Desks {
     desk: Desk,
     /// Data held out here, and what looks at it.
     judge: Option<(Workplace, Dataset)>,
+    /// The cloud's, where models learn of public examples.
+    tutor: Option<Tutor>,
     /// Rounds of which ends haven't said all.
     board: Scoreboard,
     waiting: HashMap<(String, Task), oneshot::Sender<JobVerdict>>,
@@ -327,7 +329,13 @@ impl Desks {
                         Contribution { vectors: vectors.map_err(internal)?, report: update.report }
                     }
                 };
-                tokio::task::block_in_place(|| self.desk.add(contribution, version, staleness)).map_err(internal)?;
+                tokio::task::block_in_place(|| {
+                    // Those of an older model would teach what was known then.
+                    if let Some(tutor) = self.tutor.as_mut().filter(|_| staleness == 0) {
+                        tutor.hear(&self.desk.server().model, &contribution).map_err(internal)?;
+                    }
+                    self.desk.add(contribution, version, staleness).map_err(internal)
+                })?;
                 self.files.push(file);
             }
             Action::Make { version, round, counted, members, last } => {

@@ -26,7 +26,14 @@ impl Desks {
         members: usize,
         last: bool,
     ) -> Result<Event, Failure> {
-        tokio::task::block_in_place(|| self.desk.make(counted, members)).map_err(internal)?;
+        tokio::task::block_in_place(|| {
+            self.desk.make(counted, members).map_err(internal)?;
+            if let Some(tutor) = &mut self.tutor {
+                let taught = tutor.teach(&self.desk.server().model, round).map_err(internal)?;
+                self.desk.replace(version, &taught);
+            }
+            Ok::<_, Failure>(())
+        })?;
         self.publish(version).await?;
         self.spent = std::mem::take(&mut self.files);
         let mut enough = false;
@@ -120,7 +127,11 @@ impl Desks {
             return Ok(());
         }
         let model = tokio::task::block_in_place(|| {
-            let model = self.blueprint.export(&self.desk.server().model).map_err(internal)?;
+            let last = &self.desk.server().model;
+            let model = match &mut self.tutor {
+                Some(tutor) => tutor.conclude(last).map_err(internal)?,
+                None => self.blueprint.export(last).map_err(internal)?,
+            };
             model.to_bytes().map_err(internal)
         })?;
         self.upper.folder.write(&self.upper.folder.result(), &model)?;

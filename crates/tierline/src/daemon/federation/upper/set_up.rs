@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tierline_federate::{Desk, Scoreboard, Server, Vectors};
+use tierline_federate::{Desk, Federation, Scoreboard, Server, Vectors};
 use tierline_graph::Model;
 use tierline_node::federation::{Coordinator, Event, Routes, Terms};
 use tierline_proto::v1::Failure;
 use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Blueprint, Workplace};
+use tierline_train::federated::{Blueprint, Tutor, Workplace};
 
 use super::{Desks, Upper};
+use crate::daemon::federation::data;
 use crate::daemon::federation::journal;
 use crate::daemon::federation::messages::internal;
-use crate::datasets::Datasets;
 
 impl Upper {
     /// Takes up the job where its journal ends.
@@ -46,6 +46,7 @@ impl Upper {
         let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server);
         let mut desks = Desks {
             judge: None,
+            tutor: None,
             board: Scoreboard::default(),
             blueprint,
             coordinator,
@@ -78,6 +79,7 @@ impl Upper {
         }
         if desks.upper.below.is_none() {
             desks.judge = desks.judge()?;
+            desks.tutor = desks.tutor()?;
             desks.board = Scoreboard::behind(desks.upper.folder.load_round()?);
         }
         desks.perform(actions).await?;
@@ -97,26 +99,34 @@ impl Desks {
         if self.upper.manifest.federation().looks_at_ends() {
             return Ok(None);
         }
-        let known = Datasets::of(&node.config().data);
         let (name, own) = match &job.data.test {
             Some(name) => (name, true),
             None => (&job.data.train, false),
         };
-        if known.record(name).is_err() {
-            return Ok(None);
-        }
         let prepare = || {
-            let all = known.open(name).map_err(internal)?;
-            let held_out = match all.splits().contains(&"test") {
-                true => all.named_split("test").map_err(internal)?,
-                false if own => all,
-                false => return Ok(None),
-            };
-            let model = self.blueprint.export(&self.blueprint.initial()).map_err(internal)?;
-            let place = Workplace::new(&node.engine, model, job, &node.config().load_options()).map_err(internal)?;
+            let Some(held_out) = data::held_out(&node, name, own)? else { return Ok(None) };
+            let place =
+                Workplace::new(&node.engine, self.model()?, job, &node.config().load_options()).map_err(internal)?;
             place.check(&held_out).map_err(internal)?;
             Ok(Some((place, held_out)))
         };
         tokio::task::block_in_place(prepare)
+    }
+
+    /// Where the cloud's models learn of public examples.
+    fn tutor(&self) -> Result<Option<Tutor>, Failure> {
+        let (node, job) = (self.node(), &self.upper.manifest.job);
+        let Some(distil) = job.federation.as_ref().and_then(Federation::distillation) else { return Ok(None) };
+        let prepare = || {
+            let whole = data::open_public(&node, job, distil)?;
+            let options = node.config().load_options();
+            Tutor::new(&node.engine, &self.model()?, job, &whole, &options).map(Some).map_err(internal)
+        };
+        tokio::task::block_in_place(prepare)
+    }
+
+    /// The model as the job begins with it.
+    fn model(&self) -> Result<Model, Failure> {
+        self.blueprint.export(&self.blueprint.initial()).map_err(internal)
     }
 }

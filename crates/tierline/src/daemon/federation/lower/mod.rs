@@ -1,13 +1,12 @@
 //! The side that takes part: performs what a job's participant asks.
 
+mod desk;
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use bytes::Bytes;
-use tierline_federate::{Contribution, Layout, Sender, Vectors, wire};
-use tierline_graph::Model;
+use tierline_federate::{Contribution, Sender, Vectors, wire};
 use tierline_node::Rng;
 use tierline_node::federation::{
     Assignment, MemberAction, MemberEvent, MemberRecord, Participant, Standing, Task, Update, Verdict, Work,
@@ -15,16 +14,14 @@ use tierline_node::federation::{
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Failure, child_message};
 use tierline_proto::{Digest, Role};
-use tierline_train::data::Dataset;
-use tierline_train::federated::{self, Blueprint, Share, Workplace};
 use tokio::sync::mpsc;
 
+use self::desk::Desk;
 use super::messages::internal;
 use super::upper::ToUpper;
-use super::{AGAIN, Folder, JobManifest, journal, may_pass, messages};
+use super::{AGAIN, Folder, INBOX_MAX, JobManifest, journal, may_pass, messages};
 use crate::daemon::uplink::Uplink;
 use crate::daemon::{Node, wait_until};
-use crate::datasets::Datasets;
 use crate::store::jobs::Side;
 
 /// What comes to this side.
@@ -68,16 +65,6 @@ struct Member {
     over: bool,
 }
 
-/// What work needs: made once, when the job is heard of.
-struct Desk {
-    layout: Layout,
-    initial: Vectors,
-    /// The job's.
-    seed: u64,
-    /// Of an end.
-    place: Option<(Workplace, Share)>,
-}
-
 impl Lower {
     /// Does this node's part until the job is over, or can't go on here.
     pub(super) async fn run(self, mut inbox: mpsc::Receiver<ToLower>) {
@@ -94,7 +81,7 @@ impl Lower {
     async fn work_on(self, inbox: &mut mpsc::Receiver<ToLower>) -> Result<bool, Failure> {
         let journal = journal::read(&self.node, self.id)?;
         let (participant, first) = Participant::restored(journal);
-        let (door, mut own) = mpsc::channel(super::INBOX_MAX);
+        let (door, mut own) = mpsc::channel(INBOX_MAX);
         let mut member = Member {
             lower: self,
             participant,
@@ -252,9 +239,10 @@ impl Member {
         let coordinates = self.lower.above.is_some();
         tokio::spawn(async move {
             let prepared = async || {
-                node.ensure_artefact(manifest.model).await?;
-                let bytes = node.artefacts.get(manifest.model).await?;
-                tokio::task::block_in_place(|| made(&node, &manifest, bytes, coordinates))
+                let model = if coordinates { manifest.model } else { manifest.model_of(node.name()) };
+                node.ensure_artefact(model).await?;
+                let bytes = node.artefacts.get(model).await?;
+                tokio::task::block_in_place(|| Desk::open(&node, &manifest, bytes, coordinates))
             };
             let result = loop {
                 match prepared().await {
@@ -349,97 +337,5 @@ impl Member {
             };
             let _ = later.send(ToLower::Event(event)).await;
         });
-    }
-}
-
-/// Opens what a job needs on this node; the examples it learns from.
-fn made(node: &Node, manifest: &JobManifest, model: Bytes, coordinates: bool) -> Result<(Desk, u64), Failure> {
-    let job = &manifest.job;
-    let model = Model::parse(model).map_err(internal)?;
-    if coordinates {
-        let blueprint = Blueprint::new(model, job).map_err(internal)?;
-        let (layout, initial) = (blueprint.layout().clone(), blueprint.initial());
-        return Ok((Desk { layout, initial, seed: job.seed, place: None }, 1));
-    }
-    let all = Datasets::of(&node.config().data).open(&job.data.train).map_err(|e| {
-        let help = e.help().map_or(String::new(), |help| format!("; {help}"));
-        Failure::new(Code::Infeasible, format!("{e}{help}"))
-    })?;
-    let mut share = Share::of(&all, job).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
-    if let (true, Some(name)) = (manifest.federation().looks_at_ends(), &job.data.test)
-        && let Some(other) = held_out(node, name)?
-    {
-        share.held_out = Some(other);
-    }
-    let place = Workplace::new(&node.engine, model, job, &node.config().load_options()).map_err(internal)?;
-    for data in [&share.seen].into_iter().chain(&share.held_out) {
-        place.check(data).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
-    }
-    let examples = share.seen.len() as u64;
-    let layout = place.blueprint().layout().clone();
-    let initial = place.blueprint().initial();
-    Ok((Desk { layout, initial, seed: job.seed, place: Some((place, share)) }, examples))
-}
-
-/// A data set to look at models with, if the node has it.
-fn held_out(node: &Node, name: &str) -> Result<Option<Dataset>, Failure> {
-    let known = Datasets::of(&node.config().data);
-    if known.record(name).is_err() {
-        return Ok(None);
-    }
-    let all = known.open(name).map_err(internal)?;
-    Ok(Some(if all.splits().contains(&"test") { all.named_split("test").map_err(internal)? } else { all }))
-}
-
-impl Desk {
-    /// Does an end's task; `None` when it was told to stop.
-    fn train(
-        &mut self,
-        node: &Node,
-        folder: &Folder,
-        sender: &Sender,
-        work: Work,
-        start: &Vectors,
-        stop: &AtomicBool,
-    ) -> Result<Option<Update>, Failure> {
-        let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
-        let begun = Instant::now();
-        let before = folder.load_kept()?;
-        let mut kept = before.clone();
-        let task = federated::Task { member: node.name(), round: work.round, start };
-        let done = if work.look {
-            let concluded = place.conclude(task, share, &kept, stop).map_err(internal)?;
-            if let Some((_, Some(own))) = &concluded {
-                folder.write(&folder.result(), &own.to_bytes().map_err(internal)?)?;
-            }
-            concluded.map(|(report, _)| Contribution { vectors: Vectors::new(), report })
-        } else {
-            place.work(task, share, &mut kept, stop).map_err(internal)?
-        };
-        let Some(mut contribution) = done else { return Ok(None) };
-        // A device that is said to be slower is.
-        std::thread::sleep(begun.elapsed().mul_f64((node.config().slowdown - 1.0).max(0.0)));
-        contribution.report.seconds = begun.elapsed().as_secs_f64();
-        self.hold(node, folder, sender, work, &contribution, (&before, kept)).map(Some)
-    }
-
-    /// Puts an update of this member on the disk.
-    fn hold(
-        &self,
-        node: &Node,
-        folder: &Folder,
-        sender: &Sender,
-        work: Work,
-        contribution: &Contribution,
-        (before, after): (&federated::Kept, federated::Kept),
-    ) -> Result<Update, Failure> {
-        let seed = federated::seed_of_update(self.seed, node.name(), work.task.0);
-        let sent = sender.encode(&self.layout, &contribution.vectors, before, after, work.round, seed);
-        let sent = sent.map_err(internal)?;
-        let task = work.task;
-        folder.write(&folder.outgoing(task.0), &sent.bytes)?;
-        folder.save_kept(task.0, &sent.counted, &sent.refused)?;
-        let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
-        Ok(Update { task, digest, bytes: sent.bytes.len() as u64, report: contribution.report })
     }
 }

@@ -1,0 +1,110 @@
+//! Where a member's work is done: its model, its data, its files.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tierline_federate::{Contribution, Layout, Sender, Vectors};
+use tierline_graph::Model;
+use tierline_node::federation::{Update, Work};
+use tierline_proto::Digest;
+use tierline_proto::v1::{Code, Failure};
+use tierline_train::federated::{self, Blueprint, Share, Workplace};
+
+use crate::daemon::Node;
+use crate::daemon::federation::messages::internal;
+use crate::daemon::federation::{Folder, JobManifest, data};
+
+/// What work needs: made once, when the job is heard of.
+pub(super) struct Desk {
+    pub(super) layout: Layout,
+    pub(super) initial: Vectors,
+    /// The job's.
+    seed: u64,
+    /// Of an end.
+    place: Option<(Workplace, Share)>,
+}
+
+impl Desk {
+    /// Opens what a job needs on this node, and counts the examples it learns
+    /// from.
+    pub(super) fn open(
+        node: &Node,
+        manifest: &JobManifest,
+        model: Bytes,
+        coordinates: bool,
+    ) -> Result<(Self, u64), Failure> {
+        let unfit = |e: tierline_train::TrainError| Failure::new(Code::Infeasible, e.to_string());
+        let job = &manifest.job;
+        let model = Model::parse(model).map_err(internal)?;
+        if coordinates {
+            let blueprint = Blueprint::new(model, job).map_err(internal)?;
+            let (layout, initial) = (blueprint.layout().clone(), blueprint.initial());
+            return Ok((Self { layout, initial, seed: job.seed, place: None }, 1));
+        }
+        let share = data::share(node, job)?;
+        let options = node.config().load_options();
+        let mut place = Workplace::new(&node.engine, model, job, &options).map_err(internal)?;
+        if let Some(distil) = manifest.federation().of_ends().strategy.behaviour().members_distil() {
+            let whole = data::open_public(node, job, distil)?;
+            place = place.with_public(&node.engine, &whole, &options).map_err(unfit)?;
+        }
+        for data in [&share.seen].into_iter().chain(&share.held_out) {
+            place.check(data).map_err(unfit)?;
+        }
+        let examples = share.seen.len() as u64;
+        let (layout, initial) = (place.blueprint().layout().clone(), place.blueprint().initial());
+        Ok((Self { layout, initial, seed: job.seed, place: Some((place, share)) }, examples))
+    }
+
+    /// Does an end's task; `None` when it was told to stop.
+    pub(super) fn train(
+        &mut self,
+        node: &Node,
+        folder: &Folder,
+        sender: &Sender,
+        work: Work,
+        start: &Vectors,
+        stop: &AtomicBool,
+    ) -> Result<Option<Update>, Failure> {
+        let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
+        let begun = Instant::now();
+        let before = folder.load_kept()?;
+        let mut kept = before.clone();
+        let task = federated::Task { member: node.name(), round: work.round, start };
+        let done = if work.look {
+            let concluded = place.conclude(task, share, &kept, stop).map_err(internal)?;
+            if let Some((_, Some(own))) = &concluded {
+                folder.write(&folder.result(), &own.to_bytes().map_err(internal)?)?;
+            }
+            concluded.map(|(report, _)| Contribution { vectors: Vectors::new(), report })
+        } else {
+            place.work(task, share, &mut kept, stop).map_err(internal)?
+        };
+        let Some(mut contribution) = done else { return Ok(None) };
+        // A device that is said to be slower is.
+        std::thread::sleep(begun.elapsed().mul_f64((node.config().slowdown - 1.0).max(0.0)));
+        contribution.report.seconds = begun.elapsed().as_secs_f64();
+        self.hold(node, folder, sender, work, &contribution, (&before, kept)).map(Some)
+    }
+
+    /// Puts an update of this member on the disk.
+    pub(super) fn hold(
+        &self,
+        node: &Node,
+        folder: &Folder,
+        sender: &Sender,
+        work: Work,
+        contribution: &Contribution,
+        (before, after): (&federated::Kept, federated::Kept),
+    ) -> Result<Update, Failure> {
+        let seed = federated::seed_of_update(self.seed, node.name(), work.task.0);
+        let sent = sender.encode(&self.layout, &contribution.vectors, before, after, work.round, seed);
+        let sent = sent.map_err(internal)?;
+        let task = work.task;
+        folder.write(&folder.outgoing(task.0), &sent.bytes)?;
+        folder.save_kept(task.0, &sent.counted, &sent.refused)?;
+        let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
+        Ok(Update { task, digest, bytes: sent.bytes.len() as u64, report: contribution.report })
+    }
+}
