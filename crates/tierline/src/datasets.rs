@@ -144,7 +144,7 @@ impl DatasetsError {
                 Some(match near {
                     Some(near) => format!("did you mean `{near}`?"),
                     None if known.is_empty() => "tierline data add NAME PATH".to_owned(),
-                    None => format!("known data sets: {}", known.join(", ")),
+                    None => format!("known data sets: {}; or: tierline data add {name} PATH", known.join(", ")),
                 })
             }
             Self::Exists { .. } => Some("add --replace, or choose another name".to_owned()),

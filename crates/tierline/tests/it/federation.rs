@@ -332,7 +332,7 @@ fn ends_teach_each_other_by_what_their_models_say() {
             tierline_zoo::lenet(&options).save(&federation.folder.path().join("small.onnx")).unwrap();
         }
         std::fs::write(&job, text).unwrap();
-        federation.train().refused(1, "tierline data add public");
+        federation.train().refused(5, "tierline data add public");
         federation.add_data(&federation.site.cloud, "public", 100, 50);
         let parents: Vec<Node> = (0..edges).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
         let parent = |end: u64| parents.get(end as usize / 2).map_or(&federation.site.cloud.url, |edge| &edge.url);

@@ -42,6 +42,8 @@ pub(super) struct Pupil {
     /// Public examples, with whatever labels they came with.
     pub(super) examples: Dataset,
     features: Tensor,
+    /// Of a step that remembers nothing yet.
+    blank: Vec<Tensor>,
 }
 
 impl Pupil {
@@ -57,7 +59,8 @@ impl Pupil {
         let trainer = Trainer::new(engine, model, &recipe, options)?;
         let rows: Vec<usize> = (0..examples.len()).collect();
         let features = examples.features(&rows)?;
-        Ok(Self { trainer, examples, features })
+        let blank = trainer.state()?;
+        Ok(Self { trainer, examples, features, blank })
     }
 
     /// The public examples, and what is said of them as their targets.
@@ -67,9 +70,11 @@ impl Pupil {
         Ok(Dataset::new(self.examples.name(), self.features.clone(), Targets::Values(values))?)
     }
 
-    /// Begins with the weights and statistics of a state of another step.
+    /// Begins with the weights and statistics of a state of another step, and
+    /// an optimiser that remembers nothing: what is learned depends on nothing
+    /// else.
     pub(super) fn take(&mut self, spec: &Spec, state: &[Tensor]) -> Result<(), TrainError> {
-        let moved = moved(spec, state, self.trainer.spec(), self.trainer.state()?);
+        let moved = moved(spec, state, self.trainer.spec(), self.blank.clone());
         self.trainer.set_state(&moved)
     }
 
