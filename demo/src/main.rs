@@ -1,17 +1,18 @@
 //! The demonstration: a cloud, an edge and two ends as real processes, a real
-//! model on real pictures, over a link that gets slower, breaks, and comes back.
+//! model on real pictures, over a link that gets slower, breaks, and comes back;
+//! then two edges with four ends each, which train a model together.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tierline_graph::Model;
 
-use tierline_demo::site::{Link, Node, Tierline};
+use tierline_demo::screen::Screen;
+use tierline_demo::site::{Link, Node, Tierline, wait};
 use tierline_demo::table::{Table, milliseconds};
-use tierline_demo::{boxes, detector, draw, picture};
+use tierline_demo::{boxes, detector, draw, federation, picture};
 
 /// The detector's canvas, `[height, width]`: the scanned page fits it.
 const CANVAS: [u32; 2] = [256, 480];
@@ -44,11 +45,15 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&output)?;
     let begun = Instant::now();
     let folder = tempfile::tempdir()?;
-    let screen = Screen::new();
-    let demo = Demo::start(variable("TIERLINE_BINARY")?, &assets, folder.path(), &screen)?;
+    let screen = Screen::default();
+    let binary = variable("TIERLINE_BINARY")?;
+    let demo = Demo::start(binary.clone(), &assets, folder.path(), &screen)?;
     let rows = demo.degrade(&screen)?;
     let breakage = demo.cut(&screen)?;
     let found = demo.read(&assets, &output, &screen)?;
+    drop(demo);
+    let inferred = begun.elapsed();
+    let federation = federation::run(binary, &assets, &output, &screen)?;
     screen.done();
 
     let mut table = Table::new([
@@ -88,43 +93,17 @@ fn main() -> Result<()> {
         let boxes = if *boxes == 0 { "no printed text".to_owned() } else { format!("{boxes} lines of text, boxed") };
         println!("{}: {boxes}", file.display());
     }
-    let report = json!({ "links": rows.iter().map(Row::json).collect::<Vec<_>>(), "cut": breakage.json() });
+    println!("\n{federation}");
+    let report = json!({
+        "links": rows.iter().map(Row::json).collect::<Vec<_>>(), "cut": breakage.json(), "federation": federation,
+    });
     std::fs::write(output.join("report.json"), serde_json::to_string_pretty(&report)?)?;
     println!(
-        "\nDone in {:.0} s. Next: docs/guide/first-site.md sets this up on your own machines.",
-        begun.elapsed().as_secs_f64()
+        "\nDone in {:.0} s, of which training {:.0} s. Next: docs/guide/first-site.md sets this up on your own machines.",
+        begun.elapsed().as_secs_f64(),
+        (begun.elapsed() - inferred).as_secs_f64()
     );
     Ok(())
-}
-
-/// What is shown while it runs: lines that stay, and a spinner below.
-struct Screen(ProgressBar);
-
-impl Screen {
-    fn new() -> Self {
-        let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed_precise} {msg}") {
-            bar.set_style(style);
-        }
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Self(bar)
-    }
-
-    fn doing(&self, what: impl Into<String>) {
-        self.0.set_message(what.into());
-    }
-
-    fn say(&self, text: impl AsRef<str>) {
-        if self.0.is_hidden() {
-            eprintln!("{}", text.as_ref());
-        } else {
-            self.0.println(text);
-        }
-    }
-
-    fn done(&self) {
-        self.0.finish_and_clear();
-    }
 }
 
 /// The site and what is sent to it.
@@ -400,16 +379,4 @@ fn prepare(path: &Path, folder: &Path) -> Result<String> {
     let file = folder.join(path.file_stem().context("a picture has a name")?).with_extension("npy");
     std::fs::write(&file, tierline_codec::npy::write(&fitted.tensor)?)?;
     Ok(format!("{}=@{}", detector::INPUT, file.display()))
-}
-
-/// Asks until there is an answer.
-fn wait<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let begun = Instant::now();
-    while begun.elapsed() < limit {
-        if let Some(found) = ask() {
-            return Some(found);
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    None
 }

@@ -4,6 +4,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -49,6 +50,31 @@ impl Tierline {
     #[must_use]
     pub fn new(binary: PathBuf, folder: &Path) -> Self {
         Self { binary, logs: folder.to_owned() }
+    }
+
+    /// Runs a command that prints documents line by line, and gives each to
+    /// `tell` as it comes.
+    ///
+    /// # Errors
+    /// When the command fails, or prints something else.
+    pub fn follow(&self, args: &[&str], mut tell: impl FnMut(&Value)) -> Result<()> {
+        let mut command = Command::new(&self.binary);
+        command
+            .args(args)
+            .args(["--json", "--quiet"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", self.binary.display()))?;
+        let stdout = child.stdout.take().context("no pipe")?;
+        for line in BufReader::new(stdout).lines() {
+            tell(&serde_json::from_str(&line?)?);
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("`tierline {}` failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(())
     }
 
     /// Runs a command and gives the document it prints.
@@ -135,6 +161,15 @@ impl Node {
         self.process.0.id()
     }
 
+    /// As [`Tierline::follow`], against this node.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn follow(&self, args: &[&str], tell: impl FnMut(&Value)) -> Result<()> {
+        let data = self.data.to_string_lossy().into_owned();
+        self.tierline.follow(&[&["--data", &data], args].concat(), tell)
+    }
+
     /// Runs a command against this node.
     ///
     /// # Errors
@@ -158,4 +193,16 @@ impl Link {
     pub fn set(&self, args: &[&str]) -> Result<()> {
         self.tierline.json(&[&["link", "set", "--control", &self.control], args].concat()).map(drop)
     }
+}
+
+/// Asks until there is an answer.
+pub fn wait<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let begun = Instant::now();
+    while begun.elapsed() < limit {
+        if let Some(found) = ask() {
+            return Some(found);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    None
 }
