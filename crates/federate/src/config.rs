@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use tierline_codec::update::Pipeline;
 
 use crate::strategy::Distillation;
-use crate::{Channel, FederateError, Memory, Personal, Rule, Select, Sender, Strategy, Timing};
+use crate::down::{self, Down};
+use crate::{Channel, FederateError, Memory, Personal, Rule, Select, Sender, Strategy, Timing, Vectors};
 
 /// A federation.
 ///
@@ -87,6 +88,10 @@ pub struct Hop {
     pub up: Vec<String>,
     /// How members remember what didn't travel.
     pub memory: Memory,
+    /// How models travel to members that hold an earlier one: stages of what
+    /// sets the two apart; whole when left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<String>,
 }
 
 impl Default for Hop {
@@ -98,6 +103,7 @@ impl Default for Hop {
             clients: Clients::default(),
             up: Vec::new(),
             memory: Memory::default(),
+            down: Vec::new(),
         }
     }
 }
@@ -282,6 +288,7 @@ impl Hop {
         if self.rule != Rule::Mean && matches!(self.strategy.behaviour().timing(), Timing::Buffer { size: 1..=2, .. }) {
             return setting("a rule against harm needs more than two answers; give the buffer a larger size");
         }
+        down::stages(what, &self.down)?;
         self.rule.check()?;
         self.strategy.behaviour().check()
     }
@@ -290,6 +297,12 @@ impl Hop {
     #[must_use]
     pub fn sender(&self) -> Sender {
         Sender { pipeline: Pipeline::parse(&self.up).unwrap_or_default(), memory: self.memory }
+    }
+
+    /// How models travel to members that hold this one.
+    pub(crate) fn down_from(&self, held: &Vectors) -> Option<Down> {
+        let pipeline = down::stages("down", &self.down).ok()??;
+        Some(Down::new(pipeline, held.clone()))
     }
 }
 

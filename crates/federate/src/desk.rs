@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::aggregate::{self, Aggregate};
 use crate::strategy::Round;
-use crate::{Channel, Contribution, Counted, FederateError, Hop, Layout, Memory, Server, Strategy, Vectors};
+use crate::{Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Server, Strategy, Vectors};
 
 /// The models of one hop: the newest, those that members may still start
 /// from, and what has come for the next.
@@ -18,6 +18,9 @@ pub struct Desk {
     memory: Memory,
     server: Server,
     version: u64,
+    /// Where members hold another model than the newest one: what is lost on
+    /// the way down.
+    down: Option<Down>,
     /// Models that members may still start from, where the strategy looks
     /// back at them.
     past: BTreeMap<u64, Vectors>,
@@ -31,7 +34,8 @@ impl Desk {
         let (strategy, memory) = (hop.strategy.clone(), hop.memory);
         let aggregate = hop.rule.aggregate(&layout, &strategy.channels());
         let past = BTreeMap::from([(version, server.model.clone())]);
-        Self { layout, strategy, memory, server, version, past, aggregate }
+        let down = hop.down_from(&server.model);
+        Self { layout, strategy, memory, server, version, down, past, aggregate }
     }
 
     /// The newest model and what the strategy remembers.
@@ -46,6 +50,24 @@ impl Desk {
         self.version
     }
 
+    /// The model that members start from: the newest one, but for what was
+    /// lost on its way down.
+    #[must_use]
+    pub fn held(&self) -> &Vectors {
+        self.down.as_ref().map_or(&self.server.model, Down::held)
+    }
+
+    /// How models travel down, where they don't whole.
+    #[must_use]
+    pub fn down(&self) -> Option<&Down> {
+        self.down.as_ref()
+    }
+
+    /// As [`Desk::down`], for what is known from before a crash.
+    pub fn down_mut(&mut self) -> Option<&mut Down> {
+        self.down.as_mut()
+    }
+
     /// What is learned and shared.
     #[must_use]
     pub fn layout(&self) -> &Layout {
@@ -53,7 +75,8 @@ impl Desk {
     }
 
     /// Replaces the model by one that was made elsewhere, as an edge does with
-    /// the cloud's. What the strategy remembers stays.
+    /// the cloud's. What the strategy remembers stays. Members have it once it
+    /// is published.
     pub fn replace(&mut self, version: u64, model: &Vectors) {
         for (channel, vector) in model {
             if let Some(own) = self.server.model.get_mut(channel) {
@@ -61,7 +84,23 @@ impl Desk {
             }
         }
         self.version = version;
-        self.past.insert(version, self.server.model.clone());
+    }
+
+    /// Lets members have the newest model, [`Desk::held`] from now on: the
+    /// difference that they follow, if it doesn't travel whole. `seed` decides
+    /// what stages draw.
+    ///
+    /// # Errors
+    /// When a number isn't finite.
+    pub fn publish(&mut self, seed: u64) -> Result<Option<Vec<u8>>, FederateError> {
+        let sent = match &mut self.down {
+            Some(down) => Some(down.send(&self.layout, self.version, &self.server.model, seed)?),
+            None => None,
+        };
+        if self.looks_back() {
+            self.past.insert(self.version, self.held().clone());
+        }
+        Ok(sent)
     }
 
     /// A model that members may still start from, made before this desk was
@@ -104,7 +143,8 @@ impl Desk {
         self.aggregate.add(behaviour.weigh(&contribution.report, staleness), &contribution)
     }
 
-    /// Makes the next model of what was added.
+    /// Makes the next model of what was added; members have it once it is
+    /// published.
     ///
     /// # Errors
     /// When nothing was.
@@ -116,9 +156,6 @@ impl Desk {
         let round = Round { means: &means, counted, members };
         self.strategy.behaviour().apply(&mut self.server, &round);
         self.version += 1;
-        if self.strategy.behaviour().rebases() {
-            self.past.insert(self.version, self.server.model.clone());
-        }
         Ok(())
     }
 

@@ -13,6 +13,7 @@
 pub mod aggregate;
 pub mod config;
 pub mod desk;
+pub mod down;
 pub mod layout;
 pub mod personal;
 pub mod progress;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use aggregate::{Aggregate, Mean};
 pub use config::{Clients, Federation, Hop, Late};
 pub use desk::Desk;
+pub use down::Down;
 pub use error::FederateError;
 pub use layout::{Layout, Part};
 pub use personal::{HeldOut, Personal};

@@ -20,7 +20,7 @@ use tierline_node::federation::{
 use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
 use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Blueprint, Kept, Models, Share, Tutor, Workplace};
+use tierline_train::federated::{Blueprint, Kept, Models, Share, Tutor, Workplace, seed_of_model};
 use tierline_train::{Job, Scores, TrainError};
 
 use crate::attack::Attack;
@@ -318,6 +318,8 @@ struct Below {
     participant: Participant,
     pipes: [Pipe; 2],
     reachable: bool,
+    /// The parent's model that it has, but for the first one.
+    holds: u64,
     /// The update that waits to be counted.
     update: Option<(Task, Arc<Contribution>, u64)>,
     kept: Kept,
@@ -421,6 +423,7 @@ impl Site {
                 participant,
                 pipes: Pipe::pair(&link),
                 reachable: true,
+                holds: 0,
                 update: None,
                 kept: Kept::new(),
                 next: None,
@@ -610,9 +613,7 @@ impl Site {
                 }
             }
             MemberAction::Work(work) => {
-                let parent = self.parent(at);
-                let bytes = self.nodes[parent].above.as_ref().and_then(|a| a.published.get(&work.version));
-                let bytes = bytes.map_or(0, |v| bytes_of(v));
+                let bytes = self.bytes_to(at, work.version);
                 self.bytes_down += bytes;
                 let down = self.down(at, bytes + MESSAGE_BYTES);
                 self.clock.at(down.unwrap_or(now), Happening::Fetched(at, work));
@@ -660,6 +661,14 @@ impl Site {
         Some(below.pipes[1].carry(now, bytes))
     }
 
+    /// Bytes that take a member to one of its parent's models: the job's first
+    /// one whole, others by what differs where they travel so.
+    fn bytes_to(&self, at: usize, version: u64) -> u64 {
+        let (Some(below), Some(above)) = (&self.nodes[at].below, &self.nodes[self.parent(at)].above) else { return 0 };
+        let followed = above.desk.down().filter(|_| version > 0).and_then(|down| down.bytes(below.holds, version));
+        followed.or_else(|| above.published.get(&version).map(|model| bytes_of(model))).unwrap_or(0)
+    }
+
     /// The model of a task is there: an end trains, an edge begins rounds.
     fn fetched(&mut self, at: usize, work: Work) -> Result<(), SimError> {
         let wanted = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) == Some(work);
@@ -668,6 +677,9 @@ impl Site {
         let (true, Some(start)) = (wanted, start) else { return Ok(()) };
         let now = self.clock.now();
         let node = &mut self.nodes[at];
+        if let Some(below) = &mut node.below {
+            below.holds = work.version;
+        }
         if let Some(trainee) = &mut node.trainee {
             let stop = Arc::new(AtomicBool::new(false));
             let outcome = self.workers.order(Order {
@@ -692,7 +704,8 @@ impl Site {
         let version = above.desk.version() + 1;
         above.desk.replace(version, &start);
         above.base = Arc::new(above.desk.server().model.clone());
-        above.published.insert(version, Arc::clone(&above.base));
+        above.desk.publish(seed_of_model(self.seed, version))?;
+        above.published.insert(version, Arc::new(above.desk.held().clone()));
         let stretch = work.task.0 + 1;
         let rounds = if work.look { 0 } else { self.edge_rounds };
         self.coordinate(at, Event::Begin { version, rounds, look: work.look, stretch })
@@ -798,7 +811,7 @@ impl Site {
                 if let Some(contribution) = above.inbox.remove(&update.task) {
                     // Those of an older model would teach what was known then.
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0 && staleness == 0) {
-                        tutor.hear(&above.desk.server().model, &contribution)?;
+                        tutor.hear(above.desk.held(), &contribution)?;
                     }
                     above.desk.add(Contribution::clone(&contribution), version, staleness)?;
                 }
@@ -811,7 +824,8 @@ impl Site {
                     let taught = tutor.teach(&above.desk.server().model, round)?;
                     above.desk.replace(version, &taught);
                 }
-                above.published.insert(version, Arc::new(above.desk.server().model.clone()));
+                above.desk.publish(seed_of_model(self.seed, version))?;
+                above.published.insert(version, Arc::new(above.desk.held().clone()));
                 let in_use = above.coordinator.versions_in_use();
                 above.desk.retain(&in_use);
                 above.published.retain(|v, _| *v == version || in_use.contains(v));

@@ -54,6 +54,9 @@ fn what_makes_no_sense_is_refused_with_the_reason() {
         ("[edge]\nstrategy = { kind = 'fedbuff' }", "buffer at the cloud"),
         ("[cloud]\nup = ['topl:0.1']", "there is no stage"),
         ("[cloud]\nup = ['int8']\nmemory = { kind = 'dgc' }", "begin `up` with topk"),
+        ("[cloud]\ndown = ['topl:0.1']", "there is no stage"),
+        ("[cloud]\ndown = ['zstd']", "as many bits as the model"),
+        ("[edge]\ndown = ['zstd']", "federation.edge: down"),
         ("[stop]\naccuracy = 90.0", "at most 1"),
     ] {
         let error = read(text).expect_err(text);

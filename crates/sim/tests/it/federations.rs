@@ -122,6 +122,45 @@ fn small_updates_teach_as_well() {
 }
 
 #[test]
+fn models_that_travel_as_differences_teach_as_well() {
+    let model = 4 * 101_770;
+    let down_in = |settings: &str, scenario: &Scenario| {
+        let (outcome, rounds) = simulate(settings, 4, scenario).unwrap();
+        assert!(accuracy(&outcome) > 0.8, "{settings}: {:.3}", accuracy(&outcome));
+        rounds.iter().map(|round| round.bytes_down).collect::<Vec<_>>()
+    };
+    for (down, strategy, models, smaller) in [
+        ("'int8', 'zstd'", "kind = 'fedavg'", 4, 4),
+        ("'topk:0.05', 'int8', 'zstd'", "kind = 'fedavg'", 4, 40),
+        ("'random:0.3', 'fp16'", "kind = 'fedprox'", 4, 6),
+        ("'topk:0.1', 'int8', 'zstd'", "kind = 'scaffold'", 8, 16),
+        ("'sign', 'zstd'", "kind = 'fedadam', rate = 0.02", 4, 25),
+        ("'powersgd:4', 'zstd'", "kind = 'diloco', rate = 0.5", 4, 20),
+    ] {
+        let text = format!("[federation.cloud]\nrounds = 12\ndown = [{down}]\nstrategy = {{ {strategy} }}\n");
+        let bytes = down_in(&text, &Scenario::default());
+        assert_eq!(bytes[0], models * model, "nobody holds a model before the first round");
+        for round in &bytes[1..] {
+            assert!(*round < models * model / smaller, "{down}: {round} bytes of {}", models * model);
+        }
+    }
+    // Whoever was not asked for some rounds follows all of them.
+    let some = "[federation.cloud]\nrounds = 24\ndown = ['topk:0.05', 'int8', 'zstd']\nclients = { per_round = 2 }\n";
+    let bytes = down_in(some, &Scenario::default());
+    assert!(bytes[1..].iter().sum::<u64>() < 23 * 2 * model / 10, "{bytes:?}");
+    assert!(bytes[1..].iter().all(|round| *round > 0), "{bytes:?}");
+    // Both hops, each in its own way; and models that are made whenever answers are there.
+    let edged = "[federation.cloud]\nrounds = 6\ndown = ['int8', 'zstd']\n\
+                 [federation.edge]\nrounds = 2\ndown = ['topk:0.1', 'fp16', 'zstd']\n";
+    let bytes = down_in(edged, &Scenario { edges: 2, ..Scenario::default() });
+    assert!(bytes[1..].iter().all(|round| *round < (2 + 8) * model / 4), "{bytes:?}");
+    let buffered = "[federation.cloud]\nrounds = 30\ndown = ['topk:0.1', 'int8', 'zstd']\n\
+                    strategy = { kind = 'fedbuff', size = 3 }\n";
+    let bytes = down_in(buffered, &Scenario { spread: 4.0, ..Scenario::default() });
+    assert!(bytes[2..].iter().all(|round| *round < 3 * model / 4), "{bytes:?}");
+}
+
+#[test]
 fn rules_hold_where_the_mean_breaks() {
     let accuracy_of = |rule: &str, attack: Option<&str>| {
         let text = format!("[federation.cloud]\nrounds = 10\nrule = {{ kind = '{rule}' }}\n");

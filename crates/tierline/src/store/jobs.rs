@@ -31,6 +31,14 @@ pub enum Side {
     Lower = 1,
     /// Of an edge that passes the job on; has no journal.
     Relay = 2,
+    /// The coordinator's own models, where its members hold others.
+    UpperOwn = 3,
+    /// What sets its models apart, as members follow it.
+    UpperDifferences = 4,
+    /// Differences that passed through an edge on their way.
+    RelayDifferences = 5,
+    /// Differences that a participant fetched and has not followed yet.
+    LowerDifferences = 6,
 }
 
 impl State {
@@ -146,6 +154,20 @@ impl State {
                 |row| row.get(0).map(Digest),
             )
             .optional()
+        })
+    }
+
+    /// A side's models and their artefacts, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn versions(&self, job: Digest, side: Side) -> Result<Vec<(u64, Digest)>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT version, artefact FROM job_models WHERE job = ?1 AND side = ?2 ORDER BY version")?
+                .query_map(params![job.0, side as i64], |row| {
+                    Ok((u64::try_from(row.get::<_, i64>(0)?).unwrap_or(0), Digest(row.get(1)?)))
+                })?
+                .collect()
         })
     }
 

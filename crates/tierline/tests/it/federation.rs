@@ -226,10 +226,61 @@ fn edges_average_their_ends_and_the_cloud_its_edges() {
 }
 
 #[test]
-fn whatever_is_killed_the_same_model_comes_out() {
-    let text = "[federation.cloud]\nrounds = 4\nclients = { min = 2 }\n\
-                [federation.edge]\nrounds = 3\nclients = { min = 2 }\n";
+fn models_travel_as_what_sets_them_apart() {
+    let text = "[federation.cloud]\nrounds = 5\nup = ['int8', 'zstd']\ndown = ['topk:0.05', 'int8', 'zstd']\n\
+                clients = { min = 3 }\n";
+    let federation = Federation::new(text);
+    let ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let lines = lines(&federation.train());
+    let simulated = federation.outcome(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
+    assert!(federation.model() == simulated.model.to_bytes().unwrap(), "bit for bit");
+    let bytes: Vec<_> = rounds(&lines).iter().map(|round| round["bytes_down"].as_u64().unwrap()).collect();
+    let expected: Vec<_> = simulated.rounds.iter().map(|round| round.bytes_down).collect();
+    assert_eq!(bytes[1..], expected[1..], "byte for byte, behind the model that the job begins with");
+    assert!(bytes[1..].iter().all(|round| *round < 3 * 4 * 101_770 / 40), "{bytes:?}");
+}
+
+#[test]
+fn members_that_lost_their_model_get_it_again() {
+    let text = "[federation.cloud]\nrounds = 12\ndown = ['int4']\nclients = { min = 2 }\n";
     let mut federation = Federation::new(text);
+    let mut ends: Vec<Node> = (0..2).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let mut watcher = federation.watch();
+    until("some rounds have ended", || (round_of(&federation.site.cloud)? >= 3).then_some(()));
+    ends[1].kill();
+    let lost = ends[1].data.join("artefacts");
+    assert!(lost.is_dir());
+    std::fs::remove_dir_all(lost).unwrap();
+    // And a coordinator that goes on from its disk.
+    federation.site.cloud.kill();
+    let _ended = watcher.wait();
+    federation.site.cloud.restart();
+    ends[1].restart();
+    let rounds = federation.done();
+    let simulated = federation.outcome(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
+    let made = std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap();
+    assert!(made == simulated.model.to_bytes().unwrap(), "bit for bit");
+    let total = |bytes: &mut dyn Iterator<Item = u64>| bytes.skip(1).sum::<u64>();
+    let down = total(&mut rounds.iter().map(|round| round["bytes_down"].as_u64().unwrap()));
+    assert!(down > total(&mut simulated.rounds.iter().map(|round| round.bytes_down)), "what is sent again counts");
+}
+
+#[test]
+fn whatever_is_killed_the_same_model_comes_out() {
+    whatever_is_killed("[]", "[]");
+}
+
+#[test]
+fn whatever_is_killed_members_follow_the_same_models() {
+    whatever_is_killed("['int8', 'zstd']", "['topk:0.1', 'fp16']");
+}
+
+fn whatever_is_killed(from_cloud: &str, from_edges: &str) {
+    let text = format!(
+        "[federation.cloud]\nrounds = 4\ndown = {from_cloud}\nclients = {{ min = 2 }}\n\
+         [federation.edge]\nrounds = 3\ndown = {from_edges}\nclients = {{ min = 2 }}\n"
+    );
+    let mut federation = Federation::new(&text);
     let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
     let mut ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
     // Whoever watches the job dies with the cloud; the job doesn't.
@@ -259,8 +310,18 @@ fn whatever_is_killed_the_same_model_comes_out() {
 
 #[test]
 fn edges_pass_a_flat_job_on_and_any_node_may_die() {
-    let text = "[federation.cloud]\nrounds = 8\nup = ['topk:0.05', 'int8']\nclients = { min = 4 }\n";
-    let mut federation = Federation::new(text);
+    edges_pass_on("[]");
+}
+
+#[test]
+fn edges_pass_differences_on_and_any_node_may_die() {
+    edges_pass_on("['topk:0.1', 'int8', 'zstd']");
+}
+
+fn edges_pass_on(down: &str) {
+    let text =
+        format!("[federation.cloud]\nrounds = 8\nup = ['topk:0.05', 'int8']\ndown = {down}\nclients = {{ min = 4 }}\n");
+    let mut federation = Federation::new(&text);
     let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
     let mut ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
     let mut watcher = federation.watch();

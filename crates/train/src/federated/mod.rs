@@ -30,6 +30,15 @@ pub fn seed_of_update(seed: u64, member: &str, task: u64) -> u64 {
     seed_of(&words)
 }
 
+/// Decides what the stages of a model on its way down draw.
+#[must_use]
+pub fn seed_of_model(seed: u64, version: u64) -> u64 {
+    seed_of(&[seed, DOWN, version])
+}
+
+/// Keeps the seeds of models apart from others.
+const DOWN: u64 = 0x646f_776e;
+
 /// Keeps the seeds of updates apart from those of batches.
 const UPDATE: u64 = 0x7570_6461_7465;
 

@@ -1,6 +1,7 @@
 //! What jobs say on the wire, and what the machines make of it: every
 //! conversion between the two.
 
+use tierline_federate::down::DIFFERENCES_MAX;
 use tierline_federate::{HeldOut, Report};
 use tierline_node::federation::{Assignment, Standing, Task, Update, Verdict};
 use tierline_proto::Digest;
@@ -39,41 +40,58 @@ pub(super) fn assignment(job: Digest, node: &str, want: Want) -> JobAssignment {
     JobAssignment { job: job.to_bytes(), node: node.to_owned(), want: Some(want) }
 }
 
-/// What a coordinator wants; `model` is the artefact of a task's model, none
-/// for the one that the job begins with.
-pub(super) fn want(assignment: Assignment, model: Option<Digest>) -> Want {
+/// Where a task's model is to be had.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Start {
+    /// Its artefact; none for the model that the job begins with.
+    pub(super) model: Option<Digest>,
+    /// Artefacts of what sets it, and those before it, apart from the one
+    /// before each.
+    pub(super) differences: Vec<Digest>,
+}
+
+/// What a coordinator wants, and where its task's model is.
+pub(super) fn want(assignment: Assignment, start: Start) -> Want {
     match assignment {
         Assignment::Wait => Want::Wait(Empty {}),
         Assignment::Over { .. } => Want::Over(Empty {}),
         Assignment::Out { reason } => Want::Out(Failure::new(Code::Forbidden, reason)),
         Assignment::Work { task, round, version, look } => {
-            let model = model.map(Digest::to_bytes).unwrap_or_default();
-            Want::Work(WorkOrder { task: task.0, round, version, model, look })
+            let model = start.model.map(Digest::to_bytes).unwrap_or_default();
+            let differences = start.differences.into_iter().map(Digest::to_bytes).collect();
+            Want::Work(WorkOrder { task: task.0, round, version, model, look, differences })
         }
     }
 }
 
-/// What a coordinator wants, and the artefact of a task's model; `None` where
-/// it only asks.
+/// What a coordinator wants, and where its task's model is; `None` where it
+/// only asks.
 ///
 /// # Errors
-/// [`Code::Protocol`] for a model that isn't a digest.
-pub(super) fn assignment_of(want: Want) -> Result<Option<(Assignment, Option<Digest>)>, Failure> {
+/// [`Code::Protocol`] for a model that isn't a digest, or more differences than
+/// anybody follows.
+pub(super) fn assignment_of(want: Want) -> Result<Option<(Assignment, Start)>, Failure> {
+    let none = Start::default();
     Ok(Some(match want {
         Want::Join(_) => return Ok(None),
-        Want::Wait(_) => (Assignment::Wait, None),
+        Want::Wait(_) => (Assignment::Wait, none),
         // Which model is the last one matters to nobody below.
-        Want::Over(_) => (Assignment::Over { version: 0 }, None),
-        Want::Out(failure) => (Assignment::Out { reason: failure.message }, None),
-        Want::Work(WorkOrder { task, round, version, model, look }) => {
+        Want::Over(_) => (Assignment::Over { version: 0 }, none),
+        Want::Out(failure) => (Assignment::Out { reason: failure.message }, none),
+        Want::Work(WorkOrder { task, round, version, model, look, differences }) => {
+            if differences.len() > DIFFERENCES_MAX {
+                let text = format!("{} differences lead to a model; {DIFFERENCES_MAX} may", differences.len());
+                return Err(Failure::new(Code::Protocol, text));
+            }
             let model = if model.is_empty() { None } else { Some(digest(&model)?) };
-            (Assignment::Work { task: Task(task), round, version, look }, model)
+            let differences = differences.iter().map(|bytes| digest(bytes)).collect::<Result<_, _>>()?;
+            (Assignment::Work { task: Task(task), round, version, look }, Start { model, differences })
         }
     }))
 }
 
-/// A standing as it travels.
-pub(super) fn standing(job: Digest, standing: &Standing) -> JobStanding {
+/// A standing as it travels, of a member that holds this model of its parent.
+pub(super) fn standing(job: Digest, standing: &Standing, holds: u64) -> JobStanding {
     let failure = |reason: &str| Failure::new(Code::Infeasible, reason);
     let standing = match standing {
         Standing::Preparing => job_standing::Standing::Preparing(Empty {}),
@@ -83,7 +101,7 @@ pub(super) fn standing(job: Digest, standing: &Standing) -> JobStanding {
             job_standing::Standing::Failed(TaskFailure { task: task.0, reason: Some(failure(reason)) })
         }
     };
-    JobStanding { job: job.to_bytes(), node: String::new(), standing: Some(standing) }
+    JobStanding { job: job.to_bytes(), node: String::new(), standing: Some(standing), holds }
 }
 
 /// What a member says it is at; `None` when it is away, or for what this

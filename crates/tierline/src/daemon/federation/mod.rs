@@ -211,7 +211,7 @@ impl Node {
 
     /// Tells a parent that this node takes no part in a job.
     fn tell_unable(&self, uplink: &Uplink, job: Digest, reason: &str) {
-        let standing = messages::standing(job, &Standing::Unable { reason: reason.to_owned() });
+        let standing = messages::standing(job, &Standing::Unable { reason: reason.to_owned() }, 0);
         uplink.tell(child_message::Body::Standing(standing));
     }
 

@@ -81,7 +81,9 @@ impl Node {
         let node = Arc::clone(self);
         tokio::spawn(async move {
             // What stays behind only takes room.
-            let _ = node.drop_models(id, Side::Relay, &[]).await;
+            for side in [Side::Relay, Side::RelayDifferences] {
+                let _ = node.drop_models(id, side, &[]).await;
+            }
         });
     }
 

@@ -12,7 +12,7 @@ use tierline_node::federation::Routes;
 use tierline_proto::Digest;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    Code, Empty, Failure, JobAssignment, JobStanding, child_message, job_standing, parent_message,
+    Code, Empty, Failure, JobAssignment, JobStanding, WorkOrder, child_message, job_standing, parent_message,
 };
 
 use super::messages;
@@ -31,8 +31,9 @@ struct Inner {
     routes: Routes,
     /// What members said last.
     standings: BTreeMap<String, JobStanding>,
-    /// The model that each member was last told to start from.
-    models: BTreeMap<String, u64>,
+    /// The model that each member was last told to start from, and the
+    /// differences that lead to it.
+    models: BTreeMap<String, (u64, u64)>,
     /// The parent that asked for them.
     parent: Option<Arc<Uplink>>,
 }
@@ -94,9 +95,10 @@ impl Relay {
             Some(want) if !member.is_empty() => {
                 let Some(child) = inner.routes.via(&member).map(str::to_owned) else { return false };
                 if let Want::Work(order) = &want {
-                    let before = inner.models.insert(member.clone(), order.version);
-                    if before != Some(order.version) {
-                        inner.keep_models(node, self.id, order.version, &order.model);
+                    let now = (order.version, order.differences.len() as u64);
+                    let before = inner.models.insert(member.clone(), now);
+                    if before != Some(now) {
+                        inner.keep_models(node, self.id, order);
                     }
                 }
                 let further = if child == member { "" } else { &member };
@@ -138,20 +140,31 @@ impl Inner {
         self.models.remove(member);
         self.standings.remove(member);
         let away = Some(job_standing::Standing::Away(Empty {}));
-        self.tell(JobStanding { job: job.to_bytes(), node: member.to_owned(), standing: away });
+        self.tell(JobStanding { job: job.to_bytes(), node: member.to_owned(), standing: away, holds: 0 });
     }
 
     /// Remembers which models came by here, so that those which nobody starts
     /// from any more can go.
-    fn keep_models(&self, node: &Arc<Node>, job: Digest, version: u64, model: &[u8]) {
-        let needed: BTreeSet<u64> = self.models.values().copied().collect();
-        let (node, model) = (Arc::clone(node), Digest::try_from(model));
+    fn keep_models(&self, node: &Arc<Node>, job: Digest, order: &WorkOrder) {
+        let needed: BTreeSet<u64> = self.models.values().map(|(version, _)| *version).collect();
+        let leading = |(version, count): &(u64, u64)| version.saturating_sub(*count) + 1..=*version;
+        let followed: BTreeSet<u64> = self.models.values().flat_map(leading).collect();
+        let of = |side, needed: BTreeSet<u64>| (side, needed.into_iter().collect::<Vec<_>>());
+        let (node, order) = (Arc::clone(node), order.clone());
         tokio::spawn(async move {
             // What stays behind only takes room.
-            if let Ok(model) = model {
-                let _ = node.state.set_version(job, Side::Relay, version, model);
+            let keep = |side, version, artefact: &[u8]| {
+                if let Ok(artefact) = Digest::try_from(artefact) {
+                    let _ = node.state.set_version(job, side, version, artefact);
+                }
+            };
+            keep(Side::Relay, order.version, &order.model);
+            for (back, difference) in (0..).zip(order.differences.iter().rev()) {
+                keep(Side::RelayDifferences, order.version.saturating_sub(back), difference);
             }
-            let _ = node.drop_models(job, Side::Relay, &needed.into_iter().collect::<Vec<_>>()).await;
+            for (side, needed) in [of(Side::Relay, needed), of(Side::RelayDifferences, followed)] {
+                let _ = node.drop_models(job, side, &needed).await;
+            }
         });
     }
 }

@@ -1,9 +1,10 @@
 //! The side that takes part: performs what a job's participant asks.
 
 mod desk;
+mod start;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tierline_federate::{Contribution, Sender, Vectors, wire};
@@ -17,7 +18,7 @@ use tierline_proto::{Digest, Role};
 use tokio::sync::mpsc;
 
 use self::desk::Desk;
-use super::messages::internal;
+use super::messages::{Start, internal};
 use super::upper::ToUpper;
 use super::{AGAIN, Folder, INBOX_MAX, JobManifest, journal, may_pass, messages};
 use crate::daemon::uplink::Uplink;
@@ -55,8 +56,10 @@ struct Member {
     rng: Rng,
     /// The parent that the job came from.
     parent: Option<Arc<Uplink>>,
-    /// Artefact of the model that was named last; `None` for the first one.
-    model: Option<Digest>,
+    /// Where the model that was named last is.
+    start: Start,
+    /// The parent's model that is here, by its number.
+    holds: Arc<AtomicU64>,
     desk: Arc<Mutex<Option<Desk>>>,
     /// Tells the task under way to stop.
     stop: Arc<AtomicBool>,
@@ -87,12 +90,14 @@ impl Lower {
             participant,
             rng: Rng::new(),
             parent: None,
-            model: None,
+            start: Start::default(),
+            holds: Arc::default(),
             desk: Arc::default(),
             stop: Arc::default(),
             door,
             over: false,
         };
+        member.holds.store(start::newest(&member.lower.node, member.lower.id).await?.0, Ordering::Relaxed);
         member.perform(first)?;
         while !member.over {
             let wake = member.participant.wake().map(|t| member.lower.node.instant_of(t));
@@ -121,9 +126,9 @@ impl Member {
                 if self.parent.as_ref().is_some_and(|p| p.peer != uplink.peer) {
                     return Ok(());
                 }
-                let Some((assignment, model)) = messages::assignment_of(want)? else { return Ok(()) };
+                let Some((assignment, start)) = messages::assignment_of(want)? else { return Ok(()) };
                 if let Assignment::Work { .. } = assignment {
-                    self.model = model;
+                    self.start = start;
                 }
                 self.step(MemberEvent::Assigned(assignment))
             }
@@ -209,7 +214,9 @@ impl Member {
         let (node, id, above) = (Arc::clone(&self.lower.node), self.lower.id, self.lower.above.clone());
         tokio::spawn(async move {
             // What stays behind only takes room.
-            let _ = node.drop_models(id, Side::Lower, &[]).await;
+            for side in [Side::Lower, Side::LowerDifferences] {
+                let _ = node.drop_models(id, side, &[]).await;
+            }
             if let Some(above) = above {
                 let _ = above.send(ToUpper::End).await;
             }
@@ -219,7 +226,8 @@ impl Member {
 
     fn report(&self, standing: &Standing) {
         if let Some(parent) = &self.parent {
-            parent.tell(child_message::Body::Standing(messages::standing(self.lower.id, standing)));
+            let holds = self.holds.load(Ordering::Relaxed);
+            parent.tell(child_message::Body::Standing(messages::standing(self.lower.id, standing, holds)));
         }
     }
 
@@ -266,21 +274,21 @@ impl Member {
     fn work(&mut self, work: Work) {
         let (node, desk, folder, later) =
             (Arc::clone(&self.lower.node), Arc::clone(&self.desk), self.lower.folder.clone(), self.door.clone());
-        let (id, model) = (self.lower.id, self.model);
+        let (id, start, holds) = (self.lower.id, self.start.clone(), Arc::clone(&self.holds));
         let (coordinates, sender) = (self.lower.above.is_some(), self.sender());
         self.stop = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&self.stop);
         tokio::spawn(async move {
             let stopped = Arc::clone(&stop);
             let fetched = async {
-                let Some(digest) = model else { return Ok(None) };
-                node.state.set_version(id, Side::Lower, work.version, digest)?;
-                node.ensure_artefact(digest).await?;
+                let Some(model) = start.model else { return Ok(None) };
+                start::fetch(&node, id, work.version, &start, &desk).await?;
+                holds.store(work.version, Ordering::Relaxed);
                 // One that was told to stop knows no more what is needed.
                 if !stopped.load(Ordering::Relaxed) {
                     node.drop_models(id, Side::Lower, &[work.version]).await?;
                 }
-                Ok::<_, Failure>(Some(node.artefacts.get(digest).await?))
+                Ok::<_, Failure>(Some(node.artefacts.get(model).await?))
             };
             let done = match fetched.await {
                 Ok(bytes) => {

@@ -8,7 +8,7 @@ use tierline_proto::{Digest, Role};
 use tokio::sync::oneshot;
 
 use super::Desks;
-use crate::daemon::federation::messages;
+use crate::daemon::federation::messages::{self, Start};
 use crate::store::jobs::Side;
 
 impl Desks {
@@ -37,10 +37,12 @@ impl Desks {
                 false => Ok(()),
             };
         }
+        let holds = standing.holds;
         let Some(standing) = messages::standing_of(standing) else { return Ok(()) };
         if !self.routes.claim(child, &member) {
             return Ok(());
         }
+        self.holds.insert(member.clone(), holds);
         match &standing {
             Standing::Unable { reason } => self.note_unable(&member, reason),
             _ => drop(self.unable.remove(&member)),
@@ -101,18 +103,40 @@ impl Desks {
         self.step(event).await
     }
 
+    /// Where a model is to be had.
+    fn start(&self, version: u64) -> Start {
+        let (node, id) = (self.node(), self.upper.id);
+        let of = |side, version| node.state.version(id, side, version).ok().flatten();
+        let leading = self.desk.down().into_iter().flat_map(|down| down.leading_to(version));
+        // None where one of them is gone: they are followed one behind the other.
+        let differences: Option<_> = leading.map(|version| of(Side::UpperDifferences, version)).collect();
+        Start { model: of(Side::Upper, version), differences: differences.unwrap_or_default() }
+    }
+
+    /// Bytes that take a member to a model: the job's first one whole, others
+    /// by what differs where they travel so.
+    fn bytes_between(&self, holds: u64, version: u64) -> u64 {
+        let followed = self.desk.down().filter(|_| version > 0).and_then(|down| down.bytes(holds, version));
+        followed.unwrap_or(self.artefact_bytes)
+    }
+
     /// Tells a member what is wanted of it now.
     pub(super) fn tell(&mut self, member: &str) {
         let node = self.node();
         let assignment = self.coordinator.assignment(member);
-        let mut model = None;
+        let mut start = Start::default();
         if let Assignment::Work { task, version, .. } = assignment {
-            model = node.state.version(self.upper.id, Side::Upper, version).ok().flatten();
-            if self.told.insert(member.to_owned(), task) != Some(task) {
-                self.bytes_down += self.artefact_bytes;
+            start = self.start(version);
+            let told = self.told.insert(member.to_owned(), task);
+            if told != Some(task) {
+                // What was sent before a restart was counted by who is gone.
+                let sent_before = told.is_none() && self.holds.get(member) == Some(&version);
+                let holds = if sent_before { Some(version.saturating_sub(1)) } else { self.holds.get(member).copied() };
+                self.bytes_down += self.bytes_between(holds.unwrap_or(0), version);
+                self.holds.insert(member.to_owned(), version);
             }
         }
-        let want = messages::want(assignment, model);
+        let want = messages::want(assignment, start);
         // A child that has said nothing yet is reached by its own name.
         let child = self.routes.via(member).unwrap_or(member);
         let further = if child == member { "" } else { member };

@@ -107,6 +107,8 @@ struct Desks {
     routes: Routes,
     /// The work each member was told of last.
     told: BTreeMap<String, Task>,
+    /// The model that each member holds, once it has what it was told of.
+    holds: BTreeMap<String, u64>,
     /// Members that can't take part, and why.
     unable: BTreeMap<String, String>,
     bytes_up: u64,
@@ -332,7 +334,7 @@ impl Desks {
                 tokio::task::block_in_place(|| {
                     // Those of an older model would teach what was known then.
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| staleness == 0) {
-                        tutor.hear(&self.desk.server().model, &contribution).map_err(internal)?;
+                        tutor.hear(self.desk.held(), &contribution).map_err(internal)?;
                     }
                     self.desk.add(contribution, version, staleness).map_err(internal)
                 })?;

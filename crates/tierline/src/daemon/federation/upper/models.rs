@@ -9,6 +9,7 @@ use tierline_node::federation::{Event, Record, Task};
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, parent_message};
 use tierline_train::Scores;
+use tierline_train::federated::seed_of_model;
 
 use super::Desks;
 use crate::daemon::federation::journal;
@@ -83,16 +84,31 @@ impl Desks {
 
     /// Keeps the desk's model under a number, for members to fetch.
     pub(super) async fn publish(&mut self, version: u64) -> Result<(), Failure> {
-        let node = self.node();
-        let bytes = wire::encode(&self.desk.server().model, self.desk.layout()).map_err(internal)?;
+        let (node, id) = (self.node(), self.upper.id);
+        let seed = seed_of_model(self.upper.manifest.job.seed, version);
+        let difference = tokio::task::block_in_place(|| self.desk.publish(seed)).map_err(internal)?;
+        let bytes = wire::encode(self.desk.held(), self.desk.layout()).map_err(internal)?;
         self.artefact_bytes = bytes.len() as u64;
-        let digest = node.artefacts.put(Bytes::from(bytes)).await?;
+        let mut kept = vec![(Side::Upper, bytes)];
+        if let Some(difference) = difference {
+            let own = wire::encode(&self.desk.server().model, self.desk.layout()).map_err(internal)?;
+            kept.extend([(Side::UpperOwn, own), (Side::UpperDifferences, difference)]);
+        }
         self.upper.folder.save_server(version, &self.desk.server().kept)?;
-        node.state.set_version(self.upper.id, Side::Upper, version, digest)?;
+        for (side, bytes) in kept {
+            let digest = node.artefacts.put(Bytes::from(bytes)).await?;
+            node.state.set_version(id, side, version, digest)?;
+        }
         let mut needed: Vec<u64> = self.coordinator.versions_in_use().into_iter().collect();
         needed.extend([version, self.base().unwrap_or(version)]);
         self.desk.retain(&needed.iter().copied().collect());
-        node.drop_models(self.upper.id, Side::Upper, &needed).await
+        node.drop_models(id, Side::Upper, &needed).await?;
+        if let Some(down) = self.desk.down() {
+            let offered: Vec<u64> = down.leading_to(version).collect();
+            node.drop_models(id, Side::UpperDifferences, &offered).await?;
+            node.drop_models(id, Side::UpperOwn, &needed).await?;
+        }
+        Ok(())
     }
 
     /// Of an edge: the model that its task began with.
@@ -100,10 +116,42 @@ impl Desks {
         self.upper.below.as_ref().map(|_| self.coordinator.base())
     }
 
-    pub(super) async fn load(&mut self, version: u64) -> Result<Vectors, Failure> {
+    /// A model as members start from it.
+    pub(super) async fn load(&self, version: u64) -> Result<Vectors, Failure> {
+        self.load_of(Side::Upper, version).await
+    }
+
+    /// A model of this side's own.
+    pub(super) async fn load_own(&self, version: u64) -> Result<Vectors, Failure> {
+        let side = if self.desk.down().is_some() { Side::UpperOwn } else { Side::Upper };
+        self.load_of(side, version).await
+    }
+
+    /// Goes on with what members hold, and the differences on offer to them.
+    pub(super) async fn take_up_way_down(&mut self, version: u64) -> Result<(), Failure> {
+        if self.desk.down().is_none() {
+            return Ok(());
+        }
+        let node = self.node();
+        let held = self.load(version).await?;
+        let mut offered = Vec::new();
+        for (to, difference) in node.state.versions(self.upper.id, Side::UpperDifferences)? {
+            // One that leads further is of a model that is made again.
+            if let (true, Some(bytes)) = (to <= version, node.artefact_length(difference).await?) {
+                offered.push((to, bytes));
+            }
+        }
+        if let Some(down) = self.desk.down_mut() {
+            down.hold(held);
+            offered.into_iter().for_each(|(to, bytes)| down.offer(to, bytes));
+        }
+        Ok(())
+    }
+
+    async fn load_of(&self, side: Side, version: u64) -> Result<Vectors, Failure> {
         let node = self.node();
         let missing = || Failure::new(Code::Corrupt, format!("model {version} of the job is gone"));
-        let digest = node.state.version(self.upper.id, Side::Upper, version)?.ok_or_else(missing)?;
+        let digest = node.state.version(self.upper.id, side, version)?.ok_or_else(missing)?;
         let bytes = node.artefacts.get(digest).await?;
         wire::decode(&bytes, self.desk.layout()).map_err(internal)
     }
@@ -114,7 +162,7 @@ impl Desks {
         if let Some(below) = self.upper.below.clone() {
             let base = match self.coordinator.base() {
                 0 => self.blueprint.initial(),
-                base => self.load(base).await?,
+                base => self.load_own(base).await?,
             };
             let channels = self.upper.manifest.federation().cloud.strategy.channels();
             let vectors = desk::change(&base, &self.desk.server().model, &channels);
@@ -153,6 +201,9 @@ impl Desks {
         }
         self.upper.folder.clear();
         journal::forget::<Record>(&node, self.upper.id)?;
-        node.drop_models(self.upper.id, Side::Upper, &[]).await
+        for side in [Side::Upper, Side::UpperOwn, Side::UpperDifferences] {
+            node.drop_models(self.upper.id, side, &[]).await?;
+        }
+        Ok(())
     }
 }

@@ -57,6 +57,7 @@ impl Upper {
             spent: Vec::new(),
             routes: Routes::default(),
             told: BTreeMap::new(),
+            holds: BTreeMap::new(),
             unable: BTreeMap::new(),
             bytes_up: 0,
             bytes_down: 0,
@@ -66,8 +67,9 @@ impl Upper {
             upper: self,
         };
         if version > 0 {
-            let model = desks.load(version).await?;
+            let model = desks.load_own(version).await?;
             desks.desk.replace(version, &model);
+            desks.take_up_way_down(version).await?;
             if desks.desk.looks_back() {
                 for past in desks.coordinator.versions_in_use() {
                     if past > 0 {
