@@ -88,7 +88,10 @@ pub fn run() -> Result<Report> {
 }
 
 /// The folder of the four files, from the Debian package where it isn't there.
-fn data() -> Result<PathBuf> {
+///
+/// # Errors
+/// When the package can't be had.
+pub fn data() -> Result<PathBuf> {
     let cache = std::env::var_os("TIERLINE_ASSETS").context("TIERLINE_ASSETS is not set; run `cargo xtask bench`")?;
     let folder = Path::new(&cache).with_file_name(PACKAGE);
     let files = folder.join("usr/share/datasets/fashion-mnist");
