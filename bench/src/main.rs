@@ -51,6 +51,9 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),
     alone("fashion", "Fashion-MNIST beside PyTorch", || both(training::fashion::run()?)),
     federated("flower", "Rounds of a federation beside Flower", || both(federation::flower::run()?)),
+    federated("equality", "FedAvg beside PyTorch", || both(federation::equality::run()?)),
+    federated("robust", "Rules against harm", || both(federation::robust::run()?)),
+    federated("throughput", "Sums beside a copy", || both(federation::throughput::run()?)),
 ];
 
 fn both(report: impl serde::Serialize + std::fmt::Display) -> Result<(String, serde_json::Value)> {

@@ -3,8 +3,11 @@
 //!
 //! Each file is a benchmark. Here is what they share.
 
+pub mod equality;
 pub mod flower;
 mod proxy;
+pub mod robust;
+pub mod throughput;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -35,7 +38,6 @@ fn median(values: &[f64]) -> f64 {
 }
 
 /// Fashion-MNIST, a network, and `tierline sim` on both.
-#[expect(dead_code, reason = "for what follows")]
 struct Lab {
     folder: tempfile::TempDir,
     binary: PathBuf,
@@ -50,6 +52,12 @@ struct Round {
     bytes_down: u64,
     /// Of virtual time.
     seconds: f64,
+}
+
+/// Accuracy over the last rounds: one round more or less should not decide.
+fn last(rounds: &[Round]) -> f64 {
+    let few = &rounds[rounds.len().saturating_sub(5)..];
+    few.iter().map(|round| round.accuracy).sum::<f64>() / few.len() as f64
 }
 
 impl Lab {
