@@ -51,8 +51,10 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),
     alone("fashion", "Fashion-MNIST beside PyTorch", || both(training::fashion::run()?)),
     federated("flower", "Rounds of a federation beside Flower", || both(federation::flower::run()?)),
+    federated("codecs", "Bytes of a federation to an accuracy", || both(federation::codecs::run()?)),
     federated("equality", "FedAvg beside PyTorch", || both(federation::equality::run()?)),
     federated("robust", "Rules against harm", || both(federation::robust::run()?)),
+    federated("hierarchy", "Edges that average beside edges that pass on", || both(federation::hierarchy::run()?)),
     federated("throughput", "Sums beside a copy", || both(federation::throughput::run()?)),
 ];
 
@@ -71,7 +73,9 @@ fn main() -> Result<()> {
     let json = words.iter().any(|word| word == "--json");
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
     let chosen = chosen(&names)?;
-    let mut page = page::Page::open(names.is_empty())?;
+    if names.is_empty() {
+        page::Page::anew()?.write()?;
+    }
     for benchmark in chosen {
         eprintln!("{}", benchmark.heading);
         let (text, numbers) = (benchmark.run)()?;
@@ -80,11 +84,11 @@ fn main() -> Result<()> {
         } else {
             println!("## {}\n\n{}\n", benchmark.heading, text.trim_end());
         }
+        // Behind each: what comes after may fail, and others may write beside.
+        let mut page = page::Page::open()?;
         page.put(benchmark, text.trim_end());
-        // Behind each: what comes after may fail.
         page.write()?;
     }
-    eprintln!("written to {}", page.path().display());
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! `docs/reference/benchmarks.md`: a head, then a part for each benchmark, of
 //! which a run replaces its own.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -17,18 +17,26 @@ pub struct Page {
 }
 
 impl Page {
-    /// The page as it is, or `anew`, with nothing but a head.
+    /// The page as it is.
     ///
     /// # Errors
     /// When nobody said where it is.
-    pub fn open(anew: bool) -> Result<Self> {
+    pub fn open() -> Result<Self> {
+        let page = Self::anew()?;
+        match std::fs::read_to_string(&page.path) {
+            Ok(text) => Ok(Self::read(page.path, &text)),
+            Err(_) => Ok(page),
+        }
+    }
+
+    /// A page with nothing but a head.
+    ///
+    /// # Errors
+    /// When nobody said where it is.
+    pub fn anew() -> Result<Self> {
         let repository = std::env::var_os("TIERLINE_REPOSITORY").map(PathBuf::from);
         let repository = repository.context("TIERLINE_REPOSITORY is not set; run `cargo xtask bench`")?;
-        let path = repository.join("docs/reference/benchmarks.md");
-        match std::fs::read_to_string(&path) {
-            Ok(text) if !anew => Ok(Self::read(path, &text)),
-            _ => Ok(Self { path, head: head(), parts: Vec::new() }),
-        }
+        Ok(Self { path: repository.join("docs/reference/benchmarks.md"), head: head(), parts: Vec::new() })
     }
 
     fn read(path: PathBuf, text: &str) -> Self {
@@ -55,16 +63,11 @@ impl Page {
     /// # Errors
     /// Those of the disk.
     pub fn write(&self) -> Result<()> {
-        let mut text = format!("{}\n", self.head);
-        for (heading, part) in &self.parts {
-            text.push_str(&format!("\n## {heading}\n\n{part}\n"));
-        }
-        Ok(std::fs::write(&self.path, text)?)
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
+        let part = |(heading, text): &(String, String)| format!("\n## {heading}\n\n{text}\n");
+        let parts: String = self.parts.iter().map(part).collect();
+        std::fs::write(&self.path, format!("{}\n{parts}", self.head))?;
+        eprintln!("written to {}", self.path.display());
+        Ok(())
     }
 }
 

@@ -3,8 +3,10 @@
 //!
 //! Each file is a benchmark. Here is what they share.
 
+pub mod codecs;
 pub mod equality;
 pub mod flower;
+pub mod hierarchy;
 mod proxy;
 pub mod robust;
 pub mod throughput;

@@ -10,8 +10,8 @@ use super::{Lab, last};
 
 const ENDS: usize = 20;
 const SHARE: f64 = 0.2;
-const ROUNDS: usize = 20;
-const SEEDS: [u64; 2] = [1, 2];
+const ROUNDS: usize = 12;
+const SEEDS: [u64; 1] = [1];
 
 /// Points of accuracy that may be lost.
 const GOAL: f64 = 1.0;
@@ -33,7 +33,7 @@ const ATTACKS: [(&str, Option<&str>); 4] = [
     ("nobody", None),
     ("sign flip", Some("sign-flip:0.2")),
     ("label flip", Some("label-flip:0.2")),
-    ("scaling by -10", Some("scale:0.2:-10")),
+    ("scaling by 10", Some("scale:0.2:10")),
 ];
 
 /// What was measured.
@@ -48,7 +48,8 @@ pub struct Report {
 pub struct Table {
     /// How examples are shared out.
     pub partition: String,
-    /// By rule, then by attack: the accuracy of each seed.
+    /// By rule, then by attack: the accuracy of each seed; none where the
+    /// model went out of bounds.
     pub accuracy: Vec<Vec<Vec<f64>>>,
 }
 
@@ -86,7 +87,12 @@ pub fn run() -> Result<Report> {
                     let ends = ENDS.to_string();
                     let mut args = vec!["--ends", &ends, "--partition", partition];
                     args.extend(attack.iter().flat_map(|attack| ["--attack", *attack]));
-                    Ok(last(&lab.simulate(&job, &args)?))
+                    match lab.simulate(&job, &args) {
+                        Ok(rounds) => Ok(last(&rounds)),
+                        // Weights beyond what a sum can hold.
+                        Err(error) if error.to_string().contains("exceed") => Ok(f64::NAN),
+                        Err(error) => Err(error),
+                    }
                 };
                 of_rule.push(SEEDS.iter().map(run).collect::<Result<Vec<_>>>()?);
             }
@@ -102,7 +108,7 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "Fashion-MNIST on {ENDS} ends, of which {:.0}% do harm: a network of 784, 128 and 10 units, {ROUNDS} rounds of one\n\
-             epoch, all ends in each, in simulation. Accuracy on the test set, means over {} seeds and the last five\n\
+             epoch, all ends in each, in simulation. Accuracy on the test set, of {} seed, means over the last five\n\
              rounds; in brackets, points against the mean of a site that nobody harms. Rules are told the share of\n\
              those that do harm.",
             100.0 * SHARE,
@@ -113,7 +119,10 @@ impl fmt::Display for Report {
             writeln!(f, "| rule | {} |", ATTACKS.map(|(name, _)| name).join(" | "))?;
             writeln!(f, "|---|{}", "---|".repeat(ATTACKS.len()))?;
             for (r, (name, _)) in RULES.iter().enumerate() {
-                let cell = |a: usize| format!("{:.2}% ({:+.2})", table.points(r, a), 0.0 - table.lost(r, a));
+                let cell = |a: usize| match table.points(r, a) {
+                    points if points.is_finite() => format!("{points:.2}% ({:+.2})", 0.0 - table.lost(r, a)),
+                    _ => "diverges".to_owned(),
+                };
                 writeln!(f, "| {name} | {} |", (0..ATTACKS.len()).map(cell).collect::<Vec<_>>().join(" | "))?;
             }
             writeln!(f)?;
