@@ -1,30 +1,61 @@
 //! Benchmarks beside their peers in the same run: `cargo xtask bench [NAME..]`.
 //!
-//! Without names all of them run, and what they print becomes
-//! `docs/reference/benchmarks.md`.
+//! What they print is written into `docs/reference/benchmarks.md`: each to a
+//! part of its own, and without names, all of it anew. Start at
+//! [`BENCHMARKS`]; `page` keeps the parts.
 
+mod federation;
 mod footprint;
 mod overhead;
+mod page;
 mod placement;
 mod planner;
 mod training;
 
-use std::fmt::Write;
-use std::path::PathBuf;
+use anyhow::{Result, bail};
 
-use anyhow::{Context, Result, bail};
+/// A benchmark.
+#[derive(Clone, Copy)]
+struct Benchmark {
+    /// Those of a group run together when the group is named alone.
+    group: Option<&'static str>,
+    name: &'static str,
+    heading: &'static str,
+    /// Gives text and numbers.
+    run: fn() -> Result<(String, serde_json::Value)>,
+}
 
-/// A benchmark: name, heading, and what runs it, giving text and numbers.
-type Benchmark = (&'static str, &'static str, fn() -> Result<(String, serde_json::Value)>);
+const fn alone(
+    name: &'static str,
+    heading: &'static str,
+    run: fn() -> Result<(String, serde_json::Value)>,
+) -> Benchmark {
+    Benchmark { group: None, name, heading, run }
+}
 
-const BENCHMARKS: [Benchmark; 7] = [
-    ("overhead", "Engine overhead over ONNX Runtime called directly", || both(overhead::run()?)),
-    ("planner", "Planner beside petgraph's maximum flow", || both(planner::run()?)),
-    ("placement", "Plans beside every single cut", || both(placement::run()?)),
-    ("footprint", "Footprint of a node", || both(footprint::run()?)),
-    ("training", "Training steps beside PyTorch", || both(training::run()?)),
-    ("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),
-    ("fashion", "Fashion-MNIST beside PyTorch", || both(training::fashion::run()?)),
+const fn federated(
+    name: &'static str,
+    heading: &'static str,
+    run: fn() -> Result<(String, serde_json::Value)>,
+) -> Benchmark {
+    Benchmark { group: Some("federation"), name, heading, run }
+}
+
+/// All of them, in the order of the page.
+const BENCHMARKS: &[Benchmark] = &[
+    alone("overhead", "Engine overhead over ONNX Runtime called directly", || both(overhead::run()?)),
+    alone("planner", "Planner beside petgraph's maximum flow", || both(planner::run()?)),
+    alone("placement", "Plans beside every single cut", || both(placement::run()?)),
+    alone("footprint", "Footprint of a node", || both(footprint::run()?)),
+    alone("training", "Training steps beside PyTorch", || both(training::run()?)),
+    alone("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),
+    alone("fashion", "Fashion-MNIST beside PyTorch", || both(training::fashion::run()?)),
+    federated("flower", "Rounds of a federation beside Flower", || both(federation::flower::run()?)),
+    federated("codecs", "Bytes of a federation to an accuracy", || both(federation::codecs::run()?)),
+    federated("equality", "FedAvg beside PyTorch", || both(federation::equality::run()?)),
+    federated("robust", "Rules against harm", || both(federation::robust::run()?)),
+    federated("hierarchy", "Edges that average beside edges that pass on", || both(federation::hierarchy::run()?)),
+    federated("throughput", "Sums beside a copy", || both(federation::throughput::run()?)),
 ];
 
 fn both(report: impl serde::Serialize + std::fmt::Display) -> Result<(String, serde_json::Value)> {
@@ -41,46 +72,41 @@ fn main() -> Result<()> {
     }
     let json = words.iter().any(|word| word == "--json");
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
-    if let Some(unknown) = names.iter().find(|name| BENCHMARKS.iter().all(|(n, ..)| n != *name)) {
-        bail!("no benchmark `{unknown}`; there are {}", BENCHMARKS.map(|(n, ..)| n).join(", "));
-    }
-    let mut page = head();
-    for (name, heading, run) in BENCHMARKS {
-        if !names.is_empty() && !names.contains(&name) {
-            continue;
-        }
-        eprintln!("{heading}");
-        let (text, numbers) = run()?;
-        if json {
-            println!("{}", serde_json::json!({ "benchmark": name, "report": numbers }));
-        } else {
-            println!("## {heading}\n\n{}\n", text.trim_end());
-        }
-        let _ = write!(page, "\n## {heading}\n\n`cargo xtask bench {name}`\n\n{}\n", text.trim_end());
-    }
+    let chosen = chosen(&names)?;
     if names.is_empty() {
-        let repository = std::env::var_os("TIERLINE_REPOSITORY").map(PathBuf::from);
-        let repository = repository.context("TIERLINE_REPOSITORY is not set; run `cargo xtask bench`")?;
-        let path = repository.join("docs/reference/benchmarks.md");
-        std::fs::write(&path, page)?;
-        eprintln!("written to {}", path.display());
+        page::Page::anew()?.write()?;
+    }
+    for benchmark in chosen {
+        eprintln!("{}", benchmark.heading);
+        let (text, numbers) = (benchmark.run)()?;
+        if json {
+            println!("{}", serde_json::json!({ "benchmark": benchmark.name, "report": numbers }));
+        } else {
+            println!("## {}\n\n{}\n", benchmark.heading, text.trim_end());
+        }
+        // Behind each: what comes after may fail, and others may write beside.
+        let mut page = page::Page::open()?;
+        page.put(benchmark, text.trim_end());
+        page.write()?;
     }
     Ok(())
 }
 
-/// The page's head: what machine, and when.
-fn head() -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let cpu = cpu
-        .lines()
-        .find_map(|l| l.strip_prefix("model name")?.split(": ").nth(1))
-        .unwrap_or("unknown processor")
-        .to_owned();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let date = std::process::Command::new("date").arg("+%F").output();
-    let date = date.map_or_else(|_| String::new(), |d| String::from_utf8_lossy(&d.stdout).trim().to_owned());
-    format!(
-        "# Benchmarks\n\nWritten by `cargo xtask bench`, which runs each peer in the same run; compare ratios, not times of \
-         different machines.\n\nMachine: {cpu}, {cores} cores, shared with others. Date: {date}.\n"
-    )
+/// Those named, in the order of the page.
+fn chosen(names: &[&str]) -> Result<Vec<&'static Benchmark>> {
+    let known = |name: &str| BENCHMARKS.iter().any(|b| b.name == name || b.group == Some(name));
+    if let Some(unknown) = names.iter().find(|name| !known(name)) {
+        let mut all: Vec<&str> = BENCHMARKS.iter().flat_map(|b| [b.group, Some(b.name)]).flatten().collect();
+        let mut seen = std::collections::BTreeSet::new();
+        all.retain(|name| seen.insert(*name));
+        bail!("no benchmark `{unknown}`; there are {}", all.join(", "));
+    }
+    let named = |b: &Benchmark| names.contains(&b.name);
+    let wanted = |b: &&Benchmark| {
+        let grouped = b.group.is_some_and(|group| {
+            names.contains(&group) && !BENCHMARKS.iter().any(|other| other.group == Some(group) && named(other))
+        });
+        names.is_empty() || named(b) || grouped
+    };
+    Ok(BENCHMARKS.iter().filter(wanted).collect())
 }

@@ -49,9 +49,9 @@ size = 32
 kind = "sgd"
 momentum = 0.9
 [schedule]
-rate = 0.02
+rate = 0.03
 [federation.cloud]
-rounds = 5
+rounds = 10
 clients = { min = 2 }
 up = ["fp16", "zstd"]
 [federation.edge]

@@ -15,7 +15,6 @@ use serde::Serialize;
 use serde_json::Value;
 use tierline_zoo::{Batch, Bn, Options};
 
-const PACKAGE: &str = "dataset-fashion-mnist";
 const SEEDS: [u64; 3] = [1, 2, 3];
 const EPOCHS: usize = 8;
 const BATCH: usize = 64;
@@ -88,19 +87,12 @@ pub fn run() -> Result<Report> {
 }
 
 /// The folder of the four files, from the Debian package where it isn't there.
-fn data() -> Result<PathBuf> {
-    let cache = std::env::var_os("TIERLINE_ASSETS").context("TIERLINE_ASSETS is not set; run `cargo xtask bench`")?;
-    let folder = Path::new(&cache).with_file_name(PACKAGE);
-    let files = folder.join("usr/share/datasets/fashion-mnist");
-    if !files.exists() {
-        let fetched = tempfile::tempdir()?;
-        let status = Command::new("apt-get").args(["download", "-q", PACKAGE]).current_dir(&fetched).status()?;
-        ensure!(status.success(), "`apt-get download {PACKAGE}` failed; run `apt-get update` first");
-        let package = std::fs::read_dir(&fetched)?.next().context("apt-get downloaded nothing")??.path();
-        let status = Command::new("dpkg").arg("-x").arg(package).arg(&folder).status()?;
-        ensure!(status.success(), "`dpkg -x` failed");
-    }
-    Ok(files)
+///
+/// # Errors
+/// When the package can't be had.
+pub fn data() -> Result<PathBuf> {
+    let assets = std::env::var_os("TIERLINE_ASSETS").context("TIERLINE_ASSETS is not set; run `cargo xtask bench`")?;
+    tierline_demo::classes::fashion_files(Path::new(&assets))
 }
 
 fn ours(folder: &Path, data: &Path, seed: u64) -> Result<Run> {

@@ -149,23 +149,34 @@ pub fn run() -> Result<Report> {
 }
 
 /// A Python with PyTorch, installed where it isn't.
-fn pytorch() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it can't be.
+pub fn pytorch() -> Result<PathBuf> {
+    environment("pytorch", "PyTorch (several gigabytes)", PYTORCH)
+}
+
+/// The Python of a virtual environment in the cache that holds these packages.
+///
+/// # Errors
+/// When they can't be installed.
+pub fn environment(name: &str, what: &str, packages: &[&str]) -> Result<PathBuf> {
     let cache = std::env::var_os("TIERLINE_ASSETS").context("TIERLINE_ASSETS is not set; run `cargo xtask bench`")?;
-    let folder = Path::new(&cache).with_file_name("pytorch");
+    let folder = Path::new(&cache).with_file_name(name);
     let python = folder.join("bin/python");
     let stamp = folder.join("stamp");
-    if std::fs::read_to_string(&stamp).ok().as_deref() == Some(&PYTORCH.join("\n")) {
+    if std::fs::read_to_string(&stamp).ok().as_deref() == Some(&packages.join("\n")) {
         return Ok(python);
     }
-    eprintln!("  installing PyTorch into {} (several gigabytes)", folder.display());
+    eprintln!("  installing {what} into {}", folder.display());
     let own = std::env::var_os("TIERLINE_PYTHON").context("TIERLINE_PYTHON is not set; run `cargo xtask bench`")?;
     let ran = |command: &mut Command| -> Result<()> {
         ensure!(command.status()?.success(), "{command:?} failed");
         Ok(())
     };
     ran(Command::new(own).args(["-m", "venv", "--clear"]).arg(&folder))?;
-    ran(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--only-binary", ":all:"]).args(PYTORCH))?;
-    std::fs::write(stamp, PYTORCH.join("\n"))?;
+    ran(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--only-binary", ":all:"]).args(packages))?;
+    std::fs::write(stamp, packages.join("\n"))?;
     Ok(python)
 }
 

@@ -188,4 +188,5 @@ def learn(path, folder, seed, epochs, size, rate, threads):
         print(json.dumps({"accuracy": right / len(test)}), flush=True)
 
 
-{"steps": steps, "gradients": gradients, "learn": learn}[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    {"steps": steps, "gradients": gradients, "learn": learn}[sys.argv[1]](*sys.argv[2:])

@@ -32,6 +32,9 @@ use crate::workers::{Done, Order, Workers};
 /// adds.
 const MESSAGE_BYTES: u64 = 200;
 
+/// Versions of a model that an edge remembers to have fetched.
+const VERSIONS_KEPT: u64 = 64;
+
 /// What is made up.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scenario {
@@ -302,6 +305,25 @@ enum Happening {
     Away(usize),
     Back(usize),
     Wake(usize),
+    /// Bytes from an end are at the edge that passes them on.
+    Rising {
+        relay: usize,
+        bytes: u64,
+        then: Box<Happening>,
+    },
+    /// Bytes for an end are there.
+    Falling {
+        to: usize,
+        bytes: u64,
+        then: Box<Happening>,
+    },
+}
+
+/// An edge that only passes on: its ends share its link.
+struct Relay {
+    pipes: [Pipe; 2],
+    /// When versions of the model are there: fetched once for all ends.
+    models: BTreeMap<u64, Time>,
 }
 
 /// A model that the cloud has made, or had looked at.
@@ -317,6 +339,8 @@ struct Below {
     parent: usize,
     participant: Participant,
     pipes: [Pipe; 2],
+    /// The edge that passes on what it says and hears.
+    relay: Option<usize>,
     reachable: bool,
     /// The parent's model that it has, but for the first one.
     holds: u64,
@@ -369,6 +393,7 @@ struct Site {
     clock: Clock<Happening>,
     rng: Rng,
     nodes: Vec<Node>,
+    relays: Vec<Relay>,
     index: BTreeMap<String, usize>,
     workers: Workers,
     /// The cloud's, where models learn of public examples.
@@ -410,18 +435,13 @@ impl Site {
             Above { coordinator, desk, published, inbox: BTreeMap::new(), base, channels, sender }
         };
         let node = |name: String| Node { name, below: None, above: None, trainee: None, wakes_at: None };
-        let below = |parent: usize, links: &[&Link]| {
-            // A path is as slow as its slowest link, and as far as all together.
-            let link = links.iter().skip(1).fold(*links[0], |a, b| Link {
-                up_bytes_per_s: a.up_bytes_per_s.min(b.up_bytes_per_s),
-                down_bytes_per_s: a.down_bytes_per_s.min(b.down_bytes_per_s),
-                rtt: a.rtt + b.rtt,
-            });
+        let below = |parent: usize, link: &Link, relay: Option<usize>| {
             let (participant, _) = Participant::new();
             Below {
                 parent,
                 participant,
-                pipes: Pipe::pair(&link),
+                pipes: Pipe::pair(link),
+                relay,
                 reachable: true,
                 holds: 0,
                 update: None,
@@ -435,24 +455,24 @@ impl Site {
             for edge in 0..scenario.edges.max(1) {
                 nodes.push(Node {
                     above: Some(above(hop, 1 + edge as u64)),
-                    below: Some(below(0, &[&scenario.edge_link])),
+                    below: Some(below(0, &scenario.edge_link, None)),
                     ..node(format!("edge-{edge:02}"))
                 });
             }
         }
         let edges = nodes.len() - 1;
         let ends = shares.len();
+        let passing = if edges == 0 { scenario.edges } else { 0 };
+        let relay = |_| Relay { pipes: Pipe::pair(&scenario.edge_link), models: BTreeMap::new() };
+        let relays = (0..passing).map(relay).collect();
         for (end, share) in shares.into_iter().enumerate() {
-            let (parent, links) = match (edges, scenario.edges) {
-                (0, 0) => (0, vec![&scenario.end_link]),
-                (0, _) => (0, vec![&scenario.end_link, &scenario.edge_link]),
-                (edges, _) => (1 + end * edges / ends, vec![&scenario.end_link]),
-            };
+            let parent = if edges == 0 { 0 } else { 1 + end * edges / ends };
+            let relay = (passing > 0).then(|| end * passing / ends);
             let slow = 1.0 + rng.f64() * (scenario.spread - 1.0);
             let examples_per_s = scenario.examples_per_s / slow;
             let model = job.variant_of(&end_name(end)).map_or(0, |variant| variant + 1);
             let trainee = Trainee { share: Arc::new(share), model, examples_per_s, attack: None, running: None };
-            let below = Some(below(parent, &links));
+            let below = Some(below(parent, &scenario.end_link, relay));
             nodes.push(Node { below, trainee: Some(trainee), ..node(end_name(end)) });
         }
         Self {
@@ -460,6 +480,7 @@ impl Site {
             rng,
             index: nodes.iter().enumerate().map(|(i, n)| (n.name.clone(), i)).collect(),
             nodes,
+            relays,
             workers,
             tutor: None,
             epochs: job.epochs,
@@ -536,6 +557,15 @@ impl Site {
                 self.take_part(at, MemberEvent::Answered { task, verdict });
                 Ok(())
             }
+            Happening::Rising { relay, bytes, then } => {
+                let there = self.relays[relay].pipes[0].carry(self.clock.now(), bytes);
+                self.clock.at(there, *then);
+                Ok(())
+            }
+            Happening::Falling { to, bytes, then } => {
+                self.fall(to, bytes, *then);
+                Ok(())
+            }
             Happening::Away(at) => {
                 self.reach(at, false);
                 self.take_part(at, MemberEvent::LinkDown);
@@ -603,20 +633,16 @@ impl Site {
     }
 
     fn perform_below(&mut self, at: usize, action: MemberAction) {
-        let now = self.clock.now();
         match action {
             // Processes don't die here; tests of the machines have them die.
             MemberAction::Keep(_) | MemberAction::Prepare => {}
             MemberAction::Report(standing) => {
-                if let Some(time) = self.up(at, MESSAGE_BYTES) {
-                    self.clock.at(time, Happening::Stands(at, standing));
-                }
+                self.up(at, MESSAGE_BYTES, Happening::Stands(at, standing));
             }
             MemberAction::Work(work) => {
                 let bytes = self.bytes_to(at, work.version);
                 self.bytes_down += bytes;
-                let down = self.down(at, bytes + MESSAGE_BYTES);
-                self.clock.at(down.unwrap_or(now), Happening::Fetched(at, work));
+                self.fetch(at, bytes + MESSAGE_BYTES, work);
             }
             MemberAction::Abandon(task) => {
                 if let Some(trainee) = &mut self.nodes[at].trainee
@@ -628,12 +654,10 @@ impl Site {
             }
             MemberAction::Send(update) => {
                 let bytes = update.bytes;
-                match self.up(at, bytes + MESSAGE_BYTES) {
-                    Some(time) => {
-                        self.bytes_up += bytes;
-                        self.clock.at(time, Happening::Submitted(at, update));
-                    }
-                    None => self.take_part(at, MemberEvent::Unsent { task: update.task }),
+                let task = update.task;
+                match self.up(at, bytes + MESSAGE_BYTES, Happening::Submitted(at, update)) {
+                    true => self.bytes_up += bytes,
+                    false => self.take_part(at, MemberEvent::Unsent { task }),
                 }
             }
             MemberAction::Settle { counted, .. } => {
@@ -648,17 +672,54 @@ impl Site {
         }
     }
 
-    /// When bytes that a node sends up arrive; `None` if it can't send.
-    fn up(&mut self, at: usize, bytes: u64) -> Option<Time> {
+    /// Sends bytes up; `then` happens when they are there. Says whether the
+    /// node can send.
+    fn up(&mut self, at: usize, bytes: u64, then: Happening) -> bool {
         let now = self.clock.now();
-        let below = self.nodes[at].below.as_mut().filter(|b| b.reachable)?;
-        Some(below.pipes[0].carry(now, bytes))
+        let Some(below) = self.nodes[at].below.as_mut().filter(|b| b.reachable) else { return false };
+        let there = below.pipes[0].carry(now, bytes);
+        let then = match below.relay {
+            Some(relay) => Happening::Rising { relay, bytes, then: Box::new(then) },
+            None => then,
+        };
+        self.clock.at(there, then);
+        true
     }
 
-    fn down(&mut self, at: usize, bytes: u64) -> Option<Time> {
+    /// Sends bytes down; `then` happens when they are there, if the node can
+    /// be reached.
+    fn down(&mut self, at: usize, bytes: u64, then: Happening) {
+        let Some(below) = self.nodes[at].below.as_ref().filter(|b| b.reachable) else { return };
         let now = self.clock.now();
-        let below = self.nodes[at].below.as_mut().filter(|b| b.reachable)?;
-        Some(below.pipes[1].carry(now, bytes))
+        match below.relay {
+            Some(relay) => {
+                let there = self.relays[relay].pipes[1].carry(now, bytes);
+                self.clock.at(there, Happening::Falling { to: at, bytes, then: Box::new(then) });
+            }
+            None => self.fall(at, bytes, then),
+        }
+    }
+
+    /// Bytes take the last link to a node.
+    fn fall(&mut self, to: usize, bytes: u64, then: Happening) {
+        let now = self.clock.now();
+        let Some(below) = &mut self.nodes[to].below else { return };
+        let there = below.pipes[1].carry(now, bytes);
+        self.clock.at(there, then);
+    }
+
+    /// The model of a task comes down, once for all ends behind an edge.
+    fn fetch(&mut self, at: usize, bytes: u64, work: Work) {
+        let now = self.clock.now();
+        let then = Happening::Fetched(at, work);
+        let reachable = self.nodes[at].below.as_ref().filter(|b| b.reachable);
+        let Some(below) = reachable else { return self.clock.at(now, then) };
+        let Some(relay) = below.relay else { return self.fall(at, bytes, then) };
+        let Relay { pipes, models } = &mut self.relays[relay];
+        // Versions far back are asked for no more.
+        models.retain(|version, _| version + VERSIONS_KEPT > work.version);
+        let there = *models.entry(work.version).or_insert_with(|| pipes[1].carry(now, bytes));
+        self.clock.at(there, Happening::Falling { to: at, bytes, then: Box::new(then) });
     }
 
     /// Bytes that take a member to one of its parent's models: the job's first
@@ -796,15 +857,11 @@ impl Site {
                 let Some(above) = &self.nodes[at].above else { return Ok(()) };
                 let assignment = above.coordinator.assignment(&member);
                 let to = self.index[&member];
-                if let Some(time) = self.down(to, MESSAGE_BYTES) {
-                    self.clock.at(time, Happening::Told(to, assignment));
-                }
+                self.down(to, MESSAGE_BYTES, Happening::Told(to, assignment));
             }
             Action::Answer { member, task, verdict } => {
                 let to = self.index[&member];
-                if let Some(time) = self.down(to, MESSAGE_BYTES) {
-                    self.clock.at(time, Happening::Answered(to, task, verdict));
-                }
+                self.down(to, MESSAGE_BYTES, Happening::Answered(to, task, verdict));
             }
             Action::Add { update, version, staleness, .. } => {
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };

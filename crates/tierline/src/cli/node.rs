@@ -1,6 +1,6 @@
 //! `tierline node`, `tierline join`: this device as part of a site.
 
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
@@ -13,6 +13,11 @@ use crate::config::NodeConfig;
 use crate::daemon::{self, transport};
 use crate::identity::{self, Identity, JoinToken, KeyRequest};
 use crate::output::{Exit, ExitWith, Failure, Outcome};
+
+/// How long joining waits for an edge that isn't connected to its cloud, and
+/// between attempts.
+const JOIN_PATIENCE: Duration = Duration::from_secs(10);
+const JOIN_AGAIN: Duration = Duration::from_millis(250);
 
 #[derive(Debug, clap::Args)]
 pub struct NodeArgs {
@@ -147,7 +152,17 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
             name,
             versions: Some(Versions::OURS.into()),
         };
-        let reply = enrollment.join(message).await.map_err(|s| client::refused(&s))?.into_inner();
+        let begun = Instant::now();
+        let reply = loop {
+            match enrollment.join(message.clone()).await {
+                Ok(reply) => break reply.into_inner(),
+                // An edge that has just been started asks the cloud, too.
+                Err(status) if status.code() == tonic::Code::Unavailable && begun.elapsed() < JOIN_PATIENCE => {
+                    tokio::time::sleep(JOIN_AGAIN).await;
+                }
+                Err(status) => return Err(client::refused(&status)),
+            }
+        };
         let chain = reply.certificate_chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
         let identity: Identity = request.accept(chain, ca, SystemTime::now()).exit_with(Exit::Verification)?;
         identity.save(&folder).exit_with(Exit::Failure)?;

@@ -101,7 +101,10 @@ impl Uplink {
     #[must_use]
     pub fn reason(&self) -> String {
         let shared = self.read();
-        shared.failure.as_ref().map_or_else(|| format!("{} is being dialled", self.url), Failure::to_string)
+        shared
+            .failure
+            .as_ref()
+            .map_or_else(|| format!("there is no connection to {} yet", self.url), Failure::to_string)
     }
 
     /// The parent's name, once it said hello.

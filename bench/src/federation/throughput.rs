@@ -1,0 +1,125 @@
+//! How fast updates are added to an exact sum, beside a plain copy and a plain
+//! sum of the same numbers. Start at [`run`].
+
+use std::fmt;
+use std::hint::black_box;
+use std::time::Instant;
+
+use anyhow::Result;
+use serde::Serialize;
+use tierline_federate::ExactSum;
+
+use super::median;
+
+const NUMBERS: [usize; 3] = [100_000, 1_000_000, 10_000_000];
+
+/// Rounds in which all three take their turn.
+const ROUNDS: usize = 25;
+
+/// What was measured.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Report {
+    /// One per length of an update.
+    pub rows: Vec<Row>,
+}
+
+/// Medians for updates of one length, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Numbers of an update.
+    pub numbers: usize,
+    /// Copying it.
+    pub copy_ms: f64,
+    /// Adding it, times a weight, to a sum in f64.
+    pub plain_ms: f64,
+    /// Adding it, times a weight, to an exact sum.
+    pub exact_ms: f64,
+    /// Median over the rounds of adding exactly over copying.
+    pub over_copy: f64,
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// When a sum refuses what it is given.
+pub fn run() -> Result<Report> {
+    let rows = NUMBERS.into_iter().map(row).collect::<Result<_>>()?;
+    Ok(Report { rows })
+}
+
+fn row(numbers: usize) -> Result<Row> {
+    let update: Vec<f32> = (0..numbers).map(|i| (i % 1_000) as f32 * 1e-3 - 0.5).collect();
+    let (mut copy, mut plain) = (vec![0f32; numbers], vec![0f64; numbers]);
+    let mut exact = ExactSum::new(numbers);
+    // Short ones many times: the clock is not that fine.
+    let times = (10_000_000 / numbers).max(1);
+    let mut rows: [Vec<f64>; 4] = Default::default();
+    for round in 0..=ROUNDS {
+        let copied = timed(times, || {
+            black_box(&mut copy).copy_from_slice(black_box(&update));
+            Ok(())
+        })?;
+        let summed = timed(times, || {
+            let update = black_box(&update);
+            black_box(&mut plain).iter_mut().zip(update).for_each(|(s, x)| *s += 3.0 * f64::from(*x));
+            Ok(())
+        })?;
+        let added = timed(times, || Ok(exact.add(black_box(3.0), black_box(&update))?))?;
+        // The first touches memory for the first time.
+        if round > 0 {
+            let found = [copied, summed, added, added / copied];
+            rows.iter_mut().zip(found).for_each(|(row, value)| row.push(value));
+        }
+    }
+    let [copy_ms, plain_ms, exact_ms, over_copy] = rows.map(|row| median(&row));
+    Ok(Row { numbers, copy_ms, plain_ms, exact_ms, over_copy })
+}
+
+/// Milliseconds of one of `times` turns.
+fn timed(times: usize, mut turn: impl FnMut() -> Result<()>) -> Result<f64> {
+    let begun = Instant::now();
+    for _ in 0..times {
+        turn()?;
+    }
+    Ok(begun.elapsed().as_secs_f64() * 1e3 / times as f64)
+}
+
+impl Row {
+    /// Bytes that an exact addition moves in a second: an update of four, and
+    /// two sums of eight there and back; over a copy's, of four each way.
+    fn bandwidth(&self) -> (f64, f64) {
+        let rate = |bytes: f64, ms: f64| bytes * self.numbers as f64 / ms / 1e6;
+        (rate(36.0, self.exact_ms), rate(8.0, self.copy_ms))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "Adding an update, times its weight, to the sum that doesn't depend on the order of arrival, beside copying it\n\
+             and beside a sum in f64 that does depend on it; one thread, in turns, medians of {ROUNDS} rounds. Bandwidth is\n\
+             what is read and written: 36 bytes a number for the exact sum, 8 for a copy.\n"
+        )?;
+        writeln!(
+            f,
+            "| numbers | copy ms | f64 sum ms | exact sum ms | exact / copy | exact / f64 sum | GB/s exact | GB/s copy | of the copy's |"
+        )?;
+        writeln!(f, "|---|---|---|---|---|---|---|---|---|")?;
+        for row in &self.rows {
+            let (exact, copy) = row.bandwidth();
+            writeln!(
+                f,
+                "| {} | {:.3} | {:.3} | {:.3} | {:.2} | {:.2} | {exact:.1} | {copy:.1} | {:.2} |",
+                row.numbers,
+                row.copy_ms,
+                row.plain_ms,
+                row.exact_ms,
+                row.over_copy,
+                row.exact_ms / row.plain_ms,
+                exact / copy
+            )?;
+        }
+        Ok(())
+    }
+}
