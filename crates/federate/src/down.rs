@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use tierline_codec::update::{self, Pipeline};
+use tierline_codec::update::Pipeline;
 
 use crate::{Channel, FederateError, Layout, Vectors, wire};
 

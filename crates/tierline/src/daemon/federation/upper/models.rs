@@ -117,12 +117,12 @@ impl Desks {
     }
 
     /// A model as members start from it.
-    pub(super) async fn load(&self, version: u64) -> Result<Vectors, Failure> {
+    pub(super) async fn load(&mut self, version: u64) -> Result<Vectors, Failure> {
         self.load_of(Side::Upper, version).await
     }
 
     /// A model of this side's own.
-    pub(super) async fn load_own(&self, version: u64) -> Result<Vectors, Failure> {
+    pub(super) async fn load_own(&mut self, version: u64) -> Result<Vectors, Failure> {
         let side = if self.desk.down().is_some() { Side::UpperOwn } else { Side::Upper };
         self.load_of(side, version).await
     }
@@ -148,7 +148,7 @@ impl Desks {
         Ok(())
     }
 
-    async fn load_of(&self, side: Side, version: u64) -> Result<Vectors, Failure> {
+    async fn load_of(&mut self, side: Side, version: u64) -> Result<Vectors, Failure> {
         let node = self.node();
         let missing = || Failure::new(Code::Corrupt, format!("model {version} of the job is gone"));
         let digest = node.state.version(self.upper.id, side, version)?.ok_or_else(missing)?;
