@@ -48,14 +48,7 @@ pub fn check(layout: &Layout, channels: &[Channel], contribution: &Contribution)
     if examples == 0 || steps == 0 || !(effective_steps.is_finite() && effective_steps > 0.0) {
         return Err(FederateError::Report { examples, steps });
     }
-    for (&channel, vector) in &contribution.vectors {
-        layout.check(channel, vector)?;
-        if let Some(index) = vector.iter().position(|x| !x.is_finite()) {
-            let part = layout.part_of(channel, index).unwrap_or_default().to_owned();
-            return Err(FederateError::NotFinite { part, value: vector[index] });
-        }
-    }
-    Ok(())
+    layout.check_all(&contribution.vectors)
 }
 
 /// Refuses an answer that should say how a model does, and nothing else.

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use tierline_codec::update::Pipeline;
 
-use crate::strategy::Distillation;
 use crate::down::{self, Down};
-use crate::{Channel, FederateError, Memory, Personal, Rule, Select, Sender, Strategy, Timing, Vectors};
+use crate::strategy::Distillation;
+use crate::{Channel, FederateError, Gossip, Memory, Personal, Rule, Select, Sender, Strategy, Timing, Vectors};
 
 /// A federation.
 ///
@@ -92,6 +92,10 @@ pub struct Hop {
     /// sets the two apart; whole when left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub down: Vec<String>,
+    /// An edge's: how its model meets other edges' between its rounds; not at
+    /// all when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gossip: Option<Gossip>,
 }
 
 impl Default for Hop {
@@ -104,6 +108,7 @@ impl Default for Hop {
             up: Vec::new(),
             memory: Memory::default(),
             down: Vec::new(),
+            gossip: None,
         }
     }
 }
@@ -212,6 +217,9 @@ impl Federation {
         self.cloud.check("federation.cloud")?;
         self.personal.as_ref().map_or(Ok(()), Personal::check)?;
         let setting = |what, reason: &str| Err(FederateError::Setting { what, reason: reason.to_owned() });
+        if self.cloud.gossip.is_some() {
+            return setting("federation.cloud.gossip", "it is edges that gossip; move the table to federation.edge");
+        }
         if self.own_models() && self.evaluate_at == Some(EvaluateAt::Cloud) {
             let reason = "each end has a model of its own, which the cloud can't look at; leave it out";
             return setting("federation.evaluate_at", reason);
@@ -289,6 +297,7 @@ impl Hop {
             return setting("a rule against harm needs more than two answers; give the buffer a larger size");
         }
         down::stages(what, &self.down)?;
+        self.gossip.as_ref().map_or(Ok(()), Gossip::check)?;
         self.rule.check()?;
         self.strategy.behaviour().check()
     }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Channel, FederateError};
+use crate::{Channel, FederateError, Vectors};
 
 /// A tensor of the model that travels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +82,21 @@ impl Layout {
             return Ok(());
         }
         Err(FederateError::Length { channel: channel.name(), expected, given: vector.len() })
+    }
+
+    /// Refuses vectors of another model, or with a number that isn't finite.
+    ///
+    /// # Errors
+    /// [`FederateError::Length`], [`FederateError::NotFinite`].
+    pub fn check_all(&self, vectors: &Vectors) -> Result<(), FederateError> {
+        for (&channel, vector) in vectors {
+            self.check(channel, vector)?;
+            if let Some(index) = vector.iter().position(|x| !x.is_finite()) {
+                let part = self.part_of(channel, index).unwrap_or_default().to_owned();
+                return Err(FederateError::NotFinite { part, value: vector[index] });
+            }
+        }
+        Ok(())
     }
 
     /// The part that holds an element, by its name.

@@ -77,6 +77,7 @@ pub const RULES: &[Rule] = &[
     rule("/tierline.v1.Control/Session", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Infer/Run", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Federate/Submit", Roles::CHILDREN, Roles::PARENTS),
+    rule("/tierline.v1.Federate/Meet", Roles::EDGE, Roles::EDGE),
     rule("/tierline.v1.Bulk/Stat", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Bulk/Fetch", Roles::CHILDREN, Roles::PARENTS),
     rule("/tierline.v1.Bulk/Probe", Roles::CHILDREN, Roles::PARENTS),

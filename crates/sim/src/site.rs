@@ -1,5 +1,7 @@
 //! The site: nodes, what happens between them, and the loop over it.
 
+mod meet;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,9 +10,10 @@ use std::time::Duration;
 
 use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::aggregate::{self, mean_of};
+use tierline_federate::gossip::Offer;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, HeldOut, Report, RoundScores, Scoreboard, Sender, Server,
-    Vectors, desk, wire,
+    Channel, Contribution, Counted, Desk, FederateError, Gossip, HeldOut, Report, RoundScores, Scoreboard, Sender,
+    Server, Vectors, desk, wire,
 };
 use tierline_graph::Model;
 use tierline_node::federation::{
@@ -20,9 +23,10 @@ use tierline_node::federation::{
 use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
 use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Blueprint, Kept, Models, Share, Tutor, Workplace, seed_of_model};
+use tierline_train::federated::{Blueprint, Kept, Models, Share, Tutor, Workplace};
 use tierline_train::{Job, Scores, TrainError};
 
+use self::meet::Circle;
 use crate::attack::Attack;
 use crate::clock::Clock;
 use crate::link::{Link, Pipe};
@@ -302,6 +306,15 @@ enum Happening {
     Submitted(usize, Update),
     /// A member hears what became of its update.
     Answered(usize, Task, Verdict),
+    /// A neighbour's model is at an edge that gossips.
+    Met {
+        at: usize,
+        from: usize,
+        number: u64,
+        offer: Arc<Offer>,
+    },
+    /// It doesn't wait for others any longer.
+    MeetingEnds(usize, u64),
     Away(usize),
     Back(usize),
     Wake(usize),
@@ -380,6 +393,7 @@ struct Node {
     below: Option<Below>,
     above: Option<Above>,
     trainee: Option<Trainee>,
+    circle: Circle,
     wakes_at: Option<Time>,
 }
 
@@ -402,6 +416,8 @@ struct Site {
     /// The job's.
     seed: u64,
     edge_rounds: u64,
+    /// How edges meet between their rounds.
+    gossip: Option<Gossip>,
     /// Rounds of the job, and whether ends look at models.
     rounds: u64,
     look: bool,
@@ -434,7 +450,14 @@ impl Site {
             let (coordinator, sender) = (Coordinator::new(terms), hop.sender());
             Above { coordinator, desk, published, inbox: BTreeMap::new(), base, channels, sender }
         };
-        let node = |name: String| Node { name, below: None, above: None, trainee: None, wakes_at: None };
+        let node = |name: String| Node {
+            name,
+            below: None,
+            above: None,
+            trainee: None,
+            circle: Circle::default(),
+            wakes_at: None,
+        };
         let below = |parent: usize, link: &Link, relay: Option<usize>| {
             let (participant, _) = Participant::new();
             Below {
@@ -486,6 +509,7 @@ impl Site {
             epochs: job.epochs,
             seed: job.seed,
             edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
+            gossip: federation.edge.as_ref().and_then(|e| e.gossip.clone()),
             rounds: federation.cloud.rounds,
             look: federation.looks_at_ends(),
             availability: scenario.availability,
@@ -566,6 +590,8 @@ impl Site {
                 self.fall(to, bytes, *then);
                 Ok(())
             }
+            Happening::Met { at, from, number, offer } => self.hear(at, from, number, offer),
+            Happening::MeetingEnds(at, number) => self.meeting_ends(at, number),
             Happening::Away(at) => {
                 self.reach(at, false);
                 self.take_part(at, MemberEvent::LinkDown);
@@ -761,12 +787,12 @@ impl Site {
             self.clock.at(now + takes, Happening::Worked(at, work.task));
             return Ok(());
         }
-        let Some(above) = &mut node.above else { return Ok(()) };
+        self.cut_short(at)?;
+        let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
         let version = above.desk.version() + 1;
         above.desk.replace(version, &start);
         above.base = Arc::new(above.desk.server().model.clone());
-        above.desk.publish(seed_of_model(self.seed, version))?;
-        above.published.insert(version, Arc::new(above.desk.held().clone()));
+        self.publish(at, version)?;
         let stretch = work.task.0 + 1;
         let rounds = if work.look { 0 } else { self.edge_rounds };
         self.coordinate(at, Event::Begin { version, rounds, look: work.look, stretch })
@@ -874,6 +900,9 @@ impl Site {
                 }
             }
             Action::Make { round, counted, members, last, .. } => {
+                if let Some(meeting) = self.meets(at) {
+                    return self.begin_meeting(at, meeting, &counted, members);
+                }
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
                 above.desk.make(&counted, members)?;
                 let version = above.desk.version();
@@ -881,11 +910,8 @@ impl Site {
                     let taught = tutor.teach(&above.desk.server().model, round)?;
                     above.desk.replace(version, &taught);
                 }
-                above.desk.publish(seed_of_model(self.seed, version))?;
-                above.published.insert(version, Arc::new(above.desk.held().clone()));
-                let in_use = above.coordinator.versions_in_use();
-                above.desk.retain(&in_use);
-                above.published.retain(|v, _| *v == version || in_use.contains(v));
+                self.publish(at, version)?;
+                self.let_go(at, version);
                 if at == 0 {
                     // The cloud's are looked at first.
                     self.made.push_back(Made { round, counted, last, look: false });
@@ -904,6 +930,14 @@ impl Site {
             Action::Excluded { member, reason } => self.excluded.push((member, reason)),
         }
         Ok(())
+    }
+
+    /// Keeps the models that members may still start from.
+    fn let_go(&mut self, at: usize, version: u64) {
+        let Some(above) = &mut self.nodes[at].above else { return };
+        let in_use = above.coordinator.versions_in_use();
+        above.desk.retain(&in_use);
+        above.published.retain(|v, _| *v == version || in_use.contains(v));
     }
 
     /// A stretch is done: the cloud's job, or an edge's task.

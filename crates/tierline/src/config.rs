@@ -33,6 +33,10 @@ pub struct NodeConfig {
     /// Address to listen on; ends don't listen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<String>,
+    /// Where other edges reach this one (`https://host:port`); without it, the
+    /// address it listens on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
     /// Address where Prometheus may read this node's numbers, over plain HTTP;
     /// nobody may when it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,6 +73,7 @@ impl Default for NodeConfig {
             data: PathBuf::new(),
             name: String::new(),
             listen: None,
+            advertise: None,
             metrics: None,
             parents: Vec::new(),
             engine: "auto".to_owned(),
@@ -118,6 +123,9 @@ impl NodeConfig {
         }
         if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
             return wrong(format!("parents: `{url}` is no address; write https://host:port"));
+        }
+        if let Some(url) = self.advertise.as_ref().filter(|url| !url.starts_with("https://")) {
+            return wrong(format!("advertise: `{url}` is no address; write https://host:port"));
         }
         Ok(())
     }

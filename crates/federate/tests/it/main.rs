@@ -2,6 +2,7 @@
 //! selection, settings.
 
 mod down;
+mod gossip;
 mod rules;
 mod select;
 mod senders;

@@ -57,6 +57,10 @@ fn what_makes_no_sense_is_refused_with_the_reason() {
         ("[cloud]\ndown = ['topl:0.1']", "there is no stage"),
         ("[cloud]\ndown = ['zstd']", "as many bits as the model"),
         ("[edge]\ndown = ['zstd']", "federation.edge: down"),
+        ("[cloud]\ngossip = {}", "it is edges that gossip"),
+        ("[edge]\ngossip = { every = 0 }", "at least 1"),
+        ("[edge]\ngossip = { patience_s = 0.0 }", "above 0"),
+        ("[edge]\ngossip = { deadline_s = -1.0 }", "above 0"),
         ("[stop]\naccuracy = 90.0", "at most 1"),
     ] {
         let error = read(text).expect_err(text);

@@ -7,13 +7,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tierline_engine::{Engine, LoadOptions};
-use tierline_federate::RoundScores;
+use tierline_federate::{Channel, RoundScores};
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::{Elements, Model, Tensor};
 use tierline_sim::{Examples, Link, Outcome, Scenario, SimError, run};
 use tierline_train::Job;
 use tierline_train::data::{Dataset, Partition, Targets, partition};
-use tierline_train::federated::{Models, Share, Workplace};
+use tierline_train::federated::{Blueprint, Models, Share, Workplace};
 use tierline_train::job::Variant;
 use tierline_zoo::{Batch, Bn, Options};
 
@@ -59,8 +59,17 @@ fn job(federation: &str) -> Job {
 }
 
 fn simulate(federation: &str, ends: usize, scenario: &Scenario) -> Result<(Outcome, Vec<RoundScores>), SimError> {
+    simulate_on(&Partition::Dirichlet { alpha: 0.5 }, federation, ends, scenario)
+}
+
+fn simulate_on(
+    how: &Partition,
+    federation: &str,
+    ends: usize,
+    scenario: &Scenario,
+) -> Result<(Outcome, Vec<RoundScores>), SimError> {
     let all = pictures(400, 1);
-    let shares = partition(&all, &Partition::Dirichlet { alpha: 0.5 }, ends, 9).unwrap();
+    let shares = partition(&all, how, ends, 9).unwrap();
     let data = shares.iter().map(|share| all.subset(share).unwrap()).collect();
     let test = pictures(200, 2);
     let mut told = Vec::new();
@@ -449,4 +458,57 @@ fn personal(federation: &str, edges: usize) -> Outcome {
     let scenario = Scenario { edges, ..Scenario::default() };
     let examples = Examples { ends: ends.collect(), test: None, public: None };
     run(&engine(), &network(), &job, examples, &scenario, &AtomicBool::new(false), &mut |_| ()).unwrap()
+}
+
+/// Edges with two ends each, which meet between their rounds.
+fn gossip(rounds: &str, gossip: &str, edges: usize) -> Outcome {
+    let text = format!("[federation.cloud]\n{rounds}[federation.edge]\nrounds = 8\n{gossip}");
+    let scenario = Scenario { edges, ..Scenario::default() };
+    simulate(&text, 2 * edges, &scenario).unwrap().0
+}
+
+#[test]
+fn edges_that_gossip_need_nobody_in_the_middle() {
+    let alone = gossip("rounds = 1\n", "", 4);
+    for graph in ["ring", "random", "complete"] {
+        let settings = format!("gossip = {{ graph = '{graph}' }}\n");
+        let outcome = gossip("rounds = 1\n", &settings, 4);
+        assert!(accuracy(&outcome) > 0.8, "{graph}: {:.3}", accuracy(&outcome));
+        // Each edge's model goes to its neighbours behind each of eight rounds.
+        let neighbours = if graph == "complete" { 3 } else { 2 };
+        let met = outcome.rounds[0].bytes_up - alone.rounds[0].bytes_up;
+        let model = 4 * 101_770;
+        assert!((8 * 4 * neighbours * model..8 * 4 * neighbours * (model + 100)).contains(&met), "{graph}: {met}");
+        assert_eq!(outcome.model, gossip("rounds = 1\n", &settings, 4).model, "again the same");
+    }
+    // Less often, and with the cloud's mean between.
+    let seldom = gossip("rounds = 2\n", "gossip = { every = 4 }\n", 3);
+    assert!(accuracy(&seldom) > 0.8, "{:.3}", accuracy(&seldom));
+}
+
+#[test]
+fn gossip_with_everybody_is_what_a_cloud_does() {
+    // Equal shares: all models become their mean, as if the cloud had averaged
+    // them behind each round; but for the rounding of numbers.
+    let scenario = Scenario { edges: 4, ..Scenario::default() };
+    let model = |text: &str| simulate_on(&Partition::Iid, text, 8, &scenario).unwrap().0.model;
+    let met = model("[federation.cloud]\nrounds = 1\n[federation.edge]\nrounds = 2\ngossip = { graph = 'complete' }\n");
+    let averaged = model("[federation.cloud]\nrounds = 2\n[federation.edge]\nrounds = 1\n");
+    let weights = |model: &Model| Blueprint::new(model.clone(), &job("")).unwrap().initial()[&Channel::Model].clone();
+    let (met, averaged) = (weights(&met), weights(&averaged));
+    let apart = met.iter().zip(&averaged).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(met.len() == averaged.len() && apart < 1e-5, "{apart}");
+}
+
+#[test]
+fn edges_wait_for_neighbours_no_longer_than_they_are_told_to() {
+    // Ends of one edge are many times slower.
+    let slow = Scenario { edges: 2, spread: 50.0, examples_per_s: 10.0, ..Scenario::default() };
+    let job = |gossip: &str| format!("[federation.cloud]\nrounds = 1\n[federation.edge]\nrounds = 4\n{gossip}");
+    let seconds = |gossip: &str| simulate(&job(gossip), 2, &slow).unwrap().0.rounds[0].seconds;
+    let apart = seconds("");
+    let waits = seconds("gossip = {}\n");
+    let hurries = seconds("gossip = { deadline_s = 1.0 }\n");
+    assert!(hurries < waits + 1e-6 && hurries < apart + 5.0, "{apart} {hurries} {waits}");
+    assert!((apart - waits).abs() < 5.0, "the slowest decides in any case");
 }

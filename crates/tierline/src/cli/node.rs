@@ -30,6 +30,9 @@ pub struct NodeArgs {
     /// Address to listen on
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
+    /// Where other edges reach this one, if not where it listens: https://host:port
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
     /// Give numbers to Prometheus at this address, over plain HTTP
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<String>,
@@ -63,6 +66,9 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
     }
     if args.listen.is_some() {
         config.listen = args.listen;
+    }
+    if args.advertise.is_some() {
+        config.advertise = args.advertise;
     }
     if args.metrics.is_some() {
         config.metrics = args.metrics;

@@ -79,6 +79,8 @@ pub struct Node {
     pub federations: federation::Federations,
     authority: Option<authority::Authority>,
     uplinks: Vec<Arc<Uplink>>,
+    /// Where other nodes reach it, once it listens.
+    url: std::sync::OnceLock<String>,
     changes: broadcast::Sender<RequestEvent>,
     revocations: Mutex<Revocations>,
     state: Arc<crate::store::State>,
@@ -99,6 +101,12 @@ impl Node {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Where other nodes reach it; empty for those that aren't called.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.url.get().map_or("", String::as_str)
     }
 
     /// Its identity, from its certificate.

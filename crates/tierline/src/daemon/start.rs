@@ -1,5 +1,6 @@
 //! A node's start and end.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -96,10 +97,14 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
 
     let mut stop = node.draining.subscribe();
     let listener = listen(&node).await?;
-    let url = listener.as_ref().and_then(|l| l.local_addr().ok()).map(|a| {
-        let host = if a.ip().is_unspecified() { "127.0.0.1".to_owned() } else { a.ip().to_string() };
-        format!("https://{host}:{}", a.port())
+    let address = listener.as_ref().and_then(|l| l.local_addr().ok());
+    let url = address.map(|a| {
+        let local = if a.ip().is_unspecified() { std::net::Ipv4Addr::LOCALHOST.into() } else { a.ip() };
+        format!("https://{}", SocketAddr::new(local, a.port()))
     });
+    if let Some(advertised) = node.config().advertise.clone().or_else(|| advertised(&node, address?)) {
+        let _ = node.url.set(advertised);
+    }
     let scraped = listen_for_scrapes(&node).await?;
     let metrics = scraped.as_ref().and_then(|l| l.local_addr().ok()).map(|a| format!("http://{a}/metrics"));
     if let Some(listener) = scraped {
@@ -244,6 +249,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         federations: super::federation::Federations::default(),
         authority,
         uplinks,
+        url: std::sync::OnceLock::new(),
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
         revocations: Mutex::new(revocations),
         state,
@@ -295,6 +301,23 @@ fn profile_missing(node: &Arc<Node>) {
             node.profile_later(entry);
         }
     }
+}
+
+/// Where others reach a node that listens on this address: on every address of
+/// the machine, that is the one from which it calls its parent.
+fn advertised(node: &Node, listens: SocketAddr) -> Option<String> {
+    let parent = node.config().parents.first().and_then(|url| url.strip_prefix("https://"));
+    let towards = |parent: &str| {
+        // Sends nothing: the system only says which way it would go.
+        let socket = UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect(parent).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let ip = match listens.ip() {
+        ip if ip.is_unspecified() => parent.and_then(towards)?,
+        ip => ip,
+    };
+    Some(format!("https://{}", SocketAddr::new(ip, listens.port())))
 }
 
 /// The network's door; ends have none.

@@ -3,13 +3,16 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper_util::rt::TokioIo;
+use tierline_proto::Digest;
 use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use tierline_proto::v1::bulk_client::BulkClient;
 use tierline_proto::v1::control_client::ControlClient;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::v1::federate_client::FederateClient;
 use tierline_proto::v1::infer_client::InferClient;
+use tierline_proto::v1::{Failure, FetchRequest};
 use tokio::net::TcpStream;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
@@ -129,6 +132,26 @@ impl Pair {
     #[must_use]
     pub fn bulk(&self) -> BulkClient<Channel> {
         BulkClient::new(self.second.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Fetches an artefact from an offset on; `take` gets each piece with its
+    /// offset, and the artefact's whole length.
+    ///
+    /// # Errors
+    /// When the peer has it not, or the transfer breaks.
+    pub async fn fetch(
+        &self,
+        digest: Digest,
+        offset: u64,
+        mut take: impl FnMut(u64, u64, Bytes) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let failure = |status| Failure::from_status(&status);
+        let request = FetchRequest { digest: digest.to_bytes(), offset, length: 0 };
+        let mut stream = self.bulk().fetch(request).await.map_err(failure)?.into_inner();
+        while let Some(chunk) = stream.message().await.map_err(failure)? {
+            take(chunk.total, chunk.offset, chunk.data)?;
+        }
+        Ok(())
     }
 
     /// Client of the federation service: on the connection for bulk.

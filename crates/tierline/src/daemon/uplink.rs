@@ -588,15 +588,9 @@ impl Uplink {
         &self,
         digest: Digest,
         offset: u64,
-        mut take: impl FnMut(u64, u64, Bytes) -> Result<(), Failure>,
+        take: impl FnMut(u64, u64, Bytes) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let mut client = self.pair()?.bulk();
-        let request = v1::FetchRequest { digest: digest.to_bytes(), offset, length: 0 };
-        let mut stream = client.fetch(request).await.map_err(|s| self.failure(&s))?.into_inner();
-        while let Some(chunk) = stream.message().await.map_err(|s| self.failure(&s))? {
-            take(chunk.total, chunk.offset, chunk.data)?;
-        }
-        Ok(())
+        self.pair()?.fetch(digest, offset, take).await.map_err(|failure| failure.at(&self.name()))
     }
 }
 

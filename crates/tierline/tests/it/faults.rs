@@ -271,8 +271,13 @@ impl Ghost {
                     // Once: the answer is what is wanted of it, again.
                     if told.lock().unwrap().is_none() {
                         let ready = Some(job_standing::Standing::Examples(100));
-                        let standing =
-                            JobStanding { job: assignment.job.clone(), node: String::new(), standing: ready, holds: 0 };
+                        let standing = JobStanding {
+                            job: assignment.job.clone(),
+                            node: String::new(),
+                            standing: ready,
+                            holds: 0,
+                            url: String::new(),
+                        };
                         send.send(say(child_message::Body::Standing(standing))).await.unwrap();
                     }
                     *told.lock().unwrap() = Some(assignment);
@@ -301,7 +306,13 @@ impl Ghost {
 
     /// Says what somebody below it is at.
     fn stands(&self, job: &bytes::Bytes, node: &str, standing: job_standing::Standing) {
-        let standing = JobStanding { job: job.clone(), node: node.to_owned(), standing: Some(standing), holds: 0 };
+        let standing = JobStanding {
+            job: job.clone(),
+            node: node.to_owned(),
+            standing: Some(standing),
+            holds: 0,
+            url: String::new(),
+        };
         let message = ChildMessage { body: Some(child_message::Body::Standing(standing)) };
         self.runtime.block_on(self.say.send(message)).unwrap();
     }

@@ -36,6 +36,15 @@ pub fn seed_of_model(seed: u64, version: u64) -> u64 {
     seed_of(&[seed, DOWN, version])
 }
 
+/// Decides which edges meet in a round of the cloud.
+#[must_use]
+pub fn seed_of_meeting(seed: u64, round: u64) -> u64 {
+    seed_of(&[seed, MEETING, round])
+}
+
+/// Keeps the seeds of meetings apart from others.
+const MEETING: u64 = 0x6d65_6574;
+
 /// Keeps the seeds of models apart from others.
 const DOWN: u64 = 0x646f_776e;
 

@@ -264,6 +264,21 @@ impl Coordinator {
         stretch == self.ledger.stretch && self.ledger.until > 0
     }
 
+    /// Whether this stretch is under way, and how many of its rounds make a
+    /// model still, the one under way included.
+    #[must_use]
+    pub fn left_of(&self, stretch: u64) -> Option<u64> {
+        let Ledger { until, round, look, .. } = self.ledger;
+        self.knows(stretch).then(|| until.saturating_sub(round + u64::from(look)))
+    }
+
+    /// Members that were asked for a round and weren't given up.
+    #[must_use]
+    pub fn asked(&self, round: u64) -> BTreeSet<&str> {
+        let asked = self.ledger.tasks.values().filter(|given| given.round == round);
+        asked.map(|given| given.member.as_str()).collect()
+    }
+
     /// The newest model.
     #[must_use]
     pub fn version(&self) -> u64 {

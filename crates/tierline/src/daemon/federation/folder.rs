@@ -72,6 +72,11 @@ impl Folder {
         self.0.join(format!("server-{version}"))
     }
 
+    /// Of an edge that gossips: whom it meets.
+    pub(super) fn neighbours(&self) -> PathBuf {
+        self.0.join("neighbours.json")
+    }
+
     fn last_round(&self) -> PathBuf {
         self.0.join("round.json")
     }

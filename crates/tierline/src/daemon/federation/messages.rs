@@ -8,8 +8,8 @@ use tierline_proto::Digest;
 use tierline_proto::v1;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, TaskFailure, UpdateHeader, WorkOrder, WorkReport,
-    job_standing, job_verdict,
+    Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, Neighbour, TaskFailure, UpdateHeader, WorkOrder,
+    WorkReport, job_standing, job_verdict,
 };
 
 pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
@@ -48,6 +48,8 @@ pub(super) struct Start {
     /// Artefacts of what sets it, and those before it, apart from the one
     /// before each.
     pub(super) differences: Vec<Digest>,
+    /// Of an edge that gossips: whom it meets.
+    pub(super) neighbours: Vec<Neighbour>,
 }
 
 /// What a coordinator wants, and where its task's model is.
@@ -59,7 +61,8 @@ pub(super) fn want(assignment: Assignment, start: Start) -> Want {
         Assignment::Work { task, round, version, look } => {
             let model = start.model.map(Digest::to_bytes).unwrap_or_default();
             let differences = start.differences.into_iter().map(Digest::to_bytes).collect();
-            Want::Work(WorkOrder { task: task.0, round, version, model, look, differences })
+            let neighbours = start.neighbours;
+            Want::Work(WorkOrder { task: task.0, round, version, model, look, differences, neighbours })
         }
     }
 }
@@ -78,20 +81,21 @@ pub(super) fn assignment_of(want: Want) -> Result<Option<(Assignment, Start)>, F
         // Which model is the last one matters to nobody below.
         Want::Over(_) => (Assignment::Over { version: 0 }, none),
         Want::Out(failure) => (Assignment::Out { reason: failure.message }, none),
-        Want::Work(WorkOrder { task, round, version, model, look, differences }) => {
+        Want::Work(WorkOrder { task, round, version, model, look, differences, neighbours }) => {
             if differences.len() > DIFFERENCES_MAX {
                 let text = format!("{} differences lead to a model; {DIFFERENCES_MAX} may", differences.len());
                 return Err(Failure::new(Code::Protocol, text));
             }
             let model = if model.is_empty() { None } else { Some(digest(&model)?) };
             let differences = differences.iter().map(|bytes| digest(bytes)).collect::<Result<_, _>>()?;
-            (Assignment::Work { task: Task(task), round, version, look }, Start { model, differences })
+            (Assignment::Work { task: Task(task), round, version, look }, Start { model, differences, neighbours })
         }
     }))
 }
 
-/// A standing as it travels, of a member that holds this model of its parent.
-pub(super) fn standing(job: Digest, standing: &Standing, holds: u64) -> JobStanding {
+/// A standing as it travels, of a member that holds this model of its parent
+/// and is reached there, if it is.
+pub(super) fn standing(job: Digest, standing: &Standing, holds: u64, url: &str) -> JobStanding {
     let failure = |reason: &str| Failure::new(Code::Infeasible, reason);
     let standing = match standing {
         Standing::Preparing => job_standing::Standing::Preparing(Empty {}),
@@ -101,7 +105,7 @@ pub(super) fn standing(job: Digest, standing: &Standing, holds: u64) -> JobStand
             job_standing::Standing::Failed(TaskFailure { task: task.0, reason: Some(failure(reason)) })
         }
     };
-    JobStanding { job: job.to_bytes(), node: String::new(), standing: Some(standing), holds }
+    JobStanding { job: job.to_bytes(), node: String::new(), standing: Some(standing), holds, url: url.to_owned() }
 }
 
 /// What a member says it is at; `None` when it is away, or for what this

@@ -8,6 +8,7 @@
 
 mod data;
 mod folder;
+mod gossip;
 mod journal;
 mod lower;
 mod messages;
@@ -22,13 +23,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tierline_federate::Federation;
+use tierline_federate::{Federation, Gossip};
 use tierline_node::federation::Standing;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, JobEvent, child_message, parent_message};
 use tierline_proto::{Digest, Role};
 use tierline_train::Job;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 
 pub use self::folder::Folder;
 use self::lower::ToLower;
@@ -73,6 +74,11 @@ impl JobManifest {
         self.job.federation.clone().unwrap_or_default()
     }
 
+    /// How edges gossip, where they do.
+    fn gossip(&self) -> Option<Gossip> {
+        self.job.federation.as_ref()?.edge.as_ref()?.gossip.clone()
+    }
+
     /// The model that an end trains.
     fn model_of(&self, end: &str) -> Digest {
         let other = self.job.variant_of(end).and_then(|variant| self.models.get(variant));
@@ -94,6 +100,8 @@ pub struct Federations {
     /// What happens to jobs, for watchers: outlives a side that is taken up
     /// again.
     feeds: Mutex<BTreeMap<Digest, broadcast::Sender<JobEvent>>>,
+    /// Rings when this node offers another model to its neighbours.
+    offered: Notify,
 }
 
 impl Federations {
@@ -211,7 +219,7 @@ impl Node {
 
     /// Tells a parent that this node takes no part in a job.
     fn tell_unable(&self, uplink: &Uplink, job: Digest, reason: &str) {
-        let standing = messages::standing(job, &Standing::Unable { reason: reason.to_owned() }, 0);
+        let standing = messages::standing(job, &Standing::Unable { reason: reason.to_owned() }, 0, "");
         uplink.tell(child_message::Body::Standing(standing));
     }
 

@@ -140,7 +140,13 @@ impl Inner {
         self.models.remove(member);
         self.standings.remove(member);
         let away = Some(job_standing::Standing::Away(Empty {}));
-        self.tell(JobStanding { job: job.to_bytes(), node: member.to_owned(), standing: away, holds: 0 });
+        self.tell(JobStanding {
+            job: job.to_bytes(),
+            node: member.to_owned(),
+            standing: away,
+            holds: 0,
+            url: String::new(),
+        });
     }
 
     /// Remembers which models came by here, so that those which nobody starts

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tierline_proto::limits::UPDATE_BYTES_MAX;
 use tierline_proto::v1::federate_server::Federate;
 use tierline_proto::v1::{
-    Code, Failure, JobVerdict, SubmitChunk, SubmitReply, UpdateHeader, submit_chunk, submit_reply,
+    Code, Failure, JobVerdict, MeetReply, MeetRequest, SubmitChunk, SubmitReply, UpdateHeader, submit_chunk,
+    submit_reply,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -55,6 +56,12 @@ impl Federate for FederateService {
             let _ = answers.send(body).await;
         });
         Ok(Response::new(ReceiverStream::new(receive)))
+    }
+
+    async fn meet(&self, request: Request<MeetRequest>) -> Result<Response<MeetReply>, Status> {
+        let peer = gate::caller(&request)?;
+        let reply = self.0.meet(&peer.name, &request.into_inner()).await;
+        Ok(Response::new(reply.map_err(|failure| failure.at(self.0.name()).into_status())?))
     }
 }
 

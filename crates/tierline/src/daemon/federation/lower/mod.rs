@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use self::desk::Desk;
 use super::messages::{Start, internal};
 use super::upper::ToUpper;
-use super::{AGAIN, Folder, INBOX_MAX, JobManifest, journal, may_pass, messages};
+use super::{AGAIN, Folder, INBOX_MAX, JobManifest, gossip, journal, may_pass, messages};
 use crate::daemon::uplink::Uplink;
 use crate::daemon::{Node, wait_until};
 use crate::store::jobs::Side;
@@ -127,7 +127,10 @@ impl Member {
                     return Ok(());
                 }
                 let Some((assignment, start)) = messages::assignment_of(want)? else { return Ok(()) };
-                if let Assignment::Work { .. } = assignment {
+                if let Assignment::Work { task, round, .. } = assignment {
+                    if !start.neighbours.is_empty() {
+                        gossip::remember(&self.lower.folder, task, round, &start.neighbours)?;
+                    }
                     self.start = start;
                 }
                 self.step(MemberEvent::Assigned(assignment))
@@ -227,7 +230,9 @@ impl Member {
     fn report(&self, standing: &Standing) {
         if let Some(parent) = &self.parent {
             let holds = self.holds.load(Ordering::Relaxed);
-            parent.tell(child_message::Body::Standing(messages::standing(self.lower.id, standing, holds)));
+            let gossips = self.lower.manifest.gossip().is_some() && self.lower.above.is_some();
+            let url = if gossips { self.lower.node.url() } else { "" };
+            parent.tell(child_message::Body::Standing(messages::standing(self.lower.id, standing, holds, url)));
         }
     }
 

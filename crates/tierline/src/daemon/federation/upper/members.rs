@@ -37,12 +37,13 @@ impl Desks {
                 false => Ok(()),
             };
         }
-        let holds = standing.holds;
+        let (holds, url) = (standing.holds, standing.url.clone());
         let Some(standing) = messages::standing_of(standing) else { return Ok(()) };
         if !self.routes.claim(child, &member) {
             return Ok(());
         }
         self.holds.insert(member.clone(), holds);
+        self.reached_at(&member, url);
         match &standing {
             Standing::Unable { reason } => self.note_unable(&member, reason),
             _ => drop(self.unable.remove(&member)),
@@ -110,7 +111,8 @@ impl Desks {
         let leading = self.desk.down().into_iter().flat_map(|down| down.leading_to(version));
         // None where one of them is gone: they are followed one behind the other.
         let differences: Option<_> = leading.map(|version| of(Side::UpperDifferences, version)).collect();
-        Start { model: of(Side::Upper, version), differences: differences.unwrap_or_default() }
+        let differences = differences.unwrap_or_default();
+        Start { model: of(Side::Upper, version), differences, neighbours: Vec::new() }
     }
 
     /// Bytes that take a member to a model: the job's first one whole, others
@@ -125,8 +127,8 @@ impl Desks {
         let node = self.node();
         let assignment = self.coordinator.assignment(member);
         let mut start = Start::default();
-        if let Assignment::Work { task, version, .. } = assignment {
-            start = self.start(version);
+        if let Assignment::Work { task, version, round, .. } = assignment {
+            start = Start { neighbours: self.neighbours_of(member, round), ..self.start(version) };
             let told = self.told.insert(member.to_owned(), task);
             if told != Some(task) {
                 // What was sent before a restart was counted by who is gone.

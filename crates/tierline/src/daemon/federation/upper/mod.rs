@@ -1,5 +1,6 @@
 //! The side that coordinates: performs what a job's coordinator asks.
 
+mod meet;
 mod members;
 mod models;
 mod set_up;
@@ -20,6 +21,8 @@ use tierline_train::data::Dataset;
 use tierline_train::federated::{Blueprint, Tutor, Workplace};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use self::meet::Meeting;
+use super::gossip::Met;
 use super::lower::ToLower;
 use super::messages::{self, internal};
 use super::{Folder, JobManifest, journal};
@@ -64,6 +67,8 @@ pub(super) enum ToUpper {
         /// Whether ends only look at it.
         look: bool,
     },
+    /// An edge has met its neighbours.
+    Met(Met),
     /// An edge's job is over.
     End,
     Info(oneshot::Sender<JobInfo>),
@@ -109,6 +114,10 @@ struct Desks {
     told: BTreeMap<String, Task>,
     /// The model that each member holds, once it has what it was told of.
     holds: BTreeMap<String, u64>,
+    /// Where members that gossip are reached.
+    urls: BTreeMap<String, String>,
+    /// Of an edge that meets its neighbours.
+    meeting: Option<Meeting>,
     /// Members that can't take part, and why.
     unable: BTreeMap<String, String>,
     bytes_up: u64,
@@ -206,7 +215,9 @@ impl Desks {
                 }
                 self.submitted(member, header, answer).await
             }
+            ToUpper::Met(met) => self.met(met).await,
             ToUpper::Begin { task, model, look } => {
+                self.cut_short().await?;
                 let version = self.desk.version() + 1;
                 let stretch = task.0 + 1;
                 let rounds = if look { 0 } else { self.upper.hop.rounds };
@@ -219,6 +230,7 @@ impl Desks {
                 self.step(Event::Begin { version, rounds, look, stretch }).await
             }
             ToUpper::End => {
+                self.meeting = None;
                 self.step(Event::End).await?;
                 self.clean().await
             }
@@ -339,6 +351,9 @@ impl Desks {
                     self.desk.add(contribution, version, staleness).map_err(internal)
                 })?;
                 self.files.push(file);
+            }
+            Action::Make { version, counted, members, .. } if self.meets().is_some() => {
+                self.begin_meeting(version, &counted, members).await?;
             }
             Action::Make { version, round, counted, members, last } => {
                 return self.make(version, round, &counted, members, last).await.map(Some);

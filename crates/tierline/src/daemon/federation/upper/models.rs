@@ -201,7 +201,7 @@ impl Desks {
         }
         self.upper.folder.clear();
         journal::forget::<Record>(&node, self.upper.id)?;
-        for side in [Side::Upper, Side::UpperOwn, Side::UpperDifferences] {
+        for side in [Side::Upper, Side::UpperOwn, Side::UpperDifferences, Side::Offers] {
             node.drop_models(self.upper.id, side, &[]).await?;
         }
         Ok(())

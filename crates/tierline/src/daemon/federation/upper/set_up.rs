@@ -58,6 +58,8 @@ impl Upper {
             routes: Routes::default(),
             told: BTreeMap::new(),
             holds: BTreeMap::new(),
+            urls: BTreeMap::new(),
+            meeting: None,
             unable: BTreeMap::new(),
             bytes_up: 0,
             bytes_down: 0,

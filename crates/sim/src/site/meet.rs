@@ -1,0 +1,130 @@
+//! Edges that gossip: an edge's model crosses its link to the cloud's network
+//! and each neighbour's, and is mixed in once it is there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tierline_federate::gossip::{Mix, Offer};
+use tierline_federate::{Counted, Gossip, Report};
+use tierline_node::federation::Event;
+use tierline_train::federated::{seed_of_meeting, seed_of_model};
+
+use super::{Happening, SimError, Site};
+
+/// What an edge knows of its neighbours.
+#[derive(Default)]
+pub(super) struct Circle {
+    meeting: Option<Meeting>,
+    /// Models that are here, by meeting and whose they are.
+    heard: BTreeMap<(u64, usize), Arc<Offer>>,
+}
+
+/// One that waits for neighbours' models.
+struct Meeting {
+    number: u64,
+    version: u64,
+    own: Arc<Offer>,
+    /// By name.
+    neighbours: Vec<usize>,
+}
+
+impl Site {
+    /// The number of the meeting behind the round that closed, if there is one.
+    pub(super) fn meets(&self, at: usize) -> Option<(u64, Gossip)> {
+        let gossip = self.gossip.clone().filter(|_| at > 0)?;
+        let work = self.nodes[at].below.as_ref()?.participant.working()?;
+        let left = self.nodes[at].above.as_ref()?.coordinator.left_of(work.task.0 + 1)?;
+        let within = self.edge_rounds.checked_sub(left)?;
+        gossip.meets_behind(within).then_some((work.round * self.edge_rounds + within, gossip))
+    }
+
+    /// Makes an edge's own model and sends it to its neighbours.
+    pub(super) fn begin_meeting(
+        &mut self,
+        at: usize,
+        (number, gossip): (u64, Gossip),
+        counted: &[Counted],
+        members: usize,
+    ) -> Result<(), SimError> {
+        let neighbours = self.neighbours(at, &gossip);
+        let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
+        above.desk.make(counted, members)?;
+        let model = above.desk.server().model.clone();
+        let own = Arc::new(Offer { examples: Report::together(counted).examples, model });
+        let bytes = own.encode(above.desk.layout())?.len() as u64;
+        let version = above.desk.version();
+        for &to in &neighbours {
+            let then = Box::new(Happening::Met { at: to, from: at, number, offer: Arc::clone(&own) });
+            if self.up(at, bytes, Happening::Falling { to, bytes, then }) {
+                self.bytes_up += bytes;
+            }
+        }
+        self.nodes[at].circle.meeting = Some(Meeting { number, version, own, neighbours });
+        if let Some(deadline) = gossip.deadline() {
+            self.clock.at(self.clock.now() + deadline, Happening::MeetingEnds(at, number));
+        }
+        self.meet(at, false)
+    }
+
+    fn neighbours(&self, at: usize, gossip: &Gossip) -> Vec<usize> {
+        let (Some(cloud), Some(below)) = (&self.nodes[0].above, &self.nodes[at].below) else { return Vec::new() };
+        let Some(work) = below.participant.working() else { return Vec::new() };
+        let edge = |name: &&str| self.nodes[self.index[*name]].above.is_some();
+        let edges: Vec<&str> = cloud.coordinator.asked(work.round).into_iter().filter(edge).collect();
+        let seed = seed_of_meeting(self.seed, work.round);
+        let neighbours = gossip.graph.neighbours(&edges, &self.nodes[at].name, seed);
+        neighbours.into_iter().map(|name| self.index[name]).collect()
+    }
+
+    /// A neighbour's model is there.
+    pub(super) fn hear(&mut self, at: usize, from: usize, number: u64, offer: Arc<Offer>) -> Result<(), SimError> {
+        self.nodes[at].circle.heard.insert((number, from), offer);
+        self.meet(at, false)
+    }
+
+    /// An edge doesn't wait any longer.
+    pub(super) fn meeting_ends(&mut self, at: usize, number: u64) -> Result<(), SimError> {
+        let waits = self.nodes[at].circle.meeting.as_ref().is_some_and(|meeting| meeting.number == number);
+        if waits { self.meet(at, true) } else { Ok(()) }
+    }
+
+    /// Mixes what is there, if all is or nobody waits for more.
+    fn meet(&mut self, at: usize, late: bool) -> Result<(), SimError> {
+        let Circle { meeting, heard } = &mut self.nodes[at].circle;
+        let ready = |m: &mut Meeting| late || m.neighbours.iter().all(|n| heard.contains_key(&(m.number, *n)));
+        let Some(meeting) = meeting.take_if(ready) else { return Ok(()) };
+        let mut mix = Mix::new(Offer::clone(&meeting.own), meeting.neighbours.len());
+        for neighbour in &meeting.neighbours {
+            if let Some(offer) = heard.get(&(meeting.number, *neighbour)) {
+                mix.meet(offer)?;
+            }
+        }
+        heard.retain(|(number, _), _| *number > meeting.number);
+        if let Some(above) = &mut self.nodes[at].above {
+            above.desk.replace(meeting.version, &mix.mixed());
+        }
+        self.conclude(at, meeting.version)
+    }
+
+    /// Ends a meeting that nobody wants any more.
+    pub(super) fn cut_short(&mut self, at: usize) -> Result<(), SimError> {
+        match self.nodes[at].circle.meeting.take() {
+            Some(meeting) => self.conclude(at, meeting.version),
+            None => Ok(()),
+        }
+    }
+
+    /// A node's model can be had by its members.
+    pub(super) fn publish(&mut self, at: usize, version: u64) -> Result<(), SimError> {
+        let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
+        above.desk.publish(seed_of_model(self.seed, version))?;
+        above.published.insert(version, Arc::new(above.desk.held().clone()));
+        Ok(())
+    }
+
+    fn conclude(&mut self, at: usize, version: u64) -> Result<(), SimError> {
+        self.publish(at, version)?;
+        self.let_go(at, version);
+        self.coordinate(at, Event::Made { version, enough: false })
+    }
+}
