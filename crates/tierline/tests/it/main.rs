@@ -5,6 +5,7 @@ mod cli;
 mod data;
 mod faults;
 mod federation;
+mod gossip;
 mod harness;
 mod identity;
 mod site;

@@ -217,16 +217,17 @@ impl Desks {
             }
             ToUpper::Met(met) => self.met(met).await,
             ToUpper::Begin { task, model, look } => {
-                self.cut_short().await?;
-                let version = self.desk.version() + 1;
                 let stretch = task.0 + 1;
                 let rounds = if look { 0 } else { self.upper.hop.rounds };
                 // Of one that is under way the model has moved on.
                 if !self.coordinator.knows(stretch) {
+                    self.cut_short().await?;
+                    let version = self.desk.version() + 1;
                     self.desk.replace(version, &model);
                     self.publish(version).await?;
                     self.round_began = Instant::now();
                 }
+                let version = self.desk.version();
                 self.step(Event::Begin { version, rounds, look, stretch }).await
             }
             ToUpper::End => {
