@@ -65,6 +65,11 @@ const WAYS: &[Way] = &[
         "up = [\"int8\", \"zstd\"]\nstrategy = { kind = \"diloco\", rate = 0.7, momentum = 0.5 }",
     ),
     composed("top-k 0.2%, sign, 5 epochs", 150, "up = [\"topk:0.002\", \"sign\"]"),
+    composed(
+        "top-k 0.2%, sign, 5 epochs, DiLoCo",
+        150,
+        "up = [\"topk:0.002\", \"sign\"]\nstrategy = { kind = \"diloco\", rate = 0.7, momentum = 0.8 }",
+    ),
     composed("top-k 0.1%, sign, 5 epochs", 200, "up = [\"topk:0.001\", \"sign\"]"),
 ];
 
