@@ -26,7 +26,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::federation::{Federation, part, pictures, rounds};
+use crate::federation::{Federation, part, pictures, round_of, rounds};
 use crate::harness::{Node, tierline, until};
 
 impl Federation {
@@ -72,6 +72,33 @@ fn a_round_goes_on_without_a_member_that_vanishes() {
     assert!(watcher.wait().unwrap().success());
     let rounds = federation.done();
     assert!(rounds.iter().all(|round| round["clients"] == 2), "{rounds:?}");
+}
+
+#[test]
+fn an_end_that_is_away_at_the_end_has_its_own_model_later() {
+    let text = "[federation.cloud]\nrounds = 12\nclients = { min = 1, patience_s = 2.0 }\n\
+                [federation.personal]\nkind = 'ditto'\nlambda = 0.1\n";
+    let federation = Federation::new(text);
+    let job = federation.folder.path().join("squares.toml");
+    let text = std::fs::read_to_string(&job).unwrap().replace("test = 'held-out'", "hold_out = 0.25");
+    std::fs::write(&job, text).unwrap();
+    let mut ends: Vec<Node> = (0..2).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let mut watcher = federation.watch();
+    until("some rounds have ended", || (round_of(&federation.site.cloud)? >= 3).then_some(()));
+    ends[1].kill();
+    let _ended = watcher.wait();
+    let last = federation.done();
+    assert_eq!(last.last().unwrap()["clients"], 1, "{last:?}");
+    let own = |end: &Node| {
+        let file = federation.folder.path().join("own.onnx");
+        let ran = end.ask(&["job", "model", "squares", "--out", file.to_str().unwrap(), "--json"]);
+        (ran.code == 0).then(|| Model::load(&file).unwrap())
+    };
+    assert!(own(&ends[0]).is_some());
+    ends[1].restart();
+    let own = until("it makes its own", || own(&ends[1]));
+    assert!(own != Model::load(&federation.folder.path().join("out/model.onnx")).unwrap());
+    until("and is done", || ends[1].ask(&["job", "ls", "--json"]).stdout.contains("over").then_some(()));
 }
 
 #[test]

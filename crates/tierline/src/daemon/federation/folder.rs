@@ -241,7 +241,7 @@ impl Folder {
             // What stays behind only takes room.
             let _ = std::fs::remove_dir_all(self.0.join(folder));
         }
-        self.remove(&[self.kept(), self.last_round()]);
+        self.remove(&[self.kept(), self.last_round(), self.neighbours()]);
         for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with("server-") {
                 self.remove(&[entry.path()]);

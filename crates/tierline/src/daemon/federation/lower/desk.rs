@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use bytes::Bytes;
-use tierline_federate::{Contribution, Layout, Sender, Vectors};
+use tierline_federate::{Contribution, Layout, Report, Sender, Vectors};
 use tierline_graph::Model;
 use tierline_node::federation::{Update, Work};
 use tierline_proto::Digest;
@@ -73,11 +73,8 @@ impl Desk {
         let mut kept = before.clone();
         let task = federated::Task { member: node.name(), round: work.round, start };
         let done = if work.look {
-            let concluded = place.conclude(task, share, &kept, stop).map_err(internal)?;
-            if let Some((_, Some(own))) = &concluded {
-                folder.write(&folder.result(), &own.to_bytes().map_err(internal)?)?;
-            }
-            concluded.map(|(report, _)| Contribution { vectors: Vectors::new(), report })
+            let report = self.conclude(node, folder, work.round, start, stop)?;
+            report.map(|report| Contribution { vectors: Vectors::new(), report })
         } else {
             place.work(task, share, &mut kept, stop).map_err(internal)?
         };
@@ -86,6 +83,27 @@ impl Desk {
         std::thread::sleep(begun.elapsed().mul_f64((node.config().slowdown - 1.0).max(0.0)));
         contribution.report.seconds = begun.elapsed().as_secs_f64();
         self.hold(node, folder, sender, work, &contribution, (&before, kept)).map(Some)
+    }
+
+    /// Looks at the model that a job led to, and keeps an end's own if it has
+    /// one; `None` when it was told to stop.
+    pub(super) fn conclude(
+        &mut self,
+        node: &Node,
+        folder: &Folder,
+        round: u64,
+        start: &Vectors,
+        stop: &AtomicBool,
+    ) -> Result<Option<Report>, Failure> {
+        let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
+        let task = federated::Task { member: node.name(), round, start };
+        let Some((report, own)) = place.conclude(task, share, &folder.load_kept()?, stop).map_err(internal)? else {
+            return Ok(None);
+        };
+        if let Some(own) = own {
+            folder.write(&folder.result(), &own.to_bytes().map_err(internal)?)?;
+        }
+        Ok(Some(report))
     }
 
     /// Puts an update of this member on the disk.

@@ -1,6 +1,7 @@
 //! The side that takes part: performs what a job's participant asks.
 
 mod desk;
+mod finish;
 mod start;
 
 use std::collections::VecDeque;
@@ -33,6 +34,8 @@ pub(super) enum ToLower {
     Parent { uplink: Arc<Uplink>, up: bool },
     /// What was begun here has come to something.
     Event(MemberEvent),
+    /// An end that was away at the end has a model of its own now.
+    Concluded,
     /// The model of a task is here: an edge's rounds begin.
     Fetched { work: Work, model: Vectors },
     /// An edge's rounds are done.
@@ -151,6 +154,7 @@ impl Member {
                 Ok(())
             }
             ToLower::Event(event) => self.step(event),
+            ToLower::Concluded => self.end("over", ""),
             ToLower::Fetched { work, model } => {
                 if let (Some(above), true) = (&self.lower.above, self.participant.working() == Some(work)) {
                     let _ = above.send(ToUpper::Begin { task: work.task, model, look: work.look }).await;
@@ -197,10 +201,29 @@ impl Member {
                 MemberAction::Abandon(_) => self.stop.store(true, Ordering::Relaxed),
                 MemberAction::Send(update) => self.send(update),
                 MemberAction::Settle { task, counted } => self.lower.folder.settle(task.0, counted)?,
-                MemberAction::Finish { .. } => self.end("over", "")?,
+                MemberAction::Finish { .. } => self.finish()?,
                 MemberAction::Leave { reason } => self.end("left out", &reason)?,
             }
         }
+        Ok(())
+    }
+
+    /// The job is over: an end that should have a model of its own makes it
+    /// first.
+    fn finish(&mut self) -> Result<(), Failure> {
+        let Lower { node, id, manifest, folder, above } = &self.lower;
+        if above.is_some() || !finish::lacks_own(manifest, folder) {
+            return self.end("over", "");
+        }
+        let (node, id, manifest, folder) = (Arc::clone(node), *id, Arc::clone(manifest), folder.clone());
+        let (desk, later) = (Arc::clone(&self.desk), self.door.clone());
+        tokio::spawn(async move {
+            if let Err(failure) = finish::conclude(&node, id, &manifest, &folder, &desk).await {
+                let text = format!("no model of this end's own came of job {}: {failure}", manifest.name);
+                node.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
+            }
+            let _ = later.send(ToLower::Concluded).await;
+        });
         Ok(())
     }
 
@@ -251,14 +274,8 @@ impl Member {
             (Arc::clone(&self.lower.node), Arc::clone(&self.lower.manifest), Arc::clone(&self.desk), self.door.clone());
         let coordinates = self.lower.above.is_some();
         tokio::spawn(async move {
-            let prepared = async || {
-                let model = if coordinates { manifest.model } else { manifest.model_of(node.name()) };
-                node.ensure_artefact(model).await?;
-                let bytes = node.artefacts.get(model).await?;
-                tokio::task::block_in_place(|| Desk::open(&node, &manifest, bytes, coordinates))
-            };
             let result = loop {
-                match prepared().await {
+                match open(&node, &manifest, coordinates).await {
                     Ok((made, examples)) => {
                         *desk.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
                         break Ok(examples);
@@ -351,4 +368,13 @@ impl Member {
             let _ = later.send(ToLower::Event(event)).await;
         });
     }
+}
+
+/// Makes ready what work needs: the model from above, the data here. Examples
+/// come with it.
+async fn open(node: &Arc<Node>, manifest: &JobManifest, coordinates: bool) -> Result<(Desk, u64), Failure> {
+    let model = if coordinates { manifest.model } else { manifest.model_of(node.name()) };
+    node.ensure_artefact(model).await?;
+    let bytes = node.artefacts.get(model).await?;
+    tokio::task::block_in_place(|| Desk::open(node, manifest, bytes, coordinates))
 }
