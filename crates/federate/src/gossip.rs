@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
+use tierline_codec::update::Pipeline;
 
 use crate::strategy::in_range;
-use crate::{FederateError, Layout, Vectors, wire};
+use crate::{Channel, FederateError, Layout, Vectors, wire};
 
 /// How an edge's model meets its neighbours'.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,10 @@ pub struct Gossip {
     /// An edge's rounds between two meetings; the last round of a task is one
     /// if they divide it.
     pub every: u64,
+    /// How models travel between edges: stages that round, such as `fp16` or
+    /// `int8`, and `zstd`; all bits of every number when left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<String>,
     /// Seconds after which an edge goes on without neighbours whose model isn't
     /// there yet; when left out, it waits for all that can be reached.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,7 +40,7 @@ pub struct Gossip {
 
 impl Default for Gossip {
     fn default() -> Self {
-        Self { graph: Graph::default(), every: 1, deadline_s: None, patience_s: 60.0 }
+        Self { graph: Graph::default(), every: 1, stages: Vec::new(), deadline_s: None, patience_s: 60.0 }
     }
 }
 
@@ -62,7 +67,21 @@ impl Gossip {
         in_range("federation.edge.gossip.every", every as f64, every > 0, "at least 1")?;
         in_range("federation.edge.gossip.patience_s", patience_s, patience_s > 0.0, "above 0")?;
         let deadline = deadline_s.unwrap_or(f64::MAX);
-        in_range("federation.edge.gossip.deadline_s", deadline, deadline > 0.0, "above 0")
+        in_range("federation.edge.gossip.deadline_s", deadline, deadline > 0.0, "above 0")?;
+        let setting = |reason| Err(FederateError::Setting { what: "federation.edge.gossip.stages", reason });
+        match Pipeline::parse(&self.stages) {
+            Err(error) => setting(error.to_string()),
+            Ok(pipeline) if !pipeline.sends_all() => {
+                setting("it is models that travel, not changes: name stages that round, such as int8".to_owned())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// How models travel between edges.
+    #[must_use]
+    pub fn pipeline(&self) -> Pipeline {
+        Pipeline::parse(&self.stages).unwrap_or_default()
     }
 
     /// Whether edges meet behind this round of a task, from 0.
@@ -118,13 +137,20 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// As it travels.
+    /// As it travels; `seed` decides what stages draw. Statistics keep all
+    /// their bits.
     ///
     /// # Errors
     /// When a number isn't finite.
-    pub fn encode(&self, layout: &Layout) -> Result<Vec<u8>, FederateError> {
+    pub fn encode(&self, layout: &Layout, stages: &Pipeline, seed: u64) -> Result<Vec<u8>, FederateError> {
+        let mut frame = wire::Writer::new(self.model.len());
+        for (&channel, vector) in &self.model {
+            let shapes = layout.shapes(channel);
+            let stages = if channel == Channel::Statistics { &stages.without_loss() } else { stages };
+            frame.put(channel, |out| stages.encode(vector, &shapes, seed, out))?;
+        }
         let mut bytes = self.examples.to_le_bytes().to_vec();
-        bytes.extend(wire::encode(&self.model, layout)?);
+        bytes.extend(frame.finish());
         Ok(bytes)
     }
 
@@ -144,9 +170,15 @@ impl Offer {
     }
 }
 
-/// An edge's model on its way to the mixed one: twelve bytes for each number,
+/// An edge's model on its way to the mixed one: sixteen bytes for each number,
 /// however many neighbours there are.
+///
+/// What sets two edges apart is taken between their models as both know them,
+/// rounded as they travelled: so a pair moves alike, and the edge's own model
+/// keeps the bits that didn't travel.
 pub struct Mix {
+    model: Vectors,
+    /// The edge's model as neighbours get it.
     own: Offer,
     /// What each number moves by.
     moves: Vec<Vec<f64>>,
@@ -155,11 +187,12 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// An edge's own model, before it meets so many neighbours.
+    /// An edge's model, and what it offers of it, before it meets so many
+    /// neighbours.
     #[must_use]
-    pub fn new(own: Offer, neighbours: usize) -> Self {
+    pub fn new(model: Vectors, own: Offer, neighbours: usize) -> Self {
         let moves = own.model.values().map(|vector| vec![0.0; vector.len()]).collect();
-        Self { own, moves, share: 1.0 / (1.0 + neighbours as f64) }
+        Self { model, own, moves, share: 1.0 / (1.0 + neighbours as f64) }
     }
 
     /// Meets a neighbour. Sums are in f64, but depend on the order: by name.
@@ -189,7 +222,7 @@ impl Mix {
     /// The mixed model.
     #[must_use]
     pub fn mixed(self) -> Vectors {
-        let mut model = self.own.model;
+        let mut model = self.model;
         for (vector, moves) in model.values_mut().zip(&self.moves) {
             vector.iter_mut().zip(moves).for_each(|(x, by)| *x = (f64::from(*x) + by) as f32);
         }

@@ -47,7 +47,7 @@ use crate::frame::Reader;
 use header::Header;
 use packing::Packing;
 use precision::blocks::largest;
-use support::{Placed, Support};
+use support::Placed;
 
 /// Which elements an encoding brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +107,7 @@ impl Pipeline {
     /// Whether decoding gives back every bit.
     #[must_use]
     pub fn is_lossless(&self) -> bool {
-        self.support == Support::All && self.precision.is_lossless()
+        self.sends_all() && self.precision.is_lossless()
     }
 
     /// Appends the encoding of `vector`.

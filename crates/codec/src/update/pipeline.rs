@@ -100,6 +100,12 @@ impl Pipeline {
 }
 
 impl Pipeline {
+    /// Whether every element travels by itself.
+    #[must_use]
+    pub fn sends_all(&self) -> bool {
+        self.support == Support::All
+    }
+
     /// The fraction of elements that is sent, where the others are not.
     #[must_use]
     pub fn fraction(&self) -> Option<f64> {

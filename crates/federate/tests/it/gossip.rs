@@ -1,6 +1,7 @@
 //! Gossip: who meets whom, and what of it stays the same.
 
 use proptest::prelude::*;
+use tierline_codec::update::Pipeline;
 use tierline_federate::gossip::{Graph, Mix, Offer};
 use tierline_federate::{Channel, FederateError, Federation, Layout, Part, Vectors};
 
@@ -14,6 +15,11 @@ fn layout() -> Layout {
 fn offer(examples: u64, weights: [f32; 3], mean: f32) -> Offer {
     let model = Vectors::from([(Channel::Model, weights.to_vec()), (Channel::Statistics, vec![mean])]);
     Offer { examples, model }
+}
+
+/// An edge whose neighbours get all bits of its model.
+fn mix(own: &Offer, neighbours: usize) -> Mix {
+    Mix::new(own.model.clone(), own.clone(), neighbours)
 }
 
 fn names(count: usize) -> Vec<String> {
@@ -57,36 +63,58 @@ fn a_neighbour_has_one_as_its_own() {
 #[test]
 fn an_edge_moves_by_hand_worked_shares() {
     // Two neighbours: a third of the way to an equal, a sixth to one of half as many examples.
-    let mut mix = Mix::new(offer(100, [0.0, 3.0, 6.0], 1.0), 2);
-    mix.meet(&offer(100, [3.0, 3.0, 0.0], 4.0)).unwrap();
-    mix.meet(&offer(50, [6.0, 3.0, 6.0], 7.0)).unwrap();
-    let mixed = mix.mixed();
+    let mut meeting = mix(&offer(100, [0.0, 3.0, 6.0], 1.0), 2);
+    meeting.meet(&offer(100, [3.0, 3.0, 0.0], 4.0)).unwrap();
+    meeting.meet(&offer(50, [6.0, 3.0, 6.0], 7.0)).unwrap();
+    let mixed = meeting.mixed();
     assert_eq!(mixed[&Channel::Model], [2.0, 3.0, 4.0]);
     assert_eq!(mixed[&Channel::Statistics], [3.0]);
     // One of more examples counts as an equal; a neighbour that didn't come moves nothing.
-    let mut mix = Mix::new(offer(100, [0.0; 3], 0.0), 2);
-    mix.meet(&offer(900, [3.0; 3], 3.0)).unwrap();
-    assert_eq!(mix.mixed()[&Channel::Model], [1.0; 3]);
+    let mut meeting = mix(&offer(100, [0.0; 3], 0.0), 2);
+    meeting.meet(&offer(900, [3.0; 3], 3.0)).unwrap();
+    assert_eq!(meeting.mixed()[&Channel::Model], [1.0; 3]);
 }
 
 #[test]
 fn what_is_no_model_of_the_job_is_refused() {
     let good = offer(3, [1.0, 2.0, 3.0], 4.0);
-    let bytes = good.encode(&layout()).unwrap();
+    let bytes = good.encode(&layout(), &Pipeline::default(), 1).unwrap();
     assert_eq!(Offer::decode(&bytes, &layout()).unwrap(), good);
     for cut in 0..bytes.len() {
         assert!(Offer::decode(&bytes[..cut], &layout()).is_err(), "{cut}");
     }
-    let nobody = offer(0, [1.0; 3], 1.0).encode(&layout()).unwrap();
+    let nobody = offer(0, [1.0; 3], 1.0).encode(&layout(), &Pipeline::default(), 1).unwrap();
     assert!(matches!(Offer::decode(&nobody, &layout()), Err(FederateError::Report { .. })));
-    let mut mix = Mix::new(good.clone(), 1);
+    let mut meeting = mix(&good, 1);
     let fewer = Vectors::from([(Channel::Model, vec![1.0; 3])]);
-    let error = mix.meet(&Offer { examples: 1, model: fewer }).unwrap_err();
+    let error = meeting.meet(&Offer { examples: 1, model: fewer }).unwrap_err();
     assert!(matches!(error, FederateError::Channels { .. }), "{error}");
     let short = Vectors::from([(Channel::Model, vec![1.0; 2]), (Channel::Statistics, vec![1.0])]);
-    let error = mix.meet(&Offer { examples: 1, model: short }).unwrap_err();
+    let error = meeting.meet(&Offer { examples: 1, model: short }).unwrap_err();
     assert!(matches!(error, FederateError::Length { .. }), "{error}");
-    assert_eq!(mix.mixed(), good.model, "what was refused has moved nothing");
+    assert_eq!(meeting.mixed(), good.model, "what was refused has moved nothing");
+}
+
+#[test]
+fn rounded_models_move_a_pair_alike() {
+    let stages = Pipeline::parse(&["int4"]).unwrap();
+    let models = [offer(5, [0.11, -0.93, 0.47], 0.3), offer(5, [0.87, 0.29, -0.61], 0.9)];
+    let rounded = models.clone().map(|model| {
+        let bytes = model.encode(&layout(), &stages, 1).unwrap();
+        Offer::decode(&bytes, &layout()).unwrap()
+    });
+    assert_ne!(rounded, models);
+    let mixed = [0, 1].map(|at| {
+        let mut meeting = Mix::new(models[at].model.clone(), rounded[at].clone(), 1);
+        meeting.meet(&rounded[1 - at]).unwrap();
+        meeting.mixed()
+    });
+    let sum = |of: [&Vectors; 2], i: usize| of[0][&Channel::Model][i] + of[1][&Channel::Model][i];
+    for i in 0..3 {
+        let (before, after) = (sum([&models[0].model, &models[1].model], i), sum([&mixed[0], &mixed[1]], i));
+        assert!((before - after).abs() < 1e-6, "the mean stays, whatever was rounded: {before} {after}");
+    }
+    assert_eq!(mixed[0][&Channel::Statistics], [0.6], "statistics keep their bits");
 }
 
 #[test]
@@ -127,12 +155,12 @@ proptest! {
             let before = models.clone();
             for (at, model) in models.iter_mut().enumerate() {
                 let neighbours = graph.neighbours(&all, all[at], seed);
-                let mut mix = Mix::new(offers[at].clone(), neighbours.len());
+                let mut meeting = mix(&offers[at], neighbours.len());
                 for neighbour in neighbours {
                     let other = all.iter().position(|edge| *edge == neighbour).unwrap();
-                    mix.meet(&offers[other]).unwrap();
+                    meeting.meet(&offers[other]).unwrap();
                 }
-                *model = mix.mixed();
+                *model = meeting.mixed();
             }
             for i in 0..3 {
                 prop_assert!(spread(&models, i) <= spread(&before, i) * 1.0001 + 1e-4);

@@ -61,6 +61,8 @@ fn what_makes_no_sense_is_refused_with_the_reason() {
         ("[edge]\ngossip = { every = 0 }", "at least 1"),
         ("[edge]\ngossip = { patience_s = 0.0 }", "above 0"),
         ("[edge]\ngossip = { deadline_s = -1.0 }", "above 0"),
+        ("[edge]\ngossip = { stages = ['topk:0.1'] }", "stages that round"),
+        ("[edge]\ngossip = { stages = ['int9'] }", "there is no stage"),
         ("[stop]\naccuracy = 90.0", "at most 1"),
     ] {
         let error = read(text).expect_err(text);

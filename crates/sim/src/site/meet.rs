@@ -7,9 +7,9 @@ use std::sync::Arc;
 use tierline_federate::gossip::{Mix, Offer};
 use tierline_federate::{Counted, Gossip, Report};
 use tierline_node::federation::Event;
-use tierline_train::federated::{seed_of_meeting, seed_of_model};
+use tierline_train::federated::{seed_of_meeting, seed_of_model, seed_of_update};
 
-use super::{Happening, SimError, Site};
+use super::{Happening, Node, SimError, Site};
 
 /// What an edge knows of its neighbours.
 #[derive(Default)]
@@ -47,11 +47,14 @@ impl Site {
         members: usize,
     ) -> Result<(), SimError> {
         let neighbours = self.neighbours(at, &gossip);
+        let seed = seed_of_update(self.seed, &self.nodes[at].name, number);
         let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
         above.desk.make(counted, members)?;
         let model = above.desk.server().model.clone();
-        let own = Arc::new(Offer { examples: Report::together(counted).examples, model });
-        let bytes = own.encode(above.desk.layout())?.len() as u64;
+        let own = Offer { examples: Report::together(counted).examples, model };
+        let layout = above.desk.layout();
+        let encoded = own.encode(layout, &gossip.pipeline(), seed)?;
+        let (own, bytes) = (Arc::new(Offer::decode(&encoded, layout)?), encoded.len() as u64);
         let version = above.desk.version();
         for &to in &neighbours {
             let then = Box::new(Happening::Met { at: to, from: at, number, offer: Arc::clone(&own) });
@@ -90,19 +93,19 @@ impl Site {
 
     /// Mixes what is there, if all is or nobody waits for more.
     fn meet(&mut self, at: usize, late: bool) -> Result<(), SimError> {
-        let Circle { meeting, heard } = &mut self.nodes[at].circle;
+        let Node { circle: Circle { meeting, heard }, above, .. } = &mut self.nodes[at];
         let ready = |m: &mut Meeting| late || m.neighbours.iter().all(|n| heard.contains_key(&(m.number, *n)));
         let Some(meeting) = meeting.take_if(ready) else { return Ok(()) };
-        let mut mix = Mix::new(Offer::clone(&meeting.own), meeting.neighbours.len());
+        let Some(above) = above else { return Ok(()) };
+        let model = above.desk.server().model.clone();
+        let mut mix = Mix::new(model, Offer::clone(&meeting.own), meeting.neighbours.len());
         for neighbour in &meeting.neighbours {
             if let Some(offer) = heard.get(&(meeting.number, *neighbour)) {
                 mix.meet(offer)?;
             }
         }
         heard.retain(|(number, _), _| *number > meeting.number);
-        if let Some(above) = &mut self.nodes[at].above {
-            above.desk.replace(meeting.version, &mix.mixed());
-        }
+        above.desk.replace(meeting.version, &mix.mixed());
         self.conclude(at, meeting.version)
     }
 

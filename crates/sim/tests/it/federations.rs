@@ -481,6 +481,10 @@ fn edges_that_gossip_need_nobody_in_the_middle() {
         assert!((8 * 4 * neighbours * model..8 * 4 * neighbours * (model + 100)).contains(&met), "{graph}: {met}");
         assert_eq!(outcome.model, gossip("rounds = 1\n", &settings, 4).model, "again the same");
     }
+    let rounded = gossip("rounds = 1\n", "gossip = { stages = ['int8', 'zstd'] }\n", 4);
+    assert!(accuracy(&rounded) > 0.8, "{:.3}", accuracy(&rounded));
+    let met = rounded.rounds[0].bytes_up - alone.rounds[0].bytes_up;
+    assert!(3 * met < 8 * 4 * 2 * 4 * 101_770, "{met}");
     // Less often, and with the cloud's mean between.
     let seldom = gossip("rounds = 2\n", "gossip = { every = 4 }\n", 3);
     assert!(accuracy(&seldom) > 0.8, "{:.3}", accuracy(&seldom));

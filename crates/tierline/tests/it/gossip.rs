@@ -39,7 +39,7 @@ fn edges_meet_and_the_cloud_gets_what_they_came_to() {
 #[test]
 fn edges_go_on_without_the_cloud_and_wait_for_one_that_was_killed() {
     let text = "[federation.cloud]\nrounds = 1\nclients = { min = 3 }\n\
-                [federation.edge]\nrounds = 14\ngossip = { graph = 'complete' }\n";
+                [federation.edge]\nrounds = 14\ngossip = { graph = 'complete', stages = ['qsgd:6'] }\n";
     let mut federation = Federation::new(text);
     let (mut edges, ends) = edges(&federation, 3);
     let mut watcher = federation.watch();

@@ -35,6 +35,13 @@ pub(super) struct Circle {
     neighbours: Vec<(String, String)>,
 }
 
+impl Circle {
+    /// In the order in which they are met.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.neighbours.iter().map(|(name, _)| name.clone()).collect()
+    }
+}
+
 /// What is known of a job's circle; none where its edges don't gossip.
 pub(super) fn circle(folder: &Folder) -> Option<Circle> {
     serde_json::from_slice(&folder.read(&folder.neighbours()).ok()?).ok()
@@ -81,9 +88,8 @@ pub(super) struct Meets {
 impl Meets {
     /// Meets one neighbour behind the other, by name: no more than two models
     /// are in memory, and sums don't depend on who is first.
-    pub(super) async fn all(self, own: Offer) -> Met {
-        let names: Vec<String> = circle(&self.folder).into_iter().flat_map(|c| c.neighbours).map(|(n, _)| n).collect();
-        let mut mix = Mix::new(own, names.len());
+    pub(super) async fn all(self, mut mix: Mix) -> Met {
+        let names = circle(&self.folder).map_or_else(Vec::new, |circle| circle.names());
         let (mut bytes, mut absent) = (0, Vec::new());
         let begun = Instant::now();
         for name in names {

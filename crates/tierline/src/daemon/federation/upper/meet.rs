@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tierline_federate::gossip::Offer;
-use tierline_federate::{Counted, Report};
+use tierline_federate::gossip::{Mix, Offer};
+use tierline_federate::{Counted, FederateError, Report};
 use tierline_node::federation::Event;
 use tierline_proto::v1::{Failure, Neighbour};
-use tierline_train::federated::seed_of_meeting;
+use tierline_train::federated::{seed_of_meeting, seed_of_update};
 
 use super::{Desks, ToUpper};
 use crate::daemon::federation::gossip::{self, Meets, Met};
@@ -70,13 +70,17 @@ impl Desks {
     ) -> Result<(), Failure> {
         let (node, id) = (self.node(), self.upper.id);
         let (Some(number), Some(gossip)) = (self.meets(), self.upper.manifest.gossip()) else { return Ok(()) };
-        let (offer, bytes) = tokio::task::block_in_place(|| {
-            self.desk.make(counted, members).map_err(internal)?;
-            let model = self.desk.server().model.clone();
-            let offer = Offer { examples: Report::together(counted).examples, model };
-            let bytes = offer.encode(self.desk.layout()).map_err(internal)?;
-            Ok::<_, Failure>((offer, Bytes::from(bytes)))
-        })?;
+        let seed = seed_of_update(self.upper.manifest.job.seed, node.name(), number);
+        let (mix, bytes) = tokio::task::block_in_place(|| {
+            self.desk.make(counted, members)?;
+            let (layout, model) = (self.desk.layout(), self.desk.server().model.clone());
+            let offer = Offer { examples: Report::together(counted).examples, model: model.clone() };
+            let bytes = offer.encode(layout, &gossip.pipeline(), seed)?;
+            let offer = Offer::decode(&bytes, layout)?;
+            let neighbours = gossip::circle(&self.upper.folder).map_or(0, |circle| circle.names().len());
+            Ok((Mix::new(model, offer, neighbours), Bytes::from(bytes)))
+        })
+        .map_err(|e: FederateError| internal(e))?;
         let digest = node.artefacts.put(bytes).await?;
         node.state.set_version(id, Side::Offers, number, digest)?;
         // A neighbour may be one meeting behind.
@@ -92,7 +96,7 @@ impl Desks {
             number,
         };
         let task = tokio::spawn(async move {
-            let met = meets.all(offer).await;
+            let met = meets.all(mix).await;
             if let Some(upper) = node.federations.get(id).and_then(|duty| duty.upper.clone()) {
                 let _ = upper.send(ToUpper::Met(met)).await;
             }
