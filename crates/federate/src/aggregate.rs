@@ -118,8 +118,8 @@ impl Aggregate for Mean {
 
 fn scale(channel: Channel, weight: Weight) -> f64 {
     match channel {
-        Channel::Statistics => weight.share,
-        Channel::Model | Channel::Control | Channel::Logits => weight.share * weight.factor,
+        _ if channel.is_exact() => weight.share,
+        _ => weight.share * weight.factor,
     }
 }
 

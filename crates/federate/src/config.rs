@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tierline_codec::update::Pipeline;
 
 use crate::down::{self, Down};
-use crate::strategy::Distillation;
+use crate::strategy::{Distillation, FedGkt};
 use crate::{Channel, FederateError, Gossip, Memory, Personal, Rule, Select, Sender, Strategy, Timing, Vectors};
 
 /// A federation.
@@ -191,10 +191,18 @@ impl Federation {
         of_ends.or_else(|| self.cloud.strategy.behaviour().server_distils())
     }
 
+    /// How the model is divided, where ends and the cloud each train a part.
+    #[must_use]
+    pub fn transfer(&self) -> Option<&FedGkt> {
+        self.cloud.strategy.behaviour().transfers()
+    }
+
     /// Whether each end has a model of its own.
     #[must_use]
     pub fn own_models(&self) -> bool {
-        self.personal.is_some() || self.of_ends().strategy.behaviour().members_distil().is_some()
+        self.transfer().is_some()
+            || self.personal.is_some()
+            || self.of_ends().strategy.behaviour().members_distil().is_some()
     }
 
     /// Whether ends look at the model that they begin this round with.
@@ -206,7 +214,12 @@ impl Federation {
     pub fn looks_in(&self, round: u64) -> bool {
         let each = self.edge.as_ref().map_or(1, |edge| edge.rounds).max(1);
         let (of_cloud, within) = (round / each, round % each);
-        self.looks_at_ends() && round > 0 && within == 0 && of_cloud.is_multiple_of(self.evaluate_every.max(1))
+        // Where the model is divided, ends have no whole one before the end.
+        self.transfer().is_none()
+            && self.looks_at_ends()
+            && round > 0
+            && within == 0
+            && of_cloud.is_multiple_of(self.evaluate_every.max(1))
     }
 
     /// Refuses settings that make no sense.
@@ -227,6 +240,18 @@ impl Federation {
         if self.personal.is_some() && self.of_ends().strategy.behaviour().members_distil().is_some() {
             let reason = "with fedmd each end has a model of its own anyway; leave this table out";
             return setting("federation.personal", reason);
+        }
+        if self.transfer().is_some() && self.personal.is_some() {
+            return setting(
+                "federation.personal",
+                "with fedgkt each end has a model of its own anyway; leave this table out",
+            );
+        }
+        let edge_transfers = self.edge.as_ref().is_some_and(|e| e.strategy.behaviour().transfers().is_some());
+        if self.edge.is_some() && (self.transfer().is_some() || edge_transfers) {
+            let reason = "what ends send with fedgkt is of their own examples, and nothing that an edge could put together: \
+                          name fedgkt for the cloud and leave [federation.edge] out; edges then pass it on";
+            return setting("federation.edge", reason);
         }
         if let Some(edge) = &self.edge {
             edge.check("federation.edge")?;
@@ -296,6 +321,16 @@ impl Hop {
         if self.rule != Rule::Mean && matches!(self.strategy.behaviour().timing(), Timing::Buffer { size: 1..=2, .. }) {
             return setting("a rule against harm needs more than two answers; give the buffer a larger size");
         }
+        if self.strategy.behaviour().transfers().is_some() {
+            if !pipeline.sends_all() || self.memory != Memory::default() {
+                return setting(
+                    "fedgkt sends features, not changes: name stages that round, such as int8, and no memory",
+                );
+            }
+            if self.rule != Rule::Mean || !self.down.is_empty() {
+                return setting("with fedgkt nothing is averaged and no model comes down; leave rule and down out");
+            }
+        }
         down::stages(what, &self.down)?;
         self.gossip.as_ref().map_or(Ok(()), Gossip::check)?;
         self.rule.check()?;
@@ -305,7 +340,9 @@ impl Hop {
     /// How its members' updates travel.
     #[must_use]
     pub fn sender(&self) -> Sender {
-        Sender { pipeline: Pipeline::parse(&self.up).unwrap_or_default(), memory: self.memory }
+        // Features are no changes: what of them didn't travel is of no use later.
+        let memory = if self.strategy.behaviour().transfers().is_some() { Memory::None } else { self.memory };
+        Sender { pipeline: Pipeline::parse(&self.up).unwrap_or_default(), memory }
     }
 
     /// How models travel to members that hold this one.

@@ -32,7 +32,9 @@ impl Desk {
     #[must_use]
     pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server) -> Self {
         let (strategy, memory) = (hop.strategy.clone(), hop.memory);
-        let aggregate = hop.rule.aggregate(&layout, &strategy.channels());
+        // What isn't averaged isn't added either.
+        let averaged = if strategy.behaviour().transfers().is_some() { Vec::new() } else { strategy.channels() };
+        let aggregate = hop.rule.aggregate(&layout, &averaged);
         let past = BTreeMap::from([(version, server.model.clone())]);
         let down = hop.down_from(&server.model);
         Self { layout, strategy, memory, server, version, down, past, aggregate }
@@ -126,7 +128,8 @@ impl Desk {
     /// # Errors
     /// What is wrong with it.
     pub fn check(&self, contribution: &Contribution) -> Result<(), FederateError> {
-        aggregate::check(&self.layout, &self.strategy.channels(), contribution)
+        let layout = self.layout.of_examples(contribution.report.examples)?;
+        aggregate::check(&layout, &self.strategy.channels(), contribution)
     }
 
     /// Adds a contribution that starts from the model of that version.
@@ -135,6 +138,9 @@ impl Desk {
     /// When it doesn't fit.
     pub fn add(&mut self, mut contribution: Contribution, version: u64, staleness: u64) -> Result<(), FederateError> {
         let behaviour = self.strategy.behaviour();
+        if behaviour.transfers().is_some() {
+            return Ok(());
+        }
         if behaviour.rebases()
             && let Some(start) = self.past.get(&version)
         {
@@ -144,11 +150,16 @@ impl Desk {
     }
 
     /// Makes the next model of what was added; members have it once it is
-    /// published.
+    /// published. Where each side trains a part of the model, the next one is
+    /// what the server makes of members' features, for [`Desk::replace`].
     ///
     /// # Errors
     /// When nothing was.
     pub fn make(&mut self, counted: &[Counted], members: usize) -> Result<(), FederateError> {
+        if self.strategy.behaviour().transfers().is_some() {
+            self.version += 1;
+            return Ok(());
+        }
         let mut means = self.aggregate.finish()?;
         if self.memory == Memory::Ef21 {
             self.estimate(&mut means, counted.len() as f64 / members.max(counted.len()) as f64);

@@ -52,6 +52,18 @@ pub enum FederateError {
         /// Steps.
         steps: u64,
     },
+    /// Examples that can't travel.
+    #[error(
+        "an update of {examples} examples with {each} numbers each; at least one example and at most {max} numbers travel: divide the model where its features are smaller"
+    )]
+    Examples {
+        /// Their number.
+        examples: u64,
+        /// Numbers of each.
+        each: u64,
+        /// Numbers that may travel.
+        max: u64,
+    },
     /// A look at a model that can't be true.
     #[error("what the update says of a model can't be: examples above 0, a finite loss, an accuracy from 0 to 1")]
     HeldOut,

@@ -41,7 +41,18 @@ pub struct Layout {
     /// `[examples, classes]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logits: Vec<Part>,
+    /// What a model's first part makes of a member's examples, where that
+    /// travels: one part, `[examples, ..]`. Its length differs from member to
+    /// member, as those of logits and labels then do: [`Layout::of_examples`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<Part>,
+    /// The classes of those examples: one part, `[examples]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<Part>,
 }
+
+/// Numbers that a member may send of its examples, at most: a gigabyte.
+pub const EXAMPLE_NUMBERS_MAX: u64 = 1 << 28;
 
 impl Layout {
     /// The parts of a channel.
@@ -51,6 +62,8 @@ impl Layout {
             Channel::Model | Channel::Control => &self.parameters,
             Channel::Statistics => &self.statistics,
             Channel::Logits => &self.logits,
+            Channel::Features => &self.features,
+            Channel::Labels => &self.labels,
         }
     }
 
@@ -64,6 +77,33 @@ impl Layout {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.parameters.is_empty() && self.statistics.is_empty() && self.logits.is_empty()
+    }
+
+    /// Whether vectors are of members' own examples.
+    #[must_use]
+    pub fn is_of_examples(&self) -> bool {
+        !self.features.is_empty()
+    }
+
+    /// The layout of a member with so many examples; the same one where nothing
+    /// that travels is of examples.
+    ///
+    /// # Errors
+    /// When that is more than [`EXAMPLE_NUMBERS_MAX`], or nothing.
+    pub fn of_examples(&self, examples: u64) -> Result<Self, FederateError> {
+        let mut layout = self.clone();
+        if !self.is_of_examples() {
+            return Ok(layout);
+        }
+        let each: u64 = [&self.logits, &self.features, &self.labels].into_iter().flatten().map(of_one).sum();
+        let fits = examples > 0 && examples.checked_mul(each).is_some_and(|n| n <= EXAMPLE_NUMBERS_MAX);
+        let Some(count) = usize::try_from(examples).ok().filter(|_| fits) else {
+            return Err(FederateError::Examples { examples, each, max: EXAMPLE_NUMBERS_MAX });
+        };
+        for part in [&mut layout.logits, &mut layout.features, &mut layout.labels].into_iter().flatten() {
+            part.shape[0] = count;
+        }
+        Ok(layout)
     }
 
     /// Shapes of a channel's parts, as codecs take them.
@@ -109,4 +149,9 @@ impl Layout {
         };
         self.parts(channel).iter().find(holds).map(|p| p.name.as_str())
     }
+}
+
+/// Numbers of one example.
+fn of_one(part: &Part) -> u64 {
+    part.shape.iter().skip(1).map(|n| *n as u64).product()
 }

@@ -58,8 +58,14 @@ pub enum Channel {
     /// How control variates changed (SCAFFOLD), shaped as [`Channel::Model`].
     Control,
     /// How what a model says of public examples changed, before softmax:
-    /// [`Layout::logits`].
+    /// [`Layout::logits`]. Where each side trains a part of the model: what one
+    /// side's model says of a member's own examples.
     Logits,
+    /// What the first part of a model makes of a member's examples:
+    /// [`Layout::features`].
+    Features,
+    /// The classes of those examples: [`Layout::labels`].
+    Labels,
 }
 
 impl Channel {
@@ -71,13 +77,29 @@ impl Channel {
             Self::Statistics => "statistics",
             Self::Control => "control",
             Self::Logits => "logits",
+            Self::Features => "features",
+            Self::Labels => "labels",
         }
+    }
+
+    /// Whether its numbers travel with all their bits, whatever stages say.
+    #[must_use]
+    pub fn is_exact(self) -> bool {
+        matches!(self, Self::Statistics | Self::Labels)
     }
 
     /// The channel of this name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
-        [Self::Model, Self::Statistics, Self::Control, Self::Logits].into_iter().find(|c| c.name() == name)
+        const ALL: [Channel; 6] = [
+            Channel::Model,
+            Channel::Statistics,
+            Channel::Control,
+            Channel::Logits,
+            Channel::Features,
+            Channel::Labels,
+        ];
+        ALL.into_iter().find(|c| c.name() == name)
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use tierline_codec::update::{self, Kept as Travelled, Pipeline};
 
-use crate::{Channel, FederateError, Layout, Vectors, wire};
+use crate::{FederateError, Layout, Vectors, wire};
 
 /// How what was left out is remembered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ impl Sender {
         let (mut counted, mut refused) = (after, before.clone());
         for (&channel, vector) in vectors {
             let shapes = layout.shapes(channel);
-            if channel == Channel::Statistics || self.pipeline.is_lossless() {
+            if channel.is_exact() || self.pipeline.is_lossless() {
                 let plain = self.pipeline.without_loss();
                 frame.put(channel, |out| plain.encode(vector, &shapes, seed, out))?;
                 continue;

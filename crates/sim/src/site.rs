@@ -203,6 +203,8 @@ pub fn run(
             TrainError::Public { name: distil.public.clone(), reason }
         };
         site.tutor = Some(Tutor::new(engine, &model, job, public.ok_or_else(missing)?, &wide)?);
+    } else {
+        site.tutor = Tutor::transfer(engine, judge.blueprint(), job, &wide)?;
     }
     site.spoil(&harmful);
     site.begin();
@@ -410,8 +412,12 @@ struct Site {
     relays: Vec<Relay>,
     index: BTreeMap<String, usize>,
     workers: Workers,
-    /// The cloud's, where models learn of public examples.
+    /// The cloud's, where models learn of public examples or of features.
     tutor: Option<Tutor>,
+    /// Whether tasks begin with what is said of a member's own examples, and
+    /// what that is.
+    tells_apart: bool,
+    said: BTreeMap<usize, Arc<Vectors>>,
     epochs: u64,
     /// The job's.
     seed: u64,
@@ -437,7 +443,7 @@ impl Site {
         let federation = job.federation.clone().unwrap_or_default();
         let initial = place.initial();
         let above = |hop: &tierline_federate::Hop, index: u64| {
-            let channels = hop.strategy.channels();
+            let channels = hop.strategy.makes();
             let model: Vectors =
                 initial.iter().filter(|(c, _)| channels.contains(c)).map(|(c, v)| (*c, v.clone())).collect();
             let published = BTreeMap::from([(0, Arc::new(model.clone()))]);
@@ -506,6 +512,8 @@ impl Site {
             relays,
             workers,
             tutor: None,
+            tells_apart: federation.transfer().is_some(),
+            said: BTreeMap::new(),
             epochs: job.epochs,
             seed: job.seed,
             edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
@@ -666,7 +674,7 @@ impl Site {
                 self.up(at, MESSAGE_BYTES, Happening::Stands(at, standing));
             }
             MemberAction::Work(work) => {
-                let bytes = self.bytes_to(at, work.version);
+                let bytes = self.bytes_to(at, work);
                 self.bytes_down += bytes;
                 self.fetch(at, bytes + MESSAGE_BYTES, work);
             }
@@ -748,9 +756,22 @@ impl Site {
         self.clock.at(there, Happening::Falling { to: at, bytes, then: Box::new(then) });
     }
 
-    /// Bytes that take a member to one of its parent's models: the job's first
-    /// one whole, others by what differs where they travel so.
-    fn bytes_to(&self, at: usize, version: u64) -> u64 {
+    /// What a member's task begins with: its parent's model, or what is said of
+    /// its own examples.
+    fn start_of(&self, at: usize, work: Work) -> Option<Arc<Vectors>> {
+        if self.tells_apart && !work.look {
+            return Some(self.said.get(&at).cloned().unwrap_or_default());
+        }
+        self.nodes[self.parent(at)].above.as_ref().and_then(|a| a.published.get(&work.version)).cloned()
+    }
+
+    /// Bytes that take a member to what a task begins with: a model whole, or by
+    /// what differs where models travel so.
+    fn bytes_to(&self, at: usize, work: Work) -> u64 {
+        let version = work.version;
+        if self.tells_apart {
+            return self.start_of(at, work).map_or(0, |start| bytes_of(&start));
+        }
         let (Some(below), Some(above)) = (&self.nodes[at].below, &self.nodes[self.parent(at)].above) else { return 0 };
         let followed = above.desk.down().filter(|_| version > 0).and_then(|down| down.bytes(below.holds, version));
         followed.or_else(|| above.published.get(&version).map(|model| bytes_of(model))).unwrap_or(0)
@@ -759,8 +780,7 @@ impl Site {
     /// The model of a task is there: an end trains, an edge begins rounds.
     fn fetched(&mut self, at: usize, work: Work) -> Result<(), SimError> {
         let wanted = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) == Some(work);
-        let parent = self.parent(at);
-        let start = self.nodes[parent].above.as_ref().and_then(|a| a.published.get(&work.version)).cloned();
+        let start = self.start_of(at, work);
         let (true, Some(start)) = (wanted, start) else { return Ok(()) };
         let now = self.clock.now();
         let node = &mut self.nodes[at];
@@ -830,7 +850,7 @@ impl Site {
         let (Some(above), Contribution { vectors, report }) = (&self.nodes[parent].above, contribution) else {
             return Err(SimError::Worker);
         };
-        let layout = above.desk.layout();
+        let layout = &above.desk.layout().of_examples(report.examples)?;
         let before = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
         let sent = above.sender.encode(layout, &vectors, &before, after, work.round, seed)?;
         let vectors = wire::decode(&sent.bytes, layout)?;
@@ -889,12 +909,12 @@ impl Site {
                 let to = self.index[&member];
                 self.down(to, MESSAGE_BYTES, Happening::Answered(to, task, verdict));
             }
-            Action::Add { update, version, staleness, .. } => {
+            Action::Add { member, update, version, staleness } => {
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
                 if let Some(contribution) = above.inbox.remove(&update.task) {
                     // Those of an older model would teach what was known then.
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0 && staleness == 0) {
-                        tutor.hear(above.desk.held(), &contribution)?;
+                        tutor.hear(&member, above.desk.held(), &contribution)?;
                     }
                     above.desk.add(Contribution::clone(&contribution), version, staleness)?;
                 }
@@ -909,6 +929,8 @@ impl Site {
                 if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0) {
                     let taught = tutor.teach(&above.desk.server().model, round)?;
                     above.desk.replace(version, &taught);
+                    let said = tutor.said().into_iter().flatten();
+                    self.said.extend(said.map(|(member, said)| (self.index[member], Arc::new(said.clone()))));
                 }
                 self.publish(at, version)?;
                 self.let_go(at, version);

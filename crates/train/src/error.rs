@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tierline_engine::EngineError;
 use tierline_federate::FederateError;
 use tierline_graph::step::StepError;
-use tierline_graph::{DataType, LoadError, TensorError};
+use tierline_graph::{DataType, InferError, LoadError, TensorError};
 
 use crate::data::DataError;
 
@@ -25,6 +25,9 @@ pub enum TrainError {
     /// The trained model isn't valid.
     #[error(transparent)]
     Model(#[from] LoadError),
+    /// The model's shapes contradict each other.
+    #[error(transparent)]
+    Infer(#[from] InferError),
     /// Tensors that don't fit.
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -63,6 +66,16 @@ pub enum TrainError {
     /// Several models where weights travel.
     #[error("the job names several models, and weights of one don't fit another; name strategy fedmd, or one model")]
     Models,
+    /// A model that ends and the cloud can't train in parts.
+    #[error(
+        "the model can't be divided at `{features}` ({reason}); `tierline model inspect` lists where it can be cut"
+    )]
+    Transfer {
+        /// The tensor.
+        features: String,
+        /// Why not.
+        reason: String,
+    },
     /// Public examples that can't be learned from.
     #[error("public examples of {name}: {reason}")]
     Public {

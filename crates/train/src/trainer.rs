@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use tierline_engine::{Engine, LoadOptions, Session, StateSlot, Stateful};
+use tierline_graph::infer::infer_types;
+use tierline_graph::slice::slice;
 use tierline_graph::step::{self, Evaluation, Recipe, Role, Spec, Step};
 use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 
@@ -281,21 +283,46 @@ impl Trainer {
         let predicts = &self.spec.predicts;
         let last = model.graph().node.iter().find(|n| n.output.contains(predicts));
         let probabilities = last.is_some_and(|n| n.op_type() == "Softmax");
-        let mut session = self.engine.load(&model, &self.options)?;
-        let at = session.outputs().iter().position(|v| v.name == *predicts).unwrap_or(0);
-        let mut answers = Vec::new();
+        let mut answers = self.run_over(&model, predicts, dataset, options)?;
+        if probabilities {
+            answers.iter_mut().for_each(|p| *p = p.max(f32::MIN_POSITIVE).ln());
+        }
+        Ok(answers)
+    }
+
+    /// What a tensor within the model is for each example of a data set, with
+    /// the weights it has now: row after row, in the data set's order.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or the engine fails.
+    pub fn values_of(&self, tensor: &str, dataset: &Dataset, options: &BatchOptions) -> Result<Vec<f32>, TrainError> {
+        let model = self.export()?;
+        let types = infer_types(&model)?;
+        let mut parts = slice(&model, &types, &[vec![tensor.to_owned()]])
+            .map_err(|e| TrainError::Transfer { features: tensor.to_owned(), reason: e.to_string() })?;
+        self.run_over(&parts.swap_remove(0), tensor, dataset, options)
+    }
+
+    /// One output of a model for each example of a data set.
+    fn run_over(
+        &self,
+        model: &Model,
+        output: &str,
+        dataset: &Dataset,
+        options: &BatchOptions,
+    ) -> Result<Vec<f32>, TrainError> {
+        let mut session = self.engine.load(model, &self.options)?;
+        let at = session.outputs().iter().position(|v| v.name == output).unwrap_or(0);
+        let mut values = Vec::new();
         let mut batches = Batches::start(dataset, &options.for_evaluation(), Position::default(), 1)?;
         while let Some(batch) = batches.next() {
             let features = fit(&self.input, &batch.features)?;
             let features = features.as_ref().unwrap_or(&batch.features);
             let outputs = session.run(&[(self.input.name.as_str(), features)])?;
-            answers.extend_from_slice(outputs[at].as_f32().unwrap_or_default());
+            values.extend_from_slice(outputs[at].as_f32().unwrap_or_default());
             batches.recycle(batch);
         }
-        if probabilities {
-            answers.iter_mut().for_each(|p| *p = p.max(f32::MIN_POSITIVE).ln());
-        }
-        Ok(answers)
+        Ok(values)
     }
 
     /// The state, in the order of [`Spec::state`].

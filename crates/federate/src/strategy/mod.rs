@@ -24,6 +24,7 @@ mod fedasync;
 mod fedavg;
 mod fedbuff;
 mod feddf;
+mod fedgkt;
 mod fedmd;
 mod fednova;
 mod fedopt;
@@ -41,6 +42,7 @@ pub use fedasync::FedAsync;
 pub use fedavg::FedAvg;
 pub use fedbuff::FedBuff;
 pub use feddf::FedDf;
+pub use fedgkt::FedGkt;
 pub use fedmd::FedMd;
 pub use fednova::FedNova;
 pub use fedprox::FedProx;
@@ -79,6 +81,9 @@ pub enum Strategy {
     FedMd(FedMd),
     /// What models say of public examples, learned by the server.
     FedDf(FedDf),
+    /// Features and what models say of them; ends and the server each train a
+    /// part of the model.
+    FedGkt(FedGkt),
 }
 
 impl Default for Strategy {
@@ -147,6 +152,11 @@ pub trait Behaviour {
         None
     }
 
+    /// How the model is divided, where members and the server each train a part.
+    fn transfers(&self) -> Option<&FedGkt> {
+        None
+    }
+
     /// When a model is made.
     fn timing(&self) -> Timing {
         Timing::Round
@@ -184,12 +194,23 @@ impl Strategy {
             Self::DiLoCo(s) => s,
             Self::FedMd(s) => s,
             Self::FedDf(s) => s,
+            Self::FedGkt(s) => s,
         }
     }
 
-    /// What members send, and get.
+    /// What members send.
     #[must_use]
     pub fn channels(&self) -> Vec<Channel> {
+        if self.behaviour().transfers().is_some() {
+            return vec![Channel::Logits, Channel::Features, Channel::Labels];
+        }
+        self.makes()
+    }
+
+    /// What the hop makes: as members send it, but where each side trains a part
+    /// of the model.
+    #[must_use]
+    pub fn makes(&self) -> Vec<Channel> {
         if self.behaviour().members_distil().is_some() {
             return vec![Channel::Logits];
         }

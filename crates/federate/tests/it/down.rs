@@ -11,7 +11,7 @@ fn layout() -> Layout {
     Layout {
         parameters: vec![part("w", &[10, 18]), part("b", &[20])],
         statistics: vec![part("mean", &[4])],
-        logits: vec![],
+        ..Layout::default()
     }
 }
 

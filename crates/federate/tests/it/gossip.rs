@@ -9,7 +9,7 @@ const GRAPHS: [Graph; 3] = [Graph::Ring, Graph::Random, Graph::Complete];
 
 fn layout() -> Layout {
     let part = |name: &str, n: usize| Part { name: name.to_owned(), shape: vec![n] };
-    Layout { parameters: vec![part("w", 3)], statistics: vec![part("mean", 1)], logits: vec![] }
+    Layout { parameters: vec![part("w", 3)], statistics: vec![part("mean", 1)], logits: vec![], ..Layout::default() }
 }
 
 fn offer(examples: u64, weights: [f32; 3], mean: f32) -> Offer {

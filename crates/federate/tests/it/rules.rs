@@ -5,7 +5,12 @@ use tierline_federate::aggregate::Weight;
 use tierline_federate::{Channel, Contribution, FederateError, Layout, Part, Report, Rule, Vectors};
 
 fn layout(length: usize) -> Layout {
-    Layout { parameters: vec![Part { name: "w".into(), shape: vec![length] }], statistics: vec![], logits: vec![] }
+    Layout {
+        parameters: vec![Part { name: "w".into(), shape: vec![length] }],
+        statistics: vec![],
+        logits: vec![],
+        ..Layout::default()
+    }
 }
 
 const ONE: Weight = Weight { share: 1.0, factor: 1.0 };

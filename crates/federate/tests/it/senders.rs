@@ -9,7 +9,7 @@ fn layout() -> Layout {
     Layout {
         parameters: vec![part("w", &[8, 10]), part("b", &[20])],
         statistics: vec![part("mean", &[4])],
-        logits: vec![],
+        ..Layout::default()
     }
 }
 
@@ -68,8 +68,12 @@ fn momentum_is_gathered_where_nothing_travels() {
     assert_eq!(plain, gathered);
     assert!(kept.contains_key("velocity.model"));
     // By hand: two elements, one travels; the other gathers 1, then 1.9 more.
-    let layout =
-        Layout { parameters: vec![Part { name: "w".into(), shape: vec![2] }], statistics: vec![], logits: vec![] };
+    let layout = Layout {
+        parameters: vec![Part { name: "w".into(), shape: vec![2] }],
+        statistics: vec![],
+        logits: vec![],
+        ..Layout::default()
+    };
     let vectors = Vectors::from([(Channel::Model, vec![10.0, 1.0])]);
     let sender = sender(&["topk:0.5"], dgc(0.9));
     let first = sender.encode(&layout, &vectors, &Kept::new(), Kept::new(), 0, 1).unwrap();

@@ -63,6 +63,16 @@ fn what_makes_no_sense_is_refused_with_the_reason() {
         ("[edge]\ngossip = { deadline_s = -1.0 }", "above 0"),
         ("[edge]\ngossip = { stages = ['topk:0.1'] }", "stages that round"),
         ("[edge]\ngossip = { stages = ['int9'] }", "there is no stage"),
+        ("[cloud]\nstrategy = { kind = 'fedgkt', features = 'f', temperature = 0.0 }", "above 0"),
+        ("[cloud]\nstrategy = { kind = 'fedgkt', features = 'f', weight = -1.0 }", "at least 0"),
+        ("[cloud]\nstrategy = { kind = 'fedgkt', features = 'f' }\nup = ['topk:0.1']", "stages that round"),
+        (
+            "[cloud]\nstrategy = { kind = 'fedgkt', features = 'f' }\nrule = { kind = 'median' }",
+            "leave rule and down out",
+        ),
+        ("[cloud]\nstrategy = { kind = 'fedgkt', features = 'f' }\n[edge]\n", "edges then pass it on"),
+        ("[cloud]\nstrategy = { kind = 'fedgkt', features = 'f' }\n[personal]\nkind = 'fedbn'", "a model of its own"),
+        ("evaluate_at = 'cloud'\n[cloud]\nstrategy = { kind = 'fedgkt', features = 'f' }\n", "can't look at"),
         ("[stop]\naccuracy = 90.0", "at most 1"),
     ] {
         let error = read(text).expect_err(text);

@@ -15,7 +15,12 @@ fn part(name: &str, length: usize) -> Part {
 }
 
 fn layout() -> Layout {
-    Layout { parameters: vec![part("w", 1), part("b", 1)], statistics: vec![part("mean", 1)], logits: vec![] }
+    Layout {
+        parameters: vec![part("w", 1), part("b", 1)],
+        statistics: vec![part("mean", 1)],
+        logits: vec![],
+        ..Layout::default()
+    }
 }
 
 fn strategy(text: &str) -> Kind {

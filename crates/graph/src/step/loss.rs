@@ -51,6 +51,15 @@ pub enum Loss {
         /// Divides the logits, above 0.
         temperature: f64,
     },
+    /// Cross-entropy with a class, and with it `weight` times the divergence
+    /// from a teacher's logits, as [`Loss::Kl`] has it. Targets are f32
+    /// `[batch, 1 + classes]`: the class, then the teacher's logits.
+    Distil {
+        /// Divides the logits, above 0.
+        temperature: f64,
+        /// Of the divergence, at least 0.
+        weight: f64,
+    },
 }
 
 /// A loss in its graph.
@@ -70,6 +79,7 @@ impl Loss {
             Self::Mse => "mse",
             Self::Bce => "bce",
             Self::Kl { .. } => "kl",
+            Self::Distil { .. } => "distil",
         }
     }
 
@@ -83,8 +93,13 @@ impl Loss {
                 Some(weight) => range("a class weight", *weight, "at least 0 and finite"),
                 None => Ok(()),
             },
-            Self::Kl { temperature } if !(*temperature > 0.0 && temperature.is_finite()) => {
+            Self::Kl { temperature } | Self::Distil { temperature, .. }
+                if !(*temperature > 0.0 && temperature.is_finite()) =>
+            {
                 range("the temperature", *temperature, "above 0 and finite")
+            }
+            Self::Distil { weight, .. } if !(*weight >= 0.0 && weight.is_finite()) => {
+                range("the weight of what a teacher says", *weight, "at least 0 and finite")
             }
             _ => Ok(()),
         }
@@ -103,7 +118,7 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model,
     }
     let mut out = Emitter::new(taken);
     let ends_in = match loss {
-        Loss::CrossEntropy { .. } | Loss::Kl { .. } => "Softmax",
+        Loss::CrossEntropy { .. } | Loss::Kl { .. } | Loss::Distil { .. } => "Softmax",
         Loss::Bce => "Sigmoid",
         Loss::Mse => "",
     };
@@ -124,7 +139,7 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model,
     let dtype = dtype.ok_or_else(|| wrong("f32 numbers"))?;
     let shape = info.shape.clone().ok_or_else(|| wrong("an output of known rank"))?;
     let classes = match loss {
-        Loss::CrossEntropy { .. } | Loss::Kl { .. } => {
+        Loss::CrossEntropy { .. } | Loss::Kl { .. } | Loss::Distil { .. } => {
             let classes = shape.get(1).and_then(Dim::known).filter(|c| *c > 0);
             Some(classes.ok_or_else(|| wrong("[batch, classes, ..] with a fixed number of classes"))?)
         }
@@ -145,7 +160,7 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model,
                 target.shape.iter_mut().for_each(|s| drop(s.remove(1)));
                 correct = Some(w.correct(&logits));
             }
-            w.cross_entropy(&logits, hard, *smoothing, weights, classes, shape.len())
+            w.cross_entropy(&logits, TARGET, hard, *smoothing, weights, classes, shape.len())
         }
         Loss::Mse => {
             let difference = w.op("Sub", &[&logits, TARGET]);
@@ -158,7 +173,24 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model,
             let each = w.op("Sub", &[&soft, &along]);
             w.mean(&each)
         }
-        Loss::Kl { temperature } => w.divergence(&logits, *temperature),
+        Loss::Kl { temperature } => w.divergence(&logits, TARGET, *temperature),
+        Loss::Distil { temperature, weight } => {
+            let classes = classes.unwrap_or_default();
+            if shape.len() != 2 {
+                return Err(wrong("[batch, classes]"));
+            }
+            target.shape.iter_mut().for_each(|s| s[1] = Dim::Known(classes + 1));
+            let class = w.columns(0, 1);
+            let axis = w.out.ints(&[1]);
+            let class = w.op("Squeeze", &[&class, &axis]);
+            let class = w.out.op("Cast", &[&class], &[("to", Attribute::Int(i64::from(DataType::I64.to_onnx())))]);
+            let teacher = w.columns(1, classes as i64 + 1);
+            let own = w.cross_entropy(&logits, &class, true, 0.0, &[], classes, 2);
+            let taught = w.divergence(&logits, &teacher, *temperature);
+            let weight = w.number(*weight);
+            let taught = w.op("Mul", &[&taught, &weight]);
+            w.op("Add", &[&own, &taught])
+        }
     };
     let mut proto = model.proto().clone();
     out.named("Identity", &[&value], &["loss"], &[]);
@@ -243,9 +275,17 @@ impl Writer<'_> {
         self.as_float(&places)
     }
 
+    /// Some columns of the targets.
+    fn columns(&mut self, from: i64, to: i64) -> String {
+        let [from, to, axis] = [from, to, 1].map(|n| self.out.ints(&[n]));
+        self.op("Slice", &[TARGET, &from, &to, &axis])
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "what a loss has to say")]
     fn cross_entropy(
         &mut self,
         logits: &str,
+        target: &str,
         hard: bool,
         smoothing: f64,
         weights: &[f64],
@@ -260,9 +300,9 @@ impl Writer<'_> {
                 _ => Elements::F32(vec![0.0, 1.0]),
             };
             let ends = self.out.constant(&Tensor::new([2], ends).expect("two numbers"));
-            self.out.op("OneHot", &[TARGET, &depth, &ends], &[("axis", Attribute::Int(1))])
+            self.out.op("OneHot", &[target, &depth, &ends], &[("axis", Attribute::Int(1))])
         } else {
-            TARGET.to_owned()
+            target.to_owned()
         };
         // A weighted mean weighs each example by its own class.
         let count = if weights.is_empty() || !hard {
@@ -290,7 +330,7 @@ impl Writer<'_> {
     }
 
     /// Batch axis 0, classes along axis 1.
-    fn divergence(&mut self, logits: &str, temperature: f64) -> String {
+    fn divergence(&mut self, logits: &str, target: &str, temperature: f64) -> String {
         let axis = [("axis", Attribute::Int(1))];
         let divisor = self.number(temperature);
         let soft = |w: &mut Self, x: &str| {
@@ -298,7 +338,7 @@ impl Writer<'_> {
             w.out.op("LogSoftmax", &[&cool], &axis)
         };
         let student = soft(self, logits);
-        let teacher = soft(self, TARGET);
+        let teacher = soft(self, target);
         let share = self.op("Exp", &[&teacher]);
         let gap = self.op("Sub", &[&teacher, &student]);
         let each = self.op("Mul", &[&share, &gap]);

@@ -17,7 +17,7 @@ use tierline_train::federated::{Blueprint, Models, Share, Workplace};
 use tierline_train::job::Variant;
 use tierline_zoo::{Batch, Bn, Options};
 
-fn engine() -> Arc<dyn Engine> {
+pub fn engine() -> Arc<dyn Engine> {
     tierline_engine::rten()
 }
 
@@ -25,7 +25,7 @@ fn network() -> Model {
     network_named("mlp")
 }
 
-fn network_named(name: &str) -> Model {
+pub fn network_named(name: &str) -> Model {
     let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
     let mut model = tierline_zoo::by_name(name, &options).unwrap();
     fold_for(&mut model, &mut tierline_engine::Evaluator(engine()), Purpose::Training).unwrap();
@@ -33,7 +33,7 @@ fn network_named(name: &str) -> Model {
 }
 
 /// Pictures of ten classes, each a bright square at its own place on noise.
-fn pictures(examples: usize, seed: u64) -> Dataset {
+pub fn pictures(examples: usize, seed: u64) -> Dataset {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut pixels = Vec::with_capacity(examples * 784);
     let mut classes = Vec::with_capacity(examples);
@@ -50,7 +50,7 @@ fn pictures(examples: usize, seed: u64) -> Dataset {
     Dataset::new("pictures", features, Targets::Classes { classes, count: 10, names: Vec::new() }).unwrap()
 }
 
-fn job(federation: &str) -> Job {
+pub fn job(federation: &str) -> Job {
     let text = format!(
         "model = 'mlp.onnx'\nepochs = 1\nseed = 5\n[data]\ntrain = 'pictures'\n[batch]\nsize = 16\n\
          [optimizer]\nkind = 'sgd'\nmomentum = 0.5\n[schedule]\nrate = 0.05\n{federation}"
@@ -438,7 +438,7 @@ fn jobs_of_public_examples_that_make_no_sense_are_refused() {
 }
 
 /// The share of a data set that a model gets right.
-fn judged(model: &Model, data: &Dataset) -> f64 {
+pub fn judged(model: &Model, data: &Dataset) -> f64 {
     let job = job("[federation.cloud]\nrounds = 1\n");
     let mut place = Workplace::new(&engine(), model.clone(), &job, &LoadOptions::default()).unwrap();
     let initial = place.blueprint().initial();

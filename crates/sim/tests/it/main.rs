@@ -1,3 +1,4 @@
 //! One test crate: federations of made-up sites on small networks.
 
 mod federations;
+mod transfer;

@@ -39,6 +39,8 @@ pub enum Side {
     RelayDifferences = 5,
     /// Differences that a participant fetched and has not followed yet.
     LowerDifferences = 6,
+    /// What members' tasks begin with, where that isn't a model.
+    Said = 8,
     /// An edge's models as other edges meet them, by the meeting.
     Offers = 7,
 }

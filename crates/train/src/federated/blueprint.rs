@@ -9,6 +9,7 @@ use tierline_graph::step::{self, Recipe, Role, Schedule, Slot, Spec, Steering, S
 use tierline_graph::{Elements, Model, Tensor};
 
 use super::Kept;
+use super::transfer::{Divided, part_recipe};
 use crate::error::TrainError;
 use crate::job::Job;
 
@@ -17,6 +18,7 @@ const OWN: &str = "own";
 
 /// What a job shares of its model, without an engine: enough to put updates
 /// together and to write the result.
+#[derive(Clone)]
 pub struct Blueprint {
     model: Model,
     spec: Spec,
@@ -37,13 +39,24 @@ impl Blueprint {
     ///
     /// # Errors
     /// When it can't be trained, or not by a federation.
+    ///
+    /// Where ends and the cloud each train a part, it is of the cloud's.
     pub fn new(model: Model, job: &Job) -> Result<Self, TrainError> {
+        if let Some(settings) = job.federation.as_ref().and_then(|f| f.transfer()) {
+            let divided = Divided::new(&model, settings, job)?;
+            let step = step::trainable(&divided.rest, &part_recipe(job)?)?;
+            let (_, blank) = step.divided()?;
+            let mut it = Self::of(divided.rest.clone(), step.spec, blank, job, false)?;
+            divided.describe(&mut it.layout);
+            return Ok(it);
+        }
         let step = step::trainable(&model, &recipe(job)?)?;
         let (_, blank) = step.divided()?;
-        Self::of(model, step.spec, blank, job)
+        Self::of(model, step.spec, blank, job, false)
     }
 
-    pub(super) fn of(model: Model, spec: Spec, blank: Vec<Tensor>, job: &Job) -> Result<Self, TrainError> {
+    /// `apart`: whether nothing of this model travels.
+    pub(super) fn of(model: Model, spec: Spec, blank: Vec<Tensor>, job: &Job, apart: bool) -> Result<Self, TrainError> {
         let learned = |slot: &Slot| matches!(slot.role, Role::Parameter | Role::Statistic);
         for (slot, tensor) in spec.state.iter().zip(&blank).filter(|(slot, _)| learned(slot)) {
             if tensor.as_f32().is_none() {
@@ -55,12 +68,13 @@ impl Blueprint {
         if teaching.is_none() && !job.models.is_empty() {
             return Err(TrainError::Models);
         }
-        let stays = match teaching {
-            Some(_) => spec.state.iter().map(|slot| &*slot.input).collect(),
+        let apart = apart || teaching.is_some();
+        let stays = match apart.then_some(()) {
+            Some(()) => spec.state.iter().map(|slot| &*slot.input).collect(),
             None => stays(&model, &spec, personal)?,
         };
         let shared: Vec<bool> = spec.state.iter().map(|s| learned(s) && !stays.contains(s.input.as_str())).collect();
-        if teaching.is_none() && !shared.contains(&true) {
+        if !apart && !shared.contains(&true) {
             return Err(TrainError::Personal("every weight of the model stays with the ends: nothing is shared"));
         }
         let second = matches!(personal, Some(Personal::Ditto { .. }));
@@ -77,7 +91,8 @@ impl Blueprint {
             }
             (Some(_), _) => return Err(TrainError::Public { name: "the job".into(), reason: NO_CLASSES.into() }),
         };
-        let layout = Layout { parameters: parts(Role::Parameter), statistics: parts(Role::Statistic), logits };
+        let (parameters, statistics) = (parts(Role::Parameter), parts(Role::Statistic));
+        let layout = Layout { parameters, statistics, logits, ..Layout::default() };
         let drift = drift(job);
         Ok(Self { model, spec, blank, shared, own, second, layout, drift })
     }
@@ -85,6 +100,11 @@ impl Blueprint {
     /// The model that is trained, its weights as they were at the start.
     pub(super) fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// Of its training step.
+    pub(super) fn spec(&self) -> &Spec {
+        &self.spec
     }
 
     /// Whether an end has kept something of its own.
@@ -107,7 +127,7 @@ impl Blueprint {
     #[must_use]
     pub fn initial(&self) -> Vectors {
         let mut vectors = self.vectors(&self.blank);
-        if !self.layout.logits.is_empty() {
+        if !self.layout.logits.is_empty() && !self.layout.is_of_examples() {
             // Nobody has said anything yet.
             return Vectors::from([(Channel::Logits, vec![0.0; self.layout.len(Channel::Logits)])]);
         }

@@ -1,7 +1,7 @@
 //! Knowledge that travels as answers: what models say of public examples, and
 //! how others learn it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tierline_engine::{Engine, LoadOptions};
@@ -11,7 +11,8 @@ use tierline_graph::step::{Loss, Recipe, Role, Spec};
 use tierline_graph::{Elements, Model, Tensor};
 
 use super::Workplace;
-use super::blueprint::recipe;
+use super::blueprint::{Blueprint, recipe};
+use super::transfer::Server;
 use crate::data::{Dataset, Targets, seed_of};
 use crate::error::TrainError;
 use crate::job::Job;
@@ -86,7 +87,7 @@ impl Pupil {
 
 /// A state with the weights and statistics of another one in the place of its
 /// own.
-fn moved(from: &Spec, state: &[Tensor], to: &Spec, mut into: Vec<Tensor>) -> Vec<Tensor> {
+pub(super) fn moved(from: &Spec, state: &[Tensor], to: &Spec, mut into: Vec<Tensor>) -> Vec<Tensor> {
     let known: HashMap<&str, &Tensor> = from.state.iter().map(|slot| slot.input.as_str()).zip(state).collect();
     for (slot, tensor) in to.state.iter().zip(&mut into) {
         if let (Role::Parameter | Role::Statistic, Some(found)) = (slot.role, known.get(slot.input.as_str())) {
@@ -98,8 +99,17 @@ fn moved(from: &Spec, state: &[Tensor], to: &Spec, mut into: Vec<Tensor>) -> Vec
 
 /// The cloud's side of models that teach each other: with FedDF the mean of
 /// members' models learns what those say of public examples, with FedMD the
-/// job's own model learns at the end what all say.
-pub struct Tutor {
+/// job's own model learns at the end what all say, and with FedGKT the cloud's
+/// part of the model learns of features.
+pub struct Tutor(By);
+
+enum By {
+    Public(Box<Public>),
+    Features(Box<Server>),
+}
+
+/// What is learned of public examples.
+struct Public {
     place: Workplace,
     /// Whether members' models are asked, rather than the members themselves.
     asks: bool,
@@ -126,16 +136,76 @@ impl Tutor {
         let asks = cloud.is_some_and(|behaviour| behaviour.server_distils().is_some());
         let place = Workplace::new(engine, model.clone(), job, options)?.with_public(engine, whole, options)?;
         let length = place.lesson_length()?;
-        Ok(Self { place, asks, said: ExactSum::new(length), teachers: 0 })
+        Ok(Self(By::Public(Box::new(Public { place, asks, said: ExactSum::new(length), teachers: 0 }))))
     }
 
-    /// Asks a member's model: the one that it started from, and its change.
+    /// For a job in which ends and the cloud each train a part of the model;
+    /// none for others. `cloud` is of the cloud's part.
     ///
-    /// A model that says something that isn't finite is no teacher.
+    /// # Errors
+    /// When it can't be trained.
+    pub fn transfer(
+        engine: &Arc<dyn Engine>,
+        cloud: &Blueprint,
+        job: &Job,
+        options: &LoadOptions,
+    ) -> Result<Option<Self>, TrainError> {
+        let Some(settings) = job.federation.as_ref().and_then(|f| f.transfer()) else { return Ok(None) };
+        let server = Server::new(engine, cloud, job, settings, options)?;
+        Ok(Some(Self(By::Features(Box::new(server)))))
+    }
+
+    /// Hears a member: asks its model (the one that it started from, and its
+    /// change), or keeps what it sent of its examples.
     ///
     /// # Errors
     /// When the change is of another model, or the engine fails.
-    pub fn hear(&mut self, start: &Vectors, contribution: &Contribution) -> Result<(), TrainError> {
+    pub fn hear(&mut self, member: &str, start: &Vectors, contribution: &Contribution) -> Result<(), TrainError> {
+        match &mut self.0 {
+            By::Public(public) => public.hear(start, contribution),
+            By::Features(server) => {
+                server.hear(member, contribution);
+                Ok(())
+            }
+        }
+    }
+
+    /// The model, once it has learned what was heard since the last time.
+    ///
+    /// # Errors
+    /// When numbers stop being finite, or the engine fails.
+    pub fn teach(&mut self, model: &Vectors, round: u64) -> Result<Vectors, TrainError> {
+        match &mut self.0 {
+            By::Public(public) => public.teach(model, round),
+            By::Features(server) => server.teach(model, round),
+        }
+    }
+
+    /// What it says to each of those that it has just heard, where that differs
+    /// from member to member.
+    #[must_use]
+    pub fn said(&self) -> Option<&BTreeMap<String, Vectors>> {
+        match &self.0 {
+            By::Public(_) => None,
+            By::Features(server) => Some(&server.said),
+        }
+    }
+
+    /// The model that the job leads to.
+    ///
+    /// # Errors
+    /// As [`Tutor::teach`].
+    pub fn conclude(&mut self, last: &Vectors) -> Result<Model, TrainError> {
+        match &mut self.0 {
+            By::Public(public) => public.conclude(last),
+            By::Features(server) => server.conclude(last),
+        }
+    }
+}
+
+impl Public {
+    /// A model that says something that isn't finite is no teacher.
+    fn hear(&mut self, start: &Vectors, contribution: &Contribution) -> Result<(), TrainError> {
         if !self.asks {
             return Ok(());
         }
@@ -152,11 +222,7 @@ impl Tutor {
         Ok(())
     }
 
-    /// The model, once it has learned what all have said since the last time.
-    ///
-    /// # Errors
-    /// When numbers stop being finite, or the engine fails.
-    pub fn teach(&mut self, model: &Vectors, round: u64) -> Result<Vectors, TrainError> {
+    fn teach(&mut self, model: &Vectors, round: u64) -> Result<Vectors, TrainError> {
         let teachers = std::mem::take(&mut self.teachers);
         let answers = (teachers > 0).then(|| self.said.over(f64::from(teachers)));
         self.said.clear();
@@ -166,11 +232,7 @@ impl Tutor {
         }
     }
 
-    /// The model that the job leads to.
-    ///
-    /// # Errors
-    /// As [`Tutor::teach`].
-    pub fn conclude(&mut self, last: &Vectors) -> Result<Model, TrainError> {
+    fn conclude(&mut self, last: &Vectors) -> Result<Model, TrainError> {
         if self.asks { self.place.blueprint().export(last) } else { self.place.student(last) }
     }
 }

@@ -8,6 +8,7 @@
 
 mod blueprint;
 mod knowledge;
+mod transfer;
 mod workplace;
 
 use tierline_federate::Vectors;

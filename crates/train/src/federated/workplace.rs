@@ -12,6 +12,7 @@ use tierline_graph::{Model, Tensor};
 
 use super::blueprint::{Blueprint, NO_CLASSES, recipe, vector};
 use super::knowledge::{Pupil, public};
+use super::transfer::{Divided, Small, part_recipe};
 use super::{Kept, Share, Task};
 use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
 use crate::error::TrainError;
@@ -36,12 +37,14 @@ pub struct Workplace {
     trainer: Trainer,
     /// Where models learn from each other's answers.
     pupil: Option<Pupil>,
+    /// Where ends train a part of the model.
+    small: Option<Small>,
     job: Job,
     federation: Federation,
 }
 
 /// What some epochs gave.
-struct Learned {
+pub(super) struct Learned {
     /// Averaged over the examples, each before its step.
     loss: f64,
     accuracy: Option<f64>,
@@ -55,10 +58,20 @@ impl Workplace {
     /// # Errors
     /// When the model can't be trained so.
     pub fn new(engine: &Arc<dyn Engine>, model: Model, job: &Job, options: &LoadOptions) -> Result<Self, TrainError> {
-        let trainer = Trainer::new(engine, model.clone(), &recipe(job)?, options)?;
-        let blueprint = Blueprint::of(model, trainer.spec().clone(), trainer.state()?, job)?;
         let federation = job.federation.clone().unwrap_or_default();
-        Ok(Self { blueprint, trainer, pupil: None, job: job.clone(), federation })
+        let transfer = federation.transfer();
+        let divided = transfer.map(|settings| Divided::new(&model, settings, job)).transpose()?;
+        let (own, recipe) = match &divided {
+            Some(divided) => (divided.small.clone(), part_recipe(job)?),
+            None => (model.clone(), recipe(job)?),
+        };
+        let trainer = Trainer::new(engine, own.clone(), &recipe, options)?;
+        let small = match transfer {
+            Some(settings) => Some(Small::new(engine, model, own.clone(), job, settings, options)?),
+            None => None,
+        };
+        let blueprint = Blueprint::of(own, trainer.spec().clone(), trainer.state()?, job, small.is_some())?;
+        Ok(Self { blueprint, trainer, pupil: None, small, job: job.clone(), federation })
     }
 
     /// With the data set of which the job's public examples are drawn; nothing
@@ -86,7 +99,14 @@ impl Workplace {
     /// What the job shares of the model.
     #[must_use]
     pub fn blueprint(&self) -> &Blueprint {
-        &self.blueprint
+        self.small.as_ref().map_or(&self.blueprint, |small| &small.server)
+    }
+
+    /// What a member's first task begins with.
+    #[must_use]
+    pub fn initial(&self) -> Vectors {
+        // Nobody has said anything of its examples yet.
+        if self.small.is_some() { Vectors::new() } else { self.blueprint.initial() }
     }
 
     /// Refuses a data set that the model can't learn from.
@@ -123,6 +143,7 @@ impl Workplace {
                 let settings = settings.clone();
                 self.exchange(&settings, task, share, kept, stop)?
             }
+            Strategy::FedGkt(_) => self.transfer(task, share, kept, stop)?,
             _ => self.learn(task, share, kept, stop)?,
         };
         let Some(mut contribution) = contribution else { return Ok(None) };
@@ -148,6 +169,16 @@ impl Workplace {
         kept: &Kept,
         stop: &AtomicBool,
     ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
+        if let Some(small) = &self.small {
+            let state = self.blueprint.start(&Vectors::new(), kept)?;
+            let mut whole = small.whole(self.blueprint.spec(), &state, task.start, &self.job)?;
+            let held_out = match &share.held_out {
+                Some(data) => held_out(whole.evaluate(data, &self.options()?)?, data),
+                None => None,
+            };
+            let report = Report { examples: share.seen.len() as u64, held_out, ..Report::default() };
+            return Ok(Some((report, Some(whole.export()?))));
+        }
         let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
         let own = self.federation.own_models().then(|| self.trainer.export()).transpose()?;
         let report = Report { examples: share.seen.len() as u64, held_out: self.look(share)?, ..Report::default() };
@@ -167,12 +198,37 @@ impl Workplace {
     /// The learning rate of a round.
     #[must_use]
     pub fn rate(&self, round: u64) -> f64 {
-        // In thousandths of an epoch: schedules count whole steps.
-        const PER_EPOCH: usize = 1_000;
-        let rounds = self.federation.rounds_of_ends();
-        let whole = Job { epochs: self.job.epochs.saturating_mul(rounds), ..self.job.clone() };
-        let at = round.saturating_mul(self.job.epochs).saturating_mul(PER_EPOCH as u64);
-        whole.schedule(PER_EPOCH).at(at)
+        rate(&self.job, round)
+    }
+
+    /// Trains the member's part of the model, and says what it makes of the
+    /// member's examples (FedGKT).
+    fn transfer(
+        &mut self,
+        task: Task<'_>,
+        share: &Share,
+        kept: &mut Kept,
+        stop: &AtomicBool,
+    ) -> Result<Option<Contribution>, TrainError> {
+        let state = self.blueprint.start(&Vectors::new(), kept)?;
+        let (data, said) = (&share.seen, vector(task.start, Channel::Logits));
+        let (seed, pace, options) = (self.seed(task), self.rate(task.round), self.options()?);
+        let Some(small) = &mut self.small else { return Ok(None) };
+        let learned = if small.says_of(data, said) {
+            let how = (&BatchOptions { seed, ..options.clone() }, self.job.epochs, pace);
+            let learned = small.learn(self.blueprint.spec(), &state, data, said, how, stop)?;
+            let Some((state, learned)) = learned else { return Ok(None) };
+            self.trainer.set_state(&state)?;
+            learned
+        } else {
+            self.begin(&state, task.round, 0.0, &[])?;
+            let Some(learned) = self.epochs(data, self.job.epochs, seed, stop)? else { return Ok(None) };
+            learned
+        };
+        self.blueprint.keep_own(&self.trainer.state()?, kept);
+        let Some(small) = &self.small else { return Ok(None) };
+        let vectors = small.vectors(&self.trainer, data, &options)?;
+        Ok(Some(Contribution { vectors, report: self.report(share, &learned) }))
     }
 
     /// Trains what is shared.
@@ -382,8 +438,7 @@ impl Workplace {
     /// if that is nothing, or the loss isn't finite.
     fn look(&mut self, share: &Share) -> Result<Option<HeldOut>, TrainError> {
         let Some(data) = &share.held_out else { return Ok(None) };
-        let Scores { loss, accuracy } = self.scores(data)?;
-        Ok(loss.is_finite().then_some(HeldOut { examples: data.len() as u64, loss, accuracy }))
+        Ok(held_out(self.scores(data)?, data))
     }
 
     fn scores(&mut self, data: &Dataset) -> Result<Scores, TrainError> {
@@ -423,6 +478,22 @@ impl Workplace {
     }
 }
 
+/// What is said of a look at a model; nothing where the loss isn't finite.
+fn held_out(scores: Scores, data: &Dataset) -> Option<HeldOut> {
+    let Scores { loss, accuracy } = scores;
+    loss.is_finite().then_some(HeldOut { examples: data.len() as u64, loss, accuracy })
+}
+
+/// The learning rate of a round.
+pub(super) fn rate(job: &Job, round: u64) -> f64 {
+    // In thousandths of an epoch: schedules count whole steps.
+    const PER_EPOCH: usize = 1_000;
+    let rounds = job.federation.as_ref().map_or(1, Federation::rounds_of_ends);
+    let whole = Job { epochs: job.epochs.saturating_mul(rounds), ..job.clone() };
+    let at = round.saturating_mul(job.epochs).saturating_mul(PER_EPOCH as u64);
+    whole.schedule(PER_EPOCH).at(at)
+}
+
 /// What is added to gradients so that weights are pulled to a point.
 fn pull_to(point: &[f32], pull: f64) -> Vec<f32> {
     point.iter().map(|x| -(pull as f32) * x).collect()
@@ -456,7 +527,7 @@ fn effective(steps: u64, optimizer: &Optimizer) -> f64 {
 }
 
 /// Trains for some epochs; `None` when `stop` was set before the end.
-fn epochs_of(
+pub(super) fn epochs_of(
     trainer: &mut Trainer,
     data: &Dataset,
     options: &BatchOptions,

@@ -1,20 +1,31 @@
 //! A job's files on this node.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tierline_federate::{RoundScores, wire};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 
 use crate::store::disk::{self, Existing};
 
+/// What a member's next task begins with, where it isn't a model: an artefact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Said {
+    /// Under which it is kept.
+    pub(super) key: u64,
+    pub(super) digest: Digest,
+    pub(super) bytes: u64,
+}
+
 /// The folder of one job.
 #[derive(Debug, Clone)]
 pub struct Folder(PathBuf);
 
-type Named = std::collections::BTreeMap<String, Vec<f32>>;
+type Named = BTreeMap<String, Vec<f32>>;
 
 impl Folder {
     /// The folder of a job, made if it isn't there.
@@ -70,6 +81,32 @@ impl Folder {
 
     fn server(&self, version: u64) -> PathBuf {
         self.0.join(format!("server-{version}"))
+    }
+
+    fn said(&self) -> PathBuf {
+        self.0.join("said.json")
+    }
+
+    /// Keeps what members' next tasks begin with.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn save_said(&self, said: &BTreeMap<String, Said>) -> Result<(), Failure> {
+        let json = serde_json::to_vec(said).map_err(super::messages::internal)?;
+        self.write(&self.said(), &json)
+    }
+
+    /// What they begin with; nothing at first.
+    ///
+    /// # Errors
+    /// When the disk refuses, or the file is damaged.
+    pub(super) fn load_said(&self) -> Result<BTreeMap<String, Said>, Failure> {
+        if !self.said().exists() {
+            return Ok(BTreeMap::new());
+        }
+        let text = self.read(&self.said())?;
+        serde_json::from_slice(&text)
+            .map_err(|e| Failure::new(Code::Corrupt, format!("{}: {e}", self.said().display())))
     }
 
     /// Of an edge that gossips: whom it meets.
@@ -241,7 +278,7 @@ impl Folder {
             // What stays behind only takes room.
             let _ = std::fs::remove_dir_all(self.0.join(folder));
         }
-        self.remove(&[self.kept(), self.last_round(), self.neighbours()]);
+        self.remove(&[self.kept(), self.last_round(), self.neighbours(), self.said()]);
         for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with("server-") {
                 self.remove(&[entry.path()]);

@@ -26,6 +26,15 @@ pub(super) struct Relay {
     inner: Mutex<Inner>,
 }
 
+/// What a member was last told to start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Came {
+    task: u64,
+    version: u64,
+    /// How many of them lead to the model.
+    differences: u64,
+}
+
 #[derive(Default)]
 struct Inner {
     routes: Routes,
@@ -33,7 +42,7 @@ struct Inner {
     standings: BTreeMap<String, JobStanding>,
     /// The model that each member was last told to start from, and the
     /// differences that lead to it.
-    models: BTreeMap<String, (u64, u64)>,
+    models: BTreeMap<String, Came>,
     /// The parent that asked for them.
     parent: Option<Arc<Uplink>>,
 }
@@ -95,7 +104,8 @@ impl Relay {
             Some(want) if !member.is_empty() => {
                 let Some(child) = inner.routes.via(&member).map(str::to_owned) else { return false };
                 if let Want::Work(order) = &want {
-                    let now = (order.version, order.differences.len() as u64);
+                    let differences = order.differences.len() as u64;
+                    let now = Came { task: order.task, version: order.version, differences };
                     let before = inner.models.insert(member.clone(), now);
                     if before != Some(now) {
                         inner.keep_models(node, self.id, order);
@@ -152,8 +162,9 @@ impl Inner {
     /// Remembers which models came by here, so that those which nobody starts
     /// from any more can go.
     fn keep_models(&self, node: &Arc<Node>, job: Digest, order: &WorkOrder) {
-        let needed: BTreeSet<u64> = self.models.values().map(|(version, _)| *version).collect();
-        let leading = |(version, count): &(u64, u64)| version.saturating_sub(*count) + 1..=*version;
+        // By task: where each member gets something else, all have one version.
+        let needed: BTreeSet<u64> = self.models.values().map(|came| came.task).collect();
+        let leading = |came: &Came| came.version.saturating_sub(came.differences) + 1..=came.version;
         let followed: BTreeSet<u64> = self.models.values().flat_map(leading).collect();
         let of = |side, needed: BTreeSet<u64>| (side, needed.into_iter().collect::<Vec<_>>());
         let (node, order) = (Arc::clone(node), order.clone());
@@ -164,7 +175,7 @@ impl Inner {
                     let _ = node.state.set_version(job, side, version, artefact);
                 }
             };
-            keep(Side::Relay, order.version, &order.model);
+            keep(Side::Relay, order.task, &order.model);
             for (back, difference) in (0..).zip(order.differences.iter().rev()) {
                 keep(Side::RelayDifferences, order.version.saturating_sub(back), difference);
             }

@@ -53,7 +53,8 @@ impl Desk {
             place.check(data).map_err(unfit)?;
         }
         let examples = share.seen.len() as u64;
-        let (layout, initial) = (place.blueprint().layout().clone(), place.blueprint().initial());
+        let layout = place.blueprint().layout().of_examples(examples).map_err(|e| unfit(e.into()))?;
+        let initial = place.initial();
         Ok((Self { layout, initial, seed: job.seed, place: Some((place, share)) }, examples))
     }
 

@@ -75,10 +75,10 @@ impl Desks {
         let update = messages::update_of(&header)?;
         let report = update.report;
         let bytes = self.upper.folder.read(&self.upper.folder.incoming(task.0))?;
-        let layout = self.desk.layout();
+        let layout = self.desk.layout().of_examples(report.examples);
         let look = self.coordinator.is_look(task);
         let checked = tokio::task::block_in_place(|| {
-            let vectors = wire::decode(&bytes, layout)?;
+            let vectors = wire::decode(&bytes, &layout?)?;
             let contribution = Contribution { vectors, report };
             let checked = if look { aggregate::check_look(&contribution) } else { self.desk.check(&contribution) };
             checked.map(|()| contribution)
@@ -127,14 +127,20 @@ impl Desks {
         let node = self.node();
         let assignment = self.coordinator.assignment(member);
         let mut start = Start::default();
-        if let Assignment::Work { task, version, round, .. } = assignment {
-            start = Start { neighbours: self.neighbours_of(member, round), ..self.start(version) };
+        if let Assignment::Work { task, version, round, look } = assignment {
+            start = match self.tells_apart && !look {
+                true => Start { model: self.said.get(member).map(|said| said.digest), ..Start::default() },
+                false => Start { neighbours: self.neighbours_of(member, round), ..self.start(version) },
+            };
             let told = self.told.insert(member.to_owned(), task);
             if told != Some(task) {
                 // What was sent before a restart was counted by who is gone.
                 let sent_before = told.is_none() && self.holds.get(member) == Some(&version);
                 let holds = if sent_before { Some(version.saturating_sub(1)) } else { self.holds.get(member).copied() };
-                self.bytes_down += self.bytes_between(holds.unwrap_or(0), version);
+                self.bytes_down += match self.tells_apart && !look {
+                    true => self.said.get(member).map_or(0, |said| said.bytes),
+                    false => self.bytes_between(holds.unwrap_or(0), version),
+                };
                 self.holds.insert(member.to_owned(), version);
             }
         }

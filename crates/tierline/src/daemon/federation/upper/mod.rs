@@ -22,6 +22,7 @@ use tierline_train::federated::{Blueprint, Tutor, Workplace};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::meet::Meeting;
+use super::folder::Said;
 use super::gossip::Met;
 use super::lower::ToLower;
 use super::messages::{self, internal};
@@ -118,6 +119,9 @@ struct Desks {
     urls: BTreeMap<String, String>,
     /// Of an edge that meets its neighbours.
     meeting: Option<Meeting>,
+    /// What members' next tasks begin with, where that isn't a model.
+    said: BTreeMap<String, Said>,
+    tells_apart: bool,
     /// Members that can't take part, and why.
     unable: BTreeMap<String, String>,
     bytes_up: u64,
@@ -334,20 +338,21 @@ impl Desks {
                 // A member that is gone asks again.
                 let _ = answer.send(messages::verdict(&verdict));
             }
-            Action::Add { update, version, staleness, .. } => {
+            Action::Add { member, update, version, staleness } => {
                 let file = self.upper.folder.incoming(update.task.0);
                 let contribution = match self.checked.remove(&update.task) {
                     Some(contribution) => contribution,
                     // From before a restart.
                     None => {
-                        let vectors = wire::decode(&self.upper.folder.read(&file)?, self.desk.layout());
+                        let layout = self.desk.layout().of_examples(update.report.examples).map_err(internal)?;
+                        let vectors = wire::decode(&self.upper.folder.read(&file)?, &layout);
                         Contribution { vectors: vectors.map_err(internal)?, report: update.report }
                     }
                 };
                 tokio::task::block_in_place(|| {
                     // Those of an older model would teach what was known then.
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| staleness == 0) {
-                        tutor.hear(self.desk.held(), &contribution).map_err(internal)?;
+                        tutor.hear(&member, self.desk.held(), &contribution).map_err(internal)?;
                     }
                     self.desk.add(contribution, version, staleness).map_err(internal)
                 })?;

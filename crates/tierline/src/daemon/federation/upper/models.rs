@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tierline_federate::aggregate::mean_of;
-use tierline_federate::{Contribution, Counted, HeldOut, Report, RoundScores, Vectors, desk, wire};
+use tierline_federate::{
+    Channel, Contribution, Counted, FederateError, HeldOut, Report, RoundScores, Vectors, desk, wire,
+};
 use tierline_node::federation::{Event, Record, Task};
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, parent_message};
@@ -12,10 +14,15 @@ use tierline_train::Scores;
 use tierline_train::federated::seed_of_model;
 
 use super::Desks;
+use crate::daemon::federation::folder::Said;
 use crate::daemon::federation::journal;
 use crate::daemon::federation::lower::ToLower;
 use crate::daemon::federation::messages::{self, internal};
 use crate::store::jobs::Side;
+
+/// What members begin with is numbered by the model and their place among
+/// members, of which there are at most 2^20.
+const MEMBER_BITS: u32 = 20;
 
 impl Desks {
     /// Makes a model, looks at it, and keeps it.
@@ -36,6 +43,7 @@ impl Desks {
             Ok::<_, Failure>(())
         })?;
         self.publish(version).await?;
+        self.publish_said(version).await?;
         self.spent = std::mem::take(&mut self.files);
         let mut enough = false;
         if self.upper.below.is_none() {
@@ -109,6 +117,29 @@ impl Desks {
             node.drop_models(id, Side::UpperOwn, &needed).await?;
         }
         Ok(())
+    }
+
+    /// Keeps what members' next tasks begin with, where that differs from one
+    /// to the other.
+    async fn publish_said(&mut self, version: u64) -> Result<(), Failure> {
+        let (node, id) = (self.node(), self.upper.id);
+        let Some(said) = self.tutor.as_ref().and_then(|tutor| tutor.said()) else { return Ok(()) };
+        let encoded = said.iter().map(|(member, vectors)| {
+            let rows = vectors.get(&Channel::Logits).map_or(0, Vec::len);
+            let classes = self.desk.layout().logits.first().and_then(|part| part.shape.last()).copied().unwrap_or(1);
+            let layout = self.desk.layout().of_examples((rows / classes.max(1)) as u64)?;
+            Ok((member.clone(), Bytes::from(wire::encode(vectors, &layout)?)))
+        });
+        let encoded: Vec<(String, Bytes)> = encoded.collect::<Result<_, FederateError>>().map_err(internal)?;
+        for (number, (member, bytes)) in encoded.into_iter().enumerate() {
+            let (key, length) = ((version << MEMBER_BITS) + number as u64, bytes.len() as u64);
+            let digest = node.artefacts.put(bytes).await?;
+            node.state.set_version(id, Side::Said, key, digest)?;
+            self.said.insert(member, Said { key, digest, bytes: length });
+        }
+        self.upper.folder.save_said(&self.said)?;
+        let needed: Vec<u64> = self.said.values().map(|said| said.key).collect();
+        node.drop_models(id, Side::Said, &needed).await
     }
 
     /// Of an edge: the model that its task began with.
@@ -201,7 +232,7 @@ impl Desks {
         }
         self.upper.folder.clear();
         journal::forget::<Record>(&node, self.upper.id)?;
-        for side in [Side::Upper, Side::UpperOwn, Side::UpperDifferences, Side::Offers] {
+        for side in [Side::Upper, Side::UpperOwn, Side::UpperDifferences, Side::Offers, Side::Said] {
             node.drop_models(self.upper.id, side, &[]).await?;
         }
         Ok(())

@@ -23,6 +23,7 @@ impl Upper {
         node.ensure_artefact(self.manifest.model).await?;
         let model = node.artefacts.get(self.manifest.model).await?;
         let model_bytes = model.len() as u64;
+        let said = self.folder.load_said()?;
         let blueprint = tokio::task::block_in_place(|| {
             let model = Model::parse(model).map_err(internal)?;
             Blueprint::new(model, &self.manifest.job).map_err(internal)
@@ -39,7 +40,7 @@ impl Upper {
             sums_up: self.below.is_some(),
         };
         let (coordinator, actions) = Coordinator::restored(terms, journal, node.now());
-        let channels = self.hop.strategy.channels();
+        let channels = self.hop.strategy.makes();
         let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
         let version = coordinator.version();
         let server = Server { model: initial, kept: self.folder.load_server(version)? };
@@ -61,6 +62,8 @@ impl Upper {
             urls: BTreeMap::new(),
             meeting: None,
             unable: BTreeMap::new(),
+            said,
+            tells_apart: self.manifest.federation().transfer().is_some(),
             bytes_up: 0,
             bytes_down: 0,
             artefact_bytes: model_bytes,
@@ -117,13 +120,16 @@ impl Desks {
         tokio::task::block_in_place(prepare)
     }
 
-    /// Where the cloud's models learn of public examples.
+    /// Where the cloud's models learn of public examples, or of features.
     fn tutor(&self) -> Result<Option<Tutor>, Failure> {
         let (node, job) = (self.node(), &self.upper.manifest.job);
-        let Some(distil) = job.federation.as_ref().and_then(Federation::distillation) else { return Ok(None) };
+        let options = node.config().load_options();
+        let Some(distil) = job.federation.as_ref().and_then(Federation::distillation) else {
+            let prepare = || Tutor::transfer(&node.engine, &self.blueprint, job, &options);
+            return tokio::task::block_in_place(prepare).map_err(internal);
+        };
         let prepare = || {
             let whole = data::open_public(&node, job, distil)?;
-            let options = node.config().load_options();
             Tutor::new(&node.engine, &self.model()?, job, &whole, &options).map(Some).map_err(internal)
         };
         tokio::task::block_in_place(prepare)
