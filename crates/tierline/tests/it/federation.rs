@@ -135,7 +135,7 @@ impl Federation {
 
     /// Trains on the nodes and in simulation: what is shared and what is ends'
     /// own is the same.
-    fn own_models_are_as_simulated(&self, ends: &[Node], edges: usize) {
+    pub fn own_models_are_as_simulated(&self, ends: &[Node], edges: usize) {
         let lines = lines(&self.train());
         let scenario = Scenario { edges, ..Scenario::default() };
         let simulated = self.outcome(&ends.iter().collect::<Vec<_>>(), &scenario);
