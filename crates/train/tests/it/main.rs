@@ -5,6 +5,7 @@ mod batches;
 mod detecting;
 mod federated;
 mod formats;
+mod losses;
 mod mutations;
 mod partitions;
 mod samples;

@@ -12,7 +12,7 @@ use tierline_train::{Checkpoint, Event, Outcome, RunOptions, TrainError, Trainer
 use tierline_zoo::{Batch, Bn, Options};
 
 /// rten, and ONNX Runtime where it is set up.
-fn engines() -> Vec<Arc<dyn Engine>> {
+pub fn engines() -> Vec<Arc<dyn Engine>> {
     let mut engines = vec![tierline_engine::rten()];
     if std::env::var_os("ORT_DYLIB_PATH").is_some() {
         engines.push(tierline_engine::discover(&Search { system: false, ..Search::default() }).engine);
@@ -26,11 +26,11 @@ fn fastest() -> Arc<dyn Engine> {
     engines().pop().unwrap()
 }
 
-fn options() -> LoadOptions {
+pub fn options() -> LoadOptions {
     LoadOptions::with_threads(1)
 }
 
-fn network(name: &str) -> Model {
+pub fn network(name: &str) -> Model {
     let options = Options { bn: Bn::Kept, batch: Batch::Free, image: Some(32), seed: 3 };
     let mut model = tierline_zoo::by_name(name, &options).unwrap();
     let mut evaluator = tierline_engine::Evaluator(tierline_engine::rten());
@@ -39,7 +39,7 @@ fn network(name: &str) -> Model {
 }
 
 /// Pictures of ten classes, each a bright square at its own place on noise.
-fn pictures(examples: usize, channels: usize, side: usize, seed: u64) -> Dataset {
+pub fn pictures(examples: usize, channels: usize, side: usize, seed: u64) -> Dataset {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut pixels = Vec::with_capacity(examples * channels * side * side);
     let mut classes = Vec::with_capacity(examples);
