@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tierline_federate::aggregate::{self, Aggregate, Mean};
 use tierline_federate::strategy::Round;
 use tierline_federate::{
-    Channel, Contribution, Counted, FederateError, Layout, Part, Report, Server, Strategy as Kind, Vectors,
+    Channel, Contribution, Counted, Desk, FederateError, Hop, Layout, Part, Report, Server, Strategy as Kind, Vectors,
 };
 
 fn part(name: &str, length: usize) -> Part {
@@ -254,4 +254,34 @@ fn feddf_begins_with_the_mean() {
     let mut server = server(&kind);
     round(&kind, &mut server, 2, &two(&kind));
     expect(&server, [0.25, 1.5], 7.0);
+}
+
+#[test]
+fn what_is_of_examples_is_as_long_as_they_are_many() {
+    let part = |shape: &[usize]| vec![Part { name: "x".into(), shape: shape.to_vec() }];
+    let layout = Layout { logits: part(&[0, 2]), features: part(&[0, 3]), labels: part(&[0]), ..Layout::default() };
+    let hop: Hop = toml::from_str("strategy = { kind = 'fedgkt', features = 'x' }").unwrap();
+    let desk = Desk::new(layout.clone(), &hop, 0, Server::default());
+    let contribution = |examples: u64, vectors: [(Channel, Vec<f32>); 3]| Contribution {
+        vectors: Vectors::from(vectors),
+        report: Report { examples, steps: 1, effective_steps: 1.0, ..Report::default() },
+    };
+    let of = |logits: usize, features: usize, labels: usize| {
+        [
+            (Channel::Logits, vec![0.5; logits]),
+            (Channel::Features, vec![0.5; features]),
+            (Channel::Labels, vec![1.0; labels]),
+        ]
+    };
+    desk.check(&contribution(4, of(8, 12, 4))).unwrap();
+    for wrong in [of(8, 12, 3), of(8, 11, 4), of(7, 12, 4)] {
+        let error = desk.check(&contribution(4, wrong)).unwrap_err();
+        assert!(matches!(error, FederateError::Length { .. }), "{error}");
+    }
+    // Whatever a member says, nothing is allocated for more than may travel.
+    for examples in [0, u64::MAX, (1 << 28) / 6 + 1] {
+        let error = layout.of_examples(examples).unwrap_err();
+        assert!(matches!(error, FederateError::Examples { .. }), "{error}");
+    }
+    assert_eq!(layout.of_examples(5).unwrap().len(Channel::Features), 15);
 }
