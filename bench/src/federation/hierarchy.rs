@@ -23,11 +23,16 @@ const SPEED: &str = "3000";
 const GOAL: f64 = 0.8;
 
 /// Ways to run the job: name, the cloud's rounds at most, what an edge does.
-const WAYS: [(&str, usize, &str); 4] = [
+const WAYS: [(&str, usize, &str); 5] = [
     ("flat", 30, ""),
     ("hierarchical, 1 round of edges", 30, "[federation.edge]\nrounds = 1\n"),
     ("hierarchical, 2 rounds of edges", 20, "[federation.edge]\nrounds = 2\n"),
     ("hierarchical, 4 rounds of edges", 12, "[federation.edge]\nrounds = 4\n"),
+    (
+        "the same, edges gossip in int8",
+        12,
+        "[federation.edge]\nrounds = 4\ngossip = { stages = [\"int8\", \"zstd\"] }\n",
+    ),
 ];
 
 /// What was measured.

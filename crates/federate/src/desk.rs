@@ -129,7 +129,8 @@ impl Desk {
     /// What is wrong with it.
     pub fn check(&self, contribution: &Contribution) -> Result<(), FederateError> {
         let layout = self.layout.of_examples(contribution.report.examples)?;
-        aggregate::check(&layout, &self.strategy.channels(), contribution)
+        aggregate::check(&layout, &self.strategy.channels(), contribution)?;
+        layout.check_labels(contribution.vectors.get(&Channel::Labels).map_or(&[], Vec::as_slice))
     }
 
     /// Adds a contribution that starts from the model of that version.

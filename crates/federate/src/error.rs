@@ -64,6 +64,14 @@ pub enum FederateError {
         /// Numbers that may travel.
         max: u64,
     },
+    /// A label that is no class.
+    #[error("the update says that an example is of class {label}; the model has the classes 0 to {}", .classes.saturating_sub(1))]
+    Label {
+        /// What it says.
+        label: f32,
+        /// Classes there are.
+        classes: usize,
+    },
     /// A look at a model that can't be true.
     #[error("what the update says of a model can't be: examples above 0, a finite loss, an accuracy from 0 to 1")]
     HeldOut,

@@ -124,6 +124,19 @@ impl Layout {
         Err(FederateError::Length { channel: channel.name(), expected, given: vector.len() })
     }
 
+    /// Refuses labels that are no classes of the model.
+    ///
+    /// # Errors
+    /// [`FederateError::Label`].
+    pub fn check_labels(&self, labels: &[f32]) -> Result<(), FederateError> {
+        let classes = self.logits.first().and_then(|part| part.shape.last()).copied().unwrap_or(0);
+        let fits = |label: &&f32| label.fract() == 0.0 && (0.0..classes as f32).contains(*label);
+        match labels.iter().find(|label| !fits(label)) {
+            Some(&label) => Err(FederateError::Label { label, classes }),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses vectors of another model, or with a number that isn't finite.
     ///
     /// # Errors

@@ -7,7 +7,7 @@
 //! prices give a lower bound (Lagrange), one more minimum cut computes it
 //! exactly, and subgradient steps (Held and Karp, 1971) raise it. Search:
 //! where the bound stays below the best placement seen, one node's tiers are
-//! split and each part is bounded again, lowest bound first. Start at [`solve`].
+//! split and each part is bounded again, lowest bound first. Start at `solve`.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -1,6 +1,6 @@
 //! What a placement costs: the definition that the search minimises.
 //!
-//! Straight loops, no shortcuts; [`crate::search`] does the same with prefix
+//! Straight loops, no shortcuts; `crate::search` does the same with prefix
 //! sums and is tested against this. Start at [`PlanRequest::evaluate_with`].
 
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,8 @@
 //! The site: nodes, what happens between them, and the loop over it.
 
+mod lower;
 mod meet;
+mod upper;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -9,19 +11,17 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tierline_engine::{Engine, LoadOptions};
-use tierline_federate::aggregate::{self, mean_of};
+use tierline_federate::aggregate::mean_of;
 use tierline_federate::gossip::Offer;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Gossip, HeldOut, Report, RoundScores, Scoreboard, Sender,
-    Server, Vectors, desk, wire,
+    Channel, Contribution, Counted, Desk, FederateError, Gossip, HeldOut, RoundScores, Scoreboard, Sender, Server,
+    Vectors,
 };
 use tierline_graph::Model;
 use tierline_node::federation::{
-    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, Participant, Standing, Task, Terms, Update,
-    Verdict, Work,
+    Action, Assignment, Coordinator, Event, MemberEvent, Participant, Standing, Task, Terms, Update, Verdict, Work,
 };
 use tierline_node::{Rng, Time};
-use tierline_proto::Digest;
 use tierline_train::data::{Dataset, seed_of};
 use tierline_train::federated::{Blueprint, Kept, Models, Share, Tutor, Workplace};
 use tierline_train::{Job, Scores, TrainError};
@@ -30,7 +30,7 @@ use self::meet::Circle;
 use crate::attack::Attack;
 use crate::clock::Clock;
 use crate::link::{Link, Pipe};
-use crate::workers::{Done, Order, Workers};
+use crate::workers::{Done, Workers};
 
 /// Bytes of a message without an update or a model, with what the transport
 /// adds.
@@ -652,335 +652,6 @@ impl Site {
             node.wakes_at = Some(wake);
             self.clock.at(wake, Happening::Wake(at));
         }
-    }
-
-    // ---- the lower side
-
-    fn take_part(&mut self, at: usize, event: MemberEvent) {
-        let now = self.clock.now();
-        let Some(below) = &mut self.nodes[at].below else { return };
-        let actions = below.participant.step(now, &mut self.rng, event);
-        for action in actions {
-            self.perform_below(at, action);
-        }
-        self.set_alarm(at);
-    }
-
-    fn perform_below(&mut self, at: usize, action: MemberAction) {
-        match action {
-            // Processes don't die here; tests of the machines have them die.
-            MemberAction::Keep(_) | MemberAction::Prepare => {}
-            MemberAction::Report(standing) => {
-                self.up(at, MESSAGE_BYTES, Happening::Stands(at, standing));
-            }
-            MemberAction::Work(work) => {
-                let bytes = self.bytes_to(at, work);
-                self.bytes_down += bytes;
-                self.fetch(at, bytes + MESSAGE_BYTES, work);
-            }
-            MemberAction::Abandon(task) => {
-                if let Some(trainee) = &mut self.nodes[at].trainee
-                    && trainee.running.as_ref().is_some_and(|(work, ..)| work.task == task)
-                    && let Some((_, _, stop)) = trainee.running.take()
-                {
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-            MemberAction::Send(update) => {
-                let bytes = update.bytes;
-                let task = update.task;
-                match self.up(at, bytes + MESSAGE_BYTES, Happening::Submitted(at, update)) {
-                    true => self.bytes_up += bytes,
-                    false => self.take_part(at, MemberEvent::Unsent { task }),
-                }
-            }
-            MemberAction::Settle { counted, .. } => {
-                if let Some(below) = &mut self.nodes[at].below {
-                    below.update = None;
-                    if let Some((if_counted, if_not)) = below.next.take() {
-                        below.kept = if counted { if_counted } else { if_not };
-                    }
-                }
-            }
-            MemberAction::Finish { .. } | MemberAction::Leave { .. } => {}
-        }
-    }
-
-    /// Sends bytes up; `then` happens when they are there. Says whether the
-    /// node can send.
-    fn up(&mut self, at: usize, bytes: u64, then: Happening) -> bool {
-        let now = self.clock.now();
-        let Some(below) = self.nodes[at].below.as_mut().filter(|b| b.reachable) else { return false };
-        let there = below.pipes[0].carry(now, bytes);
-        let then = match below.relay {
-            Some(relay) => Happening::Rising { relay, bytes, then: Box::new(then) },
-            None => then,
-        };
-        self.clock.at(there, then);
-        true
-    }
-
-    /// Sends bytes down; `then` happens when they are there, if the node can
-    /// be reached.
-    fn down(&mut self, at: usize, bytes: u64, then: Happening) {
-        let Some(below) = self.nodes[at].below.as_ref().filter(|b| b.reachable) else { return };
-        let now = self.clock.now();
-        match below.relay {
-            Some(relay) => {
-                let there = self.relays[relay].pipes[1].carry(now, bytes);
-                self.clock.at(there, Happening::Falling { to: at, bytes, then: Box::new(then) });
-            }
-            None => self.fall(at, bytes, then),
-        }
-    }
-
-    /// Bytes take the last link to a node.
-    fn fall(&mut self, to: usize, bytes: u64, then: Happening) {
-        let now = self.clock.now();
-        let Some(below) = &mut self.nodes[to].below else { return };
-        let there = below.pipes[1].carry(now, bytes);
-        self.clock.at(there, then);
-    }
-
-    /// The model of a task comes down, once for all ends behind an edge.
-    fn fetch(&mut self, at: usize, bytes: u64, work: Work) {
-        let now = self.clock.now();
-        let then = Happening::Fetched(at, work);
-        let reachable = self.nodes[at].below.as_ref().filter(|b| b.reachable);
-        let Some(below) = reachable else { return self.clock.at(now, then) };
-        let Some(relay) = below.relay else { return self.fall(at, bytes, then) };
-        let Relay { pipes, models } = &mut self.relays[relay];
-        // Versions far back are asked for no more.
-        models.retain(|version, _| version + VERSIONS_KEPT > work.version);
-        let there = *models.entry(work.version).or_insert_with(|| pipes[1].carry(now, bytes));
-        self.clock.at(there, Happening::Falling { to: at, bytes, then: Box::new(then) });
-    }
-
-    /// What a member's task begins with: its parent's model, or what is said of
-    /// its own examples.
-    fn start_of(&self, at: usize, work: Work) -> Option<Arc<Vectors>> {
-        if self.tells_apart && !work.look {
-            return Some(self.said.get(&at).cloned().unwrap_or_default());
-        }
-        self.nodes[self.parent(at)].above.as_ref().and_then(|a| a.published.get(&work.version)).cloned()
-    }
-
-    /// Bytes that take a member to what a task begins with: a model whole, or by
-    /// what differs where models travel so.
-    fn bytes_to(&self, at: usize, work: Work) -> u64 {
-        let version = work.version;
-        if self.tells_apart {
-            return self.start_of(at, work).map_or(0, |start| bytes_of(&start));
-        }
-        let (Some(below), Some(above)) = (&self.nodes[at].below, &self.nodes[self.parent(at)].above) else { return 0 };
-        let followed = above.desk.down().filter(|_| version > 0).and_then(|down| down.bytes(below.holds, version));
-        followed.or_else(|| above.published.get(&version).map(|model| bytes_of(model))).unwrap_or(0)
-    }
-
-    /// The model of a task is there: an end trains, an edge begins rounds.
-    fn fetched(&mut self, at: usize, work: Work) -> Result<(), SimError> {
-        let wanted = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) == Some(work);
-        let start = self.start_of(at, work);
-        let (true, Some(start)) = (wanted, start) else { return Ok(()) };
-        let now = self.clock.now();
-        let node = &mut self.nodes[at];
-        if let Some(below) = &mut node.below {
-            below.holds = work.version;
-        }
-        if let Some(trainee) = &mut node.trainee {
-            let stop = Arc::new(AtomicBool::new(false));
-            let outcome = self.workers.order(Order {
-                member: node.name.clone(),
-                round: work.round,
-                start,
-                share: Arc::clone(&trainee.share),
-                look: work.look,
-                model: trainee.model,
-                kept: node.below.as_ref().map_or_else(Kept::new, |b| b.kept.clone()),
-                stop: Arc::clone(&stop),
-            });
-            trainee.running = Some((work, outcome, stop));
-            // Looking takes next to nothing beside learning.
-            let epochs = if work.look { 0 } else { self.epochs };
-            let examples = trainee.share.seen.len() as f64 * epochs as f64;
-            let takes = Duration::from_secs_f64(examples / trainee.examples_per_s);
-            self.clock.at(now + takes, Happening::Worked(at, work.task));
-            return Ok(());
-        }
-        self.cut_short(at)?;
-        let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-        let version = above.desk.version() + 1;
-        above.desk.replace(version, &start);
-        above.base = Arc::new(above.desk.server().model.clone());
-        self.publish(at, version)?;
-        let stretch = work.task.0 + 1;
-        let rounds = if work.look { 0 } else { self.edge_rounds };
-        self.coordinate(at, Event::Begin { version, rounds, look: work.look, stretch })
-    }
-
-    fn worked(&mut self, at: usize, task: Task) -> Result<(), SimError> {
-        let Some(trainee) = &mut self.nodes[at].trainee else { return Ok(()) };
-        if trainee.running.as_ref().is_none_or(|(work, ..)| work.task != task) {
-            return Ok(());
-        }
-        let Some((work, outcome, _)) = trainee.running.take() else { return Ok(()) };
-        let Done { result, kept, own } = outcome.recv().map_err(|_| SimError::Worker)?;
-        if let Some(own) = own {
-            self.own.insert(self.nodes[at].name.clone(), own);
-        }
-        let result = match result {
-            Ok(Some(mut contribution)) => {
-                let attack = self.nodes[at].trainee.as_ref().and_then(|t| t.attack);
-                if let Some(attack) = attack {
-                    attack.spoil(&mut contribution.vectors);
-                }
-                Ok(self.hold(at, work, contribution, kept)?)
-            }
-            Ok(None) => return Ok(()),
-            Err(error) => Err(error.to_string()),
-        };
-        self.take_part(at, MemberEvent::Worked { task, result });
-        Ok(())
-    }
-
-    /// Keeps a contribution, as it travels, until it is counted.
-    fn hold(&mut self, at: usize, work: Work, contribution: Contribution, after: Kept) -> Result<Update, SimError> {
-        let parent = self.parent(at);
-        let seed = tierline_train::federated::seed_of_update(self.seed, &self.nodes[at].name, work.task.0);
-        let (Some(above), Contribution { vectors, report }) = (&self.nodes[parent].above, contribution) else {
-            return Err(SimError::Worker);
-        };
-        let layout = &above.desk.layout().of_examples(report.examples)?;
-        let before = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
-        let sent = above.sender.encode(layout, &vectors, &before, after, work.round, seed)?;
-        let vectors = wire::decode(&sent.bytes, layout)?;
-        let bytes = sent.bytes.len() as u64;
-        let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
-        if let Some(below) = &mut self.nodes[at].below {
-            below.update = Some((work.task, Arc::new(Contribution { vectors, report }), bytes));
-            below.next = Some((sent.counted, sent.refused));
-        }
-        Ok(Update { task: work.task, digest, bytes, report })
-    }
-
-    // ---- the upper side
-
-    fn submitted(&mut self, at: usize, update: Update) -> Result<(), SimError> {
-        let parent = self.parent(at);
-        let member = self.nodes[at].name.clone();
-        let held = self.nodes[at].below.as_ref().and_then(|b| b.update.clone());
-        let Some((_, contribution, _)) = held.filter(|(task, ..)| *task == update.task) else { return Ok(()) };
-        let Some(above) = &mut self.nodes[parent].above else { return Ok(()) };
-        let checked = match above.coordinator.is_look(update.task) {
-            true => aggregate::check_look(&contribution),
-            false => above.desk.check(&contribution),
-        };
-        let event = match checked {
-            Ok(()) => {
-                above.inbox.insert(update.task, contribution);
-                Event::Arrived { member, update }
-            }
-            Err(error) => Event::Unfit { member, task: update.task, reason: error.to_string() },
-        };
-        self.coordinate(parent, event)
-    }
-
-    fn coordinate(&mut self, at: usize, event: Event) -> Result<(), SimError> {
-        let now = self.clock.now();
-        let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-        let actions = above.coordinator.step(now, event);
-        for action in actions {
-            self.perform_above(at, action)?;
-        }
-        self.set_alarm(at);
-        Ok(())
-    }
-
-    fn perform_above(&mut self, at: usize, action: Action) -> Result<(), SimError> {
-        match action {
-            Action::Keep(_) => {}
-            Action::Tell { member } => {
-                let Some(above) = &self.nodes[at].above else { return Ok(()) };
-                let assignment = above.coordinator.assignment(&member);
-                let to = self.index[&member];
-                self.down(to, MESSAGE_BYTES, Happening::Told(to, assignment));
-            }
-            Action::Answer { member, task, verdict } => {
-                let to = self.index[&member];
-                self.down(to, MESSAGE_BYTES, Happening::Answered(to, task, verdict));
-            }
-            Action::Add { member, update, version, staleness } => {
-                let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-                if let Some(contribution) = above.inbox.remove(&update.task) {
-                    // Those of an older model would teach what was known then.
-                    if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0 && staleness == 0) {
-                        tutor.hear(&member, above.desk.held(), &contribution)?;
-                    }
-                    above.desk.add(Contribution::clone(&contribution), version, staleness)?;
-                }
-            }
-            Action::Make { round, counted, members, last, .. } => {
-                if let Some(meeting) = self.meets(at) {
-                    return self.begin_meeting(at, meeting, &counted, members);
-                }
-                let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-                above.desk.make(&counted, members)?;
-                let version = above.desk.version();
-                if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0) {
-                    let taught = tutor.teach(&above.desk.server().model, round)?;
-                    above.desk.replace(version, &taught);
-                    let said = tutor.said().into_iter().flatten();
-                    self.said.extend(said.map(|(member, said)| (self.index[member], Arc::new(said.clone()))));
-                }
-                self.publish(at, version)?;
-                self.let_go(at, version);
-                if at == 0 {
-                    // The cloud's are looked at first.
-                    self.made.push_back(Made { round, counted, last, look: false });
-                } else {
-                    self.coordinate(at, Event::Made { version, enough: false })?;
-                }
-            }
-            Action::Looked { version, counted } => {
-                if at == 0 {
-                    self.made.push_back(Made { round: self.rounds, counted, last: true, look: true });
-                } else {
-                    self.coordinate(at, Event::Made { version, enough: false })?;
-                }
-            }
-            Action::Done { stretch, counted, .. } => self.done(at, stretch, &counted)?,
-            Action::Excluded { member, reason } => self.excluded.push((member, reason)),
-        }
-        Ok(())
-    }
-
-    /// Keeps the models that members may still start from.
-    fn let_go(&mut self, at: usize, version: u64) {
-        let Some(above) = &mut self.nodes[at].above else { return };
-        let in_use = above.coordinator.versions_in_use();
-        above.desk.retain(&in_use);
-        above.published.retain(|v, _| *v == version || in_use.contains(v));
-    }
-
-    /// A stretch is done: the cloud's job, or an edge's task.
-    fn done(&mut self, at: usize, stretch: u64, counted: &[Counted]) -> Result<(), SimError> {
-        if at == 0 {
-            self.over = true;
-            return Ok(());
-        }
-        let task = Task(stretch - 1);
-        let parent = self.parent(at);
-        let channels = self.nodes[parent].above.as_ref().map_or_else(Vec::new, |a| a.channels.clone());
-        let Some(work) = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) else { return Ok(()) };
-        let Some(above) = self.nodes[at].above.as_ref().filter(|_| work.task == task) else { return Ok(()) };
-        // Nothing changes where ends only look.
-        let channels = if work.look { Vec::new() } else { channels };
-        let vectors = desk::change(&above.base, &above.desk.server().model, &channels);
-        let contribution = Contribution { vectors, report: Report::together(counted) };
-        let after = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
-        let update = self.hold(at, work, contribution, after)?;
-        self.take_part(at, MemberEvent::Worked { task, result: Ok(update) });
-        Ok(())
     }
 }
 

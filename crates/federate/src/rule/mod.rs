@@ -6,9 +6,9 @@
 //!
 //! # Adding a rule
 //!
-//! Write `mine.rs` with a function from [`Vote`]s (and the settings) to the
+//! Write `mine.rs` with a function from `Vote`s (and the settings) to the
 //! vectors that they amount to, like `median.rs`; add a variant to [`Rule`]
-//! with its bounds in [`Rule::check`], and a line in [`Collected::finish`]. Say
+//! with its bounds in [`Rule::check`], and a line in `Collected::finish`. Say
 //! in `tests/it/rules.rs` what it gives on small numbers; the laws there (order
 //! of arrival, a minority far away changes little) hold for all.
 

@@ -9,7 +9,7 @@
 //!    members sent, `server.model` the model that they will get next, and
 //!    `server.kept` whatever you remember between rounds; name it after the
 //!    strategy. Weights follow the strategy; statistics are averaged by
-//!    [`add`], since a statistic has no gradient.
+//!    `add`, since a statistic has no gradient.
 //! 2. Add it to [`Strategy`] and to [`Strategy::behaviour`]. Job files, nodes
 //!    and simulation know strategies by that enum only.
 //! 3. Say in `tests/it/strategies.rs` what one round gives on small numbers,

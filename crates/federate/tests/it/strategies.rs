@@ -278,6 +278,12 @@ fn what_is_of_examples_is_as_long_as_they_are_many() {
         let error = desk.check(&contribution(4, wrong)).unwrap_err();
         assert!(matches!(error, FederateError::Length { .. }), "{error}");
     }
+    for label in [2.0, -1.0, 0.5, 1e9] {
+        let mut vectors = of(8, 12, 4);
+        vectors[2].1[3] = label;
+        let error = desk.check(&contribution(4, vectors)).unwrap_err();
+        assert!(matches!(error, FederateError::Label { .. }), "{error}");
+    }
     // Whatever a member says, nothing is allocated for more than may travel.
     for examples in [0, u64::MAX, (1 << 28) / 6 + 1] {
         let error = layout.of_examples(examples).unwrap_err();
