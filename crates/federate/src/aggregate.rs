@@ -51,6 +51,20 @@ pub fn check(layout: &Layout, channels: &[Channel], contribution: &Contribution)
     layout.check_all(&contribution.vectors)
 }
 
+/// Refuses numbers so large that others' would not fit beside them.
+///
+/// # Errors
+/// [`FederateError::Sum`].
+pub fn check_size(weight: Weight, contribution: &Contribution) -> Result<(), FederateError> {
+    ExactSum::admits_of_a_member(weight.share, &[1.0])
+        .map_err(|source| FederateError::Sum { channel: "examples", source })?;
+    for (&channel, vector) in &contribution.vectors {
+        ExactSum::admits_of_a_member(scale(channel, weight), vector)
+            .map_err(|source| FederateError::Sum { channel: channel.name(), source })?;
+    }
+    Ok(())
+}
+
 /// Refuses an answer that should say how a model does, and nothing else.
 ///
 /// # Errors

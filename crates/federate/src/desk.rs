@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::aggregate::{self, Aggregate};
 use crate::strategy::Round;
-use crate::{Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Server, Strategy, Vectors};
+use crate::{
+    Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Server, Shelf, Strategy, Vectors,
+};
 
 /// The models of one hop: the newest, those that members may still start
 /// from, and what has come for the next.
@@ -28,13 +30,14 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// A hop whose model is `server`'s, of this version.
+    /// A hop whose model is `server`'s, of this version. Where its rule needs
+    /// all contributions of a round, they wait on the shelf.
     #[must_use]
-    pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server) -> Self {
+    pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server, shelf: Box<dyn Shelf>) -> Self {
         let (strategy, memory) = (hop.strategy.clone(), hop.memory);
         // What isn't averaged isn't added either.
         let averaged = if strategy.behaviour().transfers().is_some() { Vec::new() } else { strategy.channels() };
-        let aggregate = hop.rule.aggregate(&layout, &averaged);
+        let aggregate = hop.rule.aggregate(&layout, &averaged, shelf);
         let past = BTreeMap::from([(version, server.model.clone())]);
         let down = hop.down_from(&server.model);
         Self { layout, strategy, memory, server, version, down, past, aggregate }
@@ -130,6 +133,11 @@ impl Desk {
     pub fn check(&self, contribution: &Contribution) -> Result<(), FederateError> {
         let layout = self.layout.of_examples(contribution.report.examples)?;
         aggregate::check(&layout, &self.strategy.channels(), contribution)?;
+        let behaviour = self.strategy.behaviour();
+        if behaviour.transfers().is_none() {
+            // A late one counts less.
+            aggregate::check_size(behaviour.weigh(&contribution.report, 0), contribution)?;
+        }
         layout.check_labels(contribution.vectors.get(&Channel::Labels).map_or(&[], Vec::as_slice))
     }
 

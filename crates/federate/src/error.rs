@@ -97,7 +97,21 @@ pub enum FederateError {
     /// Bytes that make no sense.
     #[error("the update can't be read: {0}")]
     Broken(&'static str),
+    /// Updates that wait for a rule can't be kept.
+    #[error("updates of this round can't be kept until it ends: {reason}")]
+    Shelf {
+        /// What kind of error of input or output.
+        kind: std::io::ErrorKind,
+        /// What it says.
+        reason: String,
+    },
     /// Nothing to put together.
     #[error("a round needs at least one update")]
     Empty,
+}
+
+impl FederateError {
+    pub(crate) fn of_shelf(error: &std::io::Error) -> Self {
+        Self::Shelf { kind: error.kind(), reason: error.to_string() }
+    }
 }

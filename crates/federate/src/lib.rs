@@ -40,7 +40,7 @@ pub use gossip::Gossip;
 pub use layout::{Layout, Part};
 pub use personal::{HeldOut, Personal};
 pub use progress::{RoundScores, Scoreboard};
-pub use rule::Rule;
+pub use rule::{InMemory, Rule, Shelf};
 pub use select::{Candidate, Select};
 pub use sender::{Memory, Sender};
 pub use strategy::{Strategy, Timing};

@@ -7,21 +7,27 @@
 //! fixed rather than found). A node that adds everything once more after it
 //! was killed gets the same bits. Start at [`ExactSum`].
 
-/// Adding and subtracting it rounds to a multiple of 2^-12: its last place.
-const COARSE: f64 = 1.5 * (1u64 << 40) as f64;
+use pulp::Arch;
 
-/// Adding and subtracting it rounds to a multiple of 2^-52.
-const FINE: f64 = 1.5;
+/// Adding and subtracting it rounds to a multiple of 2^-4: its last place.
+const COARSE: f64 = 1.5 * (1u64 << 48) as f64;
+
+/// Adding and subtracting it rounds to a multiple of 2^-44.
+const FINE: f64 = 1.5 * (1u64 << 8) as f64;
 
 /// Largest magnitude that all terms of one element may have together: beyond,
 /// coarse parts would not be exact any more.
-pub const SUM_MAX: f64 = (1u64 << 39) as f64;
+pub const SUM_MAX: f64 = (1u64 << 47) as f64;
 
-/// Fine parts are at most 2^-13 each and exact up to 2 together: half as many
-/// terms as would fit.
+/// Largest magnitude of any one term where as many are added as a coordinator
+/// may have members: no member can then keep another's out of the sum.
+pub const TERM_MAX: f64 = (1u64 << 27) as f64;
+
+/// Fine parts are at most 2^-5 each and exact up to 2^9 together: a quarter of
+/// the terms that would fit.
 const TERMS_PER_CARRY: u32 = 1 << 12;
 
-/// A weighted sum of vectors, exact to 2^-52 per element and term.
+/// A weighted sum of vectors, exact to 2^-44 per element and term.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExactSum {
     coarse: Vec<f64>,
@@ -51,6 +57,14 @@ pub enum SumError {
         index: usize,
         /// What.
         value: f32,
+    },
+    /// More than one member may add.
+    #[error("numbers of up to {largest:e} that count {weight} times are beyond {TERM_MAX:e}, what one member may add")]
+    Term {
+        /// The vector's largest magnitude.
+        largest: f32,
+        /// What it was to be multiplied by.
+        weight: f64,
     },
     /// The sum would leave its range.
     #[error("elements of up to {largest:e}, {weight} times, would exceed what a sum can hold exactly ({SUM_MAX:e})")]
@@ -98,6 +112,17 @@ impl ExactSum {
         Ok(reach)
     }
 
+    /// Whether `weight` times `vector` may be a member's: small enough that a
+    /// sum takes those of all members there may be.
+    ///
+    /// # Errors
+    /// [`SumError::Term`], or [`SumError::NotFinite`].
+    pub fn admits_of_a_member(weight: f64, vector: &[f32]) -> Result<(), SumError> {
+        let largest = largest(vector)?;
+        let fits = f64::from(largest) * weight.abs() <= TERM_MAX;
+        if fits { Ok(()) } else { Err(SumError::Term { largest, weight }) }
+    }
+
     /// Adds `weight` times `vector`.
     ///
     /// # Errors
@@ -115,13 +140,18 @@ impl ExactSum {
             self.carry();
         }
         self.terms += 1;
-        for ((coarse, fine), &x) in self.coarse.iter_mut().zip(&mut self.fine).zip(vector) {
-            let term = weight * f64::from(x);
-            let high = (term + COARSE) - COARSE;
-            let low = ((term - high) + FINE) - FINE;
-            *coarse += high;
-            *fine += low;
-        }
+        let (coarse, fine) = (self.coarse.as_mut_slice(), self.fine.as_mut_slice());
+        // Compiled for the widest instructions there are. Products aren't fused
+        // with sums, so every form gives the same bits.
+        Arch::new().dispatch(|| {
+            for ((coarse, fine), &x) in coarse.iter_mut().zip(fine.iter_mut()).zip(vector) {
+                let term = weight * f64::from(x);
+                let high = (term + COARSE) - COARSE;
+                let low = ((term - high) + FINE) - FINE;
+                *coarse += high;
+                *fine += low;
+            }
+        });
     }
 
     /// Adds what another sum holds.
@@ -169,7 +199,7 @@ impl ExactSum {
     }
 
     /// Moves what fine parts have gathered to the coarse ones: multiples of
-    /// 2^-12 go, less than half of that stays. Both stay exact.
+    /// 2^-4 go, less than half of that stays. Both stay exact.
     fn carry(&mut self) {
         for (coarse, fine) in self.coarse.iter_mut().zip(&mut self.fine) {
             (*coarse, *fine) = carried(*coarse, *fine);
@@ -184,7 +214,12 @@ fn carried(coarse: f64, fine: f64) -> (f64, f64) {
 }
 
 /// The largest magnitude.
-fn largest(vector: &[f32]) -> Result<f32, SumError> {
+pub(crate) fn largest(vector: &[f32]) -> Result<f32, SumError> {
+    Arch::new().dispatch(|| largest_of(vector))
+}
+
+#[inline(always)]
+fn largest_of(vector: &[f32]) -> Result<f32, SumError> {
     // In lanes, which the compiler keeps in one register.
     let mut lanes = [0f32; 16];
     let mut finite = [0f32; 16];

@@ -14,8 +14,8 @@ use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::aggregate::mean_of;
 use tierline_federate::gossip::Offer;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Gossip, HeldOut, RoundScores, Scoreboard, Sender, Server,
-    Vectors,
+    Channel, Contribution, Counted, Desk, FederateError, Gossip, HeldOut, InMemory, RoundScores, Scoreboard, Sender,
+    Server, Vectors,
 };
 use tierline_graph::Model;
 use tierline_node::federation::{
@@ -449,7 +449,7 @@ impl Site {
             let published = BTreeMap::from([(0, Arc::new(model.clone()))]);
             let base = Arc::new(model.clone());
             let server = Server { model, kept: BTreeMap::new() };
-            let desk = Desk::new(place.layout().clone(), hop, 0, server);
+            let desk = Desk::new(place.layout().clone(), hop, 0, server, Box::<InMemory>::default());
             let timing = hop.strategy.behaviour().timing();
             let seed = seed_of(&[job.seed, index]);
             let terms = Terms { clients: hop.clients.clone(), timing, seed, sums_up: index > 0 };

@@ -1,23 +1,17 @@
 //! The mean of changes that are no longer than most.
 
-use super::{Vote, average, median};
-use crate::Vectors;
+use super::median;
+use super::votes::{Chosen, Votes};
+use crate::FederateError;
 
-pub(super) fn bounded(mut votes: Vec<Vote>, times: f64) -> Vectors {
-    let length = |vote: &Vote| vote.model().iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-    let lengths: Vec<f64> = votes.iter().map(length).collect();
+pub(super) fn bounded(votes: &mut Votes<'_>, times: f64) -> Result<Vec<f32>, FederateError> {
+    let lengths = votes.norms()?;
     let mut sorted: Vec<f32> = lengths.iter().map(|l| *l as f32).collect();
     sorted.sort_by(f32::total_cmp);
     let bound = times * median::middle(&sorted);
-    for (vote, length) in votes.iter_mut().zip(lengths) {
-        if length <= bound {
-            continue;
-        }
-        let scale = bound / length;
-        // Whoever exaggerates in one isn't believed in the others.
-        for vector in vote.0.values_mut() {
-            vector.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
-        }
-    }
-    average(&votes)
+    // Whoever exaggerates in one channel isn't believed in the others.
+    let scale = |length: f64| if length <= bound { 1.0 } else { bound / length };
+    let chosen: Vec<Chosen> =
+        lengths.iter().enumerate().map(|(vote, length)| Chosen { vote, scale: scale(*length) }).collect();
+    votes.mean(&chosen)
 }

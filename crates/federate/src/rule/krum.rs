@@ -1,24 +1,12 @@
 //! Contributions by how near they are to their neighbours.
 
-use super::Vote;
+use super::votes::Votes;
+use crate::FederateError;
 
-/// Places of votes, the one nearest to its `n - harmful - 2` neighbours first.
-pub(super) fn nearest(votes: &[Vote], harmful: usize) -> Vec<usize> {
-    let places: Vec<usize> = (0..votes.len()).collect();
-    ranked(&distances(votes), &places, harmful)
-}
-
-/// Squared distances of all pairs, of changes of weights.
-pub(super) fn distances(votes: &[Vote]) -> Vec<Vec<f64>> {
-    let mut all = vec![vec![0f64; votes.len()]; votes.len()];
-    for i in 0..votes.len() {
-        for j in 0..i {
-            let pairs = votes[i].model().iter().zip(votes[j].model());
-            let distance: f64 = pairs.map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum();
-            (all[i][j], all[j][i]) = (distance, distance);
-        }
-    }
-    all
+/// Votes, the one nearest to its `n - harmful - 2` neighbours first.
+pub(super) fn nearest(votes: &mut Votes<'_>, harmful: usize) -> Result<Vec<usize>, FederateError> {
+    let all: Vec<usize> = (0..votes.len()).collect();
+    Ok(ranked(&votes.distances()?, &all, harmful))
 }
 
 /// Some of the votes, the one nearest to its neighbours among them first.

@@ -1,10 +1,10 @@
 //! The median of each number.
 
-use super::{Vote, per_number};
-use crate::Vectors;
+use super::votes::Votes;
+use crate::FederateError;
 
-pub(super) fn median(votes: &[Vote]) -> Vectors {
-    per_number(votes, middle)
+pub(super) fn median(votes: &mut Votes<'_>) -> Result<Vec<f32>, FederateError> {
+    votes.per_number(&votes.all(), true, middle)
 }
 
 /// Of sorted numbers; between the middle two where there is no middle one.

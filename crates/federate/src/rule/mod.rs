@@ -1,13 +1,13 @@
 //! Rules that put contributions together although some are made to do harm.
 //!
 //! All but [`Rule::Mean`] count every member alike, since a number of examples
-//! is only said, and hold the contributions of a round in memory until it
+//! is only said, and keep the contributions of a round on a [`Shelf`] until it
 //! ends: their decisions need all of them.
 //!
 //! # Adding a rule
 //!
-//! Write `mine.rs` with a function from `Vote`s (and the settings) to the
-//! vectors that they amount to, like `median.rs`; add a variant to [`Rule`]
+//! Write `mine.rs` with a function from `Votes` (and the settings) to the
+//! vector that they amount to, like `median.rs`; add a variant to [`Rule`]
 //! with its bounds in [`Rule::check`], and a line in `Collected::finish`. Say
 //! in `tests/it/rules.rs` what it gives on small numbers; the laws there (order
 //! of arrival, a minority far away changes little) hold for all.
@@ -17,9 +17,14 @@ mod bulyan;
 mod krum;
 mod median;
 mod trimmed;
+mod votes;
+
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use self::votes::{Chosen, Votes};
+pub use self::votes::{InMemory, Shelf};
 use crate::aggregate::{Aggregate, Mean, Weight};
 use crate::{Channel, Contribution, FederateError, Layout, Vectors};
 
@@ -79,18 +84,6 @@ fn one() -> f64 {
     1.0
 }
 
-/// A contribution's vectors, changes of weights multiplied by its factor.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Vote(pub(crate) Vectors);
-
-impl Vote {
-    /// What votes are compared by: weights, or what a model says.
-    fn model(&self) -> &[f32] {
-        let compared = self.0.get(&Channel::Model).or_else(|| self.0.get(&Channel::Logits));
-        compared.map_or(&[], Vec::as_slice)
-    }
-}
-
 impl Rule {
     /// Refuses settings that make no sense.
     ///
@@ -114,12 +107,36 @@ impl Rule {
         }
     }
 
-    /// What puts contributions of these channels together.
+    /// What puts contributions of these channels together; a rule that needs
+    /// them all keeps them on the shelf.
     #[must_use]
-    pub fn aggregate(&self, layout: &Layout, channels: &[Channel]) -> Box<dyn Aggregate> {
+    pub fn aggregate(&self, layout: &Layout, channels: &[Channel], shelf: Box<dyn Shelf>) -> Box<dyn Aggregate> {
         match self {
             Self::Mean => Box::new(Mean::new(layout, channels)),
-            rule => Box::new(Collected { rule: *rule, votes: Vec::new() }),
+            rule => Box::new(Collected::new(*rule, layout, channels, shelf)),
+        }
+    }
+
+    /// What votes amount to.
+    fn decide(&self, votes: &mut Votes<'_>) -> Result<Vec<f32>, FederateError> {
+        let count = votes.len();
+        let harmful = |share: f64| (share * count as f64).floor() as usize;
+        match *self {
+            Self::Mean => votes.mean(&votes.all()),
+            Self::Median => median::median(votes),
+            Self::Trimmed { share } => trimmed::trimmed(votes, harmful(share)),
+            Self::Krum { share } => {
+                let best = krum::nearest(votes, harmful(share))?[0];
+                votes.mean(&[Chosen::whole(best)])
+            }
+            Self::MultiKrum { share } => {
+                let mut chosen = krum::nearest(votes, harmful(share))?;
+                chosen.truncate(count - harmful(share));
+                let chosen: Vec<Chosen> = chosen.into_iter().map(Chosen::whole).collect();
+                votes.mean(&chosen)
+            }
+            Self::Bulyan { share } => bulyan::bulyan(votes, harmful(share)),
+            Self::Bounded { times } => bounded::bounded(votes, times),
         }
     }
 }
@@ -127,67 +144,69 @@ impl Rule {
 /// Contributions of a round, for a rule that needs them all.
 struct Collected {
     rule: Rule,
-    votes: Vec<Vote>,
+    /// Where channels are in a vote.
+    channels: Vec<(Channel, Range<usize>)>,
+    shelf: Box<dyn Shelf>,
+    /// Of each vote on the shelf.
+    digests: Vec<[u8; 32]>,
+}
+
+impl Collected {
+    fn new(rule: Rule, layout: &Layout, channels: &[Channel], shelf: Box<dyn Shelf>) -> Self {
+        let mut sorted = channels.to_vec();
+        sorted.sort_unstable();
+        let mut end = 0;
+        let place = |channel| {
+            let start = end;
+            end += layout.len(channel);
+            (channel, start..end)
+        };
+        Self { rule, channels: sorted.into_iter().map(place).collect(), shelf, digests: Vec::new() }
+    }
+
+    fn length(&self) -> usize {
+        self.channels.last().map_or(0, |(_, place)| place.end)
+    }
+
+    /// What votes are compared by: weights, or what a model says.
+    fn compared(&self) -> Range<usize> {
+        let of = |wanted: Channel| self.channels.iter().find(|(c, _)| *c == wanted).map(|(_, place)| place.clone());
+        of(Channel::Model).or_else(|| of(Channel::Logits)).unwrap_or(0..0)
+    }
 }
 
 impl Aggregate for Collected {
     fn add(&mut self, weight: Weight, contribution: &Contribution) -> Result<(), FederateError> {
-        let mut vectors = contribution.vectors.clone();
-        for (channel, vector) in &mut vectors {
-            if *channel != Channel::Statistics && weight.factor != 1.0 {
-                vector.iter_mut().for_each(|x| *x = (f64::from(*x) * weight.factor) as f32);
+        let mut vote = Vec::with_capacity(self.length());
+        for (channel, place) in &self.channels {
+            let vector = contribution.vectors.get(channel).map_or(&[][..], Vec::as_slice);
+            if vector.len() != place.len() {
+                let (expected, given) = (place.len(), vector.len());
+                return Err(FederateError::Length { channel: channel.name(), expected, given });
             }
+            let factor = if channel.is_exact() { 1.0 } else { weight.factor };
+            vote.extend(vector.iter().map(|x| (f64::from(*x) * factor) as f32));
         }
-        self.votes.push(Vote(vectors));
+        let mut hasher = blake3::Hasher::new();
+        for chunk in vote.chunks(1 << 14) {
+            let bytes: Vec<u8> = chunk.iter().flat_map(|x| x.to_le_bytes()).collect();
+            hasher.update(&bytes);
+        }
+        self.shelf.put(&vote).map_err(|e| FederateError::of_shelf(&e))?;
+        self.digests.push(*hasher.finalize().as_bytes());
         Ok(())
     }
 
     fn finish(&mut self) -> Result<Vectors, FederateError> {
-        let mut votes = std::mem::take(&mut self.votes);
-        if votes.is_empty() {
+        let digests = std::mem::take(&mut self.digests);
+        if digests.is_empty() {
             return Err(FederateError::Empty);
         }
-        // By content, so that the order of arrival decides nothing, not even ties.
-        votes.sort_by(|a, b| {
-            let bits = |vote: &Vote| vote.model().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            let first = a.model().iter().zip(b.model()).find(|(x, y)| x != y);
-            first.map_or_else(|| bits(a).cmp(&bits(b)), |(x, y)| x.total_cmp(y))
-        });
-        let harmful = |share: f64| (share * votes.len() as f64).floor() as usize;
-        Ok(match self.rule {
-            Rule::Mean => average(&votes),
-            Rule::Median => median::median(&votes),
-            Rule::Trimmed { share } => trimmed::trimmed(&votes, harmful(share)),
-            Rule::Krum { share } => average(&[votes[krum::nearest(&votes, harmful(share))[0]].clone()]),
-            Rule::MultiKrum { share } => {
-                let mut chosen = krum::nearest(&votes, harmful(share));
-                chosen.truncate(votes.len() - harmful(share));
-                let chosen: Vec<Vote> = chosen.into_iter().map(|i| votes[i].clone()).collect();
-                average(&chosen)
-            }
-            Rule::Bulyan { share } => bulyan::bulyan(&votes, harmful(share)),
-            Rule::Bounded { times } => bounded::bounded(votes, times),
-        })
+        let mut places: Vec<usize> = (0..digests.len()).collect();
+        places.sort_by_key(|place| digests[*place]);
+        let (length, compared) = (self.length(), self.compared());
+        let decided = self.rule.decide(&mut Votes { shelf: &mut *self.shelf, places, length, compared })?;
+        self.shelf.clear().map_err(|e| FederateError::of_shelf(&e))?;
+        Ok(self.channels.iter().map(|(channel, place)| (*channel, decided[place.clone()].to_vec())).collect())
     }
-}
-
-/// The plain mean.
-fn average(votes: &[Vote]) -> Vectors {
-    per_number(votes, |column| column.iter().map(|x| f64::from(*x)).sum::<f64>() / column.len() as f64)
-}
-
-/// Makes one number of those that all votes have in a place, sorted.
-fn per_number(votes: &[Vote], of: impl Fn(&[f32]) -> f64) -> Vectors {
-    let mut column = vec![0f32; votes.len()];
-    let channels = votes.first().map(|vote| &vote.0).into_iter().flatten();
-    channels
-        .map(|(&channel, first)| {
-            let number = |i: usize| {
-                column.iter_mut().zip(votes).for_each(|(x, vote)| *x = vote.0[&channel][i]);
-                column.sort_by(f32::total_cmp);
-                of(&column) as f32
-            };
-            (channel, (0..first.len()).map(number).collect())
-        })
-        .collect()
 }

@@ -1,13 +1,10 @@
 //! The mean of each number without its extremes.
 
-use super::{Vote, per_number};
-use crate::Vectors;
+use super::votes::{self, Votes};
+use crate::FederateError;
 
-pub(super) fn trimmed(votes: &[Vote], out: usize) -> Vectors {
+pub(super) fn trimmed(votes: &mut Votes<'_>, out: usize) -> Result<Vec<f32>, FederateError> {
     // Something stays, however few there are.
     let out = out.min((votes.len() - 1) / 2);
-    per_number(votes, |sorted| {
-        let kept = &sorted[out..sorted.len() - out];
-        kept.iter().map(|x| f64::from(*x)).sum::<f64>() / kept.len() as f64
-    })
+    votes.per_number(&votes.all(), true, |sorted| votes::mean(&sorted[out..sorted.len() - out]))
 }

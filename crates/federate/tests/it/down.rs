@@ -2,7 +2,9 @@
 //! coordinator thinks, and is never far from its model.
 
 use proptest::prelude::*;
-use tierline_federate::{Channel, Contribution, Counted, Desk, Hop, Layout, Part, Report, Server, Vectors, down};
+use tierline_federate::{
+    Channel, Contribution, Counted, Desk, Hop, InMemory, Layout, Part, Report, Server, Vectors, down,
+};
 
 const WEIGHTS: usize = 200;
 
@@ -26,7 +28,7 @@ fn vectors(rng: &mut fastrand::Rng, size: f32) -> Vectors {
 
 fn desk(settings: &str) -> Desk {
     let model = vectors(&mut fastrand::Rng::with_seed(7), 1.0);
-    Desk::new(layout(), &hop(settings), 0, Server { model, ..Server::default() })
+    Desk::new(layout(), &hop(settings), 0, Server { model, ..Server::default() }, Box::<InMemory>::default())
 }
 
 /// A round in which one member moves the model.
@@ -101,7 +103,8 @@ fn a_desk_that_is_set_up_again_sends_the_same_bytes() {
         // What is on the disk: the model, what the strategy remembers, what members hold.
         let Server { model, kept } = whole.server().clone();
         let initial = desk(settings).server().model.clone();
-        let mut again = Desk::new(layout(), &hop(settings), version, Server { model: initial, kept });
+        let mut again =
+            Desk::new(layout(), &hop(settings), version, Server { model: initial, kept }, Box::<InMemory>::default());
         again.replace(version, &model);
         again.down_mut().unwrap().hold(whole.held().clone());
         let change = vectors(&mut rng, 0.1);

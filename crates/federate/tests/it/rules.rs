@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use tierline_federate::aggregate::Weight;
-use tierline_federate::{Channel, Contribution, FederateError, Layout, Part, Report, Rule, Vectors};
+use tierline_federate::{Channel, Contribution, FederateError, InMemory, Layout, Part, Report, Rule, Vectors};
 
 fn layout(length: usize) -> Layout {
     Layout {
@@ -16,7 +16,7 @@ fn layout(length: usize) -> Layout {
 const ONE: Weight = Weight { share: 1.0, factor: 1.0 };
 
 fn put_together(rule: Rule, votes: &[Vec<f32>]) -> Vec<f32> {
-    let mut aggregate = rule.aggregate(&layout(votes[0].len()), &[Channel::Model]);
+    let mut aggregate = rule.aggregate(&layout(votes[0].len()), &[Channel::Model], Box::<InMemory>::default());
     for vote in votes {
         let vectors = Vectors::from([(Channel::Model, vote.clone())]);
         let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
@@ -45,9 +45,10 @@ fn small_numbers_by_hand() {
     assert_eq!(put_together(Rule::Median, &five[..4]), [2.5, 3.5]);
     assert_eq!(put_together(Rule::Trimmed { share: 0.2 }, &five), [3.0, 3.0]);
     assert_eq!(put_together(Rule::Trimmed { share: 0.0 }, &five), [22.0, -15.2]);
-    // Each of the inner ones has two neighbours; the middle two are nearest to theirs.
-    assert_eq!(put_together(Rule::Krum { share: 0.2 }, &five), [2.0, 4.0]);
-    assert_eq!(put_together(Rule::MultiKrum { share: 0.2 }, &five), [2.5, 3.5]);
+    // The second is nearest to its two neighbours, then the third.
+    let near = votes(&[[1.5, 4.5], [2.0, 4.0], [3.0, 3.0], [4.0, 2.0], [100.0, -90.0]]);
+    assert_eq!(put_together(Rule::Krum { share: 0.2 }, &near), [2.0, 4.0]);
+    assert_eq!(put_together(Rule::MultiKrum { share: 0.2 }, &near), [2.625, 3.375]);
     // Lengths 3, 4 and 10: all are cut to 4.
     let three = votes(&[[3.0, 0.0], [0.0, 4.0], [6.0, 8.0]]);
     let bounded = put_together(Rule::Bounded { times: 1.0 }, &three);
@@ -60,7 +61,7 @@ fn one_vote_and_none() {
     for rule in RULES {
         let only = put_together(rule, &votes(&[[1.5, -2.0]]));
         assert_eq!(only, [1.5, -2.0], "{rule:?}");
-        let mut aggregate = rule.aggregate(&layout(2), &[Channel::Model]);
+        let mut aggregate = rule.aggregate(&layout(2), &[Channel::Model], Box::<InMemory>::default());
         assert_eq!(aggregate.finish(), Err(FederateError::Empty));
     }
 }

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use tierline_federate::aggregate::{self, Aggregate, Mean};
 use tierline_federate::strategy::Round;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Hop, Layout, Part, Report, Server, Strategy as Kind, Vectors,
+    Channel, Contribution, Counted, Desk, FederateError, Hop, InMemory, Layout, Part, Report, Server, Strategy as Kind,
+    Vectors,
 };
 
 fn part(name: &str, length: usize) -> Part {
@@ -261,7 +262,7 @@ fn what_is_of_examples_is_as_long_as_they_are_many() {
     let part = |shape: &[usize]| vec![Part { name: "x".into(), shape: shape.to_vec() }];
     let layout = Layout { logits: part(&[0, 2]), features: part(&[0, 3]), labels: part(&[0]), ..Layout::default() };
     let hop: Hop = toml::from_str("strategy = { kind = 'fedgkt', features = 'x' }").unwrap();
-    let desk = Desk::new(layout.clone(), &hop, 0, Server::default());
+    let desk = Desk::new(layout.clone(), &hop, 0, Server::default(), Box::<InMemory>::default());
     let contribution = |examples: u64, vectors: [(Channel, Vec<f32>); 3]| Contribution {
         vectors: Vectors::from(vectors),
         report: Report { examples, steps: 1, effective_steps: 1.0, ..Report::default() },

@@ -36,7 +36,7 @@ proptest! {
         for (i, found) in found.iter().enumerate() {
             // In integers of 2^-100: products of f64 and f32 that are no smaller fit.
             let exact: f64 = terms.iter().map(|(w, v)| w * f64::from(v[i])).fold(Kahan::default(), Kahan::plus).total();
-            let bound = terms.len() as f64 * 2f64.powi(-52) + exact.abs() * 2f64.powi(-50);
+            let bound = terms.len() as f64 * 2f64.powi(-44) + exact.abs() * 2f64.powi(-50);
             prop_assert!((found - exact).abs() <= bound, "{found} for {exact}");
         }
     }

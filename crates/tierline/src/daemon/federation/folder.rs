@@ -50,10 +50,15 @@ impl Folder {
         Failure::new(Code::Internal, format!("{}: {error}", self.0.display()))
     }
 
+    /// Where updates from below are.
+    pub(super) fn incoming_folder(&self) -> PathBuf {
+        self.0.join("in")
+    }
+
     /// An update that came from below.
     #[must_use]
     pub fn incoming(&self, task: u64) -> PathBuf {
-        self.0.join("in").join(task.to_string())
+        self.incoming_folder().join(task.to_string())
     }
 
     /// The part of an update that has come, named by what it will be.

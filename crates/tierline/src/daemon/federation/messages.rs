@@ -1,8 +1,10 @@
 //! What jobs say on the wire, and what the machines make of it: every
 //! conversion between the two.
 
+use std::io::ErrorKind;
+
 use tierline_federate::down::DIFFERENCES_MAX;
-use tierline_federate::{HeldOut, Report};
+use tierline_federate::{FederateError, HeldOut, Report};
 use tierline_node::federation::{Assignment, Standing, Task, Update, Verdict};
 use tierline_proto::Digest;
 use tierline_proto::v1;
@@ -14,6 +16,16 @@ use tierline_proto::v1::{
 
 pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
     Failure::new(Code::Internal, error.to_string())
+}
+
+/// What a round can't be made for: passes if only room is missing.
+pub(super) fn of_round(error: FederateError) -> Failure {
+    match error {
+        FederateError::Shelf { kind: ErrorKind::StorageFull | ErrorKind::QuotaExceeded, .. } => {
+            Failure::new(Code::StorageFull, error.to_string()).with_help("make room; the job goes on by itself")
+        }
+        error => internal(error),
+    }
 }
 
 /// The digest in a message.

@@ -15,6 +15,7 @@ mod messages;
 mod neighbours;
 mod operators;
 mod relay;
+mod shelf;
 mod upper;
 
 use std::collections::BTreeMap;

@@ -13,7 +13,7 @@ use tierline_train::federated::{seed_of_meeting, seed_of_update};
 
 use super::{Desks, ToUpper};
 use crate::daemon::federation::gossip::{self, Meets, Met};
-use crate::daemon::federation::messages::internal;
+use crate::daemon::federation::messages;
 use crate::daemon::uplink::AbortOnDrop;
 use crate::store::jobs::Side;
 
@@ -78,9 +78,9 @@ impl Desks {
             let bytes = offer.encode(layout, &gossip.pipeline(), seed)?;
             let offer = Offer::decode(&bytes, layout)?;
             let neighbours = gossip::circle(&self.upper.folder).map_or(0, |circle| circle.names().len());
-            Ok((Mix::new(model, offer, neighbours), Bytes::from(bytes)))
+            Ok::<_, FederateError>((Mix::new(model, offer, neighbours), Bytes::from(bytes)))
         })
-        .map_err(|e: FederateError| internal(e))?;
+        .map_err(messages::of_round)?;
         let digest = node.artefacts.put(bytes).await?;
         node.state.set_version(id, Side::Offers, number, digest)?;
         // A neighbour may be one meeting behind.

@@ -354,7 +354,7 @@ impl Desks {
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| staleness == 0) {
                         tutor.hear(&member, self.desk.held(), &contribution).map_err(internal)?;
                     }
-                    self.desk.add(contribution, version, staleness).map_err(internal)
+                    self.desk.add(contribution, version, staleness).map_err(messages::of_round)
                 })?;
                 self.files.push(file);
             }

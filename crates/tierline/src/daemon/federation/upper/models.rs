@@ -35,7 +35,7 @@ impl Desks {
         last: bool,
     ) -> Result<Event, Failure> {
         tokio::task::block_in_place(|| {
-            self.desk.make(counted, members).map_err(internal)?;
+            self.desk.make(counted, members).map_err(messages::of_round)?;
             if let Some(tutor) = &mut self.tutor {
                 let taught = tutor.teach(&self.desk.server().model, round).map_err(internal)?;
                 self.desk.replace(version, &taught);

@@ -15,6 +15,7 @@ use super::{Desks, Upper};
 use crate::daemon::federation::data;
 use crate::daemon::federation::journal;
 use crate::daemon::federation::messages::internal;
+use crate::daemon::federation::shelf::OnDisk;
 
 impl Upper {
     /// Takes up the job where its journal ends.
@@ -44,7 +45,8 @@ impl Upper {
         let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
         let version = coordinator.version();
         let server = Server { model: initial, kept: self.folder.load_server(version)? };
-        let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server);
+        let shelf = Box::new(OnDisk::new(self.folder.incoming_folder()));
+        let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server, shelf);
         let mut desks = Desks {
             judge: None,
             tutor: None,
