@@ -30,6 +30,12 @@ pub trait Aggregate: Send {
     /// # Errors
     /// When there were none, or too few for the rule.
     fn finish(&mut self) -> Result<Vectors, FederateError>;
+
+    /// Forgets what was taken.
+    ///
+    /// # Errors
+    /// When what lies elsewhere can't be forgotten.
+    fn clear(&mut self) -> Result<(), FederateError>;
 }
 
 /// Refuses a contribution that isn't of these channels, this layout, or of
@@ -123,10 +129,15 @@ impl Aggregate for Mean {
         }
         let total = self.shares.exactly()[0];
         let means = self.sums.iter().map(|(&channel, sum)| (channel, sum.over(total))).collect();
+        self.clear()?;
+        Ok(means)
+    }
+
+    fn clear(&mut self) -> Result<(), FederateError> {
         self.sums.values_mut().for_each(ExactSum::clear);
         self.shares.clear();
         self.count = 0;
-        Ok(means)
+        Ok(())
     }
 }
 

@@ -91,6 +91,16 @@ impl Desk {
         self.version = version;
     }
 
+    /// Begins anew with a model that was made elsewhere: what was added for
+    /// another is forgotten.
+    ///
+    /// # Errors
+    /// When updates that wait for a rule can't be forgotten.
+    pub fn begin(&mut self, version: u64, model: &Vectors) -> Result<(), FederateError> {
+        self.replace(version, model);
+        self.aggregate.clear()
+    }
+
     /// Lets members have the newest model, [`Desk::held`] from now on: the
     /// difference that they follow, if it doesn't travel whole. `seed` decides
     /// what stages draw.

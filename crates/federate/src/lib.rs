@@ -69,6 +69,9 @@ pub enum Channel {
 }
 
 impl Channel {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Model, Self::Statistics, Self::Control, Self::Logits, Self::Features, Self::Labels];
+
     /// Its name, on the wire and in files.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -91,15 +94,7 @@ impl Channel {
     /// The channel of this name.
     #[must_use]
     pub fn by_name(name: &str) -> Option<Self> {
-        const ALL: [Channel; 6] = [
-            Channel::Model,
-            Channel::Statistics,
-            Channel::Control,
-            Channel::Logits,
-            Channel::Features,
-            Channel::Labels,
-        ];
-        ALL.into_iter().find(|c| c.name() == name)
+        Self::ALL.into_iter().find(|c| c.name() == name)
     }
 }
 

@@ -46,6 +46,20 @@ impl Writer {
     }
 }
 
+/// Bytes of an update that no stages exceed, for each number and besides: an
+/// index of its own and two wide numbers.
+const NUMBER_BYTES_MAX: u64 = 16;
+const FRAME_BYTES_MAX: u64 = 64 << 10;
+
+/// The longest that an update of a model can be.
+#[must_use]
+pub fn longest(layout: &Layout) -> u64 {
+    let of = |channel| layout.len(channel) as u64;
+    let numbers: u64 = Channel::ALL.into_iter().map(of).sum();
+    let parts: usize = Channel::ALL.into_iter().map(|channel| layout.parts(channel).len()).sum();
+    numbers * NUMBER_BYTES_MAX + (1 + parts as u64) * FRAME_BYTES_MAX
+}
+
 /// Vectors as they are, each number with all its bits.
 ///
 /// # Errors

@@ -452,7 +452,8 @@ impl Site {
             let desk = Desk::new(place.layout().clone(), hop, 0, server, Box::<InMemory>::default());
             let timing = hop.strategy.behaviour().timing();
             let seed = seed_of(&[job.seed, index]);
-            let terms = Terms { clients: hop.clients.clone(), timing, seed, sums_up: index > 0 };
+            let tag = index as u32;
+            let terms = Terms { clients: hop.clients.clone(), timing, seed, tag, sums_up: index > 0 };
             let (coordinator, sender) = (Coordinator::new(terms), hop.sender());
             Above { coordinator, desk, published, inbox: BTreeMap::new(), base, channels, sender }
         };

@@ -206,7 +206,12 @@ impl Aggregate for Collected {
         places.sort_by_key(|place| digests[*place]);
         let (length, compared) = (self.length(), self.compared());
         let decided = self.rule.decide(&mut Votes { shelf: &mut *self.shelf, places, length, compared })?;
-        self.shelf.clear().map_err(|e| FederateError::of_shelf(&e))?;
+        self.clear()?;
         Ok(self.channels.iter().map(|(channel, place)| (*channel, decided[place.clone()].to_vec())).collect())
+    }
+
+    fn clear(&mut self) -> Result<(), FederateError> {
+        self.digests.clear();
+        self.shelf.clear().map_err(|e| FederateError::of_shelf(&e))
     }
 }

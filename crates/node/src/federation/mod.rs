@@ -30,10 +30,32 @@ pub use coordinator::{Action, Coordinator, Event, Ledger, Phase, Progress, Recor
 pub use participant::{Action as MemberAction, Event as MemberEvent, Participant, Record as MemberRecord, Work};
 pub use routes::Routes;
 
-/// Names a piece of work, for good: never given twice by one coordinator of a
-/// job.
+/// Names a piece of work, for good: never given twice in a job.
+///
+/// The upper half says which coordinator gave it, so that a member that came
+/// to another one doesn't take its tasks for those of the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Task(pub u64);
+
+impl Task {
+    /// A task by its coordinator's tag and its number there, from 0.
+    #[must_use]
+    pub fn new(tag: u32, number: u64) -> Self {
+        Self(u64::from(tag) << 32 | number & u64::from(u32::MAX))
+    }
+
+    /// Which task of its coordinator's it is.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0 & u64::from(u32::MAX)
+    }
+
+    /// The coordinator's tag.
+    #[must_use]
+    pub fn tag(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
 
 /// What a coordinator wants of a member now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,6 +108,8 @@ pub enum Standing {
         task: Task,
         /// Why.
         reason: String,
+        /// Examples it learns from.
+        examples: u64,
     },
 }
 

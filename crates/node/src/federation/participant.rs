@@ -157,8 +157,10 @@ pub struct Participant {
     unable: Option<String>,
     /// A task that failed, until another is wanted.
     failed: Option<(Task, String)>,
-    /// The latest task that was settled: older assignments are echoes.
-    settled: Option<Task>,
+    /// The latest task that was settled, and whether it counted: older
+    /// assignments of its coordinator are echoes. One that didn't count may be
+    /// wanted still, by a coordinator that had lost sight of it.
+    settled: Option<(Task, bool)>,
     up: bool,
     /// When to report again.
     report_at: Time,
@@ -201,7 +203,7 @@ impl Participant {
                 Record::Held(update) => held = Some(update),
                 Record::Settled { task, counted } => {
                     (held, last) = (None, Some((task, counted)));
-                    it.settled = Some(task);
+                    it.settled = last;
                 }
             }
         }
@@ -218,7 +220,7 @@ impl Participant {
     #[must_use]
     pub fn standing(&self) -> Standing {
         if let Some((task, reason)) = &self.failed {
-            return Standing::Failed { task: *task, reason: reason.clone() };
+            return Standing::Failed { task: *task, reason: reason.clone(), examples: self.examples };
         }
         match &self.state {
             State::Unable(reason) => Standing::Unable { reason: reason.clone() },
@@ -331,7 +333,7 @@ impl Participant {
         let counted = *verdict == Verdict::Counted;
         out.push(Action::Keep(Record::Settled { task, counted }));
         out.push(Action::Settle { task, counted });
-        self.settled = Some(task);
+        self.settled = Some((task, counted));
         self.state = match self.unable.take() {
             Some(reason) => State::Unable(reason),
             None if self.examples == 0 => State::Preparing,
@@ -353,8 +355,9 @@ impl Participant {
         match self.wanted.clone() {
             Assignment::Work { task, round, version, look } => {
                 // An echo of what was settled, or of what failed and is known to have.
-                let done = self.settled.is_some_and(|settled| task <= settled);
-                let failed = self.failed.as_ref().is_some_and(|(failed, _)| task <= *failed);
+                let echoes = |of: Task| task.tag() == of.tag() && task < of;
+                let done = self.settled.is_some_and(|(last, counted)| echoes(last) || counted && task == last);
+                let failed = self.failed.as_ref().is_some_and(|(last, _)| echoes(*last) || task == *last);
                 if done || failed {
                     return;
                 }

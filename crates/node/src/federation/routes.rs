@@ -1,6 +1,6 @@
 //! Through which child a member is reached that may be further below.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Members known by one node for one job.
 pub const ROUTES_MAX: usize = 1 << 20;
@@ -39,6 +39,12 @@ impl Routes {
     #[must_use]
     pub fn via(&self, member: &str) -> Option<&str> {
         self.0.get(member).map(String::as_str)
+    }
+
+    /// The children that members are reached through.
+    #[must_use]
+    pub fn children(&self) -> BTreeSet<String> {
+        self.0.values().cloned().collect()
     }
 
     /// A child says that a member is gone; whether it was its to say.

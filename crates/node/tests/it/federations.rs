@@ -33,6 +33,7 @@ enum Happening {
     StartCoordinator,
     KillMember(usize),
     StartMember(usize),
+    Order(Event),
     Tick,
 }
 
@@ -47,6 +48,8 @@ struct Member {
     finished: bool,
     bad: bool,
     fails: bool,
+    /// Whether its next task fails.
+    stumbles: bool,
 }
 
 struct World {
@@ -85,7 +88,7 @@ fn index(member: &str) -> usize {
 }
 
 fn terms(clients: Clients, timing: Timing) -> Terms {
-    Terms { clients, timing, seed: 7, sums_up: false }
+    Terms { clients, timing, seed: 7, tag: 0, sums_up: false }
 }
 
 /// Writes a record where it belongs in a journal.
@@ -130,6 +133,7 @@ impl World {
                 finished: false,
                 bad: false,
                 fails: false,
+                stumbles: false,
             });
             world.schedule.after(ms(member as u64), Happening::StartMember(member));
         }
@@ -306,11 +310,22 @@ impl World {
             Happening::Worked(at, life, task) if self.members[at].life == life => {
                 let report = Report { examples: 100, steps: 10, effective_steps: 10.0, ..Report::default() };
                 let update = Update { task, digest: Digest([at as u8; 32]), bytes: 1_000, report };
-                let result = if self.members[at].fails { Err("no memory".to_owned()) } else { Ok(update) };
+                let stumbles = std::mem::take(&mut self.members[at].stumbles);
+                let result = if stumbles || self.members[at].fails { Err("no memory".to_owned()) } else { Ok(update) };
                 self.take_part(at, MemberEvent::Worked { task, result });
             }
             Happening::Made(life, version) if self.life == life => {
                 self.coordinate(Event::Made { version, enough: false });
+            }
+            Happening::Order(order) => {
+                self.coordinate(order.clone());
+                let resume = Duration::from_millis(self.rng.u64(1..15_000));
+                match order {
+                    // Whoever gives an order tries again until it is heard.
+                    _ if self.coordinator.is_none() => self.schedule.after(ms(500), Happening::Order(order)),
+                    Event::Pause => self.schedule.after(resume, Happening::Order(Event::Resume)),
+                    _ => {}
+                }
             }
             Happening::KillCoordinator if self.coordinator.is_some() => self.kill_coordinator(),
             Happening::KillMember(at) if self.members[at].running.is_some() => self.kill_member(at),
@@ -426,6 +441,11 @@ fn whatever_dies_every_update_counts_once() {
         let mut world = World::new(rng.u64(..), members, 4, terms(clients, timing), ROUGH);
         world.mortality = 0.01;
         world.look = rng.bool();
+        world.members.iter_mut().for_each(|member| member.stumbles = rng.usize(0..4) == 0);
+        if rng.bool() {
+            let at = Time::ZERO + Duration::from_millis(rng.u64(0..15_000));
+            world.schedule.at(at, Happening::Order(Event::Pause));
+        }
         for _ in 0..rng.usize(0..4) {
             let at = Time::ZERO + Duration::from_millis(rng.u64(0..20_000));
             world.schedule.at(at, Happening::KillCoordinator);
@@ -440,7 +460,7 @@ fn whatever_dies_every_update_counts_once() {
 
 #[test]
 fn an_update_from_before_a_restart_is_sent_though_the_data_are_gone() {
-    let update = Update { task: Task(3), digest: Digest([1; 32]), bytes: 9, report: Report::default() };
+    let update = update(Task(3));
     let mut rng = Rng::with_seed(1);
     let (mut participant, _) = Participant::restored([MemberRecord::Held(update.clone())]);
     let now = Time::ZERO + ms(10);
@@ -452,6 +472,150 @@ fn an_update_from_before_a_restart_is_sent_though_the_data_are_gone() {
     let last = participant.step(now, &mut rng, answered);
     let unable = Standing::Unable { reason: "no data".to_owned() };
     assert!(last.contains(&MemberAction::Report(unable)), "{last:?}");
+}
+
+const NONE: Vec<Record> = Vec::new();
+
+fn ready(member: usize) -> Event {
+    Event::Member { member: name(member), standing: Standing::Ready { examples: 100 } }
+}
+
+fn update(task: Task) -> Update {
+    let report = Report { examples: 100, steps: 10, effective_steps: 10.0, ..Report::default() };
+    Update { task, digest: Digest([task.number() as u8; 32]), bytes: 1_000, report }
+}
+
+/// The task that a member was given.
+fn task_of(coordinator: &Coordinator, member: usize) -> Option<Task> {
+    match coordinator.assignment(&name(member)) {
+        Assignment::Work { task, .. } => Some(task),
+        _ => None,
+    }
+}
+
+fn answer(coordinator: &mut Coordinator, now: Time, member: usize) -> Vec<Action> {
+    let task = task_of(coordinator, member).unwrap();
+    coordinator.step(now, Event::Arrived { member: name(member), update: update(task) })
+}
+
+#[test]
+fn what_a_stretch_that_was_given_up_counted_is_of_no_other() {
+    let clients = Clients { per_round: Some(3), min: 3, ..Clients::default() };
+    let terms = Terms { sums_up: true, ..terms(clients, Timing::Round) };
+    let (mut coordinator, _) = Coordinator::restored(terms, NONE, Time::ZERO);
+    let begin = |stretch, version| Event::Begin { version, rounds: 1, look: false, stretch };
+    let now = Time::ZERO + ms(10);
+    coordinator.step(now, begin(1, 0));
+    for member in 0..3 {
+        coordinator.step(now, ready(member));
+    }
+    for member in 0..2 {
+        answer(&mut coordinator, now, member);
+    }
+    let left = task_of(&coordinator, 2).unwrap();
+    coordinator.step(now, begin(2, 5));
+    assert_eq!(coordinator.would(&name(2), left), Some(Verdict::Late), "nobody waits for it any more");
+    let done: Vec<Action> = (0..3).flat_map(|member| answer(&mut coordinator, now, member)).collect();
+    let made = done.iter().find_map(|action| match action {
+        Action::Make { version, counted, .. } => Some((*version, counted.len())),
+        _ => None,
+    });
+    assert_eq!(made, Some((6, 3)), "all three were asked again");
+    let last = coordinator.step(now, Event::Made { version: 6, enough: false });
+    let counted = last.iter().find_map(|action| match action {
+        Action::Done { stretch: 2, counted, .. } => Some(counted.len()),
+        _ => None,
+    });
+    assert_eq!(counted, Some(3), "and nothing of before is reported");
+}
+
+#[test]
+fn who_takes_too_long_is_not_waited_for_where_too_few_have_answered() {
+    let clients = Clients { per_round: Some(2), min: 2, deadline_s: Some(60.0), ..Clients::default() };
+    let (mut coordinator, _) = Coordinator::restored(terms(clients, Timing::Round), NONE, Time::ZERO);
+    let now = Time::ZERO + ms(10);
+    coordinator.step(now, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    for member in 0..3 {
+        coordinator.step(now, ready(member));
+    }
+    let asked: Vec<usize> = (0..3).filter(|at| task_of(&coordinator, *at).is_some()).collect();
+    let [quick, silent] = asked[..] else { panic!("{asked:?}") };
+    let other = (0..3).find(|at| !asked.contains(at)).unwrap();
+    answer(&mut coordinator, now, quick);
+    let overdue = coordinator.wake().unwrap();
+    coordinator.step(overdue, Event::Wake);
+    assert!(task_of(&coordinator, silent).is_some(), "it may still answer");
+    let last = answer(&mut coordinator, overdue, other);
+    assert!(last.iter().any(|action| matches!(action, Action::Make { counted, .. } if counted.len() == 2)), "{last:?}");
+}
+
+#[test]
+fn a_member_whose_task_failed_is_asked_again_by_a_coordinator_that_was_killed() {
+    let clients = Clients { per_round: Some(1), min: 1, ..Clients::default() };
+    let terms = terms(clients, Timing::Round);
+    let (mut coordinator, _) = Coordinator::restored(terms.clone(), NONE, Time::ZERO);
+    let now = Time::ZERO + ms(10);
+    let mut journal = Vec::new();
+    let mut step = |coordinator: &mut Coordinator, event| {
+        for action in coordinator.step(now, event) {
+            if let Action::Keep(record) = action {
+                journal.push(record);
+            }
+        }
+    };
+    step(&mut coordinator, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    step(&mut coordinator, ready(0));
+    let task = task_of(&coordinator, 0).unwrap();
+    // It says so until it is given other work, to whoever coordinates then.
+    let standing = Standing::Failed { task, reason: "no memory".to_owned(), examples: 100 };
+    let (mut restored, _) = Coordinator::restored(terms, journal, now);
+    restored.step(now, Event::Member { member: name(0), standing: standing.clone() });
+    restored.step(now, Event::Member { member: name(0), standing });
+    assert!(task_of(&restored, 0).is_some_and(|again| again != task));
+}
+
+#[test]
+fn members_whose_answers_would_come_too_late_begin_anew() {
+    let clients = Clients { per_round: Some(2), min: 1, ..Clients::default() };
+    let timing = Timing::Buffer { size: 1, staleness_max: 2 };
+    let (mut coordinator, _) = Coordinator::restored(terms(clients, timing), NONE, Time::ZERO);
+    let now = Time::ZERO + ms(10);
+    coordinator.step(now, Event::Begin { version: 0, rounds: 9, look: false, stretch: 1 });
+    coordinator.step(now, ready(0));
+    coordinator.step(now, ready(1));
+    let slow = task_of(&coordinator, 1).unwrap();
+    for version in 1..=3 {
+        assert_eq!(task_of(&coordinator, 1), Some(slow));
+        answer(&mut coordinator, now, 0);
+        coordinator.step(now, Event::Made { version, enough: false });
+    }
+    assert!(task_of(&coordinator, 1).is_some_and(|task| task != slow));
+    assert_eq!(coordinator.versions_in_use(), BTreeSet::from([3]), "older models aren't kept for it");
+}
+
+#[test]
+fn tasks_of_another_coordinator_are_none_of_ones_own() {
+    let mut rng = Rng::with_seed(1);
+    let now = Time::ZERO + ms(10);
+    let work = |task| MemberEvent::Assigned(Assignment::Work { task, round: 0, version: 0, look: false });
+    let (ours, theirs) = (Task::new(1, 7), Task::new(2, 3));
+    let begins = |actions: &[MemberAction], task: Task| {
+        actions.iter().any(|action| matches!(action, MemberAction::Work(work) if work.task == task))
+    };
+    let settled = [MemberRecord::Settled { task: ours, counted: true }];
+    let (mut participant, _) = Participant::restored(settled);
+    participant.step(now, &mut rng, MemberEvent::Prepared(Ok(100)));
+    assert!(!begins(&participant.step(now, &mut rng, work(ours)), ours), "an echo");
+    let actions = participant.step(now, &mut rng, work(theirs));
+    assert!(begins(&actions, theirs), "its number is lower, and it is another's: {actions:?}");
+    // What nobody knew when it came may be wanted by who gave it.
+    let settled = [MemberRecord::Settled { task: ours, counted: false }];
+    let (mut participant, _) = Participant::restored(settled);
+    participant.step(now, &mut rng, MemberEvent::Prepared(Ok(100)));
+    assert!(begins(&participant.step(now, &mut rng, work(ours)), ours));
+    let terms = Terms { tag: 2, ..terms(Clients::default(), Timing::Round) };
+    let (coordinator, _) = Coordinator::restored(terms, NONE, now);
+    assert_eq!(coordinator.would(&name(0), ours), Some(Verdict::Unknown));
 }
 
 #[test]

@@ -167,7 +167,7 @@ impl Site {
         self.cut_short(at)?;
         let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
         let version = above.desk.version() + 1;
-        above.desk.replace(version, &start);
+        above.desk.begin(version, &start)?;
         above.base = Arc::new(above.desk.server().model.clone());
         self.publish(at, version)?;
         let stretch = work.task.0 + 1;
@@ -209,7 +209,7 @@ impl Site {
         after: Kept,
     ) -> Result<Update, SimError> {
         let parent = self.parent(at);
-        let seed = tierline_train::federated::seed_of_update(self.seed, &self.nodes[at].name, work.task.0);
+        let seed = tierline_train::federated::seed_of_update(self.seed, &self.nodes[at].name, work.task.number());
         let (Some(above), Contribution { vectors, report }) = (&self.nodes[parent].above, contribution) else {
             return Err(SimError::Worker);
         };

@@ -45,6 +45,21 @@ pub enum Side {
     Offers = 7,
 }
 
+impl Side {
+    /// Each of them.
+    pub const ALL: [Self; 9] = [
+        Self::Upper,
+        Self::Lower,
+        Self::Relay,
+        Self::UpperOwn,
+        Self::UpperDifferences,
+        Self::RelayDifferences,
+        Self::LowerDifferences,
+        Self::Said,
+        Self::Offers,
+    ];
+}
+
 impl State {
     /// Keeps a job; nothing changes if it is known.
     ///

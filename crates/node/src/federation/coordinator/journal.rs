@@ -1,6 +1,6 @@
 //! What a coordinator keeps through a crash: its journal, and what it leads to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tierline_federate::Counted;
@@ -112,9 +112,47 @@ pub struct Ledger {
     pub(super) making: Option<usize>,
     pub(super) paused: bool,
     pub(super) ended: bool,
-    pub(super) tasks: BTreeMap<Task, Given>,
+    tasks: BTreeMap<Task, Given>,
     /// Those that were asked or left out.
     pub(super) members: BTreeMap<String, Kept>,
+    /// Follows from `tasks`.
+    #[serde(skip)]
+    index: Index,
+}
+
+/// Tasks by their fates: steps don't go through all of them.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Index {
+    /// With their rounds.
+    open: BTreeSet<(u64, Task)>,
+    counted: BTreeSet<Task>,
+    closed: BTreeSet<Task>,
+}
+
+impl Index {
+    fn of(tasks: &BTreeMap<Task, Given>) -> Self {
+        let mut index = Self::default();
+        tasks.iter().for_each(|(task, given)| index.note(*task, given));
+        index
+    }
+
+    fn note(&mut self, task: Task, given: &Given) {
+        let _new = match given.fate {
+            Fate::Open => self.open.insert((given.round, task)),
+            Fate::Counted(_) => self.counted.insert(task),
+            Fate::Closed(_) => self.closed.insert(task),
+            Fate::Spent => false,
+        };
+    }
+
+    fn forget(&mut self, task: Task, given: &Given) {
+        let _was = match given.fate {
+            Fate::Open => self.open.remove(&(given.round, task)),
+            Fate::Counted(_) => self.counted.remove(&task),
+            Fate::Closed(_) => self.closed.remove(&task),
+            Fate::Spent => false,
+        };
+    }
 }
 
 /// What is kept of a member.
@@ -122,6 +160,9 @@ pub struct Ledger {
 pub(super) struct Kept {
     /// The latest task that it was given and has not answered.
     pub(super) task: Option<Task>,
+    /// Tasks whose answers count or counted, and may be sent again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    answered: Vec<Task>,
     /// Why it is left out.
     pub(super) out: Option<String>,
 }
@@ -149,54 +190,80 @@ pub(super) enum Fate {
     Spent,
 }
 
+impl Given {
+    /// With the update that answers it.
+    ///
+    /// # Panics
+    /// For a task without one: the index says which have one.
+    fn answered(&self) -> (&Self, &Update) {
+        match &self.fate {
+            Fate::Counted(update) | Fate::Closed(update) => (self, update),
+            Fate::Open | Fate::Spent => unreachable!("the index holds answered tasks only"),
+        }
+    }
+}
+
 impl Ledger {
     /// What a record changes; the same in a running coordinator and in one
     /// that is restored.
     pub(super) fn apply(&mut self, record: Record) {
         match record {
-            Record::Snapshot(ledger) => *self = *ledger,
+            Record::Snapshot(ledger) => {
+                *self = *ledger;
+                self.index = Index::of(&self.tasks);
+            }
             Record::Began { version, rounds, look, stretch } => {
                 (self.version, self.base, self.stretch, self.look) = (version, version, stretch, look);
                 self.until = self.round + rounds + u64::from(look);
                 self.so_far.clear();
                 self.goal = None;
+                // What was counted in a stretch that was given up is of no model.
+                let given_up: Vec<Task> = self.index.counted.iter().chain(&self.index.closed).copied().collect();
+                given_up.into_iter().for_each(|task| self.settle(task, |_| Fate::Spent));
+                self.making = None;
             }
             Record::Asked { round, version, goal, look, tasks } => {
                 self.goal = Some(goal);
                 for (task, member) in tasks {
-                    self.next_task = self.next_task.max(task.0 + 1);
+                    self.next_task = self.next_task.max(task.number() + 1);
                     self.members.entry(member.clone()).or_default().task = Some(task);
-                    self.tasks.insert(task, Given { member, round, version, look, fate: Fate::Open });
+                    let given = Given { member, round, version, look, fate: Fate::Open };
+                    self.index.note(task, &given);
+                    self.tasks.insert(task, given);
                 }
             }
             Record::Counted { member, update } => {
                 let task = update.task;
-                if let Some(kept) = self.members.get_mut(&member) {
-                    kept.task = kept.task.filter(|t| *t != task);
-                }
-                // Whoever answers this has heard what became of its earlier answers.
-                self.tasks.retain(|&other, g| !(other < task && g.member == member && g.fate == Fate::Spent));
                 let staleness = self.tasks.get(&task).map_or(0, |given| self.staleness(given));
-                self.so_far.push(Counted { member, report: update.report, staleness });
-                if let Some(given) = self.tasks.get_mut(&task) {
-                    given.fate = Fate::Counted(update);
-                }
+                self.so_far.push(Counted { member: member.clone(), report: update.report, staleness });
+                self.settle(task, |_| Fate::Counted(update));
+                let kept = self.members.entry(member).or_default();
+                kept.task = kept.task.filter(|t| *t != task);
+                // Whoever answers this has heard what became of its earlier answers.
+                let spent = |t: &Task| self.tasks.get(t).is_none_or(|given| given.fate == Fate::Spent);
+                let (gone, left): (Vec<Task>, Vec<Task>) = kept.answered.iter().copied().partition(spent);
+                kept.answered = left;
+                kept.answered.push(task);
+                gone.iter().for_each(|task| drop(self.tasks.remove(task)));
             }
             Record::Dropped { task } => {
-                if let Some(given) = self.tasks.remove(&task)
-                    && let Some(kept) = self.members.get_mut(&given.member)
-                {
+                let Some(given) = self.tasks.remove(&task) else { return };
+                self.index.forget(task, &given);
+                if let Some(kept) = self.members.get_mut(&given.member) {
                     kept.task = kept.task.filter(|t| *t != task);
+                    kept.answered.retain(|t| *t != task);
+                }
+                if let Fate::Counted(update) | Fate::Closed(update) = given.fate {
+                    self.so_far.retain(|c| c.member != given.member || c.report != update.report);
                 }
             }
             Record::Closed { tasks, members } => {
                 self.making = Some(members);
                 for task in tasks {
-                    if let Some(given) = self.tasks.get_mut(&task)
-                        && let Fate::Counted(update) = &given.fate
-                    {
-                        given.fate = Fate::Closed(update.clone());
-                    }
+                    self.settle(task, |fate| match fate {
+                        Fate::Counted(update) => Fate::Closed(update),
+                        other => other,
+                    });
                 }
             }
             Record::Made { version, enough } => {
@@ -206,17 +273,22 @@ impl Ledger {
                 if enough && self.round < self.until {
                     self.until = self.round + u64::from(self.look);
                 }
-                for given in self.tasks.values_mut() {
-                    if matches!(given.fate, Fate::Closed(_)) {
-                        given.fate = Fate::Spent;
-                    }
-                }
+                let closed: Vec<Task> = self.index.closed.iter().copied().collect();
+                closed.into_iter().for_each(|task| self.settle(task, |_| Fate::Spent));
             }
             Record::Excluded { member, reason } => self.members.entry(member).or_default().out = Some(reason),
             Record::Paused => self.paused = true,
             Record::Resumed => self.paused = false,
             Record::Ended => self.ended = true,
         }
+    }
+
+    /// Gives a task another fate.
+    fn settle(&mut self, task: Task, fate: impl FnOnce(Fate) -> Fate) {
+        let Some(given) = self.tasks.get_mut(&task) else { return };
+        self.index.forget(task, given);
+        given.fate = fate(std::mem::replace(&mut given.fate, Fate::Spent));
+        self.index.note(task, given);
     }
 
     /// Records that say as much as this does, about.
@@ -245,25 +317,34 @@ impl Ledger {
         self.members.get(member)?.out.as_deref()
     }
 
-    /// Tasks without an answer.
-    pub(super) fn open(&self) -> impl Iterator<Item = (Task, &Given)> {
-        self.tasks.iter().filter(|(_, given)| given.fate == Fate::Open).map(|(task, given)| (*task, given))
+    /// A task that isn't forgotten.
+    pub(super) fn given(&self, task: Task) -> Option<&Given> {
+        self.tasks.get(&task)
+    }
+
+    /// All tasks that aren't forgotten.
+    pub(super) fn all_given(&self) -> impl Iterator<Item = &Given> {
+        self.tasks.values()
+    }
+
+    /// Tasks without an answer, by their rounds.
+    pub(super) fn open(&self) -> impl ExactSizeIterator<Item = (Task, &Given)> {
+        self.index.open.iter().map(|(_, task)| (*task, &self.tasks[task]))
+    }
+
+    /// Whether anybody is at work for the round under way.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.index.open.range((self.round, Task(0))..).next().is_some_and(|(round, _)| *round == self.round)
     }
 
     /// What is counted for a model to come.
-    pub(super) fn waiting(&self) -> impl Iterator<Item = (&Given, &Update)> {
-        self.tasks.values().filter_map(|given| match &given.fate {
-            Fate::Counted(update) => Some((given, update)),
-            _ => None,
-        })
+    pub(super) fn waiting(&self) -> impl ExactSizeIterator<Item = (&Given, &Update)> {
+        self.index.counted.iter().map(|task| self.tasks[task].answered())
     }
 
     /// What counts for the model that is being made.
     pub(super) fn closed(&self) -> impl Iterator<Item = (&Given, &Update)> {
-        self.tasks.values().filter_map(|given| match &given.fate {
-            Fate::Closed(update) => Some((given, update)),
-            _ => None,
-        })
+        self.index.closed.iter().map(|task| self.tasks[task].answered())
     }
 
     /// Versions between the model that a task starts from and the last one

@@ -19,8 +19,12 @@ impl Coordinator {
             self.settling = self.settling.map(|_| now);
         }
         entry.present = true;
-        entry.lost_at = None;
-        if let Standing::Failed { task: failed, reason } = standing {
+        if let Some(at) = entry.lost_at.take() {
+            self.lost.remove(&(at, member.clone()));
+        }
+        if let Standing::Failed { task: failed, reason, examples } = standing {
+            // Not today, but maybe tomorrow.
+            entry.standing = Some(Standing::Ready { examples });
             if task == Some(failed) {
                 entry.failures += 1;
                 let failures = entry.failures;
@@ -49,6 +53,9 @@ impl Coordinator {
         if let Some(entry) = self.members.get_mut(member).filter(|m| m.present) {
             entry.present = false;
             entry.lost_at = Some(now);
+            if self.ledger.task_of(member).is_some() {
+                self.lost.insert((now, member.to_owned()));
+            }
         }
     }
 
@@ -66,9 +73,9 @@ impl Coordinator {
     /// come.
     #[must_use]
     pub fn would(&self, member: &str, task: Task) -> Option<Verdict> {
-        let Some(given) = self.ledger.tasks.get(&task).filter(|g| g.member == member) else {
+        let Some(given) = self.ledger.given(task).filter(|g| g.member == member) else {
             // Given once, and dropped since.
-            let given = task.0 < self.ledger.next_task;
+            let given = task.tag() == self.terms.tag && task.number() < self.ledger.next_task;
             return Some(if given { Verdict::Late } else { Verdict::Unknown });
         };
         match given.fate {
@@ -77,7 +84,7 @@ impl Coordinator {
         }
     }
 
-    fn too_stale(&self, given: &Given) -> bool {
+    pub(super) fn too_stale(&self, given: &Given) -> bool {
         // Nothing that was learned before counts any more.
         if self.ledger.looks() && !given.look {
             return true;
@@ -95,7 +102,7 @@ impl Coordinator {
             self.decline(member, task, verdict, out);
             return;
         }
-        let Some(given) = self.ledger.tasks.get(&task).cloned() else { return };
+        let Some(given) = self.ledger.given(task).cloned() else { return };
         if let Some(entry) = self.members.get_mut(&member) {
             let seconds = now.since(entry.asked_at).as_secs_f64();
             entry.last = Some(select::Last { loss: update.report.loss, seconds, round: given.round });

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tierline_federate::{Clients, Timing, select};
+use tierline_proto::Digest;
 
 pub use self::event::{Action, Event};
 use self::journal::{Fate, Given};
@@ -43,6 +44,8 @@ pub struct Terms {
     pub timing: Timing,
     /// Decides whom a round asks.
     pub seed: u64,
+    /// Tells its tasks from those of the job's other coordinators.
+    pub tag: u32,
     /// Whether the end of a stretch says what was counted in it: for a node
     /// that answers to another one.
     pub sums_up: bool,
@@ -109,6 +112,9 @@ pub struct Coordinator {
     /// Records since the last snapshot.
     records: usize,
     members: BTreeMap<String, Member>,
+    /// Members whose links were lost while they were at work, and when; some
+    /// may be back, or done, since.
+    lost: BTreeSet<(Time, String)>,
     begun_at: Time,
     /// Since when there were enough members to begin, though not all.
     gathering_since: Option<Time>,
@@ -128,6 +134,7 @@ impl Coordinator {
             ledger: Ledger::default(),
             records: 0,
             members: BTreeMap::new(),
+            lost: BTreeSet::new(),
             begun_at: Time::ZERO,
             gathering_since: None,
             settling: Some(Time::ZERO),
@@ -148,6 +155,7 @@ impl Coordinator {
         // Whoever doesn't come back is away from now on.
         let away = Member { lost_at: Some(now), asked_at: now, ..Member::default() };
         it.members = it.ledger.members.keys().map(|name| (name.clone(), away.clone())).collect();
+        it.lost = it.ledger.open().map(|(_, given)| (now, given.member.clone())).collect();
         let learned = |(given, _): &(&Given, &Update)| !given.look;
         let add = |(given, update)| it.add(given, update);
         let mut actions: Vec<Action> = it.ledger.closed().filter(learned).map(add).collect();
@@ -196,9 +204,10 @@ impl Coordinator {
                 // Asked again by who was killed meanwhile: told again when it is done.
                 self.announced = false;
                 if !self.knows(stretch) {
+                    // What was asked for before is of no use to what begins.
+                    self.drop_all(|_, _| true, out);
                     self.keep(Record::Began { version, rounds, look, stretch }, out);
                     self.compact(out);
-                    self.tell_all(out);
                 }
             }
             Event::Member { member, standing } => self.stands(now, member, standing, out),
@@ -209,8 +218,11 @@ impl Coordinator {
                 let next = self.ledger.version + u64::from(!self.ledger.looks());
                 if self.ledger.making.is_some() && version == next {
                     self.keep(Record::Made { version, enough }, out);
+                    // Answers that would come too late aren't waited for.
+                    if matches!(self.terms.timing, Timing::Buffer { .. }) {
+                        self.drop_all(Self::too_stale, out);
+                    }
                     self.compact(out);
-                    self.tell_all(out);
                 }
             }
             Event::Pause if !self.ledger.paused => self.keep(Record::Paused, out),
@@ -229,6 +241,16 @@ impl Coordinator {
         actions
     }
 
+    /// Drops open tasks, and tells their members.
+    fn drop_all(&mut self, which: impl Fn(&Self, &Given) -> bool, out: &mut Vec<Action>) {
+        let open = self.ledger.open().filter(|(_, given)| which(self, given));
+        let gone: Vec<(Task, String)> = open.map(|(task, given)| (task, given.member.clone())).collect();
+        for (task, member) in gone {
+            self.keep(Record::Dropped { task }, out);
+            out.push(Action::Tell { member });
+        }
+    }
+
     fn tell_all(&self, out: &mut Vec<Action>) {
         let present = self.members.iter().filter(|(_, m)| m.present);
         out.extend(present.map(|(member, _)| Action::Tell { member: member.clone() }));
@@ -244,7 +266,7 @@ impl Coordinator {
         if let Some(reason) = ledger.out(member) {
             return Assignment::Out { reason: reason.to_owned() };
         }
-        match ledger.task_of(member).and_then(|task| Some((task, ledger.tasks.get(&task)?))) {
+        match ledger.task_of(member).and_then(|task| Some((task, ledger.given(task)?))) {
             Some((task, given)) => {
                 Assignment::Work { task, round: given.round, version: given.version, look: given.look }
             }
@@ -252,10 +274,23 @@ impl Coordinator {
         }
     }
 
+    /// Whether just this update counts, for a model that isn't made yet.
+    #[must_use]
+    pub fn counts(&self, task: Task, digest: Digest) -> bool {
+        let fate = self.ledger.given(task).map(|given| &given.fate);
+        matches!(fate, Some(Fate::Counted(update) | Fate::Closed(update)) if update.digest == digest)
+    }
+
+    /// Whether something may still come for a task, or is needed of it.
+    #[must_use]
+    pub fn needs(&self, task: Task) -> bool {
+        self.ledger.given(task).is_some_and(|given| given.fate != Fate::Spent)
+    }
+
     /// Whether the answer to a task holds nothing but a report.
     #[must_use]
     pub fn is_look(&self, task: Task) -> bool {
-        self.ledger.tasks.get(&task).is_some_and(|given| given.look)
+        self.ledger.given(task).is_some_and(|given| given.look)
     }
 
     /// Whether the latest stretch is this one, under way or done.
@@ -275,7 +310,7 @@ impl Coordinator {
     /// Members that were asked for a round and weren't given up.
     #[must_use]
     pub fn asked(&self, round: u64) -> BTreeSet<&str> {
-        let asked = self.ledger.tasks.values().filter(|given| given.round == round);
+        let asked = self.ledger.all_given().filter(|given| given.round == round);
         asked.map(|given| given.member.as_str()).collect()
     }
 
@@ -294,7 +329,7 @@ impl Coordinator {
     /// Models that members may still start from, oldest first.
     #[must_use]
     pub fn versions_in_use(&self) -> BTreeSet<u64> {
-        let tasks = self.ledger.tasks.values();
+        let tasks = self.ledger.all_given();
         let used = tasks.filter(|given| given.fate != Fate::Spent).map(|given| given.version);
         used.chain([self.ledger.version]).collect()
     }
@@ -317,7 +352,7 @@ impl Coordinator {
     pub fn progress(&self) -> Progress {
         Progress {
             round: self.ledger.round,
-            counted: self.ledger.waiting().count(),
+            counted: self.ledger.waiting().len(),
             goal: self.ledger.goal.unwrap_or(0),
             ready: self.members.iter().filter(|(name, m)| m.is_able() && self.ledger.out(name).is_none()).count(),
             members: self.members.len(),

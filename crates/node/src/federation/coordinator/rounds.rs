@@ -19,8 +19,7 @@ impl Coordinator {
             return None;
         }
         let patience = terms.clients.patience();
-        let at_work = self.members.iter().filter(|(name, _)| ledger.task_of(name).is_some());
-        let away = at_work.filter_map(|(_, m)| m.lost_at).map(|t| t + patience);
+        let away = self.lost.first().map(|(lost_at, _)| *lost_at + patience);
         let deadline = ledger.goal.and(terms.clients.deadline()).map(|d| self.begun_at + d);
         let together = ledger.looks() || matches!(terms.timing, Timing::Round);
         let before = ledger.goal.is_none() && !ledger.paused && together;
@@ -28,7 +27,7 @@ impl Coordinator {
         let settle = before.then_some(self.settling).flatten().map(|t| t + SETTLE);
         // A time that the last step has seen has done what it does.
         let to_come = |time: &Time| self.stepped_at.is_none_or(|stepped| *time > stepped);
-        away.chain(deadline).chain(gather).chain(settle).filter(to_come).min()
+        away.into_iter().chain(deadline).chain(gather).chain(settle).filter(to_come).min()
     }
 
     /// Does whatever can be done now.
@@ -73,14 +72,21 @@ impl Coordinator {
     /// Drops tasks of members that have been away too long.
     fn give_up_on_the_lost(&mut self, now: Time, out: &mut Vec<Action>) {
         let patience = self.terms.clients.patience();
-        let lost = self.members.iter().filter(|(_, m)| m.lost_at.is_some_and(|at| now.since(at) >= patience));
-        let gone: Vec<Task> = lost.filter_map(|(name, _)| self.ledger.task_of(name)).collect();
-        gone.into_iter().for_each(|task| self.keep(Record::Dropped { task }, out));
+        while let Some((lost_at, member)) = self.lost.first().cloned() {
+            let still = self.members.get(&member).is_some_and(|m| m.lost_at == Some(lost_at));
+            let task = self.ledger.task_of(&member).filter(|_| still);
+            match task {
+                Some(_) if now.since(lost_at) < patience => break,
+                Some(task) => self.keep(Record::Dropped { task }, out),
+                None => {}
+            }
+            self.lost.pop_first();
+        }
     }
 
     /// Whether the next model can be made.
     fn is_full(&self, now: Time) -> bool {
-        let counted = self.ledger.waiting().count();
+        let counted = self.ledger.waiting().len();
         let goal = self.ledger.goal.unwrap_or(usize::MAX);
         if counted >= goal {
             return true;
@@ -88,15 +94,14 @@ impl Coordinator {
         // A model that is made doesn't wait for those who would look at it.
         let looks = self.ledger.looks();
         let enough = looks || counted >= self.terms.clients.min.min(goal) && counted > 0;
-        let late = self.terms.clients.deadline().is_some_and(|d| now.since(self.begun_at) >= d);
         let together = looks || matches!(self.terms.timing, Timing::Round);
-        let nobody_left = together && self.at_work() == 0;
-        enough && (late || nobody_left)
+        let nobody_left = together && !self.ledger.is_at_work();
+        enough && (self.is_overdue(now) || nobody_left)
     }
 
-    /// Members at work for the round under way.
-    fn at_work(&self) -> usize {
-        self.ledger.open().filter(|(_, given)| given.round == self.ledger.round).count()
+    /// Whether the round under way should have ended.
+    fn is_overdue(&self, now: Time) -> bool {
+        self.terms.clients.deadline().is_some_and(|d| now.since(self.begun_at) >= d)
     }
 
     /// Ends the round under way with what it has.
@@ -147,9 +152,11 @@ impl Coordinator {
     /// many were lost, others in their place.
     fn ask_round(&mut self, now: Time, out: &mut Vec<Action>) {
         let Some(goal) = self.ledger.goal else { return self.begin_round(now, out) };
-        // All that were asked have answered or were lost, and it isn't enough.
-        let missing = self.terms.clients.min.saturating_sub(self.ledger.waiting().count());
-        if missing > 0 && !self.ledger.looks() && self.at_work() == 0 {
+        // All that were asked have answered, were lost, or take too long, and it
+        // isn't enough.
+        let missing = self.terms.clients.min.saturating_sub(self.ledger.waiting().len());
+        let others = self.is_overdue(now) || !self.ledger.is_at_work();
+        if missing > 0 && !self.ledger.looks() && others {
             let answered = self.answered();
             let fresh = self.eligible().filter(|member| !answered.contains(member)).count();
             if fresh > 0 {
@@ -161,17 +168,19 @@ impl Coordinator {
 
     fn begin_round(&mut self, now: Time, out: &mut Vec<Action>) {
         let Clients { per_round, min, over, late, .. } = self.terms.clients;
+        let settles = self.settling.is_some_and(|at| now.since(at) < SETTLE);
         // Everybody who is there looks.
         let looks = self.ledger.looks();
         let (per_round, min) = if looks { (None, 0) } else { (per_round, min) };
+        // Members come one behind the other: not all of them are gone through
+        // for each.
+        if per_round.is_none() && !looks && settles {
+            return;
+        }
         // Whoever still works for a round that is over is not asked until it
         // answers or is told to stop.
         if late == Late::Refuse || looks {
-            let stale: Vec<(Task, String)> = self.ledger.open().map(|(task, g)| (task, g.member.clone())).collect();
-            for (task, member) in stale {
-                self.keep(Record::Dropped { task }, out);
-                out.push(Action::Tell { member });
-            }
+            self.drop_all(|_, _| true, out);
         }
         let eligible = self.eligible().count();
         let wanted = match per_round {
@@ -189,7 +198,7 @@ impl Coordinator {
         if eligible < wanted && now.since(*self.gathering_since.get_or_insert(now)) < GATHER {
             return;
         }
-        if per_round.is_none() && self.settling.is_some_and(|at| now.since(at) < SETTLE) {
+        if per_round.is_none() && settles {
             return;
         }
         (self.gathering_since, self.settling) = (None, None);
@@ -203,7 +212,7 @@ impl Coordinator {
     fn ask_more(&mut self, now: Time, size: usize, out: &mut Vec<Action>) {
         let Clients { per_round, min, .. } = self.terms.clients;
         let eligible = self.eligible().count();
-        let open = self.ledger.open().count();
+        let open = self.ledger.open().len();
         let able = eligible + open;
         let begins = self.ledger.goal.is_none();
         if begins && able < min {
@@ -240,7 +249,7 @@ impl Coordinator {
         let mut rng = Rng::with_seed(terms.seed ^ ledger.next_task.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let chosen = terms.clients.select.choose(&candidates, count, ledger.round, &mut rng);
         let names: Vec<String> = chosen.into_iter().map(|i| candidates[i].member.to_owned()).collect();
-        let tasks = (ledger.next_task..).map(Task).zip(names.clone()).collect();
+        let tasks = (ledger.next_task..).map(|number| Task::new(terms.tag, number)).zip(names.clone()).collect();
         let (round, version, look) = (ledger.round, ledger.version, ledger.looks());
         self.keep(Record::Asked { round, version, goal, look, tasks }, out);
         for member in names {

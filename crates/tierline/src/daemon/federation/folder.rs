@@ -40,6 +40,12 @@ impl Folder {
         Ok(folder)
     }
 
+    /// The folder of a job that is over, if it has one.
+    pub(super) fn of_ended(data: &Path, job: Digest) -> Option<Self> {
+        let folder = data.join("jobs").join(&job.to_string()[..16]);
+        folder.is_dir().then_some(Self(folder))
+    }
+
     /// Turns an error of this folder into one that says what to do.
     #[must_use]
     pub fn failed(&self, error: &std::io::Error) -> Failure {
@@ -55,17 +61,43 @@ impl Folder {
         self.0.join("in")
     }
 
-    /// An update that came from below.
+    /// An update that came from below: whoever sends other bytes for the same
+    /// task doesn't touch it.
     #[must_use]
-    pub fn incoming(&self, task: u64) -> PathBuf {
-        self.incoming_folder().join(task.to_string())
+    pub fn incoming(&self, task: u64, digest: &[u8]) -> PathBuf {
+        let head: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.incoming_folder().join(format!("{task}.{head}"))
     }
 
-    /// The part of an update that has come, named by what it will be.
+    /// The part of an update that has come.
     #[must_use]
     pub fn partial(&self, task: u64, digest: &[u8]) -> PathBuf {
-        let head: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        self.0.join("in").join(format!("{task}.{head}.partial"))
+        self.incoming(task, digest).with_added_extension("partial")
+    }
+
+    /// Removes updates, and parts of some, whose tasks aren't needed.
+    pub(super) fn sweep(&self, is_needed: impl Fn(u64) -> bool) {
+        for entry in std::fs::read_dir(self.incoming_folder()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let task = name.to_str().and_then(|name| name.split('.').next()?.parse().ok());
+            if task.is_some_and(|task| !is_needed(task)) {
+                self.remove(&[entry.path()]);
+            }
+        }
+    }
+
+    /// Whether a file holds just these bytes.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn holds(&self, path: &Path, digest: &[u8]) -> Result<bool, Failure> {
+        let mut hasher = blake3::Hasher::new();
+        let hashed = File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
+        match hashed {
+            Ok(()) => Ok(hasher.finalize().as_bytes() == digest),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.failed(&error)),
+        }
     }
 
     /// The update of a task of this node.
@@ -117,6 +149,34 @@ impl Folder {
     /// Of an edge that gossips: whom it meets.
     pub(super) fn neighbours(&self) -> PathBuf {
         self.0.join("neighbours.json")
+    }
+
+    fn left_out(&self) -> PathBuf {
+        self.0.join("left-out.json")
+    }
+
+    /// Members that were left out, and why; known still when the job is over.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub(super) fn load_left_out(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let path = self.left_out();
+        if !path.exists() {
+            return Ok(BTreeMap::new());
+        }
+        serde_json::from_slice(&self.read(&path)?)
+            .map_err(|e| Failure::new(Code::Corrupt, format!("{}: {e}", path.display())))
+    }
+
+    /// Keeps that a member was left out.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn save_left_out(&self, member: &str, reason: &str) -> Result<(), Failure> {
+        let mut all = self.load_left_out()?;
+        all.insert(member.to_owned(), reason.to_owned());
+        let json = serde_json::to_vec(&all).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+        self.write(&self.left_out(), &json)
     }
 
     fn last_round(&self) -> PathBuf {
@@ -175,14 +235,13 @@ impl Folder {
     /// refuses.
     pub fn finish(&self, mut file: File, partial: &Path, task: u64, digest: &[u8]) -> Result<(), Failure> {
         file.flush().and_then(|()| file.sync_all()).map_err(|e| self.failed(&e))?;
-        let found = blake3::hash(&self.read(partial)?);
-        if found.as_bytes() != digest {
+        if !self.holds(partial, digest)? {
             self.remove(&[partial.to_owned()]);
             let text = "the update's bytes do not match its digest; send it again";
             return Err(Failure::new(Code::Corrupt, text));
         }
-        std::fs::rename(partial, self.incoming(task))
-            .and_then(|()| disk::sync_folder(&self.0.join("in")))
+        std::fs::rename(partial, self.incoming(task, digest))
+            .and_then(|()| disk::sync_folder(&self.incoming_folder()))
             .map_err(|e| self.failed(&e))
     }
 

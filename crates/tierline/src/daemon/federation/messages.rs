@@ -113,9 +113,11 @@ pub(super) fn standing(job: Digest, standing: &Standing, holds: u64, url: &str) 
         Standing::Preparing => job_standing::Standing::Preparing(Empty {}),
         Standing::Ready { examples } => job_standing::Standing::Examples(*examples),
         Standing::Unable { reason } => job_standing::Standing::Unable(failure(reason)),
-        Standing::Failed { task, reason } => {
-            job_standing::Standing::Failed(TaskFailure { task: task.0, reason: Some(failure(reason)) })
-        }
+        Standing::Failed { task, reason, examples } => job_standing::Standing::Failed(TaskFailure {
+            task: task.0,
+            reason: Some(failure(reason)),
+            examples: *examples,
+        }),
     };
     JobStanding { job: job.to_bytes(), node: String::new(), standing: Some(standing), holds, url: url.to_owned() }
 }
@@ -131,6 +133,7 @@ pub(super) fn standing_of(standing: JobStanding) -> Option<Standing> {
         job_standing::Standing::Failed(failed) => Standing::Failed {
             task: Task(failed.task),
             reason: failed.reason.map_or_else(String::new, |f| f.to_string()),
+            examples: failed.examples,
         },
     })
 }

@@ -14,18 +14,20 @@ mod lower;
 mod messages;
 mod neighbours;
 mod operators;
+mod receiving;
 mod relay;
 mod shelf;
 mod upper;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tierline_federate::{Federation, Gossip};
-use tierline_node::federation::Standing;
+use tierline_node::federation::{MemberRecord, Record, Standing};
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, JobEvent, child_message, parent_message};
 use tierline_proto::{Digest, Role};
@@ -34,6 +36,7 @@ use tokio::sync::{Notify, broadcast, mpsc};
 
 pub use self::folder::Folder;
 use self::lower::ToLower;
+use self::receiving::Receiving;
 use self::relay::Relay;
 pub use self::upper::Order;
 use self::upper::ToUpper;
@@ -90,6 +93,8 @@ impl JobManifest {
 /// One job on this node.
 struct Duty {
     upper: Option<mpsc::Sender<ToUpper>>,
+    /// Whether the upper side has missed that a child came or went.
+    missed: AtomicBool,
     lower: Option<mpsc::Sender<ToLower>>,
     relay: Option<Relay>,
 }
@@ -103,6 +108,8 @@ pub struct Federations {
     feeds: Mutex<BTreeMap<Digest, broadcast::Sender<JobEvent>>>,
     /// Rings when this node offers another model to its neighbours.
     offered: Notify,
+    /// Updates on their way in.
+    pub receiving: Receiving,
 }
 
 impl Federations {
@@ -125,10 +132,12 @@ impl Federations {
     }
 
     /// Tells every job's upper side, in the order of calls. A side that is
-    /// hopelessly behind misses it; members repeat what they say.
+    /// hopelessly behind looks for itself when it gets there.
     fn tell_uppers(&self, message: impl Fn() -> ToUpper) {
-        for upper in self.all().iter().filter_map(|duty| duty.upper.as_ref()) {
-            let _ = upper.try_send(message());
+        for duty in self.all() {
+            if duty.upper.as_ref().is_some_and(|upper| upper.try_send(message()).is_err()) {
+                duty.missed.store(true, Ordering::Relaxed);
+            }
         }
     }
 
@@ -159,7 +168,12 @@ impl Node {
     /// Those of the store; a job that can't be taken up is told of, and the
     /// others are.
     pub async fn resume_jobs(self: &Arc<Self>) -> Result<(), Failure> {
-        for row in self.state.jobs()?.into_iter().filter(|row| row.ended.is_none()) {
+        for row in self.state.jobs()? {
+            if row.ended.is_some() {
+                // Cleaning up may have been cut short.
+                self.clean_up(row.job).await?;
+                continue;
+            }
             let begun = async {
                 let manifest = self.artefacts.get(row.job).await?;
                 let manifest = manifest_of(&manifest)?;
@@ -210,6 +224,19 @@ impl Node {
         }
     }
 
+    /// Removes what a job that is over has left on the disk, but for its result.
+    async fn clean_up(&self, id: Digest) -> Result<(), Failure> {
+        if let Some(folder) = Folder::of_ended(&self.config.data, id) {
+            folder.clear();
+        }
+        journal::forget::<Record>(self, id)?;
+        journal::forget::<MemberRecord>(self, id)?;
+        for side in Side::ALL {
+            self.drop_models(id, side, &[]).await?;
+        }
+        Ok(())
+    }
+
     /// Lets go of the models of one side of a job, but for those needed.
     async fn drop_models(&self, id: Digest, side: Side, needed: &[u64]) -> Result<(), Failure> {
         for gone in self.state.forget_versions(id, side, needed)? {
@@ -240,6 +267,7 @@ impl Node {
         let folder = Folder::open(&self.config.data, id)?;
         let duty = Arc::new(Duty {
             upper: hop.is_some().then(|| upper.clone()),
+            missed: AtomicBool::new(false),
             lower: takes_part.then(|| lower.clone()),
             relay: passes_on.then(|| Relay::new(id)),
         });

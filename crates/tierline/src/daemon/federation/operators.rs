@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tierline_graph::Model;
-use tierline_proto::v1::{Code, Failure, JobEvent, JobInfo};
+use tierline_proto::v1::{Code, Failure, JobEvent, JobInfo, JobMember};
 use tierline_train::Job;
 use tierline_train::federated::Blueprint;
 use tokio::sync::{broadcast, oneshot};
@@ -128,6 +128,10 @@ impl Node {
             created_ms: row.created_ms,
             ..JobInfo::default()
         };
+        if row.coordinates {
+            let left_out = Folder::open(&self.config.data, row.job)?.load_left_out()?;
+            info.excluded = left_out.into_iter().map(|(node, reason)| JobMember { node, reason }).collect();
+        }
         if let Some(upper) = self.federations.get(row.job).and_then(|duty| duty.upper.clone()) {
             let (ask, answer) = oneshot::channel();
             if upper.send(ToUpper::Info(ask)).await.is_ok()

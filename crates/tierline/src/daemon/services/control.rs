@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tierline_node::lease::{Hello, Lost, Parent, ParentAction, ParentEvent};
+use tierline_node::lease::{Entry, Hello, Lost, Parent, ParentAction, ParentEvent};
 use tierline_proto::v1::control_server::Control;
 use tierline_proto::v1::{
     ChildMessage, Code, Failure, Goodbye, HeartbeatAck, HelloReply, HelloRequest, LinkEstimate, LoadReport, ModelOffer,
@@ -135,8 +135,7 @@ impl Children {
     /// Tells one child, by its name; one that isn't connected hears nothing.
     pub fn tell(&self, name: &str, body: parent_message::Body) {
         let inner = self.lock();
-        let session = inner.register.children().find(|(_, e)| e.hello.name == name).and_then(|(_, e)| e.session);
-        if let Some(session) = session {
+        if let Some(session) = inner.named(name).and_then(|entry| entry.session) {
             inner.send(session, body);
         }
     }
@@ -158,7 +157,7 @@ impl Children {
     /// The role of a child that is or was there, by its name.
     #[must_use]
     pub fn role_of(&self, name: &str) -> Option<Role> {
-        self.lock().register.children().find(|(_, e)| e.hello.name == name).map(|(_, entry)| entry.hello.role)
+        self.lock().named(name).map(|entry| entry.hello.role)
     }
 
     /// A node's certificate is revoked: its lease ends now.
@@ -211,6 +210,15 @@ impl Children {
 }
 
 impl Inner {
+    /// The child of this name: the one that is connected, if there were several
+    /// one after the other.
+    fn named(&self, name: &str) -> Option<&Entry> {
+        let mut named: Vec<&Entry> =
+            self.register.children().map(|(_, entry)| entry).filter(|entry| entry.hello.name == name).collect();
+        named.sort_by_key(|entry| entry.session.is_none());
+        named.first().copied()
+    }
+
     fn send(&self, session: u64, body: parent_message::Body) {
         if let Some(outbox) = self.outboxes.get(&session) {
             // A child that reads nothing loses its lease soon enough.

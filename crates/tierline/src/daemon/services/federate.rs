@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use tierline_proto::Digest;
 use tierline_proto::limits::UPDATE_BYTES_MAX;
 use tierline_proto::v1::federate_server::Federate;
 use tierline_proto::v1::{
@@ -15,6 +16,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::gate;
 use crate::daemon::Node;
+use crate::identity::Peer;
 
 /// Answers ahead of the connection: there are two at most.
 const AHEAD_MAX: usize = 2;
@@ -41,7 +43,7 @@ impl Federate for FederateService {
         }
         let (answers, receive) = mpsc::channel(AHEAD_MAX);
         tokio::spawn(async move {
-            let body = match take(&node, &peer.name, header, &mut stream, &answers).await {
+            let body = match take(&node, &peer, header, &mut stream, &answers).await {
                 Ok(verdict) => Ok(SubmitReply { body: Some(submit_reply::Body::Verdict(verdict)) }),
                 Err(failure) => {
                     // The member tries again; only somebody here can make room.
@@ -67,17 +69,20 @@ impl Federate for FederateService {
 
 async fn take(
     node: &Arc<Node>,
-    child: &str,
+    peer: &Peer,
     mut header: UpdateHeader,
     stream: &mut Streaming<SubmitChunk>,
     answers: &Answers,
 ) -> Result<JobVerdict, Failure> {
+    let child = &peer.name;
     if let Some(parent) = node.update_goes_to(child, &header)? {
         if header.node.is_empty() {
-            child.clone_into(&mut header.node);
+            header.node.clone_from(child);
         }
         return parent.pass_on(header, stream, answers).await;
     }
+    let job = Digest::try_from(&header.job).map_err(|_| Failure::new(Code::Protocol, "an update of no job"))?;
+    let turn = node.federations.receiving.turn(job, header.task).await;
     if let Some(verdict) = node.would_count(child, &header).await? {
         return Ok(verdict);
     }
@@ -93,7 +98,10 @@ async fn take(
         return Err(Failure::new(Code::Cancelled, "the member is gone"));
     }
     while have < header.length {
-        let chunk = stream.message().await.map_err(|s| Failure::from_status(&s))?;
+        let chunk = tokio::select! {
+            chunk = stream.message() => chunk.map_err(|s| Failure::from_status(&s))?,
+            () = turn.is_over() => return Err(Failure::new(Code::Cancelled, "the update comes by a newer stream")),
+        };
         let Some(SubmitChunk { body: Some(submit_chunk::Body::Data(data)) }) = chunk else {
             return Err(Failure::new(Code::Unreachable, "the update broke off; what has come is kept"));
         };
@@ -104,5 +112,7 @@ async fn take(
         tokio::task::block_in_place(|| file.write_all(&data)).map_err(|e| folder.failed(&e))?;
     }
     tokio::task::block_in_place(|| folder.finish(file, &partial, header.task, &header.digest))?;
+    // Uploads take their time.
+    node.check_revoked(peer)?;
     node.count_update(child, header).await
 }

@@ -117,7 +117,7 @@ impl Desk {
         contribution: &Contribution,
         (before, after): (&federated::Kept, federated::Kept),
     ) -> Result<Update, Failure> {
-        let seed = federated::seed_of_update(self.seed, node.name(), work.task.0);
+        let seed = federated::seed_of_update(self.seed, node.name(), work.task.number());
         let sent = sender.encode(&self.layout, &contribution.vectors, before, after, work.round, seed);
         let sent = sent.map_err(internal)?;
         let task = work.task;

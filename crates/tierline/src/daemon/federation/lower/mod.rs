@@ -296,51 +296,60 @@ impl Member {
     fn work(&mut self, work: Work) {
         let (node, desk, folder, later) =
             (Arc::clone(&self.lower.node), Arc::clone(&self.desk), self.lower.folder.clone(), self.door.clone());
-        let (id, start, holds) = (self.lower.id, self.start.clone(), Arc::clone(&self.holds));
+        let (id, name) = (self.lower.id, self.lower.manifest.name.clone());
+        let (start, holds) = (self.start.clone(), Arc::clone(&self.holds));
         let (coordinates, sender) = (self.lower.above.is_some(), self.sender());
         self.stop = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&self.stop);
         tokio::spawn(async move {
-            let stopped = Arc::clone(&stop);
-            let fetched = async {
-                let Some(model) = start.model else { return Ok(None) };
-                start::fetch(&node, id, work.version, &start, &desk).await?;
-                holds.store(work.version, Ordering::Relaxed);
-                // One that was told to stop knows no more what is needed.
-                if !stopped.load(Ordering::Relaxed) {
-                    node.drop_models(id, Side::Lower, &[work.version]).await?;
-                }
-                Ok::<_, Failure>(Some(node.artefacts.get(model).await?))
-            };
-            let done = match fetched.await {
-                Ok(bytes) => {
-                    // A thread of its own: training takes as long as it takes.
-                    let node = Arc::clone(&node);
-                    let doing = tokio::task::spawn_blocking(move || {
-                        let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
-                        let Some(desk) = desk.as_mut() else { return Err(internal("the job isn't prepared")) };
-                        let start = match &bytes {
-                            None => desk.initial.clone(),
-                            Some(bytes) => wire::decode(bytes, &desk.layout).map_err(internal)?,
-                        };
-                        if coordinates {
-                            return Ok(Some(ToLower::Fetched { work, model: start }));
+            let attempt = async || {
+                let bytes = match start.model {
+                    None => None,
+                    Some(model) => {
+                        start::fetch(&node, id, work.version, &start, &desk).await?;
+                        holds.store(work.version, Ordering::Relaxed);
+                        // One that was told to stop knows no more what is needed.
+                        if !stop.load(Ordering::Relaxed) {
+                            node.drop_models(id, Side::Lower, &[work.version]).await?;
                         }
-                        let update = desk.train(&node, &folder, &sender, work, &start, &stop)?;
-                        Ok(update
-                            .map(|update| ToLower::Event(MemberEvent::Worked { task: work.task, result: Ok(update) })))
-                    });
-                    doing.await.unwrap_or_else(|e| Err(internal(e)))
-                }
-                Err(failure) => Err(failure),
+                        Some(node.artefacts.get(model).await?)
+                    }
+                };
+                // A thread of its own: training takes as long as it takes.
+                let (node, desk, folder, sender, stop) =
+                    (Arc::clone(&node), Arc::clone(&desk), folder.clone(), sender.clone(), Arc::clone(&stop));
+                let doing = tokio::task::spawn_blocking(move || {
+                    let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(desk) = desk.as_mut() else { return Err(internal("the job isn't prepared")) };
+                    let start = match &bytes {
+                        None => desk.initial.clone(),
+                        Some(bytes) => wire::decode(bytes, &desk.layout).map_err(internal)?,
+                    };
+                    if coordinates {
+                        return Ok(Some(ToLower::Fetched { work, model: start }));
+                    }
+                    let update = desk.train(&node, &folder, &sender, work, &start, &stop)?;
+                    Ok(update.map(|update| ToLower::Event(MemberEvent::Worked { task: work.task, result: Ok(update) })))
+                });
+                doing.await.unwrap_or_else(|e| Err(internal(e)))
             };
-            let message = match done {
-                Ok(Some(message)) => message,
-                // It was told to stop.
-                Ok(None) => return,
-                Err(failure) => {
-                    let result = Err(failure.to_string());
-                    ToLower::Event(MemberEvent::Worked { task: work.task, result })
+            let message = loop {
+                match attempt().await {
+                    Ok(Some(message)) => break message,
+                    // It was told to stop.
+                    Ok(None) => return,
+                    Err(failure) if may_pass(failure.code()) => {
+                        let text = format!("job {name} waits: {failure}");
+                        node.events.record("job", text, &serde_json::json!({}));
+                        tokio::time::sleep(AGAIN).await;
+                        if stop.load(Ordering::Relaxed) || later.is_closed() {
+                            return;
+                        }
+                    }
+                    Err(failure) => {
+                        let result = Err(failure.to_string());
+                        break ToLower::Event(MemberEvent::Worked { task: work.task, result });
+                    }
                 }
             };
             let _ = later.send(message).await;

@@ -1,7 +1,6 @@
 //! Edges that gossip: the cloud says who meets whom, an edge meets its
 //! neighbours between two of its rounds.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,8 +22,6 @@ pub(super) struct Meeting {
     version: u64,
     /// Its number.
     number: u64,
-    /// Files of updates that it is made of.
-    spent: Vec<PathBuf>,
     _task: AbortOnDrop<()>,
 }
 
@@ -101,8 +98,7 @@ impl Desks {
                 let _ = upper.send(ToUpper::Met(met)).await;
             }
         });
-        let spent = std::mem::take(&mut self.files);
-        self.meeting = Some(Meeting { version, number, spent, _task: AbortOnDrop(task) });
+        self.meeting = Some(Meeting { version, number, _task: AbortOnDrop(task) });
         Ok(())
     }
 
@@ -130,7 +126,7 @@ impl Desks {
     async fn conclude(&mut self, meeting: Meeting) -> Result<(), Failure> {
         self.publish(meeting.version).await?;
         self.step(Event::Made { version: meeting.version, enough: false }).await?;
-        self.upper.folder.remove(&meeting.spent);
+        self.sweep();
         Ok(())
     }
 }

@@ -73,35 +73,64 @@ impl Desks {
     ) -> Result<(), Failure> {
         let task = Task(header.task);
         let update = messages::update_of(&header)?;
+        let file = self.upper.folder.incoming(task.0, &update.digest.0);
+        if let Some(verdict) = self.coordinator.would(&member, task) {
+            // Decided while its bytes were on their way.
+            if !self.coordinator.counts(task, update.digest) {
+                self.upper.folder.remove(&[file]);
+            }
+            let _ = answer.send(messages::verdict(&verdict));
+            return self.unwanted(&member, task).await;
+        }
         let report = update.report;
-        let bytes = self.upper.folder.read(&self.upper.folder.incoming(task.0))?;
         let layout = self.desk.layout().of_examples(report.examples);
         let look = self.coordinator.is_look(task);
-        let checked = tokio::task::block_in_place(|| {
-            let vectors = wire::decode(&bytes, &layout?)?;
-            let contribution = Contribution { vectors, report };
-            let checked = if look { aggregate::check_look(&contribution) } else { self.desk.check(&contribution) };
-            checked.map(|()| contribution)
+        let read = tokio::task::block_in_place(|| {
+            let bytes = self.upper.folder.read(&file)?;
+            let check = || {
+                let vectors = wire::decode(&bytes, &layout?)?;
+                let contribution = Contribution { vectors, report };
+                let checked = if look { aggregate::check_look(&contribution) } else { self.desk.check(&contribution) };
+                checked.map(|()| contribution)
+            };
+            Ok::<_, Failure>(check())
         });
-        self.waiting.insert((member.clone(), task), answer);
+        let checked = match read {
+            Ok(checked) => checked,
+            Err(failure) => {
+                // Its member is not answered, and sends it again.
+                let text = format!("an update of {member} can't be read: {failure}");
+                self.node().events.record("job", text, &serde_json::json!({ "node": member }));
+                return Ok(());
+            }
+        };
+        self.waiting.insert((member.clone(), task), (answer, file.clone()));
         let event = match checked {
             Ok(contribution) => {
                 self.bytes_up += header.length + report.bytes_up;
                 self.bytes_down += report.bytes_down;
                 if look {
                     // All that it says is in the journal.
-                    self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
+                    self.upper.folder.remove(&[file]);
                 } else {
                     self.checked.insert(task, contribution);
                 }
                 Event::Arrived { member, update }
             }
-            Err(error) => {
-                self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
-                Event::Unfit { member, task, reason: error.to_string() }
-            }
+            Err(error) => Event::Unfit { member, task, reason: error.to_string() },
         };
         self.step(event).await
+    }
+
+    /// Why an update is not worth its bytes, before they come.
+    pub(super) fn too_long(&self, header: &UpdateHeader) -> Option<String> {
+        let examples = header.report.map_or(0, |report| report.examples);
+        let layout = match self.desk.layout().of_examples(examples) {
+            Ok(layout) => layout,
+            Err(error) => return Some(error.to_string()),
+        };
+        let (length, most) = (header.length, wire::longest(&layout));
+        (length > most).then(|| format!("an update of {length} bytes; one of this model has {most} at most"))
     }
 
     /// Where a model is to be had.

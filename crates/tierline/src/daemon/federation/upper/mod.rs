@@ -5,9 +5,10 @@ mod members;
 mod models;
 mod set_up;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tierline_federate::{Contribution, Desk, HeldOut, Hop, Scoreboard, Vectors, wire};
@@ -102,13 +103,11 @@ struct Desks {
     tutor: Option<Tutor>,
     /// Rounds of which ends haven't said all.
     board: Scoreboard,
-    waiting: HashMap<(String, Task), oneshot::Sender<JobVerdict>>,
+    /// Members that wait to hear what becomes of their updates, and the files
+    /// of these.
+    waiting: HashMap<(String, Task), (oneshot::Sender<JobVerdict>, PathBuf)>,
     /// Contributions that were checked and wait to be added.
     checked: HashMap<Task, Contribution>,
-    /// Files of updates that count for the model to come.
-    files: Vec<PathBuf>,
-    /// And of those that counted for the model just made.
-    spent: Vec<PathBuf>,
     /// Where members are, those behind edges too.
     routes: Routes,
     /// The work each member was told of last.
@@ -163,6 +162,7 @@ impl Upper {
                 },
                 () = wait_until(wake) => desks.step(Event::Wake).await?,
             }
+            desks.look_for_children().await?;
         }
         Ok(true)
     }
@@ -171,6 +171,30 @@ impl Upper {
 impl Desks {
     fn node(&self) -> Arc<Node> {
         Arc::clone(&self.upper.node)
+    }
+
+    /// Removes updates that are in a model, or in none.
+    fn sweep(&self) {
+        self.upper.folder.sweep(|task| self.coordinator.needs(Task(task)));
+    }
+
+    /// Makes up for news of children that found no room.
+    async fn look_for_children(&mut self) -> Result<(), Failure> {
+        let node = self.node();
+        let duty = node.federations.get(self.upper.id);
+        if duty.is_none_or(|duty| !duty.missed.swap(false, Ordering::Relaxed)) {
+            return Ok(());
+        }
+        let here: BTreeSet<String> = node.children.names().into_iter().collect();
+        for child in self.routes.children() {
+            if !here.contains(&child) {
+                self.hear(ToUpper::ChildDown(child)).await?;
+            }
+        }
+        for child in here {
+            self.hear(ToUpper::ChildUp(child)).await?;
+        }
+        Ok(())
     }
 
     fn tell_watchers(&self, kind: &str, json: &serde_json::Value) {
@@ -203,10 +227,13 @@ impl Desks {
                     return Ok(());
                 }
                 let task = Task(header.task);
-                let verdict = self.coordinator.would(member, task);
+                let mut verdict = self.coordinator.would(member, task);
                 if verdict.is_some() {
                     // Its task may be open though it is too late for it.
                     self.unwanted(member, task).await?;
+                } else if let Some(reason) = self.too_long(&header) {
+                    verdict = Some(Verdict::Refused { reason: reason.clone() });
+                    self.step(Event::Unfit { member: member.to_owned(), task, reason }).await?;
                 }
                 let _ = answer.send(Ok(verdict.as_ref().map(messages::verdict)));
                 Ok(())
@@ -227,12 +254,14 @@ impl Desks {
                 if !self.coordinator.knows(stretch) {
                     self.cut_short().await?;
                     let version = self.desk.version() + 1;
-                    self.desk.replace(version, &model);
+                    self.desk.begin(version, &model).map_err(messages::of_round)?;
                     self.publish(version).await?;
                     self.round_began = Instant::now();
                 }
                 let version = self.desk.version();
-                self.step(Event::Begin { version, rounds, look, stretch }).await
+                self.step(Event::Begin { version, rounds, look, stretch }).await?;
+                self.sweep();
+                Ok(())
             }
             ToUpper::End => {
                 self.meeting = None;
@@ -313,10 +342,8 @@ impl Desks {
         }
         // Only now: what the rest of the actions say is of before.
         if let Some(event) = made {
-            let spent = std::mem::take(&mut self.spent);
             self.step(event).await?;
-            // The model is in the journal, and they are not needed.
-            self.upper.folder.remove(&spent);
+            self.sweep();
         }
         Ok(())
     }
@@ -330,33 +357,37 @@ impl Desks {
                 self.node().metrics.update(self.upper.metrics_key(), &verdict);
                 // Only who was asked for its bytes has brought any: the task
                 // may be another member's, whose update counts.
-                let Some(answer) = self.waiting.remove(&(member, task)) else { return Ok(None) };
+                let Some((answer, file)) = self.waiting.remove(&(member, task)) else { return Ok(None) };
                 if verdict != Verdict::Counted {
                     self.checked.remove(&task);
-                    self.upper.folder.remove(&[self.upper.folder.incoming(task.0)]);
+                    self.upper.folder.remove(&[file]);
                 }
                 // A member that is gone asks again.
                 let _ = answer.send(messages::verdict(&verdict));
             }
             Action::Add { member, update, version, staleness } => {
-                let file = self.upper.folder.incoming(update.task.0);
-                let contribution = match self.checked.remove(&update.task) {
-                    Some(contribution) => contribution,
-                    // From before a restart.
-                    None => {
-                        let layout = self.desk.layout().of_examples(update.report.examples).map_err(internal)?;
-                        let vectors = wire::decode(&self.upper.folder.read(&file)?, &layout);
-                        Contribution { vectors: vectors.map_err(internal)?, report: update.report }
-                    }
-                };
+                let checked = self.checked.remove(&update.task);
+                if checked.is_none() {
+                    // From before a restart, as is what it took to bring it.
+                    self.bytes_up += update.bytes + update.report.bytes_up;
+                    self.bytes_down += update.report.bytes_down;
+                }
                 tokio::task::block_in_place(|| {
+                    let contribution = match checked {
+                        Some(contribution) => contribution,
+                        None => {
+                            let file = self.upper.folder.incoming(update.task.0, &update.digest.0);
+                            let layout = self.desk.layout().of_examples(update.report.examples).map_err(internal)?;
+                            let vectors = wire::decode(&self.upper.folder.read(&file)?, &layout);
+                            Contribution { vectors: vectors.map_err(internal)?, report: update.report }
+                        }
+                    };
                     // Those of an older model would teach what was known then.
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| staleness == 0) {
                         tutor.hear(&member, self.desk.held(), &contribution).map_err(internal)?;
                     }
                     self.desk.add(contribution, version, staleness).map_err(messages::of_round)
                 })?;
-                self.files.push(file);
             }
             Action::Make { version, counted, members, .. } if self.meets().is_some() => {
                 self.begin_meeting(version, &counted, members).await?;
@@ -372,6 +403,7 @@ impl Desks {
             }
             Action::Done { stretch, version, counted } => self.done(stretch, version, &counted).await?,
             Action::Excluded { member, reason } => {
+                self.upper.folder.save_left_out(&member, &reason)?;
                 let json = serde_json::json!({ "node": member, "reason": reason });
                 let text = format!("{member} is left out of job {}: {reason}", self.upper.manifest.name);
                 self.node().events.record("job", text, &json);

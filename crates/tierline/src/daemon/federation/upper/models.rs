@@ -44,7 +44,6 @@ impl Desks {
         })?;
         self.publish(version).await?;
         self.publish_said(version).await?;
-        self.spent = std::mem::take(&mut self.files);
         let mut enough = false;
         if self.upper.below.is_none() {
             let federation = self.upper.manifest.federation();

@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use tierline_federate::{Desk, Federation, Scoreboard, Server, Vectors};
 use tierline_graph::Model;
-use tierline_node::federation::{Coordinator, Event, Routes, Terms};
+use tierline_node::Time;
+use tierline_node::federation::{Action, Coordinator, Event, Record, Routes, Terms};
 use tierline_proto::v1::Failure;
 use tierline_train::data::{Dataset, seed_of};
 use tierline_train::federated::{Blueprint, Tutor, Workplace};
 
 use super::{Desks, Upper};
+use crate::daemon::Node;
 use crate::daemon::federation::data;
 use crate::daemon::federation::journal;
 use crate::daemon::federation::messages::internal;
@@ -29,7 +31,6 @@ impl Upper {
             let model = Model::parse(model).map_err(internal)?;
             Blueprint::new(model, &self.manifest.job).map_err(internal)
         })?;
-        let journal = journal::read(&node, self.id)?;
         let past = node.state.rounds(self.id)?;
         let past: Vec<_> = past.iter().filter_map(|scores| serde_json::from_str(scores).ok()).collect();
         node.metrics.job(self.metrics_key(), &self.manifest.name, &past);
@@ -38,8 +39,10 @@ impl Upper {
             clients: self.hop.clients.clone(),
             timing: behaviour.timing(),
             seed: seed_of(&[self.manifest.job.seed, u64::from(self.below.is_some())]),
+            tag: if self.below.is_some() { tag_of(&node) } else { 0 },
             sums_up: self.below.is_some(),
         };
+        let journal = self.journal(&terms)?;
         let (coordinator, actions) = Coordinator::restored(terms, journal, node.now());
         let channels = self.hop.strategy.makes();
         let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
@@ -56,8 +59,6 @@ impl Upper {
             desk,
             waiting: HashMap::new(),
             checked: HashMap::new(),
-            files: Vec::new(),
-            spent: Vec::new(),
             routes: Routes::default(),
             told: BTreeMap::new(),
             holds: BTreeMap::new(),
@@ -98,6 +99,39 @@ impl Upper {
         }
         Ok(desks)
     }
+}
+
+impl Upper {
+    /// What was decided so far. Updates that count but whose bytes the disk has
+    /// lost count no more: all else goes on.
+    fn journal(&self, terms: &Terms) -> Result<Vec<Record>, Failure> {
+        let (node, id) = (&self.node, self.id);
+        let journal: Vec<Record> = journal::read(node, id)?;
+        let (_, pending) = Coordinator::restored(terms.clone(), journal.iter().cloned(), Time::ZERO);
+        let mut lost = Vec::new();
+        for action in pending {
+            let Action::Add { member, update, .. } = action else { continue };
+            let file = self.folder.incoming(update.task.0, &update.digest.0);
+            if !tokio::task::block_in_place(|| self.folder.holds(&file, &update.digest.0))? {
+                let text = format!("job {}: the disk has lost an update of {member}", self.manifest.name);
+                node.events.record("job", text, &serde_json::json!({ "node": member }));
+                lost.push(Record::Dropped { task: update.task });
+            }
+        }
+        if lost.is_empty() {
+            return Ok(journal);
+        }
+        journal::write(node, id, &lost)?;
+        journal::read(node, id)
+    }
+}
+
+/// Tells this edge's tasks from those of others.
+fn tag_of(node: &Node) -> u32 {
+    let hash = blake3::hash(node.id().as_bytes());
+    let [a, b, c, d, ..] = *hash.as_bytes();
+    // The cloud's is 0.
+    u32::from_le_bytes([a, b, c, d]).max(1)
 }
 
 impl Desks {
