@@ -3,35 +3,18 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::Value;
-use tierline::daemon::transport::{self, Pair};
-use tierline::identity::Identity;
-use tierline_engine::Evaluator;
-use tierline_federate::wire;
 use tierline_graph::Model;
-use tierline_graph::fold::{Purpose, fold_for};
-use tierline_proto::v1::job_assignment::Want;
-use tierline_proto::v1::{
-    ChildMessage, Code, Empty, Failure, Heartbeat, HelloRequest, JobAssignment, JobStanding, JobVerdict, SubmitChunk,
-    UpdateHeader, WorkReport, child_message, job_standing, job_verdict, parent_message, submit_chunk, submit_reply,
-};
-use tierline_proto::{Role, Versions};
 use tierline_sim::Scenario;
-use tierline_train::Job;
-use tierline_train::federated::Blueprint;
-use tokio::runtime::Runtime;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::federation::{Federation, part, pictures, round_of, rounds};
 use crate::harness::{Node, tierline, until};
 
 impl Federation {
     /// The job as the cloud knows it.
-    fn shown(&self) -> Option<Value> {
+    pub fn shown(&self) -> Option<Value> {
         let ran = self.site.cloud.ask(&["job", "show", "squares", "--json"]);
         (ran.code == 0).then(|| ran.json())
     }
@@ -46,7 +29,7 @@ impl Federation {
     }
 
     /// Why a member is out, once it is.
-    fn reason(&self, member: &str) -> String {
+    pub fn reason(&self, member: &str) -> String {
         until(member, || {
             let excluded = self.shown()?["excluded"].clone();
             let found = excluded.as_array()?.iter().find(|e| e["node"] == member)?;
@@ -72,6 +55,30 @@ fn a_round_goes_on_without_a_member_that_vanishes() {
     assert!(watcher.wait().unwrap().success());
     let rounds = federation.done();
     assert!(rounds.iter().all(|round| round["clients"] == 2), "{rounds:?}");
+}
+
+#[test]
+fn an_end_goes_to_its_other_edge_when_the_first_one_stays_away() {
+    let text = "[federation.cloud]\nrounds = 5000\nclients = { min = 1, patience_s = 2.0 }\n\
+                [federation.edge]\nrounds = 1\nclients = { min = 1, patience_s = 2.0 }\n";
+    let federation = Federation::new(text);
+    let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
+    let _stays = federation.end(0, &edges[0].url);
+    let both = ["--parent", &edges[1].url, "--parent", &edges[0].url].map(str::to_owned);
+    let moves = federation.site.end("end-001", &edges[1].url, &both.each_ref().map(String::as_str));
+    federation.add_data(&moves, "squares", 120, 1);
+    let mut watcher = federation.watch();
+    let has = |edge: &Node, ends: u64| {
+        let ran = edge.ask(&["job", "show", "squares", "--json"]);
+        (ran.code == 0 && ran.json()["ready"] == ends).then_some(())
+    };
+    until("both edges take part", || has(&edges[0], 1).and(has(&edges[1], 1)));
+    edges[1].kill();
+    until("its end is at the other one", || has(&edges[0], 2));
+    let ran = federation.site.cloud.ask(&["job", "cancel", "squares"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let _cancelled = watcher.wait();
+    until("it is let go", || moves.ask(&["job", "ls", "--json"]).stdout.contains("over").then_some(()));
 }
 
 #[test]
@@ -137,259 +144,13 @@ fn a_round_ends_at_its_deadline_and_its_numbers_are_scraped() {
 }
 
 /// The value of the first line that begins so.
-fn number(text: &str, name: &str) -> Option<f64> {
+pub fn number(text: &str, name: &str) -> Option<f64> {
     text.lines().find(|line| line.starts_with(name))?.rsplit(' ').next()?.parse().ok()
 }
 
 /// The value of the first line that begins so and has that label.
-fn of(text: &str, name: &str, label: &str) -> Option<f64> {
+pub fn of(text: &str, name: &str, label: &str) -> Option<f64> {
     text.lines().find(|line| line.starts_with(name) && line.contains(label))?.rsplit(' ').next()?.parse().ok()
-}
-
-#[test]
-fn an_update_counts_once_however_often_it_is_sent() {
-    let federation = Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 1 }\n");
-    let ghost = Ghost::new(&federation, "ghost");
-    let mut watcher = federation.watch();
-    let first = ghost.work();
-    let update = ghost.update(1.0);
-    assert_eq!(ghost.submit(&first, 0, "", &update).unwrap(), job_verdict::Kind::Counted);
-    assert_eq!(ghost.submit(&first, 0, "", &update).unwrap(), job_verdict::Kind::Counted);
-    // Other bytes for a task that is answered change nothing.
-    assert_eq!(ghost.submit(&first, 0, "", &ghost.update(7.0)).unwrap(), job_verdict::Kind::Counted);
-    let second = until("the next round", || Some(ghost.work()).filter(|(_, task)| *task != first.1));
-    assert_eq!(ghost.submit(&first, 0, "", &update).unwrap(), job_verdict::Kind::Counted, "of a model that is made");
-    assert_eq!(ghost.submit(&second, 90, "", &update).unwrap(), job_verdict::Kind::Unknown);
-    let stolen = ghost.submit(&second, 0, "somebody", &update).unwrap_err();
-    assert_eq!(stolen.code(), Code::Unreachable, "{stolen}");
-    assert!(stolen.message.contains("has not said that somebody is below it"), "{stolen}");
-    assert_eq!(ghost.submit(&second, 0, "", &ghost.update(0.5)).unwrap(), job_verdict::Kind::Counted);
-    assert!(watcher.wait().unwrap().success());
-    let rounds = federation.done();
-    assert!(rounds.len() == 2 && rounds.iter().all(|round| round["clients"] == 1), "{rounds:?}");
-}
-
-#[test]
-fn a_member_can_neither_spoil_nor_take_what_another_one_sent() {
-    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 2 }\n");
-    let (good, bad) = (Ghost::new(&federation, "good"), Ghost::new(&federation, "spoiler"));
-    let mut watcher = federation.watch();
-    let (work, own) = (good.work(), bad.work());
-    assert_eq!(good.submit(&work, 0, "", &good.update(1.0)).unwrap(), job_verdict::Kind::Counted);
-    // In its own name, for the other one's task.
-    assert_eq!(bad.submit(&work, 0, "", &bad.update(9.0)).unwrap(), job_verdict::Kind::Late);
-    // What was counted must still be there after a crash.
-    let mut federation = federation;
-    federation.site.cloud.kill();
-    let _ended = watcher.wait();
-    federation.site.cloud.restart();
-    let bad = bad.again(&federation);
-    let _good = good.again(&federation);
-    let verdict = until("the job is taken up", || bad.submit(&own, 0, "", &bad.update(1.0)).ok());
-    assert_eq!(verdict, job_verdict::Kind::Counted);
-    assert_eq!(federation.done()[0]["clients"], 2);
-}
-
-#[test]
-fn an_edge_speaks_for_nobody_who_is_here_or_behind_another() {
-    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 2 }\n");
-    let good = Ghost::new(&federation, "good");
-    let (edge, liar) = (Ghost::named(&federation, "edge", "honest"), Ghost::named(&federation, "edge", "liar"));
-    let mut watcher = federation.watch();
-    let job = edge.job();
-    edge.stands(&job, "behind", job_standing::Standing::Examples(50));
-    let work = good.work();
-    let behind = edge.work();
-    // Of a node that is here, and of one behind the other edge.
-    for (node, work) in [("good", &work), ("behind", &behind)] {
-        liar.stands(&job, node, job_standing::Standing::Examples(1));
-        liar.stands(&job, node, job_standing::Standing::Away(Empty {}));
-        let refused = liar.submit(work, 0, node, &liar.update(9.0)).unwrap_err();
-        assert!(refused.message.contains(&format!("liar has not said that {node} is below it")), "{refused}");
-    }
-    assert_eq!(good.submit(&work, 0, "", &good.update(1.0)).unwrap(), job_verdict::Kind::Counted);
-    assert_eq!(edge.submit(&behind, 0, "behind", &edge.update(1.0)).unwrap(), job_verdict::Kind::Counted);
-    assert!(watcher.wait().unwrap().success());
-    assert_eq!(federation.done()[0]["clients"], 2);
-    // Edges that pass a job on are no members of it.
-    assert_eq!(number(&federation.site.cloud.scrape(), "tierline_job_members{"), Some(2.0));
-}
-
-/// A member that a test moves by hand: a node's identity without its process.
-struct Ghost {
-    runtime: Runtime,
-    role: &'static str,
-    /// Speaks on the session's stream.
-    say: mpsc::Sender<ChildMessage>,
-    name: String,
-    pair: Pair,
-    /// What the parent wants, the newest.
-    wanted: Arc<Mutex<Option<JobAssignment>>>,
-    data: std::path::PathBuf,
-    blueprint: Arc<Blueprint>,
-}
-
-impl Ghost {
-    fn new(federation: &Federation, name: &str) -> Self {
-        Self::named(federation, "end", name)
-    }
-
-    fn named(federation: &Federation, role: &'static str, name: &str) -> Self {
-        let data = federation.site.join(role, name, &federation.site.cloud.url);
-        let text = std::fs::read_to_string(federation.folder.path().join("squares.toml")).unwrap();
-        let job: Job = toml::from_str(&text).unwrap();
-        let mut model = Model::load(&federation.folder.path().join("net.onnx")).unwrap();
-        fold_for(&mut model, &mut Evaluator(tierline_engine::rten()), Purpose::Training).unwrap();
-        let blueprint = Arc::new(Blueprint::new(model, &job).unwrap());
-        Self::open(federation, role, name, data, blueprint)
-    }
-
-    /// The same member, connected anew.
-    fn again(self, federation: &Federation) -> Self {
-        Self::open(federation, self.role, &self.name, self.data.clone(), Arc::clone(&self.blueprint))
-    }
-
-    fn open(
-        federation: &Federation,
-        role: &'static str,
-        name: &str,
-        data: std::path::PathBuf,
-        blueprint: Arc<Blueprint>,
-    ) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let identity = Identity::load(&data.join("identity"), SystemTime::now()).unwrap();
-        let endpoint = transport::endpoint(&federation.site.cloud.url, transport::client_tls(&identity)).unwrap();
-        let wanted: Arc<Mutex<Option<JobAssignment>>> = Arc::default();
-        let told = Arc::clone(&wanted);
-        let own = name.to_owned();
-        let (pair, say) = runtime.block_on(async move {
-            let pair = Pair::connect(&endpoint).await.unwrap();
-            let hello = HelloRequest {
-                versions: Some(Versions::OURS.into()),
-                node_name: own,
-                role: if role == "edge" { Role::Edge } else { Role::End }.into(),
-                features: Vec::new(),
-                incarnation: fastrand::u64(1..),
-            };
-            let reply = pair.control().hello(hello).await.unwrap().into_inner();
-            let (send, receive) = mpsc::channel(16);
-            let say = |body| ChildMessage { body: Some(body) };
-            let beat = move |sequence| {
-                say(child_message::Body::Heartbeat(Heartbeat {
-                    session: reply.session,
-                    sequence,
-                    ..Heartbeat::default()
-                }))
-            };
-            send.send(beat(0)).await.unwrap();
-            let mut stream = pair.control().session(ReceiverStream::new(receive)).await.unwrap().into_inner();
-            let (speaks, say_later) = (send.clone(), send.clone());
-            tokio::spawn(async move {
-                for sequence in 1.. {
-                    tokio::time::sleep(Duration::from_millis(u64::from(reply.heartbeat_ms) / 2)).await;
-                    if speaks.send(beat(sequence)).await.is_err() {
-                        return;
-                    }
-                }
-            });
-            tokio::spawn(async move {
-                while let Ok(Some(message)) = stream.message().await {
-                    let Some(parent_message::Body::Assignment(assignment)) = message.body else { continue };
-                    // Once: the answer is what is wanted of it, again.
-                    if told.lock().unwrap().is_none() {
-                        let ready = Some(job_standing::Standing::Examples(100));
-                        let standing = JobStanding {
-                            job: assignment.job.clone(),
-                            node: String::new(),
-                            standing: ready,
-                            holds: 0,
-                            url: String::new(),
-                        };
-                        send.send(say(child_message::Body::Standing(standing))).await.unwrap();
-                    }
-                    *told.lock().unwrap() = Some(assignment);
-                }
-            });
-            (pair, say_later)
-        });
-        Self { runtime, role, say, name: name.to_owned(), pair, wanted, data, blueprint }
-    }
-
-    /// The job and the task that are wanted of it, once there is one.
-    fn work(&self) -> (bytes::Bytes, u64) {
-        until("there is work", || {
-            let wanted = self.wanted.lock().unwrap().clone()?;
-            match wanted.want {
-                Some(Want::Work(order)) => Some((wanted.job, order.task)),
-                _ => None,
-            }
-        })
-    }
-
-    /// The job that it heard of.
-    fn job(&self) -> bytes::Bytes {
-        until("it hears of the job", || Some(self.wanted.lock().unwrap().clone()?.job))
-    }
-
-    /// Says what somebody below it is at.
-    fn stands(&self, job: &bytes::Bytes, node: &str, standing: job_standing::Standing) {
-        let standing = JobStanding {
-            job: job.clone(),
-            node: node.to_owned(),
-            standing: Some(standing),
-            holds: 0,
-            url: String::new(),
-        };
-        let message = ChildMessage { body: Some(child_message::Body::Standing(standing)) };
-        self.runtime.block_on(self.say.send(message)).unwrap();
-    }
-
-    /// An update that changes every weight by so much.
-    fn update(&self, by: f32) -> Vec<u8> {
-        let mut vectors = self.blueprint.initial();
-        vectors.values_mut().for_each(|vector| vector.fill(by));
-        wire::encode(&vectors, self.blueprint.layout()).unwrap()
-    }
-
-    /// Sends an update, for a later task if told so, in whose name.
-    fn submit(
-        &self,
-        (job, task): &(bytes::Bytes, u64),
-        later: u64,
-        node: &str,
-        update: &[u8],
-    ) -> Result<job_verdict::Kind, Failure> {
-        let header = UpdateHeader {
-            job: job.clone(),
-            task: task + later,
-            digest: blake3::hash(update).as_bytes().to_vec().into(),
-            length: update.len() as u64,
-            report: Some(WorkReport { examples: 100, steps: 8, effective_steps: 8.0, ..WorkReport::default() }),
-            node: node.to_owned(),
-        };
-        let chunk = |body| SubmitChunk { body: Some(body) };
-        self.runtime.block_on(async {
-            let (send, receive) = mpsc::channel(1_024);
-            send.send(chunk(submit_chunk::Body::Header(header))).await.unwrap();
-            let stream = self.pair.federate().submit(ReceiverStream::new(receive)).await;
-            let mut stream = stream.map_err(|s| Failure::from_status(&s))?.into_inner();
-            while let Some(reply) = stream.message().await.map_err(|s| Failure::from_status(&s))? {
-                match reply.body {
-                    Some(submit_reply::Body::From(from)) => {
-                        for part in update[from as usize..].chunks(200_000) {
-                            let data = bytes::Bytes::copy_from_slice(part);
-                            send.send(chunk(submit_chunk::Body::Data(data))).await.unwrap();
-                        }
-                    }
-                    Some(submit_reply::Body::Verdict(JobVerdict { kind, .. })) => {
-                        return Ok(job_verdict::Kind::try_from(kind).unwrap());
-                    }
-                    None => panic!("an empty answer"),
-                }
-            }
-            Err(Failure::new(Code::Unreachable, "it broke off"))
-        })
-    }
 }
 
 #[test]

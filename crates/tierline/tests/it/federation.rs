@@ -194,15 +194,65 @@ fn ends_train_a_model_together() {
 
 #[test]
 fn nodes_make_the_model_that_the_simulation_makes() {
-    for (strategy, up) in [("fedavg", "'topk:0.05', 'int8', 'zstd'"), ("scaffold", "")] {
-        let text = format!(
-            "[federation.cloud]\nrounds = 3\nstrategy = {{ kind = '{strategy}' }}\nup = [{up}]\nclients = {{ min = 3 }}\n"
-        );
-        let federation = Federation::new(&text);
+    let jobs = [
+        "strategy = { kind = 'fedavg' }\nup = ['topk:0.05', 'int8', 'zstd']",
+        "strategy = { kind = 'scaffold' }",
+        "strategy = { kind = 'fedprox', mu = 0.1 }\nup = ['powersgd:2', 'int8']",
+        "strategy = { kind = 'fednova' }\nup = ['qsgd:4']",
+        "rule = { kind = 'median' }\nup = ['int8', 'zstd']",
+        "rule = { kind = 'bounded' }\nup = ['sign']",
+        "up = ['topk:0.05', 'int4']\nmemory = { kind = 'dgc', momentum = 0.5, warmup = 2 }",
+        "up = ['topk:0.05', 'fp16']\nmemory = { kind = 'ef21' }",
+    ];
+    for job in jobs {
+        let federation = Federation::new(&format!("[federation.cloud]\nrounds = 3\nclients = {{ min = 3 }}\n{job}\n"));
         let ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
-        lines(&federation.train());
+        let lines = lines(&federation.train());
+        let simulated = federation.outcome(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
+        assert!(federation.model() == simulated.model.to_bytes().unwrap(), "{job}: bit for bit");
+        let bytes: Vec<_> = rounds(&lines).iter().map(|round| round["bytes_up"].as_u64().unwrap()).collect();
+        let expected: Vec<_> = simulated.rounds.iter().map(|round| round.bytes_up).collect();
+        assert_eq!(bytes, expected, "{job}: byte for byte");
+    }
+}
+
+#[test]
+fn what_a_strategy_remembers_outlives_its_cloud() {
+    for strategy in ["kind = 'fedadam', rate = 0.02", "kind = 'diloco'", "kind = 'scaffold'"] {
+        let text = format!("[federation.cloud]\nrounds = 6\nclients = {{ min = 2 }}\nstrategy = {{ {strategy} }}\n");
+        let mut federation = Federation::new(&text);
+        let ends: Vec<Node> = (0..2).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+        let mut watcher = federation.watch();
+        until("some rounds have ended", || (round_of(&federation.site.cloud)? >= 2).then_some(()));
+        federation.site.cloud.kill();
+        let _ended = watcher.wait();
+        federation.site.cloud.restart();
+        federation.done();
         let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
-        assert!(federation.model() == simulated, "{strategy}: bit for bit");
+        assert!(std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap() == simulated, "{strategy}");
+    }
+}
+
+#[test]
+fn asynchronous_jobs_outlive_their_cloud() {
+    for (strategy, size) in [("kind = 'fedasync'", 1), ("kind = 'fedbuff', size = 2", 2)] {
+        let text = format!(
+            "[federation.cloud]\nrounds = 12\nstrategy = {{ {strategy} }}\nclients = {{ per_round = 3 }}\nup = ['int8']\n"
+        );
+        let mut federation = Federation::new(&text);
+        let mut ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+        let mut watcher = federation.watch();
+        until("some models are made", || (round_of(&federation.site.cloud)? >= 3).then_some(()));
+        ends[1].kill();
+        federation.site.cloud.kill();
+        let _ended = watcher.wait();
+        federation.site.cloud.restart();
+        ends[1].restart();
+        let rounds = federation.done();
+        let numbers: Vec<u64> = rounds.iter().map(|round| round["round"].as_u64().unwrap()).collect();
+        assert_eq!(numbers, (1..=12).collect::<Vec<u64>>(), "{strategy}: each model once");
+        assert!(rounds.iter().all(|round| round["clients"] == size), "{strategy}: {rounds:?}");
+        assert!(rounds.last().unwrap()["accuracy"].as_f64().unwrap() > 0.7, "{strategy}: {rounds:?}");
     }
 }
 

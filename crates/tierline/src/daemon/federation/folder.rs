@@ -33,17 +33,16 @@ impl Folder {
     /// # Errors
     /// When the disk refuses.
     pub fn open(data: &Path, job: Digest) -> Result<Self, Failure> {
-        let folder = Self(data.join("jobs").join(&job.to_string()[..16]));
+        let folder = Self::at(data, job);
         for path in [folder.0.join("in"), folder.0.join("out")] {
             disk::create_private_folder(&path).map_err(|e| folder.failed(&e))?;
         }
         Ok(folder)
     }
 
-    /// The folder of a job that is over, if it has one.
-    pub(super) fn of_ended(data: &Path, job: Digest) -> Option<Self> {
-        let folder = data.join("jobs").join(&job.to_string()[..16]);
-        folder.is_dir().then_some(Self(folder))
+    /// The folder of a job, to look at what it may hold.
+    pub(super) fn at(data: &Path, job: Digest) -> Self {
+        Self(data.join("jobs").join(&job.to_string()[..16]))
     }
 
     /// Turns an error of this folder into one that says what to do.

@@ -226,9 +226,7 @@ impl Node {
 
     /// Removes what a job that is over has left on the disk, but for its result.
     async fn clean_up(&self, id: Digest) -> Result<(), Failure> {
-        if let Some(folder) = Folder::of_ended(&self.config.data, id) {
-            folder.clear();
-        }
+        Folder::at(&self.config.data, id).clear();
         journal::forget::<Record>(self, id)?;
         journal::forget::<MemberRecord>(self, id)?;
         for side in Side::ALL {

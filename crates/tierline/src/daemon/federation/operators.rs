@@ -129,7 +129,7 @@ impl Node {
             ..JobInfo::default()
         };
         if row.coordinates {
-            let left_out = Folder::open(&self.config.data, row.job)?.load_left_out()?;
+            let left_out = Folder::at(&self.config.data, row.job).load_left_out()?;
             info.excluded = left_out.into_iter().map(|(node, reason)| JobMember { node, reason }).collect();
         }
         if let Some(upper) = self.federations.get(row.job).and_then(|duty| duty.upper.clone()) {
@@ -185,8 +185,7 @@ impl Node {
     /// When the job is unknown or has none yet.
     pub fn job_model(&self, wanted: &str) -> Result<Bytes, Failure> {
         let row = self.job_row(wanted)?;
-        let folder = Folder::open(&self.config.data, row.job)?;
-        let read = std::fs::read(folder.result());
+        let read = std::fs::read(Folder::at(&self.config.data, row.job).result());
         read.map(Bytes::from).map_err(|_| {
             let text = match row.coordinates {
                 true => format!("job {} has made no model yet", row.name),

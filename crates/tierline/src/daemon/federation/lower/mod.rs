@@ -7,6 +7,7 @@ mod start;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tierline_federate::{Contribution, Sender, Vectors, wire};
 use tierline_node::Rng;
@@ -26,12 +27,17 @@ use crate::daemon::uplink::Uplink;
 use crate::daemon::{Node, wait_until};
 use crate::store::jobs::Side;
 
+/// A parent that is away for so long is left for another that knows the job.
+const STRAYED: Duration = Duration::from_secs(10);
+
 /// What comes to this side.
 pub(super) enum ToLower {
     /// A parent says what it wants.
     Assigned { uplink: Arc<Uplink>, want: Want },
     /// A parent can be reached, or can't any more.
     Parent { uplink: Arc<Uplink>, up: bool },
+    /// The parent may have been away for long.
+    Strayed,
     /// What was begun here has come to something.
     Event(MemberEvent),
     /// An end that was away at the end has a model of its own now.
@@ -59,6 +65,8 @@ struct Member {
     rng: Rng,
     /// The parent that the job came from.
     parent: Option<Arc<Uplink>>,
+    /// Others that know the job.
+    others: Vec<Arc<Uplink>>,
     /// Where the model that was named last is.
     start: Start,
     /// The parent's model that is here, by its number.
@@ -93,6 +101,7 @@ impl Lower {
             participant,
             rng: Rng::new(),
             parent: None,
+            others: Vec::new(),
             start: Start::default(),
             holds: Arc::default(),
             desk: Arc::default(),
@@ -127,6 +136,9 @@ impl Member {
                     self.step(MemberEvent::LinkUp)?;
                 }
                 if self.parent.as_ref().is_some_and(|p| p.peer != uplink.peer) {
+                    if self.others.iter().all(|other| other.peer != uplink.peer) {
+                        self.others.push(uplink);
+                    }
                     return Ok(());
                 }
                 let Some((assignment, start)) = messages::assignment_of(want)? else { return Ok(()) };
@@ -149,7 +161,21 @@ impl Member {
             }
             ToLower::Parent { uplink, up: false } => {
                 if self.parent.as_ref().is_some_and(|p| p.peer == uplink.peer) {
+                    let later = self.door.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(STRAYED).await;
+                        let _ = later.send(ToLower::Strayed).await;
+                    });
                     return self.step(MemberEvent::LinkDown);
+                }
+                Ok(())
+            }
+            ToLower::Strayed => {
+                if self.parent.as_ref().is_some_and(|p| !p.is_up())
+                    && let Some(other) = self.others.iter().find(|other| other.is_up())
+                {
+                    self.parent = Some(Arc::clone(other));
+                    return self.step(MemberEvent::LinkUp);
                 }
                 Ok(())
             }

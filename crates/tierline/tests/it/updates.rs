@@ -1,0 +1,158 @@
+//! Updates of members that repeat themselves, lie, or mean harm.
+
+use tierline_federate::wire;
+use tierline_proto::v1::{Code, Empty, WorkReport, job_standing, job_verdict};
+
+use crate::faults::{number, of};
+use crate::federation::Federation;
+use crate::ghost::Ghost;
+use crate::harness::until;
+
+#[test]
+fn an_update_counts_once_however_often_it_is_sent() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 1 }\n");
+    let ghost = Ghost::new(&federation, "ghost");
+    let mut watcher = federation.watch();
+    let first = ghost.work();
+    let update = ghost.update(1.0);
+    assert_eq!(ghost.submit(&first, 0, "", &update).unwrap(), job_verdict::Kind::Counted);
+    assert_eq!(ghost.submit(&first, 0, "", &update).unwrap(), job_verdict::Kind::Counted);
+    // Other bytes for a task that is answered change nothing.
+    assert_eq!(ghost.submit(&first, 0, "", &ghost.update(7.0)).unwrap(), job_verdict::Kind::Counted);
+    let second = until("the next round", || Some(ghost.work()).filter(|(_, task)| *task != first.1));
+    assert_eq!(ghost.submit(&first, 0, "", &update).unwrap(), job_verdict::Kind::Counted, "of a model that is made");
+    assert_eq!(ghost.submit(&second, 90, "", &update).unwrap(), job_verdict::Kind::Unknown);
+    let stolen = ghost.submit(&second, 0, "somebody", &update).unwrap_err();
+    assert_eq!(stolen.code(), Code::Unreachable, "{stolen}");
+    assert!(stolen.message.contains("has not said that somebody is below it"), "{stolen}");
+    assert_eq!(ghost.submit(&second, 0, "", &ghost.update(0.5)).unwrap(), job_verdict::Kind::Counted);
+    assert!(watcher.wait().unwrap().success());
+    let rounds = federation.done();
+    assert!(rounds.len() == 2 && rounds.iter().all(|round| round["clients"] == 1), "{rounds:?}");
+}
+
+#[test]
+fn a_member_can_neither_spoil_nor_take_what_another_one_sent() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 2 }\n");
+    let (good, bad) = (Ghost::new(&federation, "good"), Ghost::new(&federation, "spoiler"));
+    let mut watcher = federation.watch();
+    let (work, own) = (good.work(), bad.work());
+    assert_eq!(good.submit(&work, 0, "", &good.update(1.0)).unwrap(), job_verdict::Kind::Counted);
+    // In its own name, for the other one's task.
+    assert_eq!(bad.submit(&work, 0, "", &bad.update(9.0)).unwrap(), job_verdict::Kind::Late);
+    // What was counted must still be there after a crash.
+    let mut federation = federation;
+    federation.site.cloud.kill();
+    let _ended = watcher.wait();
+    federation.site.cloud.restart();
+    let bad = bad.again(&federation);
+    let _good = good.again(&federation);
+    let verdict = until("the job is taken up", || bad.submit(&own, 0, "", &bad.update(1.0)).ok());
+    assert_eq!(verdict, job_verdict::Kind::Counted);
+    assert_eq!(federation.done()[0]["clients"], 2);
+}
+
+#[test]
+fn an_edge_speaks_for_nobody_who_is_here_or_behind_another() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 2 }\n");
+    let good = Ghost::new(&federation, "good");
+    let (edge, liar) = (Ghost::named(&federation, "edge", "honest"), Ghost::named(&federation, "edge", "liar"));
+    let mut watcher = federation.watch();
+    let job = edge.job();
+    edge.stands(&job, "behind", job_standing::Standing::Examples(50));
+    let work = good.work();
+    let behind = edge.work();
+    // Of a node that is here, and of one behind the other edge.
+    for (node, work) in [("good", &work), ("behind", &behind)] {
+        liar.stands(&job, node, job_standing::Standing::Examples(1));
+        liar.stands(&job, node, job_standing::Standing::Away(Empty {}));
+        let refused = liar.submit(work, 0, node, &liar.update(9.0)).unwrap_err();
+        assert!(refused.message.contains(&format!("liar has not said that {node} is below it")), "{refused}");
+    }
+    assert_eq!(good.submit(&work, 0, "", &good.update(1.0)).unwrap(), job_verdict::Kind::Counted);
+    assert_eq!(edge.submit(&behind, 0, "behind", &edge.update(1.0)).unwrap(), job_verdict::Kind::Counted);
+    assert!(watcher.wait().unwrap().success());
+    assert_eq!(federation.done()[0]["clients"], 2);
+    // Edges that pass a job on are no members of it.
+    assert_eq!(number(&federation.site.cloud.scrape(), "tierline_job_members{"), Some(2.0));
+}
+
+#[test]
+fn updates_that_will_not_do_leave_their_sender_out_and_the_job_goes_on() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 1 }\n");
+    let names = ["short", "nan", "cut", "huge", "strange", "long", "idle"];
+    let good = Ghost::new(&federation, "good");
+    let bad: Vec<Ghost> = names.iter().map(|name| Ghost::new(&federation, name)).collect();
+    let mut watcher = federation.watch();
+    let work = good.work();
+    let fit = good.update(1.0);
+    let layout = good.blueprint.layout();
+    let with = |spoil: &dyn Fn(&mut Vec<f32>)| {
+        let mut vectors = good.blueprint.initial();
+        vectors.values_mut().for_each(spoil);
+        vectors
+    };
+    let mut other = layout.clone();
+    other.parameters.truncate(1);
+    let shorter = with(&|vector| vector.truncate(other.parameters[0].len()));
+    // Stages refuse to write it: it is put in a number's place.
+    let mut not_a_number = fit.clone();
+    let last = fit.windows(4).rposition(|bytes| bytes == 1f32.to_le_bytes()).unwrap();
+    not_a_number[last..last + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let report = WorkReport { examples: 100, steps: 8, effective_steps: 8.0, ..WorkReport::default() };
+    let cases = [
+        (wire::encode(&shorter, &other).unwrap(), report, "the shapes of the parts hold 101770"),
+        (not_a_number, report, "not a finite number"),
+        (fit[..fit.len() / 2].to_vec(), report, "it ends too early"),
+        (wire::encode(&with(&|vector| vector.fill(1e30)), layout).unwrap(), report, "beyond"),
+        (b"no update at all".to_vec(), report, "can't be read"),
+        (vec![7; 40 * fit.len()], report, "at most"),
+        (fit.clone(), WorkReport { examples: 0, ..report }, "0 examples"),
+    ];
+    for ((ghost, name), (update, report, expected)) in bad.iter().zip(names).zip(cases) {
+        let verdict = ghost.submit_with(&ghost.work(), report, &update).unwrap();
+        assert_eq!(verdict.kind(), job_verdict::Kind::Refused, "{name}: {verdict:?}");
+        assert!(verdict.reason.contains(expected), "{name}: {verdict:?}");
+        assert_eq!(federation.reason(name), verdict.reason);
+    }
+    assert_eq!(good.submit(&work, 0, "", &fit).unwrap(), job_verdict::Kind::Counted);
+    let second = until("the next round", || Some(good.work()).filter(|(_, task)| *task != work.1));
+    assert_eq!(good.submit(&second, 0, "", &fit).unwrap(), job_verdict::Kind::Counted);
+    let text = federation.site.cloud.scrape();
+    assert!(watcher.wait().unwrap().success());
+    assert!(federation.done().iter().all(|round| round["clients"] == 1));
+    assert_eq!(of(&text, "tierline_job_updates_total{", "refused"), Some(names.len() as f64), "{text}");
+    // Who was left out is known still.
+    let shown = federation.shown().unwrap();
+    let out: Vec<&str> = shown["excluded"].as_array().unwrap().iter().filter_map(|e| e["node"].as_str()).collect();
+    let mut expected = names;
+    expected.sort_unstable();
+    assert_eq!(out, expected);
+}
+
+#[test]
+fn several_streams_of_one_update_are_one() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 1 }\n");
+    let ghost = Ghost::new(&federation, "ghost");
+    let mut watcher = federation.watch();
+    let first = ghost.work();
+    let (update, other) = (ghost.update(1.0), ghost.update(2.0));
+    // Its link was gone for a moment: it sends again while the old stream lives.
+    let old = ghost.begin(&first, &update);
+    let new = ghost.begin(&first, &update);
+    let gone = ghost.finish(old, &update).unwrap_err();
+    assert!(gone.message.contains("newer stream"), "{gone}");
+    // Broken bytes for the same task are no harm to the good ones.
+    let broken = ghost.begin(&first, &other[..other.len() / 2]);
+    drop((new, broken));
+    let counted = until("it gets through", || ghost.submit(&first, 0, "", &update).ok());
+    assert_eq!(counted, job_verdict::Kind::Counted);
+    let second = until("the next round", || Some(ghost.work()).filter(|(_, task)| *task != first.1));
+    let counted = until("and so does the next", || ghost.submit(&second, 0, "", &other).ok());
+    assert_eq!(counted, job_verdict::Kind::Counted);
+    assert!(watcher.wait().unwrap().success());
+    let rounds = federation.done();
+    assert!(rounds.len() == 2 && rounds.iter().all(|round| round["clients"] == 1), "{rounds:?}");
+    let bytes = update.len() as u64;
+    assert!(rounds.iter().all(|round| round["bytes_up"] == bytes), "each update weighs once: {rounds:?}");
+}
