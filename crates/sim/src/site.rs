@@ -7,15 +7,14 @@ mod upper;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::aggregate::mean_of;
 use tierline_federate::gossip::Offer;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Gossip, HeldOut, InMemory, RoundScores, Scoreboard, Sender,
-    Server, Vectors,
+    Channel, Contribution, Counted, Desk, FederateError, Gossip, HeldOut, InMemory, Report, RoundScores, Scoreboard,
+    Sender, Server, Vectors,
 };
 use tierline_graph::Model;
 use tierline_node::federation::{
@@ -30,7 +29,7 @@ use self::meet::Circle;
 use crate::attack::Attack;
 use crate::clock::Clock;
 use crate::link::{Link, Pipe};
-use crate::workers::{Done, Workers};
+use crate::workers::{Ticket, Workers};
 
 /// Bytes of a message without an update or a model, with what the transport
 /// adds.
@@ -359,11 +358,19 @@ struct Below {
     reachable: bool,
     /// The parent's model that it has, but for the first one.
     holds: u64,
-    /// The update that waits to be counted.
-    update: Option<(Task, Arc<Contribution>, u64)>,
+    /// The update that waits to be counted, as it travels.
+    update: Option<Held>,
     kept: Kept,
     /// Kept if the update is counted, and if it isn't.
     next: Option<(Kept, Kept)>,
+}
+
+/// An update on its way to being counted.
+#[derive(Clone)]
+struct Held {
+    task: Task,
+    bytes: Arc<Vec<u8>>,
+    report: Report,
 }
 
 /// The upper side of a node.
@@ -371,8 +378,8 @@ struct Above {
     coordinator: Coordinator,
     desk: Desk,
     published: BTreeMap<u64, Arc<Vectors>>,
-    /// Updates that have arrived, by task.
-    inbox: BTreeMap<Task, Arc<Contribution>>,
+    /// The update that has just arrived.
+    inbox: Option<(Task, Contribution)>,
     /// What its stretch began with.
     base: Arc<Vectors>,
     channels: Vec<Channel>,
@@ -387,7 +394,7 @@ struct Trainee {
     model: usize,
     examples_per_s: f64,
     attack: Option<Attack>,
-    running: Option<(Work, Receiver<Done>, Arc<AtomicBool>)>,
+    running: Option<(Work, Ticket, Arc<AtomicBool>)>,
 }
 
 struct Node {
@@ -455,7 +462,7 @@ impl Site {
             let tag = index as u32;
             let terms = Terms { clients: hop.clients.clone(), timing, seed, tag, sums_up: index > 0 };
             let (coordinator, sender) = (Coordinator::new(terms), hop.sender());
-            Above { coordinator, desk, published, inbox: BTreeMap::new(), base, channels, sender }
+            Above { coordinator, desk, published, inbox: None, base, channels, sender }
         };
         let node = |name: String| Node {
             name,

@@ -2,20 +2,25 @@
 //! a training step of its own.
 //!
 //! A task's outcome depends on nothing but the task, so which thread does it
-//! and when changes nothing.
+//! and when changes nothing. Tasks are begun in the order in which they end in
+//! virtual time, a few ahead: outcomes as large as the model don't pile up.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use tierline_federate::{Contribution, Vectors};
 use tierline_graph::Model;
+use tierline_node::Time;
 use tierline_train::TrainError;
 use tierline_train::federated::{Kept, Share, Task, Workplace};
 
-/// Tasks that wait for a thread, per thread.
-const WAITING_MAX: usize = 1_024;
+/// Tasks that are begun and not collected yet, per thread.
+const AHEAD_MAX: usize = 4;
 
 /// A member's task.
 pub(crate) struct Order {
@@ -39,10 +44,37 @@ pub(crate) struct Done {
     pub(crate) own: Option<Model>,
 }
 
+type Ordered = (Order, Sender<Done>);
+
+/// Orders that no thread has heard of yet, by when their outcomes are wanted.
+#[derive(Default)]
+struct Queue {
+    waiting: RefCell<BTreeMap<(Time, u64), Ordered>>,
+    /// Tasks begun whose tickets are still there.
+    begun: Cell<usize>,
+    next: Cell<u64>,
+}
+
+/// The right to a task's outcome; who drops it doesn't want it any more.
+pub(crate) struct Ticket {
+    key: (Time, u64),
+    queue: Rc<Queue>,
+    outcome: Receiver<Done>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.queue.waiting.borrow_mut().remove(&self.key).is_none() {
+            self.queue.begun.set(self.queue.begun.get() - 1);
+        }
+    }
+}
+
 /// The threads.
 pub(crate) struct Workers {
     /// `None` once dropped, to tell the threads that nothing more comes.
-    orders: Option<SyncSender<(Order, Sender<Done>)>>,
+    orders: Option<Sender<Ordered>>,
+    queue: Rc<Queue>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -50,23 +82,49 @@ impl Workers {
     /// One thread for each list of workplaces, one for each of the job's
     /// models.
     pub(crate) fn new(workplaces: Vec<Vec<Workplace>>) -> Self {
-        let (orders, waiting) = sync_channel::<(Order, Sender<Done>)>(WAITING_MAX * workplaces.len());
+        let (orders, waiting) = channel::<Ordered>();
         let waiting = Arc::new(Mutex::new(waiting));
         let threads = workplaces.into_iter().map(|places| {
             let waiting = Arc::clone(&waiting);
             std::thread::spawn(move || work(places, &waiting))
         });
-        Self { orders: Some(orders), threads: threads.collect() }
+        Self { orders: Some(orders), queue: Rc::default(), threads: threads.collect() }
     }
 
-    /// Has a task done; its outcome comes later.
-    pub(crate) fn order(&self, order: Order) -> Receiver<Done> {
+    /// Has a task done whose outcome is wanted at that time.
+    pub(crate) fn order(&self, wanted: Time, order: Order) -> Ticket {
         let (done, outcome) = channel();
+        let key = (wanted, self.queue.next.replace(self.queue.next.get() + 1));
+        self.queue.waiting.borrow_mut().insert(key, (order, done));
+        let ticket = Ticket { key, queue: Rc::clone(&self.queue), outcome };
+        self.begin_some();
+        ticket
+    }
+
+    /// Waits for a task's outcome; `None` when its thread is gone.
+    pub(crate) fn collect(&self, ticket: Ticket) -> Option<Done> {
+        let ordered = self.queue.waiting.borrow_mut().remove(&ticket.key);
+        // Ordered only now, and wanted before those that were begun.
+        ordered.into_iter().for_each(|ordered| self.begin(ordered));
+        let done = ticket.outcome.recv().ok();
+        drop(ticket);
+        self.begin_some();
+        done
+    }
+
+    fn begin_some(&self) {
+        while self.queue.begun.get() < AHEAD_MAX * self.threads.len() {
+            let Some((_, ordered)) = self.queue.waiting.borrow_mut().pop_first() else { return };
+            self.begin(ordered);
+        }
+    }
+
+    fn begin(&self, ordered: Ordered) {
+        self.queue.begun.set(self.queue.begun.get() + 1);
         if let Some(orders) = &self.orders {
             // Fails only when every thread has panicked; the outcome says so.
-            let _ = orders.send((order, done));
+            let _ = orders.send(ordered);
         }
-        outcome
     }
 }
 

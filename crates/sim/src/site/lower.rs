@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tierline_federate::{Contribution, Vectors, wire};
+use tierline_federate::{Contribution, Vectors};
 use tierline_node::federation::{Event, MemberAction, MemberEvent, Task, Update, Work};
 use tierline_proto::Digest;
 use tierline_train::federated::Kept;
 
-use super::{Happening, MESSAGE_BYTES, Relay, SimError, Site, VERSIONS_KEPT, bytes_of};
+use super::{Happening, Held, MESSAGE_BYTES, Relay, SimError, Site, VERSIONS_KEPT, bytes_of};
 use crate::workers::{Done, Order};
 
 impl Site {
@@ -146,7 +146,11 @@ impl Site {
         }
         if let Some(trainee) = &mut node.trainee {
             let stop = Arc::new(AtomicBool::new(false));
-            let outcome = self.workers.order(Order {
+            // Looking takes next to nothing beside learning.
+            let epochs = if work.look { 0 } else { self.epochs };
+            let examples = trainee.share.seen.len() as f64 * epochs as f64;
+            let done = now + Duration::from_secs_f64(examples / trainee.examples_per_s);
+            let order = Order {
                 member: node.name.clone(),
                 round: work.round,
                 start,
@@ -155,13 +159,9 @@ impl Site {
                 model: trainee.model,
                 kept: node.below.as_ref().map_or_else(Kept::new, |b| b.kept.clone()),
                 stop: Arc::clone(&stop),
-            });
-            trainee.running = Some((work, outcome, stop));
-            // Looking takes next to nothing beside learning.
-            let epochs = if work.look { 0 } else { self.epochs };
-            let examples = trainee.share.seen.len() as f64 * epochs as f64;
-            let takes = Duration::from_secs_f64(examples / trainee.examples_per_s);
-            self.clock.at(now + takes, Happening::Worked(at, work.task));
+            };
+            trainee.running = Some((work, self.workers.order(done, order), stop));
+            self.clock.at(done, Happening::Worked(at, work.task));
             return Ok(());
         }
         self.cut_short(at)?;
@@ -180,8 +180,8 @@ impl Site {
         if trainee.running.as_ref().is_none_or(|(work, ..)| work.task != task) {
             return Ok(());
         }
-        let Some((work, outcome, _)) = trainee.running.take() else { return Ok(()) };
-        let Done { result, kept, own } = outcome.recv().map_err(|_| SimError::Worker)?;
+        let Some((work, ticket, _)) = trainee.running.take() else { return Ok(()) };
+        let Done { result, kept, own } = self.workers.collect(ticket).ok_or(SimError::Worker)?;
         if let Some(own) = own {
             self.own.insert(self.nodes[at].name.clone(), own);
         }
@@ -216,11 +216,10 @@ impl Site {
         let layout = &above.desk.layout().of_examples(report.examples)?;
         let before = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
         let sent = above.sender.encode(layout, &vectors, &before, after, work.round, seed)?;
-        let vectors = wire::decode(&sent.bytes, layout)?;
         let bytes = sent.bytes.len() as u64;
         let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
         if let Some(below) = &mut self.nodes[at].below {
-            below.update = Some((work.task, Arc::new(Contribution { vectors, report }), bytes));
+            below.update = Some(Held { task: work.task, bytes: Arc::new(sent.bytes), report });
             below.next = Some((sent.counted, sent.refused));
         }
         Ok(Update { task: work.task, digest, bytes, report })

@@ -2,26 +2,31 @@
 
 use std::sync::Arc;
 
-use tierline_federate::{Contribution, Counted, Report, aggregate, desk};
+use tierline_federate::{Contribution, Counted, Report, aggregate, desk, wire};
 use tierline_node::federation::{Action, Event, MemberEvent, Task, Update};
 use tierline_train::federated::Kept;
 
-use super::{Happening, MESSAGE_BYTES, Made, SimError, Site};
+use super::{Happening, Held, MESSAGE_BYTES, Made, SimError, Site};
 
 impl Site {
     pub(super) fn submitted(&mut self, at: usize, update: Update) -> Result<(), SimError> {
         let parent = self.parent(at);
         let member = self.nodes[at].name.clone();
         let held = self.nodes[at].below.as_ref().and_then(|b| b.update.clone());
-        let Some((_, contribution, _)) = held.filter(|(task, ..)| *task == update.task) else { return Ok(()) };
+        let Some(Held { bytes, report, .. }) = held.filter(|held| held.task == update.task) else { return Ok(()) };
         let Some(above) = &mut self.nodes[parent].above else { return Ok(()) };
-        let checked = match above.coordinator.is_look(update.task) {
-            true => aggregate::check_look(&contribution),
-            false => above.desk.check(&contribution),
+        let check = || {
+            let vectors = wire::decode(&bytes, &above.desk.layout().of_examples(report.examples)?)?;
+            let contribution = Contribution { vectors, report };
+            let checked = match above.coordinator.is_look(update.task) {
+                true => aggregate::check_look(&contribution),
+                false => above.desk.check(&contribution),
+            };
+            checked.map(|()| contribution)
         };
-        let event = match checked {
-            Ok(()) => {
-                above.inbox.insert(update.task, contribution);
+        let event = match check() {
+            Ok(contribution) => {
+                above.inbox = Some((update.task, contribution));
                 Event::Arrived { member, update }
             }
             Err(error) => Event::Unfit { member, task: update.task, reason: error.to_string() },
@@ -55,12 +60,12 @@ impl Site {
             }
             Action::Add { member, update, version, staleness } => {
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-                if let Some(contribution) = above.inbox.remove(&update.task) {
+                if let Some((_, contribution)) = above.inbox.take_if(|(task, _)| *task == update.task) {
                     // Those of an older model would teach what was known then.
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0 && staleness == 0) {
                         tutor.hear(&member, above.desk.held(), &contribution)?;
                     }
-                    above.desk.add(Contribution::clone(&contribution), version, staleness)?;
+                    above.desk.add(contribution, version, staleness)?;
                 }
             }
             Action::Make { round, counted, members, last, .. } => {
