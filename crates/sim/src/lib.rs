@@ -11,9 +11,11 @@
 mod attack;
 mod clock;
 mod link;
+mod scenario;
 mod site;
 mod workers;
 
 pub use attack::{Attack, Harm};
 pub use link::Link;
-pub use site::{Examples, Outcome, Scenario, SimError, end_name, run};
+pub use scenario::{Examples, Outcome, Scenario, SimError, end_name};
+pub use site::run;

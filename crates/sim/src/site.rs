@@ -1,34 +1,32 @@
-//! The site: nodes, what happens between them, and the loop over it.
+//! The site: nodes, and what happens between them.
 
 mod lower;
 mod meet;
+mod run;
 mod upper;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tierline_engine::{Engine, LoadOptions};
-use tierline_federate::aggregate::mean_of;
 use tierline_federate::gossip::Offer;
-use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Gossip, HeldOut, InMemory, Report, RoundScores, Scoreboard,
-    Sender, Server, Vectors,
-};
+use tierline_federate::{Channel, Contribution, Counted, Desk, Gossip, InMemory, Report, Sender, Server, Vectors};
 use tierline_graph::Model;
 use tierline_node::federation::{
     Action, Assignment, Coordinator, Event, MemberEvent, Participant, Standing, Task, Terms, Update, Verdict, Work,
 };
 use tierline_node::{Rng, Time};
-use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Blueprint, Kept, Models, Share, Tutor, Workplace};
-use tierline_train::{Job, Scores, TrainError};
+use tierline_train::Job;
+use tierline_train::data::seed_of;
+use tierline_train::federated::{Blueprint, Kept, Share, Tutor};
 
 use self::meet::Circle;
+pub use self::run::run;
 use crate::attack::Attack;
 use crate::clock::Clock;
 use crate::link::{Link, Pipe};
+use crate::scenario::{Scenario, SimError, end_name};
 use crate::workers::{Ticket, Workers};
 
 /// Bytes of a message without an update or a model, with what the transport
@@ -37,260 +35,6 @@ const MESSAGE_BYTES: u64 = 200;
 
 /// Versions of a model that an edge remembers to have fetched.
 const VERSIONS_KEPT: u64 = 64;
-
-/// What is made up.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Scenario {
-    /// Edges between the ends and the cloud; 0 for none.
-    pub edges: usize,
-    /// Between an end and what is above it.
-    pub end_link: Link,
-    /// Between an edge and the cloud.
-    pub edge_link: Link,
-    /// Examples that an end learns from in a second.
-    pub examples_per_s: f64,
-    /// How much ends differ: each is up to this many times as slow.
-    pub spread: f64,
-    /// Share of the time that an end can be reached, above 0 and at most 1.
-    pub availability: f64,
-    /// How long an end is away at a time, on average.
-    pub away: Duration,
-    /// What some of the ends do to the others.
-    pub attack: Option<Attack>,
-    /// Threads that train; 0 for as many as there are cores.
-    pub threads: usize,
-}
-
-impl Default for Scenario {
-    fn default() -> Self {
-        Self {
-            edges: 0,
-            end_link: Link::NONE,
-            edge_link: Link::NONE,
-            examples_per_s: 1_000.0,
-            spread: 1.0,
-            availability: 1.0,
-            away: Duration::from_secs(60),
-            attack: None,
-            threads: 0,
-        }
-    }
-}
-
-/// Why a simulation ended early.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SimError {
-    /// The job can't be trained.
-    #[error(transparent)]
-    Train(#[from] TrainError),
-    /// A model can't be made of what came.
-    #[error(transparent)]
-    Federate(#[from] FederateError),
-    /// The scenario makes no sense.
-    #[error("{what}: {reason}")]
-    Scenario {
-        /// Which part of it.
-        what: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
-    /// Nothing happens any more, and the job isn't done.
-    #[error("the job stands still in round {round}: {reason}")]
-    Stalled {
-        /// From 1.
-        round: u64,
-        /// Why.
-        reason: String,
-    },
-    /// It was told to stop.
-    #[error("stopped behind round {0}")]
-    Stopped(u64),
-    /// A thread that trains is gone.
-    #[error("a thread that trains ended by itself; this is a bug")]
-    Worker,
-}
-
-/// How a simulation ended.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Every round of the cloud.
-    pub rounds: Vec<RoundScores>,
-    /// The last model.
-    pub model: Model,
-    /// Virtual time that it took.
-    pub seconds: f64,
-    /// Ends that were left out, and why.
-    pub excluded: Vec<(String, String)>,
-    /// Models of ends' own, where they have any.
-    pub own: BTreeMap<String, Model>,
-}
-
-/// Names of the ends that `run` trains with, in the order of their data.
-#[must_use]
-pub fn end_name(index: usize) -> String {
-    format!("end-{index:03}")
-}
-
-/// What a simulation learns from.
-#[derive(Debug, Clone)]
-pub struct Examples<'a> {
-    /// One data set per end, which divides it as the job says.
-    pub ends: Vec<Dataset>,
-    /// Held out at the cloud.
-    pub test: Option<&'a Dataset>,
-    /// Those that everybody may see, where models learn from what others say
-    /// of them.
-    pub public: Option<&'a Dataset>,
-}
-
-/// Trains a job's model; `tell` hears of every round.
-///
-/// # Errors
-/// When the job can't be trained, nothing happens any more, or `stop` is set.
-pub fn run(
-    engine: &Arc<dyn Engine>,
-    models: impl Into<Models>,
-    job: &Job,
-    examples: Examples<'_>,
-    scenario: &Scenario,
-    stop: &AtomicBool,
-    tell: &mut dyn FnMut(&RoundScores),
-) -> Result<Outcome, SimError> {
-    let Examples { ends: mut data, test, public } = examples;
-    let Models { own: model, others } = models.into();
-    check(scenario, data.len())?;
-    let harmful = harmful(job, scenario, data.len());
-    for (share, attack) in data.iter_mut().zip(&harmful) {
-        if let Some(attack) = attack {
-            *share = attack.examples(share.clone()).map_err(TrainError::from)?;
-        }
-    }
-    let threads = match scenario.threads {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        n => n,
-    };
-    // One thread each: many small steps side by side beat shared ones.
-    let options = LoadOptions::with_threads(1);
-    let place = |model: &Model| {
-        let place = Workplace::new(engine, model.clone(), job, &options)?;
-        match public {
-            Some(public) => place.with_public(engine, public, &options),
-            None => Ok(place),
-        }
-    };
-    let places = || [&model].into_iter().chain(&others).map(place).collect::<Result<Vec<_>, _>>();
-    let wide = LoadOptions::with_threads(threads);
-    let mut judge = Workplace::new(engine, model.clone(), job, &wide)?;
-    let places = (0..threads.min(data.len())).map(|_| places()).collect::<Result<Vec<_>, _>>()?;
-    let layout = judge.blueprint().layout();
-    for (variant, place) in job.models.iter().zip(places.iter().flat_map(|p| &p[1..])) {
-        if place.blueprint().layout() != layout {
-            let reason = format!("{} says of other classes than the job's own model", variant.model.display());
-            return Err(SimError::Scenario { what: "models", reason });
-        }
-    }
-    for share in data.iter().chain(test) {
-        judge.check(share)?;
-    }
-    let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
-    let mut site = Site::new(job, judge.blueprint(), shares, scenario, Workers::new(places));
-    let federation = job.federation.clone().unwrap_or_default();
-    if let Some(distil) = federation.distillation() {
-        let missing = || {
-            let reason = "models learn of it here, and it isn't given".to_owned();
-            TrainError::Public { name: distil.public.clone(), reason }
-        };
-        site.tutor = Some(Tutor::new(engine, &model, job, public.ok_or_else(missing)?, &wide)?);
-    } else {
-        site.tutor = Tutor::transfer(engine, judge.blueprint(), job, &wide)?;
-    }
-    site.spoil(&harmful);
-    site.begin();
-    let (rounds, at_ends) = (federation.cloud.rounds, federation.looks_at_ends());
-    let test = test.filter(|_| !at_ends);
-    let mut scores: Vec<RoundScores> = Vec::new();
-    let mut board = Scoreboard::default();
-    while !site.over {
-        if stop.load(Ordering::Relaxed) {
-            return Err(SimError::Stopped(scores.len() as u64));
-        }
-        let Some(event) = site.clock.next() else {
-            let reason = site.standstill();
-            return Err(SimError::Stalled { round: scores.len() as u64 + 1, reason });
-        };
-        site.happen(event)?;
-        while let Some(made) = site.made.pop_front() {
-            let before = HeldOut::together(&made.counted);
-            let known = if made.look {
-                board.looked(before)
-            } else {
-                let number = made.round + 1;
-                let look = made.last || number == rounds || number.is_multiple_of(federation.evaluate_every.max(1));
-                let looked: Option<Scores> = match test.filter(|_| look) {
-                    Some(test) => Some(judge.evaluate(&site.nodes[0].desk().server().model, test)?),
-                    None => None,
-                };
-                let round = RoundScores {
-                    round: number,
-                    accuracy: looked.and_then(|s| s.accuracy),
-                    loss: looked.map(|s| s.loss),
-                    train_loss: mean_of(&made.counted, |report| report.loss),
-                    bytes_up: std::mem::take(&mut site.bytes_up),
-                    bytes_down: std::mem::take(&mut site.bytes_down),
-                    seconds: site.clock.now().since(site.round_began).as_secs_f64(),
-                    clients: made.counted.len(),
-                };
-                site.round_began = site.clock.now();
-                board.ended(round, before, at_ends)
-            };
-            let mut enough = false;
-            if let Some(round) = known {
-                tell(&round);
-                enough = federation.stop.accuracy.zip(round.accuracy).is_some_and(|(goal, found)| found >= goal);
-                scores.push(round);
-            }
-            let version = site.nodes[0].desk().version();
-            site.coordinate(0, Event::Made { version, enough })?;
-        }
-    }
-    let last = &site.nodes[0].desk().server().model;
-    let model = match &mut site.tutor {
-        Some(tutor) => tutor.conclude(last)?,
-        None => judge.blueprint().export(last)?,
-    };
-    let seconds = site.clock.now().since(Time::ZERO).as_secs_f64();
-    Ok(Outcome { rounds: scores, model, seconds, excluded: site.excluded, own: site.own })
-}
-
-/// Which ends mean harm: as many as were asked for, drawn by the job's seed.
-fn harmful(job: &Job, scenario: &Scenario, ends: usize) -> Vec<Option<Attack>> {
-    let count = scenario.attack.map_or(0, |a| (a.share * ends as f64).round() as usize);
-    let mut harmful: Vec<Option<Attack>> = (0..ends).map(|i| scenario.attack.filter(|_| i < count)).collect();
-    Rng::with_seed(seed_of(&[job.seed, HARM])).shuffle(&mut harmful);
-    harmful
-}
-
-/// Keeps the draw of harmful ends apart from others.
-const HARM: u64 = 0x6861_726d;
-
-fn check(scenario: &Scenario, ends: usize) -> Result<(), SimError> {
-    let wrong = |what, reason: &str| Err(SimError::Scenario { what, reason: reason.to_owned() });
-    if ends == 0 {
-        return wrong("ends", "there is at least one");
-    }
-    if scenario.edges > ends {
-        return wrong("edges", "there are more edges than ends");
-    }
-    let fast = scenario.examples_per_s > 0.0 && scenario.examples_per_s.is_finite();
-    if !fast || scenario.spread.is_nan() || scenario.spread < 1.0 {
-        return wrong("speed", "examples per second above 0, and a spread of 1 or more");
-    }
-    if !(scenario.availability > 0.0 && scenario.availability <= 1.0) {
-        return wrong("availability", "a share above 0 and at most 1");
-    }
-    Ok(())
-}
 
 /// What happens between nodes, each by its index: the cloud, then edges, then
 /// ends.

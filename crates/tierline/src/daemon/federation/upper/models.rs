@@ -93,15 +93,18 @@ impl Desks {
     pub(super) async fn publish(&mut self, version: u64) -> Result<(), Failure> {
         let (node, id) = (self.node(), self.upper.id);
         let seed = seed_of_model(self.upper.manifest.job.seed, version);
-        let difference = tokio::task::block_in_place(|| self.desk.publish(seed)).map_err(internal)?;
-        let bytes = wire::encode(self.desk.held(), self.desk.layout()).map_err(internal)?;
-        self.artefact_bytes = bytes.len() as u64;
-        let mut kept = vec![(Side::Upper, bytes)];
-        if let Some(difference) = difference {
-            let own = wire::encode(&self.desk.server().model, self.desk.layout()).map_err(internal)?;
-            kept.extend([(Side::UpperOwn, own), (Side::UpperDifferences, difference)]);
-        }
-        self.upper.folder.save_server(version, &self.desk.server().kept)?;
+        let encoded = tokio::task::block_in_place(|| {
+            let difference = self.desk.publish(seed)?;
+            let mut encoded = vec![(Side::Upper, wire::encode(self.desk.held(), self.desk.layout())?)];
+            if let Some(difference) = difference {
+                let own = wire::encode(&self.desk.server().model, self.desk.layout())?;
+                encoded.extend([(Side::UpperOwn, own), (Side::UpperDifferences, difference)]);
+            }
+            Ok::<_, FederateError>(encoded)
+        });
+        let kept = encoded.map_err(internal)?;
+        self.artefact_bytes = kept[0].1.len() as u64;
+        tokio::task::block_in_place(|| self.upper.folder.save_server(version, &self.desk.server().kept))?;
         for (side, bytes) in kept {
             let digest = node.artefacts.put(Bytes::from(bytes)).await?;
             node.state.set_version(id, side, version, digest)?;
@@ -129,7 +132,8 @@ impl Desks {
             let layout = self.desk.layout().of_examples((rows / classes.max(1)) as u64)?;
             Ok((member.clone(), Bytes::from(wire::encode(vectors, &layout)?)))
         });
-        let encoded: Vec<(String, Bytes)> = encoded.collect::<Result<_, FederateError>>().map_err(internal)?;
+        let encoded = tokio::task::block_in_place(|| encoded.collect::<Result<Vec<_>, FederateError>>());
+        let encoded = encoded.map_err(internal)?;
         for (number, (member, bytes)) in encoded.into_iter().enumerate() {
             let (key, length) = ((version << MEMBER_BITS) + number as u64, bytes.len() as u64);
             let digest = node.artefacts.put(bytes).await?;
@@ -183,7 +187,7 @@ impl Desks {
         let missing = || Failure::new(Code::Corrupt, format!("model {version} of the job is gone"));
         let digest = node.state.version(self.upper.id, side, version)?.ok_or_else(missing)?;
         let bytes = node.artefacts.get(digest).await?;
-        wire::decode(&bytes, self.desk.layout()).map_err(internal)
+        tokio::task::block_in_place(|| wire::decode(&bytes, self.desk.layout())).map_err(internal)
     }
 
     /// All rounds of a stretch are done: the cloud's job, or an edge's task.
@@ -195,7 +199,7 @@ impl Desks {
                 base => self.load_own(base).await?,
             };
             let channels = self.upper.manifest.federation().cloud.strategy.channels();
-            let vectors = desk::change(&base, &self.desk.server().model, &channels);
+            let vectors = tokio::task::block_in_place(|| desk::change(&base, &self.desk.server().model, &channels));
             let mut report = Report::together(counted);
             report.bytes_up += std::mem::take(&mut self.bytes_up);
             report.bytes_down += std::mem::take(&mut self.bytes_down);
