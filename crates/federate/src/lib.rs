@@ -26,6 +26,7 @@ pub mod strategy;
 pub mod sum;
 pub mod wire;
 
+mod combine;
 mod error;
 
 use std::collections::BTreeMap;

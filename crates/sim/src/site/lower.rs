@@ -221,7 +221,7 @@ impl Site {
         let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
         if let Some(below) = &mut self.nodes[at].below {
             below.update = Some((work.task, Arc::new(Contribution { vectors, report }), bytes));
-            below.next = Some((sent.counted, sent.refused));
+            below.next = Some((sent.counted, before));
         }
         Ok(Update { task: work.task, digest, bytes, report })
     }
