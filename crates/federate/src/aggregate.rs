@@ -28,7 +28,7 @@ pub trait Aggregate: Send {
     /// What all of them amount to, and a fresh start.
     ///
     /// # Errors
-    /// When there were none, or too few for the rule.
+    /// When there were none.
     fn finish(&mut self) -> Result<Vectors, FederateError>;
 
     /// Forgets what was taken.
@@ -39,7 +39,7 @@ pub trait Aggregate: Send {
 }
 
 /// Refuses a contribution that isn't of these channels, this layout, or of
-/// finite numbers only.
+/// finite numbers only, or that says of itself what can't be.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -49,11 +49,7 @@ pub fn check(layout: &Layout, channels: &[Channel], contribution: &Contribution)
         let list = |of: &[Channel]| of.iter().map(|c| c.name()).collect::<Vec<_>>().join(", ");
         return Err(FederateError::Channels { expected: list(channels), given: list(&given) });
     }
-    let Report { examples, steps, effective_steps, held_out, .. } = contribution.report;
-    held_out.map_or(Ok(()), |held_out| held_out.check())?;
-    if examples == 0 || steps == 0 || !(effective_steps.is_finite() && effective_steps > 0.0) {
-        return Err(FederateError::Report { examples, steps });
-    }
+    contribution.report.check()?;
     layout.check_all(&contribution.vectors)
 }
 
@@ -77,14 +73,11 @@ pub fn check_size(weight: Weight, contribution: &Contribution) -> Result<(), Fed
 /// What is wrong with it.
 pub fn check_look(contribution: &Contribution) -> Result<(), FederateError> {
     let given: Vec<&str> = contribution.vectors.keys().map(|c| c.name()).collect();
-    match contribution.report.held_out {
-        _ if !given.is_empty() => Err(FederateError::Channels {
-            expected: "nothing, for a look at a model".to_owned(),
-            given: given.join(", "),
-        }),
-        Some(held_out) => held_out.check(),
-        None => Ok(()),
+    if !given.is_empty() {
+        let expected = "nothing, for a look at a model".to_owned();
+        return Err(FederateError::Channels { expected, given: given.join(", ") });
     }
+    contribution.report.check_look()
 }
 
 /// The weighted mean.

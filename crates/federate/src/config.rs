@@ -9,7 +9,7 @@ use tierline_codec::update::Pipeline;
 
 use crate::down::{self, Down};
 use crate::strategy::{Distillation, FedGkt};
-use crate::{Channel, FederateError, Gossip, Memory, Personal, Rule, Select, Sender, Strategy, Timing, Vectors};
+use crate::{FederateError, Gossip, Memory, Personal, Rule, Select, Sender, Strategy, Vectors};
 
 /// A federation.
 ///
@@ -86,8 +86,10 @@ pub struct Hop {
     /// `int8`, `zstd`; all bits of every number when left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub up: Vec<String>,
-    /// How members remember what didn't travel.
-    pub memory: Memory,
+    /// How members remember what didn't travel of changes of weights; when left
+    /// out, [`Memory::of`] their stages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
     /// How models travel to members that hold an earlier one: stages of what
     /// sets the two apart; whole when left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -106,7 +108,7 @@ impl Default for Hop {
             rule: Rule::default(),
             clients: Clients::default(),
             up: Vec::new(),
-            memory: Memory::default(),
+            memory: None,
             down: Vec::new(),
             gossip: None,
         }
@@ -158,7 +160,8 @@ impl Default for Clients {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Late {
-    /// It is not used; the member begins anew.
+    /// It is not used; the member begins anew, and remembers what it did
+    /// before the work that was refused.
     #[default]
     Refuse,
     /// It counts for the round under way.
@@ -228,55 +231,9 @@ impl Federation {
     /// Naming the first of them.
     pub fn check(&self) -> Result<(), FederateError> {
         self.cloud.check("federation.cloud")?;
+        self.edge.as_ref().map_or(Ok(()), |edge| edge.check("federation.edge"))?;
         self.personal.as_ref().map_or(Ok(()), Personal::check)?;
-        let setting = |what, reason: &str| Err(FederateError::Setting { what, reason: reason.to_owned() });
-        if self.cloud.gossip.is_some() {
-            return setting("federation.cloud.gossip", "it is edges that gossip; move the table to federation.edge");
-        }
-        if self.own_models() && self.evaluate_at == Some(EvaluateAt::Cloud) {
-            let reason = "each end has a model of its own, which the cloud can't look at; leave it out";
-            return setting("federation.evaluate_at", reason);
-        }
-        if self.personal.is_some() && self.of_ends().strategy.behaviour().members_distil().is_some() {
-            let reason = "with fedmd each end has a model of its own anyway; leave this table out";
-            return setting("federation.personal", reason);
-        }
-        if self.transfer().is_some() && self.personal.is_some() {
-            return setting(
-                "federation.personal",
-                "with fedgkt each end has a model of its own anyway; leave this table out",
-            );
-        }
-        let edge_transfers = self.edge.as_ref().is_some_and(|e| e.strategy.behaviour().transfers().is_some());
-        if self.edge.is_some() && (self.transfer().is_some() || edge_transfers) {
-            let reason = "what ends send with fedgkt is of their own examples, and nothing that an edge could put together: \
-                          name fedgkt for the cloud and leave [federation.edge] out; edges then pass it on";
-            return setting("federation.edge", reason);
-        }
-        if let Some(edge) = &self.edge {
-            edge.check("federation.edge")?;
-            let drift = self.cloud.strategy.behaviour().drift();
-            if drift.pull != 0.0 || drift.control {
-                let reason = "edges don't train, they put together; name this strategy for the edges' ends \
-                              (federation.edge.strategy) and another one here";
-                return setting("federation.cloud.strategy", reason);
-            }
-            if edge.strategy.channels().contains(&Channel::Logits)
-                != self.cloud.strategy.channels().contains(&Channel::Logits)
-            {
-                let reason = "what travels is weights or what models say, on both hops the same: name fedmd for both, \
-                              with the same distil";
-                return setting("federation.edge.strategy", reason);
-            }
-            if edge.strategy.behaviour().server_distils().is_some() {
-                let reason = "edges don't train, they put together; name feddf for the cloud";
-                return setting("federation.edge.strategy", reason);
-            }
-            if matches!(edge.strategy.behaviour().timing(), Timing::Buffer { .. }) {
-                let reason = "an edge answers the cloud after rounds of its own; buffer at the cloud instead";
-                return setting("federation.edge.strategy", reason);
-            }
-        }
+        self.goes_together()?;
         if let Some(value) = self.stop.accuracy
             && !(value > 0.0 && value <= 1.0)
         {
@@ -310,39 +267,24 @@ impl Hop {
             return setting("clients.deadline_s and clients.patience_s are seconds, above 0");
         }
         let pipeline = Pipeline::parse(&self.up).map_err(|e| FederateError::Setting { what, reason: e.to_string() })?;
-        if let Memory::Dgc { momentum, .. } = self.memory {
-            if pipeline.fraction().is_none() {
-                return setting("memory dgc gathers momentum where nothing travels; begin `up` with topk or random");
-            }
-            if !(0.0..1.0).contains(&momentum) {
-                return setting("memory.momentum is at least 0 and below 1");
-            }
-        }
-        if self.rule != Rule::Mean && matches!(self.strategy.behaviour().timing(), Timing::Buffer { size: 1..=2, .. }) {
-            return setting("a rule against harm needs more than two answers; give the buffer a larger size");
-        }
-        if self.strategy.behaviour().transfers().is_some() {
-            if !pipeline.sends_all() || self.memory != Memory::default() {
-                return setting(
-                    "fedgkt sends features, not changes: name stages that round, such as int8, and no memory",
-                );
-            }
-            if self.rule != Rule::Mean || !self.down.is_empty() {
-                return setting("with fedgkt nothing is averaged and no model comes down; leave rule and down out");
-            }
-        }
         down::stages(what, &self.down)?;
         self.gossip.as_ref().map_or(Ok(()), Gossip::check)?;
+        self.clients.select.check()?;
         self.rule.check()?;
-        self.strategy.behaviour().check()
+        self.strategy.behaviour().check()?;
+        self.goes_together(what, &pipeline)
     }
 
     /// How its members' updates travel.
     #[must_use]
     pub fn sender(&self) -> Sender {
-        // Features are no changes: what of them didn't travel is of no use later.
-        let memory = if self.strategy.behaviour().transfers().is_some() { Memory::None } else { self.memory };
-        Sender { pipeline: Pipeline::parse(&self.up).unwrap_or_default(), memory }
+        Sender { pipeline: Pipeline::parse(&self.up).unwrap_or_default(), memory: self.memory() }
+    }
+
+    /// How its members remember what didn't travel.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        self.memory.unwrap_or_else(|| Memory::of(&Pipeline::parse(&self.up).unwrap_or_default()))
     }
 
     /// How models travel to members that hold this one.

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::aggregate::{self, Aggregate};
-use crate::strategy::Round;
+use crate::aggregate::{self, Aggregate, Weight};
+use crate::strategy::{Round, kept};
 use crate::{
-    Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Server, Shelf, Strategy, Vectors,
+    Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Report, Rule, Server, Shelf, Strategy,
+    Vectors,
 };
 
 /// The models of one hop: the newest, those that members may still start
@@ -17,7 +18,9 @@ use crate::{
 pub struct Desk {
     layout: Layout,
     strategy: Strategy,
-    memory: Memory,
+    rule: Rule,
+    /// Whether members send how their estimates change (EF21).
+    estimates: bool,
     server: Server,
     version: u64,
     /// Where members hold another model than the newest one: what is lost on
@@ -34,13 +37,13 @@ impl Desk {
     /// all contributions of a round, they wait on the shelf.
     #[must_use]
     pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server, shelf: Box<dyn Shelf>) -> Self {
-        let (strategy, memory) = (hop.strategy.clone(), hop.memory);
+        let (strategy, rule, estimates) = (hop.strategy.clone(), hop.rule, hop.memory() == Memory::Ef21);
         // What isn't averaged isn't added either.
         let averaged = if strategy.behaviour().transfers().is_some() { Vec::new() } else { strategy.channels() };
-        let aggregate = hop.rule.aggregate(&layout, &averaged, shelf);
+        let aggregate = rule.aggregate(&layout, &averaged, shelf);
         let past = BTreeMap::from([(version, server.model.clone())]);
         let down = hop.down_from(&server.model);
-        Self { layout, strategy, memory, server, version, down, past, aggregate }
+        Self { layout, strategy, rule, estimates, server, version, down, past, aggregate }
     }
 
     /// The newest model and what the strategy remembers.
@@ -143,12 +146,20 @@ impl Desk {
     pub fn check(&self, contribution: &Contribution) -> Result<(), FederateError> {
         let layout = self.layout.of_examples(contribution.report.examples)?;
         aggregate::check(&layout, &self.strategy.channels(), contribution)?;
-        let behaviour = self.strategy.behaviour();
-        if behaviour.transfers().is_none() {
-            // A late one counts less.
-            aggregate::check_size(behaviour.weigh(&contribution.report, 0), contribution)?;
+        if self.strategy.behaviour().transfers().is_some() {
+            return layout.check_examples(&contribution.vectors);
         }
-        layout.check_labels(contribution.vectors.get(&Channel::Labels).map_or(&[], Vec::as_slice))
+        // A late one counts less.
+        aggregate::check_size(self.weigh(&contribution.report, 0), contribution)
+    }
+
+    /// How much a contribution counts: all the same under rules that count
+    /// members alike, and where estimates are added up, of which each member
+    /// has one.
+    fn weigh(&self, report: &Report, staleness: u64) -> Weight {
+        let weight = self.strategy.behaviour().weigh(report, staleness);
+        let alike = self.estimates || self.rule != Rule::Mean;
+        Weight { share: if alike { 1.0 } else { weight.share }, ..weight }
     }
 
     /// Adds a contribution that starts from the model of that version.
@@ -165,7 +176,7 @@ impl Desk {
         {
             rebase(&mut contribution.vectors, start, &self.server.model);
         }
-        self.aggregate.add(behaviour.weigh(&contribution.report, staleness), &contribution)
+        self.aggregate.add(self.weigh(&contribution.report, staleness), &contribution)
     }
 
     /// Makes the next model of what was added; members have it once it is
@@ -180,26 +191,24 @@ impl Desk {
             return Ok(());
         }
         let mut means = self.aggregate.finish()?;
-        if self.memory == Memory::Ef21 {
-            self.estimate(&mut means, counted.len() as f64 / members.max(counted.len()) as f64);
+        if self.estimates {
+            self.estimate(&mut means, counted.len(), members.max(counted.len()));
         }
         let round = Round { means: &means, counted, members };
         self.strategy.behaviour().apply(&mut self.server, &round);
+        self.layout.floor(&mut self.server.model);
         self.version += 1;
         Ok(())
     }
 
-    /// EF21: what came is how members' estimates changed, and the mean of all
-    /// estimates is what counts.
-    fn estimate(&mut self, means: &mut Vectors, asked: f64) {
-        for channel in [Channel::Model, Channel::Control] {
-            let Some(mean) = means.get_mut(&channel) else { continue };
-            let estimate = self.server.kept.entry(format!("ef21.{}", channel.name())).or_default();
-            estimate.resize(mean.len(), 0.0);
-            for (own, m) in estimate.iter_mut().zip(mean) {
-                *own = (f64::from(*own) + asked * f64::from(*m)) as f32;
-                *m = *own;
-            }
+    /// EF21: what came is how some members' estimates changed, and the mean of
+    /// all members' is what counts, of those as well who weren't asked. Kept is
+    /// the sum, so that it stays right where members join.
+    fn estimate(&mut self, means: &mut Vectors, counted: usize, members: usize) {
+        let Some(mean) = means.get_mut(&Channel::Model) else { return };
+        for (sum, m) in kept(&mut self.server, "ef21.model").iter_mut().zip(mean) {
+            let all = f64::from(*sum) + counted as f64 * f64::from(*m);
+            (*sum, *m) = (all as f32, (all / members as f64) as f32);
         }
     }
 
@@ -211,7 +220,7 @@ impl Desk {
 
 /// Sees a change from another point than the one it starts from.
 fn rebase(change: &mut Vectors, start: &Vectors, now: &Vectors) {
-    for channel in [Channel::Model, Channel::Statistics] {
+    for channel in [Channel::Model, Channel::Statistics, Channel::Logits] {
         let (Some(change), Some(start), Some(now)) = (change.get_mut(&channel), start.get(&channel), now.get(&channel))
         else {
             continue;

@@ -145,6 +145,11 @@ pub(crate) fn stages(what: &'static str, stages: &[String]) -> Result<Option<Pip
                       leaves something out, such as int8 or topk:0.1, or leave `down` out";
         return Err(setting(reason.to_owned()));
     }
+    if !pipeline.is_contraction() {
+        let reason = "down: qsgd below six bits may lose more than there was, and members' model would leave the \
+                      coordinator's behind; name qsgd:6 or int4";
+        return Err(setting(reason.to_owned()));
+    }
     Ok(Some(pipeline))
 }
 

@@ -45,12 +45,14 @@ pub enum FederateError {
         given: String,
     },
     /// A report that can't be true.
-    #[error("the update says that it is of {examples} examples and {steps} steps; both must be above 0")]
+    #[error("the update says {what}: {value}; that must be {range}")]
     Report {
-        /// Examples.
-        examples: u64,
-        /// Steps.
-        steps: u64,
+        /// What it says.
+        what: &'static str,
+        /// Of it.
+        value: f64,
+        /// What that may be.
+        range: &'static str,
     },
     /// Examples that can't travel.
     #[error(
@@ -73,8 +75,35 @@ pub enum FederateError {
         classes: usize,
     },
     /// A look at a model that can't be true.
-    #[error("what the update says of a model can't be: examples above 0, a finite loss, an accuracy from 0 to 1")]
+    #[error("what the update says of a model can't be: 1 to 2^32 examples, a finite loss, an accuracy from 0 to 1")]
     HeldOut,
+    /// Something said of an example that would drown all others.
+    #[error(
+        "the update's `{channel}` hold {value:e} for an example; at most {max:e} travels: normalise the model's inputs"
+    )]
+    Value {
+        /// Of what.
+        channel: &'static str,
+        /// What it is.
+        value: f32,
+        /// What may travel.
+        max: f32,
+    },
+    /// A rule that a round's answers are too few for.
+    #[error(
+        "{what}: rule {rule} needs {needs} answers, and a round has {has}: ask more members (clients.per_round, or the \
+         buffer's size), lower rule.share, or take the median"
+    )]
+    TooFew {
+        /// Where.
+        what: &'static str,
+        /// Which.
+        rule: &'static str,
+        /// Answers that it needs.
+        needs: usize,
+        /// Answers of a round.
+        has: usize,
+    },
     /// A number that isn't finite.
     #[error("the update holds {value} for `{part}`")]
     NotFinite {

@@ -163,7 +163,7 @@ impl Offer {
         let (examples, rest) = bytes.split_first_chunk().ok_or(FederateError::Broken("it ends too early"))?;
         let (examples, model) = (u64::from_le_bytes(*examples), wire::decode(rest, layout)?);
         if examples == 0 {
-            return Err(FederateError::Report { examples, steps: 0 });
+            return Err(FederateError::Report { what: "examples", value: 0.0, range: "above 0" });
         }
         layout.check_all(&model)?;
         Ok(Self { examples, model })

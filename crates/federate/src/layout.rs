@@ -37,6 +37,9 @@ pub struct Layout {
     pub parameters: Vec<Part>,
     /// Running statistics, which are averaged and never optimised.
     pub statistics: Vec<Part>,
+    /// Names of those statistics that are variances: never below zero.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variances: Vec<String>,
     /// What models say of public examples, where that travels: one part,
     /// `[examples, classes]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -53,6 +56,11 @@ pub struct Layout {
 
 /// Numbers that a member may send of its examples, at most: a gigabyte.
 pub const EXAMPLE_NUMBERS_MAX: u64 = 1 << 28;
+
+/// Largest magnitude of a feature, or of what is said of an example: as much as
+/// half a float holds. All members' examples are learned from together, and one
+/// of 1e30 would leave nothing finite for anybody.
+pub const EXAMPLE_VALUE_MAX: f32 = 65_504.0;
 
 impl Layout {
     /// The parts of a channel.
@@ -124,11 +132,36 @@ impl Layout {
         Err(FederateError::Length { channel: channel.name(), expected, given: vector.len() })
     }
 
-    /// Refuses labels that are no classes of the model.
+    /// Brings variances that have fallen below zero back to it. A change of one
+    /// is seen from the model that its member started from, and may be more than
+    /// the newest one has.
+    pub fn floor(&self, model: &mut Vectors) {
+        let Some(mut rest) = model.get_mut(&Channel::Statistics).map(Vec::as_mut_slice) else { return };
+        for part in &self.statistics {
+            let Some((values, behind)) = rest.split_at_mut_checked(part.len()) else { return };
+            rest = behind;
+            if self.variances.contains(&part.name) {
+                values.iter_mut().for_each(|x| *x = x.max(0.0));
+            }
+        }
+    }
+
+    /// Refuses what is said of a member's own examples if others could not
+    /// learn from it.
     ///
     /// # Errors
-    /// [`FederateError::Label`].
-    pub fn check_labels(&self, labels: &[f32]) -> Result<(), FederateError> {
+    /// [`FederateError::Value`], [`FederateError::Label`].
+    pub fn check_examples(&self, vectors: &Vectors) -> Result<(), FederateError> {
+        for channel in [Channel::Features, Channel::Logits] {
+            let vector = vectors.get(&channel).map_or(&[][..], Vec::as_slice);
+            if let Some(&value) = vector.iter().find(|x| x.is_nan() || x.abs() > EXAMPLE_VALUE_MAX) {
+                return Err(FederateError::Value { channel: channel.name(), value, max: EXAMPLE_VALUE_MAX });
+            }
+        }
+        self.check_labels(vectors.get(&Channel::Labels).map_or(&[], Vec::as_slice))
+    }
+
+    fn check_labels(&self, labels: &[f32]) -> Result<(), FederateError> {
         let classes = self.logits.first().and_then(|part| part.shape.last()).copied().unwrap_or(0);
         let fits = |label: &&f32| label.fract() == 0.0 && (0.0..classes as f32).contains(*label);
         match labels.iter().find(|label| !fits(label)) {

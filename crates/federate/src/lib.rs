@@ -18,6 +18,7 @@ pub mod gossip;
 pub mod layout;
 pub mod personal;
 pub mod progress;
+pub mod report;
 pub mod rule;
 pub mod select;
 pub mod sender;
@@ -25,6 +26,7 @@ pub mod strategy;
 pub mod sum;
 pub mod wire;
 
+mod combine;
 mod error;
 
 use std::collections::BTreeMap;
@@ -40,6 +42,7 @@ pub use gossip::Gossip;
 pub use layout::{Layout, Part};
 pub use personal::{HeldOut, Personal};
 pub use progress::{RoundScores, Scoreboard};
+pub use report::Report;
 pub use rule::{InMemory, Rule, Shelf};
 pub use select::{Candidate, Select};
 pub use sender::{Memory, Sender};
@@ -100,63 +103,6 @@ impl Channel {
 
 /// Flat vectors by what they are about.
 pub type Vectors = BTreeMap<Channel, Vec<f32>>;
-
-/// What a member says of the work behind its contribution.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Report {
-    /// Examples that were learned from, each counted once.
-    pub examples: u64,
-    /// Steps taken.
-    pub steps: u64,
-    /// What the steps amount to where momentum carries on: the norm of the
-    /// vector of step coefficients (Wang et al., "Tackling the objective
-    /// inconsistency problem", 2020). Equal to `steps` without momentum.
-    pub effective_steps: f64,
-    /// Averaged over the examples, each before its step.
-    pub loss: f64,
-    /// Share of the examples that were right before their step, where targets
-    /// are classes.
-    pub accuracy: Option<f64>,
-    /// Time it took, the way to here left out.
-    pub seconds: f64,
-    /// Of a member that coordinates others: bytes of their updates.
-    #[serde(default)]
-    pub bytes_up: u64,
-    /// And of the models that they got.
-    #[serde(default)]
-    pub bytes_down: u64,
-    /// Of the model that the work began with, on examples that ends hold out;
-    /// `None` where they didn't look.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub held_out: Option<HeldOut>,
-}
-
-impl Report {
-    /// What members' reports amount to for the hop above: each member's
-    /// examples once, bytes together, means of the rest.
-    #[must_use]
-    pub fn together(counted: &[Counted]) -> Self {
-        let mut examples: BTreeMap<&str, u64> = BTreeMap::new();
-        for c in counted {
-            let of = examples.entry(&c.member).or_default();
-            *of = (*of).max(c.report.examples);
-        }
-        let mean = |of: fn(&Self) -> f64| aggregate::mean_of(counted, of);
-        let accurate = counted.iter().all(|c| c.report.accuracy.is_some());
-        Self {
-            examples: examples.values().sum(),
-            steps: mean(|r| r.steps as f64).round().max(1.0) as u64,
-            effective_steps: mean(|r| r.effective_steps),
-            loss: mean(|r| r.loss),
-            accuracy: accurate.then(|| mean(|r| r.accuracy.unwrap_or(0.0))),
-            seconds: mean(|r| r.seconds),
-            bytes_up: counted.iter().map(|c| c.report.bytes_up).sum(),
-            bytes_down: counted.iter().map(|c| c.report.bytes_down).sum(),
-            held_out: HeldOut::together(counted),
-        }
-    }
-}
 
 /// A member's answer to a task.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::report::{EXAMPLES_MAX, LOSS_MAX};
 use crate::strategy::in_range;
 use crate::{Counted, FederateError};
 
@@ -89,7 +90,8 @@ impl HeldOut {
     /// [`FederateError::HeldOut`].
     pub fn check(&self) -> Result<(), FederateError> {
         let share = self.accuracy.is_none_or(|a| (0.0..=1.0).contains(&a));
-        if self.examples > 0 && self.loss.is_finite() && share { Ok(()) } else { Err(FederateError::HeldOut) }
+        let bounded = (1..=EXAMPLES_MAX).contains(&self.examples) && self.loss.abs() <= LOSS_MAX;
+        if bounded && share { Ok(()) } else { Err(FederateError::HeldOut) }
     }
 
     /// What ends say together, each example once; `None` if none looked.
@@ -103,14 +105,14 @@ impl HeldOut {
         let mut looked: Vec<(&str, Self)> = looked.filter(|(member, _)| seen.insert(*member)).collect();
         // Sums of floats must not depend on who answered first.
         looked.sort_by_key(|(member, _)| *member);
-        let examples: u64 = looked.iter().map(|(_, h)| h.examples).sum();
+        let examples = looked.iter().fold(0u64, |sum, (_, h)| sum.saturating_add(h.examples));
         let mean = |of: &dyn Fn(&Self) -> f64| {
             looked.iter().map(|(_, h)| of(h) * h.examples as f64).sum::<f64>() / examples as f64
         };
         let accurate = looked.iter().all(|(_, h)| h.accuracy.is_some());
         (examples > 0).then(|| Self {
-            examples,
-            loss: mean(&|h| h.loss),
+            examples: examples.min(EXAMPLES_MAX),
+            loss: mean(&|h| h.loss).clamp(-LOSS_MAX, LOSS_MAX),
             accuracy: accurate.then(|| mean(&|h| h.accuracy.unwrap_or(0.0))),
         })
     }

@@ -3,6 +3,9 @@
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::FederateError;
+use crate::strategy::in_range;
+
 /// How members are chosen.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
@@ -61,6 +64,17 @@ pub struct Last {
 }
 
 impl Select {
+    /// Refuses settings that make no sense.
+    ///
+    /// # Errors
+    /// Naming the setting.
+    pub(crate) fn check(&self) -> Result<(), FederateError> {
+        let Self::Utility { exploration, slowness } = *self else { return Ok(()) };
+        let share = (0.0..=1.0).contains(&exploration);
+        in_range("clients.select.exploration", exploration, share, "at least 0 and at most 1")?;
+        in_range("clients.select.slowness", slowness, slowness >= 0.0, "at least 0")
+    }
+
     /// Chooses `count` of the candidates, or all if there are no more; their
     /// places, in order. `round` is the one that they are chosen for.
     #[must_use]

@@ -1,24 +1,29 @@
 //! What a member does to its vectors before they travel: what a lossy pipeline
-//! leaves out is remembered, and sent later.
+//! leaves out of a change of weights is remembered, and sent later.
 //!
-//! Statistics are sent as they are: half a variance is no variance. Start at
-//! [`Sender::encode`].
+//! Only such changes add up over rounds, so only they have a memory. Answers and
+//! control variates are told anew each time, against what the receiver has:
+//! they travel rounded, every number, and what was lost is part of the next
+//! difference by itself. Statistics are sent as they are: half a variance is no
+//! variance. Start at [`Sender::encode`].
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tierline_codec::update::{self, Kept as Travelled, Pipeline};
 
-use crate::{FederateError, Layout, Vectors, wire};
+use crate::{Channel, FederateError, Layout, Vectors, wire};
+
+/// What a member keeps of SCAFFOLD: how its gradients differ from everybody's.
+pub const CONTROL: &str = "control";
 
 /// How what was left out is remembered.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Memory {
     /// What didn't travel is added to the next update (Seide et al., "1-bit
     /// stochastic gradient descent", 2014; Karimireddy et al., 2019).
-    #[default]
     Feedback,
     /// Not at all.
     None,
@@ -43,6 +48,15 @@ fn momentum() -> f64 {
     0.9
 }
 
+impl Memory {
+    /// What there is unless a hop says otherwise: feedback where something is
+    /// lost for good, none where what arrives is right on average.
+    #[must_use]
+    pub fn of(pipeline: &Pipeline) -> Self {
+        if pipeline.is_unbiased() { Self::None } else { Self::Feedback }
+    }
+}
+
 /// By name: what a member keeps between its tasks.
 pub type Kept = BTreeMap<String, Vec<f32>>;
 
@@ -60,10 +74,10 @@ pub struct Sender {
 pub struct Sent {
     /// The update.
     pub bytes: Vec<u8>,
-    /// What the member keeps if it is counted.
+    /// What the member keeps if it is counted. If it isn't, everything is as
+    /// it was before the task: what counted before and didn't travel is still
+    /// remembered, and the work behind this update is given up.
     pub counted: Kept,
-    /// And if it isn't: nothing of the work is lost.
-    pub refused: Kept,
 }
 
 impl Sender {
@@ -83,58 +97,73 @@ impl Sender {
         seed: u64,
     ) -> Result<Sent, FederateError> {
         let mut frame = wire::Writer::new(vectors.len());
-        let (mut counted, mut refused) = (after, before.clone());
+        let mut counted = after;
         for (&channel, vector) in vectors {
             let shapes = layout.shapes(channel);
-            if channel.is_exact() || self.pipeline.is_lossless() {
-                let plain = self.pipeline.without_loss();
-                frame.put(channel, |out| plain.encode(vector, &shapes, seed, out))?;
-                continue;
+            match channel {
+                _ if channel.is_exact() || self.pipeline.is_lossless() => {
+                    let plain = self.pipeline.without_loss();
+                    frame.put(channel, |out| plain.encode(vector, &shapes, seed, out))?;
+                }
+                Channel::Model => {
+                    let bytes = self.remembered(vector, &shapes, before, &mut counted, (round, seed))?;
+                    frame.put_bytes(channel, &bytes);
+                }
+                Channel::Control => {
+                    // Both sides move by what arrives, so that the receiver's
+                    // stays the mean of members'.
+                    let (bytes, arrives) = sent(&self.pipeline.rounded(), vector, &shapes, seed)?;
+                    counted.insert(CONTROL.to_owned(), sum(&arrives, of(before, CONTROL, vector)));
+                    frame.put_bytes(channel, &bytes);
+                }
+                Channel::Logits => frame.put_bytes(channel, &sent(&self.pipeline.rounded(), vector, &shapes, seed)?.0),
+                _ => frame.put(channel, |out| self.pipeline.encode(vector, &shapes, seed, out))?,
             }
-            let name = |what: &str| format!("{what}.{}", channel.name());
-            let of = |what: &str| before.get(&name(what)).filter(|kept| kept.len() == vector.len());
-            let pipeline = self.pipeline_of(round);
-            let encoded = |target: &[f32]| -> Result<(Vec<u8>, Vec<f32>), FederateError> {
-                let mut bytes = Vec::new();
-                pipeline.encode(target, &shapes, seed, &mut bytes)?;
-                let arrives = update::decode(&bytes, &shapes)?;
-                Ok((bytes, arrives))
-            };
-            let bytes = match self.memory {
-                Memory::None => encoded(vector)?.0,
-                Memory::Feedback => {
-                    let target = sum(vector, of("feedback"));
-                    let (bytes, arrives) = encoded(&target)?;
-                    counted.insert(name("feedback"), difference(&target, &arrives));
-                    refused.insert(name("feedback"), target);
-                    bytes
-                }
-                Memory::Dgc { momentum, .. } => {
-                    let carried = of("velocity").map(|v| v.iter().map(|x| momentum as f32 * x).collect::<Vec<_>>());
-                    let velocity = sum(vector, carried.as_ref());
-                    let target = sum(&velocity, of("gathered"));
-                    let (bytes, arrives) = encoded(&target)?;
-                    // Where something travels, momentum begins anew.
-                    let mut still = velocity.clone();
-                    if let Travelled::Indices(indices) = update::support_of(&bytes, &shapes)? {
-                        indices.iter().for_each(|&i| still[i as usize] = 0.0);
-                    }
-                    counted.insert(name("velocity"), still);
-                    counted.insert(name("gathered"), difference(&target, &arrives));
-                    refused.insert(name("velocity"), velocity);
-                    refused.insert(name("gathered"), target);
-                    bytes
-                }
-                Memory::Ef21 => {
-                    let estimate = of("estimate").cloned().unwrap_or_else(|| vec![0.0; vector.len()]);
-                    let (bytes, arrives) = encoded(&difference(vector, &estimate))?;
-                    counted.insert(name("estimate"), sum(&estimate, Some(&arrives)));
-                    bytes
-                }
-            };
-            frame.put_bytes(channel, &bytes);
         }
-        Ok(Sent { bytes: frame.finish(), counted, refused })
+        Ok(Sent { bytes: frame.finish(), counted })
+    }
+
+    /// A change of weights, with what was remembered of earlier ones.
+    fn remembered(
+        &self,
+        vector: &[f32],
+        shapes: &[Vec<usize>],
+        before: &Kept,
+        counted: &mut Kept,
+        (round, seed): (u64, u64),
+    ) -> Result<Vec<u8>, FederateError> {
+        let pipeline = self.pipeline_of(round);
+        let sent = |target: &[f32]| sent(&pipeline, target, shapes, seed);
+        let mut keep = |name: &str, what| counted.insert(name.to_owned(), what);
+        match self.memory {
+            Memory::None => Ok(sent(vector)?.0),
+            Memory::Feedback => {
+                let target = sum(vector, of(before, FEEDBACK, vector));
+                let (bytes, arrives) = sent(&target)?;
+                keep(FEEDBACK, difference(&target, &arrives));
+                Ok(bytes)
+            }
+            Memory::Dgc { momentum, .. } => {
+                let carried = of(before, VELOCITY, vector);
+                let carried = carried.map(|v| v.iter().map(|x| momentum as f32 * x).collect::<Vec<_>>());
+                let mut velocity = sum(vector, carried.as_ref());
+                let target = sum(&velocity, of(before, GATHERED, vector));
+                let (bytes, arrives) = sent(&target)?;
+                // Where something travels, momentum begins anew.
+                if let Travelled::Indices(indices) = update::support_of(&bytes, shapes)? {
+                    indices.iter().for_each(|&i| velocity[i as usize] = 0.0);
+                }
+                keep(VELOCITY, velocity);
+                keep(GATHERED, difference(&target, &arrives));
+                Ok(bytes)
+            }
+            Memory::Ef21 => {
+                let estimate = of(before, ESTIMATE, vector).cloned().unwrap_or_else(|| vec![0.0; vector.len()]);
+                let (bytes, arrives) = sent(&difference(vector, &estimate))?;
+                keep(ESTIMATE, sum(&estimate, Some(&arrives)));
+                Ok(bytes)
+            }
+        }
     }
 
     /// The pipeline in this round.
@@ -147,6 +176,30 @@ impl Sender {
             _ => self.pipeline.clone(),
         }
     }
+}
+
+/// Names of what is remembered.
+const FEEDBACK: &str = "feedback.model";
+const VELOCITY: &str = "velocity.model";
+const GATHERED: &str = "gathered.model";
+const ESTIMATE: &str = "estimate.model";
+
+/// A vector's bytes, and what of it arrives.
+fn sent(
+    pipeline: &Pipeline,
+    vector: &[f32],
+    shapes: &[Vec<usize>],
+    seed: u64,
+) -> Result<(Vec<u8>, Vec<f32>), FederateError> {
+    let mut bytes = Vec::new();
+    pipeline.encode(vector, shapes, seed, &mut bytes)?;
+    let arrives = update::decode(&bytes, shapes)?;
+    Ok((bytes, arrives))
+}
+
+/// What was kept of a vector of this length.
+fn of<'k>(kept: &'k Kept, name: &str, vector: &[f32]) -> Option<&'k Vec<f32>> {
+    kept.get(name).filter(|kept| kept.len() == vector.len())
 }
 
 fn sum(a: &[f32], b: Option<&Vec<f32>>) -> Vec<f32> {

@@ -9,23 +9,25 @@
 
 use pulp::Arch;
 
-/// Adding and subtracting it rounds to a multiple of 2^-4: its last place.
-const COARSE: f64 = 1.5 * (1u64 << 48) as f64;
+/// Adding and subtracting it rounds to a multiple of 2^4: its last place.
+const COARSE: f64 = 1.5 * (1u64 << 56) as f64;
 
 /// Adding and subtracting it rounds to a multiple of 2^-44.
 const FINE: f64 = 1.5 * (1u64 << 8) as f64;
 
 /// Largest magnitude that all terms of one element may have together: beyond,
 /// coarse parts would not be exact any more.
-pub const SUM_MAX: f64 = (1u64 << 47) as f64;
+pub const SUM_MAX: f64 = (1u64 << 55) as f64;
 
 /// Largest magnitude of any one term where as many are added as a coordinator
-/// may have members: no member can then keep another's out of the sum.
-pub const TERM_MAX: f64 = (1u64 << 27) as f64;
+/// may have members: no member can then keep another's out of the sum. Weights
+/// that change by 1 fit for 2^35 examples, variances that change by 10,000 for
+/// three million.
+pub const TERM_MAX: f64 = (1u64 << 35) as f64;
 
-/// Fine parts are at most 2^-5 each and exact up to 2^9 together: a quarter of
-/// the terms that would fit.
-const TERMS_PER_CARRY: u32 = 1 << 12;
+/// Fine parts are at most 2^3 each and exact up to 2^9 together: half of the
+/// terms that would fit.
+const TERMS_PER_CARRY: u32 = 1 << 5;
 
 /// A weighted sum of vectors, exact to 2^-44 per element and term.
 #[derive(Debug, Clone, PartialEq)]
@@ -199,7 +201,7 @@ impl ExactSum {
     }
 
     /// Moves what fine parts have gathered to the coarse ones: multiples of
-    /// 2^-4 go, less than half of that stays. Both stay exact.
+    /// 2^4 go, less than half of that stays. Both stay exact.
     fn carry(&mut self) {
         for (coarse, fine) in self.coarse.iter_mut().zip(&mut self.fine) {
             (*coarse, *fine) = carried(*coarse, *fine);

@@ -63,6 +63,9 @@ pub enum TrainError {
     /// Models of ends' own that can't be had.
     #[error("federation.personal: {0}")]
     Personal(&'static str),
+    /// Training from which no control variates can be told.
+    #[error("scaffold tells a member's mean gradient from how far its steps led, and {0}, or another strategy")]
+    Control(&'static str),
     /// Several models where weights travel.
     #[error("the job names several models, and weights of one don't fit another; name strategy fedmd, or one model")]
     Models,

@@ -128,6 +128,35 @@ impl Pipeline {
         Self { support, ..self.clone() }
     }
 
+    /// Whether what arrives is right on average, however far off it is: so that
+    /// nothing needs to be remembered of what was lost.
+    #[must_use]
+    pub fn is_unbiased(&self) -> bool {
+        self.sends_all() && matches!(self.precision, Precision::F32 | Precision::Qsgd(_))
+    }
+
+    /// Whether what is lost is never longer than the vector, so that what is
+    /// lost time and again doesn't grow.
+    ///
+    /// Rounding at random is off by `1 / (4 L^2)` of the largest square for
+    /// each value of a block, for `L` levels to a side: less than the whole
+    /// block's for sure with six bits or more.
+    #[must_use]
+    pub fn is_contraction(&self) -> bool {
+        !matches!(self.precision, Precision::Qsgd(bits) if bits < 6)
+    }
+
+    /// For vectors that no memory makes up for: every element by itself, in
+    /// this precision or in `int8`, if this one is coarser or rounds at random.
+    #[must_use]
+    pub fn rounded(&self) -> Self {
+        let precision = match self.precision {
+            fine @ (Precision::F32 | Precision::Fp16) => fine,
+            _ => Precision::Int8,
+        };
+        Self { precision, lossless: self.lossless, ..Self::default() }
+    }
+
     /// The same packing, with nothing lost before it.
     #[must_use]
     pub fn without_loss(&self) -> Self {

@@ -463,6 +463,40 @@ fn qsgd_is_right_on_average() {
 }
 
 #[test]
+fn what_is_lost_time_and_again_does_not_grow() {
+    // The worst there is: one large value, and others half a step from a level.
+    for (stages, contracts) in [("qsgd:2", false), ("qsgd:5", false), ("qsgd:6", true), ("qsgd:8", true)] {
+        let step = 1.0 / ((1u32 << (stages[5..].parse::<u32>().unwrap() - 1)) - 1) as f32;
+        let mut vector = vec![0.5 * step; 1_024];
+        vector[0] = 1.0;
+        let pipeline = pipeline(stages);
+        assert_eq!(pipeline.is_contraction(), contracts, "{stages}");
+        let size = norm(vector.iter().map(|v| f64::from(*v)));
+        let lost = error(&vector, &roundtrip(&pipeline, &vector, &[vec![1_024]], 1));
+        assert!(!contracts || lost < 0.6 * size, "{stages}: {lost} of {size}");
+    }
+}
+
+#[test]
+fn pipelines_know_what_they_lose() {
+    for (stages, unbiased, contracts, rounded) in [
+        ("zstd", true, true, "zstd"),
+        ("fp16", false, true, "fp16"),
+        ("int4 zstd", false, true, "int8 zstd"),
+        ("sign", false, true, "int8"),
+        ("qsgd:3", true, false, "int8"),
+        ("qsgd:7 zstd", true, true, "int8 zstd"),
+        ("topk:0.1", false, true, ""),
+        ("random:0.1 qsgd:4", false, false, "int8"),
+        ("powersgd:2 fp16", false, true, "fp16"),
+    ] {
+        let it = pipeline(stages);
+        assert_eq!((it.is_unbiased(), it.is_contraction()), (unbiased, contracts), "{stages}");
+        assert_eq!(it.rounded().stages().join(" "), rounded, "{stages}");
+    }
+}
+
+#[test]
 fn masks_are_even_and_of_their_seed() {
     let (vector, shapes) = (vec![1.0; 1_000], [vec![1_000]]);
     let random = pipeline("random:0.1");

@@ -8,13 +8,13 @@ pub(super) fn bulyan(votes: &mut Votes<'_>, harmful: usize) -> Result<Vec<f32>, 
     let distances = votes.distances()?;
     let mut left: Vec<usize> = (0..votes.len()).collect();
     let mut chosen = Vec::new();
-    let count = votes.len().saturating_sub(2 * harmful).max(1);
+    let count = votes.len() - 2 * harmful;
     while chosen.len() < count {
         let best = krum::ranked(&distances, &left, harmful)[0];
         left.retain(|i| *i != best);
         chosen.push(Chosen::whole(best));
     }
-    let kept = count.saturating_sub(2 * harmful).max(1);
+    let kept = count - 2 * harmful;
     votes.per_number(&chosen, true, |sorted| {
         let middle = median::middle(sorted);
         let mut near: Vec<f64> = sorted.iter().map(|x| f64::from(*x)).collect();

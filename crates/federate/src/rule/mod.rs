@@ -2,15 +2,21 @@
 //!
 //! All but [`Rule::Mean`] count every member alike, since a number of examples
 //! is only said, and keep the contributions of a round on a [`Shelf`] until it
-//! ends: their decisions need all of them.
+//! ends: their decisions need all of them. Of running statistics they take the
+//! median: whoever sends an honest change of weights isn't believed in the rest.
+//!
+//! A share of a round's contributions that isn't a whole number of them is
+//! rounded up. A round that ended with fewer than a rule needs for that is put
+//! together by the median, which bears any minority.
 //!
 //! # Adding a rule
 //!
 //! Write `mine.rs` with a function from `Votes` (and the settings) to the
 //! vector that they amount to, like `median.rs`; add a variant to [`Rule`]
-//! with its bounds in [`Rule::check`], and a line in `Collected::finish`. Say
-//! in `tests/it/rules.rs` what it gives on small numbers; the laws there (order
-//! of arrival, a minority far away changes little) hold for all.
+//! with its bounds in [`Rule::check`], what it needs in [`Rule::needs`], and a
+//! line in `Rule::decide`; `combine.rs` says what it goes with. Say in
+//! `tests/it/rules.rs` what it gives on small numbers; the laws there (order of
+//! arrival, a minority far away changes little) hold for all.
 
 mod bounded;
 mod bulyan;
@@ -117,12 +123,42 @@ impl Rule {
         }
     }
 
+    /// Its name in a job's file.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Mean => "mean",
+            Self::Median => "median",
+            Self::Trimmed { .. } => "trimmed",
+            Self::Krum { .. } => "krum",
+            Self::MultiKrum { .. } => "multikrum",
+            Self::Bulyan { .. } => "bulyan",
+            Self::Bounded { .. } => "bounded",
+        }
+    }
+
+    /// How many contributions it takes to bear its share of harm among so many:
+    /// `2 f + 1` to trim, `2 f + 3` for Krum's choice, `4 f + 3` for Bulyan's.
+    #[must_use]
+    pub fn needs(&self, count: usize) -> usize {
+        match *self {
+            Self::Mean => 1,
+            // Of two, nobody can tell which one does harm.
+            Self::Median | Self::Bounded { .. } => 3,
+            Self::Trimmed { share } => (2 * harmful(share, count) + 1).max(3),
+            Self::Krum { share } | Self::MultiKrum { share } => 2 * harmful(share, count) + 3,
+            Self::Bulyan { share } => 4 * harmful(share, count) + 3,
+        }
+    }
+
     /// What votes amount to.
     fn decide(&self, votes: &mut Votes<'_>) -> Result<Vec<f32>, FederateError> {
         let count = votes.len();
-        let harmful = |share: f64| (share * count as f64).floor() as usize;
+        let harmful = |share| harmful(share, count);
         match *self {
             Self::Mean => votes.mean(&votes.all()),
+            Self::Bounded { times } => bounded::bounded(votes, times),
+            rule if count < rule.needs(count) => median::median(votes),
             Self::Median => median::median(votes),
             Self::Trimmed { share } => trimmed::trimmed(votes, harmful(share)),
             Self::Krum { share } => {
@@ -136,9 +172,14 @@ impl Rule {
                 votes.mean(&chosen)
             }
             Self::Bulyan { share } => bulyan::bulyan(votes, harmful(share)),
-            Self::Bounded { times } => bounded::bounded(votes, times),
         }
     }
+}
+
+/// How many of so many a share is: rounded up, since half a contribution does
+/// harm as a whole one; 0.07 of 100 are 7, whatever floats make of it.
+fn harmful(share: f64, count: usize) -> usize {
+    (share * count as f64 - 1e-9).ceil().max(0.0) as usize
 }
 
 /// Contributions of a round, for a rule that needs them all.
@@ -170,8 +211,12 @@ impl Collected {
 
     /// What votes are compared by: weights, or what a model says.
     fn compared(&self) -> Range<usize> {
-        let of = |wanted: Channel| self.channels.iter().find(|(c, _)| *c == wanted).map(|(_, place)| place.clone());
-        of(Channel::Model).or_else(|| of(Channel::Logits)).unwrap_or(0..0)
+        self.place(Channel::Model).or_else(|| self.place(Channel::Logits)).unwrap_or(0..0)
+    }
+
+    /// Where a channel is in a vote.
+    fn place(&self, wanted: Channel) -> Option<Range<usize>> {
+        self.channels.iter().find(|(channel, _)| *channel == wanted).map(|(_, place)| place.clone())
     }
 }
 
@@ -204,8 +249,14 @@ impl Aggregate for Collected {
         }
         let mut places: Vec<usize> = (0..digests.len()).collect();
         places.sort_by_key(|place| digests[*place]);
-        let (length, compared) = (self.length(), self.compared());
-        let decided = self.rule.decide(&mut Votes { shelf: &mut *self.shelf, places, length, compared })?;
+        let (within, compared) = (0..self.length(), self.compared());
+        let statistics = self.place(Channel::Statistics);
+        let mut votes = Votes { shelf: &mut *self.shelf, places, within, compared };
+        let mut decided = self.rule.decide(&mut votes)?;
+        if let Some(place) = statistics {
+            votes.within = place.clone();
+            decided[place].copy_from_slice(&median::median(&mut votes)?);
+        }
         self.clear()?;
         Ok(self.channels.iter().map(|(channel, place)| (*channel, decided[place.clone()].to_vec())).collect())
     }

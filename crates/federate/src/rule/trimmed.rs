@@ -4,7 +4,5 @@ use super::votes::{self, Votes};
 use crate::FederateError;
 
 pub(super) fn trimmed(votes: &mut Votes<'_>, out: usize) -> Result<Vec<f32>, FederateError> {
-    // Something stays, however few there are.
-    let out = out.min((votes.len() - 1) / 2);
     votes.per_number(&votes.all(), true, |sorted| votes::mean(&sorted[out..sorted.len() - out]))
 }

@@ -67,8 +67,8 @@ pub(super) struct Votes<'a> {
     pub(super) shelf: &'a mut dyn Shelf,
     /// Where each lies on the shelf.
     pub(super) places: Vec<usize>,
-    /// Numbers of a vote.
-    pub(super) length: usize,
+    /// The numbers that are decided.
+    pub(super) within: Range<usize>,
     /// Those that votes are compared by.
     pub(super) compared: Range<usize>,
 }
@@ -95,18 +95,18 @@ impl Votes<'_> {
         (0..self.len()).map(Chosen::whole).collect()
     }
 
-    /// Makes one number of those that some votes have in a place; sorted first,
-    /// if the function wants them so.
+    /// Makes one number of those that some votes have in a place, for each that
+    /// is decided; sorted first, if the function wants them so.
     pub(super) fn per_number(
         &mut self,
         chosen: &[Chosen],
         sorted: bool,
         of: impl Fn(&[f32]) -> f64,
     ) -> Result<Vec<f32>, FederateError> {
-        let mut made = Vec::with_capacity(self.length);
+        let mut made = Vec::with_capacity(self.within.len());
         let mut column = vec![0f32; chosen.len()];
         let of_votes: Vec<usize> = chosen.iter().map(|c| c.vote).collect();
-        self.tiles(&of_votes, 0..self.length, |tile, width| {
+        self.tiles(&of_votes, self.within.clone(), |tile, width| {
             for (row, c) in tile.chunks_exact_mut(width).zip(chosen).filter(|(_, c)| c.scale != 1.0) {
                 row.iter_mut().for_each(|x| *x = (f64::from(*x) * c.scale) as f32);
             }

@@ -35,6 +35,13 @@ impl Behaviour for FedMd {
         Weight { share: 1.0, factor: 1.0 }
     }
 
+    /// Members tell what sets their answers apart from what they were told,
+    /// which isn't what all say where that was rounded on its way down, or has
+    /// changed since.
+    fn rebases(&self) -> bool {
+        true
+    }
+
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
         add(server, round, Channel::Logits, 1.0);
     }

@@ -1,4 +1,5 @@
-//! FedYogi: the second moment moves towards the square of the change by stepsn//! that don't depend on how far it is, so that rare large changes fade slowly.
+//! FedYogi: the second moment moves towards the square of the change by steps
+//! that don't depend on how far it is, so that rare large changes fade slowly.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,9 @@ impl Behaviour for FedYogi {
     }
 
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
-        self.0.apply(server, round, "fedyogi", |v, square| v - (1.0 - self.0.beta2) * square * (v - square).signum());
+        // Where both are the same it stays: the sign of zero is zero, which
+        // `signum` isn't.
+        let sign = |x: f64| if x == 0.0 { 0.0 } else { x.signum() };
+        self.0.apply(server, round, "fedyogi", |v, square| v - (1.0 - self.0.beta2) * square * sign(v - square));
     }
 }

@@ -12,6 +12,7 @@
 //!    `add`, since a statistic has no gradient.
 //! 2. Add it to [`Strategy`] and to [`Strategy::behaviour`]. Job files, nodes
 //!    and simulation know strategies by that enum only.
+//!    `combine.rs` says what it goes with: rules, memories, the other hop.
 //! 3. Say in `tests/it/strategies.rs` what one round gives on small numbers,
 //!    computed by hand from the paper; the laws there (order of arrival, equal
 //!    members change nothing) hold for all.

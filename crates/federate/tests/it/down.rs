@@ -45,7 +45,7 @@ fn apart(desk: &Desk) -> f64 {
 }
 
 const STAGES: [&str; 6] =
-    ["'topk:0.05'", "'topk:0.1', 'int8', 'zstd'", "'random:0.3', 'fp16'", "'int4'", "'qsgd:4', 'zstd'", "'powersgd:2'"];
+    ["'topk:0.05'", "'topk:0.1', 'int8', 'zstd'", "'random:0.3', 'fp16'", "'int4'", "'qsgd:6', 'zstd'", "'powersgd:2'"];
 
 #[test]
 fn whoever_follows_has_the_coordinators_bits() {

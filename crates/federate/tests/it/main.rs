@@ -1,8 +1,9 @@
 //! One test crate: exact sums, strategies on numbers worked out by hand,
-//! selection, settings.
+//! selection, settings, reports.
 
 mod down;
 mod gossip;
+mod reports;
 mod rules;
 mod select;
 mod senders;

@@ -1,6 +1,7 @@
 //! Rules against harm: small numbers by hand, and what holds for all.
 
 use proptest::prelude::*;
+use tierline_codec::update::{self, Pipeline};
 use tierline_federate::aggregate::Weight;
 use tierline_federate::{Channel, Contribution, FederateError, InMemory, Layout, Part, Report, Rule, Vectors};
 
@@ -49,6 +50,10 @@ fn small_numbers_by_hand() {
     let near = votes(&[[1.5, 4.5], [2.0, 4.0], [3.0, 3.0], [4.0, 2.0], [100.0, -90.0]]);
     assert_eq!(put_together(Rule::Krum { share: 0.2 }, &near), [2.0, 4.0]);
     assert_eq!(put_together(Rule::MultiKrum { share: 0.2 }, &near), [2.625, 3.375]);
+    // Two of seven, to be sure of a fifth: those in the middle.
+    let seven = votes(&[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0], [5.0, 5.0], [60.0, 60.0], [70.0, 70.0]]);
+    assert_eq!(put_together(Rule::Trimmed { share: 0.2 }, &seven), [4.0, 4.0]);
+    assert_eq!(put_together(Rule::MultiKrum { share: 0.2 }, &seven), [3.0, 3.0]);
     // Lengths 3, 4 and 10: all are cut to 4.
     let three = votes(&[[3.0, 0.0], [0.0, 4.0], [6.0, 8.0]]);
     let bounded = put_together(Rule::Bounded { times: 1.0 }, &three);
@@ -63,6 +68,75 @@ fn one_vote_and_none() {
         assert_eq!(only, [1.5, -2.0], "{rule:?}");
         let mut aggregate = rule.aggregate(&layout(2), &[Channel::Model], Box::<InMemory>::default());
         assert_eq!(aggregate.finish(), Err(FederateError::Empty));
+    }
+}
+
+#[test]
+fn a_round_of_too_few_is_put_together_by_the_median() {
+    // The demonstration's edges have four ends each; one of them does harm.
+    let four = votes(&[[1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [1e6, -1e6]]);
+    for rule in RULES.into_iter().filter(|rule| !matches!(rule, Rule::Bounded { .. })) {
+        assert_eq!(put_together(rule, &four), [2.5, 1.5], "{rule:?}");
+    }
+    let bounded = put_together(Rule::Bounded { times: 1.0 }, &four);
+    assert!(bounded.iter().all(|x| x.abs() < 3.0), "{bounded:?}");
+    for (rule, count, needs) in [
+        (Rule::Median, 2, 3),
+        (Rule::Trimmed { share: 0.2 }, 4, 3),
+        (Rule::Trimmed { share: 0.4 }, 4, 5),
+        (Rule::Krum { share: 0.2 }, 4, 5),
+        (Rule::Krum { share: 0.2 }, 5, 5),
+        (Rule::Krum { share: 0.2 }, 6, 7),
+        (Rule::MultiKrum { share: 0.2 }, 15, 9),
+        (Rule::MultiKrum { share: 0.07 }, 100, 17),
+        (Rule::Bulyan { share: 0.2 }, 14, 15),
+        (Rule::Bulyan { share: 0.2 }, 15, 15),
+        (Rule::Bulyan { share: 0.2 }, 16, 19),
+        (Rule::Bulyan { share: 0.0 }, 3, 3),
+    ] {
+        assert_eq!(rule.needs(count), needs, "{rule:?} of {count}");
+    }
+}
+
+#[test]
+fn an_honest_change_of_weights_doesnt_vouch_for_statistics() {
+    let layout = Layout { statistics: vec![Part { name: "variance".into(), shape: vec![1] }], ..layout(2) };
+    for rule in RULES {
+        let channels = [Channel::Model, Channel::Statistics];
+        let mut aggregate = rule.aggregate(&layout, &channels, Box::<InMemory>::default());
+        for i in 0..15 {
+            // The first sends weights in the middle of all, and half a disaster.
+            let statistic = if i == 0 { -1e3 } else { 0.5 };
+            let model = vec![1.0 + 0.01 * ((i + 7) % 15) as f32; 2];
+            let vectors = Vectors::from([(Channel::Model, model), (Channel::Statistics, vec![statistic])]);
+            let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
+            aggregate.add(ONE, &Contribution { vectors, report }).unwrap();
+        }
+        assert_eq!(aggregate.finish().unwrap()[&Channel::Statistics], [0.5], "{rule:?}");
+    }
+}
+
+#[test]
+fn signs_are_chosen_among_as_any_change() {
+    let pipeline = Pipeline::parse(&["sign"]).unwrap();
+    let mut rng = fastrand::Rng::with_seed(3);
+    let truth: Vec<f32> = (0..200).map(|_| rng.f32() - 0.5).collect();
+    let arrived = |vote: &[f32]| {
+        let mut bytes = Vec::new();
+        pipeline.encode(vote, &[vec![200]], 1, &mut bytes).unwrap();
+        update::decode(&bytes, &[vec![200]]).unwrap()
+    };
+    let mut all: Vec<Vec<f32>> =
+        (0..8).map(|_| arrived(&truth.iter().map(|x| x + 0.2 * (rng.f32() - 0.5)).collect::<Vec<_>>())).collect();
+    let honest = all.clone();
+    all.extend([-1.0, -50.0].map(|times| arrived(&truth.iter().map(|x| times * x).collect::<Vec<_>>())));
+    for rule in [Rule::Krum { share: 0.2 }, Rule::MultiKrum { share: 0.2 }, Rule::Median] {
+        let found = put_together(rule, &all);
+        let along: f32 = found.iter().zip(&truth).map(|(x, y)| x * y).sum();
+        assert!(along > 0.0, "{rule:?}");
+        if matches!(rule, Rule::Krum { .. }) {
+            assert!(honest.contains(&found), "an honest one is chosen, as it came");
+        }
     }
 }
 

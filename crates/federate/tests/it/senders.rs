@@ -1,7 +1,8 @@
-//! What doesn't travel is remembered, and nothing of an update is lost.
+//! What doesn't travel of changes of weights is remembered, and nothing of
+//! those that counted is lost; all else is told anew.
 
 use tierline_codec::update::Pipeline;
-use tierline_federate::sender::{Kept, Memory, Sender, Sent};
+use tierline_federate::sender::{CONTROL, Kept, Memory, Sender, Sent};
 use tierline_federate::{Channel, Layout, Part, Vectors, wire};
 
 fn layout() -> Layout {
@@ -28,8 +29,8 @@ fn send(sender: &Sender, vectors: &Vectors, kept: &Kept, round: u64) -> (Sent, V
     (sent, arrived)
 }
 
-/// Sends updates one after another; the sum of what was to be sent, and of
-/// what arrived.
+/// Sends updates one after another; the sum of those that counted, and of what
+/// arrived of them.
 fn rounds(sender: &Sender, count: u64, refuse: impl Fn(u64) -> bool) -> (Vec<f64>, Vec<f64>, Kept) {
     let mut rng = fastrand::Rng::with_seed(1);
     let (mut wanted, mut arrived) = (vec![0f64; 100], vec![0f64; 100]);
@@ -38,11 +39,10 @@ fn rounds(sender: &Sender, count: u64, refuse: impl Fn(u64) -> bool) -> (Vec<f64
         let vectors = update(&mut rng);
         let (sent, got) = send(sender, &vectors, &kept, round);
         assert_eq!(got[&Channel::Statistics], vectors[&Channel::Statistics], "statistics travel whole");
-        wanted.iter_mut().zip(&vectors[&Channel::Model]).for_each(|(a, x)| *a += f64::from(*x));
         if refuse(round) {
-            kept = sent.refused;
             continue;
         }
+        wanted.iter_mut().zip(&vectors[&Channel::Model]).for_each(|(a, x)| *a += f64::from(*x));
         arrived.iter_mut().zip(&got[&Channel::Model]).for_each(|(a, x)| *a += f64::from(*x));
         kept = sent.counted;
     }
@@ -82,9 +82,6 @@ fn momentum_is_gathered_where_nothing_travels() {
     let second = sender.encode(&layout, &vectors, &first.counted, first.counted.clone(), 1, 1).unwrap();
     assert_eq!(second.counted["velocity.model"], [0.0, 1.9]);
     assert_eq!(second.counted["gathered.model"], [0.0, 2.9]);
-    // Refused, it is all still there.
-    assert_eq!(second.refused["velocity.model"], [10.0, 1.9]);
-    assert_eq!(second.refused["gathered.model"], [10.0, 2.9]);
 }
 
 #[test]
@@ -138,5 +135,101 @@ fn broken_updates_are_refused() {
     for end in 1..bytes.len() {
         let cut = wire::decode_named(&bytes[..end]);
         assert!(cut.is_err() || cut.unwrap().len() < 2, "cut at {end}");
+    }
+}
+
+#[test]
+fn unless_said_otherwise_what_is_lost_for_good_is_remembered() {
+    for (stages, memory) in [
+        (&[][..], Memory::None),
+        (&["qsgd:2", "zstd"], Memory::None),
+        (&["fp16"], Memory::Feedback),
+        (&["sign"], Memory::Feedback),
+        (&["random:0.1"], Memory::Feedback),
+        (&["topk:0.1", "qsgd:6"], Memory::Feedback),
+        (&["powersgd:2"], Memory::Feedback),
+    ] {
+        assert_eq!(Memory::of(&Pipeline::parse(stages).unwrap()), memory, "{stages:?}");
+    }
+}
+
+const MEMORIES: [Memory; 4] = [Memory::None, Memory::Feedback, Memory::Dgc { momentum: 0.9, warmup: 0 }, Memory::Ef21];
+
+#[test]
+fn an_update_that_is_refused_leaves_no_trace() {
+    // SCAFFOLD's two channels and FedMD's, each in rounds of which some are
+    // refused: what is sent then is what it would be had they never been.
+    let layout = Layout { logits: vec![Part { name: "p".into(), shape: vec![10, 10] }], ..layout() };
+    let channels = [&[Channel::Model, Channel::Control][..], &[Channel::Logits]];
+    for (memory, channels) in MEMORIES.into_iter().flat_map(|memory| channels.map(|c| (memory, c))) {
+        let sender = sender(&["topk:0.1", "int8"], memory);
+        let run = |refused: bool| {
+            let mut rng = fastrand::Rng::with_seed(7);
+            let (mut kept, mut bytes) = (Kept::new(), Vec::new());
+            for round in 0..12 {
+                let mut draw = || (0..100).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
+                let vectors: Vectors = channels.iter().map(|c| (*c, draw())).collect();
+                if round % 4 != 3 {
+                    let sent = sender.encode(&layout, &vectors, &kept, kept.clone(), round, round).unwrap();
+                    (kept, bytes) = (sent.counted, sent.bytes);
+                } else if refused {
+                    sender.encode(&layout, &vectors, &kept, kept.clone(), round, round).unwrap();
+                }
+            }
+            (kept, bytes)
+        };
+        assert_eq!(run(true), run(false), "{memory:?} {channels:?}");
+    }
+}
+
+#[test]
+fn answers_and_control_variates_have_no_memory_and_travel_whole() {
+    let layout = Layout { logits: vec![Part { name: "p".into(), shape: vec![10, 10] }], ..layout() };
+    let mut rng = fastrand::Rng::with_seed(8);
+    let vector: Vec<f32> = (0..100).map(|_| rng.f32() - 0.5).collect();
+    for memory in MEMORIES {
+        for channel in [Channel::Control, Channel::Logits] {
+            for stages in [&["topk:0.01"][..], &["topk:0.1", "sign"], &["qsgd:2"], &["powersgd:1", "fp16"]] {
+                let vectors = Vectors::from([(channel, vector.clone())]);
+                let mut kept = Kept::new();
+                for round in 0..3 {
+                    let sent = sender(stages, memory).encode(&layout, &vectors, &kept, kept.clone(), round, 1).unwrap();
+                    let arrived = wire::decode(&sent.bytes, &layout).unwrap().remove(&channel).unwrap();
+                    let near = arrived.iter().zip(&vector).all(|(a, x)| (a - x).abs() <= 0.5 / 254.0 + 1e-6);
+                    assert!(near, "{memory:?} {channel:?} {stages:?}: round {round}");
+                    kept = sent.counted;
+                    kept.remove(CONTROL);
+                    assert!(kept.is_empty(), "{kept:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_mean_of_members_control_variates_is_what_the_server_has() {
+    let sender = sender(&["topk:0.1", "int4"], Memory::Feedback);
+    let mut rng = fastrand::Rng::with_seed(9);
+    let (mut server, mut members) = (vec![0f64; 100], vec![Kept::new(); 3]);
+    for round in 0..10 {
+        for (i, kept) in members.iter_mut().enumerate() {
+            let draw: Vec<f32> = (0..100).map(|_| rng.f32() - 0.5).collect();
+            let vectors = Vectors::from([(Channel::Control, draw.clone())]);
+            // As training leaves it: moved by all bits.
+            let own = kept.get(CONTROL).cloned().unwrap_or_else(|| vec![0.0; 100]);
+            let after = Kept::from([(CONTROL.to_owned(), own.iter().zip(&draw).map(|(c, d)| c + d).collect())]);
+            let sent = sender.encode(&layout(), &vectors, kept, after, round, round).unwrap();
+            if (round + i as u64).is_multiple_of(4) {
+                continue;
+            }
+            let arrived = wire::decode(&sent.bytes, &layout()).unwrap();
+            server.iter_mut().zip(&arrived[&Channel::Control]).for_each(|(c, d)| *c += f64::from(*d) / 3.0);
+            *kept = sent.counted;
+        }
+        for (j, c) in server.iter().enumerate() {
+            let mean =
+                members.iter().filter_map(|kept| kept.get(CONTROL)).map(|own| f64::from(own[j])).sum::<f64>() / 3.0;
+            assert!((c - mean).abs() < 1e-5, "round {round}: {c} for {mean}");
+        }
     }
 }

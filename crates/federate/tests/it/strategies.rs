@@ -123,6 +123,15 @@ fn adaptive_servers_take_the_steps_of_the_paper() {
 }
 
 #[test]
+fn yogi_stays_where_the_square_is_what_it_was() {
+    let kind = strategy("kind = 'fedyogi'\nrate = 1.0\nbeta1 = 0.0\nbeta2 = 0.5\ntau = 0.5");
+    let mut server = server(&kind);
+    let same = [(contribution(&kind, [0.5, 1.0], 0.0, 1, 1), 0)];
+    round(&kind, &mut server, 1, &same);
+    assert_eq!(server.kept["fedyogi.square"], [0.25, 0.75]);
+}
+
+#[test]
 fn adaptive_servers_carry_on_the_mean_change() {
     let kind = strategy("kind = 'fedadam'\nrate = 1.0\nbeta1 = 0.5\nbeta2 = 0.0\ntau = 1.0");
     let mut server = server(&kind);
@@ -248,6 +257,113 @@ fn fedmd_counts_members_alike_and_moves_what_is_said() {
     assert_eq!(server.model[&Channel::Logits], [2.0, 1.0], "half of 2 and half of 4 more, whoever has more examples");
 }
 
+/// A hop whose members say things of two public examples.
+fn said(settings: &str) -> Desk {
+    let layout = Layout { logits: vec![part("p", 2)], ..Layout::default() };
+    let hop: Hop = toml::from_str(settings).unwrap();
+    let server = Server { model: BTreeMap::from([(Channel::Logits, vec![0.0; 2])]), kept: BTreeMap::new() };
+    Desk::new(layout, &hop, 0, server, Box::<InMemory>::default())
+}
+
+fn says(desk: &mut Desk, version: u64, told: &[f32], answers: [f32; 2]) {
+    let change = answers.iter().zip(told).map(|(x, t)| x - t).collect();
+    let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
+    let contribution = Contribution { vectors: BTreeMap::from([(Channel::Logits, change)]), report };
+    desk.check(&contribution).unwrap();
+    desk.add(contribution, version, desk.version() - version).unwrap();
+    desk.make(&[Counted { member: "end".into(), report, staleness: 0 }], 1).unwrap();
+    desk.publish(desk.version()).unwrap();
+}
+
+#[test]
+fn fedmd_is_what_members_say_whatever_they_were_told() {
+    let strategy = "strategy = { kind = 'fedmd', distil = { public = 'p', examples = 2 } }";
+    for down in ["", "down = ['topk:0.5']", "down = ['sign']"] {
+        let mut desk = said(&format!("{strategy}\n{down}"));
+        for answers in [[4.0, 1.0], [3.0, -7.0], [2.0, 2.0]] {
+            let (version, told) = (desk.version(), desk.held()[&Channel::Logits].clone());
+            says(&mut desk, version, &told, answers);
+            assert_eq!(desk.server().model[&Channel::Logits], answers, "{down}");
+        }
+        // One that comes late, of what was told before.
+        let (version, told) = (desk.version(), desk.held()[&Channel::Logits].clone());
+        says(&mut desk, version, &told, [5.0, 5.0]);
+        says(&mut desk, version, &told, [6.0, 1.0]);
+        assert_eq!(desk.server().model[&Channel::Logits], [6.0, 1.0], "{down}");
+    }
+}
+
+#[test]
+fn variances_never_fall_below_zero() {
+    let layout = Layout {
+        statistics: vec![part("mean", 1), part("variance", 1)],
+        variances: vec!["variance".into()],
+        ..layout()
+    };
+    for rule in ["mean", "median", "bounded"] {
+        let hop: Hop = toml::from_str(&format!("rule = {{ kind = '{rule}' }}")).unwrap();
+        let model = Vectors::from([(Channel::Model, vec![0.0; 2]), (Channel::Statistics, vec![0.5, 0.5])]);
+        let server = Server { model, ..Server::default() };
+        let mut desk = Desk::new(layout.clone(), &hop, 0, server, Box::<InMemory>::default());
+        let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
+        let vectors = Vectors::from([(Channel::Model, vec![0.0; 2]), (Channel::Statistics, vec![-1e3, -1e3])]);
+        desk.add(Contribution { vectors, report }, 0, 0).unwrap();
+        desk.make(&[Counted { member: "end".into(), report, staleness: 0 }], 1).unwrap();
+        assert_eq!(desk.server().model[&Channel::Statistics], [-999.5, 0.0], "{rule}");
+    }
+}
+
+#[test]
+fn with_ef21_the_mean_of_members_estimates_counts() {
+    /// A member, its examples, and how its estimate changes.
+    type Answer = (usize, u64, [f32; 2]);
+
+    let hop: Hop = toml::from_str("up = ['topk:0.5']\nmemory = { kind = 'ef21' }").unwrap();
+    let model = Vectors::from([(Channel::Model, vec![0.0; 2]), (Channel::Statistics, vec![0.0])]);
+    let server = Server { model, ..Server::default() };
+    let mut desk = Desk::new(layout(), &hop, 0, server, Box::<InMemory>::default());
+    // By how many members there are: the last one joins late.
+    let rounds: [(usize, &[Answer]); 3] = [
+        (3, &[(0, 1, [3.0, 0.0]), (1, 999, [0.0, 6.0])]),
+        (3, &[(1, 999, [0.0, -3.0])]),
+        (4, &[(0, 1, [1.0, 0.0]), (3, 5, [8.0, 8.0])]),
+    ];
+    let (mut estimates, mut expected) = ([[0f32; 2]; 4], [0f32; 2]);
+    for (members, answers) in rounds {
+        let mut counted = Vec::new();
+        for (member, examples, change) in answers {
+            let report = Report { examples: *examples, steps: 1, effective_steps: 1.0, ..Report::default() };
+            let vectors = Vectors::from([(Channel::Model, change.to_vec()), (Channel::Statistics, vec![0.0])]);
+            desk.add(Contribution { vectors, report }, desk.version(), 0).unwrap();
+            counted.push(Counted { member: member.to_string(), report, staleness: 0 });
+            estimates[*member].iter_mut().zip(change).for_each(|(e, d)| *e += d);
+        }
+        desk.make(&counted, members).unwrap();
+        for (i, x) in expected.iter_mut().enumerate() {
+            *x += estimates.iter().map(|e| e[i]).sum::<f32>() / members as f32;
+        }
+        let found = &desk.server().model[&Channel::Model];
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?} for {expected:?}");
+    }
+}
+
+#[test]
+fn sizes_are_of_what_is_added() {
+    let report = |examples| Report { examples, steps: 1, effective_steps: 1.0, ..Report::default() };
+    let of = |settings: &str, examples: u64, statistic: f32| {
+        let hop: Hop = toml::from_str(settings).unwrap();
+        let desk = Desk::new(layout(), &hop, 0, Server::default(), Box::<InMemory>::default());
+        let vectors = Vectors::from([(Channel::Model, vec![1.0; 2]), (Channel::Statistics, vec![statistic])]);
+        desk.check(&Contribution { vectors, report: report(examples) })
+    };
+    let large = |result: Result<(), FederateError>| matches!(result, Err(FederateError::Sum { .. }));
+    // An edge of three million examples whose variances move by thousands.
+    assert_eq!(of("", 3_000_000, 10_000.0), Ok(()));
+    assert!(large(of("", 3_000_000, 20_000.0)));
+    assert_eq!(of("rule = { kind = 'median' }", 3_000_000, 20_000.0), Ok(()), "examples don't count there");
+    assert!(large(of("rule = { kind = 'median' }", 1, 1e30)));
+}
+
 #[test]
 fn feddf_begins_with_the_mean() {
     let kind = strategy("kind = 'feddf'\ndistil = { public = 'p' }");
@@ -278,6 +394,12 @@ fn what_is_of_examples_is_as_long_as_they_are_many() {
     for wrong in [of(8, 12, 3), of(8, 11, 4), of(7, 12, 4)] {
         let error = desk.check(&contribution(4, wrong)).unwrap_err();
         assert!(matches!(error, FederateError::Length { .. }), "{error}");
+    }
+    for (place, value) in [(0, 1e30), (1, -7e4)] {
+        let mut vectors = of(8, 12, 4);
+        vectors[place].1[3] = value;
+        let error = desk.check(&contribution(4, vectors)).unwrap_err();
+        assert!(matches!(error, FederateError::Value { .. }), "{error}");
     }
     for label in [2.0, -1.0, 0.5, 1e9] {
         let mut vectors = of(8, 12, 4);

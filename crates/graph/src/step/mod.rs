@@ -26,7 +26,7 @@ use std::collections::HashMap;
 pub use evaluate::{Evaluation, deployed, evaluation, probe};
 pub use loss::{Loss, Targets};
 pub use metadata::{METADATA, Role, Slot, Spec};
-pub use normalise::learned_by_normalisation;
+pub use normalise::{learned_by_normalisation, variances_of_normalisation};
 pub use optimizer::{Clip, Moments, Optimizer};
 pub use parameters::matches;
 pub use schedule::{Decay, Schedule};

@@ -35,6 +35,14 @@ pub fn learned_by_normalisation(model: &Model) -> HashSet<String> {
     layers.flat_map(|n| n.input.iter().skip(1).cloned()).collect()
 }
 
+/// Names of batch normalisations' running variances.
+#[must_use]
+pub fn variances_of_normalisation(model: &Model) -> HashSet<String> {
+    let nodes = model.graph().node.iter();
+    let layers = nodes.filter(|n| n.op_type() == "BatchNormalization" && n.domain().is_empty());
+    layers.filter_map(|n| n.input.get(4).cloned()).collect()
+}
+
 /// The model with every BatchNormalization whose scale or bias is trained in
 /// training mode.
 pub(super) fn in_training(model: &Model, parameters: &[String]) -> Result<(Model, Statistics), StepError> {

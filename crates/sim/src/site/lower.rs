@@ -220,7 +220,7 @@ impl Site {
         let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
         if let Some(below) = &mut self.nodes[at].below {
             below.update = Some(Held { task: work.task, bytes: Arc::new(sent.bytes), report });
-            below.next = Some((sent.counted, sent.refused));
+            below.next = Some((sent.counted, before));
         }
         Ok(Update { task: work.task, digest, bytes, report })
     }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use tierline_federate::strategy::Drift;
 use tierline_federate::{Channel, Federation, Layout, Part, Personal, Vectors};
-use tierline_graph::step::{self, Recipe, Role, Schedule, Slot, Spec, Steering, StepError};
+use tierline_graph::step::{self, Optimizer, Recipe, Role, Schedule, Slot, Spec, Steering, StepError};
 use tierline_graph::{Elements, Model, Tensor};
 
 use super::Kept;
@@ -91,8 +91,11 @@ impl Blueprint {
             }
             (Some(_), _) => return Err(TrainError::Public { name: "the job".into(), reason: NO_CLASSES.into() }),
         };
-        let (parameters, statistics) = (parts(Role::Parameter), parts(Role::Statistic));
-        let layout = Layout { parameters, statistics, logits, ..Layout::default() };
+        let (parameters, statistics): (_, Vec<Part>) = (parts(Role::Parameter), parts(Role::Statistic));
+        let normalised = step::variances_of_normalisation(&model);
+        let variances = statistics.iter().map(|part| part.name.clone()).filter(|name| normalised.contains(name));
+        let variances = variances.collect();
+        let layout = Layout { parameters, statistics, variances, logits, ..Layout::default() };
         let drift = drift(job);
         Ok(Self { model, spec, blank, shared, own, second, layout, drift })
     }
@@ -262,6 +265,14 @@ fn drift(job: &Job) -> Drift {
 pub(super) fn recipe(job: &Job) -> Result<Recipe, TrainError> {
     job.federation.as_ref().map_or(Ok(()), Federation::check)?;
     let drift = drift(job);
+    // A control variate is the mean gradient: what a member moved by, over its
+    // steps. Adaptive steps and bounds make that another number.
+    if drift.control && !matches!(job.optimizer, Optimizer::Sgd { .. }) {
+        return Err(TrainError::Control("optimizer adam or adamw scales every step; take sgd"));
+    }
+    if drift.control && job.clip.is_some() {
+        return Err(TrainError::Control("clip shortens some of the steps; leave it out"));
+    }
     let ditto = matches!(job.federation.as_ref().and_then(|f| f.personal.as_ref()), Some(Personal::Ditto { .. }));
     let pulled = drift.pull != 0.0 || ditto;
     let steering = Steering { pulled, corrected: pulled || drift.control };

@@ -226,9 +226,12 @@ impl Public {
         let teachers = std::mem::take(&mut self.teachers);
         let answers = (teachers > 0).then(|| self.said.over(f64::from(teachers)));
         self.said.clear();
-        match answers {
-            Some(answers) => self.place.taught(model, &answers, round),
-            None => Ok(model.clone()),
+        let Some(answers) = answers else { return Ok(model.clone()) };
+        match self.place.taught(model, &answers, round) {
+            // One member's large numbers fail nobody's job: the mean goes on as
+            // it is.
+            Err(TrainError::NotFinite { .. }) => Ok(model.clone()),
+            taught => taught,
         }
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tierline_engine::{Engine, LoadOptions};
+use tierline_federate::sender::CONTROL;
 use tierline_federate::strategy::Drift;
 use tierline_federate::strategy::FedMd;
 use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Strategy, Vectors};
@@ -18,9 +19,6 @@ use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
 use crate::error::TrainError;
 use crate::job::Job;
 use crate::trainer::{Scores, Trainer};
-
-/// Of SCAFFOLD: how this member's gradients differ.
-const CONTROL: &str = "control";
 
 /// Keeps the order of examples for an end's own model apart from that for the
 /// shared one.
@@ -514,13 +512,17 @@ fn subtract(from: &mut [f32], what: &[f32]) {
     from.iter_mut().zip(what).for_each(|(x, y)| *x -= y);
 }
 
-/// What steps amount to where momentum carries each on into those behind it
-/// (Wang et al., 2020, for momentum that starts at zero).
+/// What steps amount to where momentum carries each on into those behind it:
+/// the sum of how often each gradient counts (Wang et al., 2020, for momentum
+/// `m` that starts at zero). The last of `n` counts once, the one before it
+/// `1 + m`, the first `(1 - m^n) / (1 - m)`; Nesterov's look ahead counts each
+/// as if there were one step more.
 fn effective(steps: u64, optimizer: &Optimizer) -> f64 {
     let steps = steps as f64;
-    match optimizer {
-        Optimizer::Sgd { momentum, .. } if *momentum > 0.0 => {
-            (steps - momentum * (1.0 - momentum.powf(steps)) / (1.0 - momentum)) / (1.0 - momentum)
+    match *optimizer {
+        Optimizer::Sgd { momentum, nesterov, .. } if momentum > 0.0 => {
+            let ahead = if nesterov { momentum } else { 1.0 };
+            (steps - momentum * ahead * (1.0 - momentum.powf(steps)) / (1.0 - momentum)) / (1.0 - momentum)
         }
         _ => steps,
     }
@@ -554,4 +556,19 @@ pub(super) fn epochs_of(
 fn no_public() -> TrainError {
     let reason = "the job learns from them, and they aren't there".to_owned();
     TrainError::Public { name: "the job".to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_count_as_far_as_momentum_carries_them() {
+        let of = |momentum, nesterov| effective(2, &Optimizer::Sgd { momentum, nesterov, weight_decay: 0.0 });
+        assert_eq!(of(0.0, false), 2.0);
+        // Directions g1 and g1 / 2 + g2: the first counts 1.5 times.
+        assert_eq!(of(0.5, false), 1.5 + 1.0);
+        // Steps g1 + g1 / 2, then g2 + (g1 / 2 + g2) / 2: 1.75 and 1.5 times.
+        assert_eq!(of(0.5, true), 1.75 + 1.5);
+    }
 }

@@ -169,6 +169,8 @@ fn batch_normalisations_stay_with_the_end() {
     let of = |text: &str| Blueprint::new(network("resnet18_small"), &job(text)).unwrap().layout().clone();
     let (layout, all) = (of("[federation.personal]\nkind = 'fedbn'\n"), of(""));
     assert!(!all.statistics.is_empty() && layout.statistics.is_empty());
+    assert_eq!(2 * all.variances.len(), all.statistics.len(), "half of them are variances");
+    assert!(all.variances.iter().all(|name| all.statistics.iter().any(|part| part.name == *name)));
     // Each normalisation has a scale and a bias, a mean and a variance.
     assert_eq!(all.parameters.len() - layout.parameters.len(), all.statistics.len());
 }
@@ -206,4 +208,24 @@ fn settings_that_keep_nothing_or_everything_are_refused() {
     let both = "[federation]\nevaluate_at = 'cloud'\n[federation.personal]\nkind = 'fedbn'\n";
     let error = Member::new("lenet", both, 0).err().unwrap().to_string();
     assert!(error.contains("each end has a model of its own"), "{error}");
+}
+
+#[test]
+fn control_variates_are_of_plain_steps() {
+    let scaffold = "[federation.cloud]\nrounds = 4\nstrategy = { kind = 'scaffold' }\n";
+    let of = |from: &str, to: &str| {
+        let text = "model = 'm.onnx'\nepochs = 1\n[data]\ntrain = 'pictures'\n[optimizer]\nkind = 'sgd'\n[schedule]\nrate = 0.1\n";
+        let job: Job = toml::from_str(&format!("{}{scaffold}", text.replace(from, to))).unwrap();
+        Blueprint::new(network("mlp"), &job).map(drop)
+    };
+    of("", "").unwrap();
+    of("'sgd'", "'sgd'\nmomentum = 0.9\nnesterov = true").unwrap();
+    for (from, to, says) in [
+        ("'sgd'", "'adam'", "take sgd"),
+        ("'sgd'", "'adamw'", "take sgd"),
+        ("[schedule]", "[clip]\nnorm = 1.0\n[schedule]", "clip shortens"),
+    ] {
+        let error = of(from, to).unwrap_err().to_string();
+        assert!(error.contains(says), "{to}: {error}");
+    }
 }

@@ -122,7 +122,7 @@ impl Desk {
         let sent = sent.map_err(internal)?;
         let task = work.task;
         folder.write(&folder.outgoing(task.0), &sent.bytes)?;
-        folder.save_kept(task.0, &sent.counted, &sent.refused)?;
+        folder.save_kept(task.0, &sent.counted, before)?;
         let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
         Ok(Update { task, digest, bytes: sent.bytes.len() as u64, report: contribution.report })
     }

@@ -80,10 +80,8 @@ impl Upper {
             desks.take_up_way_down(version).await?;
             if desks.desk.looks_back() {
                 for past in desks.coordinator.versions_in_use() {
-                    if past > 0 {
-                        let model = desks.load(past).await?;
-                        desks.desk.remember(past, model);
-                    }
+                    let model = if past > 0 { desks.load(past).await? } else { desks.blueprint.initial() };
+                    desks.desk.remember(past, model);
                 }
             }
         }
