@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::sum::ExactSum;
+use crate::sum::{ExactSum, TOGETHER_MAX};
 use crate::{Channel, Contribution, Counted, FederateError, Layout, Report, Vectors};
 
 /// How much a contribution counts.
@@ -19,11 +19,12 @@ pub struct Weight {
 /// Puts contributions together. What comes out doesn't depend on the order in
 /// which they went in.
 pub trait Aggregate: Send {
-    /// Takes one contribution.
+    /// Takes one contribution, whose numbers [`check`] and [`check_size`] have
+    /// found fit.
     ///
     /// # Errors
-    /// When it doesn't fit; nothing of it was taken then.
-    fn add(&mut self, weight: Weight, contribution: &Contribution) -> Result<(), FederateError>;
+    /// When it is of another length; nothing of it was taken then.
+    fn add(&mut self, weight: Weight, contribution: Contribution) -> Result<(), FederateError>;
 
     /// What all of them amount to, and a fresh start.
     ///
@@ -80,6 +81,10 @@ pub fn check_look(contribution: &Contribution) -> Result<(), FederateError> {
     contribution.report.check_look()
 }
 
+/// Bytes of contributions that wait to be added in one pass, at most; but for
+/// the first.
+const WAITING_BYTES_MAX: usize = 256 << 20;
+
 /// The weighted mean.
 #[derive(Debug)]
 pub struct Mean {
@@ -87,6 +92,8 @@ pub struct Mean {
     /// Shares so far. Their own sum must not depend on the order either.
     shares: ExactSum,
     count: usize,
+    /// Taken, and not in the sums yet.
+    waiting: Vec<(Weight, Vectors)>,
 }
 
 impl Mean {
@@ -94,25 +101,42 @@ impl Mean {
     #[must_use]
     pub fn new(layout: &Layout, channels: &[Channel]) -> Self {
         let sums = channels.iter().map(|&c| (c, ExactSum::new(layout.len(c)))).collect();
-        Self { sums, shares: ExactSum::new(1), count: 0 }
+        Self { sums, shares: ExactSum::new(1), count: 0, waiting: Vec::new() }
+    }
+
+    /// Contributions that are worth waiting for before sums are gone through.
+    fn together(&self) -> usize {
+        let bytes: usize = self.sums.values().map(|sum| 4 * sum.len()).sum();
+        (WAITING_BYTES_MAX / bytes.max(1)).clamp(1, TOGETHER_MAX)
+    }
+
+    /// Adds what waits.
+    fn settle(&mut self) {
+        for (channel, sum) in &mut self.sums {
+            let terms = self.waiting.iter().map(|(weight, v)| (scale(*channel, *weight), v[channel].as_slice()));
+            sum.put(&terms.collect::<Vec<_>>());
+        }
+        self.waiting.clear();
     }
 }
 
 impl Aggregate for Mean {
-    fn add(&mut self, weight: Weight, contribution: &Contribution) -> Result<(), FederateError> {
-        let failed = |channel: Channel| move |source| FederateError::Sum { channel: channel.name(), source };
-        // All are looked at before any is added: what a later channel refuses
-        // must not have left its mark on an earlier one.
-        let mut reaches = Vec::with_capacity(self.sums.len());
-        for (&channel, sum) in &self.sums {
-            let vector = contribution.vectors.get(&channel).map_or(&[][..], Vec::as_slice);
-            reaches.push(sum.admits(scale(channel, weight), vector).map_err(failed(channel))?);
+    fn add(&mut self, weight: Weight, contribution: Contribution) -> Result<(), FederateError> {
+        debug_assert_eq!(check_size(weight, &contribution), Ok(()), "it was checked");
+        for (channel, sum) in &self.sums {
+            let given = contribution.vectors.get(channel).map_or(0, Vec::len);
+            if given != sum.len() {
+                return Err(FederateError::Length { channel: channel.name(), expected: sum.len(), given });
+            }
         }
-        self.shares.add(weight.share, &[1.0]).map_err(failed(Channel::Model))?;
-        for ((&channel, sum), reach) in self.sums.iter_mut().zip(reaches) {
-            sum.put(scale(channel, weight), &contribution.vectors[&channel], reach);
-        }
+        let failed = |source| FederateError::Sum { channel: "examples", source };
+        self.shares.add(weight.share, &[1.0]).map_err(failed)?;
+        self.sums.values_mut().try_for_each(ExactSum::expect_one).map_err(failed)?;
         self.count += 1;
+        self.waiting.push((weight, contribution.vectors));
+        if self.waiting.len() >= self.together() {
+            self.settle();
+        }
         Ok(())
     }
 
@@ -120,6 +144,7 @@ impl Aggregate for Mean {
         if self.count == 0 {
             return Err(FederateError::Empty);
         }
+        self.settle();
         let total = self.shares.exactly()[0];
         let means = self.sums.iter().map(|(&channel, sum)| (channel, sum.over(total))).collect();
         self.clear()?;
@@ -129,6 +154,7 @@ impl Aggregate for Mean {
     fn clear(&mut self) -> Result<(), FederateError> {
         self.sums.values_mut().for_each(ExactSum::clear);
         self.shares.clear();
+        self.waiting.clear();
         self.count = 0;
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::aggregate::{self, Aggregate, Weight};
 use crate::strategy::{Round, kept};
+use crate::sum::TERM_MAX;
 use crate::{
     Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Report, Rule, Server, Shelf, Strategy,
     Vectors,
@@ -174,9 +175,11 @@ impl Desk {
         if behaviour.rebases()
             && let Some(start) = self.past.get(&version)
         {
-            rebase(&mut contribution.vectors, start, &self.server.model);
+            // No more than what any member may add.
+            let most = (0.5 * TERM_MAX / self.weigh(&contribution.report, staleness).share) as f32;
+            rebase(&mut contribution.vectors, start, &self.server.model, most);
         }
-        self.aggregate.add(self.weigh(&contribution.report, staleness), &contribution)
+        self.aggregate.add(self.weigh(&contribution.report, staleness), contribution)
     }
 
     /// Makes the next model of what was added; members have it once it is
@@ -219,14 +222,15 @@ impl Desk {
 }
 
 /// Sees a change from another point than the one it starts from.
-fn rebase(change: &mut Vectors, start: &Vectors, now: &Vectors) {
+fn rebase(change: &mut Vectors, start: &Vectors, now: &Vectors, most: f32) {
     for channel in [Channel::Model, Channel::Statistics, Channel::Logits] {
         let (Some(change), Some(start), Some(now)) = (change.get_mut(&channel), start.get(&channel), now.get(&channel))
         else {
             continue;
         };
         for ((d, s), n) in change.iter_mut().zip(start).zip(now) {
-            *d = (f64::from(*d) + f64::from(*s) - f64::from(*n)) as f32;
+            let seen = (f64::from(*d) + f64::from(*s) - f64::from(*n)) as f32;
+            *d = seen.clamp(-most, most);
         }
     }
 }

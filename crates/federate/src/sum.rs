@@ -29,6 +29,10 @@ pub const TERM_MAX: f64 = (1u64 << 35) as f64;
 /// terms that would fit.
 const TERMS_PER_CARRY: u32 = 1 << 5;
 
+/// Vectors that are added in one pass: sums are four times as long as a vector
+/// in bytes, and are read and written once for all of them.
+pub const TOGETHER_MAX: usize = 4;
+
 /// A weighted sum of vectors, exact to 2^-44 per element and term.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExactSum {
@@ -130,30 +134,61 @@ impl ExactSum {
     /// # Errors
     /// When the vector doesn't fit; the sum is then what it was.
     pub fn add(&mut self, weight: f64, vector: &[f32]) -> Result<(), SumError> {
-        let reach = self.admits(weight, vector)?;
-        self.put(weight, vector, reach);
+        self.add_all(&[(weight, vector)])
+    }
+
+    /// Adds several vectors, each times its weight, [`TOGETHER_MAX`] in a pass.
+    ///
+    /// # Errors
+    /// When one of them doesn't fit; the sum is then what it was.
+    pub fn add_all(&mut self, terms: &[(f64, &[f32])]) -> Result<(), SumError> {
+        let before = self.largest;
+        for (weight, vector) in terms {
+            match self.admits(*weight, vector) {
+                Ok(reach) => self.largest = reach,
+                Err(error) => {
+                    self.largest = before;
+                    return Err(error);
+                }
+            }
+        }
+        self.put(terms);
         Ok(())
     }
 
-    /// Adds what was admitted.
-    pub(crate) fn put(&mut self, weight: f64, vector: &[f32], reach: f64) {
-        self.largest = reach;
-        if self.terms == TERMS_PER_CARRY {
-            self.carry();
+    /// Counts on one more term that [`ExactSum::admits_of_a_member`].
+    ///
+    /// # Errors
+    /// When there are as many as a sum takes.
+    pub(crate) fn expect_one(&mut self) -> Result<(), SumError> {
+        let reach = self.largest + TERM_MAX;
+        if reach >= SUM_MAX {
+            return Err(SumError::Range { largest: TERM_MAX as f32, weight: 1.0 });
         }
-        self.terms += 1;
-        let (coarse, fine) = (self.coarse.as_mut_slice(), self.fine.as_mut_slice());
-        // Compiled for the widest instructions there are. Products aren't fused
-        // with sums, so every form gives the same bits.
-        Arch::new().dispatch(|| {
-            for ((coarse, fine), &x) in coarse.iter_mut().zip(fine.iter_mut()).zip(vector) {
-                let term = weight * f64::from(x);
-                let high = (term + COARSE) - COARSE;
-                let low = ((term - high) + FINE) - FINE;
-                *coarse += high;
-                *fine += low;
+        self.largest = reach;
+        Ok(())
+    }
+
+    /// Adds vectors times their weights that were admitted or expected, some in
+    /// one pass.
+    pub(crate) fn put(&mut self, terms: &[(f64, &[f32])]) {
+        for some in terms.chunks(TOGETHER_MAX) {
+            let count = some.len() as u32;
+            if self.terms + count > TERMS_PER_CARRY {
+                self.carry();
             }
-        });
+            self.terms += count;
+            let (coarse, fine) = (self.coarse.as_mut_slice(), self.fine.as_mut_slice());
+            // Compiled for the widest instructions there are. Products aren't
+            // fused with sums, so every form gives the same bits.
+            Arch::new().dispatch(|| match *some {
+                [a] => pass(coarse, fine, [a]),
+                [a, b] => pass(coarse, fine, [a, b]),
+                [a, b, c] => pass(coarse, fine, [a, b, c]),
+                [a, b, c, d] => pass(coarse, fine, [a, b, c, d]),
+                _ => {}
+            });
+        }
     }
 
     /// Adds what another sum holds.
@@ -207,6 +242,24 @@ impl ExactSum {
             (*coarse, *fine) = carried(*coarse, *fine);
         }
         self.terms = 1;
+    }
+}
+
+/// Adds some vectors, as long as the sums, to both parts.
+#[inline(always)]
+fn pass<const N: usize>(coarse: &mut [f64], fine: &mut [f64], terms: [(f64, &[f32]); N]) {
+    let length = coarse.len();
+    let fine = &mut fine[..length];
+    let vectors = terms.map(|(_, vector)| &vector[..length]);
+    for i in 0..length {
+        let (mut high_sum, mut low_sum) = (coarse[i], fine[i]);
+        for ((weight, _), vector) in terms.iter().zip(&vectors) {
+            let term = weight * f64::from(vector[i]);
+            let high = (term + COARSE) - COARSE;
+            high_sum += high;
+            low_sum += ((term - high) + FINE) - FINE;
+        }
+        (coarse[i], fine[i]) = (high_sum, low_sum);
     }
 }
 

@@ -221,7 +221,7 @@ impl Collected {
 }
 
 impl Aggregate for Collected {
-    fn add(&mut self, weight: Weight, contribution: &Contribution) -> Result<(), FederateError> {
+    fn add(&mut self, weight: Weight, contribution: Contribution) -> Result<(), FederateError> {
         let mut vote = Vec::with_capacity(self.length());
         for (channel, place) in &self.channels {
             let vector = contribution.vectors.get(channel).map_or(&[][..], Vec::as_slice);

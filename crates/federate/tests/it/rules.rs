@@ -21,7 +21,7 @@ fn put_together(rule: Rule, votes: &[Vec<f32>]) -> Vec<f32> {
     for vote in votes {
         let vectors = Vectors::from([(Channel::Model, vote.clone())]);
         let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
-        aggregate.add(ONE, &Contribution { vectors, report }).unwrap();
+        aggregate.add(ONE, Contribution { vectors, report }).unwrap();
     }
     aggregate.finish().unwrap().remove(&Channel::Model).unwrap()
 }
@@ -110,7 +110,7 @@ fn an_honest_change_of_weights_doesnt_vouch_for_statistics() {
             let model = vec![1.0 + 0.01 * ((i + 7) % 15) as f32; 2];
             let vectors = Vectors::from([(Channel::Model, model), (Channel::Statistics, vec![statistic])]);
             let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
-            aggregate.add(ONE, &Contribution { vectors, report }).unwrap();
+            aggregate.add(ONE, Contribution { vectors, report }).unwrap();
         }
         assert_eq!(aggregate.finish().unwrap()[&Channel::Statistics], [0.5], "{rule:?}");
     }

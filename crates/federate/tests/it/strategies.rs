@@ -51,7 +51,7 @@ fn round(kind: &Kind, server: &mut Server, members: usize, contributions: &[(Con
     let mut counted = Vec::new();
     for (contribution, staleness) in contributions {
         aggregate::check(&layout, &kind.channels(), contribution).unwrap();
-        mean.add(kind.behaviour().weigh(&contribution.report, *staleness), contribution).unwrap();
+        mean.add(kind.behaviour().weigh(&contribution.report, *staleness), contribution.clone()).unwrap();
         let Report { examples, steps, .. } = contribution.report;
         counted.push(Counted {
             member: format!("{examples} {steps}"),
@@ -251,7 +251,7 @@ fn fedmd_counts_members_alike_and_moves_what_is_said() {
         let report = Report { examples, steps: 1, effective_steps: 1.0, ..Report::default() };
         let said = Contribution { vectors: BTreeMap::from([(Channel::Logits, change.to_vec())]), report };
         aggregate::check(&layout, &kind.channels(), &said).unwrap();
-        mean.add(kind.behaviour().weigh(&report, 0), &said).unwrap();
+        mean.add(kind.behaviour().weigh(&report, 0), said).unwrap();
     }
     kind.behaviour().apply(&mut server, &Round { means: &mean.finish().unwrap(), counted: &[], members: 2 });
     assert_eq!(server.model[&Channel::Logits], [2.0, 1.0], "half of 2 and half of 4 more, whoever has more examples");

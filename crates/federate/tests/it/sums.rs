@@ -28,6 +28,12 @@ proptest! {
         merged.merge(&sum(right)).unwrap();
         prop_assert_eq!(there.exactly(), merged.exactly());
         prop_assert_eq!(there.over(3.0), merged.over(3.0));
+        let mut together = ExactSum::new(19);
+        for some in [left, right] {
+            let some: Vec<(f64, &[f32])> = some.iter().map(|(weight, vector)| (*weight, vector.as_slice())).collect();
+            together.add_all(&some).unwrap();
+        }
+        prop_assert_eq!(there.exactly(), together.exactly());
     }
 
     #[test]
@@ -82,6 +88,8 @@ fn what_cannot_be_added_leaves_no_trace() {
     assert!(matches!(sum.add(1.0, &[0.0, 0.0, f32::INFINITY]), Err(SumError::NotFinite { index: 2, .. })));
     assert!(matches!(sum.add(1.0, &[1e20, 0.0, 0.0]), Err(SumError::Range { .. })));
     assert!(matches!(sum.add(f64::NAN, &[1.0, 0.0, 0.0]), Err(SumError::Range { .. })));
+    let some: [(f64, &[f32]); 2] = [(1.0, &[1.0, 1.0, 1.0]), (1.0, &[1e20, 0.0, 0.0])];
+    assert!(matches!(sum.add_all(&some), Err(SumError::Range { .. })));
     assert_eq!(sum.exactly(), before);
 }
 
