@@ -86,6 +86,8 @@ fn check() -> Result<()> {
     summary.part("documentation", || {
         command::cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings").run()
     });
+    // A workspace of its own: nothing else sees whether they compile.
+    summary.part("fuzz targets", || command::cargo(["check", "--manifest-path", "fuzz/Cargo.toml"]).run());
     // Dependency edges, licences and pages are tests of xtask itself.
     test(&mut summary, &[]);
     summary.finish()
