@@ -9,7 +9,7 @@ use tierline_codec::update::Pipeline;
 
 use crate::down::{self, Down};
 use crate::strategy::{Distillation, FedGkt};
-use crate::{FederateError, Gossip, Memory, Personal, Rule, Select, Sender, Strategy, Vectors};
+use crate::{FederateError, Gossip, Memory, Personal, RoundScores, Rule, Select, Sender, Strategy, Vectors};
 
 /// A federation.
 ///
@@ -223,6 +223,19 @@ impl Federation {
             && round > 0
             && within == 0
             && of_cloud.is_multiple_of(self.evaluate_every.max(1))
+    }
+
+    /// Whether held-out examples are looked at behind a round of this number,
+    /// from 1.
+    #[must_use]
+    pub fn looks_behind(&self, number: u64, last: bool) -> bool {
+        last || number.is_multiple_of(self.evaluate_every.max(1))
+    }
+
+    /// Whether a round has reached what the job stops at.
+    #[must_use]
+    pub fn is_reached(&self, round: &RoundScores) -> bool {
+        self.stop.accuracy.zip(round.accuracy).is_some_and(|(goal, found)| found >= goal)
     }
 
     /// Refuses settings that make no sense.

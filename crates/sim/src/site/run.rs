@@ -80,7 +80,7 @@ pub fn run(
     }
     site.spoil(&harmful);
     site.begin();
-    let (rounds, at_ends) = (federation.cloud.rounds, federation.looks_at_ends());
+    let at_ends = federation.looks_at_ends();
     let test = test.filter(|_| !at_ends);
     let mut scores: Vec<RoundScores> = Vec::new();
     let mut board = Scoreboard::default();
@@ -99,7 +99,7 @@ pub fn run(
                 board.looked(before)
             } else {
                 let number = made.round + 1;
-                let look = made.last || number == rounds || number.is_multiple_of(federation.evaluate_every.max(1));
+                let look = federation.looks_behind(number, made.last);
                 let looked: Option<Scores> = match test.filter(|_| look) {
                     Some(test) => Some(judge.evaluate(&site.nodes[0].desk().server().model, test)?),
                     None => None,
@@ -120,7 +120,7 @@ pub fn run(
             let mut enough = false;
             if let Some(round) = known {
                 tell(&round);
-                enough = federation.stop.accuracy.zip(round.accuracy).is_some_and(|(goal, found)| found >= goal);
+                enough = federation.is_reached(&round);
                 scores.push(round);
             }
             let version = site.nodes[0].desk().version();

@@ -107,7 +107,7 @@ fn updates_that_will_not_do_leave_their_sender_out_and_the_job_goes_on() {
         (wire::encode(&with(&|vector| vector.fill(1e30)), layout).unwrap(), report, "beyond"),
         (b"no update at all".to_vec(), report, "can't be read"),
         (vec![7; 40 * fit.len()], report, "at most"),
-        (fit.clone(), WorkReport { examples: 0, ..report }, "0 examples"),
+        (fit.clone(), WorkReport { examples: 0, ..report }, "examples"),
     ];
     for ((ghost, name), (update, report, expected)) in bad.iter().zip(names).zip(cases) {
         let verdict = ghost.submit_with(&ghost.work(), report, &update).unwrap();

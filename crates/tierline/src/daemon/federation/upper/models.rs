@@ -48,7 +48,7 @@ impl Desks {
         if self.upper.below.is_none() {
             let federation = self.upper.manifest.federation();
             let number = round + 1;
-            let look = last || number.is_multiple_of(federation.evaluate_every.max(1));
+            let look = federation.looks_behind(number, last);
             let looked: Option<Scores> = match self.judge.as_mut().filter(|_| look) {
                 Some((place, data)) => {
                     let model = &self.desk.server().model;
@@ -69,7 +69,7 @@ impl Desks {
             let at_ends = federation.looks_at_ends();
             let known = self.board.ended(scores.clone(), HeldOut::together(counted), at_ends);
             if let Some(known) = known {
-                enough = federation.stop.accuracy.zip(known.accuracy).is_some_and(|(goal, found)| found >= goal);
+                enough = federation.is_reached(&known);
                 self.tell_of(&known)?;
             }
             if at_ends {
