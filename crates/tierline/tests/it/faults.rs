@@ -26,8 +26,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::federation::{Federation, part, pictures, round_of, rounds};
-use crate::harness::{Node, tierline, until};
+use crate::federation::{Federation, lines, part, pictures, round_of, rounds};
+use crate::harness::{Node, Ran, on_small_disk, tierline, until};
 
 impl Federation {
     /// The job as the cloud knows it.
@@ -41,8 +41,7 @@ impl Federation {
         until("the job is done", || self.shown().filter(|job| job["state"] == "done"));
         let out = self.folder.path().join("out");
         let ran = self.site.cloud.ask(&["job", "logs", "squares", "--out", out.to_str().unwrap(), "--json"]);
-        let lines = crate::federation::lines(&ran);
-        rounds(&lines).into_iter().cloned().collect()
+        rounds(&lines(&ran)).into_iter().cloned().collect()
     }
 
     /// Why a member is out, once it is.
@@ -178,6 +177,7 @@ fn a_member_can_neither_spoil_nor_take_what_another_one_sent() {
     assert_eq!(good.submit(&work, 0, "", &good.update(1.0)).unwrap(), job_verdict::Kind::Counted);
     // In its own name, for the other one's task.
     assert_eq!(bad.submit(&work, 0, "", &bad.update(9.0)).unwrap(), job_verdict::Kind::Late);
+    assert_eq!(of(&federation.site.cloud.scrape(), "tierline_job_updates_total{", "\"late\""), Some(1.0));
     // What was counted must still be there after a crash.
     let mut federation = federation;
     federation.site.cloud.kill();
@@ -456,7 +456,7 @@ fn a_damaged_journal_ends_the_job_where_it_is_and_says_so() {
 }
 
 /// Artefacts that a node has.
-fn artefacts(node: &Node) -> usize {
+pub fn artefacts(node: &Node) -> usize {
     let folders = std::fs::read_dir(node.data.join("artefacts/whole")).unwrap();
     folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count()).sum()
 }
@@ -483,31 +483,14 @@ fn what_a_job_needs_no_more_is_let_go_everywhere() {
 }
 
 /// Records in a node's journals.
-fn records(node: &Node) -> i64 {
+pub fn records(node: &Node) -> i64 {
     let state = rusqlite::Connection::open(node.data.join("state.db")).unwrap();
     state.query_row("SELECT count(*) FROM job_journal", [], |row| row.get(0)).unwrap()
 }
 
-/// A node whose data folder is a file system of its own, of so many megabytes;
-/// `None` where nobody may mount one.
+/// A node whose data folder is a file system of its own, of so many megabytes.
 fn small_disk(data: &Path, megabytes: u32, args: &[&str]) -> Option<Node> {
-    let allowed = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
-    if !allowed.is_ok_and(|s| s.success()) {
-        eprintln!("skipped: this system lets nobody mount a small file system");
-        return None;
-    }
-    let kept = data.with_extension("kept");
-    let _ = std::fs::create_dir_all(data);
-    // What the folder held before is on the small file system, too.
-    let script = format!(
-        "cp -a '{data}' '{kept}' && mount -t tmpfs -o size={megabytes}m tmpfs '{data}' && cp -a '{kept}/.' '{data}' && exec \"$@\"",
-        data = data.display(),
-        kept = kept.display(),
-    );
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_tierline")]);
-    command.env("TIERLINE_ENGINE", "rten");
-    let mut node = Node::start_by(command, data, args);
+    let mut node = Node::start_by(on_small_disk(data, megabytes)?, data, args);
     node.apart = true;
     Some(node)
 }
@@ -574,4 +557,62 @@ fn a_cloud_whose_disk_is_full_goes_on_when_there_is_room() {
     let made = std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap();
     let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
     assert!(made == simulated, "bit for bit");
+}
+
+#[test]
+fn an_edge_whose_disk_is_full_goes_on_when_there_is_room() {
+    let text = "[federation.cloud]\nrounds = 6\nclients = { min = 1 }\n\
+                [federation.edge]\nrounds = 3\nclients = { min = 2 }\n";
+    let federation = Federation::new(text);
+    let data = federation.site.join("edge", "edge-00", &federation.site.cloud.url);
+    let Some(edge) = small_disk(&data, 16, &["--listen", "127.0.0.1:0"]) else { return };
+    let ends: Vec<Node> = (0..2).map(|i| federation.end(i, &edge.url)).collect();
+    let mut watcher = federation.watch();
+    until("a round has ended", || federation.shown()?["round"].as_u64().filter(|round| *round >= 1));
+    fill(&edge);
+    until("the full disk is told of", || edge.log().contains("no room").then_some(()));
+    make_room(&edge);
+    assert_eq!(federation.done().len(), 6);
+    assert!(watcher.wait().unwrap().success());
+    let made = std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap();
+    let scenario = Scenario { edges: 1, ..Scenario::default() };
+    assert!(made == federation.simulated(&ends.iter().collect::<Vec<_>>(), &scenario), "bit for bit");
+}
+
+#[test]
+fn an_update_that_is_not_finite_is_refused_and_its_sender_left_out() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 1 }\n");
+    let _end = federation.end(0, &federation.site.cloud.url);
+    let ghost = Ghost::new(&federation, "ghost");
+    let watcher = federation.watch_lines();
+    let work = ghost.work();
+    let mut update = ghost.update(1.0);
+    // The last weight; what is told of its length is still true.
+    let at = update.len() - 4;
+    update[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert_eq!(ghost.submit(&work, 0, "", &update).unwrap(), job_verdict::Kind::Refused);
+    assert_eq!(of(&federation.site.cloud.scrape(), "tierline_job_updates_total{", "\"refused\""), Some(1.0));
+    let lines = lines(&Ran::of(watcher.wait_with_output().unwrap()));
+    let excluded = lines.iter().find(|line| line["event"] == "excluded").expect("a line says so");
+    assert_eq!(excluded["node"], "ghost");
+    assert!(excluded["reason"].as_str().unwrap().contains("finite"), "{excluded}");
+    assert_eq!(federation.done()[0]["clients"], 1);
+}
+
+#[test]
+fn data_damaged_since_they_were_named_keep_one_end_out() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 3\nclients = { min = 2 }\n");
+    let ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let pixels = federation.folder.path().join("squares-2/train-images-idx3-ubyte");
+    let file = std::fs::File::options().write(true).open(&pixels).unwrap();
+    file.set_len(5_000).unwrap();
+    let mut watcher = federation.watch();
+    let reason = federation.reason("end-002");
+    for part in ["the data set `squares`", "train-images-idx3-ubyte", "bring its files back"] {
+        assert!(reason.contains(part), "`{part}` is not in: {reason}");
+    }
+    assert!(watcher.wait().unwrap().success());
+    assert!(federation.done().iter().all(|round| round["clients"] == 2));
+    let listed = ends[2].ask(&["job", "ls", "--json"]).json();
+    assert_eq!(listed["jobs"][0]["name"], "squares", "{listed}");
 }

@@ -3,11 +3,13 @@
 mod bad_input;
 mod cli;
 mod data;
+mod examples;
 mod faults;
 mod federation;
 mod gossip;
 mod harness;
 mod identity;
+mod jobs;
 mod site;
 mod train;
 mod transfer;
