@@ -10,6 +10,7 @@ mod gossip;
 mod harness;
 mod identity;
 mod jobs;
+mod reference;
 mod site;
 mod train;
 mod transfer;
