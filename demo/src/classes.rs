@@ -33,12 +33,14 @@ pub struct Pictures {
     pub name: &'static str,
 }
 
-/// Fetches them beside the assets where they aren't there.
+/// Fetches them beside the assets where they aren't there; the digits if
+/// `TIERLINE_DEMO_DIGITS` asks for those.
 ///
 /// # Errors
 /// When neither can be had.
 pub fn fetch(assets: &Path) -> Result<Pictures> {
-    match fashion(assets) {
+    let asked = std::env::var_os("TIERLINE_DEMO_DIGITS").map(|_| Err(anyhow::anyhow!("TIERLINE_DEMO_DIGITS is set")));
+    match asked.unwrap_or_else(|| fashion(assets)) {
         Ok(all) => {
             let (train, test) = (all.named_split("train")?, all.named_split("test")?);
             Ok(Pictures { train, test, name: "Fashion-MNIST" })
@@ -59,12 +61,16 @@ pub fn fashion_files(assets: &Path) -> Result<PathBuf> {
     let folder = assets.with_file_name(PACKAGE);
     let files = folder.join("usr/share/datasets/fashion-mnist");
     if !files.exists() {
-        let fetched = tempfile::tempdir()?;
+        // Beside its place: what an interrupted run leaves is not taken for all of it.
+        let fetched = tempfile::tempdir_in(assets.parent().context("assets lie in a folder")?)?;
         let output = Command::new("apt-get").args(["download", "-q", PACKAGE]).current_dir(&fetched).output()?;
         ensure!(output.status.success(), "`apt-get download {PACKAGE}` failed; `apt-get update` may help");
         let package = std::fs::read_dir(&fetched)?.next().context("apt-get downloaded nothing")??.path();
-        let status = Command::new("dpkg").arg("-x").arg(package).arg(&folder).status()?;
+        let whole = fetched.path().join("whole");
+        let status = Command::new("dpkg").arg("-x").arg(package).arg(&whole).status()?;
         ensure!(status.success(), "`dpkg -x` failed");
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::rename(&whole, &folder)?;
     }
     Ok(files)
 }
@@ -78,12 +84,14 @@ fn digits(assets: &Path) -> Result<Dataset> {
     if !file.exists() {
         let python =
             std::env::var_os("TIERLINE_PYTHON").context("TIERLINE_PYTHON is not set; run `cargo xtask demo`")?;
-        let fetched = tempfile::tempdir()?;
+        let fetched = tempfile::tempdir_in(assets.parent().context("assets lie in a folder")?)?;
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", DIGITS, "--dest"]);
         ensure!(pip.arg(fetched.path()).status()?.success(), "`pip download {DIGITS}` failed");
-        let unpacked = Command::new(&python).args(["-c", UNPACK]).arg(fetched.path()).arg(&file).status()?;
+        let table = fetched.path().join("digits.csv");
+        let unpacked = Command::new(&python).args(["-c", UNPACK]).arg(fetched.path()).arg(&table).status()?;
         ensure!(unpacked.success(), "{DIGITS} doesn't hold the digits any more");
+        std::fs::rename(&table, &file)?;
     }
     let targets = TargetOptions::default();
     let Source::Csv(csv) = Source::of(Format::Csv, &file)? else { unreachable!("asked for CSV") };
