@@ -101,8 +101,8 @@ impl<'a> Rounds<'a> {
             return self.global.output().event(&Line::Round { round });
         }
         let left = self.left().map_or(String::new(), |seconds| format!("  {} left", output::time(seconds)));
-        self.bar.set_position(round.round);
         self.bar.set_message(format!("{}{left}", self.summary()));
+        self.bar.set_position(round.round);
         self.bar.suspend(|| output::line(&format!("{}{left}", line(round, self.total))))
     }
 

@@ -104,6 +104,25 @@ fn edges_of(federation: &Federation, ends: usize) -> usize {
     if federation.edge.is_some() { asked.min(ends) } else { 0 }
 }
 
+/// Refuses a site in which nobody would ever begin.
+fn check(federation: &Federation, ends: usize, edges: usize) -> Outcome {
+    let least = federation.cloud.clients.min;
+    let cloud = match federation.edge {
+        Some(_) if edges > 0 => ("the cloud", least, "edges", edges),
+        _ => ("the cloud", least, "ends", ends),
+    };
+    let edge = federation.edge.as_ref().filter(|_| edges > 0);
+    let edge = edge.map(|edge| ("an edge", edge.clients.min, "ends", ends / edges));
+    for (who, least, members, simulated) in std::iter::once(cloud).chain(edge) {
+        if simulated < least {
+            let text = format!("{who} waits for {least} {members}, with {simulated} simulated below it");
+            return Err(Failure::message(Exit::Infeasible, text)
+                .hint(format!("simulate more {members}, or lower `clients.min` in the job's file")));
+        }
+    }
+    Ok(())
+}
+
 fn link(text: Option<&str>) -> Outcome<Link> {
     let Some(text) = text else { return Ok(Link::NONE) };
     let numbers: Vec<f64> = text.split(',').filter_map(|n| n.trim().parse().ok()).collect();
@@ -128,6 +147,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     federation.check().exit_with(Exit::Configuration)?;
     let rounds = federation.cloud.rounds;
     let scenario = args.scenario(federation)?;
+    check(federation, args.ends, scenario.edges)?;
     let folder = Folder::beside(&args.job, args.out.as_deref());
     let engine = models::engine(global)?;
     let (seen, held_out) = if federation.looks_at_ends() {

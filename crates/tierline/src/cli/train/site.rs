@@ -32,7 +32,11 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
     let toml = toml::to_string(job)?;
     let folder = Folder::of(args);
     block_on(async {
-        let mut node = connect(global, args.endpoint.as_deref()).await?;
+        let connected = connect(global, args.endpoint.as_deref()).await;
+        let mut node = connected.map_err(|failure| match failure.hint.clone() {
+            Some(hint) => failure.hint(format!("{hint}; or simulate the site with --sim N")),
+            None => failure,
+        })?;
         let (send, receive) = tokio::sync::mpsc::channel(AHEAD_MAX);
         let mut lengths = files.iter().map(|file| file.len() as u64);
         let length = lengths.next().unwrap_or(0);
