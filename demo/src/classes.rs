@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tierline_graph::{Elements, Tensor};
-use tierline_train::data::{Csv, Dataset, Format, Source, TargetOptions, Targets};
+use tierline_train::data::{Column, Csv, Dataset, Format, Source, Targets};
 
 const PACKAGE: &str = "dataset-fashion-mnist";
 
@@ -93,10 +93,13 @@ fn digits(assets: &Path) -> Result<Dataset> {
         ensure!(unpacked.success(), "{DIGITS} doesn't hold the digits any more");
         std::fs::rename(&table, &file)?;
     }
-    let targets = TargetOptions::default();
-    let Source::Csv(csv) = Source::of(Format::Csv, &file)? else { unreachable!("asked for CSV") };
-    let table = Source::Csv(Csv { header: false, targets, ..csv }).load()?;
-    enlarged(&table)
+    enlarged(&table(&file)?)
+}
+
+/// The digits as scikit-learn has them: pixels from 0 to 16, then the class.
+fn table(file: &Path) -> Result<Dataset> {
+    let Source::Csv(csv) = Source::of(Format::Csv, file)? else { unreachable!("asked for CSV") };
+    Ok(Source::Csv(Csv { header: false, label: Some(Column::Index(DIGIT * DIGIT)), ..csv }).load()?)
 }
 
 /// Digits of a table as pictures.
@@ -122,6 +125,16 @@ fn enlarged(table: &Dataset) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_ends_in_the_class() {
+        let file = tempfile::NamedTempFile::with_suffix(".csv").unwrap();
+        let rows: Vec<String> = (0..4).map(|class| format!("{}{class}", "0,16,".repeat(DIGIT * DIGIT / 2))).collect();
+        std::fs::write(file.path(), rows.join("\n")).unwrap();
+        let read = table(file.path()).unwrap();
+        assert_eq!((read.classes(), read.example_shape()), (Some(vec![0, 1, 2, 3]), &[DIGIT * DIGIT][..]));
+        assert_eq!(enlarged(&read).unwrap().example_shape(), [1, SIDE, SIDE]);
+    }
 
     #[test]
     fn digits_become_pictures_with_a_margin() {
