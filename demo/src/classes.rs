@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use tierline_graph::{Elements, Tensor};
-use tierline_train::data::{Csv, Dataset, Format, Source, TargetOptions, Targets};
+use tierline_train::data::{Column, Csv, Dataset, Format, Source, Targets};
 
 const PACKAGE: &str = "dataset-fashion-mnist";
 
@@ -33,12 +33,14 @@ pub struct Pictures {
     pub name: &'static str,
 }
 
-/// Fetches them beside the assets where they aren't there.
+/// Fetches them beside the assets where they aren't there; the digits if
+/// `TIERLINE_DEMO_DIGITS` asks for those.
 ///
 /// # Errors
 /// When neither can be had.
 pub fn fetch(assets: &Path) -> Result<Pictures> {
-    match fashion(assets) {
+    let asked = std::env::var_os("TIERLINE_DEMO_DIGITS").map(|_| Err(anyhow::anyhow!("TIERLINE_DEMO_DIGITS is set")));
+    match asked.unwrap_or_else(|| fashion(assets)) {
         Ok(all) => {
             let (train, test) = (all.named_split("train")?, all.named_split("test")?);
             Ok(Pictures { train, test, name: "Fashion-MNIST" })
@@ -59,12 +61,16 @@ pub fn fashion_files(assets: &Path) -> Result<PathBuf> {
     let folder = assets.with_file_name(PACKAGE);
     let files = folder.join("usr/share/datasets/fashion-mnist");
     if !files.exists() {
-        let fetched = tempfile::tempdir()?;
+        // Beside its place: what an interrupted run leaves is not taken for all of it.
+        let fetched = tempfile::tempdir_in(assets.parent().context("assets lie in a folder")?)?;
         let output = Command::new("apt-get").args(["download", "-q", PACKAGE]).current_dir(&fetched).output()?;
         ensure!(output.status.success(), "`apt-get download {PACKAGE}` failed; `apt-get update` may help");
         let package = std::fs::read_dir(&fetched)?.next().context("apt-get downloaded nothing")??.path();
-        let status = Command::new("dpkg").arg("-x").arg(package).arg(&folder).status()?;
+        let whole = fetched.path().join("whole");
+        let status = Command::new("dpkg").arg("-x").arg(package).arg(&whole).status()?;
         ensure!(status.success(), "`dpkg -x` failed");
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::rename(&whole, &folder)?;
     }
     Ok(files)
 }
@@ -78,17 +84,22 @@ fn digits(assets: &Path) -> Result<Dataset> {
     if !file.exists() {
         let python =
             std::env::var_os("TIERLINE_PYTHON").context("TIERLINE_PYTHON is not set; run `cargo xtask demo`")?;
-        let fetched = tempfile::tempdir()?;
+        let fetched = tempfile::tempdir_in(assets.parent().context("assets lie in a folder")?)?;
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", DIGITS, "--dest"]);
         ensure!(pip.arg(fetched.path()).status()?.success(), "`pip download {DIGITS}` failed");
-        let unpacked = Command::new(&python).args(["-c", UNPACK]).arg(fetched.path()).arg(&file).status()?;
+        let table = fetched.path().join("digits.csv");
+        let unpacked = Command::new(&python).args(["-c", UNPACK]).arg(fetched.path()).arg(&table).status()?;
         ensure!(unpacked.success(), "{DIGITS} doesn't hold the digits any more");
+        std::fs::rename(&table, &file)?;
     }
-    let targets = TargetOptions::default();
-    let Source::Csv(csv) = Source::of(Format::Csv, &file)? else { unreachable!("asked for CSV") };
-    let table = Source::Csv(Csv { header: false, targets, ..csv }).load()?;
-    enlarged(&table)
+    enlarged(&table(&file)?)
+}
+
+/// The digits as scikit-learn has them: pixels from 0 to 16, then the class.
+fn table(file: &Path) -> Result<Dataset> {
+    let Source::Csv(csv) = Source::of(Format::Csv, file)? else { unreachable!("asked for CSV") };
+    Ok(Source::Csv(Csv { header: false, label: Some(Column::Index(DIGIT * DIGIT)), ..csv }).load()?)
 }
 
 /// Digits of a table as pictures.
@@ -114,6 +125,16 @@ fn enlarged(table: &Dataset) -> Result<Dataset> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_ends_in_the_class() {
+        let file = tempfile::NamedTempFile::with_suffix(".csv").unwrap();
+        let rows: Vec<String> = (0..4).map(|class| format!("{}{class}", "0,16,".repeat(DIGIT * DIGIT / 2))).collect();
+        std::fs::write(file.path(), rows.join("\n")).unwrap();
+        let read = table(file.path()).unwrap();
+        assert_eq!((read.classes(), read.example_shape()), (Some(vec![0, 1, 2, 3]), &[DIGIT * DIGIT][..]));
+        assert_eq!(enlarged(&read).unwrap().example_shape(), [1, SIDE, SIDE]);
+    }
 
     #[test]
     fn digits_become_pictures_with_a_margin() {

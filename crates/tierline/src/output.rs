@@ -235,6 +235,17 @@ pub fn duration(ns: u64) -> String {
     scaled_by(ns as f64, 1000.0, &["ns", "us", "ms", "s"])
 }
 
+/// Seconds as `12.3 ms`, `45.0 s`, `3 min 20 s` or `2 h 10 min`.
+#[must_use]
+pub fn time(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => duration((seconds * 1e9) as u64),
+        60..3_600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3_600, whole % 3_600 / 60),
+    }
+}
+
 fn scaled(n: f64, units: &[&str]) -> String {
     scaled_by(n, 1000.0, units)
 }
@@ -257,6 +268,13 @@ mod tests {
     fn columns_line_up() {
         let text = table(&["name", "bytes"], &[vec!["a".into(), "10".into()], vec!["long".into(), "5".into()]]);
         assert_eq!(text, "name  bytes\na        10\nlong      5\n");
+    }
+
+    #[test]
+    fn times_read_well() {
+        for (seconds, text) in [(0.0123, "12.3 ms"), (45.0, "45.0 s"), (200.4, "3 min 20 s"), (7_810.0, "2 h 10 min")] {
+            assert_eq!(time(seconds), text);
+        }
     }
 
     #[test]

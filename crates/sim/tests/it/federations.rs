@@ -509,10 +509,12 @@ fn edges_wait_for_neighbours_no_longer_than_they_are_told_to() {
     // Ends of one edge are many times slower.
     let slow = Scenario { edges: 2, spread: 50.0, examples_per_s: 10.0, ..Scenario::default() };
     let job = |gossip: &str| format!("[federation.cloud]\nrounds = 1\n[federation.edge]\nrounds = 4\n{gossip}");
-    let seconds = |gossip: &str| simulate(&job(gossip), 2, &slow).unwrap().0.rounds[0].seconds;
-    let apart = seconds("");
-    let waits = seconds("gossip = {}\n");
-    let hurries = seconds("gossip = { deadline_s = 1.0 }\n");
-    assert!(hurries < waits + 1e-6 && hurries < apart + 5.0, "{apart} {hurries} {waits}");
-    assert!((apart - waits).abs() < 5.0, "the slowest decides in any case");
+    let [apart, waits, hurries, patient] =
+        ["", "gossip = {}\n", "gossip = { deadline_s = 1.0 }\n", "gossip = { deadline_s = 1e5 }\n"]
+            .map(|gossip| simulate(&job(gossip), 2, &slow).unwrap().0);
+    let [of_apart, of_waits, of_hurries] = [&apart, &waits, &hurries].map(|outcome| outcome.rounds[0].seconds);
+    assert!(of_hurries < of_waits + 1e-6 && of_hurries < of_apart + 5.0, "{of_apart} {of_hurries} {of_waits}");
+    assert!((of_apart - of_waits).abs() < 5.0, "the slowest decides in any case");
+    assert_ne!(hurries.model, waits.model, "who goes on without a neighbour has nothing of its model");
+    assert_eq!(patient.model, waits.model, "a deadline that doesn't come changes nothing");
 }

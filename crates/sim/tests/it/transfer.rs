@@ -55,13 +55,15 @@ fn ends_and_the_cloud_each_train_a_part() {
 }
 
 #[test]
-fn what_the_cloud_says_teaches_ends() {
-    // The same rounds, but nobody listens to the other side.
+fn what_the_cloud_says_reaches_ends_and_does_no_harm() {
+    // The same rounds, but nobody listens to the other side: these pictures
+    // are learned without that as well.
     let told = trained("features = 'MaxPool_2_out0', epochs = 4", 6, "", 0).unwrap();
     let deaf = trained("features = 'MaxPool_2_out0', epochs = 4, weight = 0.0", 6, "", 0).unwrap();
     assert_ne!(told.model, deaf.model);
-    let loss = |outcome: &Outcome| outcome.rounds[5].train_loss;
-    assert!(loss(&told) > 0.0 && loss(&deaf) > 0.0);
+    let accuracy = |outcome: &Outcome| outcome.rounds[5].accuracy.unwrap();
+    let (of_told, of_deaf) = (accuracy(&told), accuracy(&deaf));
+    assert!(of_told > 0.9 && of_told > of_deaf - 0.05, "{of_told} with what is said, {of_deaf} without");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tierline_proto::v1::job_control_request::What;
 use tierline_proto::v1::{Empty, JobControlRequest, JobInfo, JobRequest};
 
 use super::client::{connect, refused};
-use super::train::{Followed, fetch_model, follow};
+use super::train::{Folder, Followed, fetch_model, follow};
 use super::{Global, block_on};
 use crate::models;
 use crate::output::{self, Exit, ExitWith, Outcome};
@@ -186,7 +186,7 @@ async fn logs(global: &Global, logs: &Logs) -> Outcome {
     let info = get(global, &logs.job).await?;
     let mut node = connect(global, logs.job.node.endpoint.as_deref()).await?;
     let folder = logs.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.run", info.name)));
-    match follow(global, &mut node, &info, &folder).await? {
+    match follow(global, &mut node, &info, Folder(folder)).await? {
         Followed::Ended | Followed::Left => Ok(()),
     }
 }

@@ -19,7 +19,8 @@ pub enum Existing {
 /// # Errors
 /// Those of the file system; the temporary file is removed.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32, existing: Existing) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    // A name by itself has an empty parent.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let temporary = temporary_beside(path);
     let written = (|| {

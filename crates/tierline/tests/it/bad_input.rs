@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::harness::{Node, Site, tierline, until, until_planned, write_npy};
+use crate::harness::{Node, Site, on_small_disk, tierline, until, until_planned, write_npy};
 
 #[test]
 fn noise_is_no_model() {
@@ -161,18 +161,9 @@ fn two_nodes_cannot_share_a_folder() {
 /// A file system of 3 MB, in a mount namespace of the node's own.
 #[test]
 fn a_full_disk_refuses_the_model_and_the_node_lives_on() {
-    let allowed = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
-    if !allowed.is_ok_and(|s| s.success()) {
-        eprintln!("skipped: this system lets nobody mount a small file system");
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("cloud");
-    std::fs::create_dir(&data).unwrap();
-    let mut command = Command::new("unshare");
-    let script = format!("mount -t tmpfs -o size=3m tmpfs '{}' && exec \"$@\"", data.display());
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_tierline")]);
-    command.env("TIERLINE_ENGINE", "rten");
+    let Some(command) = on_small_disk(&data, 3) else { return };
     let node = Node::start_by(command, &data, &["--role", "cloud", "--listen", "127.0.0.1:0"]);
     // Its socket lies within its own namespace; an operator comes over the network.
     let token = Command::new("nsenter")

@@ -1,5 +1,7 @@
 //! The command line: shapes of its documents, exit codes, help.
 
+use clap::CommandFactory;
+
 use crate::harness::{Model, tierline};
 
 #[test]
@@ -9,46 +11,20 @@ fn help_lists_every_verb() {
     insta::assert_snapshot!("help", help.stdout);
 }
 
-/// Every verb, with its own verbs.
-const VERBS: &[&str] = &[
-    "doctor",
-    "node",
-    "token create",
-    "token ls",
-    "token rm",
-    "join",
-    "nodes",
-    "nodes revoke",
-    "data add",
-    "data ls",
-    "data show",
-    "data rm",
-    "model inspect",
-    "model slice",
-    "model trainable",
-    "model init",
-    "model add",
-    "model ls",
-    "model show",
-    "model rm",
-    "profile",
-    "plan",
-    "explain",
-    "train",
-    "sim",
-    "job ls",
-    "job show",
-    "job logs",
-    "job pause",
-    "job resume",
-    "job cancel",
-    "infer",
-    "bench",
-    "link start",
-    "link set",
-    "link show",
-    "completions",
-];
+/// Every command that does something, as its words.
+fn commands() -> Vec<Vec<String>> {
+    fn below(command: &clap::Command, words: &[String], all: &mut Vec<Vec<String>>) {
+        if !words.is_empty() && !command.is_subcommand_required_set() {
+            all.push(words.to_vec());
+        }
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            below(sub, &[words, &[sub.get_name().to_owned()]].concat(), all);
+        }
+    }
+    let mut all = Vec::new();
+    below(&tierline::cli::Cli::command(), &[], &mut all);
+    all
+}
 
 /// The page is the commands' own help; `TIERLINE_BLESS=1` writes it.
 #[test]
@@ -56,8 +32,9 @@ fn the_reference_says_what_help_says() {
     let mut page = String::from(
         "# Commands\n\nWhat `--help` prints, verb by verb. Options under *Everywhere* are the same for all and shown once.\n",
     );
-    for (i, verb) in VERBS.iter().enumerate() {
-        let help = tierline(verb.split(' ').chain(["--help"]));
+    for (i, verb) in commands().iter().enumerate() {
+        let help = tierline(verb.iter().map(String::as_str).chain(["--help"]));
+        let verb = verb.join(" ");
         assert_eq!(help.code, 0, "{help:?}");
         let (own, everywhere) = help.stdout.split_once("\nEverywhere:").expect("every verb takes the common options");
         let rest = if i == 0 { format!("\nEverywhere:{everywhere}") } else { String::new() };

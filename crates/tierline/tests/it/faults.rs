@@ -8,8 +8,8 @@ use serde_json::Value;
 use tierline_graph::Model;
 use tierline_sim::Scenario;
 
-use crate::federation::{Federation, part, pictures, round_of, rounds};
-use crate::harness::{Node, tierline, until};
+use crate::federation::{Federation, lines, part, pictures, round_of, rounds};
+use crate::harness::{Node, on_small_disk, tierline, until};
 
 impl Federation {
     /// The job as the cloud knows it.
@@ -23,8 +23,7 @@ impl Federation {
         until("the job is done", || self.shown().filter(|job| job["state"] == "done"));
         let out = self.folder.path().join("out");
         let ran = self.site.cloud.ask(&["job", "logs", "squares", "--out", out.to_str().unwrap(), "--json"]);
-        let lines = crate::federation::lines(&ran);
-        rounds(&lines).into_iter().cloned().collect()
+        rounds(&lines(&ran)).into_iter().cloned().collect()
     }
 
     /// Why a member is out, once it is.
@@ -216,7 +215,7 @@ fn a_damaged_journal_ends_the_job_where_it_is_and_says_so() {
 }
 
 /// Artefacts that a node has.
-fn artefacts(node: &Node) -> usize {
+pub fn artefacts(node: &Node) -> usize {
     let folders = std::fs::read_dir(node.data.join("artefacts/whole")).unwrap();
     folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count()).sum()
 }
@@ -243,31 +242,14 @@ fn what_a_job_needs_no_more_is_let_go_everywhere() {
 }
 
 /// Records in a node's journals.
-fn records(node: &Node) -> i64 {
+pub fn records(node: &Node) -> i64 {
     let state = rusqlite::Connection::open(node.data.join("state.db")).unwrap();
     state.query_row("SELECT count(*) FROM job_journal", [], |row| row.get(0)).unwrap()
 }
 
-/// A node whose data folder is a file system of its own, of so many megabytes;
-/// `None` where nobody may mount one.
+/// A node whose data folder is a file system of its own, of so many megabytes.
 fn small_disk(data: &Path, megabytes: u32, args: &[&str]) -> Option<Node> {
-    let allowed = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
-    if !allowed.is_ok_and(|s| s.success()) {
-        eprintln!("skipped: this system lets nobody mount a small file system");
-        return None;
-    }
-    let kept = data.with_extension("kept");
-    let _ = std::fs::create_dir_all(data);
-    // What the folder held before is on the small file system, too.
-    let script = format!(
-        "cp -a '{data}' '{kept}' && mount -t tmpfs -o size={megabytes}m tmpfs '{data}' && cp -a '{kept}/.' '{data}' && exec \"$@\"",
-        data = data.display(),
-        kept = kept.display(),
-    );
-    let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_tierline")]);
-    command.env("TIERLINE_ENGINE", "rten");
-    let mut node = Node::start_by(command, data, args);
+    let mut node = Node::start_by(on_small_disk(data, megabytes)?, data, args);
     node.apart = true;
     Some(node)
 }
@@ -334,4 +316,42 @@ fn a_cloud_whose_disk_is_full_goes_on_when_there_is_room() {
     let made = std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap();
     let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
     assert!(made == simulated, "bit for bit");
+}
+
+#[test]
+fn an_edge_whose_disk_is_full_goes_on_when_there_is_room() {
+    let text = "[federation.cloud]\nrounds = 6\nclients = { min = 1 }\n\
+                [federation.edge]\nrounds = 3\nclients = { min = 2 }\n";
+    let federation = Federation::new(text);
+    let data = federation.site.join("edge", "edge-00", &federation.site.cloud.url);
+    let Some(edge) = small_disk(&data, 16, &["--listen", "127.0.0.1:0"]) else { return };
+    let ends: Vec<Node> = (0..2).map(|i| federation.end(i, &edge.url)).collect();
+    let mut watcher = federation.watch();
+    until("a round has ended", || federation.shown()?["round"].as_u64().filter(|round| *round >= 1));
+    fill(&edge);
+    until("the full disk is told of", || edge.log().contains("no room").then_some(()));
+    make_room(&edge);
+    assert_eq!(federation.done().len(), 6);
+    assert!(watcher.wait().unwrap().success());
+    let made = std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap();
+    let scenario = Scenario { edges: 1, ..Scenario::default() };
+    assert!(made == federation.simulated(&ends.iter().collect::<Vec<_>>(), &scenario), "bit for bit");
+}
+
+#[test]
+fn data_damaged_since_they_were_named_keep_one_end_out() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 3\nclients = { min = 2 }\n");
+    let ends: Vec<Node> = (0..3).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let pixels = federation.folder.path().join("squares-2/train-images-idx3-ubyte");
+    let file = std::fs::File::options().write(true).open(&pixels).unwrap();
+    file.set_len(5_000).unwrap();
+    let mut watcher = federation.watch();
+    let reason = federation.reason("end-002");
+    for part in ["the data set `squares`", "train-images-idx3-ubyte", "bring its files back"] {
+        assert!(reason.contains(part), "`{part}` is not in: {reason}");
+    }
+    assert!(watcher.wait().unwrap().success());
+    assert!(federation.done().iter().all(|round| round["clients"] == 2));
+    let listed = ends[2].ask(&["job", "ls", "--json"]).json();
+    assert_eq!(listed["jobs"][0]["name"], "squares", "{listed}");
 }

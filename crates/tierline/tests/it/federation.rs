@@ -1,8 +1,9 @@
 //! Federations on real processes: data stays where it is, and whatever is
 //! killed, the same model comes out.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -35,7 +36,7 @@ pub fn part(folder: &Path, part: &str, examples: usize, seed: u64) {
         let (top, left) = ((class / 4) * 7, (class % 4) * 7);
         for i in 0..784 {
             let inside = (top..top + 7).contains(&(i / 28)) && (left..left + 7).contains(&(i % 28));
-            pixels.push(rng.u8(0..120) + if inside { 100 } else { 0 });
+            pixels.push(rng.u8(0..50) + if inside { 200 } else { 0 });
         }
         classes.push(class as u8);
     }
@@ -49,6 +50,18 @@ pub fn part(folder: &Path, part: &str, examples: usize, seed: u64) {
     std::fs::write(folder.join(format!("{part}-images-idx3-ubyte")), file(0x803, &[examples, 28, 28], &pixels))
         .unwrap();
     std::fs::write(folder.join(format!("{part}-labels-idx1-ubyte")), file(0x801, &[examples], &classes)).unwrap();
+}
+
+/// The same files as packages bring them.
+pub fn packed(folder: &Path) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let file = std::fs::File::create(format!("{}.gz", path.display())).unwrap();
+        let mut gz = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        gz.write_all(&std::fs::read(&path).unwrap()).unwrap();
+        gz.finish().unwrap();
+        std::fs::remove_file(path).unwrap();
+    }
 }
 
 fn job(federation: &str) -> String {
@@ -101,6 +114,13 @@ impl Federation {
         let job = self.folder.path().join("squares.toml");
         let mut command = self.site.cloud.command(&["train", job.to_str().unwrap(), "--quiet"]);
         command.stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    /// As [`Self::watch`], for what it prints.
+    pub fn watch_lines(&self) -> std::process::Child {
+        let job = self.folder.path().join("squares.toml");
+        let mut command = self.site.cloud.command(&["train", job.to_str().unwrap(), "--json"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// The model that the simulation makes of the same data.
@@ -475,55 +495,6 @@ fn the_cloud_teaches_the_mean_and_may_die() {
 pub fn round_of(cloud: &Node) -> Option<u64> {
     let ran = cloud.ask(&["job", "ls", "--json"]);
     (ran.code == 0).then(|| ran.json()["jobs"][0]["round"].as_u64()).flatten()
-}
-
-/// The guide's commands on the example jobs, on small made-up data of the same
-/// form.
-#[test]
-fn every_command_of_the_guide_and_every_example_job_runs() {
-    let folder = tempfile::tempdir().unwrap();
-    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
-    part(&folder.path().join("fashion"), "train", 240, 1);
-    part(&folder.path().join("fashion"), "t10k", 100, 2);
-    std::fs::create_dir(folder.path().join("jobs")).unwrap();
-    let mut jobs = Vec::new();
-    for entry in std::fs::read_dir(root.join("examples/jobs")).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join("jobs").join(path.file_name().unwrap())).unwrap();
-        jobs.push(path.file_name().unwrap().to_str().unwrap().to_owned());
-    }
-    let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
-    for name in ["lenet", "mlp"] {
-        let file = folder.path().join("jobs").join(name).with_extension("onnx");
-        tierline_zoo::by_name(name, &options).unwrap().save(&file).unwrap();
-    }
-    let guide = std::fs::read_to_string(root.join("docs/guide/federations.md")).unwrap();
-    let blocks = guide.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
-    let commands: Vec<&str> = blocks.flat_map(str::lines).filter(|line| !line.is_empty()).collect();
-    assert!(commands.len() >= 6, "{commands:?}");
-    for job in &jobs {
-        assert!(commands.iter().any(|c| c.contains(job)), "{job} is in no command of the guide");
-    }
-    for command in commands {
-        let words: Vec<&str> = command.split_whitespace().collect();
-        assert_eq!(words[0], "tierline");
-        let output = Command::new(env!("CARGO_BIN_EXE_tierline"))
-            .args(&words[1..])
-            .current_dir(folder.path())
-            .env("TIERLINE_ENGINE", "rten")
-            .env("TIERLINE_DATA", folder.path().join("data"))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{command}: {stdout}{stderr}");
-        if words[1] == "sim" {
-            assert!(stdout.contains("accuracy"), "{command}: {stdout}");
-            let run = folder.path().join(words[2].replace(".toml", ".run"));
-            Model::load(&run.join("model.onnx")).unwrap();
-            assert!(run.join("curves.svg").exists() && run.join("curves.png").exists());
-        }
-    }
 }
 
 #[test]

@@ -21,6 +21,11 @@ pub struct Ran {
 }
 
 impl Ran {
+    pub fn of(output: std::process::Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        Self { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
     /// The JSON document on stdout of a command that succeeded.
     #[track_caller]
     pub fn json(&self) -> Value {
@@ -46,9 +51,7 @@ fn binary() -> Command {
 
 /// Runs a command to its end.
 pub fn tierline<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
-    let output = binary().args(args).stdin(Stdio::null()).output().expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+    Ran::of(binary().args(args).stdin(Stdio::null()).output().expect("the binary runs"))
 }
 
 /// A node as a process; ends with the value.
@@ -106,9 +109,7 @@ impl Node {
 
     /// Runs a command against this node.
     pub fn ask(&self, args: &[&str]) -> Ran {
-        let output = self.command(args).stdin(Stdio::null()).output().expect("the binary runs");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+        Ran::of(self.command(args).stdin(Stdio::null()).output().expect("the binary runs"))
     }
 
     /// A command against this node, not yet run.
@@ -177,6 +178,35 @@ impl Drop for Node {
             eprintln!("--- {} ---\n{}", self.name, self.log());
         }
     }
+}
+
+/// A command that mounts a file system of so many megabytes at `data`, in a
+/// mount namespace of its own, and goes on as the binary. What the folder held
+/// before is there, too.
+///
+/// Where nobody may mount, the test fails, unless `TIERLINE_SKIP_MOUNTS` says
+/// that this is known: then there is no command.
+pub fn on_small_disk(data: &Path, megabytes: u32) -> Option<Command> {
+    let allowed = Command::new("unshare").args(["--user", "--map-root-user", "--mount", "true"]).status();
+    if !allowed.is_ok_and(|s| s.success()) {
+        let skip = std::env::var_os("TIERLINE_SKIP_MOUNTS").is_some();
+        assert!(
+            skip,
+            "`unshare --user --mount` is refused here; allow it, or set TIERLINE_SKIP_MOUNTS=1 to do without"
+        );
+        eprintln!("skipped: TIERLINE_SKIP_MOUNTS is set");
+        return None;
+    }
+    std::fs::create_dir_all(data).expect("a folder");
+    let script = format!(
+        "cp -a '{data}' '{kept}' && mount -t tmpfs -o size={megabytes}m tmpfs '{data}' && cp -a '{kept}/.' '{data}' && exec \"$@\"",
+        data = data.display(),
+        kept = data.with_extension("kept").display(),
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_tierline")]);
+    command.env("TIERLINE_ENGINE", "rten");
+    Some(command)
 }
 
 /// A site in a folder of its own.

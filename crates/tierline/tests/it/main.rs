@@ -3,12 +3,15 @@
 mod bad_input;
 mod cli;
 mod data;
+mod examples;
 mod faults;
 mod federation;
 mod ghost;
 mod gossip;
 mod harness;
 mod identity;
+mod jobs;
+mod reference;
 mod site;
 mod train;
 mod transfer;

@@ -11,9 +11,14 @@ use crate::harness::{Ran, tierline};
 /// Pictures of two classes in folders, a small network, and their folder.
 fn site() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
+    corners(folder.path());
+    folder
+}
+
+pub fn corners(folder: &Path) {
     let mut rng = fastrand::Rng::with_seed(1);
     for (class, corner) in [("bottom-left", (14, 0)), ("top-right", (0, 14))] {
-        let at = folder.path().join("pictures").join(class);
+        let at = folder.join("pictures").join(class);
         std::fs::create_dir_all(&at).unwrap();
         for i in 0..30 {
             let picture = image::GrayImage::from_fn(28, 28, |x, y| {
@@ -24,9 +29,8 @@ fn site() -> tempfile::TempDir {
         }
     }
     let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
-    tierline_zoo::mlp(&options).save(&folder.path().join("net.onnx")).unwrap();
-    std::fs::write(folder.path().join("corners.toml"), block(&guide(), "toml")).unwrap();
-    folder
+    tierline_zoo::mlp(&options).save(&folder.join("net.onnx")).unwrap();
+    std::fs::write(folder.join("corners.toml"), block(&guide(), "toml")).unwrap();
 }
 
 fn guide() -> String {

@@ -4,9 +4,9 @@ use tierline_federate::wire;
 use tierline_proto::v1::{Code, Empty, WorkReport, job_standing, job_verdict};
 
 use crate::faults::{number, of};
-use crate::federation::Federation;
+use crate::federation::{Federation, lines};
 use crate::ghost::Ghost;
-use crate::harness::until;
+use crate::harness::{Ran, until};
 
 #[test]
 fn an_update_counts_once_however_often_it_is_sent() {
@@ -40,6 +40,7 @@ fn a_member_can_neither_spoil_nor_take_what_another_one_sent() {
     assert_eq!(good.submit(&work, 0, "", &good.update(1.0)).unwrap(), job_verdict::Kind::Counted);
     // In its own name, for the other one's task.
     assert_eq!(bad.submit(&work, 0, "", &bad.update(9.0)).unwrap(), job_verdict::Kind::Late);
+    assert_eq!(of(&federation.site.cloud.scrape(), "tierline_job_updates_total{", "\"late\""), Some(1.0));
     // What was counted must still be there after a crash.
     let mut federation = federation;
     federation.site.cloud.kill();
@@ -155,4 +156,24 @@ fn several_streams_of_one_update_are_one() {
     assert!(rounds.len() == 2 && rounds.iter().all(|round| round["clients"] == 1), "{rounds:?}");
     let bytes = update.len() as u64;
     assert!(rounds.iter().all(|round| round["bytes_up"] == bytes), "each update weighs once: {rounds:?}");
+}
+
+#[test]
+fn an_update_that_is_not_finite_is_refused_and_its_sender_left_out() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 1 }\n");
+    let _end = federation.end(0, &federation.site.cloud.url);
+    let ghost = Ghost::new(&federation, "ghost");
+    let watcher = federation.watch_lines();
+    let work = ghost.work();
+    let mut update = ghost.update(1.0);
+    // Wherever numbers begin, one of them has no bit that is not set.
+    let middle = update.len() / 2;
+    update[middle..middle + 8].fill(0xff);
+    assert_eq!(ghost.submit(&work, 0, "", &update).unwrap(), job_verdict::Kind::Refused);
+    assert_eq!(of(&federation.site.cloud.scrape(), "tierline_job_updates_total{", "\"refused\""), Some(1.0));
+    let lines = lines(&Ran::of(watcher.wait_with_output().unwrap()));
+    let excluded = lines.iter().find(|line| line["event"] == "excluded").expect("a line says so");
+    assert_eq!(excluded["node"], "ghost");
+    assert!(excluded["reason"].as_str().unwrap().contains("finite"), "{excluded}");
+    assert_eq!(federation.done()[0]["clients"], 1);
 }

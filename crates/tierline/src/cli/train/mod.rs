@@ -36,6 +36,9 @@ pub struct Train {
     /// Simulate the job's federation with N ends in this process (more: `tierline sim`)
     #[arg(long, value_name = "N")]
     sim: Option<usize>,
+    /// Edges of the simulation; none unless the job gives edges work, then as many as it asks
+    #[arg(long, value_name = "N", requires = "sim")]
+    edges: Option<usize>,
     /// Folder for the trained model, the checkpoint and the curves; beside the job unless said
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -78,7 +81,7 @@ pub fn simulate(global: &Global, args: &Sim) -> Outcome {
 }
 
 /// Files of a run.
-struct Folder(PathBuf);
+pub struct Folder(pub PathBuf);
 
 impl Folder {
     fn of(args: &Train) -> Self {

@@ -4,11 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tierline_federate::Federation;
 use tierline_sim::{Attack, Examples, Link, Scenario, SimError};
 use tierline_train::Job;
 use tierline_train::data::{Partition, partition};
 
-use super::rounds::Rounds;
+use super::rounds::{Rounds, Without};
 use super::{Folder, Train, data, job_models, learned_from, open, stopped_by_user};
 use crate::cli::{Global, usage};
 use crate::models;
@@ -21,9 +22,9 @@ pub struct Sim {
     /// Ends of the site
     #[arg(long, value_name = "N", default_value_t = 10)]
     ends: usize,
-    /// Edges between the ends and the cloud
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    edges: usize,
+    /// Edges between the ends and the cloud; none unless the job gives edges work, then as many as it asks
+    #[arg(long, value_name = "N")]
+    edges: Option<usize>,
     /// How examples are shared out: iid, dirichlet:ALPHA, shards:N, groups or feature:N
     #[arg(long, value_name = "HOW", default_value = "iid")]
     partition: Partition,
@@ -62,7 +63,7 @@ impl Sim {
         Self {
             job: args.job.clone(),
             ends,
-            edges: 0,
+            edges: args.edges,
             partition: Partition::Iid,
             end_link: None,
             edge_link: None,
@@ -80,9 +81,9 @@ impl Sim {
         &self.job
     }
 
-    fn scenario(&self) -> Outcome<Scenario> {
+    fn scenario(&self, federation: &Federation) -> Outcome<Scenario> {
         Ok(Scenario {
-            edges: self.edges,
+            edges: self.edges.unwrap_or_else(|| edges_of(federation, self.ends)),
             end_link: link(self.end_link.as_deref())?,
             edge_link: link(self.edge_link.as_deref())?,
             examples_per_s: self.speed,
@@ -93,6 +94,33 @@ impl Sim {
             ..Scenario::default()
         })
     }
+}
+
+/// Edges that a job asks for: with one, edges would have nobody to average
+/// with or to meet.
+fn edges_of(federation: &Federation, ends: usize) -> usize {
+    let clients = &federation.cloud.clients;
+    let asked = clients.per_round.unwrap_or(clients.min).max(2);
+    if federation.edge.is_some() { asked.min(ends) } else { 0 }
+}
+
+/// Refuses a site in which nobody would ever begin.
+fn check(federation: &Federation, ends: usize, edges: usize) -> Outcome {
+    let least = federation.cloud.clients.min;
+    let cloud = match federation.edge {
+        Some(_) if edges > 0 => ("the cloud", least, "edges", edges),
+        _ => ("the cloud", least, "ends", ends),
+    };
+    let edge = federation.edge.as_ref().filter(|_| edges > 0);
+    let edge = edge.map(|edge| ("an edge", edge.clients.min, "ends", ends / edges));
+    for (who, least, members, simulated) in std::iter::once(cloud).chain(edge) {
+        if simulated < least {
+            let text = format!("{who} waits for {least} {members}, with {simulated} simulated below it");
+            return Err(Failure::message(Exit::Infeasible, text)
+                .hint(format!("simulate more {members}, or lower `clients.min` in the job's file")));
+        }
+    }
+    Ok(())
 }
 
 fn link(text: Option<&str>) -> Outcome<Link> {
@@ -118,7 +146,8 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     };
     federation.check().exit_with(Exit::Configuration)?;
     let rounds = federation.cloud.rounds;
-    let scenario = args.scenario()?;
+    let scenario = args.scenario(federation)?;
+    check(federation, args.ends, scenario.edges)?;
     let folder = Folder::beside(&args.job, args.out.as_deref());
     let engine = models::engine(global)?;
     let (seen, held_out) = if federation.looks_at_ends() {
@@ -135,10 +164,9 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     let shares = shares.iter().map(|share| seen.subset(share)).collect::<Result<Vec<_>, _>>()?;
     let models = job_models(&args.job, &job, &engine)?;
     let public = federation.distillation().map(|distil| open(global, &distil.public)).transpose()?;
-    folder.create()?;
     let stop = stopped_by_user()?;
 
-    let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, Some(args.ends))?;
+    let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, Some(args.ends), folder)?;
     let mut closed = Ok(());
     let examples = Examples { ends: shares, test: held_out.as_ref(), public: public.as_ref() };
     let outcome = tierline_sim::run(&engine, models, &job, examples, &scenario, &stop, &mut |round| {
@@ -147,20 +175,35 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
         }
     });
     closed?;
-    let outcome = outcome.map_err(|error| {
-        let exit = match error {
-            SimError::Stopped(_) => Exit::Interrupted,
-            SimError::Scenario { .. } => Exit::Configuration,
-            _ => Exit::Failure,
-        };
-        Failure::new(exit, error)
-    })?;
-    outcome.model.save(&folder.model())?;
+    let drawn = shown.draw();
+    let outcome = outcome.map_err(|error| failed(error, args.ends))?;
+    drawn?;
+    outcome.model.save(&shown.folder().model())?;
     if args.ends_too {
-        folder.save_ends(&outcome.own)?;
+        shown.folder().save_ends(&outcome.own)?;
     }
     for (end, reason) in &outcome.excluded {
-        global.output().say(format!("{end} was left out: {reason}"));
+        shown.without(Without::Excluded, Some(end), Some(reason))?;
     }
-    shown.done(&folder, Some(outcome.seconds))
+    shown.done()
+}
+
+fn failed(error: SimError, ends: usize) -> Failure {
+    let hint = match error {
+        SimError::Stalled { .. } => Some(format!(
+            "ask for fewer in `clients` of the job's file, or simulate more than {ends} ends, or more or fewer edges"
+        )),
+        _ => None,
+    };
+    let exit = match error {
+        SimError::Stopped(_) => Exit::Interrupted,
+        SimError::Scenario { .. } => Exit::Configuration,
+        SimError::Stalled { .. } => Exit::Infeasible,
+        _ => Exit::Failure,
+    };
+    let failure = Failure::new(exit, error);
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }

@@ -11,7 +11,7 @@ use tierline_train::federated::Models;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::rounds::Rounds;
+use super::rounds::{Rounds, Without};
 use super::{Folder, Train, job_models};
 use crate::cli::client::{connect, refused};
 use crate::cli::{Global, block_on};
@@ -31,9 +31,12 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
     let name = args.job.file_stem().and_then(|stem| stem.to_str()).unwrap_or("job").to_owned();
     let toml = toml::to_string(job)?;
     let folder = Folder::of(args);
-    folder.create()?;
     block_on(async {
-        let mut node = connect(global, args.endpoint.as_deref()).await?;
+        let connected = connect(global, args.endpoint.as_deref()).await;
+        let mut node = connected.map_err(|failure| match failure.hint.clone() {
+            Some(hint) => failure.hint(format!("{hint}; or simulate the site with --sim N")),
+            None => failure,
+        })?;
         let (send, receive) = tokio::sync::mpsc::channel(AHEAD_MAX);
         let mut lengths = files.iter().map(|file| file.len() as u64);
         let length = lengths.next().unwrap_or(0);
@@ -53,7 +56,7 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
         let nodes = if wanted == 1 { "node" } else { "nodes" };
         let text = format!("job {} ({}) begins with {wanted} {nodes} or more", info.name, &digest[..8]);
         global.output().say(text);
-        match follow(global, &mut node, &info, &folder.0).await? {
+        match follow(global, &mut node, &info, folder).await? {
             Followed::Ended => Ok(()),
             Followed::Left => {
                 let text = format!("job {} goes on without you", info.name);
@@ -79,44 +82,54 @@ pub async fn follow(
     global: &Global,
     node: &mut LocalClient<Channel>,
     info: &JobInfo,
-    folder: &std::path::Path,
+    folder: Folder,
 ) -> Outcome<Followed> {
-    let request = JobRequest { job: crate::cli::job::digest(info) };
-    let mut shown = Rounds::begin(global, &info.name, info.rounds, None)?;
-    for out in &info.excluded {
-        shown.without("is not in it", Some(&out.node), Some(&out.reason));
+    let mut shown = Rounds::begin(global, &info.name, info.rounds, None, folder)?;
+    let followed = watch(node, info, &mut shown).await;
+    let drawn = shown.draw();
+    if let Followed::Left = followed? {
+        return Ok(Followed::Left);
     }
+    drawn?;
+    let bytes = fetch_model(node, info).await?;
+    std::fs::write(shown.folder().model(), bytes)?;
+    shown.done()?;
+    Ok(Followed::Ended)
+}
+
+/// Shows what happens until the job is done.
+async fn watch(node: &mut LocalClient<Channel>, info: &JobInfo, shown: &mut Rounds<'_>) -> Outcome<Followed> {
+    for out in &info.excluded {
+        shown.without(Without::Excluded, Some(&out.node), Some(&out.reason))?;
+    }
+    let request = JobRequest { job: crate::cli::job::digest(info) };
     let mut events = node.job_watch(request).await.map_err(|s| refused(&s))?.into_inner();
     loop {
         let event = tokio::select! {
-            event = events.message() => event.map_err(|s| refused(&s))?,
+            event = events.message() => event,
             _ = tokio::signal::ctrl_c() => return Ok(Followed::Left),
         };
-        let Some(event) = event else {
-            let text = "the node ended before the job did";
+        // A node that ends properly closes the stream, one that is killed breaks it.
+        let Ok(Some(event)) = event else {
+            let text = "the node ended before the job did; the job goes on when the node is back";
             return Err(Failure::message(Exit::Unreachable, text).hint(format!("tierline job logs {}", info.name)));
         };
         let json: serde_json::Value = serde_json::from_str(&event.json).unwrap_or_default();
+        let (node, reason) = (json["node"].as_str(), json["reason"].as_str());
         match event.kind.as_str() {
             "round" => shown.round(&serde_json::from_str::<RoundScores>(&event.json)?)?,
-            "excluded" => shown.without("is left out", json["node"].as_str(), json["reason"].as_str()),
-            "unable" => shown.without("can't take part", json["node"].as_str(), json["reason"].as_str()),
-            "done" => break,
+            "excluded" => shown.without(Without::Excluded, node, reason)?,
+            "unable" => shown.without(Without::Unable, node, reason)?,
+            "done" => return Ok(Followed::Ended),
             "cancelled" => {
                 return Err(Failure::message(Exit::Interrupted, format!("job {} was cancelled", info.name)));
             }
             _ => {
-                let reason = json["reason"].as_str().unwrap_or("no reason was given");
+                let reason = reason.unwrap_or("no reason was given");
                 return Err(Failure::message(Exit::Failure, format!("job {} failed: {reason}", info.name)));
             }
         }
     }
-    let bytes = fetch_model(node, info).await?;
-    std::fs::create_dir_all(folder)?;
-    let folder = Folder(folder.to_owned());
-    std::fs::write(folder.model(), bytes)?;
-    shown.done(&folder, None)?;
-    Ok(Followed::Ended)
 }
 
 /// Fetches a job's model.
