@@ -20,7 +20,7 @@ impl Hop {
     /// time a part of what is there.
     fn memory_goes(&self, what: &'static str, up: &Pipeline) -> Result<(), FederateError> {
         let memory = self.memory();
-        if memory == Memory::None {
+        if memory == (Memory::None {}) {
             return Ok(());
         }
         if !up.is_contraction() {
@@ -35,13 +35,13 @@ impl Hop {
             Memory::Dgc { momentum, .. } if !(0.0..1.0).contains(&momentum) => {
                 refuse(what, "memory.momentum is at least 0 and below 1")
             }
-            Memory::Ef21 if up.is_lossless() => {
+            Memory::Ef21 {} if up.is_lossless() => {
                 refuse(what, "memory ef21 is of what is lost, and `up` loses nothing; leave memory out")
             }
-            Memory::Ef21 if self.rule != Rule::Mean => {
+            Memory::Ef21 {} if self.rule != Rule::Mean {} => {
                 refuse(what, "memory ef21 adds estimates up, which only the mean does; leave rule or memory out")
             }
-            Memory::Ef21 if !adds_changes(&self.strategy) => {
+            Memory::Ef21 {} if !adds_changes(&self.strategy) => {
                 let reason = "memory ef21 needs every change to count alike, once a round: take fedavg, fedprox, fedadam, \
                               fedyogi, fedadagrad or diloco, or another memory";
                 refuse(what, reason)
@@ -52,7 +52,7 @@ impl Hop {
 
     /// A rule compares members' changes, number by number.
     fn rule_goes(&self, what: &'static str, up: &Pipeline) -> Result<(), FederateError> {
-        if self.rule == Rule::Mean {
+        if self.rule == (Rule::Mean {}) {
             return Ok(());
         }
         if !up.sends_all() && !matches!(self.rule, Rule::Bounded { .. }) {
@@ -81,13 +81,13 @@ impl Hop {
     fn strategy_goes(&self, what: &'static str, up: &Pipeline) -> Result<(), FederateError> {
         let behaviour = self.strategy.behaviour();
         let (answers, transfers) = (behaviour.members_distil().is_some(), behaviour.transfers().is_some());
-        let remembers = self.memory.is_some_and(|memory| memory != Memory::None);
+        let remembers = self.memory.is_some_and(|memory| memory != Memory::None {});
         if (answers || transfers) && (remembers || !up.sends_all()) {
             let reason = "fedmd sends answers and fedgkt sends features, not changes: name stages that round, such as \
                           int8, and no memory";
             return refuse(what, reason);
         }
-        if transfers && (self.rule != Rule::Mean || !self.down.is_empty()) {
+        if transfers && (self.rule != Rule::Mean {} || !self.down.is_empty()) {
             return refuse(what, "with fedgkt nothing is averaged and no model comes down; leave rule and down out");
         }
         if behaviour.server_distils().is_some() && !up.sends_all() {

@@ -38,7 +38,7 @@ impl Desk {
     /// all contributions of a round, they wait on the shelf.
     #[must_use]
     pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server, shelf: Box<dyn Shelf>) -> Self {
-        let (strategy, rule, estimates) = (hop.strategy.clone(), hop.rule, hop.memory() == Memory::Ef21);
+        let (strategy, rule, estimates) = (hop.strategy.clone(), hop.rule, hop.memory() == Memory::Ef21 {});
         // What isn't averaged isn't added either.
         let averaged = if strategy.behaviour().transfers().is_some() { Vec::new() } else { strategy.channels() };
         let aggregate = rule.aggregate(&layout, &averaged, shelf);
@@ -159,7 +159,7 @@ impl Desk {
     /// has one.
     fn weigh(&self, report: &Report, staleness: u64) -> Weight {
         let weight = self.strategy.behaviour().weigh(report, staleness);
-        let alike = self.estimates || self.rule != Rule::Mean;
+        let alike = self.estimates || self.rule != Rule::Mean {};
         Weight { share: if alike { 1.0 } else { weight.share }, ..weight }
     }
 

@@ -7,15 +7,14 @@ use crate::FederateError;
 use crate::strategy::in_range;
 
 /// How members are chosen.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Select {
     /// All with the same odds.
-    #[default]
-    Random,
+    Random {},
     /// Those that were there most of the time, more often.
-    Availability,
+    Availability {},
     /// Those that taught most lately, unless they are slow; some that were
     /// never asked besides (after Oort: Lai et al., "Efficient federated
     /// learning via guided participant selection", 2021).
@@ -29,6 +28,12 @@ pub enum Select {
         #[serde(default = "slowness")]
         slowness: f64,
     },
+}
+
+impl Default for Select {
+    fn default() -> Self {
+        Self::Random {}
+    }
 }
 
 fn exploration() -> f64 {
@@ -81,9 +86,9 @@ impl Select {
     pub fn choose(&self, candidates: &[Candidate<'_>], count: usize, round: u64, rng: &mut Rng) -> Vec<usize> {
         let count = count.min(candidates.len());
         let mut chosen = match self {
-            Self::Random => weighted(&vec![1.0; candidates.len()], count, rng),
+            Self::Random {} => weighted(&vec![1.0; candidates.len()], count, rng),
             // Nobody is left out for good: who was never there has a chance.
-            Self::Availability => {
+            Self::Availability {} => {
                 weighted(&candidates.iter().map(|c| c.available.max(0.01)).collect::<Vec<_>>(), count, rng)
             }
             Self::Utility { exploration, slowness } => {

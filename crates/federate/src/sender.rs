@@ -24,9 +24,9 @@ pub const CONTROL: &str = "control";
 pub enum Memory {
     /// What didn't travel is added to the next update (Seide et al., "1-bit
     /// stochastic gradient descent", 2014; Karimireddy et al., 2019).
-    Feedback,
+    Feedback {},
     /// Not at all.
-    None,
+    None {},
     /// Momentum is gathered where nothing travels (Lin et al., "Deep gradient
     /// compression", 2018); for `topk` and `random`.
     Dgc {
@@ -41,7 +41,7 @@ pub enum Memory {
     /// Both sides remember an estimate of the member's update, and what
     /// travels is how it changes (Richtarik, Sokolov and Fatkhullin, "EF21",
     /// 2021).
-    Ef21,
+    Ef21 {},
 }
 
 fn momentum() -> f64 {
@@ -53,7 +53,7 @@ impl Memory {
     /// lost for good, none where what arrives is right on average.
     #[must_use]
     pub fn of(pipeline: &Pipeline) -> Self {
-        if pipeline.is_unbiased() { Self::None } else { Self::Feedback }
+        if pipeline.is_unbiased() { Self::None {} } else { Self::Feedback {} }
     }
 }
 
@@ -136,8 +136,8 @@ impl Sender {
         let sent = |target: &[f32]| sent(&pipeline, target, shapes, seed);
         let mut keep = |name: &str, what| counted.insert(name.to_owned(), what);
         match self.memory {
-            Memory::None => Ok(sent(vector)?.0),
-            Memory::Feedback => {
+            Memory::None {} => Ok(sent(vector)?.0),
+            Memory::Feedback {} => {
                 let target = sum(vector, of(before, FEEDBACK, vector));
                 let (bytes, arrives) = sent(&target)?;
                 keep(FEEDBACK, difference(&target, &arrives));
@@ -157,7 +157,7 @@ impl Sender {
                 keep(GATHERED, difference(&target, &arrives));
                 Ok(bytes)
             }
-            Memory::Ef21 => {
+            Memory::Ef21 {} => {
                 let estimate = of(before, ESTIMATE, vector).cloned().unwrap_or_else(|| vec![0.0; vector.len()]);
                 let (bytes, arrives) = sent(&difference(vector, &estimate))?;
                 keep(ESTIMATE, sum(&estimate, Some(&arrives)));

@@ -36,6 +36,11 @@ const MESSAGE_BYTES: u64 = 200;
 /// Versions of a model that an edge remembers to have fetched.
 const VERSIONS_KEPT: u64 = 64;
 
+/// A site in which nobody has worked for so long stands still, though members
+/// still say that they are there; where ends come and go, for longer.
+const STILL: Duration = Duration::from_secs(3_600);
+const STILL_WITH_AWAY: Duration = Duration::from_secs(30 * 24 * 3_600);
+
 /// What happens between nodes, each by its index: the cloud, then edges, then
 /// ends.
 enum Happening {
@@ -183,6 +188,8 @@ struct Site {
     bytes_up: u64,
     bytes_down: u64,
     round_began: Time,
+    /// When somebody last began or ended some work.
+    moved_at: Time,
     made: VecDeque<Made>,
     excluded: Vec<(String, String)>,
     own: BTreeMap<String, Model>,
@@ -277,6 +284,7 @@ impl Site {
             bytes_up: 0,
             bytes_down: 0,
             round_began: Time::ZERO,
+            moved_at: Time::ZERO,
             made: VecDeque::new(),
             excluded: Vec::new(),
             own: BTreeMap::new(),
@@ -310,6 +318,13 @@ impl Site {
     /// An exponential draw of this mean.
     fn draw(&mut self, mean: Duration) -> Duration {
         mean.mul_f64(-(1.0 - self.rng.f64()).ln())
+    }
+
+    /// Whether nobody works, and nobody has for long.
+    fn stands_still(&self) -> bool {
+        let still = if self.availability < 1.0 { STILL_WITH_AWAY } else { STILL };
+        let works = |node: &Node| node.trainee.as_ref().is_some_and(|trainee| trainee.running.is_some());
+        self.clock.now().since(self.moved_at) > still && !self.nodes.iter().any(works)
     }
 
     fn standstill(&self) -> String {

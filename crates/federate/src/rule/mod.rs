@@ -35,16 +35,15 @@ use crate::aggregate::{Aggregate, Mean, Weight};
 use crate::{Channel, Contribution, FederateError, Layout, Vectors};
 
 /// How contributions are put together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Rule {
     /// The weighted mean.
-    #[default]
-    Mean,
+    Mean {},
     /// The median of each number (Yin et al., "Byzantine-robust distributed
     /// learning", 2018).
-    Median,
+    Median {},
     /// The mean of each number without the largest and the smallest (Yin et
     /// al., 2018).
     Trimmed {
@@ -82,6 +81,12 @@ pub enum Rule {
     },
 }
 
+impl Default for Rule {
+    fn default() -> Self {
+        Self::Mean {}
+    }
+}
+
 fn fifth() -> f64 {
     0.2
 }
@@ -101,7 +106,7 @@ impl Rule {
             if fits { Ok(()) } else { Err(FederateError::Range { what: "rule.share", value, range }) }
         };
         match *self {
-            Self::Mean | Self::Median => Ok(()),
+            Self::Mean {} | Self::Median {} => Ok(()),
             Self::Trimmed { share } | Self::Krum { share } | Self::MultiKrum { share } => {
                 below(share, 0.5, "at least 0 and below a half")
             }
@@ -118,7 +123,7 @@ impl Rule {
     #[must_use]
     pub fn aggregate(&self, layout: &Layout, channels: &[Channel], shelf: Box<dyn Shelf>) -> Box<dyn Aggregate> {
         match self {
-            Self::Mean => Box::new(Mean::new(layout, channels)),
+            Self::Mean {} => Box::new(Mean::new(layout, channels)),
             rule => Box::new(Collected::new(*rule, layout, channels, shelf)),
         }
     }
@@ -127,8 +132,8 @@ impl Rule {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Mean => "mean",
-            Self::Median => "median",
+            Self::Mean {} => "mean",
+            Self::Median {} => "median",
             Self::Trimmed { .. } => "trimmed",
             Self::Krum { .. } => "krum",
             Self::MultiKrum { .. } => "multikrum",
@@ -142,9 +147,9 @@ impl Rule {
     #[must_use]
     pub fn needs(&self, count: usize) -> usize {
         match *self {
-            Self::Mean => 1,
+            Self::Mean {} => 1,
             // Of two, nobody can tell which one does harm.
-            Self::Median | Self::Bounded { .. } => 3,
+            Self::Median {} | Self::Bounded { .. } => 3,
             Self::Trimmed { share } => (2 * harmful(share, count) + 1).max(3),
             Self::Krum { share } | Self::MultiKrum { share } => 2 * harmful(share, count) + 3,
             Self::Bulyan { share } => 4 * harmful(share, count) + 3,
@@ -156,10 +161,10 @@ impl Rule {
         let count = votes.len();
         let harmful = |share| harmful(share, count);
         match *self {
-            Self::Mean => votes.mean(&votes.all()),
+            Self::Mean {} => votes.mean(&votes.all()),
             Self::Bounded { times } => bounded::bounded(votes, times),
             rule if count < rule.needs(count) => median::median(votes),
-            Self::Median => median::median(votes),
+            Self::Median {} => median::median(votes),
             Self::Trimmed { share } => trimmed::trimmed(votes, harmful(share)),
             Self::Krum { share } => {
                 let best = krum::nearest(votes, harmful(share))?[0];

@@ -31,7 +31,7 @@ fn votes(columns: &[[f32; 2]]) -> Vec<Vec<f32>> {
 }
 
 const RULES: [Rule; 6] = [
-    Rule::Median,
+    Rule::Median {},
     Rule::Trimmed { share: 0.25 },
     Rule::Krum { share: 0.2 },
     Rule::MultiKrum { share: 0.2 },
@@ -42,8 +42,8 @@ const RULES: [Rule; 6] = [
 #[test]
 fn small_numbers_by_hand() {
     let five = votes(&[[1.0, 5.0], [2.0, 4.0], [3.0, 3.0], [4.0, 2.0], [100.0, -90.0]]);
-    assert_eq!(put_together(Rule::Median, &five), [3.0, 3.0]);
-    assert_eq!(put_together(Rule::Median, &five[..4]), [2.5, 3.5]);
+    assert_eq!(put_together(Rule::Median {}, &five), [3.0, 3.0]);
+    assert_eq!(put_together(Rule::Median {}, &five[..4]), [2.5, 3.5]);
     assert_eq!(put_together(Rule::Trimmed { share: 0.2 }, &five), [3.0, 3.0]);
     assert_eq!(put_together(Rule::Trimmed { share: 0.0 }, &five), [22.0, -15.2]);
     // The second is nearest to its two neighbours, then the third.
@@ -81,7 +81,7 @@ fn a_round_of_too_few_is_put_together_by_the_median() {
     let bounded = put_together(Rule::Bounded { times: 1.0 }, &four);
     assert!(bounded.iter().all(|x| x.abs() < 3.0), "{bounded:?}");
     for (rule, count, needs) in [
-        (Rule::Median, 2, 3),
+        (Rule::Median {}, 2, 3),
         (Rule::Trimmed { share: 0.2 }, 4, 3),
         (Rule::Trimmed { share: 0.4 }, 4, 5),
         (Rule::Krum { share: 0.2 }, 4, 5),
@@ -130,7 +130,7 @@ fn signs_are_chosen_among_as_any_change() {
         (0..8).map(|_| arrived(&truth.iter().map(|x| x + 0.2 * (rng.f32() - 0.5)).collect::<Vec<_>>())).collect();
     let honest = all.clone();
     all.extend([-1.0, -50.0].map(|times| arrived(&truth.iter().map(|x| times * x).collect::<Vec<_>>())));
-    for rule in [Rule::Krum { share: 0.2 }, Rule::MultiKrum { share: 0.2 }, Rule::Median] {
+    for rule in [Rule::Krum { share: 0.2 }, Rule::MultiKrum { share: 0.2 }, Rule::Median {}] {
         let found = put_together(rule, &all);
         let along: f32 = found.iter().zip(&truth).map(|(x, y)| x * y).sum();
         assert!(along > 0.0, "{rule:?}");

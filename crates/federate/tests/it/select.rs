@@ -27,7 +27,7 @@ const UTILITY: Select = Select::Utility { exploration: 0.2, slowness: 2.0 };
 #[test]
 fn random_gives_all_the_same_odds() {
     let names = names(10);
-    let counts = counts(&Select::Random, &candidates(&names), 3);
+    let counts = counts(&Select::Random {}, &candidates(&names), 3);
     assert!(counts.iter().all(|c| (220..380).contains(c)), "{counts:?}");
 }
 
@@ -36,7 +36,7 @@ fn those_that_are_there_are_asked_more_often() {
     let names = names(10);
     let mut all = candidates(&names);
     all[..5].iter_mut().for_each(|c| c.available = 0.1);
-    let counts = counts(&Select::Availability, &all, 3);
+    let counts = counts(&Select::Availability {}, &all, 3);
     let (rare, common) = counts.split_at(5);
     assert!(rare.iter().max() < common.iter().min(), "{counts:?}");
     assert!(rare.iter().all(|c| *c > 0), "nobody is left out for good: {counts:?}");
@@ -66,7 +66,7 @@ fn utility_prefers_much_loss_and_little_time_and_tries_the_unknown() {
 #[test]
 fn everybody_is_asked_when_there_are_too_few() {
     let names = names(3);
-    for select in [Select::Random, Select::Availability, UTILITY] {
+    for select in [Select::Random {}, Select::Availability {}, UTILITY] {
         let chosen = select.choose(&candidates(&names), 5, 0, &mut fastrand::Rng::with_seed(1));
         assert_eq!(chosen, [0, 1, 2]);
         assert!(select.choose(&[], 5, 0, &mut fastrand::Rng::with_seed(1)).is_empty());

@@ -52,7 +52,7 @@ fn rounds(sender: &Sender, count: u64, refuse: impl Fn(u64) -> bool) -> (Vec<f64
 #[test]
 fn with_feedback_what_arrives_and_what_is_kept_are_all_there_was() {
     for stages in [&["topk:0.05"][..], &["topk:0.1", "int4"], &["sign"], &["qsgd:2", "zstd"], &["powersgd:1"]] {
-        let (wanted, arrived, kept) = rounds(&sender(stages, Memory::Feedback), 30, |round| round % 5 == 3);
+        let (wanted, arrived, kept) = rounds(&sender(stages, Memory::Feedback {}), 30, |round| round % 5 == 3);
         for ((w, a), k) in wanted.iter().zip(&arrived).zip(&kept["feedback.model"]) {
             assert!((w - a - f64::from(*k)).abs() < 1e-4, "{stages:?}: {w} of {a} and {k}");
         }
@@ -63,7 +63,7 @@ fn with_feedback_what_arrives_and_what_is_kept_are_all_there_was() {
 fn momentum_is_gathered_where_nothing_travels() {
     let dgc = |momentum| Memory::Dgc { momentum, warmup: 0 };
     // Without momentum it is feedback.
-    let (_, plain, _) = rounds(&sender(&["topk:0.05"], Memory::Feedback), 20, |_| false);
+    let (_, plain, _) = rounds(&sender(&["topk:0.05"], Memory::Feedback {}), 20, |_| false);
     let (_, gathered, kept) = rounds(&sender(&["topk:0.05"], dgc(0.0)), 20, |_| false);
     assert_eq!(plain, gathered);
     assert!(kept.contains_key("velocity.model"));
@@ -96,7 +96,7 @@ fn a_warm_up_begins_with_a_quarter() {
 
 #[test]
 fn an_estimate_comes_near_an_update_that_stays() {
-    let sender = sender(&["topk:0.2"], Memory::Ef21);
+    let sender = sender(&["topk:0.2"], Memory::Ef21 {});
     let vectors = update(&mut fastrand::Rng::with_seed(4));
     let (mut kept, mut estimate) = (Kept::new(), vec![0f32; 100]);
     for round in 0..5 {
@@ -111,7 +111,7 @@ fn an_estimate_comes_near_an_update_that_stays() {
 
 #[test]
 fn without_loss_nothing_is_remembered() {
-    let (wanted, arrived, kept) = rounds(&sender(&["zstd"], Memory::Feedback), 3, |_| false);
+    let (wanted, arrived, kept) = rounds(&sender(&["zstd"], Memory::Feedback {}), 3, |_| false);
     assert_eq!(wanted, arrived);
     assert!(kept.is_empty());
 }
@@ -119,7 +119,7 @@ fn without_loss_nothing_is_remembered() {
 #[test]
 fn broken_updates_are_refused() {
     let vectors = update(&mut fastrand::Rng::with_seed(5));
-    let (sent, _) = send(&sender(&["topk:0.1", "int8", "zstd"], Memory::None), &vectors, &Kept::new(), 0);
+    let (sent, _) = send(&sender(&["topk:0.1", "int8", "zstd"], Memory::None {}), &vectors, &Kept::new(), 0);
     for end in 0..sent.bytes.len() {
         assert!(wire::decode(&sent.bytes[..end], &layout()).is_err(), "cut at {end}");
     }
@@ -141,19 +141,20 @@ fn broken_updates_are_refused() {
 #[test]
 fn unless_said_otherwise_what_is_lost_for_good_is_remembered() {
     for (stages, memory) in [
-        (&[][..], Memory::None),
-        (&["qsgd:2", "zstd"], Memory::None),
-        (&["fp16"], Memory::Feedback),
-        (&["sign"], Memory::Feedback),
-        (&["random:0.1"], Memory::Feedback),
-        (&["topk:0.1", "qsgd:6"], Memory::Feedback),
-        (&["powersgd:2"], Memory::Feedback),
+        (&[][..], Memory::None {}),
+        (&["qsgd:2", "zstd"], Memory::None {}),
+        (&["fp16"], Memory::Feedback {}),
+        (&["sign"], Memory::Feedback {}),
+        (&["random:0.1"], Memory::Feedback {}),
+        (&["topk:0.1", "qsgd:6"], Memory::Feedback {}),
+        (&["powersgd:2"], Memory::Feedback {}),
     ] {
         assert_eq!(Memory::of(&Pipeline::parse(stages).unwrap()), memory, "{stages:?}");
     }
 }
 
-const MEMORIES: [Memory; 4] = [Memory::None, Memory::Feedback, Memory::Dgc { momentum: 0.9, warmup: 0 }, Memory::Ef21];
+const MEMORIES: [Memory; 4] =
+    [Memory::None {}, Memory::Feedback {}, Memory::Dgc { momentum: 0.9, warmup: 0 }, Memory::Ef21 {}];
 
 #[test]
 fn an_update_that_is_refused_leaves_no_trace() {
@@ -208,7 +209,7 @@ fn answers_and_control_variates_have_no_memory_and_travel_whole() {
 
 #[test]
 fn the_mean_of_members_control_variates_is_what_the_server_has() {
-    let sender = sender(&["topk:0.1", "int4"], Memory::Feedback);
+    let sender = sender(&["topk:0.1", "int4"], Memory::Feedback {});
     let mut rng = fastrand::Rng::with_seed(9);
     let (mut server, mut members) = (vec![0f64; 100], vec![Kept::new(); 3]);
     for round in 0..10 {

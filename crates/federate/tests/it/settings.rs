@@ -1,6 +1,6 @@
 //! Job files: what is taken, what is refused and why.
 
-use tierline_federate::{Federation, Late, Select, Strategy};
+use tierline_federate::{Federation, Hop, Late, Select, Strategy};
 
 fn read(text: &str) -> Result<Federation, String> {
     let federation: Federation = toml::from_str(text).map_err(|e| e.to_string())?;
@@ -235,5 +235,20 @@ fn hops_and_ends_go_together_or_say_why_not() {
             Ok(_) => assert_eq!(reason, "", "{text}: goes together"),
             Err(error) => assert!(!reason.is_empty() && error.contains(reason), "{text}: {error}"),
         }
+    }
+}
+
+#[test]
+fn keys_that_a_kind_doesnt_know_are_refused() {
+    for text in [
+        "rule = { kind = 'mean', share = 0.1 }",
+        "rule = { kind = 'median', share = 0.1 }",
+        "memory = { kind = 'none', momentum = 0.9 }",
+        "memory = { kind = 'ef21', momentum = 0.9 }",
+        "clients = { select = { kind = 'random', exploration = 0.1 } }",
+        "strategy = { kind = 'fedavg', rate = 1.0 }",
+    ] {
+        let error = toml::from_str::<Hop>(text).unwrap_err().to_string();
+        assert!(error.contains("unknown field"), "{text}: {error}");
     }
 }

@@ -140,6 +140,7 @@ impl Site {
         let start = self.start_of(at, work);
         let (true, Some(start)) = (wanted, start) else { return Ok(()) };
         let now = self.clock.now();
+        self.moved_at = now;
         let node = &mut self.nodes[at];
         if let Some(below) = &mut node.below {
             below.holds = work.version;
@@ -176,6 +177,7 @@ impl Site {
     }
 
     pub(super) fn worked(&mut self, at: usize, task: Task) -> Result<(), SimError> {
+        self.moved_at = self.clock.now();
         let Some(trainee) = &mut self.nodes[at].trainee else { return Ok(()) };
         if trainee.running.as_ref().is_none_or(|(work, ..)| work.task != task) {
             return Ok(());

@@ -88,7 +88,8 @@ pub fn run(
         if stop.load(Ordering::Relaxed) {
             return Err(SimError::Stopped(scores.len() as u64));
         }
-        let Some(event) = site.clock.next() else {
+        let event = site.clock.next().filter(|_| !site.stands_still());
+        let Some(event) = event else {
             let reason = site.standstill();
             return Err(SimError::Stalled { round: scores.len() as u64 + 1, reason });
         };

@@ -86,6 +86,13 @@ fn accuracy(outcome: &Outcome) -> f64 {
 }
 
 #[test]
+fn a_job_that_nobody_could_begin_is_told_of() {
+    let outcome = simulate("[federation.cloud]\nrounds = 2\nclients = { min = 9 }\n", 3, &Scenario::default());
+    let Err(SimError::Stalled { round: 1, reason }) = outcome else { panic!("{outcome:?}") };
+    assert!(reason.contains("3 of 3 members can work"), "{reason}");
+}
+
+#[test]
 fn every_strategy_learns() {
     for (strategy, rounds) in [
         ("kind = 'fedavg'", 10),
