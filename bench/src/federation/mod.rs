@@ -7,6 +7,7 @@ pub mod codecs;
 pub mod equality;
 pub mod flower;
 pub mod hierarchy;
+mod memory;
 mod proxy;
 pub mod robust;
 pub mod throughput;
