@@ -11,6 +11,7 @@ mod memory;
 mod proxy;
 pub mod robust;
 pub mod throughput;
+mod wan;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
