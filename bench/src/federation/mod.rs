@@ -12,6 +12,7 @@ mod proxy;
 pub mod robust;
 pub mod throughput;
 mod wan;
+mod ways;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
