@@ -1,8 +1,8 @@
 //! Rounds of a federation beside Flower's SuperLink and SuperNodes: processes
 //! and sockets on this machine, a million numbers, next to nothing to learn.
 //!
-//! Bytes are those on the wire, counted by a proxy; our times come from a
-//! site without one. Start at [`run`].
+//! Either side runs twice: as it is, for times; and through a proxy that counts
+//! bytes on the wire while its memory is watched. Start at [`run`].
 
 use std::fmt;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,6 +18,7 @@ use tierline_demo::site::{Node, Tierline};
 use tierline_graph::DataType;
 use tierline_zoo::build::Builder;
 
+use super::memory::Watch;
 use super::{binary, median, proxy};
 use crate::training::environment;
 
@@ -62,10 +63,17 @@ pub struct Side {
     pub bytes_up: f64,
     /// From the server.
     pub bytes_down: f64,
-    /// Most resident memory of the server and what it started.
+    /// Most memory of the server and what it started.
     pub server_bytes: u64,
     /// The same of a client, the largest.
     pub client_bytes: u64,
+}
+
+impl Side {
+    /// Times of one run, bytes and memory of another.
+    fn of(direct: Self, counted: Self) -> Self {
+        Self { round_s: direct.round_s, all_s: direct.all_s, ..counted }
+    }
 }
 
 /// Runs the benchmark.
@@ -75,12 +83,11 @@ pub struct Side {
 pub fn run() -> Result<Report> {
     let python = environment("flower", "Flower", FLOWER)?;
     let folder = tempfile::tempdir()?;
+    let [direct, counted] = ["direct", "counted"].map(|name| folder.path().join(name));
     eprintln!("  ours");
-    let mut ours = ours(&folder.path().join("direct"), false)?;
-    let counted = self::ours(&folder.path().join("counted"), true)?;
-    (ours.bytes_up, ours.bytes_down) = (counted.bytes_up, counted.bytes_down);
+    let ours = Side::of(ours(&direct, false)?, ours(&counted, true)?);
     eprintln!("  Flower");
-    let flower = theirs(folder.path(), &python)?;
+    let flower = Side::of(theirs(&direct, &python, false)?, theirs(&counted, &python, true)?);
     Ok(Report { ours, flower })
 }
 
@@ -126,34 +133,32 @@ fn ours(folder: &Path, counted: bool) -> Result<Side> {
         Ok(end)
     };
     let ends: Vec<Node> = (0..CLIENTS).map(end).collect::<Result<_>>()?;
+    let watch = counted.then(|| Watch::start(std::iter::once(&cloud).chain(&ends).map(Node::process_id).collect()));
     let before = counts.now();
     let lines = cloud.ask(&["train", &job])?;
     let after = counts.now();
+    let (server_bytes, client_bytes) = peaks(watch)?;
     let lines = lines.as_array().context("a line for each round")?;
     let rounds: Vec<&Value> = lines.iter().filter(|line| line["event"] == "round").collect();
     let all = rounds.iter().all(|round| round["clients"] == CLIENTS);
     ensure!(rounds.len() == ROUNDS && all, "not every client answered in every round");
     let round_s: Vec<f64> = rounds.iter().filter_map(|round| round["seconds"].as_f64()).collect();
-    let clients = ends.iter().map(|end| peak(end.process_id())).collect::<Result<Vec<_>>>()?;
     Ok(Side {
         all_s: round_s.iter().sum::<f64>() / ROUNDS as f64,
         round_s,
         bytes_up: (after[0] - before[0]) as f64 / ROUNDS as f64,
         bytes_down: (after[1] - before[1]) as f64 / ROUNDS as f64,
-        server_bytes: peak(cloud.process_id())?,
-        client_bytes: clients.into_iter().max().unwrap_or_default(),
+        server_bytes,
+        client_bytes,
     })
 }
 
-/// Peak resident memory of a process, bytes.
-fn peak(process: u32) -> Result<u64> {
-    status(process, "VmHWM:").with_context(|| format!("process {process} tells no memory"))
-}
-
-fn status(process: u32, what: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix(what))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? << 10)
+/// Of the server, which comes first, and of the largest client.
+fn peaks(watch: Option<Watch>) -> Result<(u64, u64)> {
+    let Some(watch) = watch else { return Ok((0, 0)) };
+    let peaks = watch.peaks()?;
+    let (server, clients) = peaks.split_first().context("nothing was watched")?;
+    Ok((*server, clients.iter().copied().max().unwrap_or_default()))
 }
 
 /// A command and whatever it starts: they end with the value.
@@ -164,19 +169,6 @@ impl Group {
         let log = std::fs::File::create(log)?;
         let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         Ok(Self(command.spawn()?))
-    }
-
-    /// Resident memory of all of its processes, bytes; pages that they share
-    /// count once each.
-    fn resident(&self) -> u64 {
-        let of_group = |process: u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-            // Behind the name in brackets: state, parent, group.
-            stat.rsplit_once(')')?.1.split_whitespace().nth(2)?.parse::<u32>().ok()
-        };
-        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-        let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        numbers.filter(|p| of_group(*p) == Some(self.0.id())).filter_map(|p| status(p, "VmRSS:")).sum()
     }
 }
 
@@ -197,7 +189,7 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-fn theirs(folder: &Path, python: &Path) -> Result<Side> {
+fn theirs(folder: &Path, python: &Path, counted: bool) -> Result<Side> {
     #[derive(Deserialize)]
     struct Said {
         rounds: Vec<f64>,
@@ -221,10 +213,12 @@ fn theirs(folder: &Path, python: &Path) -> Result<Side> {
             out.display()
         ),
     )?;
-    let port = free_port()?;
+    let server_port = free_port()?;
     std::fs::write(
         home.join("config.toml"),
-        format!("[superlink]\ndefault = \"site\"\n[superlink.site]\naddress = \"127.0.0.1:{port}\"\ninsecure = true\n"),
+        format!(
+            "[superlink]\ndefault = \"site\"\n[superlink.site]\naddress = \"127.0.0.1:{server_port}\"\ninsecure = true\n"
+        ),
     )?;
     let program = |name: &str| -> Result<Command> {
         let bin = python.parent().context("a folder")?;
@@ -240,28 +234,27 @@ fn theirs(folder: &Path, python: &Path) -> Result<Side> {
             "--insecure",
             "--disable-runtime-dependency-installation",
             "--port",
-            &port.to_string(),
+            &server_port.to_string(),
         ]),
         &log("superlink"),
     )?;
-    listening(port).with_context(|| tail(&log("superlink")))?;
-    let (through, counts) = proxy::start(SocketAddr::from(([127, 0, 0, 1], port)))?;
+    listening(server_port).with_context(|| tail(&log("superlink")))?;
+    let (through, counts) = proxy::start(SocketAddr::from(([127, 0, 0, 1], server_port)))?;
     let client = |number: usize| -> Result<Group> {
         let port = free_port()?.to_string();
-        let through = through.to_string();
+        let through = if counted { through.to_string() } else { format!("127.0.0.1:{server_port}") };
         let mut command = program("flower-supernode")?;
         command.args(["--insecure", "--superlink", &through, "--port", &port]);
         Group::start(&mut command, &log(&format!("supernode-{number}")))
     };
     let clients = (0..CLIENTS).map(client).collect::<Result<Vec<_>>>()?;
     std::thread::sleep(Duration::from_secs(5));
+    let watch = counted.then(|| Watch::start(std::iter::once(&server).chain(&clients).map(|g| g.0.id()).collect()));
     let before = counts.now();
     let ran = program("flwr")?.args(["run", "."]).current_dir(&project).stdin(Stdio::null()).output()?;
     ensure!(ran.status.success(), "`flwr run` failed: {}", String::from_utf8_lossy(&ran.stdout));
-    let (mut server_bytes, mut client_bytes, begun) = (0, 0, Instant::now());
+    let begun = Instant::now();
     while !out.exists() {
-        server_bytes = server_bytes.max(server.resident());
-        client_bytes = clients.iter().map(Group::resident).max().unwrap_or_default().max(client_bytes);
         if begun.elapsed() > ROUNDS_MAX {
             bail!("Flower doesn't get through: {}", tail(&log("superlink")));
         }
@@ -269,6 +262,7 @@ fn theirs(folder: &Path, python: &Path) -> Result<Side> {
     }
     std::thread::sleep(Duration::from_millis(200));
     let after = counts.now();
+    let (server_bytes, client_bytes) = peaks(watch)?;
     let said: Said = serde_json::from_slice(&std::fs::read(&out)?)?;
     let (got, expected) = (said.mean, FLOWER_ROUNDS as f64);
     ensure!((got - expected).abs() < 0.1, "Flower's model is {got} on average rather than {expected}");
@@ -306,8 +300,9 @@ impl fmt::Display for Report {
             "FedAvg on {CLIENTS} clients, a model of {NUMBERS} numbers (f32), next to nothing to learn, all processes on this\n\
              machine: a Tierline site (mutual TLS, every update on the disk before it is sent and again before it counts,\n\
              ends that train one step), {ROUNDS} rounds; Flower 1.41's SuperLink and SuperNodes (no TLS, state in memory,\n\
-             clients that add noise), {FLOWER_ROUNDS} rounds. Medians over the rounds; bytes are those on the wire, as a proxy\n\
-             counts them, over the rounds; memory is the peak of each process and what it started.\n"
+             clients that add noise), {FLOWER_ROUNDS} rounds. Either side runs twice: as it is, for times; and through a proxy that counts\n\
+             bytes on the wire, over the rounds, while memory is watched: proportional set sizes, the peak of each process\n\
+             and what it started.\n"
         )?;
         writeln!(f, "| | ours | Flower | Flower / ours |")?;
         writeln!(f, "|---|---|---|---|")?;
@@ -321,8 +316,11 @@ impl fmt::Display for Report {
         row("bytes down, a round", "MB", 2, &|s| s.bytes_down / 1e6)?;
         row("memory of the server", "MB", 0, &|s| s.server_bytes as f64 / 1e6)?;
         row("memory of a client", "MB", 0, &|s| s.client_bytes as f64 / 1e6)?;
-        let round = median(&ours.round_s);
-        let verdict = if round <= GOAL_S { "reached" } else { "missed" };
-        writeln!(f, "\nThe goal of {GOAL_S} s for a round is {verdict}.")
+        let reached = |seconds: f64| if seconds <= GOAL_S { "reached" } else { "missed" };
+        let (median, mean) = (reached(median(&ours.round_s)), reached(ours.all_s));
+        writeln!(
+            f,
+            "\nThe goal of {GOAL_S} s for a round is {median} by the median and {mean} by the mean, which counts the first round in."
+        )
     }
 }

@@ -1,12 +1,13 @@
 //! Edges that average their ends beside edges that pass everything on, over a
-//! thin link to the cloud: virtual time to an accuracy. Start at [`run`].
+//! thin link to the cloud: time to an accuracy, first simulated, then measured
+//! ([`wan`]). Start at [`run`].
 
 use std::fmt;
 
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Lab, Round};
+use super::{Lab, Round, wan};
 
 const ENDS: usize = 20;
 const EDGES: usize = 4;
@@ -40,12 +41,14 @@ const WAYS: [(&str, usize, &str); 5] = [
 pub struct Report {
     /// By link, then by way: rounds and seconds to the goal, if it was reached.
     pub reached: Vec<Vec<Option<(usize, f64)>>>,
+    /// Of a site of processes.
+    pub measured: wan::Report,
 }
 
 /// Runs the benchmark.
 ///
 /// # Errors
-/// When the data can't be had, or a simulation fails.
+/// When the data can't be had, a simulation fails, or a site doesn't run.
 pub fn run() -> Result<Report> {
     let lab = Lab::new("mlp", 1)?;
     let mut report = Report::default();
@@ -65,6 +68,7 @@ pub fn run() -> Result<Report> {
         }
         report.reached.push(of_link);
     }
+    report.measured = wan::run(&lab)?;
     Ok(report)
 }
 
@@ -77,7 +81,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "Seconds of virtual time until Fashion-MNIST is known to {:.0}% (784, 128 and 10 units, 407 kB), with the rounds of\n\
+            "Simulated: seconds of virtual time until Fashion-MNIST is known to {:.0}% (784, 128 and 10 units, 407 kB), with the rounds of\n\
              the cloud in brackets: {ENDS} ends with uneven classes (`{PARTITION}`), {SPEED} examples a second and links of\n\
              100 Mbit/s, below {EDGES} edges with a thinner link to the cloud. Training is real, time is simulated. Flat: edges\n\
              pass every update on, and fetch each model once. Ratios are flat over hierarchical.\n",
@@ -94,6 +98,6 @@ impl fmt::Display for Report {
             };
             writeln!(f, "| {link} | {} |", row.iter().enumerate().map(cell).collect::<Vec<_>>().join(" | "))?;
         }
-        Ok(())
+        write!(f, "\n{}", self.measured)
     }
 }

@@ -7,9 +7,12 @@ pub mod codecs;
 pub mod equality;
 pub mod flower;
 pub mod hierarchy;
+mod memory;
 mod proxy;
 pub mod robust;
 pub mod throughput;
+mod wan;
+mod ways;
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
