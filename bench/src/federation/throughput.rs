@@ -1,5 +1,6 @@
-//! How fast updates are added to an exact sum, beside a plain copy and a plain
-//! sum of the same numbers. Start at [`run`].
+//! How fast updates are added to an exact sum, one at a time and as a node
+//! does, beside a plain copy and a plain sum of the same numbers. Start at
+//! [`run`].
 
 use std::fmt;
 use std::hint::black_box;
@@ -7,7 +8,9 @@ use std::time::Instant;
 
 use anyhow::Result;
 use serde::Serialize;
-use tierline_federate::ExactSum;
+use tierline_federate::aggregate::{Aggregate, Weight};
+use tierline_federate::sum::TOGETHER_MAX;
+use tierline_federate::{Channel, Contribution, ExactSum, Layout, Mean, Part, Report as Said, Vectors};
 
 use super::median;
 
@@ -37,7 +40,9 @@ pub struct Row {
     pub plain_ms: f64,
     /// Adding it, times a weight, to an exact sum.
     pub exact_ms: f64,
-    /// Median over the rounds of adding exactly over copying.
+    /// The same as a node does: some updates in one pass.
+    pub node_ms: f64,
+    /// Median over the rounds of that over copying.
     pub over_copy: f64,
 }
 
@@ -54,9 +59,12 @@ fn row(numbers: usize) -> Result<Row> {
     let update: Vec<f32> = (0..numbers).map(|i| (i % 1_000) as f32 * 1e-3 - 0.5).collect();
     let (mut copy, mut plain) = (vec![0f32; numbers], vec![0f64; numbers]);
     let mut exact = ExactSum::new(numbers);
+    let layout = Layout { parameters: vec![Part { name: "w".to_owned(), shape: vec![numbers] }], ..Layout::default() };
+    let mut mean = Mean::new(&layout, &[Channel::Model]);
+    let weight = Weight { share: 3.0, factor: 1.0 };
     // Short ones many times: the clock is not that fine.
-    let times = (10_000_000 / numbers).max(1);
-    let mut rows: [Vec<f64>; 4] = Default::default();
+    let times = (10_000_000 / numbers).next_multiple_of(TOGETHER_MAX);
+    let mut rows: [Vec<f64>; 5] = Default::default();
     for round in 0..=ROUNDS {
         let copied = timed(times, || {
             black_box(&mut copy).copy_from_slice(black_box(&update));
@@ -68,14 +76,23 @@ fn row(numbers: usize) -> Result<Row> {
             Ok(())
         })?;
         let added = timed(times, || Ok(exact.add(black_box(3.0), black_box(&update))?))?;
+        // They come decoded, one behind the other, and are handed over.
+        let one =
+            || Contribution { vectors: Vectors::from([(Channel::Model, update.clone())]), report: Said::default() };
+        let mut waiting: Vec<Contribution> = (0..times).map(|_| one()).collect();
+        let by_node = timed(times, || {
+            let Some(next) = waiting.pop() else { return Ok(()) };
+            Ok(mean.add(black_box(weight), next)?)
+        })?;
+        black_box(mean.finish()?);
         // The first touches memory for the first time.
         if round > 0 {
-            let found = [copied, summed, added, added / copied];
+            let found = [copied, summed, added, by_node, by_node / copied];
             rows.iter_mut().zip(found).for_each(|(row, value)| row.push(value));
         }
     }
-    let [copy_ms, plain_ms, exact_ms, over_copy] = rows.map(|row| median(&row));
-    Ok(Row { numbers, copy_ms, plain_ms, exact_ms, over_copy })
+    let [copy_ms, plain_ms, exact_ms, node_ms, over_copy] = rows.map(|row| median(&row));
+    Ok(Row { numbers, copy_ms, plain_ms, exact_ms, node_ms, over_copy })
 }
 
 /// Milliseconds of one of `times` turns.
@@ -88,17 +105,18 @@ fn timed(times: usize, mut turn: impl FnMut() -> Result<()>) -> Result<f64> {
 }
 
 impl Row {
-    /// Bytes that an exact addition moves in a second: an update of four, and
-    /// two sums of eight there and back; over a copy's, of four each way.
+    /// Gigabytes that a node moves in a second, and a copy: an update of four
+    /// bytes a number and its part of two sums of eight, there and back; over
+    /// four each way.
     fn bandwidth(&self) -> (f64, f64) {
         let rate = |bytes: f64, ms: f64| bytes * self.numbers as f64 / ms / 1e6;
-        (rate(36.0, self.exact_ms), rate(8.0, self.copy_ms))
+        (rate(4.0 + 32.0 / TOGETHER_MAX as f64, self.node_ms), rate(8.0, self.copy_ms))
     }
 
     /// Of the copy's bandwidth: by all that is moved, and by the update alone.
     fn shares(&self) -> [f64; 2] {
-        let (exact, copy) = self.bandwidth();
-        [exact / copy, 1.0 / self.over_copy]
+        let (node, copy) = self.bandwidth();
+        [node / copy, 1.0 / self.over_copy]
     }
 }
 
@@ -120,25 +138,29 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "Adding an update, times its weight, to the sum that doesn't depend on the order of arrival, beside copying it\n\
-             and beside a sum in f64 that does depend on it; one thread, in turns, medians of {ROUNDS} rounds. Moved is what is\n\
-             read and written: 36 bytes a number for the exact sum, 8 for a copy. By the update alone, both take in four.\n"
+             and beside a sum in f64 that does depend on it; one thread, in turns, medians of {ROUNDS} rounds. One at a time, an\n\
+             update is looked through for its largest number first; a node has done that when it checked it, and adds\n\
+             {TOGETHER_MAX} in a pass. Moved is what a node reads and writes, {} bytes a number and update, beside 8 for a copy. By the\n\
+             update alone, both take in four.\n",
+            4 + 32 / TOGETHER_MAX
         )?;
         writeln!(
             f,
-            "| numbers | copy ms | f64 sum ms | exact sum ms | exact / copy | exact / f64 sum | GB/s moved, exact | GB/s moved, copy | share of the copy's, moved | share, update alone |"
+            "| numbers | copy ms | f64 sum ms | exact, one at a time ms | exact, as a node ms | node / copy | node / f64 sum | GB/s moved, node | GB/s moved, copy | share of the copy's, moved | share, update alone |"
         )?;
-        writeln!(f, "|---|---|---|---|---|---|---|---|---|---|")?;
+        writeln!(f, "|---|---|---|---|---|---|---|---|---|---|---|")?;
         for row in &self.rows {
-            let ((exact, copy), [moved, alone]) = (row.bandwidth(), row.shares());
+            let ((node, copy), [moved, alone]) = (row.bandwidth(), row.shares());
             writeln!(
                 f,
-                "| {} | {:.3} | {:.3} | {:.3} | {:.2} | {:.2} | {exact:.1} | {copy:.1} | {moved:.2} | {alone:.2} |",
+                "| {} | {:.3} | {:.3} | {:.3} | {:.3} | {:.2} | {:.2} | {node:.1} | {copy:.1} | {moved:.2} | {alone:.2} |",
                 row.numbers,
                 row.copy_ms,
                 row.plain_ms,
                 row.exact_ms,
+                row.node_ms,
                 row.over_copy,
-                row.exact_ms / row.plain_ms,
+                row.node_ms / row.plain_ms,
             )?;
         }
         writeln!(
