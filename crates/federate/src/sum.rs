@@ -7,7 +7,7 @@
 //! fixed rather than found). A node that adds everything once more after it
 //! was killed gets the same bits. Start at [`ExactSum`].
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 
 /// Adding and subtracting it rounds to a multiple of 2^4: its last place.
 const COARSE: f64 = 1.5 * (1u64 << 56) as f64;
@@ -179,15 +179,14 @@ impl ExactSum {
             }
             self.terms += count;
             let (coarse, fine) = (self.coarse.as_mut_slice(), self.fine.as_mut_slice());
-            // Compiled for the widest instructions there are. Products aren't
-            // fused with sums, so every form gives the same bits.
-            Arch::new().dispatch(|| match *some {
-                [a] => pass(coarse, fine, [a]),
-                [a, b] => pass(coarse, fine, [a, b]),
-                [a, b, c] => pass(coarse, fine, [a, b, c]),
-                [a, b, c, d] => pass(coarse, fine, [a, b, c, d]),
+            let arch = Arch::new();
+            match *some {
+                [a] => arch.dispatch(Pass { coarse, fine, terms: [a] }),
+                [a, b] => arch.dispatch(Pass { coarse, fine, terms: [a, b] }),
+                [a, b, c] => arch.dispatch(Pass { coarse, fine, terms: [a, b, c] }),
+                [a, b, c, d] => arch.dispatch(Pass { coarse, fine, terms: [a, b, c, d] }),
                 _ => {}
-            });
+            }
         }
     }
 
@@ -246,20 +245,52 @@ impl ExactSum {
 }
 
 /// Adds some vectors, as long as the sums, to both parts.
+///
+/// Compiled for the widest instructions there are: a type rather than a
+/// closure, which the compiler would not always put where these are known.
+/// Products aren't fused with sums, so every form gives the same bits.
+struct Pass<'a, const N: usize> {
+    coarse: &'a mut [f64],
+    fine: &'a mut [f64],
+    terms: [(f64, &'a [f32]); N],
+}
+
+impl<const N: usize> NullaryFnOnce for Pass<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        pass(self.coarse, self.fine, self.terms);
+    }
+}
+
+/// A function of its own: its arguments are known not to overlap.
 #[inline(always)]
 fn pass<const N: usize>(coarse: &mut [f64], fine: &mut [f64], terms: [(f64, &[f32]); N]) {
     let length = coarse.len();
     let fine = &mut fine[..length];
-    let vectors = terms.map(|(_, vector)| &vector[..length]);
+    let (weights, vectors) = (terms.map(|(weight, _)| weight), terms.map(|(_, vector)| &vector[..length]));
     for i in 0..length {
         let (mut high_sum, mut low_sum) = (coarse[i], fine[i]);
-        for ((weight, _), vector) in terms.iter().zip(&vectors) {
-            let term = weight * f64::from(vector[i]);
+        for k in 0..N {
+            let term = weights[k] * f64::from(vectors[k][i]);
             let high = (term + COARSE) - COARSE;
             high_sum += high;
             low_sum += ((term - high) + FINE) - FINE;
         }
         (coarse[i], fine[i]) = (high_sum, low_sum);
+    }
+}
+
+/// Looks for the largest magnitude; compiled as [`Pass`] is.
+struct Largest<'a>(&'a [f32]);
+
+impl NullaryFnOnce for Largest<'_> {
+    type Output = Result<f32, SumError>;
+
+    #[inline(always)]
+    fn call(self) -> Self::Output {
+        largest_of(self.0)
     }
 }
 
@@ -270,7 +301,7 @@ fn carried(coarse: f64, fine: f64) -> (f64, f64) {
 
 /// The largest magnitude.
 pub(crate) fn largest(vector: &[f32]) -> Result<f32, SumError> {
-    Arch::new().dispatch(|| largest_of(vector))
+    Arch::new().dispatch(Largest(vector))
 }
 
 #[inline(always)]
