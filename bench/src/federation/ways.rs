@@ -89,8 +89,8 @@ pub const WORKS: &[Work] = &[
                 "up = [\"topk:0.003\", \"sign\"]\nstrategy = { kind = \"diloco\", rate = 2.0, momentum = 0.8 }",
             ),
             way(
-                "PowerSGD rank 1, 3 bits (QSGD's), DiLoCo (1, 0.7)",
-                "up = [\"powersgd:1\", \"qsgd:3\"]\nstrategy = { kind = \"diloco\", rate = 1.0, momentum = 0.7 }",
+                "PowerSGD rank 1, int4, DiLoCo (1, 0.7)",
+                "up = [\"powersgd:1\", \"int4\"]\nstrategy = { kind = \"diloco\", rate = 1.0, momentum = 0.7 }",
             ),
             way(
                 "PowerSGD rank 1, int4; down: PowerSGD rank 4, int8",
