@@ -31,6 +31,9 @@ pub struct Pictures {
     pub test: Dataset,
     /// For people.
     pub name: &'static str,
+    /// Passes over its pictures that an end makes each round: many where they
+    /// are few.
+    pub epochs: usize,
 }
 
 /// Fetches them beside the assets where they aren't there; the digits if
@@ -43,12 +46,12 @@ pub fn fetch(assets: &Path) -> Result<Pictures> {
     match asked.unwrap_or_else(|| fashion(assets)) {
         Ok(all) => {
             let (train, test) = (all.named_split("train")?, all.named_split("test")?);
-            Ok(Pictures { train, test, name: "Fashion-MNIST" })
+            Ok(Pictures { train, test, name: "Fashion-MNIST", epochs: 1 })
         }
         Err(error) => {
             eprintln!("no Fashion-MNIST here ({error:#}): small digits instead");
             let (test, train) = digits(assets)?.split(0.2, 1)?;
-            Ok(Pictures { train, test, name: "handwritten digits" })
+            Ok(Pictures { train, test, name: "handwritten digits", epochs: 8 })
         }
     }
 }

@@ -38,7 +38,7 @@ const SEED: u64 = 1;
 const JOB: &str = r#"
 model = "lenet.onnx"
 weights = "fresh"
-epochs = 1
+epochs = EPOCHS
 seed = 1
 [data]
 train = "pictures"
@@ -129,7 +129,7 @@ pub fn run(binary: PathBuf, assets: &Path, output: &Path, screen: &Screen) -> Re
     let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: SEED };
     tierline_zoo::by_name("lenet", &options).context("LeNet")?.save(&folder.path().join("lenet.onnx"))?;
     let job = folder.path().join("job.toml");
-    std::fs::write(&job, JOB)?;
+    std::fs::write(&job, JOB.replace("EPOCHS", &pictures.epochs.to_string()))?;
     screen.doing("the ends fetch the job");
     let mut rounds: Vec<Value> = Vec::new();
     site.cloud.follow(&["train", &job.to_string_lossy()], |event| {
