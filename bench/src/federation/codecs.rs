@@ -226,6 +226,8 @@ fn times(found: Option<[f64; 3]>) -> String {
     format!("{mean:.digits$}{range}")
 }
 
+type Ratio<'a> = &'a dyn Fn(&Table, &[Run]) -> Option<[f64; 3]>;
+
 /// Whether the goal is reached, by each way of counting, and what dense
 /// updates make of the same work at best.
 fn verdict(tables: &[Table]) -> String {
@@ -234,7 +236,7 @@ fn verdict(tables: &[Table]) -> String {
         .zip(tables)
         .flat_map(|(work, table)| work.ways.iter().zip(&table.rows).map(move |(way, row)| (table, way, row.as_slice())))
         .collect();
-    let best = |ratio: &dyn Fn(&Table, &[Run]) -> Option<[f64; 3]>| {
+    let best = |ratio: Ratio<'_>| {
         let found = ways.iter().filter_map(|(table, way, row)| Some((ratio(table, row)?[0], way.name)));
         found.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((1.0, "dense"))
     };

@@ -2,7 +2,7 @@
 //!
 //! Pure: no I/O, no clock. Times come from profiles, bandwidths from whoever
 //! measures them. Start at [`plan()`] for a model, at [`problem`] for bare
-//! numbers; `table` holds every plan that is best somewhere, [`explain`]
+//! numbers; `table` holds every plan that is best somewhere, [`mod@explain`]
 //! says why one is, [`site`] reads what users write about their machines.
 
 #![forbid(unsafe_code)]
