@@ -18,6 +18,7 @@ use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Failure, child_message};
 use tierline_proto::{Digest, Role};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use self::desk::Desk;
 use super::messages::{Start, internal};
@@ -74,6 +75,8 @@ struct Member {
     desk: Arc<Mutex<Option<Desk>>>,
     /// Tells the task under way to stop.
     stop: Arc<AtomicBool>,
+    /// Tasks under way, and those that were told to stop.
+    at_work: Vec<JoinHandle<()>>,
     /// Its own door, for what it begins.
     door: mpsc::Sender<ToLower>,
     over: bool,
@@ -106,6 +109,7 @@ impl Lower {
             holds: Arc::default(),
             desk: Arc::default(),
             stop: Arc::default(),
+            at_work: Vec::new(),
             door,
             over: false,
         };
@@ -264,13 +268,20 @@ impl Member {
         };
         self.lower.node.events.record("job", text, &serde_json::json!({ "job": self.lower.id.to_string() }));
         let (node, id, above) = (Arc::clone(&self.lower.node), self.lower.id, self.lower.above.clone());
+        self.stop.store(true, Ordering::Relaxed);
+        let (at_work, folder) = (std::mem::take(&mut self.at_work), self.lower.folder.clone());
         tokio::spawn(async move {
+            if let Some(above) = above {
+                let _ = above.send(ToUpper::End).await;
+            }
+            // What is under way may fetch or write something still.
+            for task in at_work {
+                let _ = task.await;
+            }
+            folder.clear();
             // What stays behind only takes room.
             for side in [Side::Lower, Side::LowerDifferences] {
                 let _ = node.drop_models(id, side, &[]).await;
-            }
-            if let Some(above) = above {
-                let _ = above.send(ToUpper::End).await;
             }
         });
         Ok(())
@@ -327,7 +338,8 @@ impl Member {
         let (coordinates, sender) = (self.lower.above.is_some(), self.sender());
         self.stop = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&self.stop);
-        tokio::spawn(async move {
+        self.at_work.retain(|task| !task.is_finished());
+        self.at_work.push(tokio::spawn(async move {
             let attempt = async || {
                 let bytes = match start.model {
                     None => None,
@@ -379,7 +391,7 @@ impl Member {
                 }
             };
             let _ = later.send(message).await;
-        });
+        }));
     }
 
     fn send(&self, update: Update) {
