@@ -1,5 +1,4 @@
 //! The upper side of a hop: whom to ask, what counts, when a round ends.
-
 //!
 //! [`event`] has what it hears and does, [`journal`] what it keeps,
 //! [`members`] what becomes of what members send, [`rounds`] when a round

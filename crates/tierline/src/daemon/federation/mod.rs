@@ -170,8 +170,12 @@ impl Node {
     pub async fn resume_jobs(self: &Arc<Self>) -> Result<(), Failure> {
         for row in self.state.jobs()? {
             if row.ended.is_some() {
-                // Cleaning up may have been cut short.
-                self.clean_up(row.job).await?;
+                // Cleaning up may have been cut short. What stays behind only
+                // takes room, and is no reason not to go on with other jobs.
+                if let Err(failure) = self.clean_up(row.job).await {
+                    let text = format!("what job {} left behind can't be removed: {failure}", row.name);
+                    self.events.record("job", text, &serde_json::json!({ "job": row.job.to_string() }));
+                }
                 continue;
             }
             let begun = async {

@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tierline_proto::Digest;
 use tokio::sync::{Notify, OwnedMutexGuard};
 
-type Key = (Digest, u64);
+/// The job, the child that sends, the task: nobody has a say in what another
+/// one sends.
+type Key = (Digest, String, u64);
 
 #[derive(Default)]
 struct Lane {
@@ -36,9 +38,9 @@ impl Receiving {
     }
 
     /// Waits for a task's turn; whoever has it is told to give it up.
-    pub async fn turn(&self, job: Digest, task: u64) -> Turn<'_> {
-        let key = (job, task);
-        let lane = Arc::clone(self.lock().entry(key).or_default());
+    pub async fn turn(&self, job: Digest, child: &str, task: u64) -> Turn<'_> {
+        let key = (job, child.to_owned(), task);
+        let lane = Arc::clone(self.lock().entry(key.clone()).or_default());
         lane.newer.notify_one();
         let turn = Arc::clone(&lane.turn).lock_owned().await;
         // A ring that nobody heard was for the one before.
@@ -74,10 +76,10 @@ mod tests {
     async fn the_newer_stream_has_the_turn() {
         let receiving = Receiving::default();
         let job = Digest([1; 32]);
-        let first = receiving.turn(job, 7).await;
-        let other = receiving.turn(job, 8).await;
+        let first = receiving.turn(job, "end", 7).await;
+        let others = [receiving.turn(job, "end", 8).await, receiving.turn(job, "spoiler", 7).await];
         let second = async {
-            let turn = receiving.turn(job, 7).await;
+            let turn = receiving.turn(job, "end", 7).await;
             // Its own ring is not for itself.
             let over = tokio::time::timeout(Duration::from_millis(20), turn.is_over()).await;
             assert!(over.is_err());
@@ -87,7 +89,7 @@ mod tests {
             drop(first);
         };
         tokio::join!(first, second);
-        drop(other);
+        drop(others);
         assert!(receiving.lock().is_empty(), "nothing is left behind");
     }
 }

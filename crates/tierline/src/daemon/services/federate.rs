@@ -82,7 +82,7 @@ async fn take(
         return parent.pass_on(header, stream, answers).await;
     }
     let job = Digest::try_from(&header.job).map_err(|_| Failure::new(Code::Protocol, "an update of no job"))?;
-    let turn = node.federations.receiving.turn(job, header.task).await;
+    let turn = node.federations.receiving.turn(job, child, header.task).await;
     if let Some(verdict) = node.would_count(child, &header).await? {
         return Ok(verdict);
     }
