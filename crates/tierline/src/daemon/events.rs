@@ -2,7 +2,7 @@
 //! live feed.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tierline_proto::v1::Event;
@@ -14,24 +14,26 @@ const HISTORY_MAX: usize = 256;
 /// Events a slow watcher may fall behind before it misses some.
 const FEED_MAX: usize = 256;
 
-/// The node's event log.
+/// The node's event log; clones share it.
+#[derive(Clone)]
 pub struct Events {
-    history: Mutex<VecDeque<Event>>,
+    history: Arc<Mutex<VecDeque<Event>>>,
     feed: broadcast::Sender<Event>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Self { history: Mutex::new(VecDeque::new()), feed: broadcast::channel(FEED_MAX).0 }
+        Self { history: Arc::default(), feed: broadcast::channel(FEED_MAX).0 }
     }
 }
 
 impl Events {
-    /// Records an event of `kind` (`link`, `lease`, `plan`, `degraded`, `model`, `node`).
+    /// Records an event of `kind` (`link`, `lease`, `plan`, `degraded`, `model`, `node`,
+    /// `job`, `fault`).
     pub fn record(&self, kind: &str, text: impl Into<String>, json: &serde_json::Value) {
         let event = Event { time_ms: now_ms(), kind: kind.to_owned(), text: text.into(), json: json.to_string() };
         tracing::info!(kind, "{}", event.text);
-        let mut history = self.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         if history.len() == HISTORY_MAX {
             history.pop_front();
         }
@@ -43,7 +45,7 @@ impl Events {
 
     /// What happened so far, oldest first, and the feed of what comes.
     pub fn watch(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
-        let history = self.history.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         (history.iter().cloned().collect(), self.feed.subscribe())
     }
 }

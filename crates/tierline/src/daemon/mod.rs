@@ -20,6 +20,7 @@ pub mod renewal;
 mod scrape;
 pub mod services;
 mod start;
+pub mod tasks;
 pub mod transport;
 pub mod uplink;
 pub mod wire;
@@ -73,6 +74,8 @@ pub struct Node {
     pub children: Children,
     /// Numbers for Prometheus.
     pub metrics: metrics::Metrics,
+    /// What runs on it.
+    pub tasks: tasks::Tasks,
     artefacts: artefacts::Artefacts,
     planner: planner::Planner,
     /// Jobs under way.

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CONNECTIONS_MAX: usize = 16;
 
 /// Answers until the node ends.
-pub async fn serve(node: Arc<Node>, listener: TcpListener) {
+pub async fn serve(node: Arc<Node>, listener: Arc<TcpListener>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
@@ -31,10 +31,10 @@ pub async fn serve(node: Arc<Node>, listener: TcpListener) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let node = Arc::clone(&node);
-        tokio::spawn(async move {
+        let scraped = Arc::clone(&node);
+        node.tasks.spawn("scrape answer", async move {
             // Who is too slow asks again.
-            let _ = tokio::time::timeout(PATIENCE, answer(&node, stream)).await;
+            let _ = tokio::time::timeout(PATIENCE, answer(&scraped, stream)).await;
             drop(place);
         });
     }

@@ -1,6 +1,7 @@
 //! A node's start and end.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -36,6 +37,7 @@ use super::services::federate::FederateService;
 use super::services::gate::{Door, GateLayer};
 use super::services::infer::InferService;
 use super::services::local::LocalService;
+use super::tasks::{Task, Tasks, log_panics};
 use super::uplink::Uplink;
 use super::{Node, PEER_CHANGES_MAX, metrics, renewal, scrape};
 use crate::cli::client::SOCKET;
@@ -49,6 +51,9 @@ use crate::store::{ArtefactStore, State, disk};
 
 /// Answers under way get so long to end once the node is told to stop.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// Tasks get so long to come to an end behind that.
+const END_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Messages between a node and its operator carry plans and profiles whole.
 const LOCAL_MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -77,6 +82,7 @@ struct Ready<'a> {
 /// When it can't start: a wrong configuration, no identity, an address in use.
 pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outcome {
     let started = Instant::now();
+    log_panics();
     let data = config.data.clone();
     disk::create_private_folder(&data)
         .map_err(|e| anyhow::anyhow!("cannot use the data folder {}: {e}", data.display()))
@@ -108,22 +114,20 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     let scraped = listen_for_scrapes(&node).await?;
     let metrics = scraped.as_ref().and_then(|l| l.local_addr().ok()).map(|a| format!("http://{a}/metrics"));
     if let Some(listener) = scraped {
-        tokio::spawn(scrape::serve(Arc::clone(&node), listener));
+        let (scraped, listener) = (Arc::clone(&node), Arc::new(listener));
+        node.tasks.duty("scrape", move || scrape::serve(Arc::clone(&scraped), Arc::clone(&listener)));
     }
     let network = listener.map(|listener| serve_network(&node, listener)).transpose()?;
     let local = serve_socket(&node, &socket)?;
     for uplink in node.uplinks() {
-        tokio::spawn(Arc::clone(uplink).keep(Arc::clone(&node)));
+        let (uplink, kept) = (Arc::clone(uplink), Arc::clone(&node));
+        node.tasks.duty("uplink", move || Arc::clone(&uplink).keep(Arc::clone(&kept)));
     }
-    let background = Arc::clone(&node);
-    tokio::spawn(async move { background.children.watch(&background).await });
-    let background = Arc::clone(&node);
-    tokio::spawn(async move { background.artefacts.watch(&background).await });
-    let background = Arc::clone(&node);
-    tokio::spawn(async move { background.planner.watch(&background).await });
-    let background = Arc::clone(&node);
-    tokio::spawn(async move { background.planner.work(&background).await });
-    tokio::spawn(renewal::keep(Arc::clone(&node)));
+    keep(&node, "leases", |node| async move { node.children.watch(&node).await });
+    keep(&node, "artefacts", |node| async move { node.artefacts.watch(&node).await });
+    keep(&node, "plans", |node| async move { node.planner.watch(&node).await });
+    keep(&node, "tables", |node| async move { node.planner.work(&node).await });
+    keep(&node, "renewal", renewal::keep);
     node.replan();
     profile_missing(&node);
     node.resume_jobs().await.map_err(|f| crate::cli::infer::wire_failure(&f))?;
@@ -162,6 +166,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
         let _ = local.await;
     };
     let _ = tokio::time::timeout(GRACE, servers).await;
+    node.tasks.end(END_TIME_MAX).await;
     // Left behind, it would only look like a node.
     let _ = std::fs::remove_file(&socket);
     Ok(())
@@ -229,6 +234,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         slowdown: config.slowdown,
         memory_max: config.memory_bytes,
     })?;
+    let (events, metrics) = (Events::default(), metrics::Metrics::default());
     let incarnation = fastrand::u64(1..);
     let revocations = state.revocations().exit_with(Exit::Configuration)?;
     let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
@@ -241,9 +247,10 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         incarnation,
         compute,
         catalogue: Catalogue::default(),
-        events: Events::default(),
+        tasks: Tasks::new(events.clone(), metrics.clone()),
+        events,
         children: Children::new(incarnation >> 1),
-        metrics: metrics::Metrics::default(),
+        metrics,
         artefacts: Artefacts::new(store, Arc::clone(&state), uplinks.iter().map(|u| u.peer)),
         planner: Planner::new(config.memory_bytes),
         federations: super::federation::Federations::default(),
@@ -343,15 +350,31 @@ async fn listen_for_scrapes(node: &Node) -> Outcome<Option<TcpListener>> {
     Ok(Some(listener))
 }
 
-type Served = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
+/// A duty of the whole node.
+fn keep<F>(node: &Arc<Node>, name: &'static str, begin: impl Fn(Arc<Node>) -> F + Send + Sync + 'static)
+where
+    F: Future<Output = ()> + Send,
+{
+    let kept = Arc::clone(node);
+    node.tasks.duty(name, move || begin(Arc::clone(&kept)));
+}
 
 async fn ended(mut stop: watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Served> {
+/// A server that has ended is done once the node is told to end; else it
+/// begins again.
+fn served(node: &Node, result: &Result<(), Box<dyn std::error::Error + Send + Sync>>) -> ControlFlow<()> {
+    if let Err(error) = result {
+        tracing::warn!(error = %crate::cli::client::chain(error.as_ref()), "a server has ended");
+    }
+    if *node.draining.borrow() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+/// Answers other nodes and operators from afar.
+fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Task<()>> {
     let tls = tls::server_config(&node.identity).exit_with(Exit::Verification)?;
-    let connections = ReceiverStream::new(tls::listen(listener, tls));
     let router = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -367,10 +390,24 @@ fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Served> {
         .add_service(
             LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX),
         );
-    Ok(tokio::spawn(router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe()))))
+    let (served_by, listener) = (Arc::clone(node), listener.into_std()?);
+    Ok(node.tasks.until_done("network", move || {
+        let (node, router, tls) = (Arc::clone(&served_by), router.clone(), Arc::clone(&tls));
+        // The door stays open while whoever answers begins again.
+        let listener = listener.try_clone().and_then(TcpListener::from_std);
+        async move {
+            let result = async {
+                let connections = ReceiverStream::new(tls::listen(listener?, tls));
+                router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe())).await?;
+                Ok(())
+            };
+            served(&node, &result.await)
+        }
+    }))
 }
 
-fn serve_socket(node: &Arc<Node>, path: &Path) -> Outcome<Served> {
+/// Answers operators on this machine.
+fn serve_socket(node: &Arc<Node>, path: &Path) -> Outcome<Task<()>> {
     // A dead node's socket is in the way of a new one.
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).map_err(|e| {
@@ -380,8 +417,19 @@ fn serve_socket(node: &Arc<Node>, path: &Path) -> Outcome<Served> {
     let router = Server::builder().layer(GateLayer { node: Arc::clone(node), door: Door::Socket }).add_service(
         LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX),
     );
-    let connections = UnixListenerStream::new(listener);
-    Ok(tokio::spawn(router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe()))))
+    let (served_by, listener) = (Arc::clone(node), listener.into_std()?);
+    Ok(node.tasks.until_done("socket", move || {
+        let (node, router) = (Arc::clone(&served_by), router.clone());
+        let listener = listener.try_clone().and_then(UnixListener::from_std);
+        async move {
+            let result = async {
+                let connections = UnixListenerStream::new(listener?);
+                router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe())).await?;
+                Ok(())
+            };
+            served(&node, &result.await)
+        }
+    }))
 }
 
 /// What asks a process to end.

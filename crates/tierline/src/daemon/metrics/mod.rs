@@ -5,7 +5,7 @@ mod jobs;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tierline_federate::RoundScores;
@@ -26,12 +26,14 @@ struct Numbers {
     degraded: BTreeMap<&'static str, u64>,
     plans: u64,
     sent_bytes: u64,
+    panics: BTreeMap<&'static str, u64>,
+    restarts: BTreeMap<&'static str, u64>,
     jobs: Jobs,
 }
 
-/// The counters.
-#[derive(Default)]
-pub struct Metrics(Mutex<Numbers>);
+/// The counters; clones share them.
+#[derive(Clone, Default)]
+pub struct Metrics(Arc<Mutex<Numbers>>);
 
 impl Metrics {
     fn with<T>(&self, f: impl FnOnce(&mut Numbers) -> T) -> T {
@@ -65,6 +67,16 @@ impl Metrics {
     /// The plan in force changed.
     pub fn plan_switched(&self) {
         self.with(|n| n.plans += 1);
+    }
+
+    /// A task broke off.
+    pub fn task_panicked(&self, task: &'static str) {
+        self.with(|n| *n.panics.entry(task).or_default() += 1);
+    }
+
+    /// A duty that broke off or ended is begun again.
+    pub fn duty_restarted(&self, duty: &'static str) {
+        self.with(|n| *n.restarts.entry(duty).or_default() += 1);
     }
 
     /// A job is coordinated here, with these rounds behind it.
@@ -129,6 +141,16 @@ impl Metrics {
                 "Encoded activations sent between tiers for requests of this node.",
             );
             let _ = writeln!(out, "tierline_sent_bytes_total {}", n.sent_bytes);
+            let counts = [
+                ("tierline_task_panics_total", "task", "Tasks that broke off by a fault of Tierline.", &n.panics),
+                ("tierline_duty_restarts_total", "duty", "Duties that were begun again.", &n.restarts),
+            ];
+            for (name, label, help, counts) in counts {
+                head(&mut out, name, "counter", help);
+                for (value, count) in counts {
+                    let _ = writeln!(out, "{name}{{{label}=\"{value}\"}} {count}");
+                }
+            }
             n.jobs.text(&mut out);
         });
         for (name, help, value) in gauges {

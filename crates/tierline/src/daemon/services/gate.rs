@@ -70,7 +70,14 @@ where
                 let status = failure.at(self.node.name()).into_status();
                 Box::pin(std::future::ready(Ok(status.into_http())))
             }
-            Ok(()) => Box::pin(self.inner.call(request)),
+            Ok(()) => {
+                let (node, answer) = (Arc::clone(&self.node), self.inner.call(request));
+                // A call that breaks off is answered, and its connection lives.
+                Box::pin(async move {
+                    let answered = node.tasks.caught("call", answer).await;
+                    answered.unwrap_or_else(|failure| Ok(failure.at(node.name()).into_status().into_http()))
+                })
+            }
         }
     }
 }
