@@ -360,7 +360,7 @@ mod tests {
         assert!(tasks.names().is_empty(), "{:?}", tasks.names());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_duty_that_breaks_off_begins_again() {
         let (tasks, events, metrics) = tasks();
         let begun = Arc::new(AtomicU32::new(0));
@@ -391,7 +391,7 @@ mod tests {
         assert!(tasks.names().is_empty(), "{:?}", tasks.names());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_end_calls_off_what_waits_and_names_what_does_not_end() {
         let (tasks, ..) = tasks();
         let waits = tasks.spawn("waits", std::future::pending::<()>());
