@@ -27,6 +27,10 @@ const PATIENCE_FACTOR: u32 = 4;
 /// Noise that no prediction sees.
 const PATIENCE_FLOOR: Duration = Duration::from_millis(300);
 
+/// Runs and calls of one request that have ended and are not looked at yet;
+/// others wait with what they have.
+const DONE_MAX: usize = 16;
+
 /// A request's tensors, and the segment they enter.
 pub struct Inputs {
     /// First segment they feed.
@@ -80,6 +84,9 @@ enum Product {
     Called { outputs: Named, sent: u64, encode: Duration, waited: Duration, stages: Vec<StageTiming>, received: u64 },
 }
 
+/// What became of a run or call.
+type Done = (Event, Option<(Op, Product)>);
+
 /// Segment that begins behind `cut`; `None` is the model's inputs.
 #[must_use]
 pub fn segment_after(cut: Option<u32>) -> usize {
@@ -101,8 +108,8 @@ struct Flow<'n> {
     frontier: Option<Arc<Named>>,
     products: HashMap<Op, Product>,
     tasks: HashMap<Op, AbortHandle>,
-    done: mpsc::UnboundedSender<(Event, Option<(Op, Product)>)>,
-    inbox: mpsc::UnboundedReceiver<(Event, Option<(Op, Product)>)>,
+    done: mpsc::Sender<Done>,
+    inbox: mpsc::Receiver<Done>,
     /// Stages that ran here, in order.
     stages: Vec<StageTiming>,
 }
@@ -110,7 +117,7 @@ struct Flow<'n> {
 impl<'n> Flow<'n> {
     fn new(node: &'n Arc<Node>, order: Order, inputs: Inputs) -> Self {
         let split = order.boundaries.first().map_or(order.program.segments(), |b| segment_after(b.cut));
-        let (done, inbox) = mpsc::unbounded_channel();
+        let (done, inbox) = mpsc::channel(DONE_MAX);
         Self {
             node,
             order: Arc::new(order),
@@ -197,7 +204,16 @@ impl<'n> Flow<'n> {
                     }
                     event
                 }
-                Ok(change) = changes.recv() => change,
+                change = changes.recv() => match change {
+                    Ok(change) => change,
+                    // What was missed is how things are now.
+                    Err(_) => {
+                        for change in self.node.parents_now() {
+                            actions.extend(machine.step(self.node.now(), change));
+                        }
+                        continue;
+                    }
+                },
                 () = super::wait_until(wake) => Event::Wake,
             };
             actions = machine.step(self.node.now(), event);
@@ -234,10 +250,10 @@ impl<'n> Flow<'n> {
                 self.node.predicted_upstream(peer, &self.order.program, &self.order.boundaries)
             }),
         };
-        let (compute, program, done) = (self.node.compute.clone(), Arc::clone(&self.order.program), self.done.clone());
+        let (compute, program) = (self.node.compute.clone(), Arc::clone(&self.order.program));
         let (name, role, inputs) = (self.node.name().to_owned(), self.node.role().into(), Arc::clone(&self.inputs));
-        let task = tokio::spawn(async move {
-            let message = match compute.run(program, key, tensors, turn).await {
+        let work = async move {
+            match compute.run(program, key, tensors, turn).await {
                 Ok(computed) => {
                     let at_entry = first == inputs.segment;
                     let timing = StageTiming {
@@ -257,22 +273,38 @@ impl<'n> Flow<'n> {
                     )
                 }
                 Err(e) => (Event::RunDone { op, result: Err(wire::compute_failure(&e).at(&name)) }, None),
-            };
-            let _ = done.send(message);
-        });
-        self.tasks.insert(op, task.abort_handle());
+            }
+        };
+        self.begin(op, "run", work, |op, failure| Event::RunDone { op, result: Err(failure) });
     }
 
     fn start_call(&mut self, op: Op, peer: Peer, remaining: Duration, whole: bool) {
         let (node, order, inputs) = (Arc::clone(self.node), Arc::clone(&self.order), Arc::clone(&self.inputs));
-        let (frontier, done, split) = (self.frontier.clone(), self.done.clone(), self.split);
-        let task = tokio::spawn(async move {
+        let (frontier, split) = (self.frontier.clone(), self.split);
+        let work = async move {
             let result = call(&node, &order, &inputs, frontier, Call { peer, remaining, whole, split }).await;
-            let message = match result {
+            match result {
                 Ok((product, degraded)) => (Event::CallDone { op, result: Ok(degraded) }, Some((op, product))),
                 Err(failure) => (Event::CallDone { op, result: Err(failure) }, None),
-            };
-            let _ = done.send(message);
+            }
+        };
+        self.begin(op, "call above", work, |op, failure| Event::CallDone { op, result: Err(failure) });
+    }
+
+    /// Starts a run or call; the machine hears of its end, also when it breaks
+    /// off.
+    fn begin(
+        &mut self,
+        op: Op,
+        name: &'static str,
+        work: impl Future<Output = Done> + Send + 'static,
+        broken: fn(Op, Failure) -> Event,
+    ) {
+        let (done, node) = (self.done.clone(), self.node.name().to_owned());
+        let task = self.node.tasks.spawn_then(name, work, move |ended| async move {
+            let message = ended.unwrap_or_else(|failure| (broken(op, failure.at(&node)), None));
+            // A request that is answered wants no more.
+            let _ = done.send(message).await;
         });
         self.tasks.insert(op, task.abort_handle());
     }

@@ -206,6 +206,16 @@ impl Node {
         self.uplinks.iter().filter(|u| !u.is_up()).map(|u| (u.peer, u.reason())).collect()
     }
 
+    /// How things are with parents now, for who has missed a change.
+    #[must_use]
+    pub fn parents_now(&self) -> Vec<RequestEvent> {
+        let now = |uplink: &Arc<Uplink>| match uplink.is_up() {
+            true => RequestEvent::PeerUp { peer: uplink.peer },
+            false => RequestEvent::PeerDown { peer: uplink.peer, reason: uplink.reason() },
+        };
+        self.uplinks.iter().map(now).collect()
+    }
+
     /// What happens to parents from now on.
     #[must_use]
     pub fn peer_changes(&self) -> broadcast::Receiver<RequestEvent> {
@@ -280,7 +290,7 @@ impl Node {
     pub fn reverse(self: &Arc<Self>, uplink: &Arc<Uplink>, request: ReverseRequest) {
         use tierline_proto::v1::reverse_request::Body;
         let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
-        tokio::spawn(async move {
+        self.tasks.spawn("reverse call", async move {
             let call = request.call;
             let body = match request.body {
                 Some(Body::Status(_)) => reverse_reply::Body::Status(node.status().await),
@@ -425,7 +435,7 @@ impl Node {
         }
         let heard = self.catalogues_heard.fetch_add(1, Ordering::Relaxed) + 1;
         let node = Arc::clone(self);
-        tokio::spawn(async move {
+        self.tasks.spawn("catalogue", async move {
             loop {
                 let turn = node.adopting.lock().await;
                 // Catalogues are whole: a newer one says all that this one does.
@@ -513,7 +523,7 @@ impl Node {
         self.compute.drain();
         let node = Arc::clone(self);
         let grace = Duration::from_millis(request.grace_ms.into());
-        tokio::spawn(async move {
+        self.tasks.spawn("drain", async move {
             tokio::time::sleep(grace).await;
             let _ = node.draining.send(true);
         });

@@ -50,7 +50,7 @@ impl Node {
         let samples: BTreeMap<String, Bytes> =
             files.into_iter().filter_map(|(n, b)| Some((n.strip_prefix("sample/")?.to_owned(), b))).collect();
         let sample_shapes = sample_shapes(&samples)?;
-        let (prepared, mut manifest) = tokio::task::spawn_blocking(move || {
+        let prepare = move || {
             let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
             let source_digest = crate::models::digest(&source);
             let model = tierline_graph::Model::parse(source).map_err(|e| invalid(&e))?;
@@ -60,9 +60,8 @@ impl Node {
                 .map_err(|e| invalid(&e.error).with_help("fix the free axes with --shape, or give a --sample"))?;
             let manifest = prepared.manifest(&name, source_digest, shapes, cuts_max).map_err(|e| invalid(&e.error))?;
             Ok::<_, Failure>((prepared, manifest))
-        })
-        .await
-        .map_err(|e| Failure::new(Code::Internal, format!("preparing the model failed: {e}")))??;
+        };
+        let (prepared, mut manifest) = self.tasks.blocking("model preparation", prepare).await??;
         self.artefacts.put(prepared.bytes.clone()).await?;
         for (input, npy) in samples {
             let digest = self.artefacts.put(npy).await?;
@@ -143,9 +142,7 @@ impl Node {
         self.ensure_artefact(entry.model).await?;
         let bytes = self.artefacts.get(entry.model).await?;
         let (node, entry) = (Arc::clone(self), entry.clone());
-        tokio::task::spawn_blocking(move || node.catalogue.load(&entry, bytes))
-            .await
-            .map_err(|e| Failure::new(Code::Internal, format!("loading the model failed: {e}")))?
+        self.tasks.blocking("model loading", move || node.catalogue.load(&entry, bytes)).await?
     }
 
     /// As [`Node::program`], but no longer than until `deadline`.
@@ -165,7 +162,7 @@ impl Node {
     /// Profiles a model in the background, then plans with it.
     pub fn profile_later(self: &Arc<Self>, entry: Entry) {
         let node = Arc::clone(self);
-        tokio::spawn(async move {
+        self.tasks.spawn("profiling", async move {
             while let Err(failure) = node.profile_model(&entry, Watch::default()).await {
                 let text = format!("{} could not be profiled: {failure}", entry.manifest.name);
                 node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
@@ -214,13 +211,11 @@ impl Node {
         let program = self.program(entry).await?;
         let inputs = self.sample_inputs(&entry.manifest).await?;
         let (engine, load, slowdown) = (Arc::clone(&self.engine), self.config.load_options(), self.config.slowdown);
-        let measured = tokio::task::spawn_blocking(move || {
+        let measure = move || {
             let work = profiling::Work { engine, model: &program.model, manifest: &program.manifest, inputs: &inputs };
             profiling::measure(&work, load, slowdown, progress)
-        })
-        .await
-        .map_err(|e| Failure::new(Code::Internal, format!("profiling failed: {e}")))?;
-        measured.map_err(|e| Failure::new(Code::Engine, e.to_string()))
+        };
+        self.tasks.blocking("measurement", measure).await?.map_err(|e| Failure::new(Code::Engine, e.to_string()))
     }
 
     /// The nearest measured profile above, for a device `factor` times slower.

@@ -222,11 +222,16 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
     }
     config.name.clone_from(&peer.name);
     let store = ArtefactStore::open(&data.join("artefacts")).exit_with(Exit::Configuration)?;
+    let (events, metrics) = (Events::default(), metrics::Metrics::default());
+    let tasks = Tasks::new(events.clone(), metrics.clone());
     let uplinks: Vec<Arc<Uplink>> = config
         .parents
         .iter()
         .enumerate()
-        .map(|(i, url)| Arc::new(Uplink::new(Peer(u32::try_from(i).unwrap_or(u32::MAX)), url.clone())))
+        .map(|(i, url)| {
+            let peer = Peer(u32::try_from(i).unwrap_or(u32::MAX));
+            Arc::new(Uplink::new(peer, url.clone(), tasks.clone()))
+        })
         .collect();
     let compute = Compute::start(ComputeOptions {
         engine: Arc::clone(&engine),
@@ -234,7 +239,6 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         slowdown: config.slowdown,
         memory_max: config.memory_bytes,
     })?;
-    let (events, metrics) = (Events::default(), metrics::Metrics::default());
     let incarnation = fastrand::u64(1..);
     let revocations = state.revocations().exit_with(Exit::Configuration)?;
     let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
@@ -247,7 +251,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         incarnation,
         compute,
         catalogue: Catalogue::default(),
-        tasks: Tasks::new(events.clone(), metrics.clone()),
+        tasks,
         events,
         children: Children::new(incarnation >> 1),
         metrics,

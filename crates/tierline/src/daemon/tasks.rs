@@ -19,9 +19,12 @@ use std::time::{Duration, Instant};
 
 use tierline_proto::v1::{Code, Failure};
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 
 use super::events::Events;
 use super::metrics::Metrics;
@@ -74,6 +77,25 @@ impl Tasks {
     ) -> Task<T> {
         let tasks = self.clone();
         self.track(name, async move { tasks.caught(name, future).await })
+    }
+
+    /// As [`Tasks::spawn`]; what came of it is handed on, also when it broke
+    /// off, so that nobody waits in vain.
+    pub fn spawn_then<T, F>(
+        &self,
+        name: &'static str,
+        future: impl Future<Output = T> + Send + 'static,
+        then: impl FnOnce(Result<T, Failure>) -> F + Send + 'static,
+    ) -> Task<()>
+    where
+        T: Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let tasks = self.clone();
+        self.track(name, async move {
+            then(tasks.caught(name, future).await).await;
+            Ok(())
+        })
     }
 
     fn track<T: Send + 'static>(
@@ -148,6 +170,28 @@ impl Tasks {
                 pause = (2 * pause).min(PAUSE_MAX);
             }
         })
+    }
+
+    /// A stream that a task of its own feeds, `ahead` messages before whoever
+    /// reads it; ends with a failure when the task breaks off.
+    pub fn stream<T, F>(
+        &self,
+        name: &'static str,
+        ahead: usize,
+        feed: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F,
+    ) -> ReceiverStream<Result<T, Status>>
+    where
+        T: Send + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (send, receive) = mpsc::channel(ahead);
+        self.spawn_then(name, feed(send.clone()), |fed| async move {
+            if let Err(failure) = fed {
+                // Who has gone away doesn't want to know.
+                let _ = send.send(Err(failure.into_status())).await;
+            }
+        });
+        ReceiverStream::new(receive)
     }
 
     /// Runs a future as part of the caller's task; a panic in it becomes a
@@ -329,6 +373,7 @@ fn injected(name: &str) {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio_stream::StreamExt;
 
     fn tasks() -> (Tasks, Events, Metrics) {
         let (events, metrics) = (Events::default(), Metrics::default());
@@ -403,6 +448,19 @@ mod tests {
         assert_eq!(tasks.names().into_iter().collect::<Vec<_>>(), [("computes", 1)]);
         drop(go);
         assert!(computes.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_task_breaks_off_ends_with_the_reason() {
+        let (tasks, ..) = tasks();
+        let mut stream = tasks.stream("feed", 4, |send| async move {
+            let _ = send.send(Ok(1)).await;
+            breaks();
+        });
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        let failure = Failure::from_status(&stream.next().await.unwrap().unwrap_err());
+        assert_eq!((failure.code(), failure.message.as_str()), (Code::Internal, "feed broke off: on purpose"));
+        assert!(stream.next().await.is_none());
     }
 
     #[tokio::test]

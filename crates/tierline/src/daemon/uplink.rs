@@ -16,17 +16,23 @@ use tierline_proto::v1::{
     UpstreamPath, child_message, parent_message, run_chunk, submit_chunk, submit_reply,
 };
 use tierline_proto::{Digest, Encoded, Versions, frame};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::Node;
+use super::tasks::Tasks;
 use super::transport::{self, Pair};
 use super::{wait_until, wire};
 
 /// Messages to the parent waiting for the stream; heartbeats come once a
 /// second, so more would mean that nothing flows.
 const OUTBOX_MAX: usize = 1_024;
+
+/// What the machine hears of its connections; more than a few mean that it
+/// stands still, and whoever has news waits.
+const NEWS_MAX: usize = 64;
 
 /// Chunks ahead of the connection: back-pressure reaches the encoder after these.
 const CHUNKS_AHEAD_MAX: usize = 8;
@@ -37,6 +43,9 @@ const STILL_PENDING: Duration = Duration::from_millis(300);
 /// A call is late after this many times its prediction.
 const LATE_FACTOR: u32 = 2;
 
+/// Where one keeper of the lease hears of its connections.
+type News = mpsc::Sender<ChildEvent>;
+
 /// A parent, shared between the lease task and the requests.
 pub struct Uplink {
     /// Its place in the configuration.
@@ -46,8 +55,9 @@ pub struct Uplink {
     shared: RwLock<Shared>,
     /// Bandwidth and round trip to it.
     link: Mutex<Estimator>,
-    events: mpsc::UnboundedSender<ChildEvent>,
-    inbox: Mutex<Option<mpsc::UnboundedReceiver<ChildEvent>>>,
+    tasks: Tasks,
+    /// Cancelled when the parent is let go of for good.
+    left: CancellationToken,
     /// Rings when the estimator's next wake may have moved.
     stir: tokio::sync::Notify,
 }
@@ -70,15 +80,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Uplink {
     /// A parent that isn't dialled yet.
     #[must_use]
-    pub fn new(peer: Peer, url: String) -> Self {
-        let (events, inbox) = mpsc::unbounded_channel();
+    pub fn new(peer: Peer, url: String, tasks: Tasks) -> Self {
         Self {
             peer,
             url,
             shared: RwLock::new(Shared { state: "dialling", ..Shared::default() }),
             link: Mutex::new(Estimator::default()),
-            events,
-            inbox: Mutex::new(Some(inbox)),
+            tasks,
+            left: CancellationToken::new(),
             stir: tokio::sync::Notify::new(),
         }
     }
@@ -140,8 +149,10 @@ impl Uplink {
                 LinkAction::Estimate(estimate) => node.link_moved(self, &estimate),
                 LinkAction::Probe { probe, up_bytes, down_bytes } => {
                     let (this, node) = (Arc::clone(self), Arc::clone(node));
-                    tokio::spawn(async move {
-                        let event = match this.probe(up_bytes, down_bytes).await {
+                    let probing = Arc::clone(self);
+                    let work = async move { probing.probe(up_bytes, down_bytes).await };
+                    self.tasks.spawn_then("probe", work, move |probed| async move {
+                        let event = match probed.flatten() {
                             Ok((up, down)) => LinkEvent::Probed { probe, up, down },
                             Err(_) => LinkEvent::ProbeFailed { probe },
                         };
@@ -160,7 +171,7 @@ impl Uplink {
         // last says something.
         let size = usize::try_from((up_bytes / 4).clamp(1, CHUNK_BYTES as u64)).unwrap_or(CHUNK_BYTES);
         let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
-        let feeder = tokio::spawn(async move {
+        let feeder = self.tasks.spawn("probe feed", async move {
             let mut left = usize::try_from(up_bytes).unwrap_or(0);
             let mut want_bytes = down_bytes;
             while left > 0 {
@@ -173,7 +184,7 @@ impl Uplink {
                 }
             }
         });
-        let _feeder = AbortOnDrop(feeder);
+        let _feeder = feeder.owned();
         let mut stream =
             self.pair()?.bulk().probe(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
         let missing = || Failure::new(Code::Protocol, "the probe was not answered");
@@ -214,7 +225,7 @@ impl Uplink {
     /// Lets go of the parent for good if it is the node of this id.
     pub fn leave_if(&self, id: &str) {
         if self.read().parent.as_ref().is_some_and(|parent| parent.node_id == id) {
-            let _ = self.events.send(ChildEvent::Stop);
+            self.left.cancel();
         }
     }
 
@@ -232,11 +243,15 @@ impl Uplink {
         self.read().parent.as_ref().map_or(tierline_proto::Role::Unspecified, v1::HelloReply::role)
     }
 
-    /// Sends a message on the session's stream, if there is one; what doesn't
-    /// fit is dropped, the next report replaces it.
+    /// Sends a message on the session's stream, if there is one. What doesn't
+    /// fit ends the session: at the next one everything is told anew, so that
+    /// the parent misses nothing.
     pub fn tell(&self, body: child_message::Body) {
-        if let Some(outbox) = &self.read().outbox {
-            let _ = outbox.try_send(ChildMessage { body: Some(body) });
+        let message = ChildMessage { body: Some(body) };
+        let sent = self.read().outbox.as_ref().map(|outbox| outbox.try_send(message));
+        if let Some(Err(TrySendError::Full(_))) = sent {
+            tracing::warn!("{} reads nothing; its session begins anew", self.name());
+            self.write().outbox = None;
         }
     }
 
@@ -248,7 +263,7 @@ impl Uplink {
     pub async fn run(&self, header: RunHeader, tensors: Vec<Encoded>) -> Result<(Reply, Vec<Encoded>), Failure> {
         let mut client = self.pair()?.infer();
         let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
-        let feeder = tokio::spawn(async move {
+        let feeder = self.tasks.spawn("request feed", async move {
             let head = RunChunk { body: Some(run_chunk::Body::Header(header)) };
             if send.send(head).await.is_err() {
                 return;
@@ -260,7 +275,7 @@ impl Uplink {
             }
         });
         // Dropping the call must stop the feeding too.
-        let _feeder = AbortOnDrop(feeder);
+        let _feeder = feeder.owned();
         let mut stream = client.run(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
         let first = stream.message().await.map_err(|s| self.failure(&s))?;
         let Some(RunChunk { body: Some(run_chunk::Body::Reply(mut reply)) }) = first else {
@@ -318,19 +333,25 @@ impl Uplink {
 
     /// Keeps the lease until the node ends.
     pub async fn keep(self: Arc<Self>, node: Arc<Node>) {
-        let Some(mut inbox) = lock(&self.inbox).take() else { return };
-        let mut child = Child::default();
+        self.begin_anew(&node);
+        // What is under way from before a fault has no say any more.
+        let (news, mut inbox) = mpsc::channel(NEWS_MAX);
+        let (mut child, mut left) = (Child::default(), false);
         let mut rng = Rng::new();
         let mut actions = VecDeque::from(child.step(node.now(), &mut rng, ChildEvent::Start));
         loop {
             while let Some(action) = actions.pop_front() {
-                self.perform(&node, action);
+                self.perform(&node, &news, action);
             }
             self.show(&child);
             let wake = child.wake().map(|t| node.instant_of(t));
             let probe = lock(&self.link).wake().map(|t| node.instant_of(t));
             let event = tokio::select! {
-                event = inbox.recv() => event.unwrap_or(ChildEvent::Stop),
+                Some(event) = inbox.recv() => event,
+                () = self.left.cancelled(), if !left => {
+                    left = true;
+                    ChildEvent::Stop
+                }
                 () = wait_until(wake) => ChildEvent::Wake,
                 () = self.stir.notified() => continue,
                 () = wait_until(probe) => {
@@ -339,6 +360,20 @@ impl Uplink {
                 }
             };
             actions.extend(child.step(node.now(), &mut rng, event));
+        }
+    }
+
+    /// Lets go of what a keeper that broke off has left behind.
+    fn begin_anew(self: &Arc<Self>, node: &Arc<Node>) {
+        let was_up = {
+            let mut shared = self.write();
+            (shared.pair, shared.outbox) = (None, None);
+            std::mem::take(&mut shared.up)
+        };
+        if was_up {
+            self.observe(node, LinkEvent::LinkDown);
+            let failure = Failure::new(Code::Internal, "whoever keeps the lease broke off");
+            node.peer_down(self.peer, &self.name(), &failure);
         }
     }
 
@@ -354,11 +389,11 @@ impl Uplink {
         (shared.state, shared.failure) = (state, failure);
     }
 
-    fn perform(self: &Arc<Self>, node: &Arc<Node>, action: ChildAction) {
+    fn perform(self: &Arc<Self>, node: &Arc<Node>, news: &News, action: ChildAction) {
         match action {
-            ChildAction::Dial { conn } => self.dial(node, conn),
-            ChildAction::SayHello { conn } => self.say_hello(node, conn),
-            ChildAction::Up { conn, granted } => self.open(node, conn, &granted),
+            ChildAction::Dial { conn } => self.dial(node, news, conn),
+            ChildAction::SayHello { conn } => self.say_hello(node, news, conn),
+            ChildAction::Up { conn, granted } => self.open(node, news, conn, &granted),
             ChildAction::Heartbeat { session, sequence, .. } => {
                 self.tell(child_message::Body::Heartbeat(Heartbeat {
                     session,
@@ -391,9 +426,9 @@ impl Uplink {
         }
     }
 
-    fn dial(self: &Arc<Self>, node: &Arc<Node>, conn: u64) {
-        let (this, node) = (Arc::clone(self), Arc::clone(node));
-        tokio::spawn(async move {
+    fn dial(self: &Arc<Self>, node: &Arc<Node>, news: &News, conn: u64) {
+        let (this, node, news) = (Arc::clone(self), Arc::clone(node), news.clone());
+        self.tasks.spawn("dial", async move {
             let connected = async {
                 let endpoint = transport::endpoint(&this.url, transport::client_tls(&node.identity()))?;
                 Pair::connect(&endpoint).await
@@ -408,13 +443,13 @@ impl Uplink {
                     ChildEvent::Disconnected { conn, failure: Failure::new(Code::Unreachable, text) }
                 }
             };
-            let _ = this.events.send(event);
+            let _ = news.send(event).await;
         });
     }
 
-    fn say_hello(self: &Arc<Self>, node: &Arc<Node>, conn: u64) {
-        let (this, node) = (Arc::clone(self), Arc::clone(node));
-        tokio::spawn(async move {
+    fn say_hello(self: &Arc<Self>, node: &Arc<Node>, news: &News, conn: u64) {
+        let (this, node, news) = (Arc::clone(self), Arc::clone(node), news.clone());
+        self.tasks.spawn("hello", async move {
             let result = async {
                 let hello = HelloRequest {
                     versions: Some(Versions::OURS.into()),
@@ -439,12 +474,12 @@ impl Uplink {
                 Ok(granted)
             };
             let result = result.await;
-            let _ = this.events.send(ChildEvent::Hello { conn, result });
+            let _ = news.send(ChildEvent::Hello { conn, result }).await;
         });
     }
 
     /// Opens the session's stream and listens to it.
-    fn open(self: &Arc<Self>, node: &Arc<Node>, conn: u64, granted: &Granted) {
+    fn open(self: &Arc<Self>, node: &Arc<Node>, news: &News, conn: u64, granted: &Granted) {
         let (send, receive) = mpsc::channel(OUTBOX_MAX);
         {
             let mut shared = self.write();
@@ -452,14 +487,22 @@ impl Uplink {
         }
         let name = self.name();
         tracing::debug!(version = granted.version, "lease held with {name}");
-        let (this, node) = (Arc::clone(self), Arc::clone(node));
-        tokio::spawn(async move {
-            let ended = this.listen(&node, conn, receive).await;
-            let _ = this.events.send(ChildEvent::Disconnected { conn, failure: ended });
+        let (this, node, news) = (Arc::clone(self), Arc::clone(node), news.clone());
+        let told = news.clone();
+        let work = async move { this.listen(&node, &news, conn, receive).await };
+        self.tasks.spawn_then("session above", work, move |ended| async move {
+            let failure = ended.unwrap_or_else(|failure| failure);
+            let _ = told.send(ChildEvent::Disconnected { conn, failure }).await;
         });
     }
 
-    async fn listen(self: &Arc<Self>, node: &Arc<Node>, conn: u64, receive: mpsc::Receiver<ChildMessage>) -> Failure {
+    async fn listen(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        news: &News,
+        conn: u64,
+        receive: mpsc::Receiver<ChildMessage>,
+    ) -> Failure {
         let mut client = match self.pair() {
             Ok(pair) => pair.control(),
             Err(failure) => return failure,
@@ -472,21 +515,21 @@ impl Uplink {
         node.peer_up(self);
         loop {
             match stream.message().await {
-                Ok(Some(message)) => self.hear(node, conn, message),
+                Ok(Some(message)) => self.hear(node, news, conn, message).await,
                 Ok(None) => return Failure::new(Code::Unreachable, format!("{} closed the session", self.name())),
                 Err(status) => return self.failure(&status),
             }
         }
     }
 
-    fn hear(self: &Arc<Self>, node: &Arc<Node>, conn: u64, message: ParentMessage) {
+    async fn hear(self: &Arc<Self>, node: &Arc<Node>, news: &News, conn: u64, message: ParentMessage) {
         use parent_message::Body;
         match message.body {
             Some(Body::Ack(ack)) => {
                 let held = Duration::from_nanos(ack.held_ns);
                 let lease = Duration::from_millis(ack.lease_ms.into());
-                let _ = self.events.send(ChildEvent::Lease { conn, lease });
-                let _ = self.events.send(ChildEvent::Ack { conn, sequence: ack.sequence, held });
+                let _ = news.send(ChildEvent::Lease { conn, lease }).await;
+                let _ = news.send(ChildEvent::Ack { conn, sequence: ack.sequence, held }).await;
             }
             Some(Body::Catalogue(catalogue)) => node.hear_catalogue(self, catalogue),
             Some(Body::Path(path)) => {
@@ -500,7 +543,7 @@ impl Uplink {
             Some(Body::Goodbye(Goodbye { reason, return_after_ms })) => {
                 let reason = reason.unwrap_or_else(|| Failure::new(Code::Draining, "the parent said goodbye"));
                 let return_after = Duration::from_millis(return_after_ms.into());
-                let _ = self.events.send(ChildEvent::Goodbye { conn, reason, return_after });
+                let _ = news.send(ChildEvent::Goodbye { conn, reason, return_after }).await;
             }
             None => {}
         }
@@ -525,14 +568,15 @@ impl Uplink {
                     let from = usize::try_from(from).ok().filter(|from| *from <= update.len()).ok_or_else(broken)?;
                     let (rest, send) = (update.slice(from..), send.clone());
                     // Ends with the call.
-                    feeder = Some(AbortOnDrop(tokio::spawn(async move {
+                    let feeding = self.tasks.spawn("update feed", async move {
                         for at in (0..rest.len()).step_by(CHUNK_BYTES) {
                             let data = rest.slice(at..rest.len().min(at + CHUNK_BYTES));
                             if send.send(SubmitChunk { body: Some(submit_chunk::Body::Data(data)) }).await.is_err() {
                                 return;
                             }
                         }
-                    })));
+                    });
+                    feeder = Some(feeding.owned());
                 }
                 Some(submit_reply::Body::Verdict(verdict)) => return Ok(verdict),
                 _ => return Err(Failure::new(Code::Protocol, "that is no answer to an update").at(&self.name())),
@@ -591,14 +635,5 @@ impl Uplink {
         take: impl FnMut(u64, u64, Bytes) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         self.pair()?.fetch(digest, offset, take).await.map_err(|failure| failure.at(&self.name()))
-    }
-}
-
-/// Ends a task when its owner goes.
-pub struct AbortOnDrop<T>(pub tokio::task::JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

@@ -53,6 +53,10 @@ const FEED_MAX: usize = 256;
 /// What failed for want of room is tried again after this time.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// A job whose work breaks off more often than this is over on this node: what
+/// breaks it off is in the job.
+const FAULTS_MAX: u32 = 3;
+
 /// Jobs under way on one node.
 const JOBS_MAX: usize = 256;
 
@@ -106,6 +110,8 @@ pub struct Federations {
     /// What happens to jobs, for watchers: outlives a side that is taken up
     /// again.
     feeds: Mutex<BTreeMap<Digest, broadcast::Sender<JobEvent>>>,
+    /// Times that work for a job broke off.
+    faults: Mutex<BTreeMap<Digest, u32>>,
     /// Rings when this node offers another model to its neighbours.
     offered: Notify,
     /// Updates on their way in.
@@ -123,6 +129,19 @@ impl Federations {
 
     fn all(&self) -> Vec<Arc<Duty>> {
         self.lock().values().cloned().collect()
+    }
+
+    /// What a fault in work for a job means for it: its machines are as their
+    /// journals say, so it begins again from there, but not for ever.
+    fn fault(&self, job: Digest, failure: Failure) -> Failure {
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = faults.entry(job).or_default();
+        *count += 1;
+        if *count > FAULTS_MAX {
+            return failure;
+        }
+        let text = format!("{}; the job begins again where its journal ends", failure.message);
+        Failure::new(Code::Cancelled, text)
     }
 
     /// Where a job's watchers hear of it.
@@ -212,7 +231,7 @@ impl Node {
                     node.events.record("job", failure.to_string(), &serde_json::json!({}));
                 }
             });
-            tokio::spawn(again);
+            self.tasks.spawn("job retry", again);
             return;
         }
         // The database may be what failed; the next start finds out then.
@@ -290,7 +309,7 @@ impl Node {
             let below = (!coordinates).then(|| lower.clone());
             let (node, manifest, folder) = (Arc::clone(self), Arc::clone(&manifest), folder.clone());
             let side = upper::Upper { node, id, manifest, hop, folder, feed, below };
-            tokio::spawn(side.run(upper_inbox));
+            self.run_side("coordinator", id, &side.manifest.name.clone(), side.run(upper_inbox));
             for name in self.children.names() {
                 let _ = upper.send(ToUpper::ChildUp(name)).await;
             }
@@ -298,7 +317,7 @@ impl Node {
         if takes_part {
             let above = edge_coordinates.then_some(upper);
             let side = lower::Lower { node: Arc::clone(self), id, manifest, folder, above };
-            tokio::spawn(side.run(lower_inbox));
+            self.run_side("participant", id, &side.manifest.name.clone(), side.run(lower_inbox));
             for uplink in self.uplinks().iter().filter(|u| u.is_up()) {
                 let _ = lower.send(ToLower::Parent { uplink: Arc::clone(uplink), up: true }).await;
             }
@@ -306,10 +325,27 @@ impl Node {
         Ok(())
     }
 
+    /// Runs a side of a job, as a task of its own.
+    fn run_side(
+        self: &Arc<Self>,
+        side: &'static str,
+        id: Digest,
+        name: &str,
+        run: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (node, name) = (Arc::clone(self), name.to_owned());
+        self.tasks.spawn_then(side, run, move |ran| async move {
+            if let Err(failure) = ran {
+                node.job_failed(id, &name, &node.federations.fault(id, failure));
+            }
+        });
+    }
+
     /// A side is done with a job: nothing of it is kept in memory.
     fn leave_job(&self, id: Digest) {
         self.federations.lock().remove(&id);
         self.federations.feeds.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.federations.faults.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 }
 

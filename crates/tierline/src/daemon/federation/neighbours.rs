@@ -48,7 +48,7 @@ impl Node {
             return;
         }
         let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
-        tokio::spawn(async move {
+        self.tasks.spawn("assignment", async move {
             let Ok(id) = messages::digest(&assignment.job) else { return };
             while let Err(failure) = node.assigned(&uplink, assignment.clone()).await {
                 node.events.record("job", format!("a job can't be taken up: {failure}"), &serde_json::json!({}));
@@ -79,7 +79,7 @@ impl Node {
         let over = messages::assignment(id, "", Want::Over(Empty {}));
         self.children.tell_all(&parent_message::Body::Assignment(over));
         let node = Arc::clone(self);
-        tokio::spawn(async move {
+        self.tasks.spawn("job cleaning", async move {
             // What stays behind only takes room.
             for side in [Side::Relay, Side::RelayDifferences] {
                 let _ = node.drop_models(id, side, &[]).await;

@@ -168,7 +168,7 @@ impl Inner {
         let followed: BTreeSet<u64> = self.models.values().flat_map(leading).collect();
         let of = |side, needed: BTreeSet<u64>| (side, needed.into_iter().collect::<Vec<_>>());
         let (node, order) = (Arc::clone(node), order.clone());
-        tokio::spawn(async move {
+        node.tasks.clone().spawn("models passing", async move {
             // What stays behind only takes room.
             let keep = |side, version, artefact: &[u8]| {
                 if let Ok(artefact) = Digest::try_from(artefact) {

@@ -155,8 +155,10 @@ impl Planner {
             }
             Action::Warm(key) => {
                 let node = Arc::clone(node);
-                tokio::spawn(async move {
-                    let result = warm(&node, key).await;
+                let warming = Arc::clone(&node);
+                let work = async move { warm(&warming, key).await };
+                node.tasks.clone().spawn_then("warming", work, move |warmed| async move {
+                    let result = warmed.unwrap_or_else(|failure| Err(failure.to_string()));
                     if let Err(reason) = &result {
                         tracing::debug!(?key, reason, "a session could not be loaded");
                     }
@@ -165,7 +167,7 @@ impl Planner {
             }
             Action::Evict(key) => {
                 let node = Arc::clone(node);
-                tokio::spawn(async move {
+                node.tasks.clone().spawn("eviction", async move {
                     node.compute.evict(slice_key(key)).await;
                     node.planner.step(&node, Event::Evicted { key });
                 });
@@ -229,7 +231,7 @@ impl Planner {
                 continue;
             };
             let (node, hint) = (Arc::clone(node), hint.clone());
-            tokio::spawn(async move {
+            node.tasks.clone().spawn("hint", async move {
                 let Ok(program) = node.program(&entry).await else { return };
                 let to = hint.to_cut.map_or(program.segments(), |c| c as usize + 1);
                 let key = SliceKey { digest: entry.manifest.digest.clone(), from: segment_after(hint.from_cut), to };
@@ -325,9 +327,7 @@ impl Planner {
             return Ok(());
         }
         let (config, model, name) = (node.config().clone(), entry.model, node.name().to_owned());
-        let planned = tokio::task::spawn_blocking(move || tables(model, &name, &own, sources, &config))
-            .await
-            .map_err(|e| Failure::new(Code::Internal, format!("planning failed: {e}")))??;
+        let planned = node.tasks.blocking("planning", move || tables(model, &name, &own, sources, &config)).await??;
         self.lock().keys.insert(entry.model, key);
         self.step(node, Event::Model { model: entry.model, plans: planned });
         Ok(())
@@ -361,7 +361,7 @@ impl Planner {
             Err(failure) => {
                 tracing::info!(%failure, tier = tier.node_name, "its profile can't be had yet; plans pass it by");
                 let node = Arc::clone(node);
-                tokio::spawn(async move {
+                node.tasks.clone().spawn("profile retry", async move {
                     tokio::time::sleep(PROFILE_RETRY).await;
                     node.planner.changed.notify_one();
                 });

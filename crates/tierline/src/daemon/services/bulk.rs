@@ -8,7 +8,6 @@ use tierline_proto::Digest;
 use tierline_proto::limits::{CHUNK_BYTES, PROBE_BYTES_MAX};
 use tierline_proto::v1::bulk_server::Bulk;
 use tierline_proto::v1::{Code, Failure, FetchChunk, FetchRequest, ProbeChunk, StatReply, StatRequest};
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -44,10 +43,9 @@ impl Bulk for BulkService {
         // An edge that lacks it fetches it first: the site downloads it once.
         // It goes on fetching while the child is told to come back.
         let node = Arc::clone(&self.0);
-        let fetching = tokio::spawn(async move { node.ensure_artefact(wanted).await });
+        let fetching = self.0.tasks.spawn("fetch for a child", async move { node.ensure_artefact(wanted).await });
         match tokio::time::timeout(FETCH_PATIENCE, fetching).await {
-            Ok(Ok(fetched)) => fetched?,
-            Ok(Err(e)) => return Err(Failure::new(Code::Internal, e.to_string()).into()),
+            Ok(fetched) => fetched??,
             Err(_) => {
                 let text = format!("artefact {} is on its way to {}", wanted.short(), self.0.name());
                 return Err(Failure::new(Code::ModelNotReady, text).into());
@@ -66,9 +64,8 @@ impl Bulk for BulkService {
             .into());
         }
         let end = if length == 0 { total } else { total.min(offset.saturating_add(length)) };
-        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
         let node = Arc::clone(&self.0);
-        tokio::spawn(async move {
+        let sending = self.0.tasks.stream("artefact sending", CHUNKS_AHEAD_MAX, |send| async move {
             let mut at = offset;
             // At least one chunk, though it be empty: who has all the bytes, but
             // died before it hashed them, learns here that it has.
@@ -83,7 +80,7 @@ impl Bulk for BulkService {
                 }
             }
         });
-        Ok(Response::new(ReceiverStream::new(receive)))
+        Ok(Response::new(sending))
     }
 
     async fn probe(&self, request: Request<Streaming<ProbeChunk>>) -> Result<Response<Self::ProbeStream>, Status> {
@@ -102,8 +99,7 @@ impl Bulk for BulkService {
             first.get_or_insert_with(Instant::now);
         }
         let received_ns = first.map_or(0, |f| u64::try_from(f.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
-        tokio::spawn(async move {
+        let answer = self.0.tasks.stream("probe answer", CHUNKS_AHEAD_MAX, |send| async move {
             let head = ProbeChunk { received_bytes: received, received_ns, ..ProbeChunk::default() };
             if send.send(Ok(head)).await.is_err() {
                 return;
@@ -118,6 +114,6 @@ impl Bulk for BulkService {
                 left -= size;
             }
         });
-        Ok(Response::new(ReceiverStream::new(receive)))
+        Ok(Response::new(answer))
     }
 }

@@ -294,17 +294,21 @@ impl Control for ControlService {
             inner.send(session, parent_message::Body::Path(node.path_for_children()));
         }
         node.child_up(&peer);
-        tokio::spawn(async move {
-            hear(&node, &peer.id, session, child_message::Body::Heartbeat(beat));
-            while let Ok(Some(message)) = stream.message().await {
-                // A lease that is lost or revoked has nothing more to say.
-                if node.children.lock().register.holder(node.now(), session) != Some(peer.id.as_str()) {
-                    break;
+        self.0.tasks.spawn("session", async move {
+            let heard = async {
+                hear(&node, &peer.id, session, child_message::Body::Heartbeat(beat));
+                while let Ok(Some(message)) = stream.message().await {
+                    // A lease that is lost or revoked has nothing more to say.
+                    if node.children.lock().register.holder(node.now(), session) != Some(peer.id.as_str()) {
+                        break;
+                    }
+                    if let Some(body) = message.body {
+                        hear(&node, &peer.id, session, body);
+                    }
                 }
-                if let Some(body) = message.body {
-                    hear(&node, &peer.id, session, body);
-                }
-            }
+            };
+            // Broken off, it is told and counted, and the child begins another.
+            let _ = node.tasks.caught("child's messages", heard).await;
             node.children.lock().outboxes.remove(&session);
             node.children.step(&node, ParentEvent::Ended { session });
         });

@@ -41,8 +41,7 @@ impl Federate for FederateService {
             let text = format!("an update of {} bytes; at most {UPDATE_BYTES_MAX} are taken", header.length);
             return Err(Failure::new(Code::TooLarge, text).into());
         }
-        let (answers, receive) = mpsc::channel(AHEAD_MAX);
-        tokio::spawn(async move {
+        let taken = self.0.tasks.stream("update", AHEAD_MAX, |answers| async move {
             let body = match take(&node, &peer, header, &mut stream, &answers).await {
                 Ok(verdict) => Ok(SubmitReply { body: Some(submit_reply::Body::Verdict(verdict)) }),
                 Err(failure) => {
@@ -57,7 +56,7 @@ impl Federate for FederateService {
             // A member that is gone asks again.
             let _ = answers.send(body).await;
         });
-        Ok(Response::new(ReceiverStream::new(receive)))
+        Ok(Response::new(taken))
     }
 
     async fn meet(&self, request: Request<MeetRequest>) -> Result<Response<MeetReply>, Status> {

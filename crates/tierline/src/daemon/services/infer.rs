@@ -7,7 +7,6 @@ use tierline_proto::limits::{BOUNDARIES_MAX, CHUNK_BYTES, DEADLINE_MS_MAX, HOPS_
 use tierline_proto::v1::infer_server::Infer;
 use tierline_proto::v1::{Code, Failure, Reply, Route, RunChunk, RunHeader, run_chunk};
 use tierline_proto::{Digest, Encoded, frame};
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -50,7 +49,7 @@ impl Infer for InferService {
         let codec = header.route.as_ref().map_or_else(String::new, |r| r.reply_codec.clone());
         let answer = relay(&self.0, header, encoded, arrived).await;
         let (reply, tensors) = pack(answer, &codec);
-        Ok(Response::new(send(reply, tensors)))
+        Ok(Response::new(send(&self.0, reply, tensors)))
     }
 }
 
@@ -140,9 +139,8 @@ pub fn pack(answer: Answer, codec: &str) -> (Reply, Vec<Encoded>) {
     }
 }
 
-fn send(reply: Reply, tensors: Vec<Encoded>) -> ReceiverStream<Result<RunChunk, Status>> {
-    let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
-    tokio::spawn(async move {
+fn send(node: &Node, reply: Reply, tensors: Vec<Encoded>) -> ReceiverStream<Result<RunChunk, Status>> {
+    node.tasks.stream("answer sending", CHUNKS_AHEAD_MAX, |send| async move {
         let bodies = std::iter::once(run_chunk::Body::Reply(reply))
             .chain(frame::chunks(tensors, CHUNK_BYTES).map(run_chunk::Body::Tensor));
         for body in bodies {
@@ -151,6 +149,5 @@ fn send(reply: Reply, tensors: Vec<Encoded>) -> ReceiverStream<Result<RunChunk, 
                 return;
             }
         }
-    });
-    ReceiverStream::new(receive)
+    })
 }

@@ -9,7 +9,6 @@ use tierline_proto::v1::{
     Code, Failure, FetchChunk, JobControlRequest, JobEvent, JobInfo, JobSubmitChunk, job_submit_chunk,
 };
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -66,8 +65,7 @@ pub async fn control(node: &Arc<Node>, request: &JobControlRequest) -> Result<Jo
 
 pub fn watch(node: &Arc<Node>, job: &str) -> Result<Events, Failure> {
     let (past, feed) = node.job_watch(job)?;
-    let (send, receive) = mpsc::channel(AHEAD_MAX);
-    tokio::spawn(async move {
+    let events = node.tasks.stream("job watch", AHEAD_MAX, |send| async move {
         let seen = past.len();
         for event in past {
             if send.send(Ok(event)).await.is_err() {
@@ -93,13 +91,12 @@ pub fn watch(node: &Arc<Node>, job: &str) -> Result<Events, Failure> {
             }
         }
     });
-    Ok(ReceiverStream::new(receive))
+    Ok(events)
 }
 
 pub fn model(node: &Arc<Node>, job: &str) -> Result<Model, Failure> {
     let bytes = node.job_model(job)?;
-    let (send, receive) = mpsc::channel(AHEAD_MAX);
-    tokio::spawn(async move {
+    let sending = node.tasks.stream("model sending", AHEAD_MAX, |send| async move {
         let total = bytes.len() as u64;
         for at in (0..bytes.len()).step_by(CHUNK_BYTES) {
             let data = bytes.slice(at..bytes.len().min(at + CHUNK_BYTES));
@@ -108,5 +105,5 @@ pub fn model(node: &Arc<Node>, job: &str) -> Result<Model, Failure> {
             }
         }
     });
-    Ok(ReceiverStream::new(receive))
+    Ok(sending)
 }

@@ -15,7 +15,6 @@ use tierline_proto::v1::{
     TokenListReply, TokenRevokeRequest, WatchRequest, infer_chunk, model_add_chunk,
 };
 use tierline_proto::{Encoded, frame};
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -132,20 +131,19 @@ impl Local for LocalService {
     async fn profile(&self, request: Request<ProfileRequest>) -> Reply1<Self::ProfileStream> {
         let request = request.into_inner();
         let entry = entry(&self.0, &request.model)?;
-        let (send, receive) = mpsc::channel(AHEAD_MAX);
         let node = Arc::clone(&self.0);
-        let report = send.clone();
-        let watch = Watch::new(move |p| {
-            let step = ProfileProgress {
-                done: (p.done * 100.0) as u32,
-                total: 100,
-                step: p.phase.to_string(),
-                ..ProfileProgress::default()
-            };
-            // A watcher that is slow to read misses steps.
-            let _ = report.try_send(Ok(step));
-        });
-        tokio::spawn(async move {
+        let progress = self.0.tasks.stream("profile command", AHEAD_MAX, |send| async move {
+            let report = send.clone();
+            let watch = Watch::new(move |p| {
+                let step = ProfileProgress {
+                    done: (p.done * 100.0) as u32,
+                    total: 100,
+                    step: p.phase.to_string(),
+                    ..ProfileProgress::default()
+                };
+                // A watcher that is slow to read misses steps.
+                let _ = report.try_send(Ok(step));
+            });
             let last = match node.profile_model(&entry, watch).await {
                 Ok((digest, profile)) => json(profile.as_ref()).map(|profile_json| ProfileProgress {
                     done: 100,
@@ -158,7 +156,7 @@ impl Local for LocalService {
             };
             let _ = send.send(last.map_err(Failure::into_status)).await;
         });
-        Ok(Response::new(ReceiverStream::new(receive)))
+        Ok(Response::new(progress))
     }
 
     async fn plan(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
@@ -191,7 +189,7 @@ impl Local for LocalService {
         self.0.count_request(total, &reply);
         self.0.observe_answer(&header, &plan, total, &reply);
         let reply = InferReply { reply: Some(reply), total_ns: flow::ns(total), predicted_ns: predicted, plan };
-        Ok(Response::new(send(reply, tensors)))
+        Ok(Response::new(send(&self.0, reply, tensors)))
     }
 
     async fn job_submit(&self, request: Request<Streaming<JobSubmitChunk>>) -> Reply1<JobInfo> {
@@ -230,8 +228,7 @@ impl Local for LocalService {
     async fn watch(&self, request: Request<WatchRequest>) -> Reply1<Self::WatchStream> {
         let kinds = request.into_inner().kinds;
         let (past, mut feed) = self.0.events.watch();
-        let (send, receive) = mpsc::channel(AHEAD_MAX);
-        tokio::spawn(async move {
+        let told = self.0.tasks.stream("event watch", AHEAD_MAX, |send| async move {
             let wanted = |e: &Event| kinds.is_empty() || kinds.contains(&e.kind);
             for event in past.into_iter().filter(wanted) {
                 if send.send(Ok(event)).await.is_err() {
@@ -251,7 +248,7 @@ impl Local for LocalService {
                 }
             }
         });
-        Ok(Response::new(ReceiverStream::new(receive)))
+        Ok(Response::new(told))
     }
 }
 
@@ -369,9 +366,8 @@ fn check_inputs(
     }
 }
 
-fn send(reply: InferReply, tensors: Vec<Encoded>) -> ReceiverStream<Result<InferChunk, Status>> {
-    let (send, receive) = mpsc::channel(AHEAD_MAX);
-    tokio::spawn(async move {
+fn send(node: &Node, reply: InferReply, tensors: Vec<Encoded>) -> ReceiverStream<Result<InferChunk, Status>> {
+    node.tasks.stream("answer sending", AHEAD_MAX, |send| async move {
         let bodies = std::iter::once(infer_chunk::Body::Reply(reply))
             .chain(frame::chunks(tensors, CHUNK_BYTES).map(infer_chunk::Body::Tensor));
         for body in bodies {
@@ -379,6 +375,5 @@ fn send(reply: InferReply, tensors: Vec<Encoded>) -> ReceiverStream<Result<Infer
                 return;
             }
         }
-    });
-    ReceiverStream::new(receive)
+    })
 }

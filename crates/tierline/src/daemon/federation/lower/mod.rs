@@ -18,12 +18,12 @@ use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Failure, child_message};
 use tierline_proto::{Digest, Role};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 
 use self::desk::Desk;
 use super::messages::{Start, internal};
 use super::upper::ToUpper;
 use super::{AGAIN, Folder, INBOX_MAX, JobManifest, gossip, journal, may_pass, messages};
+use crate::daemon::tasks::Task as Running;
 use crate::daemon::uplink::Uplink;
 use crate::daemon::{Node, wait_until};
 use crate::store::jobs::Side;
@@ -43,6 +43,8 @@ pub(super) enum ToLower {
     Event(MemberEvent),
     /// An end that was away at the end has a model of its own now.
     Concluded,
+    /// Work that was begun here broke off.
+    Broken(Failure),
     /// The model of a task is here: an edge's rounds begin.
     Fetched { work: Work, model: Vectors },
     /// An edge's rounds are done.
@@ -76,7 +78,7 @@ struct Member {
     /// Tells the task under way to stop.
     stop: Arc<AtomicBool>,
     /// Tasks under way, and those that were told to stop.
-    at_work: Vec<JoinHandle<()>>,
+    at_work: Vec<Running<()>>,
     /// Its own door, for what it begins.
     door: mpsc::Sender<ToLower>,
     over: bool,
@@ -130,6 +132,13 @@ impl Lower {
     }
 }
 
+impl Drop for Member {
+    fn drop(&mut self) {
+        // Whoever takes the job up again begins its work anew.
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Member {
     async fn hear(&mut self, message: ToLower) -> Result<(), Failure> {
         match message {
@@ -166,7 +175,7 @@ impl Member {
             ToLower::Parent { uplink, up: false } => {
                 if self.parent.as_ref().is_some_and(|p| p.peer == uplink.peer) {
                     let later = self.door.clone();
-                    tokio::spawn(async move {
+                    self.lower.node.tasks.spawn("parent watch", async move {
                         tokio::time::sleep(STRAYED).await;
                         let _ = later.send(ToLower::Strayed).await;
                     });
@@ -185,6 +194,7 @@ impl Member {
             }
             ToLower::Event(event) => self.step(event),
             ToLower::Concluded => self.end("over", ""),
+            ToLower::Broken(failure) => Err(self.lower.node.federations.fault(self.lower.id, failure)),
             ToLower::Fetched { work, model } => {
                 if let (Some(above), true) = (&self.lower.above, self.participant.working() == Some(work)) {
                     let _ = above.send(ToUpper::Begin { task: work.task, model, look: work.look }).await;
@@ -247,10 +257,12 @@ impl Member {
         }
         let (node, id, manifest, folder) = (Arc::clone(node), *id, Arc::clone(manifest), folder.clone());
         let (desk, later) = (Arc::clone(&self.desk), self.door.clone());
-        tokio::spawn(async move {
-            if let Err(failure) = finish::conclude(&node, id, &manifest, &folder, &desk).await {
-                let text = format!("no model of this end's own came of job {}: {failure}", manifest.name);
-                node.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
+        let (told, name) = (Arc::clone(&node), manifest.name.clone());
+        let conclude = async move { finish::conclude(&node, id, &manifest, &folder, &desk).await };
+        self.lower.node.tasks.spawn_then("own model", conclude, move |concluded| async move {
+            if let Err(failure) = concluded.flatten() {
+                let text = format!("no model of this end's own came of job {name}: {failure}");
+                told.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
             }
             let _ = later.send(ToLower::Concluded).await;
         });
@@ -270,7 +282,7 @@ impl Member {
         let (node, id, above) = (Arc::clone(&self.lower.node), self.lower.id, self.lower.above.clone());
         self.stop.store(true, Ordering::Relaxed);
         let (at_work, folder) = (std::mem::take(&mut self.at_work), self.lower.folder.clone());
-        tokio::spawn(async move {
+        self.lower.node.tasks.spawn("job cleaning", async move {
             if let Some(above) = above {
                 let _ = above.send(ToUpper::End).await;
             }
@@ -309,23 +321,26 @@ impl Member {
     fn prepare(&self) {
         let (node, manifest, desk, later) =
             (Arc::clone(&self.lower.node), Arc::clone(&self.lower.manifest), Arc::clone(&self.desk), self.door.clone());
-        let coordinates = self.lower.above.is_some();
-        tokio::spawn(async move {
-            let result = loop {
+        let (coordinates, waiting) = (self.lower.above.is_some(), self.door.clone());
+        let prepare = async move {
+            loop {
                 match open(&node, &manifest, coordinates).await {
                     Ok((made, examples)) => {
                         *desk.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-                        break Ok(examples);
+                        return Ok(examples);
                     }
-                    Err(failure) if may_pass(failure.code()) && !later.is_closed() => {
+                    Err(failure) if may_pass(failure.code()) && !waiting.is_closed() => {
                         let text = format!("job {} waits: {failure}", manifest.name);
                         node.events.record("job", text, &serde_json::json!({}));
                         tokio::time::sleep(AGAIN).await;
                     }
-                    Err(failure) => break Err(failure.to_string()),
+                    Err(failure) => return Err(failure.to_string()),
                 }
-            };
-            let _ = later.send(ToLower::Event(MemberEvent::Prepared(result))).await;
+            }
+        };
+        self.lower.node.tasks.spawn_then("job preparation", prepare, move |prepared| async move {
+            let prepared = prepared.map(|result| ToLower::Event(MemberEvent::Prepared(result)));
+            let _ = later.send(prepared.unwrap_or_else(ToLower::Broken)).await;
         });
     }
 
@@ -339,7 +354,8 @@ impl Member {
         self.stop = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&self.stop);
         self.at_work.retain(|task| !task.is_finished());
-        self.at_work.push(tokio::spawn(async move {
+        let (tasks, done) = (self.lower.node.tasks.clone(), self.door.clone());
+        let working = async move {
             let attempt = async || {
                 let bytes = match start.model {
                     None => None,
@@ -356,7 +372,7 @@ impl Member {
                 // A thread of its own: training takes as long as it takes.
                 let (node, desk, folder, sender, stop) =
                     (Arc::clone(&node), Arc::clone(&desk), folder.clone(), sender.clone(), Arc::clone(&stop));
-                let doing = tokio::task::spawn_blocking(move || {
+                let doing = node.tasks.clone().blocking("training", move || {
                     let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
                     let Some(desk) = desk.as_mut() else { return Err(internal("the job isn't prepared")) };
                     let start = match &bytes {
@@ -369,50 +385,57 @@ impl Member {
                     let update = desk.train(&node, &folder, &sender, work, &start, &stop)?;
                     Ok(update.map(|update| ToLower::Event(MemberEvent::Worked { task: work.task, result: Ok(update) })))
                 });
-                doing.await.unwrap_or_else(|e| Err(internal(e)))
+                // Whatever broke off there may have left the desk half changed.
+                doing.await.unwrap_or_else(|failure| Ok(Some(ToLower::Broken(failure))))
             };
-            let message = loop {
+            loop {
                 match attempt().await {
-                    Ok(Some(message)) => break message,
+                    Ok(Some(message)) => return Some(message),
                     // It was told to stop.
-                    Ok(None) => return,
+                    Ok(None) => return None,
                     Err(failure) if may_pass(failure.code()) => {
                         let text = format!("job {name} waits: {failure}");
                         node.events.record("job", text, &serde_json::json!({}));
                         tokio::time::sleep(AGAIN).await;
                         if stop.load(Ordering::Relaxed) || later.is_closed() {
-                            return;
+                            return None;
                         }
                     }
                     Err(failure) => {
                         let result = Err(failure.to_string());
-                        break ToLower::Event(MemberEvent::Worked { task: work.task, result });
+                        return Some(ToLower::Event(MemberEvent::Worked { task: work.task, result }));
                     }
                 }
-            };
-            let _ = later.send(message).await;
+            }
+        };
+        self.at_work.push(tasks.spawn_then("task of a job", working, move |worked| async move {
+            if let Some(message) = worked.unwrap_or_else(|failure| Some(ToLower::Broken(failure))) {
+                let _ = done.send(message).await;
+            }
         }));
     }
 
     fn send(&self, update: Update) {
         let (folder, later, parent, job) =
             (self.lower.folder.clone(), self.door.clone(), self.parent.clone(), self.lower.id);
-        tokio::spawn(async move {
+        let sending = async move {
             let task = update.task;
             let sent = async {
                 let parent = parent.ok_or_else(|| Failure::new(Code::Unreachable, "no parent has asked for it"))?;
                 let bytes = folder.read(&folder.outgoing(task.0))?;
                 parent.submit(messages::header(job, &update), bytes.into()).await
             };
-            let event = match sent.await {
+            match sent.await {
                 Ok(verdict) => MemberEvent::Answered { task, verdict: messages::verdict_of(&verdict) },
                 Err(failure) => match failure.code() {
                     // It will never be taken.
                     Code::TooLarge | Code::NotFound => MemberEvent::Answered { task, verdict: Verdict::Unknown },
                     _ => MemberEvent::Unsent { task },
                 },
-            };
-            let _ = later.send(ToLower::Event(event)).await;
+            }
+        };
+        self.lower.node.tasks.spawn_then("update sending", sending, move |sent| async move {
+            let _ = later.send(sent.map_or_else(ToLower::Broken, ToLower::Event)).await;
         });
     }
 }

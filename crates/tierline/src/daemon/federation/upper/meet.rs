@@ -13,7 +13,7 @@ use tierline_train::federated::{seed_of_meeting, seed_of_update};
 use super::{Desks, ToUpper};
 use crate::daemon::federation::gossip::{self, Meets, Met};
 use crate::daemon::federation::messages;
-use crate::daemon::uplink::AbortOnDrop;
+use crate::daemon::tasks::Owned;
 use crate::store::jobs::Side;
 
 /// One under way; whoever drops it doesn't want it any more.
@@ -22,7 +22,7 @@ pub(super) struct Meeting {
     version: u64,
     /// Its number.
     number: u64,
-    _task: AbortOnDrop<()>,
+    _task: Owned<()>,
 }
 
 impl Desks {
@@ -92,13 +92,13 @@ impl Desks {
             gossip,
             number,
         };
-        let task = tokio::spawn(async move {
-            let met = meets.all(mix).await;
+        let tasks = node.tasks.clone();
+        let task = tasks.spawn_then("meeting", meets.all(mix), move |met| async move {
             if let Some(upper) = node.federations.get(id).and_then(|duty| duty.upper.clone()) {
-                let _ = upper.send(ToUpper::Met(met)).await;
+                let _ = upper.send(met.map_or_else(ToUpper::Broken, ToUpper::Met)).await;
             }
         });
-        self.meeting = Some(Meeting { version, number, _task: AbortOnDrop(task) });
+        self.meeting = Some(Meeting { version, number, _task: task.owned() });
         Ok(())
     }
 

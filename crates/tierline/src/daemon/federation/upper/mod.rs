@@ -71,6 +71,8 @@ pub(super) enum ToUpper {
     },
     /// An edge has met its neighbours.
     Met(Met),
+    /// Work that was begun here broke off.
+    Broken(Failure),
     /// An edge's job is over.
     End,
     Info(oneshot::Sender<JobInfo>),
@@ -247,6 +249,7 @@ impl Desks {
                 self.submitted(member, header, answer).await
             }
             ToUpper::Met(met) => self.met(met).await,
+            ToUpper::Broken(failure) => Err(self.upper.node.federations.fault(self.upper.id, failure)),
             ToUpper::Begin { task, model, look } => {
                 let stretch = task.0 + 1;
                 let rounds = if look { 0 } else { self.upper.hop.rounds };
