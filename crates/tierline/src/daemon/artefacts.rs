@@ -4,51 +4,60 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tierline_node::fetch::{Action, Event, FetchError, Fetcher, Found, Transfer, Waiter};
 use tierline_node::{Peer, Rng};
 use tierline_proto::Digest;
-use tierline_proto::v1::{Code, Failure};
-use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
+use tierline_proto::v1::{Code, Failure, FetchChunk};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 
 use super::Node;
-use crate::store::{ArtefactStore, State, StoreError};
+use super::records::Records;
+use super::tasks::{Owned, Tasks, in_place};
+use crate::store::{ArtefactStore, StoreError};
 
-struct Inner {
-    fetcher: Fetcher,
-    rng: Rng,
-    waiters: HashMap<Waiter, oneshot::Sender<Result<(), FetchError>>>,
-    transfers: HashMap<Transfer, AbortHandle>,
+/// News for the fetching duty that wait for it; others wait with theirs.
+const NEWS_MAX: usize = 256;
+
+/// What the fetching duty hears.
+enum News {
+    /// Somebody needs an artefact.
+    Want { digest: Digest, waiter: Waiter, done: oneshot::Sender<Result<(), FetchError>> },
+    /// A parent came or went.
+    Parent(Peer),
+    /// Bytes arrived; whoever has fetched them waits until they are kept.
+    Chunk { event: Event, data: Bytes, kept: oneshot::Sender<()> },
+    /// Anything else.
+    Event(Event),
 }
 
-/// The artefacts, and the transfers under way.
+type Door = mpsc::Sender<News>;
+
+/// The artefacts, and the way to the duty that fetches them.
 pub struct Artefacts {
     store: ArtefactStore,
-    state: Arc<State>,
-    inner: Mutex<Inner>,
+    state: Arc<Records>,
+    tasks: Tasks,
+    /// Of the duty that is at work: one that broke off hears nothing more.
+    door: Mutex<Door>,
+    /// For the first one: who wants something before it begins is heard.
+    inbox: Mutex<Option<mpsc::Receiver<News>>>,
     waiter: AtomicU64,
-    /// Rings when the machine's next wake may have moved.
-    stir: Notify,
 }
 
 impl Artefacts {
-    /// No transfer yet; `parents` can be asked once they are up.
+    /// Those in `store`; what is missing is fetched by [`Artefacts::watch`].
     #[must_use]
-    pub fn new(store: ArtefactStore, state: Arc<State>, parents: impl IntoIterator<Item = Peer>) -> Self {
-        let inner = Inner {
-            fetcher: Fetcher::new(parents),
-            rng: Rng::new(),
-            waiters: HashMap::new(),
-            transfers: HashMap::new(),
-        };
-        Self { store, state, inner: Mutex::new(inner), waiter: AtomicU64::new(0), stir: Notify::new() }
+    pub fn new(store: ArtefactStore, state: Arc<Records>, tasks: Tasks) -> Self {
+        let (door, inbox) = mpsc::channel(NEWS_MAX);
+        Self { store, state, tasks, door: Mutex::new(door), inbox: Mutex::new(Some(inbox)), waiter: AtomicU64::new(0) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn door(&self) -> Door {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Stores bytes under their digest.
@@ -77,138 +86,78 @@ impl Artefacts {
 
     /// Bytes of all artefacts.
     pub async fn bytes(&self) -> u64 {
-        self.store.bytes().await
+        let store = self.store.clone();
+        // Only for people to read.
+        self.tasks.blocking("store size", move || store.bytes()).await.unwrap_or(0)
     }
 
     /// Points a name at a manifest.
     ///
     /// # Errors
     /// Those of the store.
-    pub fn name(&self, name: &str, manifest: Digest) -> Result<(), Failure> {
-        Ok(self.state.set_name(name, manifest)?)
+    pub async fn name(&self, name: &str, manifest: Digest) -> Result<(), Failure> {
+        let name = name.to_owned();
+        self.state.with(move |state| state.set_name(&name, manifest)).await
     }
 
     /// Forgets a name.
     ///
     /// # Errors
     /// Those of the store.
-    pub fn unname(&self, name: &str) -> Result<(), Failure> {
-        Ok(self.state.remove_name(name)?)
+    pub async fn unname(&self, name: &str) -> Result<(), Failure> {
+        let name = name.to_owned();
+        self.state.with(move |state| state.remove_name(&name)).await
     }
 
     /// Keeps the digest of this device's profile of a model.
     ///
     /// # Errors
     /// Those of the store.
-    pub fn keep_profile(&self, model: Digest, profile: Digest) -> Result<(), Failure> {
-        Ok(self.state.set_profile(model, profile)?)
+    pub async fn keep_profile(&self, model: Digest, profile: Digest) -> Result<(), Failure> {
+        self.state.with(move |state| state.set_profile(model, profile)).await
     }
 
-    /// A parent can be asked.
-    pub fn source_up(&self, node: &Arc<Node>, peer: Peer) {
-        self.drive(node, Event::SourceUp(peer), None);
+    /// A parent can be asked now, or can't any more.
+    pub fn parent_changed(&self, peer: Peer) {
+        self.tell(News::Parent(peer));
     }
 
-    /// A parent can't be asked any more.
-    pub fn source_down(&self, node: &Arc<Node>, peer: Peer) {
-        self.drive(node, Event::SourceDown(peer), None);
+    /// Tells the duty, from where nobody can wait for it.
+    fn tell(&self, news: News) {
+        let door = self.door();
+        if let Err(TrySendError::Full(news)) = door.try_send(news) {
+            self.tasks.spawn("artefact news", async move {
+                let _ = door.send(news).await;
+            });
+        }
     }
 
-    /// Wakes the machine when it wants, until the node ends.
+    /// Fetches what is wanted, until the node ends. Begins with an empty
+    /// machine: who waited for one that broke off is told so, and what it has
+    /// fetched is on the disk.
     pub async fn watch(&self, node: &Arc<Node>) {
+        let first = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut inbox = first.unwrap_or_else(|| {
+            let (door, inbox) = mpsc::channel(NEWS_MAX);
+            *self.door.lock().unwrap_or_else(PoisonError::into_inner) = door;
+            inbox
+        });
+        let mut desk = Desk {
+            node,
+            door: self.door(),
+            fetcher: Fetcher::new(node.uplinks().iter().map(|uplink| uplink.peer)),
+            rng: Rng::new(),
+            waiters: HashMap::new(),
+            transfers: HashMap::new(),
+        };
+        for uplink in node.uplinks() {
+            desk.hear(News::Parent(uplink.peer)).await;
+        }
         loop {
-            let wake = self.lock().fetcher.wake().map(|t| node.instant_of(t));
+            let wake = desk.fetcher.wake().map(|t| node.instant_of(t));
             tokio::select! {
-                () = self.stir.notified() => {}
-                () = super::wait_until(wake) => self.drive(node, Event::Wake, None),
-            }
-        }
-    }
-
-    /// Steps the machine and performs what it asks; `data` is the chunk that
-    /// the event reports.
-    fn drive(&self, node: &Arc<Node>, event: Event, data: Option<&[u8]>) {
-        let mut events = VecDeque::from([event]);
-        let mut inner = self.lock();
-        while let Some(event) = events.pop_front() {
-            let Inner { fetcher, rng, .. } = &mut *inner;
-            let actions = fetcher.step(node.now(), rng, event);
-            for action in actions {
-                self.perform(node, &mut inner, action, data, &mut events);
-            }
-        }
-        drop(inner);
-        self.stir.notify_one();
-    }
-
-    fn perform(
-        &self,
-        node: &Arc<Node>,
-        inner: &mut Inner,
-        action: Action,
-        data: Option<&[u8]>,
-        events: &mut VecDeque<Event>,
-    ) {
-        match action {
-            Action::Look(digest) => {
-                let node = Arc::clone(node);
-                tokio::spawn(async move {
-                    let found = match node.artefacts.store.length(digest).await {
-                        Ok(Some(_)) => Found::Whole,
-                        _ => Found::Partial(node.artefacts.store.partial_length(digest)),
-                    };
-                    node.artefacts.drive(&node, Event::Looked { digest, found }, None);
-                });
-            }
-            Action::Fetch { transfer, source, digest, offset } => {
-                let node = Arc::clone(node);
-                let task = tokio::spawn(async move {
-                    let failure = fetch(&node, transfer, source, digest, offset).await.err();
-                    node.artefacts.lock().transfers.remove(&transfer);
-                    let failure = failure.map(|f| (f.code(), f.to_string()));
-                    node.artefacts.drive(&node, Event::Ended { transfer, failure }, None);
-                });
-                inner.transfers.insert(transfer, task.abort_handle());
-            }
-            Action::Append(digest) => {
-                let appended = self.store.append(digest, data.unwrap_or_default());
-                if let Err(error) = appended {
-                    events.push_back(write_failed(digest, &error));
-                }
-            }
-            Action::Stop(transfer) => {
-                if let Some(task) = inner.transfers.remove(&transfer) {
-                    task.abort();
-                }
-            }
-            Action::Discard(digest) => self.store.discard(digest),
-            Action::Verify(digest) => {
-                let node = Arc::clone(node);
-                tokio::task::spawn_blocking(move || {
-                    let event = match node.artefacts.store.hash_partial(digest) {
-                        Ok(got) => Event::Hashed { digest, got },
-                        Err(error) => write_failed(digest, &error),
-                    };
-                    node.artefacts.drive(&node, event, None);
-                });
-            }
-            Action::Commit(digest) => {
-                let node = Arc::clone(node);
-                tokio::spawn(async move {
-                    let event = match node.artefacts.store.commit(digest).await {
-                        Ok(()) => Event::Committed { digest },
-                        Err(error) => write_failed(digest, &error),
-                    };
-                    node.artefacts.drive(&node, event, None);
-                });
-            }
-            Action::Done { waiters, result, .. } => {
-                for waiter in waiters {
-                    if let Some(waiting) = inner.waiters.remove(&waiter) {
-                        // Who gave up meanwhile doesn't want to know.
-                        let _ = waiting.send(result.clone());
-                    }
-                }
+                Some(news) = inbox.recv() => desk.hear(news).await,
+                () = super::wait_until(wake) => desk.drive(Event::Wake, None).await,
             }
         }
     }
@@ -220,45 +169,183 @@ impl Artefacts {
         }
         let waiter = Waiter(self.waiter.fetch_add(1, Ordering::Relaxed));
         let (done, waiting) = oneshot::channel();
-        self.lock().waiters.insert(waiter, done);
         // A caller that goes away must not keep a transfer alive.
-        let _leave = Leave { node, digest, waiter };
-        self.drive(node, Event::Want { digest, waiter }, None);
-        match waiting.await {
-            Ok(result) => result.map_err(|e| Failure::new(e.code(), e.to_string()).at(node.name())),
-            Err(_) => Err(Failure::new(Code::Draining, "this node is shutting down")),
+        let mut leave = Leave { artefacts: self, digest, waiter, waits: true };
+        let told = self.door().send(News::Want { digest, waiter, done }).await;
+        let heard = match told {
+            Ok(()) => waiting.await.ok(),
+            Err(_) => None,
+        };
+        leave.waits = false;
+        match heard {
+            Some(result) => result.map_err(|e| Failure::new(e.code(), e.to_string()).at(node.name())),
+            None => {
+                let text = format!("fetching artefact {} broke off; ask again", digest.short());
+                Err(Failure::new(Code::Cancelled, text).at(node.name()))
+            }
         }
     }
 }
 
-struct Leave<'n> {
-    node: &'n Arc<Node>,
+struct Leave<'a> {
+    artefacts: &'a Artefacts,
     digest: Digest,
     waiter: Waiter,
+    waits: bool,
 }
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        let waits = self.node.artefacts.lock().waiters.remove(&self.waiter).is_some();
-        if waits {
-            self.node.artefacts.drive(self.node, Event::Forget { digest: self.digest, waiter: self.waiter }, None);
+        if self.waits {
+            self.artefacts.tell(News::Event(Event::Forget { digest: self.digest, waiter: self.waiter }));
         }
     }
+}
+
+/// The machine, and what is under way for it.
+struct Desk<'n> {
+    node: &'n Arc<Node>,
+    door: Door,
+    fetcher: Fetcher,
+    rng: Rng,
+    waiters: HashMap<Waiter, oneshot::Sender<Result<(), FetchError>>>,
+    transfers: HashMap<Transfer, Owned<()>>,
+}
+
+impl Desk<'_> {
+    async fn hear(&mut self, news: News) {
+        match news {
+            News::Want { digest, waiter, done } => {
+                self.waiters.insert(waiter, done);
+                self.drive(Event::Want { digest, waiter }, None).await;
+            }
+            // As it is now: news of it may come late.
+            News::Parent(peer) => match self.node.uplink(peer).is_ok_and(|uplink| uplink.is_up()) {
+                true => self.drive(Event::SourceUp(peer), None).await,
+                false => self.drive(Event::SourceDown(peer), None).await,
+            },
+            News::Chunk { event, data, kept } => {
+                self.drive(event, Some(data)).await;
+                // A transfer that was stopped meanwhile brings nothing more.
+                let _ = kept.send(());
+            }
+            News::Event(event) => {
+                if let Event::Forget { waiter, .. } = &event {
+                    self.waiters.remove(waiter);
+                }
+                self.drive(event, None).await;
+            }
+        }
+    }
+
+    /// Steps the machine and performs what it asks, in its order; `data` is
+    /// the chunk that the event reports.
+    async fn drive(&mut self, event: Event, data: Option<Bytes>) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            if let Event::Ended { transfer, .. } = &event {
+                self.transfers.remove(transfer);
+            }
+            for action in self.fetcher.step(self.node.now(), &mut self.rng, event) {
+                events.extend(self.perform(action, data.as_ref()).await);
+            }
+        }
+    }
+
+    /// Performs an action; what came of it, where that is known at once.
+    async fn perform(&mut self, action: Action, data: Option<&Bytes>) -> Option<Event> {
+        let store = self.node.artefacts.store.clone();
+        match action {
+            Action::Look(digest) => self.begin("artefact look", digest, async move {
+                let found = match store.length(digest).await {
+                    Ok(Some(_)) => Found::Whole,
+                    _ => Found::Partial(in_place(|| store.partial_length(digest))),
+                };
+                Event::Looked { digest, found }
+            }),
+            Action::Fetch { transfer, source, digest, offset } => {
+                let (node, door) = (Arc::clone(self.node), self.door.clone());
+                let fetched = async move { fetch(&node, &door, transfer, source, digest, offset).await };
+                let door = self.door.clone();
+                let task = self.node.tasks.spawn_then("transfer", fetched, move |fetched| async move {
+                    let failure = fetched.flatten().err().map(|f| (f.code(), f.to_string()));
+                    let _ = door.send(News::Event(Event::Ended { transfer, failure })).await;
+                });
+                self.transfers.insert(transfer, task.owned());
+            }
+            Action::Append(digest) => {
+                let data = data.cloned().unwrap_or_default();
+                let append = move || store.append(digest, &data);
+                return match self.node.tasks.blocking("artefact bytes", append).await {
+                    Ok(Ok(())) => None,
+                    Ok(Err(error)) => Some(write_failed(digest, &error)),
+                    Err(failure) => Some(write_broke_off(digest, &failure)),
+                };
+            }
+            Action::Stop(transfer) => drop(self.transfers.remove(&transfer)),
+            // What stays behind is hashed, and found to be wrong.
+            Action::Discard(digest) => {
+                drop(self.node.tasks.blocking("artefact bytes", move || store.discard(digest)).await)
+            }
+            Action::Verify(digest) => self.begin("artefact hash", digest, async move {
+                match in_place(|| store.hash_partial(digest)) {
+                    Ok(got) => Event::Hashed { digest, got },
+                    Err(error) => write_failed(digest, &error),
+                }
+            }),
+            Action::Commit(digest) => self.begin("artefact commit", digest, async move {
+                match store.commit(digest).await {
+                    Ok(()) => Event::Committed { digest },
+                    Err(error) => write_failed(digest, &error),
+                }
+            }),
+            Action::Done { waiters, result, .. } => {
+                for waiter in waiters {
+                    if let Some(waiting) = self.waiters.remove(&waiter) {
+                        // Who gave up meanwhile doesn't want to know.
+                        let _ = waiting.send(result.clone());
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Starts work on an artefact's files; the machine hears of its end.
+    fn begin(&self, name: &'static str, digest: Digest, work: impl Future<Output = Event> + Send + 'static) {
+        let door = self.door.clone();
+        self.node.tasks.spawn_then(name, work, move |ended| async move {
+            let event = ended.unwrap_or_else(|failure| write_broke_off(digest, &failure));
+            let _ = door.send(News::Event(event)).await;
+        });
+    }
+}
+
+fn write_broke_off(digest: Digest, failure: &Failure) -> Event {
+    Event::WriteFailed { digest, full: false, reason: failure.message.clone() }
 }
 
 fn write_failed(digest: Digest, error: &StoreError) -> Event {
     Event::WriteFailed { digest, full: matches!(error, StoreError::Full { .. }), reason: error.to_string() }
 }
 
-async fn fetch(node: &Arc<Node>, transfer: Transfer, source: Peer, digest: Digest, offset: u64) -> Result<(), Failure> {
-    let uplink = node.uplink(source)?;
-    uplink
-        .fetch(digest, offset, |total, offset, data| {
-            let event = Event::Chunk { transfer, total, offset, length: data.len() as u64 };
-            tokio::task::block_in_place(|| node.artefacts.drive(node, event, Some(&data)));
-            Ok(())
-        })
-        .await
+async fn fetch(
+    node: &Arc<Node>,
+    door: &Door,
+    transfer: Transfer,
+    source: Peer,
+    digest: Digest,
+    offset: u64,
+) -> Result<(), Failure> {
+    let mut chunks = node.uplink(source)?.fetch(digest, offset).await?;
+    while let Some(FetchChunk { total, offset, data }) = chunks.next().await? {
+        let event = Event::Chunk { transfer, total, offset, length: data.len() as u64 };
+        let (kept, is_kept) = oneshot::channel();
+        let gone = |()| Failure::new(Code::Cancelled, "nobody keeps what is fetched any more");
+        door.send(News::Chunk { event, data, kept }).await.map_err(|_| gone(()))?;
+        is_kept.await.map_err(|_| gone(()))?;
+    }
+    Ok(())
 }
 
 impl Node {

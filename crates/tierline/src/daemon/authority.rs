@@ -12,6 +12,7 @@ use tierline_proto::v1::{
 use tierline_proto::{Role, Versions};
 
 use super::Node;
+use super::records::Records;
 use crate::identity::{
     Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_name, role_name,
 };
@@ -27,7 +28,7 @@ const TOKEN_USES_MAX: u32 = 10_000;
 /// The authority and its records.
 pub struct Authority {
     ca: Ca,
-    state: Arc<State>,
+    state: Arc<Records>,
 }
 
 fn now_s() -> u64 {
@@ -47,7 +48,7 @@ fn refused(error: &IdentityError) -> Failure {
 impl Authority {
     /// The authority, recording in `state`.
     #[must_use]
-    pub fn new(ca: Ca, state: Arc<State>) -> Self {
+    pub fn new(ca: Ca, state: Arc<Records>) -> Self {
         Self { ca, state }
     }
 
@@ -55,7 +56,7 @@ impl Authority {
     ///
     /// # Errors
     /// [`Code::InvalidInput`] for a role, name, life or number that can't be.
-    pub fn token_create(&self, request: &TokenCreateRequest) -> Result<TokenCreateReply, Failure> {
+    pub async fn token_create(&self, request: &TokenCreateRequest) -> Result<TokenCreateReply, Failure> {
         let invalid = |text: String| Err(Failure::new(Code::InvalidInput, text));
         let role = request.role();
         if !matches!(role, Role::End | Role::Edge | Role::Operator) {
@@ -75,7 +76,7 @@ impl Authority {
         }
         let token = JoinToken::generate(self.ca.fingerprint()).map_err(|e| refused(&e))?;
         let not_after_s = now_s() + request.valid_s;
-        self.state.add_token(&TokenRow {
+        let row = TokenRow {
             id: token.id.clone(),
             secret: token.secret_digest(),
             role,
@@ -83,7 +84,8 @@ impl Authority {
             not_after_s,
             uses_left: request.uses,
             revoked: false,
-        })?;
+        };
+        self.state.with(move |state| state.add_token(&row)).await?;
         Ok(TokenCreateReply { token: token.text().to_string(), token_id: token.id, not_after_s })
     }
 
@@ -91,9 +93,9 @@ impl Authority {
     ///
     /// # Errors
     /// Those of the store.
-    pub fn token_list(&self) -> Result<TokenListReply, Failure> {
+    pub async fn token_list(&self) -> Result<TokenListReply, Failure> {
         let now = now_s();
-        let tokens = self.state.tokens()?;
+        let tokens = self.state.with(State::tokens).await?;
         let good = tokens.into_iter().filter(|t| t.uses_left > 0 && t.not_after_s >= now);
         let info = |t: TokenRow| TokenInfo {
             token_id: t.id,
@@ -110,8 +112,9 @@ impl Authority {
     ///
     /// # Errors
     /// [`Code::NotFound`] where there is none of that id.
-    pub fn token_revoke(&self, id: &str) -> Result<(), Failure> {
-        if self.state.revoke_token(id)? {
+    pub async fn token_revoke(&self, id: &str) -> Result<(), Failure> {
+        let wanted = id.to_owned();
+        if self.state.with(move |state| state.revoke_token(&wanted)).await? {
             return Ok(());
         }
         Err(Failure::new(Code::NotFound, format!("there is no token `{id}`"))
@@ -124,7 +127,7 @@ impl Authority {
     /// [`Code::Unauthenticated`] for a token that isn't good,
     /// [`Code::AlreadyExists`] for a name that is taken,
     /// [`Code::VersionMismatch`] for a device that speaks another protocol.
-    pub fn join(&self, node: &Node, request: &JoinRequest) -> Result<JoinReply, Failure> {
+    pub async fn join(&self, node: &Node, request: &JoinRequest) -> Result<JoinReply, Failure> {
         let version = Versions::OURS
             .agree_with(request.versions.as_ref())
             .map_err(|e| Failure::new(Code::VersionMismatch, e.to_string()))?;
@@ -139,14 +142,18 @@ impl Authority {
         check_name(&request.name).map_err(|e| refused(&e))?;
         let device_key = Ca::request_key(&request.csr_der).map_err(|e| refused(&e))?;
         let new_id = Ca::new_node_id().map_err(|e| refused(&e))?;
-        let joined = self.state.join(&JoinAttempt {
-            token: &token.id,
-            secret: token.secret_digest(),
-            device_key,
-            new_id: &new_id,
-            name: &request.name,
-            now_s: now_s(),
-        })?;
+        let (name, now_s) = (request.name.clone(), now_s());
+        let attempt = move |state: &State| {
+            state.join(&JoinAttempt {
+                token: &token.id,
+                secret: token.secret_digest(),
+                device_key,
+                new_id: &new_id,
+                name: &name,
+                now_s,
+            })
+        };
+        let joined = self.state.with(attempt).await?;
         let row = match joined {
             Joined::Node(row) => row,
             Joined::Unknown => return denied("no such token"),
@@ -161,7 +168,7 @@ impl Authority {
         };
         let json = serde_json::json!({ "node": row.name, "role": role_name(row.role) });
         node.events.record("node", format!("{} got a certificate as {}", row.name, role_name(row.role)), &json);
-        self.sign(&row, &request.csr_der, version)
+        self.sign(&row, &request.csr_der, version).await
     }
 
     /// Signs a new key of a node that is in; whoever passes the request on,
@@ -170,14 +177,14 @@ impl Authority {
     /// # Errors
     /// [`Code::Unauthenticated`] for a request that isn't proved, or a node
     /// that is shut out.
-    pub fn renew(&self, node: &Node, request: &RenewRequest) -> Result<JoinReply, Failure> {
+    pub async fn renew(&self, node: &Node, request: &RenewRequest) -> Result<JoinReply, Failure> {
         let peer = self
             .ca
             .renewing(request, SystemTime::now())
             .map_err(|e| Failure::new(Code::Unauthenticated, e.to_string()).with_help("join again with a new token"))?;
         node.check_revoked(&peer)?;
         let row = NodeRow { id: peer.id, name: peer.name, role: peer.role };
-        self.sign(&row, &request.csr_der, Versions::OURS.max)
+        self.sign(&row, &request.csr_der, Versions::OURS.max).await
     }
 
     /// A new identity for the cloud itself.
@@ -189,7 +196,7 @@ impl Authority {
         Identity::issue(&self.ca, &grant, SystemTime::now()).map_err(|e| refused(&e))
     }
 
-    fn sign(&self, row: &NodeRow, csr_der: &[u8], version: u32) -> Result<JoinReply, Failure> {
+    async fn sign(&self, row: &NodeRow, csr_der: &[u8], version: u32) -> Result<JoinReply, Failure> {
         let grant = Grant { id: &row.id, role: row.role, name: &row.name, validity: NODE_VALIDITY };
         let Issued { chain, peer } = self.ca.sign(csr_der, &grant, SystemTime::now()).map_err(|e| refused(&e))?;
         Ok(JoinReply {
@@ -198,7 +205,7 @@ impl Authority {
             ca_der: Bytes::copy_from_slice(self.ca.certificate()),
             not_after_s: peer.not_after.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
             role: row.role.into(),
-            revocations: Some(self.state.revocations()?),
+            revocations: Some(self.state.with(State::revocations).await?),
             version,
         })
     }
@@ -207,9 +214,10 @@ impl Authority {
     ///
     /// # Errors
     /// [`Code::NotFound`] for an unknown node; the cloud can't shut itself out.
-    pub fn node_revoke(&self, node: &Arc<Node>, request: &NodeRevokeRequest) -> Result<(), Failure> {
-        let Some(row) = self.state.node(&request.node)? else {
-            let names = self.state.node_names()?;
+    pub async fn node_revoke(&self, node: &Arc<Node>, request: &NodeRevokeRequest) -> Result<(), Failure> {
+        let wanted = request.node.clone();
+        let Some(row) = self.state.with(move |state| state.node(&wanted)).await? else {
+            let names = self.state.with(State::node_names).await?;
             let near = names.iter().find(|n| strsim::damerau_levenshtein(n, &request.node) <= 2);
             let help =
                 near.map_or_else(|| "`tierline nodes` lists them".to_owned(), |n| format!("did you mean `{n}`?"));
@@ -218,10 +226,12 @@ impl Authority {
         if row.id == node.id() {
             return Err(Failure::new(Code::Forbidden, "the cloud can't shut itself out"));
         }
-        self.state.revoke_node(&row, &request.reason, now_s())?;
+        let (revoked, reason) = (row.clone(), request.reason.clone());
+        self.state.with(move |state| state.revoke_node(&revoked, &reason, now_s())).await?;
         let json = serde_json::json!({ "node": row.name, "reason": request.reason });
         node.events.record("node", format!("{} is shut out", row.name), &json);
-        node.hear_revocations(&self.state.revocations()?);
+        let list = self.state.with(State::revocations).await?;
+        node.hear_revocations(&list).await;
         Ok(())
     }
 }

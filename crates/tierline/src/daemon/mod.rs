@@ -16,6 +16,7 @@ pub mod flow;
 pub mod metrics;
 mod models;
 pub mod planner;
+pub mod records;
 pub mod renewal;
 mod scrape;
 pub mod services;
@@ -86,7 +87,7 @@ pub struct Node {
     url: std::sync::OnceLock<String>,
     changes: broadcast::Sender<RequestEvent>,
     revocations: Mutex<Revocations>,
-    state: Arc<crate::store::State>,
+    state: Arc<records::Records>,
     catalogues_heard: AtomicU64,
     /// One catalogue is taken over at a time.
     adopting: tokio::sync::Mutex<()>,
@@ -225,7 +226,7 @@ impl Node {
     /// A lease is held.
     pub fn peer_up(self: &Arc<Self>, uplink: &Arc<Uplink>) {
         let _ = self.changes.send(RequestEvent::PeerUp { peer: uplink.peer });
-        self.artefacts.source_up(self, uplink.peer);
+        self.artefacts.parent_changed(uplink.peer);
         self.events.record(
             "lease",
             format!("connected to {}", uplink.name()),
@@ -241,7 +242,7 @@ impl Node {
     pub fn peer_down(self: &Arc<Self>, peer: Peer, name: &str, failure: &Failure) {
         let reason = format!("the lease with {name} is lost: {failure}");
         let _ = self.changes.send(RequestEvent::PeerDown { peer, reason });
-        self.artefacts.source_down(self, peer);
+        self.artefacts.parent_changed(peer);
         if let Ok(uplink) = self.uplink(peer) {
             self.federations.parent(&uplink, false);
         }
@@ -405,7 +406,7 @@ impl Node {
     }
 
     /// A newer list came from above.
-    pub fn hear_revocations(self: &Arc<Self>, list: &Revocations) {
+    pub async fn hear_revocations(self: &Arc<Self>, list: &Revocations) {
         {
             let mut own = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
             if list.sequence <= own.sequence {
@@ -413,7 +414,8 @@ impl Node {
             }
             *own = list.clone();
         }
-        if let Err(error) = self.state.keep_revocations(list) {
+        let kept = list.clone();
+        if let Err(error) = self.state.with(move |state| state.keep_revocations(&kept)).await {
             tracing::warn!(%error, "the revocations hold until the next start only");
         }
         for revoked in &list.revoked {

@@ -79,7 +79,7 @@ impl Node {
         let json = serde_json::to_vec(&manifest).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         let digest = self.artefacts.put(Bytes::from(json)).await?;
         let entry = Entry::new(manifest, digest)?;
-        self.artefacts.name(&entry.manifest.name, digest)?;
+        self.artefacts.name(&entry.manifest.name, digest).await?;
         let before = self.catalogue.get(&entry.manifest.name);
         if let Some(old) =
             before.as_ref().filter(|old| old.manifest_digest != entry.manifest_digest && old.model == entry.model)
@@ -107,7 +107,7 @@ impl Node {
     ///
     /// # Errors
     /// When it is unknown, or the catalogue is kept above.
-    pub fn remove_model(self: &Arc<Self>, name: &str) -> Result<(), Failure> {
+    pub async fn remove_model(self: &Arc<Self>, name: &str) -> Result<(), Failure> {
         if !self.uplinks.is_empty() {
             return Err(
                 Failure::new(Code::Forbidden, "the catalogue is kept on the cloud").with_help("remove the model there")
@@ -116,7 +116,7 @@ impl Node {
         let known = self.catalogue.list();
         let entry = self.catalogue.get(name).ok_or_else(|| unknown_model(name, &known))?;
         self.catalogue.remove(&entry.manifest.name);
-        self.artefacts.unname(&entry.manifest.name)?;
+        self.artefacts.unname(&entry.manifest.name).await?;
         if self.catalogue.by_model(entry.model).is_none() {
             self.forget_model(entry.model);
         }
@@ -190,7 +190,7 @@ impl Node {
         };
         let json = serde_json::to_vec(&profile).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         let digest = self.artefacts.put(Bytes::from(json)).await?;
-        self.artefacts.keep_profile(entry.model, digest)?;
+        self.artefacts.keep_profile(entry.model, digest).await?;
         self.catalogue.set_profile(entry.model, profile);
         self.planner.profiled(entry.model, digest);
         let profile =
@@ -264,13 +264,13 @@ pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage) -> bool {
         let named: Vec<&str> = message.models.iter().map(|m| m.name.as_str()).collect();
         for entry in node.catalogue.list() {
             if !named.contains(&entry.manifest.name.as_str()) {
-                changed |= forget(node, &entry);
+                changed |= forget(node, &entry).await;
             }
         }
     }
     for name in &message.removed {
         if let Some(entry) = node.catalogue.get(name) {
-            changed |= forget(node, &entry);
+            changed |= forget(node, &entry).await;
         }
     }
     for model in &message.models {
@@ -296,8 +296,8 @@ pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage) -> bool {
     late
 }
 
-fn forget(node: &Arc<Node>, entry: &Entry) -> bool {
-    let _ = node.artefacts.unname(&entry.manifest.name);
+async fn forget(node: &Arc<Node>, entry: &Entry) -> bool {
+    let _ = node.artefacts.unname(&entry.manifest.name).await;
     let removed = node.catalogue.remove(&entry.manifest.name);
     // Another name may point at the same model.
     if node.catalogue.by_model(entry.model).is_none() {

@@ -7,6 +7,7 @@ use rustls::pki_types::CertificateDer;
 use tierline_proto::v1::{Code, Failure};
 
 use super::Node;
+use super::tasks::in_place;
 use crate::identity::{Identity, KeyRequest};
 
 /// How often it is looked at: a device that wakes for an hour a day renews.
@@ -47,6 +48,6 @@ pub async fn renew(node: &Arc<Node>) -> Result<(), Failure> {
             key.accept(chain, current.ca().clone(), SystemTime::now()).map_err(|e| internal(&e))?
         }
     };
-    renewed.save(&node.config().data.join("identity")).map_err(|e| internal(&e))?;
+    in_place(|| renewed.save(&node.config().data.join("identity"))).map_err(|e| internal(&e))?;
     node.identity.replace(renewed).map_err(|e| internal(&e))
 }

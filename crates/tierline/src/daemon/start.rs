@@ -30,6 +30,7 @@ use super::catalogue::{Catalogue, Entry};
 use super::compute::{Compute, ComputeOptions};
 use super::events::Events;
 use super::planner::Planner;
+use super::records::Records;
 use super::services::bulk::BulkService;
 use super::services::control::{Children, ControlService};
 use super::services::enrollment::EnrollmentService;
@@ -176,11 +177,11 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
 fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_engine::Engine>) -> Outcome<Arc<Node>> {
     let data = config.data.clone();
     let now = SystemTime::now();
-    let state = Arc::new(State::open(&data.join("state.db")).exit_with(Exit::Configuration)?);
+    let state = State::open(&data.join("state.db")).exit_with(Exit::Configuration)?;
     let folder = data.join("identity");
     let ca_folder = data.join("ca");
     let is_cloud = Ca::key_path(&ca_folder).exists() || (role == Some(Role::Cloud) && !folder.exists());
-    let (identity, authority) = if is_cloud {
+    let (identity, ca) = if is_cloud {
         let ca = Ca::open_or_create(&ca_folder, now).exit_with(Exit::Configuration)?;
         if config.name.is_empty() {
             "cloud".clone_into(&mut config.name);
@@ -191,7 +192,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         state
             .add_node(&NodeRow { id: peer.id.clone(), name: peer.name.clone(), role: peer.role })
             .exit_with(Exit::Configuration)?;
-        (identity, Some(Authority::new(ca, Arc::clone(&state))))
+        (identity, Some(ca))
     } else {
         let identity = Identity::load(&folder, now).map_err(|e| {
             Failure::new(Exit::Verification, e)
@@ -239,8 +240,12 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         slowdown: config.slowdown,
         memory_max: config.memory_bytes,
     })?;
-    let incarnation = fastrand::u64(1..);
     let revocations = state.revocations().exit_with(Exit::Configuration)?;
+    // From here on only one thread touches it.
+    let state = Arc::new(Records::keep(state, tasks.clone())?);
+    let authority = ca.map(|ca| Authority::new(ca, Arc::clone(&state)));
+    let artefacts = Artefacts::new(store, Arc::clone(&state), tasks.clone());
+    let incarnation = fastrand::u64(1..);
     let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
     Ok(Arc::new_cyclic(|this| Node {
         identity,
@@ -255,7 +260,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         events,
         children: Children::new(incarnation >> 1),
         metrics,
-        artefacts: Artefacts::new(store, Arc::clone(&state), uplinks.iter().map(|u| u.peer)),
+        artefacts,
         planner: Planner::new(config.memory_bytes),
         federations: super::federation::Federations::default(),
         authority,
@@ -276,7 +281,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
 
 /// Models that were here before the start.
 async fn load_models(node: &Arc<Node>) -> Result<(), tierline_proto::Failure> {
-    for (name, digest) in node.state.names()? {
+    for (name, digest) in node.state.with(State::names).await? {
         let manifest = async {
             let json = node.artefacts.get(digest).await?;
             serde_json::from_slice::<Manifest>(&json)
@@ -298,7 +303,8 @@ async fn load_models(node: &Arc<Node>) -> Result<(), tierline_proto::Failure> {
 }
 
 async fn load_profile(node: &Arc<Node>, entry: &Entry) {
-    let Ok(Some(digest)) = node.state.profile(entry.model) else { return };
+    let model = entry.model;
+    let Ok(Some(digest)) = node.state.with(move |state| state.profile(model)).await else { return };
     let Ok(json) = node.artefacts.get(digest).await else { return };
     // A profile of an older version is measured again.
     let Ok(profile) = serde_json::from_slice(&json) else { return };

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use tierline_proto::Digest;
 use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
@@ -12,8 +11,9 @@ use tierline_proto::v1::control_client::ControlClient;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::v1::federate_client::FederateClient;
 use tierline_proto::v1::infer_client::InferClient;
-use tierline_proto::v1::{Failure, FetchRequest};
+use tierline_proto::v1::{Failure, FetchChunk, FetchRequest};
 use tokio::net::TcpStream;
+use tonic::Streaming;
 use tonic::codegen::http::Uri;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
 
@@ -94,6 +94,24 @@ impl tower_service::Service<Uri> for Dial {
     }
 }
 
+/// An artefact on its way.
+pub struct Chunks {
+    stream: Streaming<FetchChunk>,
+    /// Who sends it, where that is known.
+    pub(super) from: String,
+}
+
+impl Chunks {
+    /// The next piece, with its offset and the artefact's whole length; none
+    /// behind the last one.
+    ///
+    /// # Errors
+    /// When the transfer breaks.
+    pub async fn next(&mut self) -> Result<Option<FetchChunk>, Failure> {
+        self.stream.message().await.map_err(|status| Failure::from_status(&status).at(&self.from))
+    }
+}
+
 /// The two connections to a parent.
 #[derive(Debug, Clone)]
 pub struct Pair {
@@ -134,24 +152,14 @@ impl Pair {
         BulkClient::new(self.second.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    /// Fetches an artefact from an offset on; `take` gets each piece with its
-    /// offset, and the artefact's whole length.
+    /// Fetches an artefact from an offset on.
     ///
     /// # Errors
-    /// When the peer has it not, or the transfer breaks.
-    pub async fn fetch(
-        &self,
-        digest: Digest,
-        offset: u64,
-        mut take: impl FnMut(u64, u64, Bytes) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let failure = |status| Failure::from_status(&status);
+    /// When the peer has it not.
+    pub async fn fetch(&self, digest: Digest, offset: u64) -> Result<Chunks, Failure> {
         let request = FetchRequest { digest: digest.to_bytes(), offset, length: 0 };
-        let mut stream = self.bulk().fetch(request).await.map_err(failure)?.into_inner();
-        while let Some(chunk) = stream.message().await.map_err(failure)? {
-            take(chunk.total, chunk.offset, chunk.data)?;
-        }
-        Ok(())
+        let stream = self.bulk().fetch(request).await.map_err(|status| Failure::from_status(&status))?;
+        Ok(Chunks { stream: stream.into_inner(), from: String::new() })
     }
 
     /// Client of the federation service: on the connection for bulk.

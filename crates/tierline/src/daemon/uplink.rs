@@ -23,7 +23,7 @@ use tonic::{Status, Streaming};
 
 use super::Node;
 use super::tasks::Tasks;
-use super::transport::{self, Pair};
+use super::transport::{self, Chunks, Pair};
 use super::{wait_until, wire};
 
 /// Messages to the parent waiting for the stream; heartbeats come once a
@@ -537,7 +537,7 @@ impl Uplink {
                 node.replan();
                 node.refresh_children_path();
             }
-            Some(Body::Revocations(list)) => node.hear_revocations(&list),
+            Some(Body::Revocations(list)) => node.hear_revocations(&list).await,
             Some(Body::Request(request)) => node.reverse(self, request),
             Some(Body::Assignment(assignment)) => node.hear_assignment(self, assignment),
             Some(Body::Goodbye(Goodbye { reason, return_after_ms })) => {
@@ -623,17 +623,14 @@ impl Uplink {
         }
     }
 
-    /// Fetches a range of an artefact from the parent; `take` gets each piece
-    /// with its offset, and the artefact's whole length.
+    /// Fetches an artefact from the parent, from an offset on.
     ///
     /// # Errors
-    /// When the parent has it not, or the transfer breaks.
-    pub async fn fetch(
-        &self,
-        digest: Digest,
-        offset: u64,
-        take: impl FnMut(u64, u64, Bytes) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        self.pair()?.fetch(digest, offset, take).await.map_err(|failure| failure.at(&self.name()))
+    /// When the parent has it not.
+    pub async fn fetch(&self, digest: Digest, offset: u64) -> Result<Chunks, Failure> {
+        let from = self.name();
+        let mut chunks = self.pair()?.fetch(digest, offset).await.map_err(|failure| failure.at(&from))?;
+        chunks.from = from;
+        Ok(chunks)
     }
 }

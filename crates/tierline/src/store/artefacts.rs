@@ -135,10 +135,10 @@ impl ArtefactStore {
         }
     }
 
-    /// Bytes of all artefacts.
-    pub async fn bytes(&self) -> u64 {
-        let folder = self.folder.clone();
-        tokio::task::spawn_blocking(move || size_of(&folder)).await.unwrap_or(0)
+    /// Bytes of all artefacts. Blocks.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        size_of(&self.folder)
     }
 
     fn partial_path(&self, digest: Digest) -> PathBuf {

@@ -150,7 +150,7 @@ impl State {
         Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
     }
 
-    pub(super) fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         f(&mut connection).map_err(|source| StoreError::of_state(&self.path, source))
     }

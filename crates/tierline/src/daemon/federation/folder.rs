@@ -10,6 +10,7 @@ use tierline_federate::{RoundScores, wire};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 
+use crate::daemon::tasks::in_place;
 use crate::store::disk::{self, Existing};
 
 /// What a member's next task begins with, where it isn't a model: an artefact.
@@ -21,11 +22,15 @@ pub(super) struct Said {
     pub(super) bytes: u64,
 }
 
-/// The folder of one job.
+/// The folder of one job. Whoever waits for its disk keeps nobody else waiting.
 #[derive(Debug, Clone)]
 pub struct Folder(PathBuf);
 
 type Named = BTreeMap<String, Vec<f32>>;
+
+fn is_there(path: &Path) -> bool {
+    in_place(|| path.exists())
+}
 
 impl Folder {
     /// The folder of a job, made if it isn't there.
@@ -34,9 +39,9 @@ impl Folder {
     /// When the disk refuses.
     pub fn open(data: &Path, job: Digest) -> Result<Self, Failure> {
         let folder = Self::at(data, job);
-        for path in [folder.0.join("in"), folder.0.join("out")] {
-            disk::create_private_folder(&path).map_err(|e| folder.failed(&e))?;
-        }
+        let make =
+            || [folder.0.join("in"), folder.0.join("out")].iter().try_for_each(|f| disk::create_private_folder(f));
+        in_place(make).map_err(|e| folder.failed(&e))?;
         Ok(folder)
     }
 
@@ -76,13 +81,15 @@ impl Folder {
 
     /// Removes updates, and parts of some, whose tasks aren't needed.
     pub(super) fn sweep(&self, is_needed: impl Fn(u64) -> bool) {
-        for entry in std::fs::read_dir(self.incoming_folder()).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let task = name.to_str().and_then(|name| name.split('.').next()?.parse().ok());
-            if task.is_some_and(|task| !is_needed(task)) {
-                self.remove(&[entry.path()]);
+        in_place(|| {
+            for entry in std::fs::read_dir(self.incoming_folder()).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let task = name.to_str().and_then(|name| name.split('.').next()?.parse().ok());
+                if task.is_some_and(|task| !is_needed(task)) {
+                    self.remove(&[entry.path()]);
+                }
             }
-        }
+        });
     }
 
     /// Whether a file holds just these bytes.
@@ -91,7 +98,7 @@ impl Folder {
     /// When the disk refuses.
     pub(super) fn holds(&self, path: &Path, digest: &[u8]) -> Result<bool, Failure> {
         let mut hasher = blake3::Hasher::new();
-        let hashed = File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
+        let hashed = in_place(|| File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ())));
         match hashed {
             Ok(()) => Ok(hasher.finalize().as_bytes() == digest),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -137,7 +144,7 @@ impl Folder {
     /// # Errors
     /// When the disk refuses, or the file is damaged.
     pub(super) fn load_said(&self) -> Result<BTreeMap<String, Said>, Failure> {
-        if !self.said().exists() {
+        if !is_there(&self.said()) {
             return Ok(BTreeMap::new());
         }
         let text = self.read(&self.said())?;
@@ -160,7 +167,7 @@ impl Folder {
     /// When the file is damaged.
     pub(super) fn load_left_out(&self) -> Result<BTreeMap<String, String>, Failure> {
         let path = self.left_out();
-        if !path.exists() {
+        if !is_there(&path) {
             return Ok(BTreeMap::new());
         }
         serde_json::from_slice(&self.read(&path)?)
@@ -188,12 +195,18 @@ impl Folder {
         self.0.join("model.onnx")
     }
 
+    /// Whether there is one.
+    #[must_use]
+    pub fn has_result(&self) -> bool {
+        is_there(&self.result())
+    }
+
     /// Writes a file whole or not at all.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-        disk::write_atomically(path, bytes, 0o600, Existing::Replace).map_err(|e| self.failed(&e))
+        in_place(|| disk::write_atomically(path, bytes, 0o600, Existing::Replace)).map_err(|e| self.failed(&e))
     }
 
     /// Reads a file.
@@ -202,15 +215,13 @@ impl Folder {
     /// When the disk refuses.
     pub fn read(&self, path: &Path) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::new();
-        File::open(path).and_then(|mut file| file.read_to_end(&mut bytes)).map_err(|e| self.failed(&e))?;
+        in_place(|| File::open(path)?.read_to_end(&mut bytes)).map_err(|e| self.failed(&e))?;
         Ok(bytes)
     }
 
     /// Removes files; those that are gone already are as good.
     pub fn remove(&self, paths: &[PathBuf]) {
-        for path in paths {
-            let _ = std::fs::remove_file(path);
-        }
+        in_place(|| paths.iter().for_each(|path| drop(std::fs::remove_file(path))));
     }
 
     /// Opens the part of an update that has come, to go on with it.
@@ -223,7 +234,7 @@ impl Folder {
             let length = file.metadata()?.len();
             Ok((file, length))
         };
-        open().map_err(|e| self.failed(&e))
+        in_place(open).map_err(|e| self.failed(&e))
     }
 
     /// Ends an update that has come whole: synced, compared with its digest,
@@ -233,15 +244,17 @@ impl Folder {
     /// [`Code::Corrupt`] for other bytes, which are then gone; or when the disk
     /// refuses.
     pub fn finish(&self, mut file: File, partial: &Path, task: u64, digest: &[u8]) -> Result<(), Failure> {
-        file.flush().and_then(|()| file.sync_all()).map_err(|e| self.failed(&e))?;
+        in_place(|| file.flush().and_then(|()| file.sync_all())).map_err(|e| self.failed(&e))?;
         if !self.holds(partial, digest)? {
             self.remove(&[partial.to_owned()]);
             let text = "the update's bytes do not match its digest; send it again";
             return Err(Failure::new(Code::Corrupt, text));
         }
-        std::fs::rename(partial, self.incoming(task, digest))
-            .and_then(|()| disk::sync_folder(&self.incoming_folder()))
-            .map_err(|e| self.failed(&e))
+        let name = || {
+            std::fs::rename(partial, self.incoming(task, digest))?;
+            disk::sync_folder(&self.incoming_folder())
+        };
+        in_place(name).map_err(|e| self.failed(&e))
     }
 
     /// What this member keeps between its tasks; nothing at first.
@@ -268,11 +281,11 @@ impl Folder {
     /// When the disk refuses.
     pub fn settle(&self, task: u64, counted: bool) -> Result<(), Failure> {
         let left = self.kept_by(task, counted);
-        if left.exists() {
-            std::fs::rename(&left, self.kept())
-                .and_then(|()| disk::sync_folder(&self.0))
-                .map_err(|e| self.failed(&e))?;
-        }
+        let keep = || match left.exists() {
+            true => std::fs::rename(&left, self.kept()).and_then(|()| disk::sync_folder(&self.0)),
+            false => Ok(()),
+        };
+        in_place(keep).map_err(|e| self.failed(&e))?;
         self.remove(&[self.kept_by(task, !counted), self.outgoing(task)]);
         Ok(())
     }
@@ -296,7 +309,7 @@ impl Folder {
     }
 
     fn load_named(&self, path: &Path) -> Result<Named, Failure> {
-        if !path.exists() {
+        if !is_there(path) {
             return Ok(Named::new());
         }
         wire::decode_named(&self.read(path)?)
@@ -304,7 +317,7 @@ impl Folder {
     }
 
     fn save_named(&self, path: &Path, vectors: &Named) -> Result<(), Failure> {
-        if vectors.is_empty() && !path.exists() {
+        if vectors.is_empty() && !is_there(path) {
             return Ok(());
         }
         let mut bytes = Vec::new();
@@ -318,7 +331,7 @@ impl Folder {
     /// When the file is damaged.
     pub fn load_round(&self) -> Result<Option<RoundScores>, Failure> {
         let path = self.last_round();
-        if !path.exists() {
+        if !is_there(&path) {
             return Ok(None);
         }
         serde_json::from_slice(&self.read(&path)?)
@@ -337,15 +350,17 @@ impl Folder {
 
     /// Removes everything but the result.
     pub fn clear(&self) {
-        for folder in ["in", "out"] {
-            // What stays behind only takes room.
-            let _ = std::fs::remove_dir_all(self.0.join(folder));
-        }
-        self.remove(&[self.kept(), self.last_round(), self.neighbours(), self.said()]);
-        for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with("server-") {
-                self.remove(&[entry.path()]);
+        in_place(|| {
+            for folder in ["in", "out"] {
+                // What stays behind only takes room.
+                let _ = std::fs::remove_dir_all(self.0.join(folder));
             }
-        }
+            self.remove(&[self.kept(), self.last_round(), self.neighbours(), self.said()]);
+            for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
+                if entry.file_name().to_string_lossy().starts_with("server-") {
+                    self.remove(&[entry.path()]);
+                }
+            }
+        });
     }
 }

@@ -15,6 +15,7 @@ use tierline_proto::v1::{Code, Failure, MeetReply, MeetRequest, Neighbour};
 use super::{Folder, messages};
 use crate::daemon::Node;
 use crate::daemon::transport::{self, Pair};
+use crate::store::State;
 use crate::store::jobs::Side;
 
 /// A neighbour that asks for a model which isn't made yet waits so long for its
@@ -149,14 +150,14 @@ impl Meets {
         }
         let digest = messages::digest(&offer)?;
         let mut bytes = Vec::new();
-        let took = pair.fetch(digest, 0, |total, _, data| {
-            if total > UPDATE_BYTES_MAX {
+        let mut chunks = pair.fetch(digest, 0).await?;
+        while let Some(chunk) = chunks.next().await? {
+            let total = chunk.total;
+            if total > UPDATE_BYTES_MAX || (bytes.len() + chunk.data.len()) as u64 > total {
                 return Err(Failure::new(Code::TooLarge, format!("a model of {total} bytes")));
             }
-            bytes.extend_from_slice(&data);
-            Ok(())
-        });
-        took.await?;
+            bytes.extend_from_slice(&chunk.data);
+        }
         if blake3::hash(&bytes).as_bytes() != &digest.0 {
             return Err(Failure::new(Code::Corrupt, format!("the model of {name} came damaged")));
         }
@@ -179,7 +180,7 @@ impl Node {
             tokio::pin!(offered);
             // From here on no offer is missed.
             offered.as_mut().enable();
-            let offers = self.state.versions(id, Side::Offers)?;
+            let offers = self.state.with(move |state| state.versions(id, Side::Offers)).await?;
             if let Some((_, offer)) = offers.iter().find(|(number, _)| *number == request.meeting) {
                 return Ok(MeetReply { offer: offer.to_bytes(), node: self.name().to_owned() });
             }
@@ -187,7 +188,7 @@ impl Node {
                 let text = format!("{} is at meeting {newest}; {caller} asks for {}", self.name(), request.meeting);
                 return Err(Failure::new(Code::NotFound, text));
             }
-            if self.state.jobs()?.iter().any(|row| row.job == id && row.ended.is_some()) {
+            if self.state.with(State::jobs).await?.iter().any(|row| row.job == id && row.ended.is_some()) {
                 return Err(Failure::new(Code::NotFound, format!("the job is over on {}", self.name())));
             }
             let not_ready = || {

@@ -8,6 +8,7 @@ use tierline_proto::v1::{Code, Failure};
 
 use super::messages::internal;
 use crate::daemon::Node;
+use crate::store::State;
 use crate::store::jobs::Side;
 
 /// What a machine keeps.
@@ -39,17 +40,18 @@ impl Journalled for MemberRecord {
 ///
 /// # Errors
 /// Those of the store.
-pub(super) fn write<R: Journalled>(node: &Node, job: Digest, records: &[R]) -> Result<(), Failure> {
+pub(super) async fn write<R: Journalled>(node: &Node, job: Digest, records: &[R]) -> Result<(), Failure> {
     if records.is_empty() {
         return Ok(());
     }
     let last = records.iter().rposition(R::replaces_earlier);
     let needed = &records[last.unwrap_or(0)..];
     let lines: Vec<String> = needed.iter().map(serde_json::to_string).collect::<Result<_, _>>().map_err(internal)?;
-    Ok(tokio::task::block_in_place(|| match last {
-        Some(_) => node.state.replace_journal(job, R::SIDE, &lines),
-        None => node.state.journal(job, R::SIDE, &lines),
-    })?)
+    let keep = move |state: &State| match last {
+        Some(_) => state.replace_journal(job, R::SIDE, &lines),
+        None => state.journal(job, R::SIDE, &lines),
+    };
+    node.state.with(keep).await
 }
 
 /// What was written, in order.
@@ -57,8 +59,8 @@ pub(super) fn write<R: Journalled>(node: &Node, job: Digest, records: &[R]) -> R
 /// # Errors
 /// [`Code::Corrupt`] for a record that can't be read: going on without it
 /// could count an update twice.
-pub(super) fn read<R: Journalled>(node: &Node, job: Digest) -> Result<Vec<R>, Failure> {
-    let lines = tokio::task::block_in_place(|| node.state.journal_of(job, R::SIDE))?;
+pub(super) async fn read<R: Journalled>(node: &Node, job: Digest) -> Result<Vec<R>, Failure> {
+    let lines = node.state.with(move |state| state.journal_of(job, R::SIDE)).await?;
     let parse = |(at, line): (usize, &String)| {
         serde_json::from_str(line).map_err(|e| {
             let text = format!("the job's journal is damaged: record {} of {}: {e}", at + 1, lines.len());
@@ -72,6 +74,6 @@ pub(super) fn read<R: Journalled>(node: &Node, job: Digest) -> Result<Vec<R>, Fa
 ///
 /// # Errors
 /// Those of the store.
-pub(super) fn forget<R: Journalled>(node: &Node, job: Digest) -> Result<(), Failure> {
-    Ok(tokio::task::block_in_place(|| node.state.replace_journal(job, R::SIDE, &[]))?)
+pub(super) async fn forget<R: Journalled>(node: &Node, job: Digest) -> Result<(), Failure> {
+    node.state.with(move |state| state.replace_journal(job, R::SIDE, &[])).await
 }

@@ -42,6 +42,7 @@ pub use self::upper::Order;
 use self::upper::ToUpper;
 use super::Node;
 use super::uplink::Uplink;
+use crate::store::State;
 use crate::store::jobs::Side;
 
 /// Messages to one side of one job; senders wait while it is full.
@@ -180,6 +181,8 @@ impl Federations {
     }
 }
 
+type Told<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 impl Node {
     /// Takes up the jobs that were under way before the start.
     ///
@@ -187,7 +190,7 @@ impl Node {
     /// Those of the store; a job that can't be taken up is told of, and the
     /// others are.
     pub async fn resume_jobs(self: &Arc<Self>) -> Result<(), Failure> {
-        for row in self.state.jobs()? {
+        for row in self.state.with(State::jobs).await? {
             if row.ended.is_some() {
                 // Cleaning up may have been cut short. What stays behind only
                 // takes room, and is no reason not to go on with other jobs.
@@ -203,7 +206,7 @@ impl Node {
                 self.begin(row.job, manifest, row.coordinates).await
             };
             match begun.await {
-                Err(failure) if row.coordinates => self.job_failed(row.job, &row.name, &failure),
+                Err(failure) if row.coordinates => self.job_failed(row.job, &row.name, &failure).await,
                 // Whoever coordinates it says again what is wanted, and what is
                 // missing is fetched then.
                 Err(failure) => {
@@ -218,40 +221,44 @@ impl Node {
 
     /// A job can't go on on this node: tried again later if the cause may
     /// pass, else over here, and whoever answers for it is told.
-    fn job_failed(self: &Arc<Self>, id: Digest, name: &str, failure: &Failure) {
-        let json = serde_json::json!({ "job": id.to_string() });
-        self.events.record("job", format!("job {name} stopped here: {failure}"), &json);
-        self.federations.lock().remove(&id);
-        if may_pass(failure.code()) {
-            // The journal has all of it; nothing is lost by beginning again.
-            let node = Arc::clone(self);
-            let again: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async move {
-                tokio::time::sleep(AGAIN).await;
-                if let Err(failure) = node.resume_jobs().await {
-                    node.events.record("job", failure.to_string(), &serde_json::json!({}));
-                }
-            });
-            self.tasks.spawn("job retry", again);
-            return;
-        }
-        // The database may be what failed; the next start finds out then.
-        let _ = self.state.end_job(id, "failed", &failure.to_string());
-        let json = serde_json::json!({ "reason": failure.to_string() }).to_string();
-        // Nobody watching is the usual case.
-        let _ = self.federations.feed(id).send(JobEvent { kind: "failed".to_owned(), json });
-        self.leave_job(id);
-        let over = messages::assignment(id, "", Want::Over(Empty {}));
-        self.children.tell_all(&parent_message::Body::Assignment(over));
-        for uplink in self.uplinks() {
-            self.tell_unable(uplink, id, &failure.to_string());
-        }
+    ///
+    /// Boxed, since a job that is taken up again may fail again.
+    fn job_failed<'a>(self: &'a Arc<Self>, id: Digest, name: &'a str, failure: &'a Failure) -> Told<'a> {
+        Box::pin(async move {
+            let json = serde_json::json!({ "job": id.to_string() });
+            self.events.record("job", format!("job {name} stopped here: {failure}"), &json);
+            self.federations.lock().remove(&id);
+            if may_pass(failure.code()) {
+                // The journal has all of it; nothing is lost by beginning again.
+                let node = Arc::clone(self);
+                self.tasks.spawn("job retry", async move {
+                    tokio::time::sleep(AGAIN).await;
+                    if let Err(failure) = node.resume_jobs().await {
+                        node.events.record("job", failure.to_string(), &serde_json::json!({}));
+                    }
+                });
+                return;
+            }
+            // The database may be what failed; the next start finds out then.
+            let reason = failure.to_string();
+            let _ = self.state.with(move |state| state.end_job(id, "failed", &reason)).await;
+            let json = serde_json::json!({ "reason": failure.to_string() }).to_string();
+            // Nobody watching is the usual case.
+            let _ = self.federations.feed(id).send(JobEvent { kind: "failed".to_owned(), json });
+            self.leave_job(id);
+            let over = messages::assignment(id, "", Want::Over(Empty {}));
+            self.children.tell_all(&parent_message::Body::Assignment(over));
+            for uplink in self.uplinks() {
+                self.tell_unable(uplink, id, &failure.to_string());
+            }
+        })
     }
 
     /// Removes what a job that is over has left on the disk, but for its result.
     async fn clean_up(&self, id: Digest) -> Result<(), Failure> {
         Folder::at(&self.config.data, id).clear();
-        journal::forget::<Record>(self, id)?;
-        journal::forget::<MemberRecord>(self, id)?;
+        journal::forget::<Record>(self, id).await?;
+        journal::forget::<MemberRecord>(self, id).await?;
         for side in Side::ALL {
             self.drop_models(id, side, &[]).await?;
         }
@@ -260,7 +267,8 @@ impl Node {
 
     /// Lets go of the models of one side of a job, but for those needed.
     async fn drop_models(&self, id: Digest, side: Side, needed: &[u64]) -> Result<(), Failure> {
-        for gone in self.state.forget_versions(id, side, needed)? {
+        let needed = needed.to_vec();
+        for gone in self.state.with(move |state| state.forget_versions(id, side, &needed)).await? {
             self.artefacts.remove(gone).await?;
         }
         Ok(())
@@ -336,7 +344,7 @@ impl Node {
         let (node, name) = (Arc::clone(self), name.to_owned());
         self.tasks.spawn_then(side, run, move |ran| async move {
             if let Err(failure) = ran {
-                node.job_failed(id, &name, &node.federations.fault(id, failure));
+                node.job_failed(id, &name, &node.federations.fault(id, failure)).await;
             }
         });
     }

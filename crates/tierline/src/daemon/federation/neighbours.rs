@@ -13,6 +13,7 @@ use super::upper::ToUpper;
 use super::{AGAIN, Duty, Folder, manifest_of, may_pass, messages};
 use crate::daemon::Node;
 use crate::daemon::uplink::Uplink;
+use crate::store::State;
 use crate::store::jobs::{JobRow, Side};
 
 impl Node {
@@ -27,12 +28,15 @@ impl Node {
             }
             return;
         }
-        // It was away when the job ended.
-        let ended = self.state.jobs().is_ok_and(|rows| rows.iter().any(|r| r.job == job && r.ended.is_some()));
-        if ended {
-            let over = messages::assignment(job, &standing.node, Want::Over(Empty {}));
-            self.children.tell(child, parent_message::Body::Assignment(over));
-        }
+        let (Some(node), child) = (self.shared(), child.to_owned()) else { return };
+        self.tasks.spawn("news of an end", async move {
+            // It was away when the job ended.
+            let rows = node.state.with(State::jobs).await;
+            if rows.is_ok_and(|rows| rows.iter().any(|row| row.job == job && row.ended.is_some())) {
+                let over = messages::assignment(job, &standing.node, Want::Over(Empty {}));
+                node.children.tell(&child, parent_message::Body::Assignment(over));
+            }
+        });
     }
 
     /// A parent says what it wants for a job.
@@ -72,14 +76,14 @@ impl Node {
             return;
         }
         self.leave_job(id);
-        if let Err(error) = self.state.end_job(id, "over", "") {
-            let text = format!("the end of a job can't be kept: {error}");
-            self.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
-        }
         let over = messages::assignment(id, "", Want::Over(Empty {}));
         self.children.tell_all(&parent_message::Body::Assignment(over));
         let node = Arc::clone(self);
         self.tasks.spawn("job cleaning", async move {
+            if let Err(failure) = node.state.with(move |state| state.end_job(id, "over", "")).await {
+                let text = format!("the end of a job can't be kept: {failure}");
+                node.events.record("job", text, &serde_json::json!({ "job": id.to_string() }));
+            }
             // What stays behind only takes room.
             for side in [Side::Relay, Side::RelayDifferences] {
                 let _ = node.drop_models(id, side, &[]).await;
@@ -94,7 +98,9 @@ impl Node {
             if matches!(want, Want::Over(_) | Want::Out(_)) {
                 return Ok(());
             }
-            if let Some(row) = self.state.jobs()?.into_iter().find(|row| row.job == id && row.ended.is_some()) {
+            if let Some(row) =
+                self.state.with(State::jobs).await?.into_iter().find(|row| row.job == id && row.ended.is_some())
+            {
                 // Whoever asks may not have heard that this node is out.
                 self.tell_unable(uplink, id, &row.failure);
                 return Ok(());
@@ -104,14 +110,15 @@ impl Node {
             if self.federations.get(id).is_none() {
                 self.ensure_artefact(id).await?;
                 let manifest = manifest_of(&self.artefacts.get(id).await?)?;
-                self.state.add_job(&JobRow {
+                let row = JobRow {
                     job: id,
                     name: manifest.name.clone(),
                     coordinates: false,
                     created_ms: manifest.created_ms,
                     ended: None,
                     failure: String::new(),
-                })?;
+                };
+                self.state.with(move |state| state.add_job(&row)).await?;
                 self.begin(id, manifest, false).await?;
             }
         }
@@ -143,7 +150,7 @@ impl Node {
     pub async fn would_count(&self, child: &str, header: &UpdateHeader) -> Result<Option<JobVerdict>, Failure> {
         let (ask, answer) = oneshot::channel();
         let message = ToUpper::Would { child: child.to_owned(), header: header.clone(), answer: ask };
-        self.upper_of(&header.job)?.send(message).await.map_err(|_| stopped())?;
+        self.upper_of(&header.job).await?.send(message).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
 
@@ -153,7 +160,7 @@ impl Node {
     /// When the job is unknown here, or ends meanwhile.
     pub async fn count_update(&self, child: &str, header: UpdateHeader) -> Result<JobVerdict, Failure> {
         let (ask, answer) = oneshot::channel();
-        let upper = self.upper_of(&header.job)?;
+        let upper = self.upper_of(&header.job).await?;
         let message = ToUpper::Submit { child: child.to_owned(), header, answer: ask };
         upper.send(message).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
@@ -169,13 +176,13 @@ impl Node {
     }
 
     /// The side that counts a job's updates.
-    fn upper_of(&self, job: &Bytes) -> Result<mpsc::Sender<ToUpper>, Failure> {
+    async fn upper_of(&self, job: &Bytes) -> Result<mpsc::Sender<ToUpper>, Failure> {
         let id = messages::digest(job)?;
         if let Some(upper) = self.federations.get(id).and_then(|duty| duty.upper.clone()) {
             return Ok(upper);
         }
         // A member that hears "not found" throws its update away.
-        if self.state.jobs()?.iter().any(|row| row.job == id && row.ended.is_none()) {
+        if self.state.with(State::jobs).await?.iter().any(|row| row.job == id && row.ended.is_none()) {
             let text = format!("job {} is not taken up yet by {}", id.short(), self.name());
             return Err(Failure::new(Code::Unreachable, text));
         }

@@ -13,6 +13,7 @@ use super::neighbours::stopped;
 use super::upper::ToUpper;
 use super::{Folder, JOBS_MAX, JobManifest, Order, data, manifest_of};
 use crate::daemon::{Node, events};
+use crate::store::State;
 use crate::store::jobs::JobRow;
 
 impl Node {
@@ -65,14 +66,15 @@ impl Node {
         let manifest = JobManifest { name: name.to_owned(), created_ms, model: kept[0], models, job };
         let json = serde_json::to_vec(&manifest).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         let id = self.artefacts.put(json.into()).await?;
-        self.state.add_job(&JobRow {
+        let row = JobRow {
             job: id,
             name: name.to_owned(),
             coordinates: true,
             created_ms,
             ended: None,
             failure: String::new(),
-        })?;
+        };
+        self.state.with(move |state| state.add_job(&row)).await?;
         self.events.record("job", format!("job {name} begins"), &serde_json::json!({ "job": id.to_string() }));
         self.begin(id, manifest, true).await?;
         self.job_info(&id.to_string()).await
@@ -80,8 +82,8 @@ impl Node {
 
     /// The one job of this name, digest, or first digits of it; the newest of
     /// a name.
-    fn job_row(&self, wanted: &str) -> Result<JobRow, Failure> {
-        let rows = self.state.jobs()?;
+    async fn job_row(&self, wanted: &str) -> Result<JobRow, Failure> {
+        let rows = self.state.with(State::jobs).await?;
         let named = rows.iter().find(|row| row.name == wanted);
         let mut matching = rows.iter().filter(|row| wanted.len() >= 4 && row.job.to_string().starts_with(wanted));
         let found = named.or_else(|| matching.next());
@@ -99,7 +101,7 @@ impl Node {
     /// Those of the store.
     pub async fn job_list(&self) -> Result<Vec<JobInfo>, Failure> {
         let mut jobs = Vec::new();
-        for row in self.state.jobs()? {
+        for row in self.state.with(State::jobs).await? {
             jobs.push(self.info_of(&row).await?);
         }
         Ok(jobs)
@@ -110,11 +112,12 @@ impl Node {
     /// # Errors
     /// When it is unknown.
     pub async fn job_info(&self, wanted: &str) -> Result<JobInfo, Failure> {
-        self.info_of(&self.job_row(wanted)?).await
+        self.info_of(&self.job_row(wanted).await?).await
     }
 
     async fn info_of(&self, row: &JobRow) -> Result<JobInfo, Failure> {
-        let round = self.state.rounds(row.job)?.len() as u64;
+        let job = row.job;
+        let round = self.state.with(move |state| state.rounds(job)).await?.len() as u64;
         let manifest = self.artefacts.get(row.job).await.and_then(|json| manifest_of(&json));
         let rounds = manifest.map_or(round, |m| m.federation().cloud.rounds);
         let ended = row.ended.clone().unwrap_or_else(|| "takes part".to_owned());
@@ -148,7 +151,7 @@ impl Node {
     /// # Errors
     /// When the job is unknown or over.
     pub async fn job_control(&self, wanted: &str, order: Order) -> Result<JobInfo, Failure> {
-        let row = self.job_row(wanted)?;
+        let row = self.job_row(wanted).await?;
         let Some(upper) = self.federations.get(row.job).and_then(|duty| duty.upper.clone()) else {
             let how = row.ended.as_deref().unwrap_or("coordinated elsewhere");
             return Err(Failure::new(Code::Infeasible, format!("job {} is {how}", row.name)));
@@ -164,14 +167,17 @@ impl Node {
     ///
     /// # Errors
     /// When the job is unknown.
-    pub fn job_watch(&self, wanted: &str) -> Result<(Vec<JobEvent>, Option<broadcast::Receiver<JobEvent>>), Failure> {
-        let row = self.job_row(wanted)?;
+    pub async fn job_watch(
+        &self,
+        wanted: &str,
+    ) -> Result<(Vec<JobEvent>, Option<broadcast::Receiver<JobEvent>>), Failure> {
+        let row = self.job_row(wanted).await?;
         let feed = row.ended.is_none().then(|| self.federations.feed(row.job).subscribe());
         let event = |kind: &str, json: String| JobEvent { kind: kind.to_owned(), json };
-        let mut past: Vec<JobEvent> =
-            self.state.rounds(row.job)?.into_iter().map(|scores| event("round", scores)).collect();
+        let rounds = self.state.with(move |state| state.rounds(row.job)).await?;
+        let mut past: Vec<JobEvent> = rounds.into_iter().map(|scores| event("round", scores)).collect();
         // Read again: it may have ended since.
-        let row = self.job_row(&row.job.to_string())?;
+        let row = self.job_row(&row.job.to_string()).await?;
         if let Some(ended) = row.ended {
             past.push(event(&ended, serde_json::json!({ "reason": row.failure }).to_string()));
             return Ok((past, None));
@@ -183,9 +189,10 @@ impl Node {
     ///
     /// # Errors
     /// When the job is unknown or has none yet.
-    pub fn job_model(&self, wanted: &str) -> Result<Bytes, Failure> {
-        let row = self.job_row(wanted)?;
-        let read = std::fs::read(Folder::at(&self.config.data, row.job).result());
+    pub async fn job_model(&self, wanted: &str) -> Result<Bytes, Failure> {
+        let row = self.job_row(wanted).await?;
+        let folder = Folder::at(&self.config.data, row.job);
+        let read = folder.read(&folder.result());
         read.map(Bytes::from).map_err(|_| {
             let text = match row.coordinates {
                 true => format!("job {} has made no model yet", row.name),

@@ -18,6 +18,7 @@ use tierline_proto::v1::{
 use super::messages;
 use crate::daemon::Node;
 use crate::daemon::uplink::Uplink;
+use crate::store::State;
 use crate::store::jobs::Side;
 
 /// What passes through for one job.
@@ -170,15 +171,17 @@ impl Inner {
         let (node, order) = (Arc::clone(node), order.clone());
         node.tasks.clone().spawn("models passing", async move {
             // What stays behind only takes room.
-            let keep = |side, version, artefact: &[u8]| {
-                if let Ok(artefact) = Digest::try_from(artefact) {
-                    let _ = node.state.set_version(job, side, version, artefact);
+            let keep = move |state: &State| {
+                let leading = (0..).zip(order.differences.iter().rev());
+                let leading = leading.map(|(back, d)| (Side::RelayDifferences, order.version.saturating_sub(back), d));
+                for (side, version, artefact) in leading.chain([(Side::Relay, order.task, &order.model)]) {
+                    if let Ok(artefact) = Digest::try_from(artefact) {
+                        state.set_version(job, side, version, artefact)?;
+                    }
                 }
+                Ok(())
             };
-            keep(Side::Relay, order.task, &order.model);
-            for (back, difference) in (0..).zip(order.differences.iter().rev()) {
-                keep(Side::RelayDifferences, order.version.saturating_sub(back), difference);
-            }
+            let _ = node.state.with(keep).await;
             for (side, needed) in [of(Side::Relay, needed), of(Side::RelayDifferences, followed)] {
                 let _ = node.drop_models(job, side, &needed).await;
             }

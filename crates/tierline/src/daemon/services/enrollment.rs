@@ -17,7 +17,7 @@ impl Enrollment for EnrollmentService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let request = request.into_inner();
         let reply = match self.0.authority() {
-            Some(authority) => authority.join(&self.0, &request)?,
+            Some(authority) => authority.join(&self.0, &request).await?,
             None => {
                 let mut above = self.0.first_connection()?.enrollment();
                 above.join(request).await?.into_inner()
@@ -29,7 +29,7 @@ impl Enrollment for EnrollmentService {
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<JoinReply>, Status> {
         let request = request.into_inner();
         let reply = match self.0.authority() {
-            Some(authority) => authority.renew(&self.0, &request)?,
+            Some(authority) => authority.renew(&self.0, &request).await?,
             None => {
                 let mut above = self.0.first_connection()?.enrollment();
                 above.renew(request).await?.into_inner()

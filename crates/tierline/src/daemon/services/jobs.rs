@@ -63,8 +63,8 @@ pub async fn control(node: &Arc<Node>, request: &JobControlRequest) -> Result<Jo
     node.job_control(&request.job, order).await
 }
 
-pub fn watch(node: &Arc<Node>, job: &str) -> Result<Events, Failure> {
-    let (past, feed) = node.job_watch(job)?;
+pub async fn watch(node: &Arc<Node>, job: &str) -> Result<Events, Failure> {
+    let (past, feed) = node.job_watch(job).await?;
     let events = node.tasks.stream("job watch", AHEAD_MAX, |send| async move {
         let seen = past.len();
         for event in past {
@@ -94,8 +94,8 @@ pub fn watch(node: &Arc<Node>, job: &str) -> Result<Events, Failure> {
     Ok(events)
 }
 
-pub fn model(node: &Arc<Node>, job: &str) -> Result<Model, Failure> {
-    let bytes = node.job_model(job)?;
+pub async fn model(node: &Arc<Node>, job: &str) -> Result<Model, Failure> {
+    let bytes = node.job_model(job).await?;
     let sending = node.tasks.stream("model sending", AHEAD_MAX, |send| async move {
         let total = bytes.len() as u64;
         for at in (0..bytes.len()).step_by(CHUNK_BYTES) {

@@ -52,21 +52,21 @@ impl Local for LocalService {
     }
 
     async fn token_create(&self, request: Request<TokenCreateRequest>) -> Reply1<TokenCreateReply> {
-        Ok(Response::new(self.0.the_authority()?.token_create(&request.into_inner())?))
+        Ok(Response::new(self.0.the_authority()?.token_create(&request.into_inner()).await?))
     }
 
     async fn token_list(&self, _: Request<Empty>) -> Reply1<TokenListReply> {
-        Ok(Response::new(self.0.the_authority()?.token_list()?))
+        Ok(Response::new(self.0.the_authority()?.token_list().await?))
     }
 
     async fn token_revoke(&self, request: Request<TokenRevokeRequest>) -> Reply1<Empty> {
-        self.0.the_authority()?.token_revoke(&request.into_inner().token_id)?;
+        self.0.the_authority()?.token_revoke(&request.into_inner().token_id).await?;
         Ok(Response::new(Empty {}))
     }
 
     async fn node_revoke(&self, request: Request<NodeRevokeRequest>) -> Reply1<Empty> {
         let request = request.into_inner();
-        self.0.the_authority()?.node_revoke(&self.0, &request)?;
+        self.0.the_authority()?.node_revoke(&self.0, &request).await?;
         Ok(Response::new(Empty {}))
     }
 
@@ -124,7 +124,7 @@ impl Local for LocalService {
 
     async fn model_remove(&self, request: Request<ModelRemoveRequest>) -> Reply1<Empty> {
         let name = request.into_inner().model;
-        self.0.remove_model(&name)?;
+        self.0.remove_model(&name).await?;
         Ok(Response::new(Empty {}))
     }
 
@@ -209,11 +209,11 @@ impl Local for LocalService {
     }
 
     async fn job_watch(&self, request: Request<JobRequest>) -> Reply1<Self::JobWatchStream> {
-        Ok(Response::new(jobs::watch(&self.0, &request.into_inner().job)?))
+        Ok(Response::new(jobs::watch(&self.0, &request.into_inner().job).await?))
     }
 
     async fn job_model(&self, request: Request<JobRequest>) -> Reply1<Self::JobModelStream> {
-        Ok(Response::new(jobs::model(&self.0, &request.into_inner().job)?))
+        Ok(Response::new(jobs::model(&self.0, &request.into_inner().job).await?))
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Reply1<Empty> {

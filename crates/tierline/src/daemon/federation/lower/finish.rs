@@ -16,7 +16,7 @@ use crate::daemon::federation::{Folder, JobManifest};
 
 /// Whether an end has no model of its own yet though it should.
 pub(super) fn lacks_own(manifest: &JobManifest, folder: &Folder) -> bool {
-    manifest.federation().own_models() && !folder.result().exists()
+    manifest.federation().own_models() && !folder.has_result()
 }
 
 /// Makes it.

@@ -92,13 +92,13 @@ impl Lower {
             Ok(true) => node.leave_job(id),
             // Nobody needs this side any more.
             Ok(false) => {}
-            Err(failure) => node.job_failed(id, &name, &failure),
+            Err(failure) => node.job_failed(id, &name, &failure).await,
         }
     }
 
     /// Whether the job is over; an end of the inbox comes before that.
     async fn work_on(self, inbox: &mut mpsc::Receiver<ToLower>) -> Result<bool, Failure> {
-        let journal = journal::read(&self.node, self.id)?;
+        let journal = journal::read(&self.node, self.id).await?;
         let (participant, first) = Participant::restored(journal);
         let (door, mut own) = mpsc::channel(INBOX_MAX);
         let mut member = Member {
@@ -116,7 +116,7 @@ impl Lower {
             over: false,
         };
         member.holds.store(start::newest(&member.lower.node, member.lower.id).await?.0, Ordering::Relaxed);
-        member.perform(first)?;
+        member.perform(first).await?;
         while !member.over {
             let wake = member.participant.wake().map(|t| member.lower.node.instant_of(t));
             tokio::select! {
@@ -125,7 +125,7 @@ impl Lower {
                     None => return Ok(false),
                 },
                 Some(message) = own.recv() => member.hear(message).await?,
-                () = wait_until(wake) => member.step(MemberEvent::Wake)?,
+                () = wait_until(wake) => member.step(MemberEvent::Wake).await?,
             }
         }
         Ok(true)
@@ -146,7 +146,7 @@ impl Member {
                 // Parents of one site know the same job; the first one keeps it.
                 if self.parent.as_ref().is_none_or(|p| !p.is_up()) {
                     self.parent = Some(Arc::clone(&uplink));
-                    self.step(MemberEvent::LinkUp)?;
+                    self.step(MemberEvent::LinkUp).await?;
                 }
                 if self.parent.as_ref().is_some_and(|p| p.peer != uplink.peer) {
                     if self.others.iter().all(|other| other.peer != uplink.peer) {
@@ -161,14 +161,14 @@ impl Member {
                     }
                     self.start = start;
                 }
-                self.step(MemberEvent::Assigned(assignment))
+                self.step(MemberEvent::Assigned(assignment)).await
             }
             ToLower::Parent { uplink, up: true } => {
                 if self.parent.is_none() {
                     self.parent = Some(Arc::clone(&uplink));
                 }
                 if self.parent.as_ref().is_some_and(|p| p.peer == uplink.peer) {
-                    return self.step(MemberEvent::LinkUp);
+                    return self.step(MemberEvent::LinkUp).await;
                 }
                 Ok(())
             }
@@ -179,7 +179,7 @@ impl Member {
                         tokio::time::sleep(STRAYED).await;
                         let _ = later.send(ToLower::Strayed).await;
                     });
-                    return self.step(MemberEvent::LinkDown);
+                    return self.step(MemberEvent::LinkDown).await;
                 }
                 Ok(())
             }
@@ -188,12 +188,12 @@ impl Member {
                     && let Some(other) = self.others.iter().find(|other| other.is_up())
                 {
                     self.parent = Some(Arc::clone(other));
-                    return self.step(MemberEvent::LinkUp);
+                    return self.step(MemberEvent::LinkUp).await;
                 }
                 Ok(())
             }
-            ToLower::Event(event) => self.step(event),
-            ToLower::Concluded => self.end("over", ""),
+            ToLower::Event(event) => self.step(event).await,
+            ToLower::Concluded => self.end("over", "").await,
             ToLower::Broken(failure) => Err(self.lower.node.federations.fault(self.lower.id, failure)),
             ToLower::Fetched { work, model } => {
                 if let (Some(above), true) = (&self.lower.above, self.participant.working() == Some(work)) {
@@ -220,29 +220,32 @@ impl Member {
                     )
                 });
                 let result = held.map_err(|f| f.to_string());
-                self.step(MemberEvent::Worked { task, result })
+                self.step(MemberEvent::Worked { task, result }).await
             }
         }
     }
 
-    fn step(&mut self, event: MemberEvent) -> Result<(), Failure> {
+    async fn step(&mut self, event: MemberEvent) -> Result<(), Failure> {
         let actions = self.participant.step(self.lower.node.now(), &mut self.rng, event);
-        self.perform(actions)
+        self.perform(actions).await
     }
 
-    fn perform(&mut self, actions: Vec<MemberAction>) -> Result<(), Failure> {
+    async fn perform(&mut self, actions: Vec<MemberAction>) -> Result<(), Failure> {
         let mut actions = VecDeque::from(actions);
         while let Some(action) = actions.pop_front() {
             match action {
-                MemberAction::Keep(record) => journal::write(&self.lower.node, self.lower.id, &[record])?,
+                MemberAction::Keep(record) => {
+                    let node = Arc::clone(&self.lower.node);
+                    journal::write(&node, self.lower.id, &[record]).await?;
+                }
                 MemberAction::Prepare => self.prepare(),
                 MemberAction::Report(standing) => self.report(&standing),
                 MemberAction::Work(work) => self.work(work),
                 MemberAction::Abandon(_) => self.stop.store(true, Ordering::Relaxed),
                 MemberAction::Send(update) => self.send(update),
                 MemberAction::Settle { task, counted } => self.lower.folder.settle(task.0, counted)?,
-                MemberAction::Finish { .. } => self.finish()?,
-                MemberAction::Leave { reason } => self.end("left out", &reason)?,
+                MemberAction::Finish { .. } => self.finish().await?,
+                MemberAction::Leave { reason } => self.end("left out", &reason).await?,
             }
         }
         Ok(())
@@ -250,10 +253,10 @@ impl Member {
 
     /// The job is over: an end that should have a model of its own makes it
     /// first.
-    fn finish(&mut self) -> Result<(), Failure> {
+    async fn finish(&mut self) -> Result<(), Failure> {
         let Lower { node, id, manifest, folder, above } = &self.lower;
         if above.is_some() || !finish::lacks_own(manifest, folder) {
-            return self.end("over", "");
+            return self.end("over", "").await;
         }
         let (node, id, manifest, folder) = (Arc::clone(node), *id, Arc::clone(manifest), folder.clone());
         let (desk, later) = (Arc::clone(&self.desk), self.door.clone());
@@ -269,10 +272,11 @@ impl Member {
         Ok(())
     }
 
-    fn end(&mut self, how: &str, reason: &str) -> Result<(), Failure> {
+    async fn end(&mut self, how: &'static str, reason: &str) -> Result<(), Failure> {
         self.over = true;
-        self.lower.node.state.end_job(self.lower.id, how, reason)?;
-        journal::forget::<MemberRecord>(&self.lower.node, self.lower.id)?;
+        let (node, id, why) = (Arc::clone(&self.lower.node), self.lower.id, reason.to_owned());
+        node.state.with(move |state| state.end_job(id, how, &why)).await?;
+        journal::forget::<MemberRecord>(&node, id).await?;
         self.lower.folder.clear();
         let text = match reason {
             "" => format!("job {} is over", self.lower.manifest.name),

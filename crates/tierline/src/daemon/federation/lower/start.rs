@@ -16,7 +16,7 @@ use crate::store::jobs::Side;
 /// The newest of a parent's models that are here, and its artefact: none for
 /// the first one, which every member has.
 pub(super) async fn newest(node: &Node, id: Digest) -> Result<(u64, Option<Digest>), Failure> {
-    for (version, artefact) in node.state.versions(id, Side::Lower)?.into_iter().rev() {
+    for (version, artefact) in node.state.with(move |state| state.versions(id, Side::Lower)).await?.into_iter().rev() {
         if node.artefact_length(artefact).await?.is_some() {
             return Ok((version, Some(artefact)));
         }
@@ -34,7 +34,7 @@ pub(super) async fn fetch(
 ) -> Result<(), Failure> {
     let Some(model) = start.model else { return Ok(()) };
     let held = newest(node, id).await?;
-    node.state.set_version(id, Side::Lower, version, model)?;
+    node.state.with(move |state| state.set_version(id, Side::Lower, version, model)).await?;
     if node.artefact_length(model).await?.is_some() {
         return Ok(());
     }
@@ -70,7 +70,8 @@ async fn follow(
     };
     let mut fetched = Vec::new();
     for (behind, &difference) in (0..differences.len() as u64).rev().zip(differences) {
-        node.state.set_version(id, Side::LowerDifferences, version - behind, difference)?;
+        let number = version - behind;
+        node.state.with(move |state| state.set_version(id, Side::LowerDifferences, number, difference)).await?;
         node.ensure_artefact(difference).await?;
         fetched.push(node.artefacts.get(difference).await?);
     }

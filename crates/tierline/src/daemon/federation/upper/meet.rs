@@ -27,13 +27,15 @@ pub(super) struct Meeting {
 
 impl Desks {
     /// A member says where it is reached: its neighbours should know.
-    pub(super) fn reached_at(&mut self, member: &str, url: String) {
+    pub(super) async fn reached_at(&mut self, member: &str, url: String) {
         if url.is_empty() || self.urls.get(member) == Some(&url) {
             return;
         }
         self.urls.insert(member.to_owned(), url);
         let others: Vec<String> = self.told.keys().filter(|other| *other != member).cloned().collect();
-        others.iter().for_each(|other| self.tell(other));
+        for other in &others {
+            self.tell(other).await;
+        }
     }
 
     /// Whom an edge meets in a round of the cloud.
@@ -79,7 +81,7 @@ impl Desks {
         })
         .map_err(messages::of_round)?;
         let digest = node.artefacts.put(bytes).await?;
-        node.state.set_version(id, Side::Offers, number, digest)?;
+        node.state.with(move |state| state.set_version(id, Side::Offers, number, digest)).await?;
         // A neighbour may be one meeting behind.
         let before = number.saturating_sub(gossip.every);
         node.drop_models(id, Side::Offers, &[before, number]).await?;

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::Desks;
 use crate::daemon::federation::messages::{self, Start};
+use crate::store::State;
 use crate::store::jobs::Side;
 
 impl Desks {
@@ -43,7 +44,7 @@ impl Desks {
             return Ok(());
         }
         self.holds.insert(member.clone(), holds);
-        self.reached_at(&member, url);
+        self.reached_at(&member, url).await;
         match &standing {
             Standing::Unable { reason } => self.note_unable(&member, reason),
             _ => drop(self.unable.remove(&member)),
@@ -134,14 +135,18 @@ impl Desks {
     }
 
     /// Where a model is to be had.
-    fn start(&self, version: u64) -> Start {
+    async fn start(&mut self, version: u64) -> Start {
         let (node, id) = (self.node(), self.upper.id);
-        let of = |side, version| node.state.version(id, side, version).ok().flatten();
-        let leading = self.desk.down().into_iter().flat_map(|down| down.leading_to(version));
-        // None where one of them is gone: they are followed one behind the other.
-        let differences: Option<_> = leading.map(|version| of(Side::UpperDifferences, version)).collect();
-        let differences = differences.unwrap_or_default();
-        Start { model: of(Side::Upper, version), differences, neighbours: Vec::new() }
+        let leading: Vec<u64> = self.desk.down().into_iter().flat_map(|down| down.leading_to(version)).collect();
+        let look = move |state: &State| {
+            let of = |side, version| state.version(id, side, version).ok().flatten();
+            // None where one of them is gone: they are followed one behind the other.
+            let differences: Option<_> = leading.iter().map(|version| of(Side::UpperDifferences, *version)).collect();
+            Ok((of(Side::Upper, version), differences.unwrap_or_default()))
+        };
+        // Who can't be told now is told again.
+        let (model, differences) = node.state.with(look).await.unwrap_or_default();
+        Start { model, differences, neighbours: Vec::new() }
     }
 
     /// Bytes that take a member to a model: the job's first one whole, others
@@ -152,14 +157,17 @@ impl Desks {
     }
 
     /// Tells a member what is wanted of it now.
-    pub(super) fn tell(&mut self, member: &str) {
+    pub(super) async fn tell(&mut self, member: &str) {
         let node = self.node();
         let assignment = self.coordinator.assignment(member);
         let mut start = Start::default();
         if let Assignment::Work { task, version, round, look } = assignment {
             start = match self.tells_apart && !look {
                 true => Start { model: self.said.get(member).map(|said| said.digest), ..Start::default() },
-                false => Start { neighbours: self.neighbours_of(member, round), ..self.start(version) },
+                false => {
+                    let neighbours = self.neighbours_of(member, round);
+                    Start { neighbours, ..self.start(version).await }
+                }
             };
             let told = self.told.insert(member.to_owned(), task);
             if told != Some(task) {

@@ -141,7 +141,7 @@ impl Upper {
             Ok(true) => node.leave_job(id),
             // Nobody needs this side any more.
             Ok(false) => {}
-            Err(failure) => node.job_failed(id, &name, &failure),
+            Err(failure) => node.job_failed(id, &name, &failure).await,
         }
     }
 
@@ -211,7 +211,7 @@ impl Desks {
                     let join = messages::assignment(self.upper.id, "", Want::Join(Empty {}));
                     self.node().children.tell(&child, parent_message::Body::Assignment(join));
                 } else {
-                    self.tell(&child);
+                    self.tell(&child).await;
                 }
                 Ok(())
             }
@@ -280,7 +280,8 @@ impl Desks {
                     Order::Pause => self.step(Event::Pause).await?,
                     Order::Resume => self.step(Event::Resume).await?,
                     Order::Cancel => {
-                        self.node().state.end_job(self.upper.id, "cancelled", "")?;
+                        let id = self.upper.id;
+                        self.node().state.with(move |state| state.end_job(id, "cancelled", "")).await?;
                         self.step(Event::End).await?;
                         self.tell_watchers("cancelled", &serde_json::json!({ "reason": "" }));
                         self.clean().await?;
@@ -338,7 +339,8 @@ impl Desks {
             Action::Keep(record) => Some(record),
             _ => None,
         });
-        journal::write(&self.upper.node, self.upper.id, &records.collect::<Vec<_>>())?;
+        let records: Vec<_> = records.collect();
+        journal::write(&self.node(), self.upper.id, &records).await?;
         let mut made = None;
         for action in rest {
             made = self.act(action).await?.or(made);
@@ -355,7 +357,7 @@ impl Desks {
         match action {
             // Written before.
             Action::Keep(_) => {}
-            Action::Tell { member } => self.tell(&member),
+            Action::Tell { member } => self.tell(&member).await,
             Action::Answer { member, task, verdict } => {
                 self.node().metrics.update(self.upper.metrics_key(), &verdict);
                 // Only who was asked for its bytes has brought any: the task
@@ -400,7 +402,7 @@ impl Desks {
             }
             Action::Looked { version, counted } => {
                 if let Some(known) = self.board.looked(HeldOut::together(&counted)) {
-                    self.tell_of(&known)?;
+                    self.tell_of(&known).await?;
                 }
                 return Ok(Some(Event::Made { version, enough: false }));
             }

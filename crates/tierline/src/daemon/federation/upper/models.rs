@@ -70,7 +70,7 @@ impl Desks {
             let known = self.board.ended(scores.clone(), HeldOut::together(counted), at_ends);
             if let Some(known) = known {
                 enough = federation.is_reached(&known);
-                self.tell_of(&known)?;
+                self.tell_of(&known).await?;
             }
             if at_ends {
                 self.upper.folder.save_round(&scores)?;
@@ -80,10 +80,10 @@ impl Desks {
     }
 
     /// A round of which all is known now.
-    pub(super) fn tell_of(&self, round: &RoundScores) -> Result<(), Failure> {
+    pub(super) async fn tell_of(&mut self, round: &RoundScores) -> Result<(), Failure> {
         let json = serde_json::to_value(round).map_err(internal)?;
-        let node = &self.upper.node;
-        node.state.add_round(self.upper.id, round.round, &json.to_string())?;
+        let (node, id, number, text) = (self.node(), self.upper.id, round.round, json.to_string());
+        node.state.with(move |state| state.add_round(id, number, &text)).await?;
         node.metrics.round(self.upper.metrics_key(), round);
         self.tell_watchers("round", &json);
         Ok(())
@@ -107,7 +107,7 @@ impl Desks {
         tokio::task::block_in_place(|| self.upper.folder.save_server(version, &self.desk.server().kept))?;
         for (side, bytes) in kept {
             let digest = node.artefacts.put(Bytes::from(bytes)).await?;
-            node.state.set_version(id, side, version, digest)?;
+            node.state.with(move |state| state.set_version(id, side, version, digest)).await?;
         }
         let mut needed: Vec<u64> = self.coordinator.versions_in_use().into_iter().collect();
         needed.extend([version, self.base().unwrap_or(version)]);
@@ -137,7 +137,7 @@ impl Desks {
         for (number, (member, bytes)) in encoded.into_iter().enumerate() {
             let (key, length) = ((version << MEMBER_BITS) + number as u64, bytes.len() as u64);
             let digest = node.artefacts.put(bytes).await?;
-            node.state.set_version(id, Side::Said, key, digest)?;
+            node.state.with(move |state| state.set_version(id, Side::Said, key, digest)).await?;
             self.said.insert(member, Said { key, digest, bytes: length });
         }
         self.upper.folder.save_said(&self.said)?;
@@ -169,7 +169,8 @@ impl Desks {
         let node = self.node();
         let held = self.load(version).await?;
         let mut offered = Vec::new();
-        for (to, difference) in node.state.versions(self.upper.id, Side::UpperDifferences)? {
+        let id = self.upper.id;
+        for (to, difference) in node.state.with(move |state| state.versions(id, Side::UpperDifferences)).await? {
             // One that leads further is of a model that is made again.
             if let (true, Some(bytes)) = (to <= version, node.artefact_length(difference).await?) {
                 offered.push((to, bytes));
@@ -185,7 +186,8 @@ impl Desks {
     async fn load_of(&mut self, side: Side, version: u64) -> Result<Vectors, Failure> {
         let node = self.node();
         let missing = || Failure::new(Code::Corrupt, format!("model {version} of the job is gone"));
-        let digest = node.state.version(self.upper.id, side, version)?.ok_or_else(missing)?;
+        let id = self.upper.id;
+        let digest = node.state.with(move |state| state.version(id, side, version)).await?.ok_or_else(missing)?;
         let bytes = node.artefacts.get(digest).await?;
         tokio::task::block_in_place(|| wire::decode(&bytes, self.desk.layout())).map_err(internal)
     }
@@ -217,7 +219,8 @@ impl Desks {
             model.to_bytes().map_err(internal)
         })?;
         self.upper.folder.write(&self.upper.folder.result(), &model)?;
-        node.state.end_job(self.upper.id, "done", "")?;
+        let id = self.upper.id;
+        node.state.with(move |state| state.end_job(id, "done", "")).await?;
         let json = serde_json::json!({ "version": version });
         node.events.record("job", format!("job {} is done", self.upper.manifest.name), &json);
         self.tell_watchers("done", &json);
@@ -234,7 +237,7 @@ impl Desks {
             node.children.tell(&child, parent_message::Body::Assignment(over));
         }
         self.upper.folder.clear();
-        journal::forget::<Record>(&node, self.upper.id)?;
+        journal::forget::<Record>(&node, self.upper.id).await?;
         for side in [Side::Upper, Side::UpperOwn, Side::UpperDifferences, Side::Offers, Side::Said] {
             node.drop_models(self.upper.id, side, &[]).await?;
         }

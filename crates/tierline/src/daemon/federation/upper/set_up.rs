@@ -31,7 +31,8 @@ impl Upper {
             let model = Model::parse(model).map_err(internal)?;
             Blueprint::new(model, &self.manifest.job).map_err(internal)
         })?;
-        let past = node.state.rounds(self.id)?;
+        let id = self.id;
+        let past = node.state.with(move |state| state.rounds(id)).await?;
         let past: Vec<_> = past.iter().filter_map(|scores| serde_json::from_str(scores).ok()).collect();
         node.metrics.job(self.metrics_key(), &self.manifest.name, &past);
         let behaviour = self.hop.strategy.behaviour();
@@ -42,7 +43,7 @@ impl Upper {
             tag: if self.below.is_some() { tag_of(&node) } else { 0 },
             sums_up: self.below.is_some(),
         };
-        let journal = self.journal(&terms)?;
+        let journal = self.journal(&terms).await?;
         let (coordinator, actions) = Coordinator::restored(terms, journal, node.now());
         let channels = self.hop.strategy.makes();
         let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
@@ -102,9 +103,9 @@ impl Upper {
 impl Upper {
     /// What was decided so far. Updates that count but whose bytes the disk has
     /// lost count no more: all else goes on.
-    fn journal(&self, terms: &Terms) -> Result<Vec<Record>, Failure> {
+    async fn journal(&self, terms: &Terms) -> Result<Vec<Record>, Failure> {
         let (node, id) = (&self.node, self.id);
-        let journal: Vec<Record> = journal::read(node, id)?;
+        let journal: Vec<Record> = journal::read(node, id).await?;
         let (_, pending) = Coordinator::restored(terms.clone(), journal.iter().cloned(), Time::ZERO);
         let mut lost = Vec::new();
         for action in pending {
@@ -119,8 +120,8 @@ impl Upper {
         if lost.is_empty() {
             return Ok(journal);
         }
-        journal::write(node, id, &lost)?;
-        journal::read(node, id)
+        journal::write(node, id, &lost).await?;
+        journal::read(node, id).await
     }
 }
 
