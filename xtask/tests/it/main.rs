@@ -3,4 +3,5 @@
 mod edges;
 mod licences;
 mod pages;
+mod tasks;
 mod workspace;

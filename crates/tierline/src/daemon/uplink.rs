@@ -26,9 +26,9 @@ use super::tasks::Tasks;
 use super::transport::{self, Chunks, Pair};
 use super::{wait_until, wire};
 
-/// Messages to the parent waiting for the stream; heartbeats come once a
-/// second, so more would mean that nothing flows.
-const OUTBOX_MAX: usize = 1_024;
+/// Messages to the parent waiting for the stream. An edge repeats at once what
+/// all members below it have said of several jobs; more mean that nothing flows.
+const OUTBOX_MAX: usize = 8_192;
 
 /// What the machine hears of its connections; more than a few mean that it
 /// stands still, and whoever has news waits.

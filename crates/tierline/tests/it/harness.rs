@@ -49,6 +49,13 @@ fn binary() -> Command {
     command
 }
 
+/// The binary, with tasks that break off as they begin: `NAME:TIMES,...`.
+pub fn breaking(tasks: &str) -> Command {
+    let mut command = binary();
+    command.env("TIERLINE_PANIC", tasks);
+    command
+}
+
 /// Runs a command to its end.
 pub fn tierline<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
     Ran::of(binary().args(args).stdin(Stdio::null()).output().expect("the binary runs"))
@@ -145,13 +152,18 @@ impl Node {
 
     /// Starts it again, listening where it did.
     pub fn restart(&mut self) {
+        self.restart_by(binary());
+    }
+
+    /// As [`Node::restart`], by another command that ends in the binary.
+    pub fn restart_by(&mut self, command: Command) {
         self.kill();
         let mut args: Vec<&str> = self.args.iter().map(String::as_str).collect();
         let address = self.url.trim_start_matches("https://").to_owned();
         if let Some(at) = args.iter().position(|a| *a == "--listen") {
             args[at + 1] = &address;
         }
-        *self = Self::start(&self.data, &args);
+        *self = Self::start_by(command, &self.data, &args);
     }
 
     /// Asks it to stop, and says how it ended.

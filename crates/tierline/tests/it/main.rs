@@ -11,6 +11,7 @@ mod gossip;
 mod harness;
 mod identity;
 mod jobs;
+mod panics;
 mod reference;
 mod site;
 mod train;

@@ -10,6 +10,7 @@ mod data;
 mod folder;
 mod gossip;
 mod journal;
+mod late;
 mod lower;
 mod messages;
 mod neighbours;
@@ -21,7 +22,6 @@ mod upper;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,7 @@ use tierline_train::Job;
 use tokio::sync::{Notify, broadcast, mpsc};
 
 pub use self::folder::Folder;
+use self::late::Late;
 use self::lower::ToLower;
 use self::receiving::Receiving;
 use self::relay::Relay;
@@ -98,8 +99,8 @@ impl JobManifest {
 /// One job on this node.
 struct Duty {
     upper: Option<mpsc::Sender<ToUpper>>,
-    /// Whether the upper side has missed that a child came or went.
-    missed: AtomicBool,
+    /// What found no room in an inbox.
+    late: Late,
     lower: Option<mpsc::Sender<ToLower>>,
     relay: Option<Relay>,
 }
@@ -151,13 +152,11 @@ impl Federations {
         feeds.entry(job).or_insert_with(|| broadcast::channel(FEED_MAX).0).clone()
     }
 
-    /// Tells every job's upper side, in the order of calls. A side that is
-    /// hopelessly behind looks for itself when it gets there.
+    /// Tells every job's upper side that a child came or went, in the order of
+    /// calls.
     fn tell_uppers(&self, message: impl Fn() -> ToUpper) {
         for duty in self.all() {
-            if duty.upper.as_ref().is_some_and(|upper| upper.try_send(message()).is_err()) {
-                duty.missed.store(true, Ordering::Relaxed);
-            }
+            duty.upper.iter().for_each(|upper| duty.late.child(upper, message()));
         }
     }
 
@@ -175,8 +174,8 @@ impl Federations {
 
     /// A parent's session opened or ended.
     pub fn parent(&self, uplink: &Arc<Uplink>, up: bool) {
-        for lower in self.all().iter().filter_map(|duty| duty.lower.as_ref()) {
-            let _ = lower.try_send(ToLower::Parent { uplink: Arc::clone(uplink), up });
+        for duty in self.all() {
+            duty.lower.iter().for_each(|lower| duty.late.parent(lower, uplink, up));
         }
     }
 }
@@ -296,7 +295,7 @@ impl Node {
         let folder = Folder::open(&self.config.data, id)?;
         let duty = Arc::new(Duty {
             upper: hop.is_some().then(|| upper.clone()),
-            missed: AtomicBool::new(false),
+            late: Late::default(),
             lower: takes_part.then(|| lower.clone()),
             relay: passes_on.then(|| Relay::new(id)),
         });

@@ -24,7 +24,7 @@ impl Node {
             if let Some(relay) = &duty.relay {
                 relay.stands(child, standing);
             } else if let Some(upper) = &duty.upper {
-                let _ = upper.try_send(ToUpper::Stands { child: child.to_owned(), standing });
+                duty.late.stands(upper, child, standing);
             }
             return;
         }
@@ -47,7 +47,7 @@ impl Node {
             if duty.relay.is_some() {
                 self.pass_on(&duty, uplink, assignment);
             } else if let (Some(lower), Some(want)) = (&duty.lower, assignment.want) {
-                let _ = lower.try_send(ToLower::Assigned { uplink: Arc::clone(uplink), want });
+                duty.late.assigned(lower, uplink, want);
             }
             return;
         }

@@ -12,7 +12,8 @@ use tierline_proto::v1::{
     NodeInfo, ParentMessage, child_message, parent_message,
 };
 use tierline_proto::{Role, Versions};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -20,8 +21,8 @@ use super::gate;
 use crate::daemon::Node;
 
 /// Messages to one child waiting for its stream; behind an edge, a round's
-/// assignments for all of its ends come at once.
-const OUTBOX_MAX: usize = 1_024;
+/// assignments for all of its ends come at once, and of several jobs.
+const OUTBOX_MAX: usize = 8 * SUBTREE_NODES_MAX;
 
 /// Nodes below one child that are kept and told of: with more, a message to
 /// the cloud would exceed its limit.
@@ -126,15 +127,16 @@ impl Children {
 
     /// Tells every child.
     pub fn tell_all(&self, body: &parent_message::Body) {
-        let inner = self.lock();
-        for session in inner.outboxes.keys() {
-            inner.send(*session, body.clone());
+        let mut inner = self.lock();
+        let sessions: Vec<u64> = inner.outboxes.keys().copied().collect();
+        for session in sessions {
+            inner.send(session, body.clone());
         }
     }
 
     /// Tells one child, by its name; one that isn't connected hears nothing.
     pub fn tell(&self, name: &str, body: parent_message::Body) {
-        let inner = self.lock();
+        let mut inner = self.lock();
         if let Some(session) = inner.named(name).and_then(|entry| entry.session) {
             inner.send(session, body);
         }
@@ -219,10 +221,14 @@ impl Inner {
         named.first().copied()
     }
 
-    fn send(&self, session: u64, body: parent_message::Body) {
-        if let Some(outbox) = self.outboxes.get(&session) {
-            // A child that reads nothing loses its lease soon enough.
-            let _ = outbox.try_send(Ok(ParentMessage { body: Some(body) }));
+    /// Sends a message to a child. One that doesn't fit ends the session: at the
+    /// next one the child is told everything anew, and misses nothing.
+    fn send(&mut self, session: u64, body: parent_message::Body) {
+        let message = Ok(ParentMessage { body: Some(body) });
+        let sent = self.outboxes.get(&session).map(|outbox| outbox.try_send(message));
+        if let Some(Err(TrySendError::Full(_))) = sent {
+            tracing::warn!(session, "a child reads nothing; its session begins anew");
+            self.outboxes.remove(&session);
         }
     }
 }

@@ -127,6 +127,9 @@ impl Lower {
                 Some(message) = own.recv() => member.hear(message).await?,
                 () = wait_until(wake) => member.step(MemberEvent::Wake).await?,
             }
+            if inbox.is_empty() {
+                member.catch_up().await?;
+            }
         }
         Ok(true)
     }
@@ -140,6 +143,16 @@ impl Drop for Member {
 }
 
 impl Member {
+    /// Hears what found no room in the inbox.
+    async fn catch_up(&mut self) -> Result<(), Failure> {
+        let node = Arc::clone(&self.lower.node);
+        let Some(duty) = node.federations.get(self.lower.id) else { return Ok(()) };
+        for message in duty.late.for_lower(&node) {
+            self.hear(message).await?;
+        }
+        Ok(())
+    }
+
     async fn hear(&mut self, message: ToLower) -> Result<(), Failure> {
         match message {
             ToLower::Assigned { uplink, want } => {

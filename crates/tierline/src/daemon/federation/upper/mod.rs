@@ -8,7 +8,6 @@ mod set_up;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tierline_federate::{Contribution, Desk, HeldOut, Hop, Scoreboard, Vectors, wire};
@@ -164,7 +163,9 @@ impl Upper {
                 },
                 () = wait_until(wake) => desks.step(Event::Wake).await?,
             }
-            desks.look_for_children().await?;
+            if inbox.is_empty() {
+                desks.catch_up().await?;
+            }
         }
         Ok(true)
     }
@@ -180,13 +181,21 @@ impl Desks {
         self.upper.folder.sweep(|task| self.coordinator.needs(Task(task)));
     }
 
-    /// Makes up for news of children that found no room.
-    async fn look_for_children(&mut self) -> Result<(), Failure> {
+    /// Hears what found no room in the inbox.
+    async fn catch_up(&mut self) -> Result<(), Failure> {
         let node = self.node();
-        let duty = node.federations.get(self.upper.id);
-        if duty.is_none_or(|duty| !duty.missed.swap(false, Ordering::Relaxed)) {
-            return Ok(());
+        let Some(duty) = node.federations.get(self.upper.id) else { return Ok(()) };
+        let (look, news) = duty.late.for_upper();
+        if look {
+            self.look_for_children(&node).await?;
         }
+        for message in news {
+            self.hear(message).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_for_children(&mut self, node: &Arc<Node>) -> Result<(), Failure> {
         let here: BTreeSet<String> = node.children.names().into_iter().collect();
         for child in self.routes.children() {
             if !here.contains(&child) {
