@@ -1,35 +1,29 @@
-//! Nothing in the daemon starts tasks or makes channels behind its back.
+//! Nothing in the daemon starts a task without a name, or a queue without a
+//! limit.
 
-use std::path::{Path, PathBuf};
+use crate::workspace::{files, root};
 
-/// What a task without a name, or a queue without a limit, begins with.
+/// What such begin with.
 const BARE: [&str; 6] =
     ["tokio::spawn", "spawn_blocking(", "spawn_local(", "JoinSet", "unbounded_channel", "UnboundedSender"];
 
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
-}
+/// Where tasks are started for everybody.
+const TASKS: &str = "crates/tierline/src/daemon/tasks.rs";
 
 #[test]
-fn tasks_have_names_and_channels_have_limits() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/tierline/src");
+fn tasks_have_names_and_queues_have_limits() {
+    let parts = ["daemon", "store", "identity"].map(|part| format!("crates/tierline/src/{part}"));
     let mut found = Vec::new();
-    for folder in ["daemon", "store", "identity"] {
-        for file in files(&source.join(folder)) {
-            // Where they are started for everybody.
-            if file.ends_with("daemon/tasks.rs") {
-                continue;
-            }
-            let text = std::fs::read_to_string(&file).unwrap();
-            // Tests end with what they test.
-            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            for (number, line) in (1..).zip(code.lines()) {
-                if BARE.iter().any(|bare| line.contains(bare)) && !line.trim_start().starts_with("//") {
-                    found.push(format!("{}:{number}: {}", file.display(), line.trim()));
-                }
-            }
+    for file in files() {
+        if file.ends_with(TASKS) || !parts.iter().any(|part| file.starts_with(part)) {
+            continue;
         }
+        let text = std::fs::read_to_string(root().join(&file)).expect("a file of the repository is read");
+        // A file ends with its tests, which may start what they like.
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let bare = |line: &str| BARE.iter().any(|bare| line.contains(bare)) && !line.trim_start().starts_with("//");
+        let lines = (1..).zip(code.lines()).filter(|(_, line)| bare(line));
+        found.extend(lines.map(|(number, line)| format!("{}:{number}: {}", file.display(), line.trim())));
     }
     assert!(found.is_empty(), "use the node's `Tasks`, and channels with a limit:\n{}", found.join("\n"));
 }
