@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -331,6 +331,20 @@ pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Locks a machine. One in which a step has panicked may be half changed, and is
+/// made anew; says so.
+pub fn sound<T>(machine: &Mutex<T>, anew: impl FnOnce() -> T) -> (MutexGuard<'_, T>, bool) {
+    match machine.lock() {
+        Ok(machine) => (machine, false),
+        Err(broken) => {
+            let mut broken = broken.into_inner();
+            *broken = anew();
+            machine.clear_poison();
+            (broken, true)
+        }
+    }
+}
+
 /// From now on panics are logged as everything else is, with the task that
 /// they happened in.
 pub fn log_panics() {
@@ -461,6 +475,20 @@ mod tests {
         let failure = Failure::from_status(&stream.next().await.unwrap().unwrap_err());
         assert_eq!((failure.code(), failure.message.as_str()), (Code::Internal, "feed broke off: on purpose"));
         assert!(stream.next().await.is_none());
+    }
+
+    #[test]
+    fn a_machine_in_which_a_step_broke_off_is_made_anew() {
+        let machine = Mutex::new((1, 1));
+        let step = || {
+            let (mut both, _) = sound(&machine, || (0, 0));
+            both.0 += 1;
+            assert!(both.0 < 3, "the second step breaks off");
+            both.1 += 1;
+        };
+        assert!(catch_unwind(step).is_ok() && catch_unwind(step).is_err());
+        assert!(matches!(sound(&machine, || (0, 0)), (both, true) if *both == (0, 0)));
+        assert!(matches!(sound(&machine, || (0, 0)), (_, false)));
     }
 
     #[tokio::test]

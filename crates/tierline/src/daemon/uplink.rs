@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::Node;
-use super::tasks::Tasks;
+use super::tasks::{Tasks, sound};
 use super::transport::{self, Chunks, Pair};
 use super::{wait_until, wire};
 
@@ -73,8 +73,9 @@ struct Shared {
     failure: Option<Failure>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The estimator; one that broke off measures from the beginning.
+fn lock(link: &Mutex<Estimator>) -> MutexGuard<'_, Estimator> {
+    sound(link, Estimator::default).0
 }
 
 impl Uplink {

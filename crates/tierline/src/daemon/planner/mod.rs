@@ -35,6 +35,7 @@ use super::Node;
 use super::catalogue::Entry;
 use super::compute::SliceKey;
 use super::flow::segment_after;
+use super::tasks::sound;
 
 /// How often waiting times are looked at.
 const LOOK: Duration = Duration::from_millis(1_000);
@@ -58,9 +59,17 @@ struct Inner {
     recent: HashMap<Digest, Recent>,
 }
 
+impl Inner {
+    fn new(memory_max: u64) -> Self {
+        Self { adapt: Adapt::new(memory_max), keys: HashMap::new(), recent: HashMap::new() }
+    }
+}
+
 /// The plans of a node.
 pub struct Planner {
     inner: Mutex<Inner>,
+    /// Bytes that sessions may take.
+    memory_max: u64,
     /// This device's profiles, as artefacts, by model.
     own: RwLock<HashMap<Digest, Digest>>,
     /// Profiles of tiers above, by artefact.
@@ -76,7 +85,8 @@ impl Planner {
     #[must_use]
     pub fn new(memory_max: u64) -> Self {
         Self {
-            inner: Mutex::new(Inner { adapt: Adapt::new(memory_max), keys: HashMap::new(), recent: HashMap::new() }),
+            inner: Mutex::new(Inner::new(memory_max)),
+            memory_max,
             own: RwLock::default(),
             above: Mutex::default(),
             stir: Notify::new(),
@@ -85,7 +95,12 @@ impl Planner {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        let (inner, anew) = sound(&self.inner, || Inner::new(self.memory_max));
+        if anew {
+            // Tables are made again, and plans chosen of them.
+            self.changed.notify_one();
+        }
+        inner
     }
 
     /// This device's profile of a model, as an artefact.
