@@ -12,7 +12,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
     ) -> Task<T> {
-        let tasks = self.clone();
+        let (tasks, future) = (self.clone(), Box::pin(future));
         self.track(name, async move { tasks.caught(name, future).await })
     }
 
@@ -91,7 +91,7 @@ impl Tasks {
         T: Send + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
-        let tasks = self.clone();
+        let (tasks, future) = (self.clone(), Box::pin(future));
         self.track(name, async move {
             then(tasks.caught(name, future).await).await;
             Ok(())
@@ -199,19 +199,27 @@ impl Tasks {
     ///
     /// # Errors
     /// [`Code::Internal`] for a panic.
-    pub async fn caught<T>(&self, name: &'static str, future: impl Future<Output = T>) -> Result<T, Failure> {
-        NAME.scope(name, async {
-            let mut future = pin!(async {
-                injected(name);
-                future.await
-            });
-            let polled = std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+    pub fn caught<'f, T>(
+        &'f self,
+        name: &'static str,
+        future: impl Future<Output = T> + Send + 'f,
+    ) -> impl Future<Output = Result<T, Failure>> + Send + 'f {
+        // Boxed at once: some are large, and would be moved from layer to layer.
+        let mut future = Box::pin(future);
+        let mut begun = false;
+        let polled = std::future::poll_fn(move |cx| {
+            let poll = || {
+                if !std::mem::replace(&mut begun, true) {
+                    injected(name);
+                }
+                future.as_mut().poll(cx)
+            };
+            match catch_unwind(AssertUnwindSafe(poll)) {
                 Ok(polled) => polled.map(Ok),
-                Err(panic) => Poll::Ready(Err(panic)),
-            });
-            polled.await.map_err(|panic| self.broke_off(name, panic.as_ref()))
-        })
-        .await
+                Err(panic) => Poll::Ready(Err(self.broke_off(name, panic.as_ref()))),
+            }
+        });
+        NAME.scope(name, polled)
     }
 
     /// As [`Tasks::caught`], for work on the caller's own thread.
