@@ -51,9 +51,10 @@ impl Node {
             }
             return;
         }
+        let Ok(id) = messages::digest(&assignment.job) else { return };
         let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
-        self.tasks.spawn("assignment", async move {
-            let Ok(id) = messages::digest(&assignment.job) else { return };
+        let (told, parent) = (Arc::clone(self), Arc::clone(&uplink));
+        let take_up = async move {
             while let Err(failure) = node.assigned(&uplink, assignment.clone()).await {
                 node.events.record("job", format!("a job can't be taken up: {failure}"), &serde_json::json!({}));
                 if !may_pass(failure.code()) {
@@ -65,6 +66,11 @@ impl Node {
                 if node.federations.get(id).is_some() || !uplink.is_up() {
                     return;
                 }
+            }
+        };
+        self.tasks.spawn_then("assignment", take_up, move |taken_up| async move {
+            if let Err(failure) = taken_up {
+                told.tell_unable(&parent, id, &failure.to_string());
             }
         });
     }

@@ -9,6 +9,7 @@ use tierline_proto::v1::{
     Code, Failure, FetchChunk, JobControlRequest, JobEvent, JobInfo, JobSubmitChunk, job_submit_chunk,
 };
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -64,34 +65,47 @@ pub async fn control(node: &Arc<Node>, request: &JobControlRequest) -> Result<Jo
 }
 
 pub async fn watch(node: &Arc<Node>, job: &str) -> Result<Events, Failure> {
-    let (past, feed) = node.job_watch(job).await?;
+    let (mut past, mut feed) = node.job_watch(job).await?;
+    let (watched, job) = (Arc::clone(node), job.to_owned());
     let events = node.tasks.stream("job watch", AHEAD_MAX, |send| async move {
-        let seen = past.len();
-        for event in past {
-            if send.send(Ok(event)).await.is_err() {
-                return;
-            }
-        }
-        let Some(mut feed) = feed else { return };
+        let mut told = 0;
         loop {
-            match feed.recv().await {
-                Ok(event) => {
-                    // Told already: it ended between looking and listening.
-                    let round = serde_json::from_str::<serde_json::Value>(&event.json).ok();
-                    let round = round.and_then(|json| json["round"].as_u64());
-                    let known = event.kind == "round" && round.is_some_and(|round| round <= seen as u64);
-                    let last = matches!(event.kind.as_str(), "done" | "cancelled" | "failed");
-                    if (!known && send.send(Ok(event)).await.is_err()) || last {
+            for event in past.drain(..) {
+                if !tell(&send, event, &mut told).await {
+                    return;
+                }
+            }
+            let Some(news) = &mut feed else { return };
+            match news.recv().await {
+                Ok(event) => past.push(event),
+                // Who is slow to read misses no round: they are kept.
+                Err(RecvError::Lagged(_)) => match watched.job_watch(&job).await {
+                    Ok(now) => (past, feed) = now,
+                    Err(failure) => {
+                        let _ = send.send(Err(failure.into_status())).await;
                         return;
                     }
-                }
-                // A slow watcher misses events rather than slowing the node.
-                Err(RecvError::Lagged(_)) => {}
+                },
                 Err(RecvError::Closed) => return,
             }
         }
     });
     Ok(events)
+}
+
+/// Tells a watcher of a job something that it wasn't told; whether there will
+/// be more.
+async fn tell(send: &mpsc::Sender<Result<JobEvent, Status>>, event: JobEvent, told: &mut u64) -> bool {
+    let last = matches!(event.kind.as_str(), "done" | "cancelled" | "failed");
+    if event.kind == "round" {
+        let json = serde_json::from_str::<serde_json::Value>(&event.json).ok();
+        let round = json.and_then(|json| json["round"].as_u64()).unwrap_or(*told + 1);
+        if round <= *told {
+            return true;
+        }
+        *told = round;
+    }
+    send.send(Ok(event)).await.is_ok() && !last
 }
 
 pub async fn model(node: &Arc<Node>, job: &str) -> Result<Model, Failure> {
