@@ -6,9 +6,10 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::Model;
+use crate::attributes::Attributes;
 use crate::constant::tensor_from_proto;
 use crate::infer::Types;
-use crate::onnx::{AttributeProto, NodeProto, TensorProto};
+use crate::onnx::{NodeProto, TensorProto};
 use crate::tensor::DataType;
 use crate::types::ValueInfo;
 
@@ -69,7 +70,7 @@ fn weights(model: &Model) -> HashMap<&str, u64> {
     }
     for node in graph.node.iter().filter(|n| matches!(n.domain(), "" | "ai.onnx")) {
         let Some(output) = node.output.first() else { continue };
-        let value = attribute(node, "value").and_then(|a| a.t.as_ref());
+        let value = Attributes::of(node).tensor("value");
         let found = match node.op_type() {
             "Constant" => value.and_then(|t| weight(t.data_type(), &t.dims)),
             "ConstantOfShape" => {
@@ -126,10 +127,6 @@ fn node_cost(model: &Model, node: &NodeProto, types: &Types, weights: &mut HashM
     }
 }
 
-fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
-    node.attribute.iter().find(|a| a.name() == name)
-}
-
 fn macs(model: &Model, node: &NodeProto, types: &Types) -> Option<u64> {
     let input = |i: usize| node.input.get(i).filter(|n| !n.is_empty()).and_then(|n| types.get(n));
     let output = |i: usize| node.output.get(i).filter(|n| !n.is_empty()).and_then(|n| types.get(n));
@@ -154,11 +151,11 @@ fn macs(model: &Model, node: &NodeProto, types: &Types) -> Option<u64> {
         | "GemmFloat8" => per_inner(node, output(0)?, input(0)?),
         "QLinearMatMul" => per_inner(node, output(0)?, input(0)?),
         "Gemm" | "QGemm" | "FusedGemm" => {
-            let axis = if attribute(node, "transA").is_some_and(|a| a.i() != 0) { 0 } else { 1 };
+            let axis = if Attributes::of(node).flag("transA") { 0 } else { 1 };
             output(0)?.elements()?.checked_mul(size(input(0)?, axis)?)
         }
         // The packed weight's shape doesn't tell, its attributes do.
-        "MatMulNBits" => output(0)?.elements()?.checked_mul(u64::try_from(attribute(node, "K")?.i()).ok()?),
+        "MatMulNBits" => output(0)?.elements()?.checked_mul(u64::try_from(Attributes::of(node).int("K")?).ok()?),
         "Einsum" => einsum(node, types),
         // Input and recurrence, for every step of every sequence.
         "LSTM" | "GRU" | "RNN" | "DynamicQuantizeLSTM" => {
@@ -223,14 +220,14 @@ fn per_window(at: &ValueInfo, weight: &ValueInfo) -> Option<u64> {
 /// Output elements times the inner size of the product.
 fn per_inner(node: &NodeProto, output: &ValueInfo, left: &ValueInfo) -> Option<u64> {
     let shape = left.shape.as_ref()?;
-    let flipped = attribute(node, "transA").is_some_and(|a| a.i() != 0) && shape.len() >= 2;
+    let flipped = Attributes::of(node).flag("transA") && shape.len() >= 2;
     let inner = shape[shape.len().checked_sub(if flipped { 2 } else { 1 })?].known()?;
     output.elements()?.checked_mul(inner)
 }
 
 /// One multiply-add per combination of all letters, for the usual two inputs.
 fn einsum(node: &NodeProto, types: &Types) -> Option<u64> {
-    let equation = attribute(node, "equation").map(|a| String::from_utf8_lossy(a.s()).replace(' ', ""))?;
+    let equation = Attributes::of(node).text("equation")?.replace(' ', "");
     let terms = equation.split("->").next()?;
     if equation.contains("...") {
         return None;
@@ -259,7 +256,7 @@ fn projected_attention(x: &ValueInfo, weight: &ValueInfo) -> Option<u64> {
 
 /// Scores and weighted values: `batch * heads * queries * keys * (head + value head)`.
 fn attention(node: &NodeProto, q: &ValueInfo, k: &ValueInfo, v: &ValueInfo, past: Option<&ValueInfo>) -> Option<u64> {
-    let heads = |name: &str| attribute(node, name).and_then(|a| u64::try_from(a.i()).ok());
+    let heads = |name: &str| Attributes::of(node).int(name).and_then(|n| u64::try_from(n).ok());
     let packed = q.shape.as_ref()?.len() == 3;
     let sequence = if packed { 1 } else { 2 };
     let heads_q = if packed { heads("q_num_heads")? } else { size(q, 1)? };

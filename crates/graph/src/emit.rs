@@ -19,6 +19,7 @@ pub enum Attribute {
     Int(i64),
     Ints(Vec<i64>),
     Float(f32),
+    Floats(Vec<f32>),
     Text(String),
     Tensor(Tensor),
     Graph(GraphProto),
@@ -40,6 +41,10 @@ pub fn attribute(name: &str, value: &Attribute) -> AttributeProto {
         Attribute::Float(f) => {
             proto.f = Some(*f);
             AttributeType::FLOAT
+        }
+        Attribute::Floats(floats) => {
+            proto.floats.clone_from(floats);
+            AttributeType::FLOATS
         }
         Attribute::Text(text) => {
             proto.s = Some(text.clone().into());
@@ -71,14 +76,24 @@ pub fn node(kind: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, 
     }
 }
 
+/// What was written before a body was begun.
+pub(crate) struct Outer {
+    nodes: Vec<NodeProto>,
+    constants: Vec<TensorProto>,
+    known: HashMap<Key, String>,
+}
+
+/// A constant's type, shape and bytes.
+type Key = (i32, Vec<usize>, Vec<u8>);
+
 /// Nodes and constants under construction.
 #[derive(Debug, Default)]
 pub struct Emitter {
     nodes: Vec<NodeProto>,
     constants: Vec<TensorProto>,
     taken: HashSet<String>,
-    /// Names of constants by type, shape and bytes.
-    known: HashMap<(i32, Vec<usize>, Vec<u8>), String>,
+    /// Names of constants.
+    known: HashMap<Key, String>,
     next: usize,
 }
 
@@ -92,6 +107,27 @@ impl Emitter {
     #[must_use]
     pub fn finish(self) -> (Vec<NodeProto>, Vec<TensorProto>) {
         (self.nodes, self.constants)
+    }
+
+    /// How many nodes there are so far.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Begins a body: what is written from now on is the body's, under names
+    /// that nobody has, until [`Emitter::leave`].
+    pub(crate) fn enter(&mut self) -> Outer {
+        Outer {
+            nodes: std::mem::take(&mut self.nodes),
+            constants: std::mem::take(&mut self.constants),
+            known: std::mem::take(&mut self.known),
+        }
+    }
+
+    /// Ends a body; its nodes and constants.
+    pub(crate) fn leave(&mut self, outer: Outer) -> (Vec<NodeProto>, Vec<TensorProto>) {
+        self.known = outer.known;
+        (std::mem::replace(&mut self.nodes, outer.nodes), std::mem::replace(&mut self.constants, outer.constants))
     }
 
     /// The nodes written so far, to be written anew with [`Emitter::push`].

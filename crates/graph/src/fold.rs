@@ -294,8 +294,13 @@ fn foldable(index: &Index<'_>, purpose: Purpose) -> Vec<bool> {
 /// Operators that move elements without changing them.
 const LAYOUT: [&str; 7] = ["Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice"];
 
-/// Whether a node moves elements of input `position` without changing them.
+/// Whether a node moves elements of input `position` without changing them, or
+/// rounds them as in training for integers.
 pub(crate) fn moves(node: &NodeProto, position: usize) -> bool {
+    let rounds = matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
+    if rounds && matches!(node.domain(), "" | "com.microsoft") {
+        return position == 0;
+    }
     node.domain().is_empty() && (node.op_type() == "Concat" || position == 0 && LAYOUT.contains(&node.op_type()))
 }
 

@@ -89,7 +89,7 @@ impl<'m> Index<'m> {
 /// subgraphs aren't looked into.
 pub(crate) fn is_function_of_inputs(node: &NodeProto) -> bool {
     let known = node.domain().is_empty() || matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
-    let subgraph = node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty());
+    let subgraph = bodies(node).next().is_some();
     known && !subgraph && !RANDOM.contains(&node.op_type())
 }
 
@@ -98,12 +98,23 @@ pub(crate) fn is_function_of_inputs(node: &NodeProto) -> bool {
 pub fn reads(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().filter(|i| !i.is_empty()).map(String::as_str).collect();
     let mut seen: HashSet<&str> = HashSet::new();
-    for attribute in &node.attribute {
-        for graph in attribute.g.iter().chain(&attribute.graphs) {
-            names.extend(captured(graph).into_iter().filter(|name| seen.insert(name)));
-        }
+    for body in bodies(node) {
+        names.extend(captured(body).into_iter().filter(|name| seen.insert(name)));
     }
     names
+}
+
+/// Bodies of a node: graphs that it runs, once or often.
+pub(crate) fn bodies(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs))
+}
+
+/// Names defined in a node's bodies, at any depth.
+pub(crate) fn names_within<'g>(node: &'g NodeProto, names: &mut Vec<&'g str>) {
+    for body in bodies(node) {
+        names.extend(defined(body));
+        body.node.iter().for_each(|inner| names_within(inner, names));
+    }
 }
 
 /// Names that a subgraph takes from the graphs around it, each once, in the

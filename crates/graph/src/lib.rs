@@ -26,6 +26,7 @@ pub mod tensor;
 pub mod types;
 pub mod upgrade;
 
+mod attributes;
 mod check;
 mod external;
 mod plain;

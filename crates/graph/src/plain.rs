@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use crate::attributes::Attributes;
 use crate::constant::tensor_from_proto;
 use crate::emit::{Attribute, Emitter};
 use crate::infer::infer_types;
@@ -12,7 +13,6 @@ use crate::model::Model;
 use crate::onnx::NodeProto;
 use crate::rewrite::{Pass, Patch};
 use crate::tensor::Elements;
-use crate::upgrade::int;
 
 /// A CastLike whose type is known is a Cast: a constant then stays one, though
 /// what it is to be like isn't constant.
@@ -71,7 +71,7 @@ impl Pass for Sequences {
                 items.insert(sequence, node.input.clone());
             } else if is(node, "SplitToSequence") && node.input.len() == 2 {
                 let shape = types.get(&node.input[0]).and_then(|t| t.shape.as_deref());
-                let axis = int(node, "axis").unwrap_or(0);
+                let axis = Attributes::of(node).int_or("axis", 0);
                 let size = shape.and_then(|s| {
                     let axis = if axis < 0 { axis + s.len() as i64 } else { axis };
                     s.get(usize::try_from(axis).ok()?)?.known()
@@ -93,9 +93,9 @@ impl Pass for Sequences {
                 let Some(item) = usize::try_from(place).ok().and_then(|p| items.get(p)) else { continue };
                 out.named("Identity", &[item], &[y], &[]);
             } else if is(node, "ConcatFromSequence") && !items.is_empty() {
-                let axis = int(node, "axis").unwrap_or(0);
+                let axis = Attributes::of(node).int_or("axis", 0);
                 let mut parts = items.clone();
-                if int(node, "new_axis") == Some(1) {
+                if Attributes::of(node).flag("new_axis") {
                     let axes = out.ints(&[axis]);
                     parts = parts.iter().map(|part| out.op("Unsqueeze", &[part, &axes], &[])).collect();
                 }

@@ -4,8 +4,10 @@
 //! changed; a node is rewritten to say the same in the newer form. What can't
 //! be said is left alone and refused by the check of the result.
 
+use crate::attributes::Attributes;
 use crate::emit::{Attribute, Emitter, attribute, node};
 use crate::error::LoadError;
+use crate::index::names_within;
 use crate::infer::{Types, infer_types};
 use crate::model::Model;
 use crate::onnx::{NodeProto, OperatorSetIdProto};
@@ -29,13 +31,13 @@ pub(crate) fn upgraded(model: &Model) -> Result<Model, LoadError> {
     let mut proto = model.proto().clone();
     let graph = proto.graph.mut_or_insert_default();
     let values = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
-    let mut out = Emitter::new(values.chain(graph.initializer.iter().map(|t| t.name())));
+    let inputs = graph.input.iter().map(|v| v.name());
+    let mut within = Vec::new();
+    graph.node.iter().for_each(|n| names_within(n, &mut within));
+    let constants = graph.initializer.iter().map(|t| t.name());
+    let mut out = Emitter::new(values.chain(constants).chain(inputs).chain(within.iter().copied()));
     for node in std::mem::take(&mut graph.node) {
-        if node.domain().is_empty() || node.domain() == "ai.onnx" {
-            raise(node, from, &types, &mut out);
-        } else {
-            out.push(node);
-        }
+        raise_all(node, from, &types, &mut out);
     }
     let (nodes, constants) = out.finish();
     graph.node = nodes;
@@ -46,11 +48,6 @@ pub(crate) fn upgraded(model: &Model) -> Result<Model, LoadError> {
         None => proto.opset_import.push(OperatorSetIdProto { version: Some(OPSET_MIN), ..Default::default() }),
     }
     Model::from_proto(proto)
-}
-
-/// An integer attribute.
-pub(crate) fn int(node: &NodeProto, name: &str) -> Option<i64> {
-    node.attribute.iter().find(|a| a.name() == name).map(|a| a.i())
 }
 
 fn take_ints(node: &mut NodeProto, name: &str) -> Option<Vec<i64>> {
@@ -73,6 +70,22 @@ fn set_input(node: &mut NodeProto, position: usize, name: String) {
         node.input.resize(position + 1, String::new());
     }
     node.input[position] = name;
+}
+
+/// Raises a node, its bodies first: they are of the same operator set.
+fn raise_all(mut node: NodeProto, from: i64, types: &Types, out: &mut Emitter) {
+    // Of values within a body, and of what they shadow nowhere, nothing is
+    // known.
+    for body in node.attribute.iter_mut().flat_map(|a| a.g.as_mut().into_iter().chain(&mut a.graphs)) {
+        let outer = out.enter();
+        for inner in std::mem::take(&mut body.node) {
+            raise_all(inner, from, types, out);
+        }
+        let (nodes, constants) = out.leave(outer);
+        body.node = nodes;
+        body.initializer.extend(constants);
+    }
+    if matches!(node.domain(), "" | "ai.onnx") { raise(node, from, types, out) } else { out.push(node) }
 }
 
 fn raise(mut old: NodeProto, from: i64, types: &Types, out: &mut Emitter) {
@@ -129,11 +142,12 @@ fn raise(mut old: NodeProto, from: i64, types: &Types, out: &mut Emitter) {
             old.output.truncate(1);
         }
         "TopK" if from < 10 => {
-            let k = int(&old, "k").unwrap_or(1);
+            let k = Attributes::of(&old).int_or("k", 1);
             drop_attribute(&mut old, "k");
             let k = out.ints(&[k]);
             set_input(&mut old, 1, k);
         }
+        "Scatter" => old.op_type = Some("ScatterElements".to_owned()),
         "Upsample" => {
             let scales = if from < 9 {
                 let at = old.attribute.iter().position(|a| a.name() == "scales");
@@ -175,16 +189,16 @@ fn as_resize(old: &mut NodeProto) {
 /// Before set 13 the axes from `axis` on were one.
 fn flat_softmax(mut old: NodeProto, types: &Types, out: &mut Emitter) {
     let rank = old.input.first().and_then(|x| types.get(x)).and_then(|t| t.shape.as_ref()).map(Vec::len);
-    let axis = int(&old, "axis").unwrap_or(1);
+    let axis = Attributes::of(&old).int_or("axis", 1);
     drop_attribute(&mut old, "axis");
     let last = axis == -1 || rank.is_some_and(|r| axis == r as i64 - 1);
     if last {
         old.attribute.push(attribute("axis", &Attribute::Int(-1)));
         return out.push(old);
     }
-    let (x, y) = (old.input[0].clone(), old.output[0].clone());
-    let flat = out.op("Flatten", &[&x], &[("axis", Attribute::Int(axis))]);
+    let ([x, ..], [y, ..]) = (&old.input[..], &old.output[..]) else { return out.push(old) };
+    let flat = out.op("Flatten", &[x], &[("axis", Attribute::Int(axis))]);
     let soft = out.op(old.op_type(), &[&flat], &[("axis", Attribute::Int(-1))]);
-    let shape = out.op("Shape", &[&x], &[]);
-    out.push(node("Reshape", &[&soft, &shape], &[&y], &[]));
+    let shape = out.op("Shape", &[x], &[]);
+    out.push(node("Reshape", &[&soft, &shape], &[y], &[]));
 }

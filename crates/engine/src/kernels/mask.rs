@@ -46,7 +46,7 @@ widest! {
 widest! {
     fn within(dx: &mut [f32], dy: &[f32], x: &[f32], min: f32, max: f32) {
         for ((dx, dy), x) in dx.iter_mut().zip(dy).zip(x) {
-            *dx = if (*x >= min) & (*x <= max) { *dy } else { 0.0 };
+            *dx = if (*x > min) & (*x < max) { *dy } else { 0.0 };
         }
     }
 }

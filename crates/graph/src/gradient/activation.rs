@@ -44,7 +44,7 @@ fn relu(s: &mut Site) -> Gradients {
         return s.only(dx);
     }
     let positive = positive(s, s.y(0));
-    let dx = s.masked(&positive, &dy);
+    let dx = s.only_where(&positive, &dy);
     s.only(dx)
 }
 
@@ -60,9 +60,9 @@ fn prelu(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let dx = s.wants(0).then(|| split(s, &dy, s.x(1)));
     let slope = if s.wants(1) {
-        let zero = s.num(0.0);
-        let negative = s.op("Min", &[s.x(0), &zero], &[]);
-        let full = s.mul(&dy, &negative);
+        let positive = positive(s, s.x(0));
+        let full = s.mul(&dy, s.x(0));
+        let full = s.except_where(&positive, &full);
         Some(s.reduced(1, full, s.y(0))?)
     } else {
         None
@@ -75,7 +75,7 @@ fn thresholded_relu(s: &mut Site) -> Gradients {
     let alpha = s.float_or("alpha", 1.0);
     let alpha = s.num(alpha);
     let above = s.op("Greater", &[s.x(0), &alpha], &[]);
-    let dx = s.masked(&above, &dy);
+    let dx = s.only_where(&above, &dy);
     s.only(dx)
 }
 
@@ -127,7 +127,7 @@ fn hard_sigmoid(s: &mut Site) -> Gradients {
     let above = s.op("Greater", &[s.y(0), &zero], &[]);
     let below = s.op("Less", &[s.y(0), &one], &[]);
     let within = s.op("And", &[&above, &below], &[]);
-    let dx = s.masked(&within, &slope);
+    let dx = s.only_where(&within, &slope);
     s.only(dx)
 }
 
@@ -136,12 +136,12 @@ fn hard_swish(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let third = s.times(s.x(0), 1.0 / 3.0);
     let slope = s.plus(&third, 0.5);
-    let (low, high, zero, one) = (s.num(-3.0), s.num(3.0), s.num(0.0), s.num(1.0));
+    let (low, high) = (s.num(-3.0), s.num(3.0));
     let below = s.op("LessOrEqual", &[s.x(0), &low], &[]);
     let above = s.op("GreaterOrEqual", &[s.x(0), &high], &[]);
-    let slope = s.op("Where", &[&above, &one, &slope], &[]);
-    let slope = s.op("Where", &[&below, &zero, &slope], &[]);
     let dx = s.mul(&dy, &slope);
+    let dx = s.either(&above, &dy, &dx);
+    let dx = s.except_where(&below, &dx);
     s.only(dx)
 }
 

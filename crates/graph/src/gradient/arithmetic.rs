@@ -3,7 +3,7 @@
 use super::registry::Family;
 use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
-use crate::tensor::Elements;
+use crate::tensor::{DataType, Elements};
 
 pub(super) const RULES: Family = &[
     ("Add", add),
@@ -18,7 +18,7 @@ pub(super) const RULES: Family = &[
     ("Where", choose),
     ("Clip", clip),
     ("Neg", |s| unary(s, |s, dy| s.neg(dy))),
-    ("Abs", |s| unary(s, |s, dy| factor(s, dy, |s, x, _| s.op("Sign", &[x], &[])))),
+    ("Abs", |s| unary(s, |s, dy| factor(s, dy, |s, x, _| s.sign(x)))),
     ("Exp", |s| unary(s, |s, dy| factor(s, dy, |_, _, y| y.to_owned()))),
     ("Log", |s| unary(s, |s, dy| s.div(dy, s.x(0)))),
     ("Sqrt", sqrt),
@@ -90,10 +90,17 @@ fn mul(s: &mut Site) -> Gradients {
 
 fn div(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
-    let scaled = s.div(&dy, s.x(1));
-    let a = s.wants(0).then(|| s.reduced(0, scaled.clone(), s.y(0))).transpose()?;
+    let a = if s.wants(0) {
+        let scaled = s.div(&dy, s.x(1));
+        Some(s.reduced(0, scaled, s.y(0))?)
+    } else {
+        None
+    };
     let b = if s.wants(1) {
-        let full = s.mul(&scaled, s.y(0));
+        // In this order, since a gradient over a tiny divisor may be infinite
+        // where the quotient is zero.
+        let slope = s.div(s.y(0), s.x(1));
+        let full = s.mul(&dy, &slope);
         let sum = s.reduced(1, full, s.y(0))?;
         Some(s.neg(&sum))
     } else {
@@ -107,6 +114,7 @@ fn pow(s: &mut Site) -> Gradients {
     let exponent = s.constant(1).filter(|t| t.len() == 1).and_then(|t| number(&t));
     let a = if s.wants(0) {
         let slope = match exponent {
+            Some(0.0) => s.zeros_like(s.x(0)),
             // x^(c-1) of a zero or negative x is what a product makes of it.
             Some(2.0) => s.times(s.x(0), 2.0),
             Some(3.0) => {
@@ -123,7 +131,11 @@ fn pow(s: &mut Site) -> Gradients {
                 let one = s.num(1.0);
                 let less = s.sub(&exponent, &one);
                 let power = s.op("Pow", &[s.x(0), &less], &[]);
-                s.mul(&power, &exponent)
+                let slope = s.mul(&power, &exponent);
+                // A constant has no slope, where the formula has 0 * 0^-1.
+                let zero = s.num(0.0);
+                let constant = s.op("Equal", &[&exponent, &zero], &[]);
+                s.except_where(&constant, &slope)
             }
         };
         let full = s.mul(&dy, &slope);
@@ -135,9 +147,13 @@ fn pow(s: &mut Site) -> Gradients {
         let log = s.op("Log", &[s.x(0)], &[]);
         let slope = s.mul(s.y(0), &log);
         // 0^b is 0 for every b > 0: no slope, where the formula has 0 * -inf.
+        // At 0^0 PyTorch says the same.
+        let exponent = same_type(s, s.x(1), s.x(0));
         let zero = s.num(0.0);
-        let positive = s.op("Greater", &[s.x(0), &zero], &[]);
-        let slope = s.only_where(&positive, &slope);
+        let none = s.op("Equal", &[s.x(0), &zero], &[]);
+        let risen = s.op("GreaterOrEqual", &[&exponent, &zero], &[]);
+        let still = s.op("And", &[&none, &risen], &[]);
+        let slope = s.except_where(&still, &slope);
         let full = s.mul(&dy, &slope);
         Some(s.reduced(1, full, s.y(0))?)
     } else {
@@ -152,7 +168,7 @@ fn same_type(s: &mut Site, x: &str, like: &str) -> String {
     if s.dtype(x) == dtype {
         return x.to_owned();
     }
-    s.op("Cast", &[x], &[("to", Attribute::Int(i64::from(dtype.to_onnx())))])
+    s.cast(x, dtype)
 }
 
 /// The one number of a constant.
@@ -183,19 +199,15 @@ fn mean(s: &mut Site) -> Gradients {
 fn extreme(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let count = s.node.input.len();
-    let dtype = i64::from(s.dtype(s.y(0)).to_onnx());
-    let mut won = Vec::with_capacity(count);
-    for i in 0..count {
-        let equal = s.op("Equal", &[s.x(i), s.y(0)], &[]);
-        won.push(s.op("Cast", &[&equal], &[("to", Attribute::Int(dtype))]));
-    }
-    let winners = won.iter().map(String::as_str).collect::<Vec<_>>();
-    let winners = s.op("Sum", &winners, &[]);
+    let won: Vec<String> = (0..count).map(|i| s.op("Equal", &[s.x(i), s.y(0)], &[])).collect();
+    let ones: Vec<String> = won.iter().map(|won| s.cast(won, s.dtype(s.y(0)))).collect();
+    let ones: Vec<&str> = ones.iter().map(String::as_str).collect();
+    let winners = s.op("Sum", &ones, &[]);
     let share = s.div(&dy, &winners);
     let mut gradients = Vec::with_capacity(count);
     for (i, won) in won.iter().enumerate() {
         gradients.push(if s.wants(i) {
-            let full = s.mul(&share, won);
+            let full = s.only_where(won, &share);
             Some(s.reduced(i, full, s.y(0))?)
         } else {
             None
@@ -206,12 +218,10 @@ fn extreme(s: &mut Site) -> Gradients {
 
 fn choose(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
-    let zero = s.num(0.0);
     let mut gradients = vec![None];
     for i in 1..3 {
         gradients.push(if s.wants(i) {
-            let (then, other) = if i == 1 { (dy.as_str(), zero.as_str()) } else { (zero.as_str(), dy.as_str()) };
-            let full = s.op("Where", &[s.x(0), then, other], &[]);
+            let full = if i == 1 { s.only_where(s.x(0), &dy) } else { s.except_where(s.x(0), &dy) };
             Some(s.reduced(i, full, s.y(0))?)
         } else {
             None
@@ -220,7 +230,6 @@ fn choose(s: &mut Site) -> Gradients {
     Ok(gradients)
 }
 
-/// Nothing flows where a bound held the value, as in PyTorch bounds included.
 /// A bound that is a constant, or isn't there.
 fn bound(s: &Site, i: usize, without: f32) -> Option<f32> {
     if !s.given(i) {
@@ -232,6 +241,8 @@ fn bound(s: &Site, i: usize, without: f32) -> Option<f32> {
     }
 }
 
+/// Nothing flows where a bound held the value, nor at the bound itself, as in
+/// PyTorch 2.15 (which let it flow there before).
 fn clip(s: &mut Site) -> Gradients {
     if s.wants(1) || s.wants(2) {
         return Err(Fault::new("its bounds are trained; freeze them"));
@@ -244,10 +255,16 @@ fn clip(s: &mut Site) -> Gradients {
         let dx = s.kernel("ClipGrad", &[&dy, s.x(0)], &attributes);
         return s.only(dx);
     }
+    // Not every engine compares integers of every width, which stand for
+    // numbers behind a quantiser.
+    let whole = !s.dtype(s.x(0)).is_float();
+    let number = |s: &mut Site, name: &str| if whole { s.cast(name, DataType::F32) } else { name.to_owned() };
+    let x = number(s, s.x(0));
     let mut held: Option<String> = None;
-    for (i, within) in [(1, "GreaterOrEqual"), (2, "LessOrEqual")] {
+    for (i, within) in [(1, "Greater"), (2, "Less")] {
         if s.given(i) {
-            let within = s.op(within, &[s.x(0), s.x(i)], &[]);
+            let bound = number(s, s.x(i));
+            let within = s.op(within, &[&x, &bound], &[]);
             held = Some(match held {
                 Some(other) => s.op("And", &[&other, &within], &[]),
                 None => within,
@@ -255,7 +272,7 @@ fn clip(s: &mut Site) -> Gradients {
         }
     }
     let dx = match held {
-        Some(within) => s.masked(&within, &dy),
+        Some(within) => s.only_where(&within, &dy),
         None => dy,
     };
     s.only(dx)
@@ -333,7 +350,7 @@ fn cast(s: &mut Site) -> Gradients {
     if !dtype.is_float() {
         return Ok(vec![None]);
     }
-    let dx = s.op("Cast", &[&dy], &[("to", Attribute::Int(i64::from(dtype.to_onnx())))]);
+    let dx = s.cast(&dy, dtype);
     s.only(dx)
 }
 

@@ -15,7 +15,7 @@ fn conv(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let kernel = kernel(s)?;
     let window = Window::of(s, kernel)?;
-    let group = s.int_or("group", 1);
+    let group = groups(s)?;
     if let Some((dx, dw)) = depthwise_at_once(s, &dy, &window, group) {
         let db = s.wants(2).then(|| bias(s, &dy, &window));
         return Ok(vec![Some(dx), Some(dw), db]);
@@ -29,7 +29,18 @@ fn conv(s: &mut Site) -> Gradients {
 fn kernel(s: &Site) -> Result<Vec<i64>, Fault> {
     let weight = s.fixed(s.x(1)).filter(|w| w.len() > 2);
     let unknown = || Fault::new("the size of its kernel is unknown; export the model with shapes");
-    s.ints("kernel_shape").map(<[i64]>::to_vec).or_else(|| weight.map(|w| w[2..].to_vec())).ok_or_else(unknown)
+    weight.map(|w| w[2..].to_vec()).or_else(|| s.ints("kernel_shape").map(<[i64]>::to_vec)).ok_or_else(unknown)
+}
+
+/// Groups of channels, among which the weight's first axis is divided.
+fn groups(s: &Site) -> Result<i64, Fault> {
+    let group = s.positive_or("group", 1)?;
+    match s.dim(s.x(1), 0) {
+        Some(channels) if channels % group != 0 => {
+            Err(Fault::new(format!("{channels} channels do not divide into {group} groups")))
+        }
+        _ => Ok(group),
+    }
 }
 
 fn bias(s: &mut Site, dy: &str, window: &Window) -> String {
@@ -89,22 +100,22 @@ fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String,
     }
     let padded = window.padded(s, s.x(0));
     if group > 1 && each == 1 && out == group {
-        return Ok(depthwise(s, dy, window, &padded, &shape));
+        return depthwise(s, dy, window, &padded, &shape);
     }
-    let taps = window.kernel.iter().product::<i64>();
+    let taps = window.taps()?;
     let sum = if group == 1 {
         // One product over all examples and places: [out, examples * places]
         // by what each place saw.
         let front: Vec<usize> = [1, 0].into_iter().chain(2..2 + window.axes()).collect();
         let padded = s.transpose(&padded, &front);
-        let columns = columns(s, window, &padded, 0, &[taps * each, -1]);
+        let columns = columns(s, window, &padded, 0, &[taps * each, -1])?;
         let dy = s.transpose(dy, &front);
         let dy = s.reshape(&dy, &[out, -1]);
         let other = s.swapped(&columns, 2);
         s.matmul(&dy, &other)
     } else {
         let part = [0, group, each, -1];
-        let columns = columns_by_group(s, window, &padded, &part);
+        let columns = columns_by_group(s, window, &padded, &part)?;
         let dy = s.reshape(dy, &[0, group, out / group, -1]);
         let other = s.swapped(&columns, 4);
         let product = s.matmul(&dy, &other);
@@ -120,28 +131,28 @@ fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String,
 }
 
 /// What each place of the output saw, tap by tap along `axis`, in `shape`.
-fn columns(s: &mut Site, window: &Window, padded: &str, axis: i64, shape: &[i64]) -> String {
+fn columns(s: &mut Site, window: &Window, padded: &str, axis: i64, shape: &[i64]) -> Result<String, Fault> {
     if window.is_point() {
-        return s.reshape(padded, shape);
+        return Ok(s.reshape(padded, shape));
     }
     let seen: Vec<String> =
-        window.positions().iter().map(|position| window.seen_at(s, padded, position, s.y(0))).collect();
+        window.positions()?.iter().map(|position| window.seen_at(s, padded, position, s.y(0))).collect();
     let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
     let all =
         if seen.len() == 1 { seen[0].to_owned() } else { s.op("Concat", &seen, &[("axis", Attribute::Int(axis))]) };
-    s.reshape(&all, shape)
+    Ok(s.reshape(&all, shape))
 }
 
 /// The same, `[batch, group, taps * channels, places]`; `part` is the shape of
 /// one tap.
-fn columns_by_group(s: &mut Site, window: &Window, padded: &str, part: &[i64]) -> String {
+fn columns_by_group(s: &mut Site, window: &Window, padded: &str, part: &[i64]) -> Result<String, Fault> {
     let mut seen = Vec::new();
-    for position in window.positions() {
+    for position in window.positions()? {
         let tap = window.seen_at(s, padded, &position, s.y(0));
         seen.push(s.reshape(&tap, part));
     }
     let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
-    if seen.len() == 1 { seen[0].to_owned() } else { s.op("Concat", &seen, &[("axis", Attribute::Int(2))]) }
+    Ok(if seen.len() == 1 { seen[0].to_owned() } else { s.op("Concat", &seen, &[("axis", Attribute::Int(2))]) })
 }
 
 /// Gradients of the input and the weight of a convolution by channel, where
@@ -158,11 +169,11 @@ fn depthwise_at_once(s: &mut Site, dy: &str, window: &Window, group: i64) -> Opt
 }
 
 /// One channel, one kernel: a weighted sum per tap.
-fn depthwise(s: &mut Site, dy: &str, window: &Window, padded: &str, shape: &[i64]) -> String {
+fn depthwise(s: &mut Site, dy: &str, window: &Window, padded: &str, shape: &[i64]) -> Result<String, Fault> {
     let axes: Vec<i64> = [0].into_iter().chain(2..2 + window.axes() as i64).collect();
     let column = s.out.ints(&[1]);
     let taps: Vec<String> = window
-        .positions()
+        .positions()?
         .iter()
         .map(|position| {
             let seen = window.seen_at(s, padded, position, s.y(0));
@@ -173,7 +184,7 @@ fn depthwise(s: &mut Site, dy: &str, window: &Window, padded: &str, shape: &[i64
         .collect();
     let taps: Vec<&str> = taps.iter().map(String::as_str).collect();
     let all = s.op("Concat", &taps, &[("axis", Attribute::Int(1))]);
-    s.reshape(&all, shape)
+    Ok(s.reshape(&all, shape))
 }
 
 /// `y = spread(x)`: the gradient of the input is the convolution itself, and
@@ -181,16 +192,8 @@ fn depthwise(s: &mut Site, dy: &str, window: &Window, padded: &str, shape: &[i64
 fn conv_transpose(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let kernel = kernel(s)?;
-    let mut window = Window::of_transposed(s, kernel)?;
-    // What output_padding adds has no counterpart in the input: the
-    // convolution back would make one place too many of it. Pads that follow
-    // from the output's size count it already.
-    let stated = !s.text("auto_pad").starts_with("SAME") && s.ints("output_shape").is_none();
-    let extra = s.ints("output_padding").map_or_else(|| vec![0; window.axes()], <[i64]>::to_vec);
-    for (behind, extra) in window.behind.iter_mut().zip(&extra).filter(|_| stated) {
-        *behind -= extra;
-    }
-    let group = s.int_or("group", 1);
+    let window = Window::of_transposed(s, kernel)?;
+    let group = groups(s)?;
     let axes = window.axes();
     let dx = if s.wants(0) {
         let cut = window.clone();
@@ -226,7 +229,7 @@ fn transposed_weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Res
     let padded = window.padded(s, dy);
     let part = [0, group, each, -1];
     let mut taps = Vec::new();
-    for position in window.positions() {
+    for position in window.positions()? {
         let seen = window.seen_at(s, &padded, &position, x);
         taps.push(s.reshape(&seen, &part));
     }
@@ -236,7 +239,7 @@ fn transposed_weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Res
     let other = s.swapped(&columns, 4);
     let product = s.matmul(&x, &other);
     let sum = s.sum(&product, &[0], false);
-    let count = window.kernel.iter().product::<i64>();
+    let count = window.taps()?;
     let apart = s.reshape(&sum, &[inputs, count, each]);
     let turned = s.transpose(&apart, &[0, 2, 1]);
     Ok(s.reshape(&turned, &shape))

@@ -34,10 +34,7 @@ fn transpose(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let rank = s.rank(s.x(0))?;
     let mut back = vec![0; rank];
-    match s.ints("perm") {
-        Some(perm) => perm.iter().enumerate().for_each(|(to, &from)| back[from as usize] = to),
-        None => (0..rank).for_each(|axis| back[axis] = rank - 1 - axis),
-    }
+    s.attributes().permutation(rank)?.into_iter().enumerate().for_each(|(to, from)| back[from] = to);
     let dx = s.transpose(&dy, &back);
     s.only(dx)
 }
@@ -98,6 +95,9 @@ fn slice(s: &mut Site) -> Gradients {
         let dx = by_place(s, &dx);
         return s.only(dx);
     };
+    if starts.len() != axes.len() || starts.len() != steps.len() {
+        return Err(Fault::new("its starts, axes and steps have different lengths"));
+    }
     let mut before = vec![0i64; rank];
     let mut from_end = vec![false; rank];
     let mut done = vec![false; rank];
@@ -113,10 +113,19 @@ fn slice(s: &mut Site) -> Gradients {
             let dx = by_place(s, &dx);
             return s.only(dx);
         };
+        if kept < 1 {
+            let dx = s.zeros_like(x);
+            return s.only(dx);
+        }
         done[axis] = true;
         let last = if step < 0 { size - 1 } else { size };
         let start = if start < 0 { start + size } else { start }.clamp(0, last);
-        let (mut first, stride) = (start, step.abs());
+        // How far apart elements are is the same for a single one.
+        let stride = if kept == 1 { 1 } else { step.checked_abs().unwrap_or(i64::MAX) };
+        let mut first = start;
+        if stride.checked_mul(kept - 1).is_none_or(|span| span >= size) {
+            return Err(Fault::new(format!("steps of {step} don't fit an axis of {size}")));
+        }
         if step < 0 {
             // Backwards: turn round, then it runs forwards from its other end.
             let (minus, lowest, which) = (s.out.ints(&[-1]), s.out.ints(&[i64::MIN]), s.out.ints(&[axis as i64]));
@@ -221,6 +230,9 @@ fn pad_to(s: &mut Site, dx: &str, x: &str, before: &[i64], from_end: &[bool], do
     let ends = s.out.ints(&ends);
     let from_end = s.mul(&ends, &size);
     let start = s.add(&start, &from_end);
+    // Where the axis is shorter than what is counted back.
+    let zero = s.out.ints(&[0]);
+    let start = s.op("Max", &[&start, &zero], &[]);
     let behind = s.sub(&missing, &start);
     let pads = s.op("Concat", &[&start, &behind], &[("axis", Attribute::Int(0))]);
     s.op("Pad", &[dx, &pads], &[])
@@ -228,8 +240,8 @@ fn pad_to(s: &mut Site, dx: &str, x: &str, before: &[i64], from_end: &[bool], do
 
 fn pad(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
-    let mode = s.text("mode");
-    if matches!(mode, "" | "constant") {
+    let mode = s.choice("mode", &["constant", "edge", "reflect", "wrap"])?;
+    if mode == "constant" {
         let dx = match s.const_ints(1).filter(|pads| pads.iter().all(|&p| p >= 0)) {
             Some(pads) => {
                 let (before, behind) = pads.split_at(pads.len() / 2);
@@ -254,6 +266,9 @@ fn pad(s: &mut Site) -> Gradients {
     let rank = s.rank(s.x(0))?;
     let pads = s.const_ints(1).ok_or_else(constant)?;
     let axes = if s.given(3) { s.const_ints(3).ok_or_else(constant)? } else { (0..rank as i64).collect() };
+    if pads.len() != 2 * axes.len() {
+        return Err(Fault::new(format!("{} pads for {} axes; there are two for each", pads.len(), axes.len())));
+    }
     let mut dx = dy;
     for (i, &axis) in axes.iter().enumerate() {
         let (before, behind) = (pads[i], pads[axes.len() + i]);
@@ -262,15 +277,20 @@ fn pad(s: &mut Site) -> Gradients {
         }
         let axis = s.axis(axis, rank)?;
         let size = s.dim(s.x(0), axis).ok_or_else(|| Fault::new(format!("mode {mode} needs axes of fixed sizes")))?;
+        let to = size.checked_add(before).and_then(|n| n.checked_add(behind));
+        let to = to.ok_or_else(|| Fault::new(format!("pads of {before} and {behind} are out of range")))?;
         let from = |place: i64| match mode {
             "edge" => place.clamp(0, size - 1),
             "wrap" => place.rem_euclid(size),
-            _ if place < 0 => -place,
-            _ if place >= size => 2 * (size - 1) - place,
-            _ => place,
+            // There and back, however often.
+            _ => {
+                let turn = 2 * (size - 1);
+                let at = if turn == 0 { 0 } else { place.rem_euclid(turn) };
+                at.min(turn - at)
+            }
         };
-        let rows = (-before..size + behind).map(|place| vec![(from(place), 1.0)]).collect::<Vec<_>>();
-        dx = super::resample::back_along(s, &dx, axis, rank, &rows, size)?;
+        let along = super::resample::Along { axis, rank, from: size, to };
+        dx = along.back(s, &dx, |place| vec![(from(place - before), 1.0)])?;
     }
     s.only(dx)
 }
@@ -279,6 +299,9 @@ fn tile(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let repeats = s.const_ints(1).ok_or_else(|| Fault::new("its repeats must be constant; fold the model first"))?;
+    if repeats.len() != s.rank(x)? || repeats.iter().any(|r| *r < 1) {
+        return Err(Fault::new(format!("repeats {repeats:?} don't fit its input")));
+    }
     let mut apart = Vec::new();
     let mut free = 0;
     for (axis, &repeat) in repeats.iter().enumerate() {
@@ -299,8 +322,8 @@ fn tile(s: &mut Site) -> Gradients {
 
 fn depth_to_space(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
-    let block = s.int_or("blocksize", 1);
-    if s.text("mode") != "CRD" {
+    let block = s.positive_or("blocksize", 1)?;
+    if s.choice("mode", &["DCR", "CRD"])? == "DCR" {
         let dx = s.op("SpaceToDepth", &[&dy], &[("blocksize", Attribute::Int(block))]);
         return s.only(dx);
     }
@@ -308,7 +331,11 @@ fn depth_to_space(s: &mut Site) -> Gradients {
     let (Some(channels), Some(height), Some(width)) = (s.dim(x, 1), s.dim(x, 2), s.dim(x, 3)) else {
         return Err(Fault::new("mode CRD needs fixed channels, height and width"));
     };
-    let apart = s.reshape(&dy, &[0, channels / (block * block), height, block, width, block]);
+    let each = block.checked_mul(block).map_or(0, |square| channels / square);
+    if each == 0 {
+        return Err(Fault::new(format!("{channels} channels are no blocks of {block} by {block}")));
+    }
+    let apart = s.reshape(&dy, &[0, each, height, block, width, block]);
     let turned = s.transpose(&apart, &[0, 1, 3, 5, 2, 4]);
     let dx = s.reshape(&turned, &[0, channels, height, width]);
     s.only(dx)
@@ -316,8 +343,8 @@ fn depth_to_space(s: &mut Site) -> Gradients {
 
 fn space_to_depth(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
-    let block = s.int_or("blocksize", 1);
-    let mode = if s.text("mode") == "CRD" { "CRD" } else { "DCR" };
+    let block = s.positive_or("blocksize", 1)?;
+    let mode = s.choice("mode", &["DCR", "CRD"])?;
     let attributes = [("blocksize", Attribute::Int(block)), ("mode", Attribute::Text(mode.into()))];
     let dx = s.op("DepthToSpace", &[&dy], &attributes);
     s.only(dx)

@@ -113,7 +113,7 @@ fn vectors(s: &mut Site, dy: &str, rank_a: usize, rank_b: usize) -> Gradients {
 fn gemm(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let (a, b) = (s.x(0), s.x(1));
-    let (ta, tb) = (s.int_or("transA", 0) != 0, s.int_or("transB", 0) != 0);
+    let (ta, tb) = (s.flag("transA"), s.flag("transB"));
     let alpha = s.float_or("alpha", 1.0);
     let beta = s.float_or("beta", 1.0);
     let product = |s: &mut Site, left: &str, transpose_left: bool, right: &str, transpose_right: bool| {
@@ -157,7 +157,7 @@ fn einsum(s: &mut Site) -> Gradients {
         }
         let others: Vec<usize> = (0..terms.len()).filter(|&o| o != i).collect();
         let seen: String = others.iter().map(|&o| terms[o]).chain([output]).collect();
-        if term.chars().enumerate().any(|(at, c)| term[..at].contains(c)) {
+        if term.char_indices().any(|(at, c)| term[..at].contains(c)) {
             return Err(Fault::new(format!("equation `{equation}`: a term takes a diagonal")));
         }
         let left: Vec<&str> = [output].into_iter().chain(others.iter().map(|&o| terms[o])).collect();

@@ -20,12 +20,14 @@
 
 mod activation;
 mod arithmetic;
+mod branch;
 mod conv;
 mod layout;
 mod matmul;
 mod max_pool;
 mod norm;
 mod pool;
+mod quantise;
 mod recurrent;
 mod reduce;
 mod registry;
@@ -36,14 +38,15 @@ mod window;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::emit::Emitter;
+use crate::emit::{Attribute, Emitter};
 use crate::error::LoadError;
 use crate::index::Index;
 use crate::infer::{InferError, Types, infer_types};
 use crate::kernels::{self, Kernels};
 use crate::model::Model;
 use crate::onnx::{NodeProto, TensorProto};
-use crate::types::ValueInfo;
+use crate::tensor::{DataType, Tensor};
+use crate::types::{Dim, ValueInfo};
 
 /// Why a model can't be differentiated.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +87,25 @@ pub enum GradientError {
         /// The tensor.
         tensor: String,
     },
+    /// A body that isn't differentiated reads something that is.
+    #[error(
+        "node `{node}`, operator `{operator}`: its body reads `{tensor}`, and bodies other than those of If are not \
+         differentiated; freeze what lies before it, or export the model with the loop unrolled"
+    )]
+    Captured {
+        /// The node.
+        node: String,
+        /// Its operator.
+        operator: String,
+        /// What its body reads.
+        tensor: String,
+    },
+    /// More nodes than a step may have.
+    #[error("its gradients take more than {max} nodes; freeze the layers with the longest kernels, or export others")]
+    TooLarge {
+        /// Nodes at most.
+        max: usize,
+    },
     /// Only floating-point numbers have gradients.
     #[error("`{tensor}` holds {dtype} elements; only floating-point tensors have gradients")]
     NotFloat {
@@ -110,9 +132,18 @@ pub fn operators() -> Vec<&'static str> {
     registry::operators()
 }
 
+/// Nodes that gradients take at most: a small file can ask for many.
+const NODES_MAX: usize = 1 << 20;
+
+/// Operators that take integers which stand for trained numbers: they undo
+/// the quantisation, or move or bound such integers.
+const QUANTISED: &[&str] =
+    &["DequantizeLinear", "Clip", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"];
+
 /// The graph that gradients are written behind.
 #[derive(Debug)]
 pub(crate) struct Forward<'m> {
+    model: &'m Model,
     pub(crate) index: Index<'m>,
     pub(crate) types: Types,
     constants: HashMap<&'m str, &'m TensorProto>,
@@ -122,7 +153,7 @@ pub(crate) struct Forward<'m> {
 impl<'m> Forward<'m> {
     pub(crate) fn new(model: &'m Model, kernels: &'m Kernels) -> Result<Self, InferError> {
         let constants = model.graph().initializer.iter().map(|t| (t.name(), t)).collect();
-        Ok(Self { index: Index::new(model), types: infer_types(model)?, constants, kernels })
+        Ok(Self { model, index: Index::new(model), types: infer_types(model)?, constants, kernels })
     }
 
     /// An emitter that leaves the graph's names alone.
@@ -130,7 +161,9 @@ impl<'m> Forward<'m> {
         let graph = self.index.graph;
         let nodes = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
         let values = graph.input.iter().map(|v| v.name()).chain(graph.initializer.iter().map(|t| t.name()));
-        Emitter::new(nodes.chain(values))
+        let mut within = Vec::new();
+        graph.node.iter().for_each(|n| crate::index::names_within(n, &mut within));
+        Emitter::new(nodes.chain(values).chain(within))
     }
 
     /// Writes the gradients of `wanted`, given those of some tensors; the
@@ -158,12 +191,23 @@ impl<'m> Forward<'m> {
                     Some(total)
                 })
                 .collect();
-            if upstream.iter().all(Option::is_none) {
+            if upstream.iter().all(Option::is_none) || registry::is_flat(node.domain(), node.op_type()) {
                 continue;
             }
-            let flows = |name: &String| live.contains(name.as_str()) && self.is_float(name);
-            let wants: Vec<bool> = node.input.iter().map(flows).collect();
-            if !wants.contains(&true) || registry::is_flat(node.domain(), node.op_type()) {
+            for (name, gradient) in self.captured(node, &upstream, &live, out)? {
+                parts.entry(name).or_default().push(gradient);
+            }
+            let acts = |(i, name): (usize, &String)| i < acting(node) && live.contains(name.as_str());
+            let mut wants: Vec<bool> = node.input.iter().enumerate().map(acts).collect();
+            let nothing = node.output.iter().zip(&upstream).all(|(y, dy)| dy.is_none() || self.is_empty(y));
+            for (name, wanted) in node.input.iter().zip(&mut wants) {
+                // Of no elements, or of a result of none.
+                if *wanted && (nothing || self.is_empty(name)) {
+                    *wanted = false;
+                    parts.entry(name).or_default().push(self.zeros(name, out));
+                }
+            }
+            if !wants.contains(&true) {
                 continue;
             }
             let found = self.apply(node, upstream, wants.clone(), out)?;
@@ -171,6 +215,9 @@ impl<'m> Forward<'m> {
                 if let Some(gradient) = gradient.filter(|_| wanted) {
                     parts.entry(name).or_default().push(gradient);
                 }
+            }
+            if out.len() > NODES_MAX {
+                return Err(GradientError::TooLarge { max: NODES_MAX });
             }
         }
         // What is left belongs to inputs and constants.
@@ -189,14 +236,23 @@ impl<'m> Forward<'m> {
         wanted: Vec<bool>,
         out: &mut Emitter,
     ) -> Result<Vec<Option<String>>, GradientError> {
-        let name = || if node.name().is_empty() { node.output.join(", ") } else { node.name().to_owned() };
         let rule = registry::rule(node.domain(), node.op_type()).ok_or_else(|| GradientError::NoRule {
-            node: name(),
+            node: label(node),
             operator: node.op_type().to_owned(),
             domain: node.domain().to_owned(),
         })?;
+        let form = |reason| GradientError::Form { node: label(node), operator: node.op_type().to_owned(), reason };
+        let integers = node.input.iter().zip(&wanted).find(|(name, wanted)| **wanted && !self.is_float(name));
+        if let Some((name, _)) = integers.filter(|_| !QUANTISED.contains(&node.op_type())) {
+            return Err(form(format!(
+                "it reads `{name}`, integers that stand for numbers which are trained; gradients go through \
+                 QuantizeLinear with DequantizeLinear behind it only: freeze what lies before it, or train the \
+                 floating-point model and quantise the result"
+            )));
+        }
         let mut site = site::Site {
             node,
+            index: &self.index,
             types: &self.types,
             constants: &self.constants,
             kernels: self.kernels,
@@ -204,33 +260,90 @@ impl<'m> Forward<'m> {
             upstream,
             wanted,
         };
-        rule(&mut site).map_err(|fault| GradientError::Form {
-            node: name(),
+        rule(&mut site).map_err(|fault| form(fault.0))
+    }
+
+    /// Gradients of what a node's bodies read of the graph around them.
+    fn captured<'a>(
+        &'a self,
+        node: &'a NodeProto,
+        upstream: &[Option<String>],
+        live: &HashSet<&str>,
+        out: &mut Emitter,
+    ) -> Result<Vec<(&'a str, String)>, GradientError> {
+        let names = branch::captures(node, &|name| live.contains(name));
+        let Some(&first) = names.first() else { return Ok(Vec::new()) };
+        if registry::is_default(node.domain()) && node.op_type() == "If" {
+            return self.branches(node, &names, upstream, out);
+        }
+        Err(GradientError::Captured {
+            node: label(node),
             operator: node.op_type().to_owned(),
-            reason: fault.0,
+            tensor: first.to_owned(),
         })
+    }
+
+    /// Zeros in the shape of a tensor.
+    fn zeros(&self, like: &str, out: &mut Emitter) -> String {
+        let dtype = self.types.get(like).and_then(|t| t.dtype).filter(|d| d.is_float()).unwrap_or(DataType::F32);
+        let zero = Tensor::new([1], site::float(dtype, &[0.0])).expect("one element");
+        let shape = out.op("Shape", &[like], &[]);
+        out.op("ConstantOfShape", &[&shape], &[("value", Attribute::Tensor(zero))])
+    }
+
+    /// Whether a tensor is known to have no elements.
+    fn is_empty(&self, name: &str) -> bool {
+        let shape = self.types.get(name).and_then(|t| t.shape.as_deref());
+        shape.is_some_and(|shape| shape.contains(&Dim::Known(0)))
     }
 
     fn is_float(&self, name: &str) -> bool {
         self.types.get(name).and_then(|t| t.dtype).is_none_or(|d| d.is_float())
     }
 
-    /// Tensors whose value depends on one of these.
-    fn depends_on<'a>(&'a self, roots: &[&'a str]) -> HashSet<&'a str> {
+    /// Tensors through which one of these acts on what comes behind: numbers
+    /// that depend on it, and integers that stand for such numbers.
+    pub(crate) fn depends_on<'a>(&'a self, roots: &[&'a str]) -> HashSet<&'a str> {
         let mut live: HashSet<&str> = roots.iter().copied().collect();
         for &position in &self.index.order {
             let node = &self.index.graph.node[position];
-            // Nothing flows through these, nor through a type that is copied.
+            // Nothing flows through these.
             if registry::is_flat(node.domain(), node.op_type()) {
                 continue;
             }
-            let count = if node.op_type() == "CastLike" { 1 } else { usize::MAX };
-            if self.index.reads[position].iter().take(count).any(|name| live.contains(name)) {
-                live.extend(node.output.iter().map(String::as_str));
+            let mut met =
+                self.index.reads[position].iter().take(acting(node)).filter(|name| live.contains(*name)).peekable();
+            if met.peek().is_none() {
+                continue;
             }
+            // Places and counts are whole numbers that jump; what quantisers
+            // make, and what is made of that, isn't.
+            let quantised = registry::quantises(node) || met.any(|name| !self.is_float(name));
+            live.extend(node.output.iter().map(String::as_str).filter(|y| quantised || self.is_float(y)));
         }
         live
     }
+
+    /// Nodes at which what depends on a tensor comes to an end, since nothing
+    /// flows through them.
+    pub(crate) fn ends_of(&self, tensor: &str) -> Vec<&NodeProto> {
+        let live = self.depends_on(&[tensor]);
+        let reads = |position: &usize| self.index.reads[*position].iter().any(|name| live.contains(name));
+        let nodes = self.index.order.iter().filter(|position| reads(position));
+        let ends = nodes.map(|&position| &self.index.graph.node[position]);
+        ends.filter(|node| !node.output.iter().any(|y| live.contains(y.as_str()))).collect()
+    }
+}
+
+/// How many of a node's inputs act on its result: of what a CastLike is like
+/// only the type is copied.
+fn acting(node: &NodeProto) -> usize {
+    if node.op_type() == "CastLike" { 1 } else { usize::MAX }
+}
+
+/// A node without a name is known by what it makes.
+fn label(node: &NodeProto) -> String {
+    if node.name().is_empty() { node.output.join(", ") } else { node.name().to_owned() }
 }
 
 /// The sum of gradients that reached one tensor on several ways.
@@ -344,6 +457,8 @@ fn inputs_min(operator: &str) -> usize {
         | "GatherElements"
         | "GatherND"
         | "CumSum"
+        | "QuantizeLinear"
+        | "DequantizeLinear"
         | "CastLike" => 2,
         _ => 1,
     }
@@ -364,8 +479,7 @@ pub(crate) fn check_arity(model: &Model) -> Result<(), GradientError> {
             } else {
                 "it has no output".into()
             };
-            let node = if node.name().is_empty() { node.output.join(", ") } else { node.name().to_owned() };
-            return Err(GradientError::Form { node, operator: operator.to_owned(), reason });
+            return Err(GradientError::Form { node: label(node), operator: operator.to_owned(), reason });
         }
     }
     Ok(())
@@ -381,8 +495,9 @@ pub(crate) fn prepare(model: &Model) -> Result<Model, LoadError> {
     for node in graph.node.iter_mut().filter(|n| n.domain().is_empty()) {
         let outputs = match node.op_type() {
             "LSTM" => 3,
-            "GRU" | "RNN" => 2,
-            "BatchNormalization" if crate::upgrade::int(node, "training_mode") == Some(1) => 3,
+            "GRU" | "RNN" | "TopK" => 2,
+            "Split" => node.output.len(),
+            "BatchNormalization" if crate::attributes::Attributes::of(node).flag("training_mode") => 3,
             _ => continue,
         };
         for i in 0..outputs {

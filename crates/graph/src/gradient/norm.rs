@@ -19,7 +19,7 @@ fn batch_norm(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let rank = s.rank(x)?;
-    let training = s.int_or("training_mode", 0) != 0;
+    let training = s.flag("training_mode");
     let epsilon = s.float_or("epsilon", 1e-5);
     let others: Vec<i64> = (0..rank as i64).filter(|&axis| axis != 1).collect();
     let (mean, variance) = if !training {
@@ -58,13 +58,7 @@ fn batch_norm(s: &mut Site) -> Gradients {
     let mut dx = s.mul(&dy, &wide_gain);
     if training && s.wants(0) {
         // dx = gain * (dy - dbias/m - centred * inverse^2 * dot/m).
-        let count = {
-            let elements = s.op("Size", &[x], &[]);
-            let channels = s.op("Size", &[mean], &[]);
-            let count = s.div(&elements, &channels);
-            let dtype = i64::from(s.dtype(x).to_onnx());
-            s.op("Cast", &[&count], &[("to", Attribute::Int(dtype))])
-        };
+        let count = s.share(x, mean);
         let each = s.div(&gain, &count);
         let slope = s.mul(&dscale, &inverse);
         let slope = s.mul(&slope, &each);
@@ -162,8 +156,11 @@ fn channel_groups(s: &mut Site, groups: Groups) -> Gradients {
     };
     let count = match groups {
         Groups::PerChannel => channels,
-        Groups::Stated => s.int_or("num_groups", channels),
+        Groups::Stated => s.positive_or("num_groups", channels)?,
     };
+    if channels % count != 0 {
+        return Err(Fault::new(format!("{channels} channels do not divide into {count} groups")));
+    }
     if s.dim(s.x(1), 0).is_some_and(|n| n != channels) {
         return Err(Fault::new("its scale is per group, as before operator set 21; export the model with 21"));
     }
@@ -199,9 +196,13 @@ fn lp_norm(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let axis = s.int_or("axis", -1);
     let (x, y) = (s.x(0), s.y(0));
-    let (norm, slope) = if s.int_or("p", 2) == 1 {
+    let p = s.int_or("p", 2);
+    if !(1..=2).contains(&p) {
+        return Err(Fault::new(format!("the norm of order {p} is not differentiated")));
+    }
+    let (norm, slope) = if p == 1 {
         let size = s.op("Abs", &[x], &[]);
-        (s.sum(&size, &[axis], true), s.op("Sign", &[x], &[]))
+        (s.sum(&size, &[axis], true), s.sign(x))
     } else {
         let square = s.mul(x, x);
         let square = s.sum(&square, &[axis], true);
@@ -212,5 +213,9 @@ fn lp_norm(s: &mut Site) -> Gradients {
     let along = s.mul(&along, &slope);
     let rest = s.sub(&dy, &along);
     let dx = s.div(&rest, &norm);
+    // Engines leave a vector of zeros as it is, whatever it was divided by.
+    let zero = s.num(0.0);
+    let none = s.op("Equal", &[&norm, &zero], &[]);
+    let dx = s.except_where(&none, &dx);
     s.only(dx)
 }

@@ -5,7 +5,6 @@ use super::registry::Family;
 use super::site::{Fault, Gradients, Site};
 use super::window::Window;
 use crate::emit::Attribute;
-use crate::tensor::{DataType, Elements, Tensor};
 
 pub(super) const RULES: Family = &[
     ("MaxPool", max_pool),
@@ -21,16 +20,12 @@ fn average_pool(s: &mut Site) -> Gradients {
     let mut window = Window::of(s, kernel)?;
     let axes = window.axes();
     let channels = s.dim(x, 1).ok_or_else(|| Fault::new("its channels are unknown; export the model with shapes"))?;
-    let taps = window.kernel.iter().product::<i64>();
-    let ones = |s: &Site| match s.dtype(x) {
-        DataType::F64 => Elements::F64(vec![1.0]),
-        _ => Elements::F32(vec![1.0]),
-    };
+    let taps = window.taps()?;
     // With ceil_mode the last windows may reach beyond picture and pads.
     let mut beyond = vec![0; axes];
     for (axis, beyond) in beyond.iter_mut().enumerate() {
         let (Some(size), Some(out)) = (s.dim(x, axis + 2), s.dim(s.y(0), axis + 2)) else {
-            if s.int_or("ceil_mode", 0) != 0 {
+            if s.flag("ceil_mode") {
                 return Err(Fault::new("ceil_mode needs a picture of fixed size; export the model with one"));
             }
             continue;
@@ -38,7 +33,7 @@ fn average_pool(s: &mut Site) -> Gradients {
         let covered = (out - 1) * window.strides[axis] + window.reach(axis);
         *beyond = (covered - size - window.before[axis] - window.behind[axis]).max(0);
     }
-    let counts_pads = s.int_or("count_include_pad", 0) != 0;
+    let counts_pads = s.flag("count_include_pad");
     let partial = beyond.iter().any(|&b| b > 0) || window.is_padded() && !counts_pads;
     let dy = if partial {
         // The share of each window that counts: ones where there is a picture
@@ -46,8 +41,7 @@ fn average_pool(s: &mut Site) -> Gradients {
         let sizes = s.op("Shape", &[x], &[("start", Attribute::Int(2))]);
         let one = s.out.ints(&[1, 1]);
         let plane = s.op("Concat", &[&one, &sizes], &[("axis", Attribute::Int(0))]);
-        let fill = Tensor::new([1], ones(s)).expect("one element");
-        let full = s.op("ConstantOfShape", &[&plane], &[("value", Attribute::Tensor(fill))]);
+        let full = s.filled(&plane, s.dtype(x), 1.0);
         let pads = [&[0, 0], window.before.as_slice(), &[0, 0], &window.behind].concat();
         let pads = s.out.ints(&pads);
         let around = s.num(if counts_pads { 1.0 } else { 0.0 });
@@ -59,7 +53,9 @@ fn average_pool(s: &mut Site) -> Gradients {
         }
         let bare = Window { before: vec![0; axes], behind: vec![0; axes], ..window.clone() };
         let mut attributes = bare.attributes(1);
-        attributes.retain(|(name, _)| *name != "group");
+        // Only a model of operator set 19 or newer says dilations of it.
+        let dilated = window.dilations.iter().any(|&d| d != 1);
+        attributes.retain(|(name, _)| *name != "group" && (dilated || *name != "dilations"));
         let share = s.op("AveragePool", &[&full], &attributes);
         s.div(&dy, &share)
     } else {
@@ -72,21 +68,16 @@ fn average_pool(s: &mut Site) -> Gradients {
     let mut shape = vec![channels, 1];
     shape.extend(&window.kernel);
     let shape = s.out.ints(&shape);
-    let fill = Tensor::new([1], ones(s)).expect("one element");
-    let weight = s.op("ConstantOfShape", &[&shape], &[("value", Attribute::Tensor(fill))]);
+    let weight = s.filled(&shape, s.dtype(x), 1.0);
     let dx = window.spread(s, &scaled, &weight, channels);
     s.only(dx)
-}
-
-/// Axes of the picture.
-fn spatial(s: &Site) -> Result<Vec<i64>, Fault> {
-    Ok((2..s.rank(s.x(0))? as i64).collect())
 }
 
 fn global_average_pool(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
-    let sizes: Option<i64> = (2..s.rank(x)?).map(|axis| s.dim(x, axis)).product();
+    let places = |n: i64, axis: usize| n.checked_mul(s.dim(x, axis)?).filter(|n| *n > 0);
+    let sizes: Option<i64> = (2..s.rank(x)?).try_fold(1, places);
     let share = match sizes {
         Some(places) => s.times(&dy, 1.0 / places as f64),
         None => {
@@ -102,9 +93,17 @@ fn global_average_pool(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
+/// The first of equal winners gets it all, as in every pool.
 fn global_max_pool(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
-    let axes = spatial(s)?;
-    let dx = super::reduce::shared_among_winners(s, &dy, s.y(0), &axes);
+    let x = s.x(0);
+    let flat = s.reshape(x, &[0, 0, -1]);
+    let attributes = [("axis", Attribute::Int(2)), ("keepdims", Attribute::Int(1))];
+    let first = s.op("ArgMax", &[&flat], &attributes);
+    let dy = s.reshape(&dy, &[0, 0, -1]);
+    let shape = s.shape_of(&flat);
+    let zeros = s.filled(&shape, s.dtype(x), 0.0);
+    let dx = s.op("ScatterElements", &[&zeros, &first, &dy], &[("axis", Attribute::Int(2))]);
+    let dx = s.reshape_like(&dx, x);
     s.only(dx)
 }

@@ -47,7 +47,7 @@ struct Parts {
 
 fn lstm(s: &mut Site) -> Gradients {
     supported(s, &[("Sigmoid", "Tanh", "Tanh")], 7)?;
-    if s.int_or("input_forget", 0) != 0 {
+    if s.flag("input_forget") {
         return Err(Fault::new("input_forget is not differentiated"));
     }
     layer(s, 4, lstm_direction)
@@ -66,17 +66,17 @@ fn rnn(s: &mut Site) -> Gradients {
 /// Refuses what the rules don't know: other activations, clipping, lengths,
 /// peepholes, the batch in front.
 fn supported(s: &Site, known: &[(&str, &str, &str)], inputs: usize) -> Result<(), Fault> {
-    if let Some(activations) = s.attribute("activations") {
+    if let Some(activations) = s.attributes().get("activations") {
         let names: Vec<String> = activations.strings.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect();
         let usual: Vec<&str> = [known[0].0, known[0].1, known[0].2].into_iter().filter(|n| !n.is_empty()).collect();
         if names.chunks(usual.len()).any(|chunk| chunk != usual) {
             return Err(Fault::new(format!("activations {names:?} are not differentiated, only {usual:?}")));
         }
     }
-    if s.attribute("clip").is_some() {
+    if s.attributes().get("clip").is_some() {
         return Err(Fault::new("clip is not differentiated"));
     }
-    if s.int_or("layout", 0) != 0 {
+    if s.flag("layout") {
         return Err(Fault::new("layout 1 is not differentiated; export the model with time in front"));
     }
     if s.given(4) {
@@ -89,12 +89,14 @@ fn supported(s: &Site, known: &[(&str, &str, &str)], inputs: usize) -> Result<()
 }
 
 fn layer(s: &mut Site, gates: i64, rule: fn(&mut Site, &Direction) -> Parts) -> Gradients {
-    let hidden = s
-        .attribute("hidden_size")
-        .map(|a| a.i())
-        .or_else(|| s.dim(s.x(2), 2))
-        .ok_or_else(|| Fault::new("its hidden_size is unknown"))?;
-    let reverses: &[bool] = match s.text("direction") {
+    let recurrent = s.dim(s.x(2), 2);
+    let hidden = match s.attributes().int("hidden_size") {
+        Some(_) => Some(s.positive_or("hidden_size", 1)?),
+        None => recurrent,
+    };
+    let hidden = hidden.filter(|h| recurrent.is_none_or(|r| r == *h));
+    let hidden = hidden.ok_or_else(|| Fault::new("its hidden_size is unknown, or not that of its weights"))?;
+    let reverses: &[bool] = match s.choice("direction", &["forward", "reverse", "bidirectional"])? {
         "reverse" => &[true],
         "bidirectional" => &[false, true],
         _ => &[false],
@@ -366,7 +368,7 @@ fn gru_direction(s: &mut Site, d: &Direction) -> Parts {
     let hidden = d.hidden;
     // PyTorch resets the state's share of the hidden gate; the paper resets
     // the state.
-    let after = s.int_or("linear_before_reset", 0) != 0;
+    let after = s.flag("linear_before_reset");
     let from_x = share(s, &d.x, &d.w, d.wb.as_ref());
     let from_h = share(s, &d.before, &d.r, d.rb.as_ref());
     let gate = |s: &mut Site, k: i64| {

@@ -9,22 +9,21 @@ pub(super) const RULES: Family = &[
     ("ReduceMean", mean),
     ("ReduceMax", extreme),
     ("ReduceMin", extreme),
-    ("ReduceProd", |s| {
-        reduction(s, |s, dy, y| {
-            let full = s.mul(dy, y);
-            s.div(&full, s.x(0))
-        })
-    }),
+    ("ReduceProd", |s| reduction(s, product)),
     ("ReduceL1", |s| {
         reduction(s, |s, dy, _| {
-            let sign = s.op("Sign", &[s.x(0)], &[]);
+            let sign = s.sign(s.x(0));
             s.mul(dy, &sign)
         })
     }),
     ("ReduceL2", |s| {
         reduction(s, |s, dy, y| {
-            let each = s.div(dy, y);
-            s.mul(s.x(0), &each)
+            // Of no length is no direction: nothing flows, as in PyTorch.
+            let zero = s.num(0.0);
+            let none = s.op("Equal", &[y, &zero], &[]);
+            let direction = s.div(s.x(0), y);
+            let direction = s.except_where(&none, &direction);
+            s.mul(dy, &direction)
         })
     }),
     ("ReduceSumSquare", |s| {
@@ -60,7 +59,7 @@ fn kept(s: &mut Site, value: &str) -> Result<String, Fault> {
             return Ok(s.op("Unsqueeze", &[value, s.x(1)], &[]));
         }
     }
-    if s.int_or("noop_with_empty_axes", 0) != 0 {
+    if s.flag("noop_with_empty_axes") {
         return Ok(value.to_owned());
     }
     let ones = vec![1; s.rank(s.x(0))?];
@@ -81,12 +80,36 @@ fn reduction(s: &mut Site, each: impl FnOnce(&mut Site, &str, &str) -> String) -
 
 fn mean(s: &mut Site) -> Gradients {
     reduction(s, |s, dy, _| {
-        let (large, small) = (s.op("Size", &[s.x(0)], &[]), s.op("Size", &[s.y(0)], &[]));
-        let count = s.div(&large, &small);
-        let dtype = i64::from(s.dtype(s.y(0)).to_onnx());
-        let count = s.op("Cast", &[&count], &[("to", Attribute::Int(dtype))]);
+        let count = s.share(s.x(0), s.y(0));
         s.div(dy, &count)
     })
+}
+
+/// Each element's gradient is the product of the others, zeros among them or
+/// not.
+fn product(s: &mut Site, dy: &str, _: &str) -> String {
+    let x = s.x(0);
+    let (zero, one) = (s.num(0.0), s.num(1.0));
+    let none = s.op("Equal", &[x, &zero], &[]);
+    let factors = s.either(&none, &one, x);
+    let rest = along_its_axes(s, "ReduceProd", &factors);
+    let ones = s.cast(&none, s.dtype(x));
+    let zeros = along_its_axes(s, "ReduceSum", &ones);
+    // With no zero all are as said; with one zero only its own is not zero.
+    let single = s.op("Equal", &[&zeros, &one], &[]);
+    let own = s.op("And", &[&none, &single], &[]);
+    let without = s.op("Equal", &[&zeros, &zero], &[]);
+    let some = s.op("Or", &[&own, &without], &[]);
+    let others = s.div(&rest, &factors);
+    let others = s.only_where(&some, &others);
+    s.mul(dy, &others)
+}
+
+/// `x`, shaped as the input, reduced as the node reduces, its axes kept.
+fn along_its_axes(s: &mut Site, kind: &str, x: &str) -> String {
+    let noop = s.int_or("noop_with_empty_axes", 0);
+    let keep = [("keepdims", Attribute::Int(1)), ("noop_with_empty_axes", Attribute::Int(noop))];
+    if s.given(1) { s.op(kind, &[x, s.x(1)], &keep) } else { s.op(kind, &[x], &keep) }
 }
 
 /// Equal winners share the gradient, as in PyTorch.
@@ -94,29 +117,12 @@ fn extreme(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let dy = kept(s, &dy)?;
     let y = kept(s, s.y(0))?;
-    let (won, winners) = winners(s, &y, |s, won| {
-        let noop = s.int_or("noop_with_empty_axes", 0);
-        let keep = [("keepdims", Attribute::Int(1)), ("noop_with_empty_axes", Attribute::Int(noop))];
-        if s.given(1) { s.op("ReduceSum", &[won, s.x(1)], &keep) } else { s.op("ReduceSum", &[won], &keep) }
-    });
+    let won = s.op("Equal", &[s.x(0), &y], &[]);
+    let ones = s.cast(&won, s.dtype(s.x(0)));
+    let winners = along_its_axes(s, "ReduceSum", &ones);
     let share = s.div(&dy, &winners);
-    let dx = s.mul(&won, &share);
+    let dx = s.only_where(&won, &share);
     s.only(dx)
-}
-
-/// `dy` shared among the elements along `axes` that equal `y`.
-pub(super) fn shared_among_winners(s: &mut Site, dy: &str, y: &str, axes: &[i64]) -> String {
-    let (won, winners) = winners(s, y, |s, won| s.sum(won, axes, true));
-    let share = s.div(dy, &winners);
-    s.mul(&won, &share)
-}
-
-fn winners(s: &mut Site, y: &str, count: impl FnOnce(&mut Site, &str) -> String) -> (String, String) {
-    let equal = s.op("Equal", &[s.x(0), y], &[]);
-    let dtype = i64::from(s.dtype(s.x(0)).to_onnx());
-    let won = s.op("Cast", &[&equal], &[("to", Attribute::Int(dtype))]);
-    let winners = count(s, &won);
-    (won, winners)
 }
 
 /// What came before feels what comes after.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::site::Rule;
+use crate::onnx::NodeProto;
 
 pub(super) type Family = &'static [(&'static str, Rule)];
 
@@ -20,7 +21,11 @@ const FAMILIES: &[Family] = &[
     super::layout::RULES,
     super::select::RULES,
     super::recurrent::RULES,
+    super::quantise::RULES,
 ];
+
+/// Operators of ONNX Runtime's own domain that are those of the default one.
+const ALIASES: &[&str] = &["QuantizeLinear", "DequantizeLinear"];
 
 /// Operators whose results don't change, or jump, with their inputs: nothing
 /// flows back through them.
@@ -62,12 +67,24 @@ static RULES: LazyLock<HashMap<&'static str, Rule>> =
 
 /// The rule of an operator, if there is one.
 pub(super) fn rule(domain: &str, operator: &str) -> Option<Rule> {
-    matches!(domain, "" | "ai.onnx").then(|| RULES.get(operator).copied()).flatten()
+    let known = is_default(domain) || domain == "com.microsoft" && ALIASES.contains(&operator);
+    known.then(|| RULES.get(operator).copied()).flatten()
+}
+
+/// Whether a domain is ONNX's own, which has two names.
+pub(super) fn is_default(domain: &str) -> bool {
+    matches!(domain, "" | "ai.onnx")
+}
+
+/// Whether a node makes integers that stand for the numbers it reads.
+pub(super) fn quantises(node: &NodeProto) -> bool {
+    rule(node.domain(), node.op_type()).is_some()
+        && matches!(node.op_type(), "QuantizeLinear" | "DynamicQuantizeLinear")
 }
 
 /// Whether nothing flows back through an operator.
 pub(super) fn is_flat(domain: &str, operator: &str) -> bool {
-    matches!(domain, "" | "ai.onnx") && FLAT.contains(&operator)
+    is_default(domain) && FLAT.contains(&operator)
 }
 
 /// Operators with a rule, sorted.

@@ -62,7 +62,10 @@ fn one(s: &mut Site, dy: &str, axis: usize, index: i64) -> Gradients {
     let which = s.out.ints(&[axis as i64]);
     let thin = s.op("Unsqueeze", &[dy, &which], &[]);
     if let Some(size) = s.dim(x, axis) {
-        let index = if index < 0 { index + size } else { index };
+        let from_front = if index < 0 { index.checked_add(size) } else { Some(index) };
+        let index = from_front
+            .filter(|i| (0..size).contains(i))
+            .ok_or_else(|| Fault::new(format!("place {index} is outside of an axis of {size}")))?;
         let mut pads = vec![0; 2 * rank];
         pads[axis] = index;
         pads[rank + axis] = size - 1 - index;
@@ -102,8 +105,8 @@ fn gather_nd(s: &mut Site) -> Gradients {
 
 /// Whether a scatter replaces, adds, or does what isn't differentiated.
 fn replaces(s: &Site) -> Result<bool, Fault> {
-    match s.text("reduction") {
-        "" | "none" => Ok(true),
+    match s.choice("reduction", &["none", "add", "mul", "max", "min"])? {
+        "none" => Ok(true),
         "add" => Ok(false),
         other => Err(Fault::new(format!("reduction {other} is not differentiated"))),
     }

@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 
+use crate::attributes::{Attributes, Unfit};
 use crate::constant::tensor_from_proto;
 use crate::emit::{Attribute, Emitter};
-use crate::infer::Types;
+use crate::index::Index;
+use crate::infer::{Types, axis_index};
 use crate::kernels::Kernels;
-use crate::onnx::{AttributeProto, NodeProto, TensorProto};
+use crate::onnx::{NodeProto, TensorProto};
 use crate::tensor::{DataType, Elements, Tensor};
 use crate::types::Dim;
 
@@ -20,6 +22,16 @@ impl Fault {
     }
 }
 
+impl From<Unfit> for Fault {
+    fn from(unfit: Unfit) -> Self {
+        Self(unfit.0)
+    }
+}
+
+/// Sizes above this count as unknown: no axis has as many places, and sums and
+/// products of few of them with others' don't overflow.
+const SIZE_MAX: i64 = 1 << 40;
+
 /// Gradients of a node's inputs in order; `None` (or none) where there is no
 /// gradient, or none is wanted.
 pub(super) type Gradients = Result<Vec<Option<String>>, Fault>;
@@ -30,6 +42,7 @@ pub(super) type Rule = fn(&mut Site) -> Gradients;
 /// One node of the forward graph.
 pub(super) struct Site<'a> {
     pub(super) node: &'a NodeProto,
+    pub(super) index: &'a Index<'a>,
     pub(super) types: &'a Types,
     pub(super) constants: &'a HashMap<&'a str, &'a TensorProto>,
     pub(super) kernels: &'a Kernels,
@@ -83,24 +96,41 @@ impl<'a> Site<'a> {
 
     // Attributes and constants.
 
-    pub(super) fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
-        self.node.attribute.iter().find(|a| a.name() == name)
+    pub(super) fn attributes(&self) -> Attributes<'a> {
+        Attributes::of(self.node)
     }
 
     pub(super) fn int_or(&self, name: &str, default: i64) -> i64 {
-        self.attribute(name).map_or(default, AttributeProto::i)
+        self.attributes().int_or(name, default)
+    }
+
+    pub(super) fn flag(&self, name: &str) -> bool {
+        self.attributes().flag(name)
     }
 
     pub(super) fn float_or(&self, name: &str, default: f32) -> f64 {
-        f64::from(self.attribute(name).map_or(default, AttributeProto::f))
+        f64::from(self.attributes().float_or(name, default))
     }
 
+    /// A list that isn't empty.
     pub(super) fn ints(&self, name: &str) -> Option<&'a [i64]> {
-        self.attribute(name).map(|a| a.ints.as_slice())
+        self.attributes().ints(name)
     }
 
     pub(super) fn text(&self, name: &str) -> &'a str {
-        self.attribute(name).and_then(|a| std::str::from_utf8(a.s()).ok()).unwrap_or_default()
+        self.attributes().text(name).unwrap_or_default()
+    }
+
+    /// A text that is one of those known, the first where nothing is said.
+    pub(super) fn choice(&self, name: &str, known: &[&'static str]) -> Result<&'static str, Fault> {
+        Ok(self.attributes().choice(name, known)?)
+    }
+
+    /// A number above 0, as far as sizes go.
+    pub(super) fn positive_or(&self, name: &str, default: i64) -> Result<i64, Fault> {
+        let value = self.attributes().positive_or(name, default.max(1) as u64)?;
+        let fits = i64::try_from(value).ok().filter(|n| *n <= SIZE_MAX);
+        fits.ok_or_else(|| Fault::new(format!("{name} {value} is out of range")))
     }
 
     /// The constant that input `i` is, if it is one.
@@ -134,21 +164,17 @@ impl<'a> Site<'a> {
 
     /// The sizes of an input whose axes are all fixed.
     pub(super) fn fixed(&self, name: &str) -> Option<Vec<i64>> {
-        self.shape(name)?.iter().map(|d| d.known().and_then(|n| i64::try_from(n).ok())).collect()
+        self.shape(name)?.iter().map(size).collect()
     }
 
     /// Size of one axis, if it is fixed.
     pub(super) fn dim(&self, name: &str, axis: usize) -> Option<i64> {
-        self.shape(name)?.get(axis)?.known().and_then(|n| i64::try_from(n).ok())
+        size(self.shape(name)?.get(axis)?)
     }
 
     /// An axis counted from the front.
     pub(super) fn axis(&self, axis: i64, rank: usize) -> Result<usize, Fault> {
-        let front = if axis < 0 { axis + rank as i64 } else { axis };
-        usize::try_from(front)
-            .ok()
-            .filter(|&a| a < rank)
-            .ok_or_else(|| Fault::new(format!("axis {axis} is outside of {rank} axes")))
+        axis_index(axis, rank).ok_or_else(|| Fault::new(format!("axis {axis} is outside of {rank} axes")))
     }
 
     // Words for nodes.
@@ -213,18 +239,48 @@ impl<'a> Site<'a> {
         self.sub(&value, a)
     }
 
-    /// `gradient` where `condition` holds, else zero; as a product, which
-    /// engines compute several times faster than a choice.
-    pub(super) fn masked(&mut self, condition: &str, gradient: &str) -> String {
-        let dtype = i64::from(self.dtype(self.y(0)).to_onnx());
-        let mask = self.op("Cast", &[condition], &[("to", Attribute::Int(dtype))]);
-        self.mul(gradient, &mask)
-    }
-
-    /// `gradient` where `condition` holds, else zero, whatever it is there.
+    /// `gradient` where `condition` holds, else zero, whatever it is there: a
+    /// product with a mask would make no number of an infinite one.
     pub(super) fn only_where(&mut self, condition: &str, gradient: &str) -> String {
         let zero = self.num(0.0);
-        self.op("Where", &[condition, gradient, &zero], &[])
+        self.either(condition, gradient, &zero)
+    }
+
+    /// Zero where `condition` holds, else `gradient`.
+    pub(super) fn except_where(&mut self, condition: &str, gradient: &str) -> String {
+        let zero = self.num(0.0);
+        self.either(condition, &zero, gradient)
+    }
+
+    pub(super) fn either(&mut self, condition: &str, then: &str, other: &str) -> String {
+        self.op("Where", &[condition, then, other], &[])
+    }
+
+    /// `x` as numbers of another type.
+    pub(super) fn cast(&mut self, x: &str, dtype: DataType) -> String {
+        self.op("Cast", &[x], &[("to", Attribute::Int(i64::from(dtype.to_onnx())))])
+    }
+
+    /// 1 above zero, -1 below it, else 0. Not by the operator Sign, which not
+    /// every engine has right at zero.
+    pub(super) fn sign(&mut self, x: &str) -> String {
+        let dtype = self.dtype(x);
+        let zero = self.num(0.0);
+        let above = self.op("Greater", &[x, &zero], &[]);
+        let below = self.op("Less", &[x, &zero], &[]);
+        let (above, below) = (self.cast(&above, dtype), self.cast(&below, dtype));
+        self.sub(&above, &below)
+    }
+
+    /// How many elements of `of` there are for each of `among`, as a number of
+    /// the first output's type.
+    pub(super) fn share(&mut self, of: &str, among: &str) -> String {
+        let (all, parts) = (self.op("Size", &[of], &[]), self.op("Size", &[among], &[]));
+        // Engines stop the process at a division of integers by zero.
+        let one = self.out.int(1);
+        let parts = self.op("Max", &[&parts, &one], &[]);
+        let count = self.div(&all, &parts);
+        self.cast(&count, self.dtype(self.y(0)))
     }
 
     pub(super) fn matmul(&mut self, a: &str, b: &str) -> String {
@@ -276,14 +332,16 @@ impl<'a> Site<'a> {
 
     /// Zeros in the shape of `like`.
     pub(super) fn zeros_like(&mut self, like: &str) -> String {
-        let known = self.types.get(like).and_then(|t| t.dtype);
-        let elements = match known.unwrap_or_else(|| self.dtype(self.y(0))) {
-            DataType::F64 => Elements::F64(vec![0.0]),
-            _ => Elements::F32(vec![0.0]),
-        };
+        let dtype = self.types.get(like).and_then(|t| t.dtype).unwrap_or_else(|| self.dtype(self.y(0)));
         let shape = self.shape_of(like);
-        let zero = Tensor::new([1], elements).expect("one element");
-        self.op("ConstantOfShape", &[&shape], &[("value", Attribute::Tensor(zero))])
+        self.filled(&shape, dtype, 0.0)
+    }
+
+    /// A tensor of this shape, which is a vector of sizes, of one number.
+    pub(super) fn filled(&mut self, shape: &str, dtype: DataType, value: f64) -> String {
+        let one = float(dtype, &[value]);
+        let one = Tensor::new([1], one).expect("one element");
+        self.op("ConstantOfShape", &[shape], &[("value", Attribute::Tensor(one))])
     }
 
     /// Sums `gradient`, shaped as `of`, down to the shape of input `i`,
@@ -332,9 +390,24 @@ impl<'a> Site<'a> {
     }
 }
 
+/// Numbers of a floating type.
+pub(super) fn float(dtype: DataType, values: &[f64]) -> Elements {
+    match dtype {
+        DataType::F64 => Elements::F64(values.to_vec()),
+        DataType::F16 => Elements::F16(values.iter().map(|&v| half::f16::from_f64(v)).collect()),
+        DataType::BF16 => Elements::BF16(values.iter().map(|&v| half::bf16::from_f64(v)).collect()),
+        _ => Elements::F32(values.iter().map(|&v| v as f32).collect()),
+    }
+}
+
+/// A fixed size.
+fn size(dim: &Dim) -> Option<i64> {
+    dim.known().and_then(|n| i64::try_from(n).ok()).filter(|n| *n <= SIZE_MAX)
+}
+
 /// A shape as Reshape takes it: one free axis may be the rest.
 fn reshape_target(shape: &[Dim]) -> Option<Vec<i64>> {
-    let sizes: Vec<Option<i64>> = shape.iter().map(|d| d.known().and_then(|n| i64::try_from(n).ok())).collect();
+    let sizes: Vec<Option<i64>> = shape.iter().map(size).collect();
     let free = sizes.iter().filter(|s| s.is_none()).count();
     // A size of 0 would mean "as it was".
     (free <= 1 && !sizes.contains(&Some(0))).then(|| sizes.into_iter().map(|s| s.unwrap_or(-1)).collect())

@@ -1,7 +1,16 @@
 //! Kernels, strides, pads and dilations of convolutions and pools.
 
 use super::site::{Fault, Site};
+use crate::attributes::{Auto, Sliding};
 use crate::emit::Attribute;
+
+/// Kernels, strides, dilations and pads above this along one axis are
+/// refused: no picture is as large, and no product of them overflows.
+const FAR_MAX: i64 = 1 << 20;
+
+/// Positions of a kernel at most that are written one by one; each takes
+/// several nodes.
+const POSITIONS_MAX: i64 = 4_096;
 
 /// A sliding window over the spatial axes, sizes per axis.
 #[derive(Debug, Clone)]
@@ -18,37 +27,16 @@ pub(super) struct Window {
 impl Window {
     /// The window of a node whose input 0 is `[batch, channels, spatial..]`.
     pub(super) fn of(s: &Site, kernel: Vec<i64>) -> Result<Self, Fault> {
-        let axes = kernel.len();
-        let each = |name: &str, default: i64| s.ints(name).map_or_else(|| vec![default; axes], <[i64]>::to_vec);
-        let mut window = Self {
-            kernel,
-            strides: each("strides", 1),
-            dilations: each("dilations", 1),
-            before: vec![0; axes],
-            behind: vec![0; axes],
-        };
-        match s.text("auto_pad") {
-            "" | "NOTSET" => {
-                if let Some(pads) = s.ints("pads").filter(|p| p.len() == 2 * axes) {
-                    window.before = pads[..axes].to_vec();
-                    window.behind = pads[axes..].to_vec();
-                }
-            }
-            "VALID" => {}
-            same => {
-                for axis in 0..axes {
-                    let size = s.dim(s.x(0), axis + 2).ok_or_else(|| {
-                        Fault::new(format!("auto_pad {same} on an axis of unknown size; export with fixed sizes"))
-                    })?;
-                    let stride = window.strides[axis];
-                    let out = (size + stride - 1) / stride;
-                    let total = ((out - 1) * stride + window.reach(axis) - size).max(0);
-                    let less = total / 2;
-                    let (before, behind) =
-                        if same == "SAME_UPPER" { (less, total - less) } else { (total - less, less) };
-                    window.before[axis] = before;
-                    window.behind[axis] = behind;
-                }
+        let (mut window, auto) = Self::stated(s, kernel)?;
+        if auto.is_same() {
+            for axis in 0..window.axes() {
+                let size = s.dim(s.x(0), axis + 2).ok_or_else(|| {
+                    Fault::new("its padding follows from an axis of unknown size; export with fixed sizes")
+                })?;
+                let stride = window.strides[axis];
+                let out = (size + stride - 1) / stride;
+                let total = ((out - 1) * stride + window.reach(axis) - size).max(0);
+                (window.before[axis], window.behind[axis]) = auto.divided(total);
             }
         }
         Ok(window)
@@ -57,27 +45,54 @@ impl Window {
     /// The window of a transposed convolution: what isn't stated of its pads
     /// follows from the size of its output.
     pub(super) fn of_transposed(s: &Site, kernel: Vec<i64>) -> Result<Self, Fault> {
-        let same = s.text("auto_pad").starts_with("SAME");
-        if !same && s.ints("output_shape").is_none() {
-            return Self::of(s, kernel);
+        let (mut window, auto) = Self::stated(s, kernel)?;
+        let axes = window.axes();
+        let extra = s.attributes().output_padding(axes)?;
+        if extra.iter().any(|e| *e > FAR_MAX) {
+            return Err(Fault::new(format!("output_padding {extra:?} is out of range")));
         }
-        let axes = kernel.len();
-        let each = |name: &str, default: i64| s.ints(name).map_or_else(|| vec![default; axes], <[i64]>::to_vec);
-        let (strides, dilations, extra) = (each("strides", 1), each("dilations", 1), each("output_padding", 0));
-        let mut window = Self { kernel, strides, dilations, before: vec![0; axes], behind: vec![0; axes] };
+        if !auto.is_same() && s.attributes().output_shape(axes).is_none() {
+            // What output_padding adds has no counterpart in the input: the
+            // convolution back would make one place too many of it.
+            window.behind.iter_mut().zip(&extra).for_each(|(behind, extra)| *behind -= extra);
+            return Ok(window);
+        }
         for (axis, extra) in extra.into_iter().enumerate() {
             let (Some(size), Some(out)) = (s.dim(s.x(0), axis + 2), s.dim(s.y(0), axis + 2)) else {
                 return Err(Fault::new("its pads follow from sizes that are unknown; export with fixed sizes"));
             };
             let total = window.strides[axis] * (size - 1) + extra + window.reach(axis) - out;
-            let half = total.max(0) / 2;
-            let upper = s.text("auto_pad") == "SAME_UPPER";
-            window.before[axis] = if upper { half } else { total.max(0) - half };
+            window.before[axis] = match auto {
+                Auto::SameUpper => total.max(0) / 2,
+                _ => total.max(0) - total.max(0) / 2,
+            };
             // Less than nothing is cut off where the output is larger than
             // what the input covers.
             window.behind[axis] = total - window.before[axis];
         }
         Ok(window)
+    }
+
+    /// The window as its attributes have it, and what decides on its padding.
+    fn stated(s: &Site, kernel: Vec<i64>) -> Result<(Self, Auto), Fault> {
+        let axes = kernel.len();
+        if s.shape(s.x(0)).is_some_and(|shape| shape.len() != axes + 2) {
+            return Err(Fault::new(format!("its kernel has {axes} axes, its picture other ones")));
+        }
+        let Sliding { strides, dilations, pads, auto } = s.attributes().sliding(axes)?;
+        let small = |n: u64| i64::try_from(n).ok().filter(|n| *n <= FAR_MAX);
+        let all = |values: Vec<u64>| values.into_iter().map(small).collect::<Option<Vec<i64>>>();
+        let kernel_fits = kernel.iter().all(|n| (1..=FAR_MAX).contains(n));
+        let pads_fit = pads.iter().all(|p| (-FAR_MAX..=FAR_MAX).contains(p));
+        match (all(strides), all(dilations)) {
+            (Some(strides), Some(dilations)) if kernel_fits && pads_fit => {
+                let (before, behind) = (pads[..axes].to_vec(), pads[axes..].to_vec());
+                Ok((Self { kernel, strides, dilations, before, behind }, auto))
+            }
+            _ => Err(Fault::new(format!(
+                "its kernel, strides, dilations or pads are out of range; from 1 to {FAR_MAX} is differentiated"
+            ))),
+        }
     }
 
     /// Number of spatial axes.
@@ -107,11 +122,21 @@ impl Window {
         self.pads().any(|p| p != 0)
     }
 
+    /// Elements of the kernel.
+    pub(super) fn taps(&self) -> Result<i64, Fault> {
+        let taps = self.kernel.iter().try_fold(1i64, |n, k| n.checked_mul(*k));
+        taps.ok_or_else(|| Fault::new("its kernel has more elements than can be counted"))
+    }
+
     /// Every position within the kernel, row-major.
-    pub(super) fn positions(&self) -> Vec<Vec<i64>> {
-        self.kernel.iter().fold(vec![vec![]], |all, &k| {
+    pub(super) fn positions(&self) -> Result<Vec<Vec<i64>>, Fault> {
+        let taps = self.taps()?;
+        if taps > POSITIONS_MAX {
+            return Err(Fault::new(format!("a kernel of {taps} elements; up to {POSITIONS_MAX} is differentiated")));
+        }
+        Ok(self.kernel.iter().fold(vec![vec![]], |all, &k| {
             all.iter().flat_map(|p| (0..k).map(move |i| [p.as_slice(), &[i]].concat())).collect()
-        })
+        }))
     }
 
     /// Attributes of a convolution with this window; the first four are the

@@ -8,7 +8,7 @@ use super::dims::{self, Shape, known, meet};
 use super::error::Fault;
 use super::op::{Op, Outputs, Rule, one};
 use super::value::{Scalar, Value};
-use super::window::{Auto, Window};
+use super::window::Window;
 
 pub(super) const RULES: &[(&str, Rule)] = &[
     ("Conv", conv),
@@ -37,18 +37,10 @@ pub(super) fn qlinear_conv(op: &Op) -> Outputs {
 /// The window's size: the weight's, which the attribute may repeat.
 fn kernel(op: &Op, w: usize, axes: usize) -> Result<Vec<Dim>, Fault> {
     let weight: Shape = op.shape(w).map_or_else(|| dims::unknown(axes), |s| s[2..].to_vec());
-    let Some(given) = op.ints("kernel_shape").filter(|k| !k.is_empty()) else { return Ok(weight) };
+    let Some(given) = op.ints("kernel_shape") else { return Ok(weight) };
     let given: Option<Shape> = given.iter().map(|n| u64::try_from(*n).ok().map(known)).collect();
     let given = given.ok_or_else(|| Fault::invalid(w, "kernel_shape has a negative size"))?;
     dims::meet_shapes(&weight, &given).ok_or_else(|| Fault::shapes(w, &weight, &given, "kernel_shape says otherwise"))
-}
-
-fn group(op: &Op) -> Result<u64, Fault> {
-    let group = op.int_or("group", 1);
-    u64::try_from(group)
-        .ok()
-        .filter(|g| *g > 0)
-        .ok_or_else(|| Fault::invalid(0, format!("group {group} is not positive")))
 }
 
 type DataAndWeight<'a> = (&'a [Dim], Option<&'a [Dim]>);
@@ -67,7 +59,7 @@ fn data_and_weight<'a>(op: &Op<'a>, x: usize, w: usize) -> Result<Option<DataAnd
 
 fn convolved(op: &Op, x: usize, w: usize) -> Result<Option<Shape>, Fault> {
     let Some((data, weight)) = data_and_weight(op, x, w)? else { return Ok(None) };
-    let group = group(op)?;
+    let group = op.attributes().positive_or("group", 1)?;
     let mut channels = Dim::Unknown;
     if let Some(weight) = weight {
         channels = weight[0].clone();
@@ -90,7 +82,7 @@ fn convolved(op: &Op, x: usize, w: usize) -> Result<Option<Shape>, Fault> {
 fn conv_transpose(op: &Op) -> Outputs {
     let dtype = op.same_dtype(0, 1)?;
     let Some((data, weight)) = data_and_weight(op, 0, 1)? else { return one(Value::new(dtype, None)) };
-    let group = group(op)?;
+    let group = op.attributes().positive_or("group", 1)?;
     let mut channels = Dim::Unknown;
     if let Some(weight) = weight {
         if meet(&data[1], &weight[0]).is_none() {
@@ -100,25 +92,18 @@ fn conv_transpose(op: &Op) -> Outputs {
     }
     let axes = data.len() - 2;
     let window = Window::of(op, kernel(op, 1, axes)?)?;
-    let extra = op.ints("output_padding").unwrap_or_default();
-    // Some exporters list batch and channels too.
-    let output = op.ints("output_shape").unwrap_or_default();
-    let output = &output[output.len().saturating_sub(axes)..];
+    let extra = op.attributes().output_padding(axes)?;
+    let output = op.attributes().output_shape(axes);
     let mut shape = vec![data[0].clone(), channels];
     for axis in 0..axes {
-        shape.push(match (output.get(axis), window.auto) {
-            (Some(size), _) => u64::try_from(*size).map_or(Dim::Unknown, known),
-            (None, Auto::Same) => dims::mul(&data[axis + 2], &known(window.strides[axis])),
-            (None, auto) => {
-                let pad = if auto == Auto::Valid { 0 } else { window.pad(axis) };
+        shape.push(match output {
+            Some(sizes) => u64::try_from(sizes[axis]).map_or(Dim::Unknown, known),
+            None if window.sliding.auto.is_same() => dims::mul(&data[axis + 2], &known(window.sliding.strides[axis])),
+            None => {
                 let span = window.span(axis).and_then(|s| i64::try_from(s).ok());
-                grown(
-                    &data[axis + 2],
-                    window.strides[axis],
-                    span,
-                    extra.get(axis).copied().unwrap_or(0).saturating_sub(pad),
-                )
-                .ok_or_else(|| Fault::invalid(0, "the padding removes the whole output"))?
+                let more = extra[axis].saturating_sub(window.pad(axis));
+                grown(&data[axis + 2], window.sliding.strides[axis], span, more)
+                    .ok_or_else(|| Fault::invalid(0, "the padding removes the whole output"))?
             }
         });
     }

@@ -126,7 +126,7 @@ pub(super) fn quotient(from: &[Dim], rest: &[Dim]) -> Option<Dim> {
 }
 
 /// An axis index, possibly negative, as a position below `rank`.
-pub(super) fn axis_index(axis: i64, rank: usize) -> Option<usize> {
+pub(crate) fn axis_index(axis: i64, rank: usize) -> Option<usize> {
     let axis = if axis < 0 { axis.checked_add(rank as i64)? } else { axis };
     usize::try_from(axis).ok().filter(|a| *a < rank)
 }

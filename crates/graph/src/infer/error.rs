@@ -1,5 +1,6 @@
 //! Why types can't be inferred: the model contradicts itself.
 
+use crate::attributes::Unfit;
 use crate::onnx::NodeProto;
 use crate::types::Dim;
 
@@ -157,6 +158,12 @@ impl Fault {
             Self::Invalid { input, reason } => InferError::Invalid { node: name, tensor: tensor(input), reason },
             Self::Inner(error) => *error,
         }
+    }
+}
+
+impl From<Unfit> for Fault {
+    fn from(unfit: Unfit) -> Self {
+        Self::invalid(0, unfit.0)
     }
 }
 

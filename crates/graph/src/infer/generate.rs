@@ -116,7 +116,7 @@ fn random_like(op: &Op) -> Outputs {
 
 fn random(op: &Op) -> Outputs {
     let dtype = if op.attribute("dtype").is_some() { op.dtype_attribute("dtype") } else { Some(F32) };
-    let shape = op.ints("shape").and_then(|s| s.iter().map(|n| u64::try_from(*n).ok().map(known)).collect());
+    let shape = op.attribute("shape").and_then(|a| a.ints.iter().map(|n| u64::try_from(*n).ok().map(known)).collect());
     one(Value::new(dtype, shape))
 }
 

@@ -42,6 +42,7 @@ mod signal;
 mod text;
 mod window;
 
+pub(crate) use dims::axis_index;
 pub use error::InferError;
 
 /// Subgraphs and functions nest this deep at most: models in use nest two or

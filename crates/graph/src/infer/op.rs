@@ -1,5 +1,6 @@
 //! A node as its rule sees it: inputs, attributes, operator set version.
 
+use crate::attributes::Attributes;
 use crate::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use crate::tensor::DataType;
 use crate::types::Dim;
@@ -52,38 +53,42 @@ impl<'a> Op<'a> {
         self.input(i)?.ints()
     }
 
-    /// An attribute; inside a function, references go to the caller's.
+    /// The attributes; inside a function, references go to the caller's.
+    pub(super) fn attributes(&self) -> Attributes<'a> {
+        Attributes::within(self.node, &self.env.attributes)
+    }
+
     pub(super) fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
-        let found = self.node.attribute.iter().find(|a| a.name() == name)?;
-        if found.ref_attr_name().is_empty() { Some(found) } else { self.env.attribute(found.ref_attr_name()) }
+        self.attributes().get(name)
     }
 
     pub(super) fn int(&self, name: &str) -> Option<i64> {
-        self.attribute(name).filter(|a| a.has_i()).map(|a| a.i())
+        self.attributes().int(name)
     }
 
     pub(super) fn int_or(&self, name: &str, default: i64) -> i64 {
-        self.int(name).unwrap_or(default)
+        self.attributes().int_or(name, default)
     }
 
     pub(super) fn flag(&self, name: &str) -> bool {
-        self.int_or(name, 0) != 0
+        self.attributes().flag(name)
     }
 
+    /// A list that isn't empty.
     pub(super) fn ints(&self, name: &str) -> Option<&'a [i64]> {
-        self.attribute(name).map(|a| a.ints.as_slice())
+        self.attributes().ints(name)
     }
 
     pub(super) fn text(&self, name: &str) -> Option<&'a str> {
-        self.attribute(name).filter(|a| a.has_s()).and_then(|a| std::str::from_utf8(a.s()).ok())
+        self.attributes().text(name)
     }
 
     pub(super) fn tensor(&self, name: &str) -> Option<&'a TensorProto> {
-        self.attribute(name).and_then(|a| a.t.as_ref())
+        self.attributes().tensor(name)
     }
 
     pub(super) fn graph(&self, name: &str) -> Option<&'a GraphProto> {
-        self.attribute(name).and_then(|a| a.g.as_ref())
+        self.attributes().graph(name)
     }
 
     /// The element type that an attribute names; `None` also for types that

@@ -66,7 +66,7 @@ fn unpool(op: &Op) -> Outputs {
         return Err(Fault::Rank { input: 0, expected: "two more than the window", actual: data.len() });
     }
     let grown = |axis: usize, size: &Dim| {
-        let spread = size.known()?.checked_sub(1)?.checked_mul(window.strides[axis])?;
+        let spread = size.known()?.checked_sub(1)?.checked_mul(window.sliding.strides[axis])?;
         dims::offset(&known(spread.checked_add(window.kernel[axis].known()?)?), -window.pad(axis))
     };
     let spatial = data[2..].iter().enumerate().map(|(axis, size)| grown(axis, size).unwrap_or(Dim::Unknown));

@@ -48,7 +48,7 @@ fn resize(op: &Op) -> Outputs {
         return upsample(op);
     }
     let Some(from) = op.shape(0) else { return one(Value::new(op.dtype(0), None)) };
-    let axes: Vec<usize> = match op.ints("axes").filter(|a| !a.is_empty()) {
+    let axes: Vec<usize> = match op.ints("axes") {
         Some(axes) => axes.iter().map(|a| op.axis(0, *a, from.len())).collect::<Result<_, _>>()?,
         None => (0..from.len()).collect(),
     };
@@ -103,8 +103,8 @@ fn common_scale(from: &[Dim], axes: &[usize], sizes: &[Scalar], policy: &str) ->
 }
 
 fn block(op: &Op) -> Result<u64, Fault> {
-    let size = op.int_or("blocksize", 0);
-    u64::try_from(size).ok().filter(|b| *b > 0).ok_or_else(|| Fault::invalid(0, "blocksize is not positive"))
+    op.int("blocksize").ok_or_else(|| Fault::invalid(0, "attribute `blocksize` is missing"))?;
+    Ok(op.attributes().positive_or("blocksize", 1)?)
 }
 
 const IMAGE: &str = "4: [batch, channels, height, width]";

@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 
-use crate::onnx::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto};
+use crate::attributes::Call;
+use crate::onnx::{FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto};
 use crate::tensor::DataType;
 use crate::types::Dim;
 
@@ -17,17 +18,13 @@ pub(super) struct Env<'a> {
     pub(super) functions: &'a HashMap<(&'a str, &'a str), &'a FunctionProto>,
     pub(super) opsets: &'a [OperatorSetIdProto],
     /// Attributes that a function was called with; empty in graphs.
-    pub(super) attributes: HashMap<&'a str, &'a AttributeProto>,
+    pub(super) attributes: Call<'a>,
     pub(super) depth: usize,
     /// Nodes inferred so far, in all graphs and functions.
     pub(super) nodes: &'a Cell<u64>,
 }
 
-impl<'a> Env<'a> {
-    pub(super) fn attribute(&self, name: &str) -> Option<&'a AttributeProto> {
-        self.attributes.get(name).copied()
-    }
-
+impl Env<'_> {
     fn opset(&self, domain: &str) -> i64 {
         let domain = canonical(domain);
         self.opsets.iter().find(|o| canonical(o.domain()) == domain).map_or(1, |o| o.version())
@@ -117,8 +114,7 @@ fn infer_node(env: &Env<'_>, scope: &Scope<'_>, node: &NodeProto) -> Result<Vec<
 /// Infers a model-local function's body with the caller's inputs.
 fn call(op: &Op<'_>, function: &FunctionProto) -> Result<Vec<Value>, InferError> {
     let depth = deeper(op)?;
-    let mut attributes: HashMap<&str, &AttributeProto> =
-        function.attribute_proto.iter().map(|a| (a.name(), a)).collect();
+    let mut attributes: Call<'_> = function.attribute_proto.iter().map(|a| (a.name(), a)).collect();
     for given in &op.node.attribute {
         if let Some(attribute) = op.attribute(given.name()) {
             attributes.insert(given.name(), attribute);

@@ -164,15 +164,7 @@ fn transpose(op: &Op) -> Outputs {
     let Some(from) = op.shape(0) else {
         return one(Value::new(op.dtype(0), op.ints("perm").map(|p| dims::unknown(p.len()))));
     };
-    let order: Vec<usize> = match op.ints("perm") {
-        Some(perm) => perm.iter().map(|p| op.axis(0, *p, from.len())).collect::<Result<_, _>>()?,
-        None => (0..from.len()).rev().collect(),
-    };
-    let mut seen = vec![false; from.len()];
-    order.iter().for_each(|p| seen[*p] = true);
-    if order.len() != from.len() || seen.contains(&false) {
-        return Err(Fault::invalid(0, format!("perm {order:?} is no permutation of {} axes", from.len())));
-    }
+    let order = op.attributes().permutation(from.len())?;
     let shape: Shape = order.iter().map(|p| from[*p].clone()).collect();
     let elements = rearrange(op.input(0).and_then(|v| v.elements.as_deref()), from, &shape, |position| {
         let mut source = vec![0; position.len()];

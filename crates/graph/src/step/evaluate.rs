@@ -100,7 +100,7 @@ pub fn deployed(model: &Model) -> Result<Model, LoadError> {
             "Dropout" if own.output.get(1).is_none_or(|mask| !read.contains(mask)) => {
                 *own = node("Identity", &[&own.input[0]], &[&own.output[0]], &[]);
             }
-            "BatchNormalization" if crate::upgrade::int(own, "training_mode") == Some(1) => {
+            "BatchNormalization" if crate::attributes::Attributes::of(own).flag("training_mode") => {
                 own.attribute.retain(|a| a.name() != "training_mode");
                 own.attribute.push(attribute("training_mode", &Attribute::Int(0)));
                 own.output.truncate(1);

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::StepError;
 use super::loss::Attached;
+use super::{StepError, Untrained};
 use crate::model::Model;
 use crate::onnx::{ModelProto, StringStringEntryProto};
 
@@ -70,6 +70,9 @@ pub struct Spec {
     /// in its order; none unless the step is steered so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub corrections: Vec<String>,
+    /// Weights that aren't trained though no pattern froze them, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untrained: Vec<Untrained>,
 }
 
 impl Spec {
@@ -86,6 +89,7 @@ impl Spec {
             pace: None,
             pull: None,
             corrections: Vec::new(),
+            untrained: Vec::new(),
         }
     }
 

@@ -20,6 +20,7 @@ mod recompute;
 mod schedule;
 mod sizes;
 mod steering;
+mod untrained;
 
 use std::collections::HashMap;
 
@@ -31,6 +32,7 @@ pub use optimizer::{Clip, Moments, Optimizer};
 pub use parameters::matches;
 pub use schedule::{Decay, Schedule};
 pub use steering::Steering;
+pub use untrained::Untrained;
 
 use crate::constant::{tensor_from_proto, tensor_to_proto};
 use crate::error::LoadError;
@@ -204,12 +206,14 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     let again =
         if recipe.recompute { recompute::recompute(&model, &forward, &gradients, &mut out) } else { Vec::new() };
     // What the loss doesn't depend on stays as it is.
-    let mut trained: Vec<&str> = names.into_iter().filter(|n| gradients.contains_key(*n)).collect();
+    let mut trained: Vec<&str> = names.iter().copied().filter(|n| gradients.contains_key(*n)).collect();
     // In the order of the layers: runtimes work back from the last output, so
     // that gradients of the last layers, which are there first, go first.
     trained.sort_by_cached_key(|n| forward.index.order.iter().position(|&p| forward.index.reads[p].contains(n)));
+    let untrained = untrained::untrained(&forward, &names, &trained, &recipe.freeze);
     if trained.is_empty() {
-        return Err(StepError::NoParameters { reason: format!(" that `{output}` depends on") });
+        let why = untrained.first().map(|u| format!(": of `{}`, {}", u.weight, u.reason)).unwrap_or_default();
+        return Err(StepError::NoParameters { reason: format!(" that `{output}` depends on{why}") });
     }
 
     let mut proto = model.proto().clone();
@@ -236,7 +240,7 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
         .collect();
     let updates = optimizer::emit(&recipe.optimizer, &weights, &rate, STEP, kernels, &mut out);
 
-    let mut spec = Spec::new(&model, &loss, &output);
+    let mut spec = Spec { untrained, ..Spec::new(&model, &loss, &output) };
     let mut defaults = Vec::new();
     let state = updates.into_iter().chain(statistics.updates(&mut out, dtype, &forward.types));
     for update in state {

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use super::StepError;
 use crate::constant::tensor_from_proto;
 use crate::fold::{moved_weights, moves};
-use crate::index::Index;
+use crate::index::{Index, bodies};
 use crate::model::Model;
 use crate::onnx::{NodeProto, TensorProto};
 use crate::tensor::{DataType, Elements};
@@ -28,14 +28,7 @@ pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Vec<String>, Step
     let several = moved_weights(&index);
     let mut learned: HashSet<&str> = HashSet::new();
     for &position in index.order.iter().rev() {
-        let node = &index.graph.node[position];
-        // What is learned behind a change of layout is learned before it.
-        let behind = node.output.iter().any(|o| learned.contains(o.as_str()));
-        for (i, name) in node.input.iter().enumerate() {
-            if learns(node, i, &several) || behind && moves(node, i) {
-                learned.insert(name);
-            }
-        }
+        look(&index.graph.node[position], &several, &mut learned);
     }
     let graph = model.graph();
     let inputs: HashSet<&str> = graph.input.iter().map(|i| i.name()).collect();
@@ -58,6 +51,20 @@ pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Vec<String>, Step
         return Err(StepError::NoParameters { reason: ": all of them are frozen".to_owned() });
     }
     Ok(left)
+}
+
+/// Adds what a node learns, and what its bodies learn of the graph around.
+fn look<'m>(node: &'m NodeProto, several: &HashSet<&str>, learned: &mut HashSet<&'m str>) {
+    for inner in bodies(node).flat_map(|body| body.node.iter().rev()) {
+        look(inner, several, learned);
+    }
+    // What is learned behind a change of layout is learned before it.
+    let behind = node.output.iter().any(|o| learned.contains(o.as_str()));
+    for (i, name) in node.input.iter().enumerate() {
+        if learns(node, i, several) || behind && moves(node, i) {
+            learned.insert(name);
+        }
+    }
 }
 
 fn reason(model: &Model, weights: &[&TensorProto]) -> String {

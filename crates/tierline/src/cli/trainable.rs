@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use tierline_graph::step::{Clip, Decay, Loss, Moments, Optimizer, Recipe, Role, Schedule, Targets, trainable};
+use tierline_graph::step::{
+    Clip, Decay, Loss, Moments, Optimizer, Recipe, Role, Schedule, Targets, Untrained, trainable,
+};
 use tierline_graph::{Model, infer_types, memory};
 
 use super::{Global, usage};
@@ -161,6 +163,8 @@ struct Report {
     metrics: Vec<String>,
     /// Weights that are trained.
     parameters: Vec<String>,
+    /// Weights that aren't though nothing froze them, and why.
+    untrained: Vec<Untrained>,
     statistics: usize,
     optimizer_state: usize,
     /// Bytes of all tensors where they are most, for a batch of none, and for
@@ -187,11 +191,15 @@ pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
         loss: step.spec.loss.clone(),
         metrics: step.spec.metrics.clone(),
         parameters: of(Role::Parameter).map(|s| s.input.clone()).collect(),
+        untrained: step.spec.untrained.clone(),
         statistics: of(Role::Statistic).count(),
         optimizer_state: of(Role::Optimizer).count(),
         memory: fixed,
         memory_per_example: each,
     };
+    for line in untrained(&step.spec.untrained) {
+        global.output().say(line);
+    }
     global.output().data(&report, |r| {
         format!(
             "step        {} ({})\nnodes       {} ({} forward)\nbatch       {}, {}\ntrains      {} weights, {} running \
@@ -212,6 +220,18 @@ pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
             r.metrics.join(", "),
         )
     })
+}
+
+/// Weights told of by name; of more their number is told.
+const UNTRAINED_SHOWN: usize = 8;
+
+/// What to say of weights that stay as they are.
+fn untrained(weights: &[Untrained]) -> impl Iterator<Item = String> {
+    let plain = |text: &str| text.escape_debug().to_string();
+    let each = |u: &Untrained| format!("warning: `{}` is not trained: {}", plain(&u.weight), plain(&u.reason));
+    let more = weights.len().saturating_sub(UNTRAINED_SHOWN);
+    let more = (more > 0).then(|| format!("warning: {more} further weights are not trained; --json lists them"));
+    weights.iter().take(UNTRAINED_SHOWN).map(each).collect::<Vec<_>>().into_iter().chain(more)
 }
 
 /// What tensors take where they are most: always, and for each example.

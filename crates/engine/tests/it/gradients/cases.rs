@@ -7,62 +7,85 @@ use tierline_graph::onnx::{self, type_proto};
 use tierline_graph::{DataType, Elements, Model, Tensor, constant};
 
 /// A model under construction: inputs are differentiated.
-struct Case {
+pub struct Case {
     graph: onnx::GraphProto,
 }
 
-type Attributes = Vec<(&'static str, Attribute)>;
+pub type Attributes = Vec<(&'static str, Attribute)>;
 
-fn ints(values: impl IntoIterator<Item = i64>) -> Attribute {
+pub fn ints(values: impl IntoIterator<Item = i64>) -> Attribute {
     Attribute::Ints(values.into_iter().collect())
 }
 
-fn text(value: &str) -> Attribute {
+pub fn text(value: &str) -> Attribute {
     Attribute::Text(value.to_owned())
 }
 
 impl Case {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { graph: onnx::GraphProto { name: Some("case".into()), ..Default::default() } }
     }
 
     /// An input whose shape is in words: `"batch 3 height 5"`.
-    fn input(mut self, name: &str, shape: &str) -> Self {
+    pub fn input(mut self, name: &str, shape: &str) -> Self {
         let info = value(name, DataType::F32, Some(shape));
         self.graph.input.push(info);
         self
     }
 
-    fn ints(mut self, name: &str, values: &[i64]) -> Self {
+    pub fn ints(mut self, name: &str, values: &[i64]) -> Self {
         let tensor = Tensor::new([values.len()], Elements::I64(values.to_vec())).unwrap();
         self.graph.initializer.push(constant::tensor_to_proto(name, &tensor));
         self
     }
 
-    fn floats(mut self, name: &str, shape: &[usize], values: &[f32]) -> Self {
+    pub fn floats(mut self, name: &str, shape: &[usize], values: &[f32]) -> Self {
         let tensor = Tensor::new(shape, Elements::F32(values.to_vec())).unwrap();
         self.graph.initializer.push(constant::tensor_to_proto(name, &tensor));
         self
     }
 
     /// The one node, from `inputs` to `y` (and `y1`, ..), and the model.
-    fn op(mut self, kind: &str, inputs: &[&str], outputs: usize, attributes: Attributes) -> Model {
+    pub fn op(self, kind: &str, inputs: &[&str], outputs: usize, attributes: Attributes) -> Model {
+        self.op_at(22, kind, inputs, outputs, attributes)
+    }
+
+    /// Integers of any shape.
+    pub fn numbers(mut self, name: &str, shape: &[usize], values: &[i64]) -> Self {
+        let tensor = Tensor::new(shape, Elements::I64(values.to_vec())).unwrap();
+        self.graph.initializer.push(constant::tensor_to_proto(name, &tensor));
+        self
+    }
+
+    /// A node before the last.
+    pub fn through(mut self, kind: &str, inputs: &[&str], output: &str, attributes: Attributes) -> Self {
+        self.graph.node.push(node(kind, inputs, &[output], &attributes));
+        self
+    }
+
+    /// As [`Case::op`], in an operator set.
+    pub fn op_at(mut self, set: i64, kind: &str, inputs: &[&str], outputs: usize, attributes: Attributes) -> Model {
         let names: Vec<String> = (0..outputs).map(|i| if i == 0 { "y".into() } else { format!("y{i}") }).collect();
         let ends: Vec<&str> = names.iter().map(String::as_str).collect();
         self.graph.node.push(node(kind, inputs, &ends, &attributes));
         self.graph.output = vec![value("y", DataType::F32, None)];
-        let operators = onnx::OperatorSetIdProto { version: Some(22), ..Default::default() };
-        let proto = onnx::ModelProto {
-            ir_version: Some(10),
-            opset_import: vec![operators],
-            graph: protobuf::MessageField::some(self.graph),
-            ..Default::default()
-        };
-        Model::from_proto(proto).unwrap()
+        whole(set, self.graph)
     }
 }
 
-fn value(name: &str, dtype: DataType, shape: Option<&str>) -> onnx::ValueInfoProto {
+/// A graph as a model of an operator set.
+pub fn whole(opset: i64, graph: onnx::GraphProto) -> Model {
+    let operators = onnx::OperatorSetIdProto { version: Some(opset), ..Default::default() };
+    let proto = onnx::ModelProto {
+        ir_version: Some(10),
+        opset_import: vec![operators],
+        graph: protobuf::MessageField::some(graph),
+        ..Default::default()
+    };
+    Model::from_proto(proto).unwrap()
+}
+
+pub fn value(name: &str, dtype: DataType, shape: Option<&str>) -> onnx::ValueInfoProto {
     let shape = shape.map(|words| {
         let dim = words.split_whitespace().map(|axis| {
             let mut dim = onnx::tensor_shape_proto::Dimension::new();

@@ -1,8 +1,11 @@
 //! Every gradient rule against finite differences in double precision, on the
 //! ONNX project's operator tests and on random models.
 
+mod bodies;
 mod cases;
+mod edges;
 mod mutations;
+mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;

@@ -1,0 +1,120 @@
+//! Weights that a step doesn't train though nobody froze them, and why: what
+//! isn't said of them is taken for trained.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::matches;
+use crate::attributes::Attributes;
+use crate::gradient::Forward;
+use crate::index::bodies;
+use crate::onnx::{NodeProto, TensorProto};
+use crate::tensor::DataType;
+
+/// Weights whose reason is looked for.
+const EXPLAINED_MAX: usize = 64;
+
+/// A weight that stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Untrained {
+    /// Its name.
+    pub weight: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Weights of the forward pass that aren't trained, in the file's order; those
+/// of `learned` were to be, and those that match a pattern needn't be told of.
+pub(super) fn untrained(
+    forward: &Forward<'_>,
+    learned: &[&str],
+    trained: &[&str],
+    freeze: &[String],
+) -> Vec<Untrained> {
+    let trained: HashSet<&str> = trained.iter().copied().collect();
+    let learned: HashSet<&str> = learned.iter().copied().collect();
+    let mut readers: HashMap<&str, Vec<&NodeProto>> = HashMap::new();
+    for node in &forward.index.graph.node {
+        node.input.iter().for_each(|name| readers.entry(name).or_default().push(node));
+    }
+    let mut found = Vec::new();
+    for tensor in &forward.index.graph.initializer {
+        let name = tensor.name();
+        if trained.contains(name) || freeze.iter().any(|pattern| matches(pattern, name)) {
+            continue;
+        }
+        let reason = if learned.contains(name) {
+            // Each is looked for through the whole graph.
+            let nearer = found.len() < EXPLAINED_MAX;
+            Some(if nearer { cut_off(forward, name) } else { "no gradient reaches it".to_owned() })
+        } else {
+            unknown(tensor, readers.get(name).map_or(&[], Vec::as_slice))
+        };
+        found.extend(reason.map(|reason| Untrained { weight: name.to_owned(), reason }));
+    }
+    for node in &forward.index.graph.node {
+        within(node, node, freeze, &mut found);
+    }
+    found
+}
+
+/// Why no gradient reaches a weight.
+fn cut_off(forward: &Forward<'_>, name: &str) -> String {
+    match forward.ends_of(name).first() {
+        Some(node) => format!("nothing flows back through {}", said(node)),
+        None => "the loss doesn't depend on it".to_owned(),
+    }
+}
+
+/// Why a constant that looks like a weight isn't known to be one.
+fn unknown(tensor: &TensorProto, readers: &[&NodeProto]) -> Option<String> {
+    let several = tensor.dims.iter().fold(1i64, |n, d| n.saturating_mul(*d)) > 1;
+    let dtype = DataType::from_onnx(tensor.data_type());
+    if !several {
+        return None;
+    }
+    match dtype {
+        Some(DataType::F32 | DataType::F64) => {
+            let quantiser = |n: &NodeProto| matches!(n.op_type(), "QuantizeLinear" | "DequantizeLinear");
+            let foreign = |n: &&&NodeProto| !matches!(n.domain(), "" | "ai.onnx") && !quantiser(n);
+            let node = readers.iter().find(foreign)?;
+            Some(format!("what {} of domain `{}` learns isn't known", said(node), node.domain()))
+        }
+        Some(dtype @ (DataType::F16 | DataType::BF16)) => Some(format!("its elements are {dtype}; export it in f32")),
+        _ => {
+            let integer = |n: &NodeProto| {
+                let operator = n.op_type();
+                let first = n.input.first().is_some_and(|i| i == tensor.name());
+                let product = operator.starts_with("QLinear") || operator.ends_with("Integer");
+                operator == "DequantizeLinear" && first || product && tensor.dims.len() > 1
+            };
+            let node = readers.iter().find(|n| integer(n))?;
+            Some(format!("{} reads it as integers, which have no gradients", said(node)))
+        }
+    }
+}
+
+/// Weights that only a body has.
+fn within(node: &NodeProto, outer: &NodeProto, freeze: &[String], found: &mut Vec<Untrained>) {
+    for body in bodies(node) {
+        let own = body.initializer.iter().map(|tensor| (tensor.name(), tensor));
+        let stated = body.node.iter().filter(|inner| inner.op_type() == "Constant");
+        let stated =
+            stated.filter_map(|inner| Some((inner.output.first()?.as_str(), Attributes::of(inner).tensor("value")?)));
+        for (name, tensor) in own.chain(stated) {
+            let float = DataType::from_onnx(tensor.data_type()).is_some_and(DataType::is_float);
+            let several = tensor.dims.iter().fold(1i64, |n, d| n.saturating_mul(*d)) > 1;
+            if float && several && !freeze.iter().any(|pattern| matches(pattern, name)) {
+                let reason = format!("it is within a body of {}; keep it in the graph around", said(outer));
+                found.push(Untrained { weight: name.to_owned(), reason });
+            }
+        }
+        body.node.iter().for_each(|inner| within(inner, outer, freeze, found));
+    }
+}
+
+fn said(node: &NodeProto) -> String {
+    let name = if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() };
+    format!("{} `{name}`", node.op_type())
+}
