@@ -8,10 +8,10 @@
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
+use tierline_proto::door::Sound;
 use tierline_proto::frame::Assembler;
-use tierline_proto::header;
 use tierline_proto::limits::RUN_BYTES_MAX;
-use tierline_proto::v1::{RunChunk, run_chunk::Body};
+use tierline_proto::v1::{RunChunk, StageTiming, run_chunk::Body};
 
 fuzz_target!(|input: &[u8]| {
     let mut rest = Bytes::copy_from_slice(input);
@@ -22,13 +22,15 @@ fuzz_target!(|input: &[u8]| {
         rest = rest.slice(2 + length..);
         let Ok(RunChunk { body: Some(body) }) = RunChunk::decode(message) else { return };
         let declared = match (body, &mut assembler) {
-            (Body::Header(header), None) if header::check_run(&header).is_ok() => header.tensors,
+            (Body::Header(header), None) => Sound::read(header).map(|header| header.into_inner().tensors),
             (Body::Reply(reply), None) => {
                 let Ok(request) = reply.request.as_ref().try_into() else { return };
-                if header::check_reply(request, &reply).is_err() {
-                    return;
-                }
-                reply.tensors
+                Sound::read_for(request, reply).map(|reply| {
+                    // Times that can be added up.
+                    let spent = |s: &StageTiming| s.queue_ns + s.decode_ns + s.compute_ns + s.encode_ns + s.upstream_ns;
+                    assert!(reply.stages.iter().map(spent).sum::<u64>() < u64::MAX / 2);
+                    reply.into_inner().tensors
+                })
             }
             (Body::Tensor(chunk), Some(assembler)) => {
                 if assembler.push(chunk).is_err() {
@@ -38,6 +40,7 @@ fuzz_target!(|input: &[u8]| {
             }
             _ => return,
         };
+        let Ok(declared) = declared else { return };
         let Ok(new) = Assembler::new(declared, RUN_BYTES_MAX) else { return };
         assembler = Some(new);
     }

@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tierline_proto::Digest;
+use tierline_proto::limits::MODELS_MAX;
 
 use crate::Span;
 use crate::time::Time;
@@ -41,9 +42,6 @@ pub const WARMING_MAX: usize = 1;
 /// Link conditions for which plans are kept warm: each link as it is, and
 /// these many times as fast.
 pub const LIKELY_FACTORS: [f64; 2] = [0.2, 5.0];
-
-/// Models watched.
-pub const MODELS_MAX: usize = 1_024;
 
 /// Names a session: segments of a prepared model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -130,6 +130,8 @@ pub enum Event {
         digest: Digest,
         /// Who.
         waiter: Waiter,
+        /// Bytes that it may have at most.
+        most: u64,
     },
     /// A waiter gave up. Without waiters a transfer stops; its bytes stay.
     Forget {
@@ -252,6 +254,8 @@ struct Job {
     phase: Phase,
     /// Bytes in the partial file.
     have: u64,
+    /// What those who wait for it allow it to have.
+    most: u64,
     /// Length of the whole, once a source said it.
     total: Option<u64>,
     /// Sources that do not have it.
@@ -294,7 +298,7 @@ impl Fetcher {
         let mut actions = Vec::new();
         let out = &mut actions;
         match event {
-            Event::Want { digest, waiter } => self.want(digest, waiter, out),
+            Event::Want { digest, waiter, most } => self.want(digest, waiter, most, out),
             Event::Forget { digest, waiter } => self.forget(digest, waiter, out),
             Event::Looked { digest, found } => self.looked(now, digest, found, out),
             Event::SourceUp(source) => self.source_up(source),
@@ -340,7 +344,7 @@ impl Fetcher {
         self.jobs.get(&digest).map(|job| (job.have, job.total))
     }
 
-    fn want(&mut self, digest: Digest, waiter: Waiter, out: &mut Vec<Action>) {
+    fn want(&mut self, digest: Digest, waiter: Waiter, most: u64, out: &mut Vec<Action>) {
         let full = self.jobs.len() >= WANTED_MAX && !self.jobs.contains_key(&digest);
         let crowded = self.jobs.get(&digest).is_some_and(|job| job.waiters.len() >= WAITERS_MAX);
         if full || crowded {
@@ -355,6 +359,7 @@ impl Fetcher {
                 waiters: BTreeSet::new(),
                 phase: Phase::Looking,
                 have: 0,
+                most: 0,
                 total: None,
                 excluded: BTreeSet::new(),
                 from: BTreeSet::new(),
@@ -365,6 +370,7 @@ impl Fetcher {
             }
         });
         job.waiters.insert(waiter);
+        job.most = job.most.max(most.min(ARTEFACT_BYTES_MAX));
     }
 
     fn forget(&mut self, digest: Digest, waiter: Waiter, out: &mut Vec<Action>) {
@@ -436,7 +442,7 @@ impl Fetcher {
     ) {
         let Some(digest) = self.moved_by(transfer) else { return };
         let Some(job) = self.jobs.get_mut(&digest) else { return };
-        let max = job.total.unwrap_or(ARTEFACT_BYTES_MAX);
+        let max = job.total.unwrap_or(job.most);
         if total > max || total < job.have || job.total.is_some_and(|known| known != total) {
             out.push(Action::Stop(transfer));
             if total < job.have && !job.corrupt_once {

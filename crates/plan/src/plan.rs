@@ -16,6 +16,19 @@ use crate::search::{Findings, Found, Prepared, TENSORS_MAX, TIERS_MAX};
 /// Placements tried at most; 64 segments on four tiers are 47,905.
 pub const PLACEMENTS_MAX: usize = 2_000_000;
 
+/// Nanoseconds of one step of a plan at most: eleven days. Sums of them are
+/// finite, and exact enough.
+const TIME_NS_MAX: u64 = 1_000_000_000_000_000;
+
+/// Bytes of one tensor, segment or answer at most: sums of them fit a `u64`.
+const BYTES_MAX: u64 = 1 << 50;
+
+/// Largest price, power or weight: products of them are finite.
+const PRICE_MAX: f64 = 1e12;
+
+/// Segments of a request at most.
+const SEGMENTS_MAX: usize = 4_096;
+
 /// Differences below this share are rounding.
 const ROUNDING: f64 = 1e-9;
 
@@ -129,7 +142,7 @@ pub enum PlanError {
 /// boundaries: the tiers beyond can't be reached.
 ///
 /// # Errors
-/// When the request is malformed, or no placement satisfies it.
+/// When the request or a link is malformed, or no placement satisfies it.
 pub fn plan(request: &PlanRequest, links: &[LinkCondition]) -> Result<Plan, PlanError> {
     plan_with_direct(request, links, None)
 }
@@ -145,6 +158,7 @@ pub fn plan_with_direct(
     direct: Option<&LinkCondition>,
 ) -> Result<Plan, PlanError> {
     check(request)?;
+    links.iter().chain(direct).try_for_each(LinkCondition::check)?;
     let prepared = Prepared::new(request);
     let findings = find(request, &prepared, links, direct);
     let mut plan = conclude(request, findings, links, direct)?;
@@ -237,28 +251,41 @@ pub(crate) fn check(request: &PlanRequest) -> Result<(), PlanError> {
             return Err(PlanError::Mismatch { tier: tier.to_owned(), actual, expected: segments });
         }
     }
+    if segments > SEGMENTS_MAX {
+        return Err(PlanError::TooMany(segments));
+    }
     let value = |what: String, value: String, needed| Err(PlanError::Value { what, value, needed });
-    let not_negative = "it must be 0 or more";
+    let not_negative = "it must be 0 to 1e12";
+    let is_price = |number: f64| (0.0..=PRICE_MAX).contains(&number);
+    let (long_at_most, large_at_most) = ("it must be at most 1e15", "it must be at most 2^50");
+    for tier in &request.tiers {
+        if let Some(long) = tier.segment_ns.iter().flatten().chain([&tier.wait_ns]).find(|ns| **ns > TIME_NS_MAX) {
+            return value(format!("a time of tier `{}` in nanoseconds", tier.name), long.to_string(), long_at_most);
+        }
+    }
+    if let Some(large) = request.segment_memory.iter().chain([&request.output_bytes]).find(|n| **n > BYTES_MAX) {
+        return value("a segment's memory or the answer's size in bytes".into(), large.to_string(), large_at_most);
+    }
     for tier in &request.tiers {
         for (what, number) in [("watts", tier.watts), ("price_per_hour", tier.price_per_hour)] {
-            if !number.is_finite() || number < 0.0 {
+            if !is_price(number) {
                 return value(format!("`{what}` of tier `{}`", tier.name), number.to_string(), not_negative);
             }
         }
     }
     for price in request.link_prices.iter().chain([&request.direct_price]) {
         for (what, number) in [("joules_per_byte", price.joules_per_byte), ("price_per_gb", price.price_per_gb)] {
-            if !number.is_finite() || number < 0.0 {
+            if !is_price(number) {
                 return value(format!("`{what}` of a link"), number.to_string(), not_negative);
             }
         }
     }
     if request.limits.max_loss.is_nan() || request.limits.max_loss < 0.0 {
-        return value("`max_loss`".into(), request.limits.max_loss.to_string(), not_negative);
+        return value("`max_loss`".into(), request.limits.max_loss.to_string(), "it must be 0 or more");
     }
     if let Objective::Weighted { latency, energy, money } = request.objective {
         for weight in [latency, energy, money] {
-            if !weight.is_finite() || weight < 0.0 {
+            if !is_price(weight) {
                 return value("a weight of the objective".into(), weight.to_string(), not_negative);
             }
         }
@@ -274,6 +301,9 @@ pub(crate) fn check(request: &PlanRequest) -> Result<(), PlanError> {
         if exit.head_ns.len() != tiers {
             let needed = "it must have one per tier";
             return value(format!("number of `head_ns` of the {}", what()), exit.head_ns.len().to_string(), needed);
+        }
+        if let Some(long) = exit.head_ns.iter().find(|ns| **ns > TIME_NS_MAX) {
+            return value(format!("`head_ns` of the {}", what()), long.to_string(), long_at_most);
         }
     }
     for (place, crossing) in request.crossings.iter().enumerate().flat_map(|(p, c)| c.iter().map(move |c| (p, c))) {
@@ -291,11 +321,25 @@ pub(crate) fn check(request: &PlanRequest) -> Result<(), PlanError> {
                     needed,
                 );
             }
+            if let Some(long) = option.encode_ns.iter().chain(&option.decode_ns).find(|ns| **ns > TIME_NS_MAX) {
+                return value(
+                    format!("a time of codec `{}` of {}", option.codec, what()),
+                    long.to_string(),
+                    long_at_most,
+                );
+            }
+            if option.bytes > BYTES_MAX {
+                return value(
+                    format!("bytes of codec `{}` of {}", option.codec, what()),
+                    option.bytes.to_string(),
+                    large_at_most,
+                );
+            }
             if option.loss.is_nan() || option.loss < 0.0 {
                 return value(
                     format!("`loss` of codec `{}` of {}", option.codec, what()),
                     option.loss.to_string(),
-                    not_negative,
+                    "it must be 0 or more",
                 );
             }
         }

@@ -10,6 +10,10 @@ use tierline_graph::profile::{CutProfile, ModelProfile};
 pub use crate::evaluate::{Cost, Evaluation, LinkPrediction, StagePrediction, Violation};
 use crate::plan::PlanError;
 
+/// Bytes per second of links that plans are made for. Whatever is divided by
+/// them stays finite.
+pub const BANDWIDTH_RANGE: [f64; 2] = [1e-3, 1e18];
+
 /// A link as it is now, towards the upper tier.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LinkCondition {
@@ -28,10 +32,23 @@ impl LinkCondition {
         Self { up_bytes_per_s: bytes_per_s, down_bytes_per_s: bytes_per_s, rtt_ns }
     }
 
-    /// Whether anything gets through.
+    /// Whether anything gets through: what is slower than [`BANDWIDTH_RANGE`]
+    /// takes longer than anybody waits.
     #[must_use]
     pub fn is_up(&self) -> bool {
-        self.up_bytes_per_s > 0.0 && self.down_bytes_per_s > 0.0
+        let carries = |rate: f64| rate.is_finite() && rate >= BANDWIDTH_RANGE[0];
+        carries(self.up_bytes_per_s) && carries(self.down_bytes_per_s)
+    }
+
+    /// Refuses what is no bandwidth.
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
+        for (what, rate) in [("up_bytes_per_s", self.up_bytes_per_s), ("down_bytes_per_s", self.down_bytes_per_s)] {
+            if !(0.0..=BANDWIDTH_RANGE[1]).contains(&rate) {
+                let needed = "it must be 0 (down) to 1e18 bytes per second";
+                return Err(PlanError::Value { what: format!("`{what}` of a link"), value: rate.to_string(), needed });
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn up_ns(&self, bytes: u64) -> f64 {

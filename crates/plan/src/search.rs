@@ -310,7 +310,7 @@ impl Prepared {
         }
         // An odometer over the combinations of all hops.
         let mut wheel = [0usize; TIERS_MAX];
-        let (mut best, mut free) = ((f64::INFINITY, [0usize; TIERS_MAX]), (f64::INFINITY, [0usize; TIERS_MAX]));
+        let (mut best, mut free) = (None::<(f64, [usize; TIERS_MAX])>, (f64::INFINITY, [0usize; TIERS_MAX]));
         loop {
             let mut total = sums;
             let (mut loss, mut at_place, mut place) = (0.0, 0.0f64, usize::MAX);
@@ -337,8 +337,8 @@ impl Prepared {
             if value < free.0 {
                 free = (value, wheel);
             }
-            if within && !lossy && !late && value < best.0 {
-                best = (value, wheel);
+            if within && !lossy && !late && best.is_none_or(|(least, _)| value < least) {
+                best = Some((value, wheel));
             }
             let Some(turn) = (0..crossed).rfind(|h| wheel[*h] + 1 < hops[*h].places[bounds[*h]].len()) else { break };
             wheel[turn] += 1;
@@ -349,11 +349,13 @@ impl Prepared {
             (0..crossed).map(options).collect::<Vec<_>>()
         };
         // Only what is better than what is known is worth building.
-        if free.0 < best.0 && findings.refused.as_ref().is_none_or(|r| free.0 < r.value) {
+        if best.is_none_or(|(least, _)| free.0 < least) && findings.refused.as_ref().is_none_or(|r| free.0 < r.value) {
             findings.refuse(found(free.0, codecs(free.1)));
         }
-        if best.0 < f64::INFINITY && findings.second.as_ref().is_none_or(|s| best.0 < s.value) {
-            findings.admit(found(best.0, codecs(best.1)));
+        if let Some((value, wheel)) = best
+            && findings.second.as_ref().is_none_or(|s| value < s.value)
+        {
+            findings.admit(found(value, codecs(wheel)));
         }
     }
 }

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use prost::Message;
 use tonic::Status;
 
-use crate::limits::{NAME_BYTES_MAX, TEXT_BYTES_MAX};
+use crate::door::{Sound, cut};
+use crate::limits::{TEXT_BYTES_MAX, URL_BYTES_MAX};
 use crate::v1::{Code, Failure};
 
 impl Failure {
@@ -30,7 +31,7 @@ impl Failure {
     #[must_use]
     pub fn at(mut self, node: &str) -> Self {
         if self.node.is_empty() {
-            self.node = bounded(node.to_owned(), NAME_BYTES_MAX);
+            self.node = bounded(node.to_owned(), URL_BYTES_MAX);
         }
         self
     }
@@ -47,9 +48,10 @@ impl Failure {
     #[must_use]
     pub fn from_status(status: &Status) -> Self {
         if let Ok(failure) = Self::decode(status.details())
+            && let Ok(failure) = Sound::read(failure)
             && failure.code() != Code::Ok
         {
-            return failure;
+            return failure.into_inner();
         }
         Self::new(code_of(status.code()), status.message())
     }
@@ -93,9 +95,7 @@ impl Code {
 
 /// Cuts `text` at a character boundary so that it fits `max` bytes.
 fn bounded(mut text: String, max: usize) -> String {
-    if text.len() > max {
-        text.truncate(text.floor_char_boundary(max));
-    }
+    cut(&mut text, max);
     text
 }
 

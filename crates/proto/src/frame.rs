@@ -142,6 +142,32 @@ pub fn chunks(tensors: Vec<Encoded>, size: usize) -> impl Iterator<Item = Tensor
     })
 }
 
+/// Checks a declaration, and gives the bytes of all its tensors; `bytes_max` is
+/// the receiver's own limit, at most [`RUN_BYTES_MAX`].
+///
+/// # Errors
+/// When the declaration breaks a limit or repeats a name.
+pub fn check(declared: &[TensorInfo], bytes_max: u64) -> Result<u64, FrameError> {
+    if declared.len() > TENSORS_MAX {
+        return Err(FrameError::TooManyTensors { count: declared.len() });
+    }
+    let mut names = std::collections::HashSet::with_capacity(declared.len());
+    let mut total = 0u64;
+    for (index, info) in declared.iter().enumerate() {
+        for (text, max) in [(&info.name, NAME_BYTES_MAX), (&info.codec, CODEC_NAME_BYTES_MAX)] {
+            if text.is_empty() || text.len() > max {
+                return Err(FrameError::Name { index, length: text.len(), max });
+            }
+        }
+        if !names.insert(info.name.as_str()) {
+            return Err(FrameError::Duplicate { name: info.name.clone() });
+        }
+        total = total.saturating_add(info.length);
+    }
+    let max = bytes_max.min(RUN_BYTES_MAX);
+    if total > max { Err(FrameError::TooManyBytes { bytes: total, max }) } else { Ok(total) }
+}
+
 /// Puts chunks together into the declared tensors.
 ///
 /// Invariant: tensors before `done.len()` are complete, `partial` belongs to
@@ -205,26 +231,7 @@ impl Assembler {
     /// # Errors
     /// When the declaration breaks a limit or repeats a name.
     pub fn new(declared: Vec<TensorInfo>, bytes_max: u64) -> Result<Self, FrameError> {
-        if declared.len() > TENSORS_MAX {
-            return Err(FrameError::TooManyTensors { count: declared.len() });
-        }
-        let mut names = std::collections::HashSet::with_capacity(declared.len());
-        let mut total = 0u64;
-        for (index, info) in declared.iter().enumerate() {
-            for (text, max) in [(&info.name, NAME_BYTES_MAX), (&info.codec, CODEC_NAME_BYTES_MAX)] {
-                if text.is_empty() || text.len() > max {
-                    return Err(FrameError::Name { index, length: text.len(), max });
-                }
-            }
-            if !names.insert(info.name.as_str()) {
-                return Err(FrameError::Duplicate { name: info.name.clone() });
-            }
-            total = total.saturating_add(info.length);
-        }
-        let max = bytes_max.min(RUN_BYTES_MAX);
-        if total > max {
-            return Err(FrameError::TooManyBytes { bytes: total, max });
-        }
+        let total = check(&declared, bytes_max)?;
         let done = Vec::with_capacity(declared.len());
         let mut assembler = Self { declared, done, partial: Partial::default(), received: 0, total };
         assembler.complete();

@@ -1,16 +1,18 @@
 //! What Tierline nodes say to each other: messages, framing, versions,
 //! limits and error codes. No I/O; the daemon carries it over gRPC.
 //!
-//! Start at `proto/tierline.proto` for the messages ([`v1`]), then [`frame`]
-//! for how tensors travel in them. `docs/reference/protocol.md` has the tour.
+//! Start at `proto/tierline.proto` for the messages ([`v1`]), then [`door`] for
+//! how a message is checked where it comes in, and [`frame`] for how tensors
+//! travel. `docs/reference/protocol.md` has the tour.
 
 #![forbid(unsafe_code)]
 
 pub mod digest;
+pub mod door;
 pub mod failure;
 pub mod frame;
-pub mod header;
 pub mod limits;
+pub mod name;
 pub mod versions;
 
 /// Messages and services, generated from `proto/tierline.proto`.
@@ -20,6 +22,8 @@ pub mod v1 {
 }
 
 pub use digest::Digest;
+pub use door::{Breach, Sound};
 pub use frame::{Assembler, Encoded, FrameError};
+pub use name::NodeName;
 pub use v1::{Code, Failure, Role};
 pub use versions::Versions;

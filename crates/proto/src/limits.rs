@@ -19,8 +19,20 @@ pub const RUN_BYTES_MAX: u64 = 512 << 20;
 /// Tensors of one frame (a request's or a reply's).
 pub const TENSORS_MAX: usize = 256;
 
-/// Length of a tensor, codec, node or model name, bytes of UTF-8.
+/// Length of a tensor's name, bytes of UTF-8.
 pub const NAME_BYTES_MAX: usize = 512;
+
+/// Length of a node's name, bytes: a DNS label, because certificates carry it.
+pub const NODE_NAME_BYTES_MAX: usize = 63;
+
+/// Length of a model's name, bytes of UTF-8: a catalogue of them is one message.
+pub const MODEL_NAME_BYTES_MAX: usize = 128;
+
+/// Length of an address (`https://host:port`), bytes.
+pub const URL_BYTES_MAX: usize = 300;
+
+/// Length of a word that both sides know (a node's state, a feature, a program's version), bytes.
+pub const WORD_BYTES_MAX: usize = 64;
 
 /// Length of a codec's name, bytes.
 pub const CODEC_NAME_BYTES_MAX: usize = 32;
@@ -47,11 +59,26 @@ pub const RUNS_PER_CONNECTION_MAX: u32 = 64;
 /// Names in a catalogue, and models in an offer.
 pub const MODELS_MAX: usize = 4_096;
 
+/// Tiers in the path that a parent tells of: those of the longest route.
+pub const PATH_TIERS_MAX: usize = BOUNDARIES_MAX;
+
+/// Sessions that one message asks to be loaded.
+pub const HINTS_MAX: usize = 16;
+
 /// Entries of a revocation list carried in one message.
 pub const REVOCATIONS_MAX: usize = 16_384;
 
 /// Children of one node.
 pub const CHILDREN_MAX: usize = 1_024;
+
+/// Nodes below one child that its parent lists; the rest is counted.
+pub const SUBTREE_NODES_MAX: usize = 4_096;
+
+/// Nodes in one part of a report of them: about 100 KiB, so that a heartbeat doesn't wait long behind it.
+pub const SUBTREE_PART_MAX: usize = 512;
+
+/// Nodes below all children of one node that it lists; the rest is counted.
+pub const NODES_BELOW_MAX: usize = 65_536;
 
 /// Bytes a child sends back in one reverse reply.
 pub const REVERSE_BYTES_MAX: usize = 1 << 20;
@@ -61,6 +88,9 @@ pub const ARTEFACT_BYTES_MAX: u64 = 16 << 30;
 
 /// One update of a federation, as it travels.
 pub const UPDATE_BYTES_MAX: u64 = 4 << 30;
+
+/// One manifest or profile of a model, or manifest of a job: JSON that is read whole into memory.
+pub const DOCUMENT_BYTES_MAX: u64 = 8 << 20;
 
 /// Models of one job; together as long as an artefact at most.
 pub const JOB_MODELS_MAX: usize = 64;
@@ -76,6 +106,18 @@ pub const TOKEN_BYTES_MAX: usize = 1_024;
 
 /// Length of a certificate signing request, bytes.
 pub const CSR_BYTES_MAX: usize = 16 << 10;
+
+/// Certificates of a chain, the leaf and those that signed it.
+pub const CHAIN_MAX: usize = 4;
+
+/// Length of one certificate or signature, bytes.
+pub const CERTIFICATE_BYTES_MAX: usize = 16 << 10;
+
+/// Edges that an edge meets: all others below the same node.
+pub const NEIGHBOURS_MAX: usize = CHILDREN_MAX;
+
+/// Differences that lead to the model of a task.
+pub const LEADING_MAX: usize = 64;
 
 /// HTTP/2 window of a stream. Larger windows raise throughput on long fat
 /// links and make small calls wait behind large ones on thin links.

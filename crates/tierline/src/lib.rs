@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod datasets;
+pub mod documents;
 pub mod identity;
 pub mod link;
 pub mod models;

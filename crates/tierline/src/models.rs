@@ -24,7 +24,6 @@ pub const CANDIDATE_CUTS_MAX: usize = 24;
 
 /// What nodes know of a model by name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The name it is asked for by.
     pub name: String,
@@ -150,7 +149,35 @@ impl Prepared {
     }
 }
 
+/// Tensors of one cut that a manifest may name.
+const CUT_TENSORS_MAX: usize = 1_024;
+
 impl Manifest {
+    /// Refuses what no manifest has: it may come from another node.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        tierline_proto::name::check_model(&self.name).map_err(|e| e.to_string())?;
+        self.digest.parse::<tierline_proto::Digest>().map_err(|e| e.to_string())?;
+        if self.bytes > tierline_proto::limits::ARTEFACT_BYTES_MAX {
+            return Err(format!("a model of {} bytes", self.bytes));
+        }
+        if self.cuts.len() > CANDIDATE_CUTS_MAX {
+            return Err(format!("{} candidate cuts; at most {CANDIDATE_CUTS_MAX} are planned with", self.cuts.len()));
+        }
+        // What can't be sent to it, it can't be measured at either.
+        let elements = |shape: &Vec<u64>| shape.iter().try_fold(1u64, |all, axis| all.checked_mul(*axis));
+        let sendable = |shape: &Vec<u64>| elements(shape).is_some_and(|n| n <= tierline_proto::limits::RUN_BYTES_MAX);
+        if let Some((input, shape)) = self.input_shapes.iter().find(|(_, shape)| !sendable(shape)) {
+            return Err(format!("input `{input}` of shape {shape:?}: no request can carry so many numbers"));
+        }
+        if let Some(crowd) = self.cuts.iter().map(Vec::len).find(|len| *len > CUT_TENSORS_MAX) {
+            return Err(format!("{crowd} tensors at a cut; at most {CUT_TENSORS_MAX} are taken"));
+        }
+        Ok(())
+    }
+
     /// The candidate cuts with their sizes at the profiled shapes.
     #[must_use]
     pub fn candidate_cuts(&self, types: &Types) -> Vec<Cut> {

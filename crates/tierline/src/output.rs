@@ -4,6 +4,7 @@
 use std::io::{IsTerminal, Write};
 
 use serde::Serialize;
+use tierline_proto::name::is_printable;
 
 /// Version of the JSON documents on stdout; raised when a field changes meaning.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -107,9 +108,9 @@ impl Output {
     /// When stdout is closed.
     pub fn data<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Outcome {
         let mut line = if self.json {
-            serde_json::to_string_pretty(&Document { schema_version: SCHEMA_VERSION, body: value })?
+            shown_json(&serde_json::to_string_pretty(&Document { schema_version: SCHEMA_VERSION, body: value })?)
         } else {
-            text(value)
+            shown(&text(value))
         };
         if !line.ends_with('\n') {
             line.push('\n');
@@ -122,7 +123,7 @@ impl Output {
     /// # Errors
     /// When stdout is closed.
     pub fn event<T: Serialize>(self, value: &T) -> Outcome {
-        let mut line = serde_json::to_string(&Document { schema_version: SCHEMA_VERSION, body: value })?;
+        let mut line = shown_json(&serde_json::to_string(&Document { schema_version: SCHEMA_VERSION, body: value })?);
         line.push('\n');
         write_stdout(&line)
     }
@@ -130,7 +131,7 @@ impl Output {
     /// Says something to the person, unless quiet.
     pub fn say(self, text: impl std::fmt::Display) {
         if !self.quiet {
-            eprintln!("{text}");
+            eprintln!("{}", shown(&text.to_string()));
         }
     }
 
@@ -151,7 +152,34 @@ impl Output {
 /// # Errors
 /// When stdout is closed for another reason than its reader's.
 pub fn line(text: &str) -> Outcome {
-    write_stdout(&format!("{text}\n"))
+    write_stdout(&format!("{}\n", shown(text)))
+}
+
+/// A text as a terminal may get it: names and messages come from other nodes,
+/// files and models, and what would move the cursor, change colours or turn the
+/// direction of writing is spelled out. Lines stay lines.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    spelled(text, |c| matches!(c, '\n' | '\t'), |c, out| out.extend(c.escape_unicode()))
+}
+
+/// A JSON document as a terminal may get it: the same document.
+fn shown_json(json: &str) -> String {
+    let spell = |c: char, out: &mut String| {
+        let mut units = [0; 2];
+        c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+    };
+    // What JSON itself has spelled out already is none of these.
+    spelled(json, |c| c == '\n', spell)
+}
+
+/// The text with what can't be printed, and isn't to be kept, spelled out.
+fn spelled(text: &str, keep: impl Fn(char) -> bool, spell: impl Fn(char, &mut String)) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_printable(c) || keep(c) { out.push(c) } else { spell(c, &mut out) }
+    }
+    out
 }
 
 fn write_stdout(text: &str) -> Outcome {
@@ -166,15 +194,15 @@ fn write_stdout(text: &str) -> Outcome {
 /// Prints a failure to stderr and gives its exit code.
 #[must_use]
 pub fn report(failure: &Failure) -> std::process::ExitCode {
-    eprintln!("error: {}", failure.error);
+    eprintln!("error: {}", shown(&failure.error.to_string()));
     for cause in failure.error.chain().skip(1) {
         let text = cause.to_string();
         if !failure.error.to_string().contains(&text) {
-            eprintln!("  because: {text}");
+            eprintln!("  because: {}", shown(&text));
         }
     }
     if let Some(hint) = &failure.hint {
-        eprintln!("  try: {hint}");
+        eprintln!("  try: {}", shown(hint));
     }
     std::process::ExitCode::from(failure.exit as u8)
 }
@@ -182,6 +210,9 @@ pub fn report(failure: &Failure) -> std::process::ExitCode {
 /// Lines up rows of cells in columns; numbers are right-aligned.
 #[must_use]
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    // A cell is one line, and as wide as it is shown.
+    let cell = |cell: &String| spelled(cell, |_| false, |c, out| out.extend(c.escape_default()));
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(cell).collect()).collect();
     let numeric = |cell: &str| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-');
     let columns = header.len();
     let width = |c: usize| {
@@ -211,7 +242,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         format!("{}\n", text.trim_end())
     };
     let mut out = line(header.to_vec());
-    for row in rows {
+    for row in &rows {
         out.push_str(&line(row.iter().map(String::as_str).collect()));
     }
     out
@@ -268,6 +299,18 @@ mod tests {
     fn columns_line_up() {
         let text = table(&["name", "bytes"], &[vec!["a".into(), "10".into()], vec!["long".into(), "5".into()]]);
         assert_eq!(text, "name  bytes\na        10\nlong      5\n");
+    }
+
+    #[test]
+    fn nothing_that_moves_the_cursor_gets_to_a_terminal() {
+        let hostile = "a\u{1b}[2Jb\u{9b}31m\u{202e}c\nd\té";
+        assert_eq!(shown(hostile), "a\\u{1b}[2Jb\\u{9b}31m\\u{202e}c\nd\té");
+        let json = serde_json::json!({ "name": hostile, "high": "\u{e0001}" });
+        let text = shown_json(&serde_json::to_string_pretty(&json).unwrap());
+        assert!(text.chars().all(|c| is_printable(c) || c == '\n'), "{text}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), json, "it is the same document");
+        let text = table(&["name", "n"], &[vec!["x\ny\u{1b}[m".into(), "1".into()]]);
+        assert_eq!(text, "name         n\nx\\ny\\u{1b}[m  1\n");
     }
 
     #[test]

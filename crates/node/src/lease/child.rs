@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tierline_proto::{Code, Failure};
 
-use super::{BACKOFF_BASE, BACKOFF_MAX, DIAL_TIMEOUT, HEARTBEAT, HELLO_TIMEOUT, LEASE, LEASE_RANGE};
+use super::{BACKOFF_BASE, BACKOFF_MAX, DIAL_TIMEOUT, HEARTBEAT, HEARTBEAT_MIN, HELLO_TIMEOUT, LEASE, LEASE_RANGE};
 use crate::Rng;
 use crate::time::{Time, ns};
 
@@ -270,7 +270,7 @@ impl Child {
             Err(failure) => self.lose(now, rng, failure, Duration::ZERO, out),
             Ok(mut granted) => {
                 granted.lease = granted_or(granted.lease, LEASE).clamp(LEASE_RANGE[0], LEASE_RANGE[1]);
-                granted.heartbeat = granted_or(granted.heartbeat, HEARTBEAT).min(granted.lease / 3);
+                granted.heartbeat = granted_or(granted.heartbeat, HEARTBEAT).clamp(HEARTBEAT_MIN, granted.lease / 3);
                 // The parent's lease began when it answered; ours counts from
                 // when the question was sent, which is earlier.
                 let asked = until - HELLO_TIMEOUT;

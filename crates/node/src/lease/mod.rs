@@ -28,6 +28,9 @@ pub const LEASE: Duration = Duration::from_millis(3_000);
 /// Between heartbeats: three may be lost before the lease is.
 pub const HEARTBEAT: Duration = Duration::from_millis(750);
 
+/// Between heartbeats at least, whatever a parent wants.
+pub const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
+
 /// Leases a parent may grant; what lies outside is taken to the nearest end.
 pub const LEASE_RANGE: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(30)];
 

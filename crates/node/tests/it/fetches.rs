@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tierline_node::fetch::{Action, Event, FRUITLESS_MAX, FetchError, Fetcher, Found, TRANSFERS_MAX, Transfer, Waiter};
 use tierline_node::{Peer, Rng, Time};
+use tierline_proto::limits::ARTEFACT_BYTES_MAX;
 use tierline_proto::{Code, Digest};
 
 use crate::harness::{Schedule, between, ms, seeds};
@@ -170,7 +171,7 @@ impl<'a> World<'a> {
         self.waiters += 1;
         let waiter = Waiter(self.waiters);
         self.waiting.insert(waiter, digest);
-        self.event(Event::Want { digest, waiter });
+        self.event(Event::Want { digest, waiter, most: ARTEFACT_BYTES_MAX });
     }
 
     fn serve(&mut self, transfer: Transfer) {
@@ -315,14 +316,14 @@ fn what_nobody_has_is_not_found_and_what_never_comes_is_given_up() {
     let mut fetcher = Fetcher::default();
     let mut step = |now: u64, event| fetcher.step(Time::ZERO + ms(now), &mut rng, event);
     let _ = step(0, Event::SourceUp(Peer(0)));
-    let _ = step(0, Event::Want { digest: wanted, waiter: Waiter(1) });
+    let _ = step(0, Event::Want { digest: wanted, waiter: Waiter(1), most: ARTEFACT_BYTES_MAX });
     let actions = step(0, Event::Looked { digest: wanted, found: Found::Partial(0) });
     assert!(matches!(actions[..], [Action::Fetch { transfer: Transfer(1), source: Peer(0), offset: 0, .. }]));
     let not_found = Event::Ended { transfer: Transfer(1), failure: Some((Code::NotFound, "no".into())) };
     let done = Action::Done { digest: wanted, waiters: vec![Waiter(1)], result: Err(FetchError::NotFound(wanted)) };
     assert_eq!(step(1, not_found), [done]);
     // Fruitless attempts are counted.
-    let _ = step(2, Event::Want { digest: wanted, waiter: Waiter(2) });
+    let _ = step(2, Event::Want { digest: wanted, waiter: Waiter(2), most: ARTEFACT_BYTES_MAX });
     let mut actions = step(2, Event::Looked { digest: wanted, found: Found::Partial(0) });
     for attempt in 0..FRUITLESS_MAX {
         let [Action::Fetch { transfer, .. }] = actions[..] else { panic!("{actions:?}") };
@@ -344,8 +345,8 @@ fn without_waiters_a_transfer_stops_and_its_bytes_stay() {
     let mut fetcher = Fetcher::default();
     let mut step = |event| fetcher.step(Time::ZERO, &mut rng, event);
     let _ = step(Event::SourceUp(Peer(0)));
-    let _ = step(Event::Want { digest: wanted, waiter: Waiter(1) });
-    let _ = step(Event::Want { digest: wanted, waiter: Waiter(2) });
+    let _ = step(Event::Want { digest: wanted, waiter: Waiter(1), most: ARTEFACT_BYTES_MAX });
+    let _ = step(Event::Want { digest: wanted, waiter: Waiter(2), most: ARTEFACT_BYTES_MAX });
     let _ = step(Event::Looked { digest: wanted, found: Found::Partial(7) });
     let transfer = Transfer(1);
     assert_eq!(step(Event::Chunk { transfer, total: 100, offset: 7, length: 10 }), [Action::Append(wanted)]);
@@ -354,11 +355,26 @@ fn without_waiters_a_transfer_stops_and_its_bytes_stay() {
     // Late bytes of the stopped transfer are not appended.
     assert_eq!(step(Event::Chunk { transfer, total: 100, offset: 17, length: 10 }), []);
     // A source that changes its mind about the length is not believed.
-    let _ = step(Event::Want { digest: wanted, waiter: Waiter(3) });
+    let _ = step(Event::Want { digest: wanted, waiter: Waiter(3), most: ARTEFACT_BYTES_MAX });
     let _ = step(Event::Looked { digest: wanted, found: Found::Partial(17) });
     let transfer = Transfer(2);
     let _ = step(Event::Chunk { transfer, total: 100, offset: 17, length: 10 });
     let lied = step(Event::Chunk { transfer, total: 99, offset: 27, length: 10 });
     let result = Err(FetchError::Length { digest: wanted, bytes: 99, max: 100 });
     assert_eq!(lied, [Action::Stop(transfer), Action::Done { digest: wanted, waiters: vec![Waiter(3)], result }]);
+}
+
+#[test]
+fn a_source_that_says_more_than_is_wanted_is_not_heard_out() {
+    let wanted = digest(b"x");
+    let mut rng = Rng::with_seed(1);
+    let mut fetcher = Fetcher::default();
+    let mut step = |event| fetcher.step(Time::ZERO, &mut rng, event);
+    let _ = step(Event::SourceUp(Peer(0)));
+    let _ = step(Event::Want { digest: wanted, waiter: Waiter(1), most: 100 });
+    let _ = step(Event::Looked { digest: wanted, found: Found::Partial(0) });
+    let transfer = Transfer(1);
+    let lied = step(Event::Chunk { transfer, total: 101, offset: 0, length: 10 });
+    let result = Err(FetchError::Length { digest: wanted, bytes: 101, max: 100 });
+    assert_eq!(lied, [Action::Stop(transfer), Action::Done { digest: wanted, waiters: vec![Waiter(1)], result }]);
 }

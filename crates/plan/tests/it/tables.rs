@@ -69,3 +69,60 @@ fn a_table_of_nothing_is_refused() {
     request.exits = vec![Exit { segment: 9, go_on: 0.5, head_ns: vec![1; 3] }];
     assert!(PlanTable::precompute(request, &Grid::default()).is_err());
 }
+
+/// Every number of a link that nobody has.
+const ABSURD: [f64; 8] = [5e-324, 1e-300, 1e-4, 1e19, 1e300, f64::INFINITY, f64::NAN, -1.0];
+
+#[test]
+fn whatever_is_said_of_links_there_is_a_plan_or_a_reason() {
+    for (seed, objective) in [Objective::Latency, Objective::Throughput, Objective::Energy].into_iter().enumerate() {
+        let request = request(seed as u64, 3, 6, objective, PLAIN);
+        let table = PlanTable::precompute(request.clone(), &Grid::default()).unwrap();
+        for odd in ABSURD.into_iter().chain([0.0, 1e-3, 1e18]) {
+            for rtt_ns in [0, u64::MAX] {
+                let odd = LinkCondition { up_bytes_per_s: odd, down_bytes_per_s: 1e6, rtt_ns };
+                let back = LinkCondition { up_bytes_per_s: 1e6, down_bytes_per_s: odd.up_bytes_per_s, rtt_ns };
+                for links in [[odd, odd], [odd, back], [back, odd]] {
+                    for index in 0..table.len() {
+                        if let Ok(evaluation) = table.evaluate(index, &links) {
+                            assert!(evaluation.cost.latency_ns.is_finite());
+                        }
+                    }
+                    let (_, value) = table.choose(&links).expect("all below needs no link");
+                    assert!(value.is_finite());
+                    match plan(&request, &links) {
+                        Ok(plan) => assert!(plan.objective_value.is_finite() && plan.gap >= 0.0),
+                        Err(error) => assert!(error.to_string().contains("bytes per second"), "{error}"),
+                    }
+                    for bounds in [vec![0, 0], vec![3, 3], vec![9, 1], vec![usize::MAX, 0]] {
+                        let _ = request.evaluate(&bounds, &links);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_that_nobody_can_have_measured_are_refused() {
+    let good = by_hand();
+    plan(&good, &[]).unwrap();
+    let changes: [(fn(&mut tierline_plan::PlanRequest), &str); 9] = [
+        (|r| r.tiers[1].segment_ns[0] = Some(u64::MAX), "a time of tier"),
+        (|r| r.tiers[0].wait_ns = u64::MAX, "a time of tier"),
+        (|r| r.segment_memory[0] = u64::MAX, "memory"),
+        (|r| r.output_bytes = u64::MAX, "size"),
+        (|r| r.crossings[0][0].options[0].bytes = u64::MAX, "bytes of codec"),
+        (|r| r.crossings[0][0].options[0].encode_ns[0] = u64::MAX, "a time of codec"),
+        (|r| r.crossings[0][0].options[0].loss = f64::NAN, "`loss`"),
+        (|r| r.tiers[0].watts = 1e300, "`watts`"),
+        (|r| r.objective = Objective::Weighted { latency: 1e300, energy: 0.0, money: 0.0 }, "a weight"),
+    ];
+    for (change, what) in changes {
+        let mut wrong = good.clone();
+        change(&mut wrong);
+        let error = plan(&wrong, &[]).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        assert_eq!(PlanTable::precompute(wrong, &Grid::default()).unwrap_err().to_string(), error);
+    }
+}

@@ -3,9 +3,8 @@
 use bytes::Bytes;
 use proptest::prelude::*;
 use tierline_proto::frame::{Assembler, Encoded, FrameError, chunks, declare};
-use tierline_proto::header::{self, HeaderError};
-use tierline_proto::limits::{CHUNK_BYTES_MAX, HOPS_MAX, RUN_BYTES_MAX, TENSORS_MAX};
-use tierline_proto::v1::{Boundary, Reply, Route, RunHeader, TensorChunk, TensorInfo};
+use tierline_proto::limits::{CHUNK_BYTES_MAX, RUN_BYTES_MAX, TENSORS_MAX};
+use tierline_proto::v1::{TensorChunk, TensorInfo};
 
 fn tensor(name: &str, data: &[u8]) -> Encoded {
     Encoded { name: name.to_owned(), codec: "raw".to_owned(), data: Bytes::copy_from_slice(data) }
@@ -107,42 +106,4 @@ fn declarations_are_checked_before_memory_is_taken() {
     let small = Assembler::new(vec![info("a", 100)], 99).map(drop);
     assert_eq!(small, Err(FrameError::TooManyBytes { bytes: 100, max: 99 }));
     assert!(Assembler::new(vec![info("a", RUN_BYTES_MAX)], u64::MAX).is_ok());
-}
-
-fn header() -> RunHeader {
-    RunHeader {
-        request: Bytes::from_static(&[1; 16]),
-        model: Bytes::from_static(&[2; 32]),
-        route: Some(Route::default()),
-        ..RunHeader::default()
-    }
-}
-
-#[test]
-fn headers_are_checked() {
-    let checked = header::check_run(&header()).unwrap();
-    assert_eq!((checked.request, checked.model.0), ([1; 16], [2; 32]));
-    let wrong = |change: fn(&mut RunHeader)| {
-        let mut header = header();
-        change(&mut header);
-        header::check_run(&header).unwrap_err()
-    };
-    assert_eq!(wrong(|h| h.request = Bytes::from_static(&[1; 15])), HeaderError::Request(15));
-    assert!(matches!(wrong(|h| h.model = Bytes::new()), HeaderError::Model(_)));
-    assert_eq!(wrong(|h| h.route = None), HeaderError::NoRoute);
-    assert_eq!(wrong(|h| h.hops = HOPS_MAX + 1), HeaderError::Hops(HOPS_MAX + 1));
-    assert_eq!(wrong(|h| h.remaining_us = u64::MAX), HeaderError::Deadline(u64::MAX));
-    let route = |from, cuts: &[Option<u32>]| {
-        let boundaries = cuts.iter().map(|cut| Boundary { cut: *cut, tensors: vec![] }).collect();
-        header::check_route(&Route { from, boundaries, ..Route::default() })
-    };
-    assert_eq!(route(None, &[None, Some(0), Some(3), Some(3), Some(9)]), Ok(()));
-    assert_eq!(route(Some(0), &[Some(0)]), Ok(()));
-    assert_eq!(route(Some(0), &[None]), Err(HeaderError::Order { before: Some(0), next: None }));
-    let back = route(None, &[Some(3), Some(2)]).unwrap_err();
-    assert_eq!(back.to_string(), "cut 2 comes after cut 3 in the route; a route never goes back");
-    assert!(matches!(route(None, &[None; 9]), Err(HeaderError::TooMany { count: 9, .. })));
-    let reply = Reply { request: Bytes::from_static(&[1; 16]), ..Reply::default() };
-    assert_eq!(header::check_reply([1; 16], &reply), Ok(()));
-    assert_eq!(header::check_reply([2; 16], &reply), Err(HeaderError::OtherRequest));
 }

@@ -4,8 +4,9 @@
 
 use bytes::Bytes;
 use prost::Message;
+use tierline_proto::door::Sound;
+use tierline_proto::door::session::{FromChild, FromParent};
 use tierline_proto::frame::{Assembler, Encoded, chunks, declare};
-use tierline_proto::header;
 use tierline_proto::limits::RUN_BYTES_MAX;
 use tierline_proto::v1::{
     Boundary, ChildMessage, Degraded, ParentMessage, Reply, Route, RunChunk, RunHeader, StageTiming, TensorCodec,
@@ -82,8 +83,14 @@ fn receive(messages: &[Vec<u8>]) -> usize {
     for message in messages {
         let Ok(RunChunk { body: Some(body) }) = RunChunk::decode(Bytes::copy_from_slice(message)) else { break };
         let declared = match (body, &mut assembler) {
-            (Body::Header(header), None) if header::check_run(&header).is_ok() => header.tensors,
-            (Body::Reply(reply), None) if header::check_reply([1; 16], &reply).is_ok() => reply.tensors,
+            (Body::Header(header), None) => match Sound::read(header) {
+                Ok(header) => header.into_inner().tensors,
+                Err(_) => break,
+            },
+            (Body::Reply(reply), None) => match Sound::read_for([1; 16], reply) {
+                Ok(reply) => reply.into_inner().tensors,
+                Err(_) => break,
+            },
             (Body::Tensor(chunk), Some(assembler)) => match assembler.push(chunk) {
                 Ok(()) => continue,
                 Err(_) => break,
@@ -121,7 +128,7 @@ fn random_bytes_never_panic() {
         rng.fill(&mut bytes);
         let bytes = Bytes::from(bytes);
         let _ = RunChunk::decode(bytes.clone());
-        let _ = ParentMessage::decode(bytes.clone());
-        let _ = ChildMessage::decode(bytes);
+        let _ = ParentMessage::decode(bytes.clone()).map(FromParent::read);
+        let _ = ChildMessage::decode(bytes).map(FromChild::read);
     }
 }

@@ -1,6 +1,7 @@
-//! One test crate: frames, headers, versions, failures.
+//! One test crate: doors, frames, versions, failures.
 
 mod docs;
+mod doors;
 mod failures;
 mod frames;
 mod fuzz;

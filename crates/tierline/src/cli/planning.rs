@@ -112,7 +112,7 @@ fn profile_on_node(global: &Global, args: &Profile) -> Outcome<(String, ModelPro
         let bar = global.output().progress(100, "measuring");
         let mut json = String::new();
         while let Some(progress) = stream.message().await.map_err(|s| client::refused(&s))? {
-            bar.set_message(progress.step);
+            bar.set_message(crate::output::shown(&progress.step));
             bar.set_position(u64::from(progress.done));
             json = progress.profile_json;
         }

@@ -184,6 +184,8 @@ enum NodesVerb {
 #[derive(Serialize)]
 struct NodeList {
     nodes: Vec<NodeLine>,
+    /// Nodes that are there, but that no node above could list.
+    left_out: u64,
 }
 
 #[derive(Serialize)]
@@ -196,7 +198,7 @@ struct NodeLine {
     last_seen_ms: u64,
     up_bytes_per_s: f64,
     rtt_ms: f64,
-    models: usize,
+    models: u32,
 }
 
 pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
@@ -216,13 +218,13 @@ pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
             role: role_name(n.role).into(),
             up_bytes_per_s: n.link.as_ref().map_or(0.0, |l| l.up_bytes_per_s),
             rtt_ms: n.link.as_ref().map_or(0.0, |l| l.rtt_ns as f64 / 1e6),
-            models: n.models.len(),
+            models: n.model_count,
             id: n.node_id,
             name: n.node_name,
             state: n.state,
             last_seen_ms: n.last_seen_ms,
         };
-        let list = NodeList { nodes: reply.nodes.into_iter().map(line).collect() };
+        let list = NodeList { left_out: reply.left_out, nodes: reply.nodes.into_iter().map(line).collect() };
         global.output().data(&list, |l| {
             let rows: Vec<Vec<String>> = l
                 .nodes
@@ -236,7 +238,11 @@ pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
                     vec![n.name.clone(), n.role.clone(), n.parent.clone(), n.state.clone(), link, n.models.to_string()]
                 })
                 .collect();
-            output::table(&["name", "role", "parent", "state", "link up", "models"], &rows)
+            let mut text = output::table(&["name", "role", "parent", "state", "link up", "models"], &rows);
+            if l.left_out > 0 {
+                text.push_str(&format!("and {} more, which are not listed\n", l.left_out));
+            }
+            text
         })
     })
 }

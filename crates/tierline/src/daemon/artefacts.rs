@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tierline_node::fetch::{Action, Event, FetchError, Fetcher, Found, Transfer, Waiter};
 use tierline_node::{Peer, Rng};
 use tierline_proto::Digest;
+use tierline_proto::limits::{ARTEFACT_BYTES_MAX, DOCUMENT_BYTES_MAX};
 use tierline_proto::v1::{Code, Failure, FetchChunk};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::oneshot;
@@ -17,6 +18,7 @@ use tokio::sync::oneshot;
 use super::Node;
 use super::records::Records;
 use super::tasks::{Owned, Tasks, in_place};
+use crate::documents::{self, Document};
 use crate::store::{ArtefactStore, StoreError};
 
 /// News for the fetching duty that wait for it; others wait with theirs.
@@ -25,7 +27,7 @@ const NEWS_MAX: usize = 256;
 /// What the fetching duty hears.
 enum News {
     /// Somebody needs an artefact.
-    Want { digest: Digest, waiter: Waiter, done: oneshot::Sender<Result<(), FetchError>> },
+    Want { digest: Digest, waiter: Waiter, most: u64, done: oneshot::Sender<Result<(), FetchError>> },
     /// A parent came or went.
     Parent(Peer),
     /// Bytes arrived; whoever has fetched them waits until they are kept.
@@ -162,8 +164,8 @@ impl Artefacts {
         }
     }
 
-    /// Waits until an artefact is here.
-    async fn ensure(&self, node: &Arc<Node>, digest: Digest) -> Result<(), Failure> {
+    /// Waits until an artefact is here, of at most so many bytes.
+    async fn ensure(&self, node: &Arc<Node>, digest: Digest, most: u64) -> Result<(), Failure> {
         if self.store.length(digest).await?.is_some() {
             return Ok(());
         }
@@ -171,7 +173,7 @@ impl Artefacts {
         let (done, waiting) = oneshot::channel();
         // A caller that goes away must not keep a transfer alive.
         let mut leave = Leave { artefacts: self, digest, waiter, waits: true };
-        let told = self.door().send(News::Want { digest, waiter, done }).await;
+        let told = self.door().send(News::Want { digest, waiter, most, done }).await;
         let heard = match told {
             Ok(()) => waiting.await.ok(),
             Err(_) => None,
@@ -215,9 +217,9 @@ struct Desk<'n> {
 impl Desk<'_> {
     async fn hear(&mut self, news: News) {
         match news {
-            News::Want { digest, waiter, done } => {
+            News::Want { digest, waiter, most, done } => {
                 self.waiters.insert(waiter, done);
-                self.drive(Event::Want { digest, waiter }, None).await;
+                self.drive(Event::Want { digest, waiter, most }, None).await;
             }
             // As it is now: news of it may come late.
             News::Parent(peer) => match self.node.uplink(peer).is_ok_and(|uplink| uplink.is_up()) {
@@ -370,6 +372,21 @@ impl Node {
     /// # Errors
     /// [`FetchError`]'s codes.
     pub async fn ensure_artefact(self: &Arc<Self>, digest: Digest) -> Result<(), Failure> {
-        self.artefacts.ensure(self, digest).await
+        self.artefacts.ensure(self, digest, ARTEFACT_BYTES_MAX).await
+    }
+
+    /// A document that is named by its digest, fetched from above if need be.
+    ///
+    /// # Errors
+    /// [`FetchError`]'s codes, and those of [`documents::read`].
+    pub async fn document<D: Document>(self: &Arc<Self>, digest: Digest) -> Result<D, Failure> {
+        self.artefacts.ensure(self, digest, DOCUMENT_BYTES_MAX).await?;
+        // It may have been here before, as something else.
+        let length = self.artefact_length(digest).await?.unwrap_or(0);
+        if length > DOCUMENT_BYTES_MAX {
+            let text = format!("{} has {length} bytes; at most {DOCUMENT_BYTES_MAX} are read", D::WHAT);
+            return Err(Failure::new(Code::TooLarge, text));
+        }
+        documents::read(&self.artefacts.get(digest).await?)
     }
 }

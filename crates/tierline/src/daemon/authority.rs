@@ -1,10 +1,12 @@
 //! The signing part of a site, on its cloud node: tokens, joins, renewals,
 //! revocations.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tierline_proto::limits::REVOCATIONS_MAX;
 use tierline_proto::v1::{
     Code, Failure, JoinReply, JoinRequest, NodeRevokeRequest, RenewRequest, TokenCreateReply, TokenCreateRequest,
     TokenInfo, TokenListReply,
@@ -16,8 +18,8 @@ use super::records::Records;
 use crate::identity::{
     Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_name, role_name,
 };
-use crate::store::State;
 use crate::store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
+use crate::store::{State, StoreError};
 
 /// Longest life of a token: it is a secret that travels by hand.
 const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
@@ -29,6 +31,8 @@ const TOKEN_USES_MAX: u32 = 10_000;
 pub struct Authority {
     ca: Ca,
     state: Arc<Records>,
+    /// Every node that was ever let in, by identity.
+    members: RwLock<HashMap<String, NodeRow>>,
 }
 
 fn now_s() -> u64 {
@@ -46,10 +50,18 @@ fn refused(error: &IdentityError) -> Failure {
 }
 
 impl Authority {
-    /// The authority, recording in `state`.
+    /// The authority, recording in `state`, over those that were ever let in.
     #[must_use]
-    pub fn new(ca: Ca, state: Arc<Records>) -> Self {
-        Self { ca, state }
+    pub fn new(ca: Ca, state: Arc<Records>, members: Vec<NodeRow>) -> Self {
+        let members = members.into_iter().map(|row| (row.id.clone(), row)).collect();
+        Self { ca, state, members: RwLock::new(members) }
+    }
+
+    /// Whether a node of this identity, name and role was let in.
+    #[must_use]
+    pub fn knows(&self, id: &str, name: &str, role: Role) -> bool {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        members.get(id).is_some_and(|row| row.name == name && row.role == role)
     }
 
     /// Makes a token.
@@ -166,6 +178,9 @@ impl Authority {
                     .with_help("choose another with --name, or shut the old one out: `tierline nodes revoke NAME`"));
             }
         };
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.insert(row.id.clone(), row.clone());
+        drop(members);
         let json = serde_json::json!({ "node": row.name, "role": role_name(row.role) });
         node.events.record("node", format!("{} got a certificate as {}", row.name, role_name(row.role)), &json);
         self.sign(&row, &request.csr_der, version).await
@@ -225,6 +240,13 @@ impl Authority {
         };
         if row.id == node.id() {
             return Err(Failure::new(Code::Forbidden, "the cloud can't shut itself out"));
+        }
+        let revoked = node.revocations().revoked.len();
+        if revoked >= REVOCATIONS_MAX {
+            let text = format!("{revoked} nodes are shut out, the most that a list can hold");
+            return Err(
+                Failure::new(Code::TooLarge, text).with_help("a site with another CA begins with an empty list")
+            );
         }
         let (revoked, reason) = (row.clone(), request.reason.clone());
         self.state.with(move |state| state.revoke_node(&revoked, &reason, now_s())).await?;

@@ -33,9 +33,11 @@ use std::time::{Duration, Instant};
 use tierline_node::lease::Lost;
 use tierline_node::request::Event as RequestEvent;
 use tierline_node::{Peer, Time};
+use tierline_proto::limits::PATH_TIERS_MAX;
 use tierline_proto::v1::{
-    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, LoadReport, NodeInfo, NodeStatus, ReverseReply,
-    ReverseRequest, Revocations, UpstreamPath, UpstreamTier, child_message, parent_message, reverse_reply,
+    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, LoadReport, NodeInfo, NodeStatus, NodesReply,
+    ReverseReply, ReverseRequest, Revocations, Subtree, UpstreamPath, UpstreamTier, child_message, parent_message,
+    reverse_reply,
 };
 use tierline_proto::{Digest, Role};
 use tokio::sync::{broadcast, watch};
@@ -47,10 +49,13 @@ use crate::identity::tls::LiveIdentity;
 use self::catalogue::Catalogue;
 use self::compute::Compute;
 use self::events::Events;
-use self::services::control::Children;
+use self::services::control::{Children, Listed};
 use self::uplink::Uplink;
 
 pub use self::start::run;
+
+/// Between two reports to parents, at least.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Changes of parents that requests in flight hear of.
 const PEER_CHANGES_MAX: usize = 64;
@@ -83,6 +88,8 @@ pub struct Node {
     pub federations: federation::Federations,
     authority: Option<authority::Authority>,
     uplinks: Vec<Arc<Uplink>>,
+    /// Rings when parents should hear anew what is here and below.
+    unreported: tokio::sync::Notify,
     /// Where other nodes reach it, once it listens.
     url: std::sync::OnceLock<String>,
     changes: broadcast::Sender<RequestEvent>,
@@ -277,14 +284,52 @@ impl Node {
     fn report(self: &Arc<Self>, uplink: &Arc<Uplink>) {
         uplink.tell(child_message::Body::Offers(self.planner.offers(self)));
         uplink.tell(child_message::Body::Load(self.load()));
-        uplink.tell(child_message::Body::Subtree(tierline_proto::v1::Subtree { nodes: self.children.list(&self.id) }));
+        for part in self.children.list(&self.id).reports() {
+            uplink.tell(child_message::Body::Subtree(part));
+        }
     }
 
-    /// Reports to every parent.
-    pub fn report_up(self: &Arc<Self>) {
-        for uplink in &self.uplinks {
-            self.report(uplink);
+    /// There is something to report to every parent, soon: with many children,
+    /// one report stands for all that changed since the last.
+    pub fn report_up(&self) {
+        self.unreported.notify_one();
+    }
+
+    /// Reports to every parent when there is something to say, until the node
+    /// ends.
+    async fn keep_reporting(self: Arc<Self>) {
+        loop {
+            self.unreported.notified().await;
+            self.uplinks.iter().for_each(|uplink| self.report(uplink));
+            tokio::time::sleep(REPORT_PAUSE).await;
         }
+    }
+
+    /// Nodes have come below this one: parents hear of them at once, since what
+    /// these nodes say of jobs is believed from then on.
+    pub fn tell_of_new(&self, nodes: Vec<NodeInfo>) {
+        for part in (Listed { nodes, left_out: 0 }).reports() {
+            let news = Subtree { news: true, more: false, left_out: 0, ..part };
+            for uplink in &self.uplinks {
+                uplink.tell(child_message::Body::Subtree(news.clone()));
+            }
+        }
+    }
+
+    /// Whether a child may say something of a member: of itself, or of a node
+    /// that it is known to have below it.
+    #[must_use]
+    pub fn speaks_for(&self, child: &str, member: &str) -> bool {
+        let below = || self.children.below(child, member).is_some_and(|id| !self.is_revoked(&id));
+        member.is_empty() || member == child || below()
+    }
+
+    /// Whether a node that a child tells of may exist: whoever holds the site's
+    /// CA knows all that do.
+    #[must_use]
+    pub fn may_be_below(&self, node: &NodeInfo) -> bool {
+        let known = |authority: &authority::Authority| authority.knows(&node.node_id, &node.node_name, node.role());
+        node.node_id != self.id && self.authority.as_ref().is_none_or(known)
     }
 
     /// A parent calls this node.
@@ -314,6 +359,15 @@ impl Node {
             format!("{} joined", peer.name),
             &serde_json::json!({ "node": peer.name, "up": true }),
         );
+        self.tell_of_new(vec![NodeInfo {
+            node_id: peer.id.clone(),
+            node_name: peer.name.clone(),
+            role: peer.role.into(),
+            parent_id: self.id.clone(),
+            state: "connected".to_owned(),
+            last_seen_ms: events::now_ms(),
+            ..NodeInfo::default()
+        }]);
         self.report_up();
         self.federations.child_up(self, &peer.name);
     }
@@ -344,7 +398,8 @@ impl Node {
             load: Some(self.load()),
             reachable: above.as_ref().is_none_or(|u| u.is_up()),
         };
-        let tiers = std::iter::once(own).chain(above_path.into_iter().flat_map(|p| p.tiers)).collect();
+        let tiers = std::iter::once(own).chain(above_path.into_iter().flat_map(|p| p.tiers));
+        let tiers = tiers.take(PATH_TIERS_MAX).collect();
         UpstreamPath { sequence: events::now_ms(), tiers }
     }
 
@@ -397,6 +452,11 @@ impl Node {
             return Err(Failure::new(Code::Unauthenticated, text).with_help("join again with a new token"));
         }
         Ok(())
+    }
+
+    fn is_revoked(&self, id: &str) -> bool {
+        let list = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        list.revoked.iter().any(|r| r.node_id == id)
     }
 
     /// The list as this node has it.
@@ -476,7 +536,7 @@ impl Node {
             uptime_ms: u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX),
             load: Some(self.load()),
             parents: self.uplinks.iter().map(|u| u.status(self.now())).collect(),
-            children: self.children.list(&self.id),
+            children: self.children.list(&self.id).nodes,
             sessions: Vec::new(),
             store_bytes: self.artefacts.bytes().await,
             certificate_not_after_s: seconds(self.identity().peer().not_after),
@@ -486,7 +546,8 @@ impl Node {
 
     /// This node and everything below it.
     #[must_use]
-    pub fn nodes(self: &Arc<Self>) -> Vec<NodeInfo> {
+    pub fn nodes(self: &Arc<Self>) -> NodesReply {
+        let Listed { nodes, left_out } = self.children.list(&self.id);
         let own = NodeInfo {
             node_id: self.id.clone(),
             node_name: self.name().to_owned(),
@@ -496,10 +557,11 @@ impl Node {
             last_seen_ms: events::now_ms(),
             link: self.uplinks.first().map(|u| u.estimate(self.now())),
             load: Some(self.load()),
-            models: self.planner.offers(self).models,
+            models: Vec::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            model_count: u32::try_from(self.planner.offers(self).models.len()).unwrap_or(u32::MAX),
         };
-        std::iter::once(own).chain(self.children.list(&self.id)).collect()
+        NodesReply { nodes: std::iter::once(own).chain(nodes).collect(), left_out }
     }
 
     /// The signing part, on the cloud.

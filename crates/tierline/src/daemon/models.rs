@@ -10,11 +10,13 @@ use tierline_engine::profiler::Watch;
 use tierline_graph::profile::ModelProfile;
 use tierline_graph::{DataType, Tensor};
 use tierline_proto::Digest;
+use tierline_proto::limits::MODELS_MAX;
 use tierline_proto::v1::{Catalogue as CatalogueMessage, Code, Failure, ModelAddHeader, ModelEntry};
 
 use super::Node;
 use super::catalogue::{Entry, unknown_model};
 use super::compute::Program;
+use crate::documents;
 use crate::models::{Manifest, Prepared};
 use crate::profiling;
 
@@ -31,6 +33,13 @@ impl Node {
             let text = format!("{} takes its models from {}", self.name(), self.uplinks[0].name());
             return Err(Failure::new(Code::Forbidden, text)
                 .with_help("add the model on the cloud node; every node below gets it from there"));
+        }
+        tierline_proto::name::check_model(&header.name)
+            .map_err(|e| Failure::new(Code::InvalidInput, e.to_string()).with_help("choose another --name"))?;
+        let known = self.catalogue.list().len();
+        if known >= MODELS_MAX && self.catalogue.get(&header.name).is_none() {
+            let text = format!("the site has {known} models, the most that it can");
+            return Err(Failure::new(Code::TooLarge, text).with_help("remove some: `tierline model rm NAME`"));
         }
         if let Some(existing) = self.catalogue.get(&header.name)
             && !header.replace
@@ -67,6 +76,7 @@ impl Node {
             let digest = self.artefacts.put(npy).await?;
             manifest.sample.insert(input, digest.to_string());
         }
+        manifest.check().map_err(|text| Failure::new(Code::InvalidInput, text))?;
         let entry = self.adopt_manifest(manifest).await?;
         self.catalogue.load(&entry, prepared.bytes)?;
         self.tell_children_catalogue();
@@ -76,8 +86,12 @@ impl Node {
 
     /// Stores a manifest and points its name at it.
     async fn adopt_manifest(self: &Arc<Self>, manifest: Manifest) -> Result<Entry, Failure> {
-        let json = serde_json::to_vec(&manifest).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
-        let digest = self.artefacts.put(Bytes::from(json)).await?;
+        let digest = self.artefacts.put(documents::write(&manifest)?.into()).await?;
+        self.adopt_manifest_as(manifest, digest).await
+    }
+
+    /// Points a manifest's name at it; it is kept under this digest.
+    async fn adopt_manifest_as(self: &Arc<Self>, manifest: Manifest, digest: Digest) -> Result<Entry, Failure> {
         let entry = Entry::new(manifest, digest)?;
         self.artefacts.name(&entry.manifest.name, digest).await?;
         let before = self.catalogue.get(&entry.manifest.name);
@@ -188,8 +202,7 @@ impl Node {
             Some(factor) => self.scaled_profile(entry, factor).await?,
             None => self.measured_profile(entry, progress).await?,
         };
-        let json = serde_json::to_vec(&profile).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
-        let digest = self.artefacts.put(Bytes::from(json)).await?;
+        let digest = self.artefacts.put(documents::write(&profile)?.into()).await?;
         self.artefacts.keep_profile(entry.model, digest).await?;
         self.catalogue.set_profile(entry.model, profile);
         self.planner.profiled(entry.model, digest);
@@ -311,11 +324,14 @@ async fn adopt_one(node: &Arc<Node>, model: &ModelEntry) -> Result<Option<Entry>
     if node.catalogue.get(&model.name).is_some_and(|e| e.manifest_digest == digest) {
         return Ok(None);
     }
-    node.ensure_artefact(digest).await?;
-    let json = node.artefacts.get(digest).await?;
-    let manifest: Manifest = serde_json::from_slice(&json)
-        .map_err(|e| Failure::new(Code::Corrupt, format!("manifest of {}: {e}", model.name)))?;
-    node.adopt_manifest(manifest).await.map(Some)
+    let manifest: Manifest = node.document(digest).await?;
+    let named = Digest::try_from(&model.model).is_ok_and(|digest| digest.to_string() == manifest.digest);
+    if manifest.name != model.name || !named {
+        let text = format!("the catalogue's `{}` points at the manifest of `{}`", model.name, manifest.name);
+        return Err(Failure::new(Code::Corrupt, text));
+    }
+    // As it came: a newer version may say more in it than this one knows.
+    node.adopt_manifest_as(manifest, digest).await.map(Some)
 }
 
 fn first_length(header: &ModelAddHeader) -> usize {

@@ -43,6 +43,7 @@ use super::uplink::Uplink;
 use super::{Node, PEER_CHANGES_MAX, metrics, renewal, scrape};
 use crate::cli::client::SOCKET;
 use crate::config::{LISTEN_DEFAULT, NodeConfig};
+use crate::documents;
 use crate::identity::tls::{self, LiveIdentity};
 use crate::identity::{Ca, Identity, check_name, role_name};
 use crate::models::{self, Manifest};
@@ -125,6 +126,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
         node.tasks.duty("uplink", move || Arc::clone(&uplink).keep(Arc::clone(&kept)));
     }
     keep(&node, "leases", |node| async move { node.children.watch(&node).await });
+    keep(&node, "reports", |node| async move { node.keep_reporting().await });
     keep(&node, "artefacts", |node| async move { node.artefacts.watch(&node).await });
     keep(&node, "plans", |node| async move { node.planner.watch(&node).await });
     keep(&node, "tables", |node| async move { node.planner.work(&node).await });
@@ -241,9 +243,10 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         memory_max: config.memory_bytes,
     })?;
     let revocations = state.revocations().exit_with(Exit::Configuration)?;
+    let members = state.nodes().exit_with(Exit::Configuration)?;
     // From here on only one thread touches it.
     let state = Arc::new(Records::keep(state, tasks.clone())?);
-    let authority = ca.map(|ca| Authority::new(ca, Arc::clone(&state)));
+    let authority = ca.map(|ca| Authority::new(ca, Arc::clone(&state), members));
     let artefacts = Artefacts::new(store, Arc::clone(&state), tasks.clone());
     let incarnation = fastrand::u64(1..);
     let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
@@ -266,6 +269,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         authority,
         uplinks,
         url: std::sync::OnceLock::new(),
+        unreported: tokio::sync::Notify::new(),
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
         revocations: Mutex::new(revocations),
         state,
@@ -282,11 +286,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
 /// Models that were here before the start.
 async fn load_models(node: &Arc<Node>) -> Result<(), tierline_proto::Failure> {
     for (name, digest) in node.state.with(State::names).await? {
-        let manifest = async {
-            let json = node.artefacts.get(digest).await?;
-            serde_json::from_slice::<Manifest>(&json)
-                .map_err(|e| tierline_proto::Failure::new(tierline_proto::Code::Corrupt, e.to_string()))
-        };
+        let manifest = async { documents::read::<Manifest>(&node.artefacts.get(digest).await?) };
         match manifest.await.and_then(|manifest| Entry::new(manifest, digest)) {
             Ok(entry) => {
                 load_profile(node, &entry).await;
@@ -294,7 +294,7 @@ async fn load_models(node: &Arc<Node>) -> Result<(), tierline_proto::Failure> {
             }
             // One damaged manifest must not keep the others from answering.
             Err(failure) => {
-                let text = format!("model {name} is damaged here: {failure}");
+                let text = format!("model {name} can't be used here: {failure}");
                 node.events.record("model", text, &serde_json::json!({ "name": name }));
             }
         }
@@ -306,8 +306,8 @@ async fn load_profile(node: &Arc<Node>, entry: &Entry) {
     let model = entry.model;
     let Ok(Some(digest)) = node.state.with(move |state| state.profile(model)).await else { return };
     let Ok(json) = node.artefacts.get(digest).await else { return };
-    // A profile of an older version is measured again.
-    let Ok(profile) = serde_json::from_slice(&json) else { return };
+    // A profile of another version is measured again.
+    let Ok(profile) = documents::read(&json) else { return };
     node.catalogue.set_profile(entry.model, profile);
     node.planner.profiled(entry.model, digest);
 }

@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use tierline_proto::Digest;
 use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use tierline_proto::v1::bulk_client::BulkClient;
 use tierline_proto::v1::control_client::ControlClient;
@@ -12,6 +11,7 @@ use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::v1::federate_client::FederateClient;
 use tierline_proto::v1::infer_client::InferClient;
 use tierline_proto::v1::{Failure, FetchChunk, FetchRequest};
+use tierline_proto::{Digest, Sound};
 use tokio::net::TcpStream;
 use tonic::Streaming;
 use tonic::codegen::http::Uri;

@@ -9,13 +9,15 @@ use bytes::Bytes;
 use tierline_node::estimate::{Action as LinkAction, Direction, Estimator, Event as LinkEvent};
 use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
 use tierline_node::{Peer, Rng, Time};
-use tierline_proto::limits::CHUNK_BYTES;
+use tierline_proto::door::run::RequestId;
+use tierline_proto::door::session::FromParent;
+use tierline_proto::limits::{CHUNK_BYTES, PROBE_BYTES_MAX};
 use tierline_proto::v1::{
     self, ChildMessage, Code, Failure, Goodbye, Heartbeat, HelloRequest, JobVerdict, LinkEstimate, ParentMessage,
     ParentStatus, ProbeChunk, Reply, RunChunk, RunHeader, StageTiming, SubmitChunk, SubmitReply, UpdateHeader,
-    UpstreamPath, child_message, parent_message, run_chunk, submit_chunk, submit_reply,
+    UpstreamPath, child_message, run_chunk, submit_chunk, submit_reply,
 };
-use tierline_proto::{Digest, Encoded, Versions, frame};
+use tierline_proto::{Digest, Encoded, Sound, Versions, frame};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +38,10 @@ const NEWS_MAX: usize = 64;
 
 /// Chunks ahead of the connection: back-pressure reaches the encoder after these.
 const CHUNKS_AHEAD_MAX: usize = 8;
+
+/// A probe's answer is not waited for any longer; long before, the estimator
+/// has taken the link for slow.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// How often a call that is late is held against the link.
 const STILL_PENDING: Duration = Duration::from_millis(300);
@@ -66,8 +72,8 @@ pub struct Uplink {
 struct Shared {
     pair: Option<Pair>,
     outbox: Option<mpsc::Sender<ChildMessage>>,
-    parent: Option<v1::HelloReply>,
-    path: Option<UpstreamPath>,
+    parent: Option<Sound<v1::HelloReply>>,
+    path: Option<Sound<UpstreamPath>>,
     up: bool,
     state: &'static str,
     failure: Option<Failure>,
@@ -126,7 +132,7 @@ impl Uplink {
     /// The tiers above, nearest first, as the parent last told.
     #[must_use]
     pub fn path(&self) -> Option<UpstreamPath> {
-        self.read().path.clone()
+        self.read().path.clone().map(Sound::into_inner)
     }
 
     /// What is known of the link to the parent.
@@ -151,7 +157,11 @@ impl Uplink {
                 LinkAction::Probe { probe, up_bytes, down_bytes } => {
                     let (this, node) = (Arc::clone(self), Arc::clone(node));
                     let probing = Arc::clone(self);
-                    let work = async move { probing.probe(up_bytes, down_bytes).await };
+                    let work = async move {
+                        let probe = probing.probe(up_bytes, down_bytes);
+                        let late = |_| Failure::new(Code::DeadlineExceeded, "the probe was not answered in time");
+                        tokio::time::timeout(PROBE_TIME_MAX, probe).await.map_err(late)?
+                    };
                     self.tasks.spawn_then("probe", work, move |probed| async move {
                         let event = match probed.flatten() {
                             Ok((up, down)) => LinkEvent::Probed { probe, up, down },
@@ -190,8 +200,12 @@ impl Uplink {
             self.pair()?.bulk().probe(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
         let missing = || Failure::new(Code::Protocol, "the probe was not answered");
         let head = stream.message().await.map_err(|s| self.failure(&s))?.ok_or_else(missing)?;
+        let head = Sound::read(head)?;
         let (mut first, mut bytes) = (None, 0u64);
         while let Some(chunk) = stream.message().await.map_err(|s| self.failure(&s))? {
+            if bytes > PROBE_BYTES_MAX {
+                return Err(Failure::new(Code::Protocol, "the probe's answer has no end").at(&self.name()));
+            }
             match first {
                 None => first = Some(Instant::now()),
                 Some(_) => bytes += chunk.padding.len() as u64,
@@ -213,7 +227,7 @@ impl Uplink {
             state: shared.state.to_owned(),
             failure: shared.failure.clone(),
             link: Some(self.estimate(now)),
-            path: shared.path.clone(),
+            path: shared.path.clone().map(Sound::into_inner),
         }
     }
 
@@ -241,7 +255,7 @@ impl Uplink {
     /// The parent's role; unspecified until it was greeted.
     #[must_use]
     pub fn parent_role(&self) -> tierline_proto::Role {
-        self.read().parent.as_ref().map_or(tierline_proto::Role::Unspecified, v1::HelloReply::role)
+        self.read().parent.as_ref().map_or(tierline_proto::Role::Unspecified, |parent| parent.role())
     }
 
     /// Sends a message on the session's stream, if there is one. What doesn't
@@ -262,6 +276,7 @@ impl Uplink {
     /// When the parent can't be reached or breaks the protocol; a refusal by
     /// the parent is in the reply.
     pub async fn run(&self, header: RunHeader, tensors: Vec<Encoded>) -> Result<(Reply, Vec<Encoded>), Failure> {
+        let request: RequestId = header.request.as_ref().try_into().unwrap_or_default();
         let mut client = self.pair()?.infer();
         let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
         let feeder = self.tasks.spawn("request feed", async move {
@@ -279,9 +294,11 @@ impl Uplink {
         let _feeder = feeder.owned();
         let mut stream = client.run(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
         let first = stream.message().await.map_err(|s| self.failure(&s))?;
-        let Some(RunChunk { body: Some(run_chunk::Body::Reply(mut reply)) }) = first else {
+        let Some(RunChunk { body: Some(run_chunk::Body::Reply(reply)) }) = first else {
             return Err(Failure::new(Code::Protocol, "the answer did not begin with a reply").at(&self.name()));
         };
+        let mut reply =
+            Sound::read_for(request, reply).map_err(|breach| breach.failure().at(&self.name()))?.into_inner();
         let declared = std::mem::take(&mut reply.tensors);
         let tensors = wire::collect(&mut stream, declared, |chunk| match chunk.body {
             Some(run_chunk::Body::Tensor(t)) => Some(t),
@@ -460,6 +477,7 @@ impl Uplink {
                     incarnation: node.incarnation,
                 };
                 let reply = this.pair()?.control().hello(hello).await.map_err(|s| this.failure(&s))?.into_inner();
+                let reply = Sound::read(reply)?;
                 let granted = Granted {
                     version: reply.version,
                     session: reply.session,
@@ -524,29 +542,35 @@ impl Uplink {
     }
 
     async fn hear(self: &Arc<Self>, node: &Arc<Node>, news: &News, conn: u64, message: ParentMessage) {
-        use parent_message::Body;
-        match message.body {
-            Some(Body::Ack(ack)) => {
+        let said = match FromParent::read(message) {
+            Ok(Some(said)) => said,
+            // A newer parent's, of no concern to this version.
+            Ok(None) => return,
+            // What it said before holds.
+            Err(breach) => return node.events.breach(&self.name(), &breach),
+        };
+        match said {
+            FromParent::Ack(ack) => {
                 let held = Duration::from_nanos(ack.held_ns);
                 let lease = Duration::from_millis(ack.lease_ms.into());
                 let _ = news.send(ChildEvent::Lease { conn, lease }).await;
                 let _ = news.send(ChildEvent::Ack { conn, sequence: ack.sequence, held }).await;
             }
-            Some(Body::Catalogue(catalogue)) => node.hear_catalogue(self, catalogue),
-            Some(Body::Path(path)) => {
+            FromParent::Catalogue(catalogue) => node.hear_catalogue(self, catalogue.into_inner()),
+            FromParent::Path(path) => {
                 self.write().path = Some(path);
                 node.replan();
                 node.refresh_children_path();
             }
-            Some(Body::Revocations(list)) => node.hear_revocations(&list).await,
-            Some(Body::Request(request)) => node.reverse(self, request),
-            Some(Body::Assignment(assignment)) => node.hear_assignment(self, assignment),
-            Some(Body::Goodbye(Goodbye { reason, return_after_ms })) => {
+            FromParent::Revocations(list) => node.hear_revocations(&list).await,
+            FromParent::Request(request) => node.reverse(self, request.into_inner()),
+            FromParent::Assignment(assignment) => node.hear_assignment(self, assignment.into_inner()),
+            FromParent::Goodbye(goodbye) => {
+                let Goodbye { reason, return_after_ms } = goodbye.into_inner();
                 let reason = reason.unwrap_or_else(|| Failure::new(Code::Draining, "the parent said goodbye"));
                 let return_after = Duration::from_millis(return_after_ms.into());
                 let _ = news.send(ChildEvent::Goodbye { conn, reason, return_after }).await;
             }
-            None => {}
         }
     }
 
@@ -579,7 +603,7 @@ impl Uplink {
                     });
                     feeder = Some(feeding.owned());
                 }
-                Some(submit_reply::Body::Verdict(verdict)) => return Ok(verdict),
+                Some(submit_reply::Body::Verdict(verdict)) => return Ok(Sound::read(verdict)?.into_inner()),
                 _ => return Err(Failure::new(Code::Protocol, "that is no answer to an update").at(&self.name())),
             }
         }
@@ -611,7 +635,7 @@ impl Uplink {
                 reply = stream.message() => {
                     let reply = reply.map_err(|s| self.failure(&s))?.ok_or_else(broken)?;
                     if let Some(submit_reply::Body::Verdict(verdict)) = reply.body {
-                        return Ok(verdict);
+                        return Ok(Sound::read(verdict)?.into_inner());
                     }
                     to_child.send(Ok(reply)).await.map_err(gone)?;
                 }

@@ -28,6 +28,8 @@ pub use token::{JoinToken, TokenText};
 
 use std::time::Duration;
 
+use tierline_proto::NodeName;
+
 /// Life of the certificate authority.
 pub const CA_VALIDITY: Duration = Duration::from_secs(3_650 * 86_400);
 
@@ -60,12 +62,7 @@ pub fn server_name(role: tierline_proto::Role) -> String {
 /// # Errors
 /// [`IdentityError::BadName`] with the rule.
 pub fn check_name(name: &str) -> Result<(), IdentityError> {
-    let inside = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    let edges = !name.starts_with('-') && !name.ends_with('-');
-    if inside && edges && (1..=63).contains(&name.len()) {
-        return Ok(());
-    }
-    Err(IdentityError::BadName { name: name.chars().take(80).collect() })
+    NodeName::new(name).map(drop).map_err(|_| IdentityError::BadName { name: name.chars().take(80).collect() })
 }
 
 /// A certificate in PEM.

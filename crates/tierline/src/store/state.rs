@@ -325,6 +325,14 @@ impl State {
         self.with(|c| c.query_row("SELECT * FROM nodes WHERE name = ?1 OR id = ?1", [name_or_id], node_row).optional())
     }
 
+    /// All nodes that were ever let in.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
+        self.with(|c| c.prepare("SELECT * FROM nodes ORDER BY id")?.query_map([], node_row)?.collect())
+    }
+
     /// Names of all nodes.
     ///
     /// # Errors

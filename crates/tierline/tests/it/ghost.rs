@@ -1,6 +1,6 @@
 //! A member that a test moves by hand.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -12,9 +12,9 @@ use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    ChildMessage, Code, Failure, Heartbeat, HelloRequest, JobAssignment, JobStanding, JobVerdict, SubmitChunk,
-    SubmitReply, UpdateHeader, WorkReport, child_message, job_standing, job_verdict, parent_message, submit_chunk,
-    submit_reply,
+    ChildMessage, Code, Failure, Heartbeat, HelloRequest, JobAssignment, JobStanding, JobVerdict, NodeInfo,
+    SubmitChunk, SubmitReply, Subtree, UpdateHeader, WorkReport, child_message, job_standing, job_verdict,
+    parent_message, submit_chunk, submit_reply,
 };
 use tierline_proto::{Role, Versions};
 use tierline_train::Job;
@@ -46,24 +46,29 @@ impl Ghost {
     }
 
     pub fn named(federation: &Federation, role: &'static str, name: &str) -> Self {
-        let data = federation.site.join(role, name, &federation.site.cloud.url);
+        Self::below(federation, role, name, &federation.site.cloud.url)
+    }
+
+    /// A member below this parent.
+    pub fn below(federation: &Federation, role: &'static str, name: &str, parent: &str) -> Self {
+        let data = federation.site.join(role, name, parent);
         let text = std::fs::read_to_string(federation.folder.path().join("squares.toml")).unwrap();
         let job: Job = toml::from_str(&text).unwrap();
         let mut model = Model::load(&federation.folder.path().join("net.onnx")).unwrap();
         fold_for(&mut model, &mut Evaluator(tierline_engine::rten()), Purpose::Training).unwrap();
         let blueprint = Arc::new(Blueprint::new(model, &job).unwrap());
-        Self::open(federation, role, name, data, blueprint)
+        Self::open(parent, role, name, data, blueprint)
     }
 
-    /// The same member, connected anew.
+    /// The same member, connected anew to the cloud.
     pub fn again(self, federation: &Federation) -> Self {
-        Self::open(federation, self.role, &self.name, self.data.clone(), Arc::clone(&self.blueprint))
+        Self::open(&federation.site.cloud.url, self.role, &self.name, self.data.clone(), Arc::clone(&self.blueprint))
     }
 
-    fn open(federation: &Federation, role: &'static str, name: &str, data: PathBuf, blueprint: Arc<Blueprint>) -> Self {
+    fn open(parent: &str, role: &'static str, name: &str, data: PathBuf, blueprint: Arc<Blueprint>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let identity = Identity::load(&data.join("identity"), SystemTime::now()).unwrap();
-        let endpoint = transport::endpoint(&federation.site.cloud.url, transport::client_tls(&identity)).unwrap();
+        let endpoint = transport::endpoint(parent, transport::client_tls(&identity)).unwrap();
         let wanted: Arc<Mutex<Option<JobAssignment>>> = Arc::default();
         let told = Arc::clone(&wanted);
         let own = name.to_owned();
@@ -136,6 +141,28 @@ impl Ghost {
         until("it hears of the job", || Some(self.wanted.lock().unwrap().clone()?.job))
     }
 
+    /// Says who is below it, by their data folders.
+    pub fn has_below(&self, folders: &[&Path]) {
+        let node = |folder: &&Path| {
+            let identity = Identity::load(&folder.join("identity"), SystemTime::now()).unwrap();
+            let peer = identity.peer();
+            NodeInfo {
+                node_id: peer.id.clone(),
+                node_name: peer.name.clone(),
+                role: peer.role.into(),
+                state: "connected".to_owned(),
+                ..NodeInfo::default()
+            }
+        };
+        let subtree = Subtree { nodes: folders.iter().map(node).collect(), news: true, ..Subtree::default() };
+        self.say(child_message::Body::Subtree(subtree));
+    }
+
+    /// Says anything.
+    pub fn say(&self, body: child_message::Body) {
+        self.runtime.block_on(self.say.send(ChildMessage { body: Some(body) })).unwrap();
+    }
+
     /// Says what somebody below it is at.
     pub fn stands(&self, job: &bytes::Bytes, node: &str, standing: job_standing::Standing) {
         let standing = JobStanding {
@@ -145,8 +172,7 @@ impl Ghost {
             holds: 0,
             url: String::new(),
         };
-        let message = ChildMessage { body: Some(child_message::Body::Standing(standing)) };
-        self.runtime.block_on(self.say.send(message)).unwrap();
+        self.say(child_message::Body::Standing(standing));
     }
 
     /// An update that changes every weight by so much.

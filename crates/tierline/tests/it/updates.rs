@@ -1,7 +1,8 @@
 //! Updates of members that repeat themselves, lie, or mean harm.
 
 use tierline_federate::wire;
-use tierline_proto::v1::{Code, Empty, WorkReport, job_standing, job_verdict};
+use tierline_proto::Role;
+use tierline_proto::v1::{Code, Empty, NodeInfo, Subtree, WorkReport, child_message, job_standing, job_verdict};
 
 use crate::faults::{number, of};
 use crate::federation::{Federation, lines};
@@ -60,7 +61,12 @@ fn an_edge_speaks_for_nobody_who_is_here_or_behind_another() {
     let (edge, liar) = (Ghost::named(&federation, "edge", "honest"), Ghost::named(&federation, "edge", "liar"));
     let mut watcher = federation.watch();
     let job = edge.job();
+    let behind = federation.site.join("end", "behind", &federation.site.cloud.url);
+    // Of somebody of whom the cloud doesn't know that it is there, nobody speaks.
+    liar.stands(&job, "behind", job_standing::Standing::Examples(50));
+    edge.has_below(&[&behind]);
     edge.stands(&job, "behind", job_standing::Standing::Examples(50));
+    liar.has_below(&[&behind, &federation.site.folder.path().join("good")]);
     let work = good.work();
     let behind = edge.work();
     // Of a node that is here, and of one behind the other edge.
@@ -76,6 +82,43 @@ fn an_edge_speaks_for_nobody_who_is_here_or_behind_another() {
     assert_eq!(federation.done()[0]["clients"], 2);
     // Edges that pass a job on are no members of it.
     assert_eq!(number(&federation.site.cloud.scrape(), "tierline_job_members{"), Some(2.0));
+}
+
+#[test]
+fn who_is_not_there_has_no_say() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 2 }\n");
+    let edge = federation.site.edge("edge");
+    let (good, other) = (Ghost::new(&federation, "good"), Ghost::below(&federation, "end", "other", &edge.url));
+    let rogue = Ghost::named(&federation, "edge", "rogue");
+    let mut watcher = federation.watch();
+    let job = other.job();
+    // An end speaks for itself, though it is behind an edge that passes on.
+    let absent = federation.site.join("end", "absent", &edge.url);
+    other.has_below(&[&absent]);
+    other.stands(&job, "absent", job_standing::Standing::Examples(9));
+    // An edge speaks for nobody whom the site doesn't have.
+    let made_up = |name: &str| NodeInfo {
+        node_id: "0123456789abcdef0123456789abcdef".into(),
+        node_name: name.to_owned(),
+        role: Role::End.into(),
+        ..NodeInfo::default()
+    };
+    for name in ["nobody", "a\u{1b}[2Jb", &"x".repeat(1 << 20)] {
+        let subtree = Subtree { nodes: vec![made_up(name)], news: true, ..Subtree::default() };
+        rogue.say(child_message::Body::Subtree(subtree));
+        rogue.stands(&job, name, job_standing::Standing::Examples(9));
+    }
+    let work = (good.work(), other.work());
+    let stolen = other.submit(&work.1, 0, "absent", &other.update(9.0)).unwrap_err();
+    assert!(stolen.message.contains("other has not said that absent is below it"), "{stolen}");
+    assert_eq!(good.submit(&work.0, 0, "", &good.update(1.0)).unwrap(), job_verdict::Kind::Counted);
+    assert_eq!(other.submit(&work.1, 0, "", &other.update(1.0)).unwrap(), job_verdict::Kind::Counted);
+    assert!(watcher.wait().unwrap().success());
+    assert_eq!(number(&federation.site.cloud.scrape(), "tierline_job_members{"), Some(2.0));
+    let nodes = federation.site.cloud.ask(&["nodes", "--json"]).json();
+    let mut names: Vec<&str> = nodes["nodes"].as_array().unwrap().iter().filter_map(|n| n["name"].as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["cloud", "edge", "good", "other", "rogue"]);
 }
 
 #[test]

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use tierline_federate::gossip::{Mix, Offer};
 use tierline_federate::{Gossip, Layout, Vectors};
 use tierline_node::federation::Task;
-use tierline_proto::Digest;
 use tierline_proto::limits::UPDATE_BYTES_MAX;
 use tierline_proto::v1::{Code, Failure, MeetReply, MeetRequest, Neighbour};
+use tierline_proto::{Digest, Sound};
 
 use super::{Folder, messages};
 use crate::daemon::Node;
@@ -144,7 +144,8 @@ impl Meets {
         let request = MeetRequest { job: self.id.to_bytes(), meeting: self.number };
         let asked = async { pair.federate().meet(request).await.map_err(|status| Failure::from_status(&status)) };
         let late = |_| Failure::new(Code::DeadlineExceeded, format!("the model of {name} isn't made yet"));
-        let MeetReply { offer, node } = tokio::time::timeout(patience, asked).await.map_err(late)??.into_inner();
+        let reply = tokio::time::timeout(patience, asked).await.map_err(late)??.into_inner();
+        let MeetReply { offer, node } = Sound::read(reply)?.into_inner();
         if node != name {
             return Err(unreachable(format!("it is {node} that answers at {url}, not {name}")));
         }

@@ -1,23 +1,29 @@
 //! Journals of a job's machines, on this node's disk.
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tierline_node::federation::{MemberRecord, Record};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 
-use super::messages::internal;
 use crate::daemon::Node;
+use crate::documents::{self, Document};
 use crate::store::State;
 use crate::store::jobs::Side;
 
 /// What a machine keeps.
-pub(super) trait Journalled: Serialize + DeserializeOwned {
+pub(super) trait Journalled: Document {
     /// Which machine.
     const SIDE: Side;
 
     /// Whether the journal needs nothing of what lies before this record.
     fn replaces_earlier(&self) -> bool;
+}
+
+impl Document for Record {
+    const WHAT: &'static str = "a record";
+}
+
+impl Document for MemberRecord {
+    const WHAT: &'static str = "a record";
 }
 
 impl Journalled for Record {
@@ -46,7 +52,7 @@ pub(super) async fn write<R: Journalled>(node: &Node, job: Digest, records: &[R]
     }
     let last = records.iter().rposition(R::replaces_earlier);
     let needed = &records[last.unwrap_or(0)..];
-    let lines: Vec<String> = needed.iter().map(serde_json::to_string).collect::<Result<_, _>>().map_err(internal)?;
+    let lines: Vec<String> = needed.iter().map(documents::write).collect::<Result<_, _>>()?;
     let keep = move |state: &State| match last {
         Some(_) => state.replace_journal(job, R::SIDE, &lines),
         None => state.journal(job, R::SIDE, &lines),
@@ -62,9 +68,10 @@ pub(super) async fn write<R: Journalled>(node: &Node, job: Digest, records: &[R]
 pub(super) async fn read<R: Journalled>(node: &Node, job: Digest) -> Result<Vec<R>, Failure> {
     let lines = node.state.with(move |state| state.journal_of(job, R::SIDE)).await?;
     let parse = |(at, line): (usize, &String)| {
-        serde_json::from_str(line).map_err(|e| {
-            let text = format!("the job's journal is damaged: record {} of {}: {e}", at + 1, lines.len());
-            Failure::new(Code::Corrupt, text).with_help("the job can't go on on this node; give it again")
+        documents::read(line.as_bytes()).map_err(|e| {
+            let how = if e.code() == Code::Corrupt { "is damaged" } else { "is a newer version's" };
+            let text = format!("the job's journal {how}: record {} of {}: {e}", at + 1, lines.len());
+            Failure::new(e.code(), text).with_help("the job can't go on on this node; give it again")
         })
     };
     lines.iter().enumerate().map(parse).collect()

@@ -43,6 +43,7 @@ pub use self::upper::Order;
 use self::upper::ToUpper;
 use super::Node;
 use super::uplink::Uplink;
+use crate::documents::{self, Document};
 use crate::store::State;
 use crate::store::jobs::Side;
 
@@ -200,8 +201,7 @@ impl Node {
                 continue;
             }
             let begun = async {
-                let manifest = self.artefacts.get(row.job).await?;
-                let manifest = manifest_of(&manifest)?;
+                let manifest = documents::read::<JobManifest>(&self.artefacts.get(row.job).await?)?;
                 self.begin(row.job, manifest, row.coordinates).await
             };
             match begun.await {
@@ -362,7 +362,10 @@ fn may_pass(code: Code) -> bool {
     matches!(code, StorageFull | Unreachable | DeadlineExceeded | Overloaded | Draining | Cancelled | ModelNotReady)
 }
 
-fn manifest_of(json: &[u8]) -> Result<JobManifest, Failure> {
-    serde_json::from_slice(json)
-        .map_err(|e| Failure::new(Code::Corrupt, format!("the job's manifest: {e}")).with_help("update this node"))
+impl Document for JobManifest {
+    const WHAT: &'static str = "the job's manifest";
+
+    /// Settings that aren't known here would change what is learned: a job that
+    /// has any is not for this version.
+    const UNREADABLE: Code = Code::VersionMismatch;
 }

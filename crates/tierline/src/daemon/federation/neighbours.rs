@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::lower::ToLower;
 use super::upper::ToUpper;
-use super::{AGAIN, Duty, Folder, manifest_of, may_pass, messages};
+use super::{AGAIN, Duty, Folder, JobManifest, may_pass, messages};
 use crate::daemon::Node;
 use crate::daemon::uplink::Uplink;
 use crate::store::State;
@@ -99,7 +99,10 @@ impl Node {
 
     async fn assigned(self: &Arc<Self>, uplink: &Arc<Uplink>, assignment: JobAssignment) -> Result<(), Failure> {
         let id = messages::digest(&assignment.job)?;
-        let Some(want) = assignment.want.clone() else { return Ok(()) };
+        let Some(want) = assignment.want.clone() else {
+            let text = format!("{} wants something of a job that is not known here", uplink.name());
+            return Err(Failure::new(Code::VersionMismatch, text).with_help("update this node"));
+        };
         if self.federations.get(id).is_none() {
             if matches!(want, Want::Over(_) | Want::Out(_)) {
                 return Ok(());
@@ -114,8 +117,7 @@ impl Node {
             // One node sets a job up once, however often it hears of it.
             let _turn = self.adopting_jobs.lock().await;
             if self.federations.get(id).is_none() {
-                self.ensure_artefact(id).await?;
-                let manifest = manifest_of(&self.artefacts.get(id).await?)?;
+                let manifest: JobManifest = self.document(id).await?;
                 let row = JobRow {
                     job: id,
                     name: manifest.name.clone(),

@@ -11,8 +11,9 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::neighbours::stopped;
 use super::upper::ToUpper;
-use super::{Folder, JOBS_MAX, JobManifest, Order, data, manifest_of};
+use super::{Folder, JOBS_MAX, JobManifest, Order, data};
 use crate::daemon::{Node, events};
+use crate::documents;
 use crate::store::State;
 use crate::store::jobs::JobRow;
 
@@ -64,8 +65,7 @@ impl Node {
         let created_ms = events::now_ms();
         let models = kept.split_off(1);
         let manifest = JobManifest { name: name.to_owned(), created_ms, model: kept[0], models, job };
-        let json = serde_json::to_vec(&manifest).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
-        let id = self.artefacts.put(json.into()).await?;
+        let id = self.artefacts.put(documents::write(&manifest)?.into()).await?;
         let row = JobRow {
             job: id,
             name: name.to_owned(),
@@ -118,7 +118,7 @@ impl Node {
     async fn info_of(&self, row: &JobRow) -> Result<JobInfo, Failure> {
         let job = row.job;
         let round = self.state.with(move |state| state.rounds(job)).await?.len() as u64;
-        let manifest = self.artefacts.get(row.job).await.and_then(|json| manifest_of(&json));
+        let manifest = self.artefacts.get(row.job).await.and_then(|json| documents::read::<JobManifest>(&json));
         let rounds = manifest.map_or(round, |m| m.federation().cloud.rounds);
         let ended = row.ended.clone().unwrap_or_else(|| "takes part".to_owned());
         let mut info = JobInfo {

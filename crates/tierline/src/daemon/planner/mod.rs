@@ -13,7 +13,7 @@ mod describe;
 mod placement;
 mod tables;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use tierline_node::adapt::{Action, Adapt, Event, SessionKey, Why};
 use tierline_plan::Evaluation;
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure, ModelOffer, Offers, UpstreamTier, WarmHint, WarmHints, child_message};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use self::describe::Recent;
 pub use self::describe::describe_plan;
@@ -43,11 +43,28 @@ const LOOK: Duration = Duration::from_millis(1_000);
 /// A session whose model isn't here by then gives its place to others.
 const WARM_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// Hints that one message may bring.
-const HINTS_MAX: usize = 16;
-
 /// A profile that could not be fetched is asked for again after this.
 const PROFILE_RETRY: Duration = Duration::from_secs(5);
+
+/// Sessions that nodes below ask for, being loaded at once.
+const HINTED_MAX: usize = 64;
+
+/// Profiles of tiers above that are kept, and that are known to be of no use.
+const PROFILES_ABOVE_MAX: usize = 4_096;
+
+/// Profiles of tiers above that can't be used.
+#[derive(Default)]
+struct Refused(HashSet<Digest>);
+
+impl Refused {
+    /// Whether that is news.
+    fn refuse(&mut self, profile: Digest) -> bool {
+        if self.0.len() >= PROFILES_ABOVE_MAX {
+            self.0.clear();
+        }
+        self.0.insert(profile)
+    }
+}
 
 /// What a set of tables was made from; the same key needs no other tables.
 type Key = (Digest, Vec<(Option<Peer>, Vec<(String, Option<Digest>)>)>);
@@ -74,6 +91,10 @@ pub struct Planner {
     own: RwLock<HashMap<Digest, Digest>>,
     /// Profiles of tiers above, by artefact.
     above: Mutex<HashMap<Digest, Arc<ModelProfile>>>,
+    /// Those that can't be used.
+    refused: Mutex<Refused>,
+    /// Sessions that nodes below have asked for and that are being loaded.
+    hinted: Arc<Semaphore>,
     /// Rings when the machine's next wake may have moved.
     stir: Notify,
     /// Rings when tables may have to be made anew.
@@ -89,6 +110,8 @@ impl Planner {
             memory_max,
             own: RwLock::default(),
             above: Mutex::default(),
+            refused: Mutex::default(),
+            hinted: Arc::new(Semaphore::new(HINTED_MAX)),
             stir: Notify::new(),
             changed: Notify::new(),
         }
@@ -236,7 +259,7 @@ impl Planner {
     /// Loads what a node below is likely to need here, or passes the hint on.
     pub fn warm_hints(&self, node: &Arc<Node>, hints: &WarmHints) {
         let mut further = Vec::new();
-        for hint in hints.hints.iter().take(HINTS_MAX) {
+        for hint in &hints.hints {
             if hint.tiers_above > 1 {
                 further.push(WarmHint { tiers_above: hint.tiers_above - 1, ..hint.clone() });
                 continue;
@@ -246,7 +269,10 @@ impl Planner {
                 continue;
             };
             let (node, hint) = (Arc::clone(node), hint.clone());
+            // A hint is no more than that: with many under way, it is let go.
+            let Ok(turn) = Arc::clone(&self.hinted).try_acquire_owned() else { return };
             node.tasks.clone().spawn("hint", async move {
+                let _turn = turn;
                 let Ok(program) = node.program(&entry).await else { return };
                 let to = hint.to_cut.map_or(program.segments(), |c| c as usize + 1);
                 let key = SliceKey { digest: entry.manifest.digest.clone(), from: segment_after(hint.from_cut), to };
@@ -360,18 +386,30 @@ impl Planner {
         if let Some(profile) = known {
             return Some((digest, profile));
         }
-        let fetched = async {
-            node.ensure_artefact(digest).await?;
-            let json = node.artefacts.get(digest).await?;
-            serde_json::from_slice::<ModelProfile>(&json).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))
-        };
-        let fetched = tokio::time::timeout(PROFILE_RETRY, fetched).await;
+        if self.refused.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&digest) {
+            return None;
+        }
+        let fetched = tokio::time::timeout(PROFILE_RETRY, node.document::<ModelProfile>(digest)).await;
         let fetched = fetched.unwrap_or_else(|_| Err(Failure::new(Code::DeadlineExceeded, "it did not come in time")));
         match fetched {
             Ok(profile) => {
                 let profile = Arc::new(profile);
-                self.above.lock().unwrap_or_else(PoisonError::into_inner).insert(digest, Arc::clone(&profile));
+                let mut above = self.above.lock().unwrap_or_else(PoisonError::into_inner);
+                // A parent may tell of ever new ones; those of now are asked for again.
+                if above.len() >= PROFILES_ABOVE_MAX {
+                    above.clear();
+                }
+                above.insert(digest, Arc::clone(&profile));
                 Some((digest, profile))
+            }
+            // Asked for again, it would be the same.
+            Err(failure) if matches!(failure.code(), Code::Corrupt | Code::TooLarge | Code::VersionMismatch) => {
+                let name = tier.node_name.as_str();
+                let text = format!("the profile of {name} can't be used, plans pass it by: {failure}");
+                if self.refused.lock().unwrap_or_else(PoisonError::into_inner).refuse(digest) {
+                    node.events.record("plan", text, &serde_json::json!({ "node": name }));
+                }
+                None
             }
             Err(failure) => {
                 tracing::info!(%failure, tier = tier.node_name, "its profile can't be had yet; plans pass it by");

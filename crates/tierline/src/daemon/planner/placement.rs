@@ -43,7 +43,7 @@ pub(super) fn place(peer: Option<Peer>, evaluation: &Evaluation, wait: Duration)
     Placed {
         peer: peer.filter(|_| !boundaries.is_empty()),
         boundaries,
-        predicted_ns: evaluation.cost.latency_ns as u64 + ns(wait),
+        predicted_ns: (evaluation.cost.latency_ns as u64).saturating_add(ns(wait)),
         text: words(evaluation),
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tierline_proto::Digest;
 use tierline_proto::limits::{CHUNK_BYTES, PROBE_BYTES_MAX};
 use tierline_proto::v1::bulk_server::Bulk;
 use tierline_proto::v1::{Code, Failure, FetchChunk, FetchRequest, ProbeChunk, StatReply, StatRequest};
+use tierline_proto::{Digest, Sound};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -32,13 +32,13 @@ impl Bulk for BulkService {
     type ProbeStream = ReceiverStream<Result<ProbeChunk, Status>>;
 
     async fn stat(&self, request: Request<StatRequest>) -> Result<Response<StatReply>, Status> {
-        let digest = digest(&request.into_inner().digest)?;
+        let digest = digest(&Sound::read(request.into_inner())?.digest)?;
         let length = self.0.artefact_length(digest).await?;
         Ok(Response::new(StatReply { found: length.is_some(), length: length.unwrap_or(0) }))
     }
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
-        let FetchRequest { digest: wanted, offset, length } = request.into_inner();
+        let FetchRequest { digest: wanted, offset, length } = Sound::read(request.into_inner())?.into_inner();
         let wanted = digest(&wanted)?;
         // An edge that lacks it fetches it first: the site downloads it once.
         // It goes on fetching while the child is told to come back.
@@ -87,6 +87,7 @@ impl Bulk for BulkService {
         let mut stream = request.into_inner();
         let (mut received, mut want, mut first) = (0u64, 0u64, None);
         while let Some(chunk) = stream.message().await? {
+            let chunk = Sound::read(chunk)?;
             want = want.max(chunk.want_bytes);
             received += chunk.padding.len() as u64;
             if received > PROBE_BYTES_MAX || want > PROBE_BYTES_MAX {

@@ -1,17 +1,19 @@
 //! Children: their leases, what they report, what they are told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tierline_node::lease::{Entry, Hello, Lost, Parent, ParentAction, ParentEvent};
+use tierline_proto::door::session::FromChild;
+use tierline_proto::limits::{NODES_BELOW_MAX, SUBTREE_NODES_MAX, SUBTREE_PART_MAX};
 use tierline_proto::v1::control_server::Control;
 use tierline_proto::v1::{
-    ChildMessage, Code, Failure, Goodbye, HeartbeatAck, HelloReply, HelloRequest, LinkEstimate, LoadReport, ModelOffer,
-    NodeInfo, ParentMessage, child_message, parent_message,
+    ChildMessage, Code, Failure, Goodbye, HeartbeatAck, HelloReply, HelloRequest, LinkEstimate, LoadReport, NodeInfo,
+    ParentMessage, Subtree, parent_message,
 };
-use tierline_proto::{Role, Versions};
+use tierline_proto::{Role, Sound, Versions};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,23 +21,88 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::gate;
 use crate::daemon::Node;
+use crate::identity::Peer;
 
 /// Messages to one child waiting for its stream; behind an edge, a round's
 /// assignments for all of its ends come at once, and of several jobs.
-const OUTBOX_MAX: usize = 8 * SUBTREE_NODES_MAX;
-
-/// Nodes below one child that are kept and told of: with more, a message to
-/// the cloud would exceed its limit.
-const SUBTREE_NODES_MAX: usize = 1_024;
+const OUTBOX_MAX: usize = 2 * SUBTREE_NODES_MAX;
 
 /// What a child last reported of itself.
 #[derive(Debug, Clone, Default)]
-pub struct Report {
+struct Report {
     link: Option<LinkEstimate>,
     load: Option<LoadReport>,
-    models: Vec<ModelOffer>,
-    subtree: Vec<NodeInfo>,
+    /// Models that it offers. Which they are, nobody above needs.
+    models: u32,
+    below: Below,
     heard_ms: u64,
+}
+
+/// The nodes below a child, as it tells of them.
+#[derive(Debug, Clone, Default)]
+struct Below {
+    nodes: Vec<NodeInfo>,
+    /// Those that are there, but not listed.
+    left_out: u64,
+    /// Parts of a report that isn't whole yet.
+    parts: Vec<NodeInfo>,
+}
+
+impl Below {
+    /// Takes in what a child says, at most `room` nodes; those that weren't
+    /// there before.
+    fn take(&mut self, said: Subtree, room: usize) -> Vec<NodeInfo> {
+        let Subtree { nodes, more, news, left_out } = said;
+        let known: HashSet<&str> = self.nodes.iter().map(|node| node.node_id.as_str()).collect();
+        let new: Vec<NodeInfo> = nodes.iter().filter(|node| !known.contains(node.node_id.as_str())).cloned().collect();
+        if news {
+            for node in nodes {
+                match self.nodes.iter().position(|known| known.node_id == node.node_id) {
+                    Some(at) => self.nodes[at] = node,
+                    None if self.nodes.len() < room => self.nodes.push(node),
+                    None => self.left_out += 1,
+                }
+            }
+            return new;
+        }
+        let fit = room.saturating_sub(self.parts.len()).min(nodes.len());
+        let beyond = (nodes.len() - fit) as u64;
+        self.parts.extend(nodes.into_iter().take(fit));
+        if !more {
+            self.nodes = std::mem::take(&mut self.parts);
+            self.left_out = left_out.saturating_add(beyond);
+        }
+        new
+    }
+}
+
+/// Nodes as a node lists them.
+#[derive(Debug, Clone, Default)]
+pub struct Listed {
+    /// Those that are listed.
+    pub nodes: Vec<NodeInfo>,
+    /// How many more there are.
+    pub left_out: u64,
+}
+
+impl Listed {
+    /// What a parent is told of them: in parts that leave room for heartbeats.
+    #[must_use]
+    pub fn reports(mut self) -> Vec<Subtree> {
+        let beyond = self.nodes.len().saturating_sub(SUBTREE_NODES_MAX);
+        self.nodes.truncate(SUBTREE_NODES_MAX);
+        let left_out = self.left_out + beyond as u64;
+        let mut parts: Vec<Subtree> = self
+            .nodes
+            .chunks(SUBTREE_PART_MAX)
+            .map(|part| Subtree { nodes: part.to_vec(), more: true, ..Subtree::default() })
+            .collect();
+        match parts.last_mut() {
+            Some(last) => (last.more, last.left_out) = (false, left_out),
+            None => parts.push(Subtree { left_out, ..Subtree::default() }),
+        }
+        parts
+    }
 }
 
 struct Inner {
@@ -181,11 +248,24 @@ impl Children {
         self.step(node, ParentEvent::Drain);
     }
 
+    /// The identity of the node of this name that a child has below it, if the
+    /// child is connected, and an edge that has told of it.
+    #[must_use]
+    pub fn below(&self, child: &str, node: &str) -> Option<String> {
+        let inner = self.lock();
+        let here = |entry: &Entry| entry.hello.name == child && entry.session.is_some();
+        let (id, _) = inner.register.children().find(|(_, entry)| here(entry) && entry.hello.role == Role::Edge)?;
+        let below = &inner.reports.get(id)?.below;
+        below.nodes.iter().find(|below| below.node_name == node).map(|below| below.node_id.clone())
+    }
+
     /// Children and everything below them.
     #[must_use]
-    pub fn list(&self, own_id: &str) -> Vec<NodeInfo> {
+    pub fn list(&self, own_id: &str) -> Listed {
         let inner = self.lock();
-        let mut nodes = Vec::new();
+        let mut listed = Listed::default();
+        let here: HashSet<&str> =
+            inner.register.children().filter(|(_, entry)| entry.session.is_some()).map(|(id, _)| id).collect();
         for (id, entry) in inner.register.children() {
             let report = inner.reports.get(id).cloned().unwrap_or_default();
             let state = match (entry.session, entry.lost) {
@@ -193,7 +273,7 @@ impl Children {
                 (None, Some(Lost::Revoked)) => "revoked",
                 _ => "lost",
             };
-            nodes.push(NodeInfo {
+            listed.nodes.push(NodeInfo {
                 node_id: id.to_owned(),
                 node_name: entry.hello.name.clone(),
                 role: entry.hello.role.into(),
@@ -202,12 +282,21 @@ impl Children {
                 last_seen_ms: report.heard_ms,
                 link: report.link,
                 load: report.load,
-                models: report.models,
+                models: Vec::new(),
                 version: String::new(),
+                model_count: report.models,
             });
-            nodes.extend(report.subtree);
+            listed.left_out += report.below.left_out;
+            // Of one that is here itself, nobody else has anything to say.
+            let elsewhere = report.below.nodes.into_iter().filter(|node| !here.contains(node.node_id.as_str()));
+            listed.nodes.extend(elsewhere.map(|mut node| {
+                if entry.session.is_none() {
+                    "lost".clone_into(&mut node.state);
+                }
+                node
+            }));
         }
-        nodes
+        listed
     }
 }
 
@@ -243,7 +332,7 @@ impl Control for ControlService {
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
         let peer = gate::caller(&request)?;
         let node = &self.0;
-        let HelloRequest { versions, role, incarnation, .. } = request.into_inner();
+        let HelloRequest { versions, role, incarnation, .. } = Sound::read(request.into_inner())?.into_inner();
         if role != i32::from(peer.role) {
             let text = "the role in the hello is not the one in the certificate";
             return Err(Failure::new(Code::Forbidden, text)
@@ -282,8 +371,8 @@ impl Control for ControlService {
         let node = Arc::clone(&self.0);
         let mut stream = request.into_inner();
         // The first heartbeat names the lease that this stream belongs to.
-        let first = stream.message().await?;
-        let Some(ChildMessage { body: Some(child_message::Body::Heartbeat(beat)) }) = first else {
+        let first = stream.message().await?.map_or(Ok(None), FromChild::read)?;
+        let Some(FromChild::Heartbeat(beat)) = first else {
             return Err(Failure::new(Code::Protocol, "a session begins with a heartbeat").into());
         };
         let session = beat.session;
@@ -294,7 +383,11 @@ impl Control for ControlService {
         {
             let mut inner = node.children.lock();
             inner.outboxes.insert(session, send);
-            inner.reports.entry(peer.id.clone()).or_default();
+            let Inner { register, reports, .. } = &mut *inner;
+            // Of children that are forgotten, nothing is kept.
+            let known: HashSet<&str> = register.children().map(|(id, _)| id).collect();
+            reports.retain(|id, _| known.contains(id.as_str()));
+            reports.entry(peer.id.clone()).or_default();
             inner.send(session, parent_message::Body::Revocations(node.revocations()));
             inner.send(session, parent_message::Body::Catalogue(node.catalogue.message()));
             inner.send(session, parent_message::Body::Path(node.path_for_children()));
@@ -302,15 +395,13 @@ impl Control for ControlService {
         node.child_up(&peer);
         self.0.tasks.spawn("session", async move {
             let heard = async {
-                hear(&node, &peer.id, session, child_message::Body::Heartbeat(beat));
+                hear(&node, &peer, session, FromChild::Heartbeat(beat));
                 while let Ok(Some(message)) = stream.message().await {
                     // A lease that is lost or revoked has nothing more to say.
                     if node.children.lock().register.holder(node.now(), session) != Some(peer.id.as_str()) {
                         break;
                     }
-                    if let Some(body) = message.body {
-                        hear(&node, &peer.id, session, body);
-                    }
+                    hear_one(&node, &peer, session, message);
                 }
             };
             // Broken off, it is told and counted, and the child begins another.
@@ -322,9 +413,20 @@ impl Control for ControlService {
     }
 }
 
-fn hear(node: &Arc<Node>, id: &str, session: u64, body: child_message::Body) {
-    use child_message::Body;
-    if let Body::Heartbeat(beat) = &body {
+/// What a child said: what breaks the protocol, or isn't known here, is passed by.
+fn hear_one(node: &Arc<Node>, peer: &Peer, session: u64, message: ChildMessage) {
+    match FromChild::read(message) {
+        Ok(Some(said)) => hear(node, peer, session, said),
+        Ok(None) => drop(node.children.step(node, ParentEvent::Heard { session })),
+        Err(breach) => {
+            node.children.step(node, ParentEvent::Heard { session });
+            node.events.breach(&peer.name, &breach);
+        }
+    }
+}
+
+fn hear(node: &Arc<Node>, peer: &Peer, session: u64, said: FromChild) {
+    if let FromChild::Heartbeat(beat) = &said {
         let up_bytes_per_s = beat.link.map_or(0.0, |link| link.up_bytes_per_s);
         node.children.step(node, ParentEvent::Link { session, up_bytes_per_s });
         node.children.step(node, ParentEvent::Heartbeat { session, sequence: beat.sequence });
@@ -332,30 +434,94 @@ fn hear(node: &Arc<Node>, id: &str, session: u64, body: child_message::Body) {
         node.children.step(node, ParentEvent::Heard { session });
     }
     let mut inner = node.children.lock();
-    let report = inner.reports.entry(id.to_owned()).or_default();
+    let all: usize = inner.reports.values().map(|report| report.below.nodes.len()).sum();
+    let report = inner.reports.entry(peer.id.clone()).or_default();
     report.heard_ms = crate::daemon::events::now_ms();
-    match body {
-        Body::Heartbeat(beat) => report.link = beat.link,
-        Body::Load(load) => report.load = Some(load),
-        Body::Offers(offers) => report.models = offers.models,
-        Body::Subtree(mut subtree) => {
-            subtree.nodes.truncate(SUBTREE_NODES_MAX);
-            report.subtree = subtree.nodes;
+    match said {
+        FromChild::Heartbeat(beat) => report.link = beat.link,
+        FromChild::Load(load) => report.load = Some(load.into_inner()),
+        FromChild::Offers(offers) => report.models = u32::try_from(offers.models.len()).unwrap_or(u32::MAX),
+        FromChild::Subtree(subtree) => {
+            // Ends have nobody below them.
+            if peer.role != Role::Edge {
+                return;
+            }
+            let mut subtree = subtree.into_inner();
+            subtree.nodes.retain(|below| below.node_id != peer.id && node.may_be_below(below));
+            let room = SUBTREE_NODES_MAX.min(NODES_BELOW_MAX.saturating_sub(all - report.below.nodes.len()));
+            let new = report.below.take(subtree, room);
+            drop(inner);
+            if !new.is_empty() {
+                node.tell_of_new(new);
+            }
+            node.report_up();
         }
-        Body::Hints(hints) => {
+        FromChild::Hints(hints) => {
             drop(inner);
             node.warm_hints(&hints);
         }
-        Body::Standing(standing) => {
+        FromChild::Standing(standing) => {
             drop(inner);
-            if let Some(name) = node.children.name_of(id) {
-                node.child_stands(&name, standing);
+            if node.speaks_for(&peer.name, &standing.node) {
+                node.child_stands(&peer.name, standing.into_inner());
+            } else {
+                tracing::debug!(child = peer.name, member = standing.node, "it speaks for a node that isn't below it");
             }
         }
-        Body::Reply(_) | Body::Goodbye(_) => {}
+        FromChild::Reply(_) | FromChild::Goodbye(_) => {}
     }
 }
 
 fn millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: usize) -> NodeInfo {
+        NodeInfo { node_id: id.to_string(), node_name: format!("end-{id}"), ..NodeInfo::default() }
+    }
+
+    fn said(ids: std::ops::Range<usize>, more: bool, news: bool) -> Subtree {
+        Subtree { nodes: ids.map(node).collect(), more, news, left_out: 0 }
+    }
+
+    fn ids(below: &Below) -> Vec<&str> {
+        below.nodes.iter().map(|node| node.node_id.as_str()).collect()
+    }
+
+    #[test]
+    fn reports_of_many_come_in_parts_and_the_rest_is_counted() {
+        let listed = Listed { nodes: (0..SUBTREE_NODES_MAX + 7).map(node).collect(), left_out: 5 };
+        let reports = listed.reports();
+        assert_eq!(reports.len(), SUBTREE_NODES_MAX.div_ceil(SUBTREE_PART_MAX));
+        let mut below = Below::default();
+        for (i, report) in reports.iter().enumerate() {
+            assert!(prost::Message::encoded_len(report) < 256 << 10);
+            assert!(below.nodes.is_empty(), "nothing counts before the whole is here: {i}");
+            below.take(report.clone(), SUBTREE_NODES_MAX);
+        }
+        assert_eq!((below.nodes.len(), below.left_out), (SUBTREE_NODES_MAX, 12));
+        // Where there is less room, more is only counted.
+        let mut below = Below::default();
+        reports.into_iter().for_each(|report| drop(below.take(report, 100)));
+        assert_eq!(below.nodes.len(), 100);
+        assert_eq!(Listed::default().reports(), [Subtree::default()], "that there is nobody is said, too");
+    }
+
+    #[test]
+    fn news_come_on_top_and_a_report_replaces_all() {
+        let mut below = Below::default();
+        assert_eq!(below.take(said(0..2, false, false), 9).len(), 2);
+        assert_eq!(below.take(said(1..4, false, true), 9).len(), 2, "one was known");
+        assert_eq!(ids(&below), ["0", "1", "2", "3"]);
+        below.take(said(4..9, false, true), 5);
+        assert_eq!((below.nodes.len(), below.left_out), (5, 4));
+        below.take(said(7..8, true, false), 9);
+        assert_eq!(below.nodes.len(), 5, "more is to come");
+        below.take(said(8..9, false, false), 9);
+        assert_eq!((ids(&below), below.left_out), (vec!["7", "8"], 0));
+    }
 }

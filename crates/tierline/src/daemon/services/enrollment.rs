@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use tierline_proto::Sound;
 use tierline_proto::v1::enrollment_server::Enrollment;
 use tierline_proto::v1::{JoinReply, JoinRequest, RenewRequest};
 use tonic::{Request, Response, Status};
@@ -15,7 +16,7 @@ pub struct EnrollmentService(pub Arc<Node>);
 #[tonic::async_trait]
 impl Enrollment for EnrollmentService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
-        let request = request.into_inner();
+        let request = Sound::read(request.into_inner())?.into_inner();
         let reply = match self.0.authority() {
             Some(authority) => authority.join(&self.0, &request).await?,
             None => {
@@ -27,7 +28,7 @@ impl Enrollment for EnrollmentService {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<JoinReply>, Status> {
-        let request = request.into_inner();
+        let request = Sound::read(request.into_inner())?.into_inner();
         let reply = match self.0.authority() {
             Some(authority) => authority.renew(&self.0, &request).await?,
             None => {

@@ -3,13 +3,12 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use tierline_proto::Digest;
-use tierline_proto::limits::UPDATE_BYTES_MAX;
 use tierline_proto::v1::federate_server::Federate;
 use tierline_proto::v1::{
     Code, Failure, JobVerdict, MeetReply, MeetRequest, SubmitChunk, SubmitReply, UpdateHeader, submit_chunk,
     submit_reply,
 };
+use tierline_proto::{Digest, Sound};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -37,10 +36,7 @@ impl Federate for FederateService {
         let Some(SubmitChunk { body: Some(submit_chunk::Body::Header(header)) }) = stream.message().await? else {
             return Err(Failure::new(Code::Protocol, "an update begins with its header").into());
         };
-        if header.length > UPDATE_BYTES_MAX {
-            let text = format!("an update of {} bytes; at most {UPDATE_BYTES_MAX} are taken", header.length);
-            return Err(Failure::new(Code::TooLarge, text).into());
-        }
+        let header = Sound::read(header)?;
         let taken = self.0.tasks.stream("update", AHEAD_MAX, |answers| async move {
             let body = match take(&node, &peer, header, &mut stream, &answers).await {
                 Ok(verdict) => Ok(SubmitReply { body: Some(submit_reply::Body::Verdict(verdict)) }),
@@ -61,7 +57,8 @@ impl Federate for FederateService {
 
     async fn meet(&self, request: Request<MeetRequest>) -> Result<Response<MeetReply>, Status> {
         let peer = gate::caller(&request)?;
-        let reply = self.0.meet(&peer.name, &request.into_inner()).await;
+        let request = Sound::read(request.into_inner())?;
+        let reply = self.0.meet(&peer.name, &request).await;
         Ok(Response::new(reply.map_err(|failure| failure.at(self.0.name()).into_status())?))
     }
 }
@@ -69,11 +66,16 @@ impl Federate for FederateService {
 async fn take(
     node: &Arc<Node>,
     peer: &Peer,
-    mut header: UpdateHeader,
+    header: Sound<UpdateHeader>,
     stream: &mut Streaming<SubmitChunk>,
     answers: &Answers,
 ) -> Result<JobVerdict, Failure> {
-    let child = &peer.name;
+    let (child, mut header) = (&peer.name, header.into_inner());
+    if !node.speaks_for(child, &header.node) {
+        // It may be known soon: what is said of who is below travels, too.
+        let text = format!("{child} has not said that {} is below it", header.node);
+        return Err(Failure::new(Code::Unreachable, text));
+    }
     if let Some(parent) = node.update_goes_to(child, &header)? {
         if header.node.is_empty() {
             header.node.clone_from(child);

@@ -14,7 +14,7 @@ use tierline_proto::v1::{
     PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, Route, TokenCreateReply, TokenCreateRequest,
     TokenListReply, TokenRevokeRequest, WatchRequest, infer_chunk, model_add_chunk,
 };
-use tierline_proto::{Encoded, frame};
+use tierline_proto::{Encoded, Sound, frame};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -48,7 +48,7 @@ impl Local for LocalService {
     }
 
     async fn nodes(&self, _: Request<Empty>) -> Reply1<NodesReply> {
-        Ok(Response::new(NodesReply { nodes: self.0.nodes() }))
+        Ok(Response::new(self.0.nodes()))
     }
 
     async fn token_create(&self, request: Request<TokenCreateRequest>) -> Reply1<TokenCreateReply> {
@@ -174,9 +174,10 @@ impl Local for LocalService {
     async fn infer(&self, request: Request<Streaming<InferChunk>>) -> Reply1<Self::InferStream> {
         let arrived = Instant::now();
         let mut stream = request.into_inner();
-        let Some(InferChunk { body: Some(infer_chunk::Body::Header(mut header)) }) = stream.message().await? else {
+        let Some(InferChunk { body: Some(infer_chunk::Body::Header(header)) }) = stream.message().await? else {
             return Err(Failure::new(Code::Protocol, "a request begins with its header").into());
         };
+        let mut header = Sound::read(header)?.into_inner();
         let declared = std::mem::take(&mut header.tensors);
         let encoded = wire::collect(&mut stream, declared, |chunk| match chunk.body {
             Some(infer_chunk::Body::Tensor(t)) => Some(t),
@@ -302,7 +303,7 @@ async fn prepare(
         ms => Duration::from_millis(ms.min(DEADLINE_MS_MAX)),
     };
     let program = node.program_within(&entry, arrived + deadline).await?;
-    let placed = match Placement::try_from(header.placement).unwrap_or(Placement::Plan) {
+    let placed = match header.placement() {
         Placement::Plan => node.current_plan(&entry, &program),
         Placement::Here => node.all_here(&program),
         Placement::Edge => node.all_at_role(&program, tierline_proto::Role::Edge)?,
