@@ -108,7 +108,8 @@ impl Chunks {
     /// # Errors
     /// When the transfer breaks.
     pub async fn next(&mut self) -> Result<Option<FetchChunk>, Failure> {
-        self.stream.message().await.map_err(|status| Failure::from_status(&status).at(&self.from))
+        let chunk = self.stream.message().await.map_err(|status| Failure::from_status(&status).at(&self.from))?;
+        Ok(chunk.map(Sound::read).transpose()?.map(Sound::into_inner))
     }
 }
 

@@ -3,14 +3,17 @@
 mod bad_input;
 mod cli;
 mod data;
+mod earlier;
 mod examples;
 mod faults;
 mod federation;
 mod ghost;
 mod gossip;
 mod harness;
+mod hostile;
 mod identity;
 mod jobs;
+mod middle;
 mod panics;
 mod reference;
 mod site;
