@@ -18,8 +18,8 @@ use super::records::Records;
 use crate::identity::{
     Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_name, role_name,
 };
+use crate::store::State;
 use crate::store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
-use crate::store::{State, StoreError};
 
 /// Longest life of a token: it is a secret that travels by hand.
 const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
@@ -178,9 +178,7 @@ impl Authority {
                     .with_help("choose another with --name, or shut the old one out: `tierline nodes revoke NAME`"));
             }
         };
-        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
-        members.insert(row.id.clone(), row.clone());
-        drop(members);
+        self.members.write().unwrap_or_else(PoisonError::into_inner).insert(row.id.clone(), row.clone());
         let json = serde_json::json!({ "node": row.name, "role": role_name(row.role) });
         node.events.record("node", format!("{} got a certificate as {}", row.name, role_name(row.role)), &json);
         self.sign(&row, &request.csr_der, version).await
