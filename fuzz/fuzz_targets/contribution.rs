@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tierline_federate::{Layout, Part, wire};
+use tierline_federate::{Contribution, Layout, Part, Report, aggregate, wire};
 
 fuzz_target!(|bytes: &[u8]| {
     let part = |name: &str, shape: &[usize]| Part { name: name.to_owned(), shape: shape.to_vec() };
@@ -22,6 +22,22 @@ fuzz_target!(|bytes: &[u8]| {
         }
         let again = wire::encode(&vectors, &layout).expect("finite numbers");
         assert_eq!(wire::decode(&again, &layout).as_ref(), Ok(&vectors));
+        // The door of whoever coordinates: what passes it can be added up.
+        let channels: Vec<_> = vectors.keys().copied().collect();
+        let number = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let report = Report {
+            examples: number(0),
+            steps: number(8),
+            effective_steps: f64::from_bits(number(16)),
+            loss: f64::from_bits(number(24)),
+            seconds: f64::from_bits(number(32)),
+            bytes_up: number(40),
+            ..Report::default()
+        };
+        let contribution = Contribution { vectors: vectors.clone(), report };
+        if aggregate::check(&layout, &channels, &contribution).is_ok() {
+            assert!(report.loss.is_finite() && report.effective_steps > 0.0 && report.examples > 0);
+        }
         // The model's, its control variates', and what is said of examples.
         assert!(vectors.len() <= 6);
     }

@@ -310,7 +310,7 @@ mod tests {
         assert!(text.chars().all(|c| is_printable(c) || c == '\n'), "{text}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), json, "it is the same document");
         let text = table(&["name", "n"], &[vec!["x\ny\u{1b}[m".into(), "1".into()]]);
-        assert_eq!(text, "name         n\nx\\ny\\u{1b}[m  1\n");
+        assert_eq!(text, "name          n\nx\\ny\\u{1b}[m  1\n");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use tierline_proto::v1::JoinRequest;
-use tierline_proto::{Role, Versions};
+use tierline_proto::{Role, Sound, Versions};
 
 use super::site::RoleArg;
 use super::{Global, block_on, client, usage};
@@ -161,7 +161,7 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
         let begun = Instant::now();
         let reply = loop {
             match enrollment.join(message.clone()).await {
-                Ok(reply) => break reply.into_inner(),
+                Ok(reply) => break Sound::read(reply.into_inner()).exit_with(Exit::Verification)?,
                 // An edge that has just been started asks the cloud, too.
                 Err(status) if status.code() == tonic::Code::Unavailable && begun.elapsed() < JOIN_PATIENCE => {
                     tokio::time::sleep(JOIN_AGAIN).await;

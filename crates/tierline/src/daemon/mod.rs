@@ -501,8 +501,8 @@ impl Node {
             loop {
                 let turn = node.adopting.lock().await;
                 // Catalogues are whole: a newer one says all that this one does.
-                let newest = node.catalogues_heard.load(Ordering::Relaxed) == heard;
-                if !newest || !models::adopt(&node, &message).await {
+                let newest = || node.catalogues_heard.load(Ordering::Relaxed) == heard;
+                if !newest() || !models::adopt(&node, &message, newest).await {
                     return;
                 }
                 drop(turn);

@@ -271,7 +271,9 @@ fn is_late(failure: &Failure) -> bool {
 
 /// Takes over what the parent's catalogue says; whether a model could not be
 /// had yet, so that it should be tried again.
-pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage) -> bool {
+///
+/// Stops where a newer catalogue has come meanwhile, which says all of it anew.
+pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage, newest: impl Fn() -> bool) -> bool {
     let (mut changed, mut late) = (false, false);
     if message.full {
         let named: Vec<&str> = message.models.iter().map(|m| m.name.as_str()).collect();
@@ -286,7 +288,7 @@ pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage) -> bool {
             changed |= forget(node, &entry).await;
         }
     }
-    for model in &message.models {
+    for model in message.models.iter().take_while(|_| newest()) {
         match adopt_one(node, model).await {
             Ok(Some(entry)) => {
                 changed = true;

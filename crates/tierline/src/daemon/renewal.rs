@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
+use tierline_proto::Sound;
 use tierline_proto::v1::{Code, Failure};
 
 use super::Node;
@@ -44,6 +45,7 @@ pub async fn renew(node: &Arc<Node>) -> Result<(), Failure> {
             let request = current.renewal(&key).map_err(|e| internal(&e))?;
             let mut above = node.first_connection()?.enrollment();
             let reply = above.renew(request).await.map_err(|s| Failure::from_status(&s))?.into_inner();
+            let reply = Sound::read(reply)?;
             let chain = reply.certificate_chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
             key.accept(chain, current.ca().clone(), SystemTime::now()).map_err(|e| internal(&e))?
         }

@@ -385,6 +385,9 @@ impl State {
     pub fn keep_revocations(&self, list: &Revocations) -> Result<(), StoreError> {
         self.with(|c| {
             let t = c.transaction()?;
+            // A list from above is whole. What this node's own operators shut
+            // out has a name; else lists would only grow.
+            t.execute("DELETE FROM revoked WHERE name = ''", [])?;
             for revoked in &list.revoked {
                 t.execute(
                     "INSERT OR IGNORE INTO revoked VALUES (?1, '', '', ?2)",
