@@ -16,6 +16,7 @@ use tierline_proto::v1::{Catalogue as CatalogueMessage, Code, Failure, ModelAddH
 use super::Node;
 use super::catalogue::{Entry, unknown_model};
 use super::compute::Program;
+use super::tasks::in_place;
 use crate::documents;
 use crate::models::{Manifest, Prepared};
 use crate::profiling;
@@ -78,7 +79,7 @@ impl Node {
         }
         manifest.check().map_err(|text| Failure::new(Code::InvalidInput, text))?;
         let entry = self.adopt_manifest(manifest).await?;
-        self.catalogue.load(&entry, prepared.bytes)?;
+        in_place(|| self.catalogue.load(&entry, prepared.bytes))?;
         self.tell_children_catalogue();
         self.profile_later(entry.clone());
         Ok(entry)

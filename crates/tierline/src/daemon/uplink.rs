@@ -81,7 +81,7 @@ struct Shared {
 
 /// The estimator; one that broke off measures from the beginning.
 fn lock(link: &Mutex<Estimator>) -> MutexGuard<'_, Estimator> {
-    sound(link, Estimator::default).0
+    sound(link, |link| *link = Estimator::default())
 }
 
 impl Uplink {

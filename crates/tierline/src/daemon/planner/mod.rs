@@ -118,12 +118,11 @@ impl Planner {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        let (inner, anew) = sound(&self.inner, || Inner::new(self.memory_max));
-        if anew {
+        sound(&self.inner, |inner| {
+            *inner = Inner::new(self.memory_max);
             // Tables are made again, and plans chosen of them.
             self.changed.notify_one();
-        }
-        inner
+        })
     }
 
     /// This device's profile of a model, as an artefact.

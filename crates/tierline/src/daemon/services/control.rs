@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tierline_node::lease::{Entry, Hello, Lost, Parent, ParentAction, ParentEvent};
@@ -21,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::gate;
 use crate::daemon::Node;
+use crate::daemon::tasks::sound;
 use crate::identity::Peer;
 
 /// Messages to one child waiting for its stream; behind an edge, a round's
@@ -109,6 +110,8 @@ struct Inner {
     register: Parent,
     outboxes: HashMap<u64, mpsc::Sender<Result<ParentMessage, Status>>>,
     reports: HashMap<String, Report>,
+    /// Names of children whose leases a fault ended, of which nobody has heard.
+    lost: Vec<String>,
 }
 
 /// The children of this node.
@@ -134,14 +137,21 @@ impl Children {
     pub fn new(first_session: u64) -> Self {
         let register = Parent::new(first_session);
         Self {
-            inner: Mutex::new(Inner { register, outboxes: HashMap::new(), reports: HashMap::new() }),
+            inner: Mutex::new(Inner { register, outboxes: HashMap::new(), reports: HashMap::new(), lost: Vec::new() }),
             calls: AtomicU64::new(0),
             moved: Notify::new(),
         }
     }
 
+    /// Children of a register in which a step broke off say hello again.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sound(&self.inner, |inner| {
+            let held = inner.register.children().filter(|(_, entry)| entry.session.is_some());
+            inner.lost.extend(held.map(|(_, entry)| entry.hello.name.clone()));
+            // Sessions of before are nobody's.
+            inner.register = Parent::new(fastrand::u64(1..) >> 1);
+            inner.outboxes.clear();
+        })
     }
 
     fn step(&self, node: &Node, event: ParentEvent) -> Effects {
@@ -168,8 +178,10 @@ impl Children {
                 }
             }
         }
+        let lost = std::mem::take(&mut inner.lost);
         drop(inner);
         self.moved.notify_one();
+        lost.iter().for_each(|name| node.federations.child_down(name));
         for (id, why) in &effects.went {
             // A new hello of the same node is no loss.
             if *why != Lost::Replaced {
@@ -479,6 +491,7 @@ fn millis(duration: Duration) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tierline_node::Time;
 
     fn node(id: usize) -> NodeInfo {
         NodeInfo { node_id: id.to_string(), node_name: format!("end-{id}"), ..NodeInfo::default() }
@@ -523,5 +536,25 @@ mod tests {
         assert_eq!(below.nodes.len(), 5, "more is to come");
         below.take(said(8..9, false, false), 9);
         assert_eq!((ids(&below), below.left_out), (vec!["7", "8"], 0));
+    }
+
+    #[test]
+    fn a_register_in_which_a_step_broke_off_begins_without_leases() {
+        let children = Children::new(7);
+        let versions = Versions::OURS;
+        let hello = Hello { node: "id".into(), role: Role::End, name: "end".into(), versions, incarnation: 1 };
+        let say = |hello| children.lock().register.step(Time::ZERO, ParentEvent::Hello { call: 0, hello });
+        say(hello.clone());
+        assert_eq!(children.names(), ["end"]);
+        let step = std::panic::AssertUnwindSafe(|| {
+            let _inner = children.lock();
+            panic!("on purpose");
+        });
+        assert!(std::panic::catch_unwind(step).is_err());
+        assert!(children.names().is_empty());
+        assert_eq!(children.lock().lost, ["end"]);
+        // It says hello again, and holds a lease again.
+        say(hello);
+        assert_eq!(children.names(), ["end"]);
     }
 }
