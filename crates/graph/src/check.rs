@@ -8,7 +8,6 @@ use std::collections::{HashMap, HashSet};
 
 use crate::constant::{shape, typed_len};
 use crate::error::LoadError;
-use crate::model::Model;
 use crate::onnx::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto,
 };
@@ -20,12 +19,11 @@ pub const DEPTH_MAX: usize = 32;
 /// Axes of a constant.
 const RANK_MAX: usize = 64;
 
-pub(crate) fn check(model: &Model) -> Result<(), LoadError> {
-    let proto = model.proto();
+pub(crate) fn check(proto: &ModelProto) -> Result<(), LoadError> {
     let Some(graph) = proto.graph.as_ref() else {
         return Err(LoadError::NotOnnx { reason: "it holds no graph".into() });
     };
-    // IR 3 differs only in that initialisers are inputs too, which is read.
+    // IR 3 differs only in that weights are inputs too, which is undone.
     if !(3..=64).contains(&proto.ir_version()) {
         return Err(LoadError::Version { what: "IR", version: proto.ir_version(), supported: "4 and newer" });
     }

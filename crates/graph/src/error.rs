@@ -30,7 +30,7 @@ pub enum LoadError {
     },
     /// More than one protobuf file can hold.
     #[error(
-        "the model takes {bytes} bytes without its external data; one file holds at most {max}; save it to a path, which moves its weights out, and fold its constants first"
+        "the model takes {bytes} bytes where one file of the format holds at most {max}; saved to a path its weights lie beside it, but nodes and engines take it in one piece"
     )]
     TooLarge {
         /// Bytes that the file would have.

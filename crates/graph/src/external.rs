@@ -3,8 +3,9 @@
 //! A model names those files itself, so a path is never trusted: only plain
 //! files below the model's own folder are opened, symbolic links resolved.
 
-use std::collections::HashMap;
-use std::io::{BufWriter, Write};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{BufWriter, Read, Seek, Write};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
@@ -25,12 +26,79 @@ const MOVED_BYTES_MIN: u64 = 1024;
 /// Weights start at multiples of a page, so that a reader may map them.
 const ALIGNMENT: u64 = 4096;
 
-/// Loads external data into the model that `file` holds.
+/// Loads external data into the model that `file` holds: of each file the
+/// parts that tensors name, once, however many share them.
 pub(crate) fn resolve(model: &mut ModelProto, file: &Path) -> Result<(), LoadError> {
-    let mut files: HashMap<PathBuf, Bytes> = HashMap::new();
-    each_tensor(model, &mut |tensor| {
-        if tensor.data_location() == EXTERNAL { load(tensor, file, &mut files) } else { Ok(()) }
+    let mut wanted: BTreeMap<PathBuf, Vec<(Range<u64>, String)>> = BTreeMap::new();
+    let mut places: VecDeque<(PathBuf, Range<u64>)> = VecDeque::new();
+    each_external(model, &mut |tensor| {
+        let (path, range) = place(tensor, file)?;
+        wanted.entry(path.clone()).or_default().push((range.clone(), tensor.name().to_owned()));
+        places.push_back((path, range));
+        Ok(())
+    })?;
+    if places.is_empty() {
+        return Ok(());
+    }
+    let mut read: BTreeMap<PathBuf, Vec<(u64, Bytes)>> = BTreeMap::new();
+    for (path, mut ranges) in wanted {
+        ranges.sort_unstable_by_key(|(range, _)| range.start);
+        let failed = |tensor: &str, e: std::io::Error| LoadError::External {
+            tensor: tensor.to_owned(),
+            location: path.display().to_string(),
+            reason: format!("cannot be read: {e}"),
+        };
+        let mut parts = Vec::new();
+        let mut source = std::fs::File::open(&path).map_err(|e| failed(&ranges[0].1, e))?;
+        for (range, tensor) in merged(ranges) {
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            let from = std::io::SeekFrom::Start(range.start);
+            source.seek(from).and_then(|_| source.read_exact(&mut bytes)).map_err(|e| failed(&tensor, e))?;
+            parts.push((range.start, Bytes::from(bytes)));
+        }
+        read.insert(path, parts);
+    }
+    each_external(model, &mut |tensor| {
+        let Some((path, range)) = places.pop_front() else { return Ok(()) };
+        let parts = read.get(&path).map(Vec::as_slice).unwrap_or_default();
+        let at = parts.partition_point(|(start, _)| *start <= range.start).saturating_sub(1);
+        let Some((start, bytes)) = parts.get(at) else { return Ok(()) };
+        let slice = (range.start - start) as usize..(range.end - start) as usize;
+        tensor.raw_data = Some(bytes.slice(slice));
+        tensor.external_data.clear();
+        tensor.data_location = None;
+        Ok(())
     })
+}
+
+/// Ranges that overlap or touch as one, each with a tensor that wants it.
+fn merged(sorted: Vec<(Range<u64>, String)>) -> Vec<(Range<u64>, String)> {
+    let mut merged: Vec<(Range<u64>, String)> = Vec::new();
+    for (range, tensor) in sorted {
+        match merged.last_mut() {
+            Some((last, _)) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push((range, tensor)),
+        }
+    }
+    merged
+}
+
+fn each_external(model: &mut ModelProto, f: &mut Visit<'_>) -> Result<(), LoadError> {
+    each_tensor(model, &mut |tensor| if tensor.data_location() == EXTERNAL { f(tensor) } else { Ok(()) })
+}
+
+/// Forgets the data of constants with more elements than `elements_max`.
+pub(crate) fn without_data(model: &mut ModelProto, elements_max: u64) {
+    let forget = &mut |tensor: &mut TensorProto| {
+        let count = tensor.dims.iter().try_fold(1u64, |n, &d| n.checked_mul(u64::try_from(d).ok()?));
+        if count.is_none_or(|n| n > elements_max) {
+            let (name, dims) = (tensor.name.take(), std::mem::take(&mut tensor.dims));
+            *tensor = TensorProto { name, dims, data_type: tensor.data_type, ..TensorProto::default() };
+        }
+        Ok(())
+    };
+    // The only error is depth, which a checked model doesn't have.
+    let _ = each_tensor(model, forget);
 }
 
 /// External data in a model that came without files.
@@ -91,7 +159,8 @@ fn error(tensor: &TensorProto, reason: impl Into<String>) -> LoadError {
     }
 }
 
-fn load(tensor: &mut TensorProto, file: &Path, files: &mut HashMap<PathBuf, Bytes>) -> Result<(), LoadError> {
+/// The file and the bytes of it that hold a tensor's data.
+fn place(tensor: &TensorProto, file: &Path) -> Result<(PathBuf, Range<u64>), LoadError> {
     if entry(tensor, "location").is_none() {
         return Err(error(tensor, "it names no file"));
     }
@@ -101,31 +170,25 @@ fn load(tensor: &mut TensorProto, file: &Path, files: &mut HashMap<PathBuf, Byte
         entry(tensor, key).map(parse).transpose()
     };
     let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
-    let bytes = match files.get(&path) {
-        Some(bytes) => bytes.clone(),
-        None => {
-            let bytes = Bytes::from(read(&path).map_err(|e| error(tensor, format!("cannot be read: {e}")))?);
-            files.insert(path, bytes.clone());
-            bytes
-        }
-    };
-    let size = bytes.len() as u64;
-    let end = length.map_or(Some(size), |l| offset.checked_add(l)).filter(|&e| e <= size && offset <= e);
-    let Some(end) = end else {
-        return Err(error(tensor, format!("bytes {offset}.. lie outside the file's {size}; is it whole?")));
-    };
-    tensor.raw_data = Some(bytes.slice(offset as usize..end as usize));
-    tensor.external_data.clear();
-    tensor.data_location = None;
-    Ok(())
+    // A pipe or a device would never end.
+    let kind = std::fs::metadata(&path).map_err(|e| error(tensor, format!("cannot be read: {e}")))?;
+    if !kind.is_file() {
+        return Err(error(tensor, "cannot be read: it is not a plain file"));
+    }
+    let size = kind.len();
+    // Without a length it is as long as its shape says.
+    let length = length.or_else(|| own_bytes(tensor)).unwrap_or(size.saturating_sub(offset));
+    match offset.checked_add(length).filter(|&e| e <= size) {
+        Some(end) => Ok((path, offset..end)),
+        None => Err(error(tensor, format!("bytes {offset}.. lie outside the file's {size}; is it whole?"))),
+    }
 }
 
-/// A plain file's bytes: a pipe or a device would never end.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a plain file"));
-    }
-    std::fs::read(path)
+/// Bytes that a tensor of its shape and type takes; `None` where its type has
+/// no whole bytes, or its shape is refused later.
+fn own_bytes(tensor: &TensorProto) -> Option<u64> {
+    let width = DataType::from_onnx(tensor.data_type())?.size()? as u64;
+    tensor.dims.iter().try_fold(width, |bytes, &d| bytes.checked_mul(u64::try_from(d).ok()?))
 }
 
 /// A file below the folder of the model `file`, or why `location` isn't one.

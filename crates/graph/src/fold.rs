@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use protobuf::Message;
+
 use crate::constant::{tensor_from_proto, tensor_to_proto};
+use crate::cost::cost;
 use crate::error::LoadError;
 use crate::index::{Index, captured, is_function_of_inputs};
 use crate::infer::{Types, infer_types};
@@ -21,6 +24,18 @@ use crate::types::ValueInfo;
 /// Bytes of one folded result at most: a weight of the largest layers passes,
 /// an Expand to a whole activation doesn't.
 pub const FOLDED_BYTES_MAX: u64 = 1 << 30;
+
+/// Bytes that folding may make, results and what they are made from together:
+/// these in any case (masks, positions, shapes), and so many times the bytes
+/// of the constants given, which exporters transpose, cast and reshape.
+const MADE_BYTES_MAX: u64 = 256 << 20;
+const MADE_TIMES_MAX: u64 = 8;
+
+/// Multiply-adds that folding may spend: some seconds.
+const MADE_MACS_MAX: u64 = 20_000_000_000;
+
+/// Bytes of an element whose type isn't known, and of a short string.
+const ELEMENT_BYTES_MAX: u64 = 16;
 
 /// Computes graphs that take no inputs.
 pub trait Evaluate {
@@ -80,31 +95,37 @@ pub fn fold(model: &mut Model, evaluator: &mut dyn Evaluate) -> Result<FoldRepor
 /// As [`fold`].
 pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpose) -> Result<FoldReport, FoldError> {
     let nodes_before = model.graph().node.len();
-    let mut folded = modernised(model)?;
-    let mut computed = Computed { evaluator, purpose, report: FoldReport::default() };
+    let mut folded = corrected(model)?;
     run(&mut folded, &mut Literals)?;
     run(&mut folded, &mut Sequences)?;
     run(&mut folded, &mut Casts)?;
     run(&mut folded, &mut Identities { purpose })?;
-    run(&mut folded, &mut computed)?;
+    let allowed = Allowed::new(&folded);
+    let mut computed = Computed { evaluator, purpose, allowed, report: FoldReport::default() };
+    // Sizes that follow from values are known once those are computed.
+    while run(&mut folded, &mut computed)? {}
     let report = computed.report;
     run(&mut folded, &mut Unused)?;
     *model = folded;
     Ok(FoldReport { nodes_before, nodes_after: model.graph().node.len(), ..report })
 }
 
-/// Before IR 4 every initialiser had to be listed as an input; since then that
-/// means a default that callers may replace. Files of the old kind mean
-/// constants.
-fn modernised(model: &Model) -> Result<Model, LoadError> {
-    if model.proto().ir_version() >= 4 {
+/// The model without declarations that its nodes contradict: engines, slices
+/// and steps would each make of them what they like.
+fn corrected(model: &Model) -> Result<Model, LoadError> {
+    let types = infer_types(model).unwrap_or_default();
+    let wrong: HashSet<&str> = types.contradictions().iter().map(|c| c.tensor.as_str()).collect();
+    if wrong.is_empty() {
         return Ok(model.clone());
     }
     let mut proto = model.proto().clone();
-    proto.ir_version = Some(4);
     let graph = proto.graph.mut_or_insert_default();
-    let constants: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
-    graph.input.retain(|i| !constants.contains(i.name()));
+    graph.value_info.retain(|v| !wrong.contains(v.name()));
+    for output in graph.output.iter_mut().filter(|o| wrong.contains(o.name())) {
+        if let Some(info) = types.get(output.name()) {
+            *output = ValueInfoProto { doc_string: output.doc_string.take(), ..value_info_proto(info) };
+        }
+    }
     Model::from_proto(proto)
 }
 
@@ -203,10 +224,53 @@ fn passes_on(node: &NodeProto, purpose: Purpose) -> bool {
     node.domain().is_empty() && (node.op_type() == "Identity" || dropout)
 }
 
+/// What folding may still make.
+struct Allowed {
+    bytes: u64,
+    macs: u64,
+}
+
+impl Allowed {
+    fn new(model: &Model) -> Self {
+        let given: u64 = model.graph().initializer.iter().map(TensorProto::compute_size).sum();
+        Self { bytes: given.saturating_mul(MADE_TIMES_MAX).saturating_add(MADE_BYTES_MAX), macs: MADE_MACS_MAX }
+    }
+
+    /// Whether a node may be computed: what it makes must be known before, and
+    /// fit in what is left.
+    fn take(&mut self, node: &NodeProto, types: &Types, macs: Option<u64>) -> bool {
+        let each = node.output.iter().filter(|o| !o.is_empty()).map(|output| bytes_at_most(node, output, types));
+        let made = each.map(|b| b.filter(|b| *b <= FOLDED_BYTES_MAX)).try_fold(0u64, |sum, b| sum.checked_add(b?));
+        let left = made.and_then(|made| self.bytes.checked_sub(made)).zip(self.macs.checked_sub(macs.unwrap_or(0)));
+        if let Some((bytes, macs)) = left {
+            *self = Self { bytes, macs };
+        }
+        left.is_some()
+    }
+}
+
+/// Bytes of an output before it is computed; `None` when there is no telling.
+fn bytes_at_most(node: &NodeProto, output: &str, types: &Types) -> Option<u64> {
+    let wide = |info: &ValueInfo| info.dtype.and_then(DataType::size).map_or(ELEMENT_BYTES_MAX, |size| size as u64);
+    let info = types.get(output)?;
+    if let Some(elements) = info.elements() {
+        return elements.checked_mul(wide(info));
+    }
+    // Of these the input says how many there can be.
+    let from = types.get(node.input.first()?)?;
+    let each = match node.op_type() {
+        "NonZero" => from.shape.as_ref()?.len() as u64,
+        "Compress" | "Unique" => 1,
+        _ => return None,
+    };
+    from.elements()?.checked_mul(each)?.checked_mul(ELEMENT_BYTES_MAX)
+}
+
 /// Nodes that depend on constants alone give way to what they compute.
 struct Computed<'e> {
     evaluator: &'e mut dyn Evaluate,
     purpose: Purpose,
+    allowed: Allowed,
     report: FoldReport,
 }
 
@@ -216,10 +280,19 @@ impl Pass for Computed<'_> {
     }
 
     fn patch(&mut self, model: &Model) -> Result<Patch, String> {
+        self.report.left = 0;
         let index = Index::new(model);
-        let folding = foldable(&index, self.purpose);
+        if wanted(model, &index, &foldable(&index, self.purpose, &mut |_| true)).is_empty() {
+            return Ok(Patch::default());
+        }
+        let types = infer_types(model).unwrap_or_default();
+        let costs = cost(model, &types);
+        let folding = foldable(&index, self.purpose, &mut |position| {
+            let macs = costs.get(position).and_then(|c| c.macs);
+            self.allowed.take(&index.graph.node[position], &types, macs)
+        });
         let wanted = wanted(model, &index, &folding);
-        let mut computed = self.compute(model, &index, &wanted);
+        let mut computed = self.compute(model, &index, &types, &wanted);
         computed.retain(|_, tensor| tensor.byte_len() <= FOLDED_BYTES_MAX);
         // From the outputs to the inputs: a node goes unless something that
         // stays reads a value of it that wasn't computed.
@@ -235,7 +308,10 @@ impl Pass for Computed<'_> {
             made().for_each(|name| drop(computed.remove(name)));
             needed.extend(&index.reads[position]);
         }
-        self.report.folded = computed.len();
+        if computed.is_empty() {
+            return Ok(Patch::default());
+        }
+        self.report.folded += computed.len();
         patch.add_constants = computed.iter().map(|(name, tensor)| tensor_to_proto(name, tensor)).collect();
         Ok(patch)
     }
@@ -243,21 +319,23 @@ impl Pass for Computed<'_> {
 
 impl Computed<'_> {
     /// The values of these names, save those that no engine here computes.
-    fn compute<'m>(&mut self, model: &Model, index: &Index<'m>, wanted: &[&'m str]) -> BTreeMap<&'m str, Tensor> {
+    fn compute<'m>(
+        &mut self,
+        model: &Model,
+        index: &Index<'m>,
+        types: &Types,
+        wanted: &[&'m str],
+    ) -> BTreeMap<&'m str, Tensor> {
         if wanted.is_empty() {
             return BTreeMap::new();
         }
-        let Ok(types) = infer_types(model) else {
-            self.report.left = wanted.len();
-            return BTreeMap::new();
-        };
-        if let Some(tensors) = evaluate(model, index, &types, wanted, self.evaluator) {
+        if let Some(tensors) = evaluate(model, index, types, wanted, self.evaluator) {
             return wanted.iter().copied().zip(tensors).collect();
         }
         // Something in there isn't for this engine: try one by one.
         let mut computed = BTreeMap::new();
         for &name in wanted {
-            match evaluate(model, index, &types, &[name], self.evaluator).and_then(|mut t| t.pop()) {
+            match evaluate(model, index, types, &[name], self.evaluator).and_then(|mut t| t.pop()) {
                 Some(tensor) => drop(computed.insert(name, tensor)),
                 None => self.report.left += 1,
             }
@@ -266,26 +344,26 @@ impl Computed<'_> {
     }
 }
 
-/// Nodes that may be computed once and for all.
-fn foldable(index: &Index<'_>, purpose: Purpose) -> Vec<bool> {
+/// Nodes that may be computed once and for all, as far as `allowed` goes: it
+/// is asked for each of them, in topological order.
+fn foldable(index: &Index<'_>, purpose: Purpose, allowed: &mut dyn FnMut(usize) -> bool) -> Vec<bool> {
     let shared = if purpose == Purpose::Training { shared_weights(index) } else { HashSet::new() };
     let weights = if purpose == Purpose::Training { moved_weights(index) } else { HashSet::new() };
     let mut folding = vec![false; index.graph.node.len()];
-    // An initialiser that is an input too may be replaced by the caller.
-    let mut changeable: HashSet<&str> = index.graph.input.iter().map(|i| i.name()).collect();
+    let mut staying: HashSet<&str> = HashSet::new();
     for &position in &index.order {
         let node = &index.graph.node[position];
         // Weights of quantised graphs stay behind their Dequantize: folded to
         // floats, nothing would run in integers any more.
         let quantised = matches!(node.op_type(), "DequantizeLinear" | "QuantizeLinear");
-        let fixed = |name: &&str| !index.is_dynamic(name) && !changeable.contains(*name) && !shared.contains(*name);
+        let fixed = |name: &&str| !index.is_dynamic(name) && !staying.contains(*name) && !shared.contains(*name);
         // Copies of a weight's elements would be weights that part ways.
         let copies = matches!(node.op_type(), "Gather" | "GatherND" | "GatherElements" | "Expand" | "Tile");
         let copies = copies && node.input.first().is_some_and(|name| weights.contains(name.as_str()));
-        folding[position] =
-            !quantised && !copies && is_function_of_inputs(node) && index.reads[position].iter().all(fixed);
+        let may = !quantised && !copies && is_function_of_inputs(node) && index.reads[position].iter().all(fixed);
+        folding[position] = may && allowed(position);
         if !folding[position] {
-            changeable.extend(node.output.iter().map(String::as_str));
+            staying.extend(node.output.iter().map(String::as_str));
         }
     }
     folding
@@ -349,12 +427,10 @@ fn evaluate(
 ) -> Option<Vec<Tensor>> {
     let nodes = index.needed_for(wanted, &HashSet::new());
     let used: HashSet<&str> = nodes.iter().flat_map(|&n| index.reads[n].iter().copied()).collect();
-    let sparse = index.graph.sparse_initializer.iter().filter(|s| used.contains(s.values.name()));
     let graph = GraphProto {
         name: Some("constants".to_owned()),
         node: index.order.iter().filter(|n| nodes.contains(n)).map(|&n| index.graph.node[n].clone()).collect(),
         initializer: index.graph.initializer.iter().filter(|t| used.contains(t.name())).cloned().collect(),
-        sparse_initializer: sparse.cloned().collect(),
         output: wanted.iter().map(|n| declare(n, types.get(n))).collect(),
         ..GraphProto::default()
     };

@@ -22,7 +22,7 @@ pub struct Index<'m> {
     pub constant: HashSet<&'m str>,
     /// Names each node reads, those its subgraphs capture included.
     pub reads: Vec<Vec<&'m str>>,
-    /// Nodes in topological order; the file's own order where it is valid.
+    /// Nodes in topological order: that of the list.
     pub order: Vec<usize>,
 }
 
@@ -38,9 +38,8 @@ impl<'m> Index<'m> {
             .flat_map(|(i, n)| n.output.iter().filter(|o| !o.is_empty()).map(move |o| (o.as_str(), i)))
             .collect();
         let reads: Vec<Vec<&str>> = graph.node.iter().map(reads).collect();
-        let order = order(graph, &producer, &reads);
-        let sparse = graph.sparse_initializer.iter().map(|s| s.values.name());
-        let mut constant: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).chain(sparse).collect();
+        let order: Vec<usize> = (0..graph.node.len()).collect();
+        let mut constant: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
         for &node in &order {
             if is_function_of_inputs(&graph.node[node]) && reads[node].iter().all(|name| constant.contains(name)) {
                 constant.extend(graph.node[node].output.iter().filter(|o| !o.is_empty()).map(String::as_str));
@@ -133,31 +132,4 @@ pub(crate) fn defined(graph: &GraphProto) -> HashSet<&str> {
     own.extend(graph.sparse_initializer.iter().map(|s| s.values.name()));
     own.extend(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
     own
-}
-
-/// Kahn's algorithm, smallest position first, so that a valid file keeps its order.
-fn order(graph: &GraphProto, producer: &HashMap<&str, usize>, reads: &[Vec<&str>]) -> Vec<usize> {
-    let mut missing = vec![0usize; graph.node.len()];
-    let mut users: Vec<Vec<usize>> = vec![Vec::new(); graph.node.len()];
-    for (node, names) in reads.iter().enumerate() {
-        for name in names {
-            if let Some(&from) = producer.get(name) {
-                users[from].push(node);
-                missing[node] += 1;
-            }
-        }
-    }
-    let mut ready: std::collections::BinaryHeap<std::cmp::Reverse<usize>> =
-        (0..missing.len()).filter(|&n| missing[n] == 0).map(std::cmp::Reverse).collect();
-    let mut order = Vec::with_capacity(missing.len());
-    while let Some(std::cmp::Reverse(node)) = ready.pop() {
-        order.push(node);
-        for &user in &users[node] {
-            missing[user] -= 1;
-            if missing[user] == 0 {
-                ready.push(std::cmp::Reverse(user));
-            }
-        }
-    }
-    order
 }

@@ -29,6 +29,7 @@ pub mod upgrade;
 mod attributes;
 mod check;
 mod external;
+mod normal;
 mod plain;
 
 /// ONNX messages, generated from `proto/onnx.proto`.
@@ -39,7 +40,7 @@ pub mod onnx {
 }
 
 pub use error::LoadError;
-pub use infer::{InferError, Types, infer_types, infer_types_with};
+pub use infer::{InferError, Types, infer_computed_types, infer_types, infer_types_of, infer_types_with};
 pub use kernels::Kernels;
 pub use model::Model;
 pub use tensor::{DataType, Elements, Tensor, TensorError};

@@ -27,17 +27,18 @@ pub fn peak(model: &Model, types: &Types, free: u64) -> u64 {
     let constants = graph.initializer.iter().map(|t| t.name());
     let inputs = graph.input.iter().map(|i| i.name());
     let given: std::collections::HashSet<&str> = constants.chain(inputs).collect();
-    let always: u64 = given.iter().map(|name| size(name)).sum();
+    let always = given.iter().map(|name| size(name)).fold(0, u64::saturating_add);
     let mut dying: Vec<u64> = vec![0; end + 1];
     let (mut live, mut most) = (always, always);
     for (place, &node) in index.order.iter().enumerate() {
         for name in graph.node[node].output.iter().filter(|o| !o.is_empty()) {
             let size = size(name);
-            live += size;
-            dying[last.get(name.as_str()).copied().unwrap_or(place)] += size;
+            live = live.saturating_add(size);
+            let dies = &mut dying[last.get(name.as_str()).copied().unwrap_or(place)];
+            *dies = dies.saturating_add(size);
         }
         most = most.max(live);
-        live -= dying[place];
+        live = live.saturating_sub(dying[place]);
     }
     most
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use protobuf::Message;
 
 use crate::error::LoadError;
+use crate::infer::Types;
 use crate::onnx::{GraphProto, ModelProto, TypeProto, ValueInfoProto};
 use crate::tensor::DataType;
 use crate::types::{Dim, ValueInfo};
@@ -34,10 +35,9 @@ impl Model {
     /// [`LoadError`], naming node and tensor.
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
-        let mut model = Self::decode(Bytes::from(bytes))?;
-        crate::external::resolve(&mut model.proto, path)?;
-        crate::check::check(&model)?;
-        Ok(model)
+        let mut proto = decode(Bytes::from(bytes))?;
+        crate::external::resolve(&mut proto, path)?;
+        Self::from_proto(proto)
     }
 
     /// Reads and checks a model from bytes; external data is refused.
@@ -45,27 +45,18 @@ impl Model {
     /// # Errors
     /// [`LoadError`], naming node and tensor.
     pub fn parse(bytes: Bytes) -> Result<Self, LoadError> {
-        let model = Self::decode(bytes)?;
-        crate::check::check(&model)?;
-        Ok(model)
+        Self::from_proto(decode(bytes)?)
     }
 
-    /// Wraps a message built by Tierline itself, checking it all the same.
+    /// Checks a message, Tierline's own as well, and brings it into normal
+    /// form: nodes in topological order, constants dense, weights that aren't
+    /// inputs.
     ///
     /// # Errors
     /// [`LoadError`], naming node and tensor.
-    pub fn from_proto(proto: ModelProto) -> Result<Self, LoadError> {
-        let model = Self { proto };
-        crate::check::check(&model)?;
-        Ok(model)
-    }
-
-    fn decode(bytes: Bytes) -> Result<Self, LoadError> {
-        if let Err(reason) = check_fields(&bytes) {
-            return Err(LoadError::NotOnnx { reason: reason.to_owned() });
-        }
-        let proto =
-            ModelProto::parse_from_tokio_bytes(&bytes).map_err(|e| LoadError::NotOnnx { reason: e.to_string() })?;
+    pub fn from_proto(mut proto: ModelProto) -> Result<Self, LoadError> {
+        crate::check::check(&proto)?;
+        crate::normal::normalise(&mut proto)?;
         Ok(Self { proto })
     }
 
@@ -74,7 +65,19 @@ impl Model {
     /// # Errors
     /// When it exceeds [`FILE_BYTES_MAX`].
     pub fn to_bytes(&self) -> Result<Vec<u8>, LoadError> {
-        encode(&self.proto, FILE_BYTES_MAX)
+        fits(&self.proto, FILE_BYTES_MAX)?;
+        self.proto.write_to_bytes().map_err(|e| LoadError::Encode { reason: e.to_string() })
+    }
+
+    /// Writes the bytes of [`Model::to_bytes`], without a copy of them in
+    /// memory and without its limit; gives their number.
+    ///
+    /// # Errors
+    /// When `to` refuses them.
+    pub fn write(&self, to: &mut dyn std::io::Write) -> std::io::Result<u64> {
+        let bytes = self.proto.compute_size();
+        self.proto.write_to_writer(to)?;
+        Ok(bytes)
     }
 
     /// Writes the model: one self-contained file where that can hold it, else
@@ -97,9 +100,8 @@ impl Model {
     /// As [`Model::save`].
     pub fn save_within(&self, path: &Path, file_bytes_max: u64) -> Result<(), LoadError> {
         let max = file_bytes_max.min(FILE_BYTES_MAX);
-        if self.proto.compute_size() <= max {
-            let bytes = encode(&self.proto, max)?;
-            return whole(path, |partial| write(partial, &bytes));
+        if fits(&self.proto, max).is_ok() {
+            return whole(path, |partial| write(partial, &self.proto));
         }
         let data = beside(path, ".data");
         let Some(location) = data.file_name().and_then(|n| n.to_str()) else {
@@ -107,10 +109,9 @@ impl Model {
             return Err(LoadError::Write { path: path.to_owned(), source });
         };
         let mut proto = self.proto.clone();
-        let mut bytes = Vec::new();
         whole(&data, |partial| {
             crate::external::split(&mut proto, location, partial)?;
-            bytes = encode(&proto, max)?;
+            fits(&proto, max)?;
             match std::fs::remove_file(path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     Err(LoadError::Write { path: path.to_owned(), source: e })
@@ -118,7 +119,7 @@ impl Model {
                 _ => Ok(()),
             }
         })?;
-        whole(path, |partial| write(partial, &bytes))
+        whole(path, |partial| write(partial, &proto))
     }
 
     /// The underlying message.
@@ -133,11 +134,32 @@ impl Model {
         &self.proto.graph
     }
 
-    /// Inputs that a caller must give: graph inputs that no initialiser fills.
+    /// Inputs that a caller must give, in order.
     #[must_use]
     pub fn inputs(&self) -> Vec<ValueInfo> {
-        let filled: std::collections::HashSet<&str> = self.graph().initializer.iter().map(|t| t.name()).collect();
-        self.graph().input.iter().filter(|v| !filled.contains(v.name())).map(value_info).collect()
+        self.graph().input.iter().map(value_info).collect()
+    }
+
+    /// The same with its inputs declared as in `types`, such as with sizes for
+    /// axes that were free.
+    #[must_use]
+    pub fn with_input_types(&self, types: &Types) -> Self {
+        let mut proto = self.proto.clone();
+        for input in &mut proto.graph.mut_or_insert_default().input {
+            if let Some(info) = types.get(input.name()).filter(|t| t.dtype.is_some()) {
+                input.type_ = crate::slice::value_info_proto(info).type_;
+            }
+        }
+        Self { proto }
+    }
+
+    /// The model without the data of its large constants, whose shapes and
+    /// types stay: enough to infer types again and again, not to be saved.
+    #[must_use]
+    pub fn outline(&self) -> Self {
+        let mut proto = self.proto.clone();
+        crate::external::without_data(&mut proto, crate::infer::FOLLOWED_MAX);
+        Self { proto }
     }
 
     /// The graph's outputs, in order.
@@ -149,9 +171,15 @@ impl Model {
     /// Version of an imported operator set; the default domain is `""`.
     #[must_use]
     pub fn opset(&self, domain: &str) -> Option<i64> {
-        let canonical = |d: &str| if d == "ai.onnx" { String::new() } else { d.to_owned() };
-        self.proto.opset_import.iter().find(|o| canonical(o.domain()) == canonical(domain)).map(|o| o.version())
+        self.proto.opset_import.iter().find(|o| o.domain() == domain).map(|o| o.version())
     }
+}
+
+fn decode(bytes: Bytes) -> Result<ModelProto, LoadError> {
+    if let Err(reason) = check_fields(&bytes) {
+        return Err(LoadError::NotOnnx { reason: reason.to_owned() });
+    }
+    ModelProto::parse_from_tokio_bytes(&bytes).map_err(|e| LoadError::NotOnnx { reason: e.to_string() })
 }
 
 /// Walks a message's outermost fields: the decoder takes a message that ends
@@ -184,20 +212,11 @@ fn check_fields(mut bytes: &[u8]) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Bytes of a message at most `max` long.
-fn encode(proto: &ModelProto, max: u64) -> Result<Vec<u8>, LoadError> {
-    let failed = |e: protobuf::Error| LoadError::Encode { reason: e.to_string() };
-    // The encoder itself would write lengths that no decoder takes.
-    let size = proto.compute_size();
-    if size > max {
-        return Err(LoadError::TooLarge { bytes: size, max });
-    }
-    let mut bytes = Vec::with_capacity(size as usize);
-    let mut out = protobuf::CodedOutputStream::vec(&mut bytes);
-    proto.write_to_with_cached_sizes(&mut out).map_err(failed)?;
-    out.flush().map_err(failed)?;
-    drop(out);
-    Ok(bytes)
+/// Refuses what no file can hold: the encoder itself would write lengths that
+/// no decoder takes.
+fn fits(proto: &ModelProto, max: u64) -> Result<u64, LoadError> {
+    let bytes = proto.compute_size();
+    if bytes > max { Err(LoadError::TooLarge { bytes, max }) } else { Ok(bytes) }
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -206,8 +225,11 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), LoadError> {
-    std::fs::write(path, bytes).map_err(|source| LoadError::Write { path: path.to_owned(), source })
+/// Writes a message to a file, without a copy of it in memory.
+fn write(path: &Path, proto: &ModelProto) -> Result<(), LoadError> {
+    let failed = |source| LoadError::Write { path: path.to_owned(), source };
+    let mut file = std::fs::File::create(path).map_err(failed)?;
+    proto.write_to_writer(&mut file).map_err(|e| failed(e.into()))
 }
 
 /// Makes a file under a passing name, and gives it its own once it is whole.

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crate::error::LoadError;
-use crate::index::{Index, captured, defined};
+use crate::index::{captured, defined};
 use crate::model::Model;
 use crate::onnx::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
 
@@ -170,8 +170,7 @@ pub fn run(model: &mut Model, pass: &mut dyn Pass) -> Result<bool, RewriteError>
 pub fn apply(model: &Model, pass: &'static str, patch: Patch) -> Result<Model, RewriteError> {
     let mut proto = model.proto().clone();
     change(&mut proto, patch).map_err(|source| RewriteError::Patch { pass, source })?;
-    let patched = Model::from_proto(proto).map_err(|source| RewriteError::Invalid { pass, source })?;
-    Ok(sorted(patched))
+    Model::from_proto(proto).map_err(|source| RewriteError::Invalid { pass, source })
 }
 
 fn change(proto: &mut ModelProto, patch: Patch) -> Result<(), PatchError> {
@@ -273,17 +272,4 @@ fn redirect(node: &mut NodeProto, rewire: &HashMap<String, String>) -> Result<()
         }
     }
     Ok(())
-}
-
-/// The model with its nodes in topological order, as the format asks.
-fn sorted(model: Model) -> Model {
-    let order = Index::new(&model).order;
-    if order.iter().enumerate().all(|(position, &node)| position == node) {
-        return model;
-    }
-    let mut proto = model.proto;
-    let graph = proto.graph.mut_or_insert_default();
-    let mut nodes: Vec<Option<NodeProto>> = std::mem::take(&mut graph.node).into_iter().map(Some).collect();
-    graph.node = order.into_iter().filter_map(|n| nodes[n].take()).collect();
-    Model { proto }
 }

@@ -153,12 +153,6 @@ fn build(
         doc_string: whole.doc_string.clone(),
         node: nodes.iter().map(|&n| whole.node[n].clone()).collect(),
         initializer: whole.initializer.iter().filter(|t| used.contains(t.name())).cloned().collect(),
-        sparse_initializer: whole
-            .sparse_initializer
-            .iter()
-            .filter(|s| used.contains(s.values.name()))
-            .cloned()
-            .collect(),
         quantization_annotation: whole
             .quantization_annotation
             .iter()

@@ -70,7 +70,7 @@ pub enum InferError {
         /// What is wrong.
         reason: String,
     },
-    /// The model declares another type than its operators compute.
+    /// The model declares another element type than its operators compute.
     #[error(
         "tensor `{tensor}` is declared as {declared} but node `{node}` computes {inferred}; export the model again"
     )]
@@ -118,6 +118,27 @@ pub enum InferError {
         /// The limit.
         max: usize,
     },
+}
+
+/// A shape that the model declares and its operators contradict. It isn't an
+/// error: what is computed counts, as in other engines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contradiction {
+    /// The producing node.
+    pub node: String,
+    /// The tensor.
+    pub tensor: String,
+    /// Type in the model's declarations.
+    pub declared: String,
+    /// Type its node computes.
+    pub inferred: String,
+}
+
+impl std::fmt::Display for Contradiction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { node, tensor, declared, inferred } = self;
+        write!(f, "tensor `{tensor}` is declared as {declared} but node `{node}` computes {inferred}, which counts")
+    }
 }
 
 /// What a rule found wrong, before node and tensor names are added.

@@ -38,11 +38,6 @@ fn constant(op: &Op) -> Outputs {
             "value_ints" => vector(I64, a.ints.iter().map(|n| Scalar::Int(*n)).collect()),
             "value_string" => Value::typed(DataType::String, Some(Vec::new())),
             "value_strings" => Value::typed(DataType::String, Some(vec![known(a.strings.len() as u64)])),
-            "sparse_value" => {
-                let sparse = &a.sparse_tensor;
-                let shape = sparse.dims.iter().map(|d| u64::try_from(*d).ok().map(known)).collect();
-                Value::new(DataType::from_onnx(sparse.values.data_type()), shape)
-            }
             _ => continue,
         });
     }

@@ -6,10 +6,10 @@
 //! What isn't known stays unknown; what contradicts itself is an error.
 //! Start at [`infer_types`]; to add an operator see `docs/adding-type-rules.md`.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 
 use crate::Model;
+use crate::tensor::Tensor;
 use crate::types::{Dim, ValueInfo};
 
 mod dims;
@@ -43,7 +43,8 @@ mod text;
 mod window;
 
 pub(crate) use dims::axis_index;
-pub use error::InferError;
+pub use error::{Contradiction, InferError};
+pub(crate) use value::ELEMENTS_MAX as FOLLOWED_MAX;
 
 /// Subgraphs and functions nest this deep at most: models in use nest two or
 /// three levels, and inference recurses.
@@ -58,6 +59,19 @@ pub const NODES_MAX: u64 = 4_000_000;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Types {
     map: HashMap<String, ValueInfo>,
+    contradictions: Vec<Contradiction>,
+    largest: Option<Largest>,
+}
+
+/// The tensor of most bytes that a node makes, in bodies and functions too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Largest {
+    /// The node.
+    pub node: String,
+    /// The tensor.
+    pub tensor: String,
+    /// Its bytes; more than a number holds count as the largest number.
+    pub bytes: u64,
 }
 
 impl Types {
@@ -70,6 +84,18 @@ impl Types {
     /// All tensors, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &ValueInfo> {
         self.map.values()
+    }
+
+    /// Declared shapes that the model's nodes contradict.
+    #[must_use]
+    pub fn contradictions(&self) -> &[Contradiction] {
+        &self.contradictions
+    }
+
+    /// The largest tensor that a node makes, of those whose size is known.
+    #[must_use]
+    pub fn largest(&self) -> Option<&Largest> {
+        self.largest.as_ref()
     }
 
     /// Number of tensors.
@@ -87,7 +113,7 @@ impl Types {
 
 impl FromIterator<ValueInfo> for Types {
     fn from_iter<I: IntoIterator<Item = ValueInfo>>(values: I) -> Self {
-        Self { map: values.into_iter().map(|v| (v.name.clone(), v)).collect() }
+        Self { map: values.into_iter().map(|v| (v.name.clone(), v)).collect(), ..Self::default() }
     }
 }
 
@@ -109,6 +135,32 @@ pub fn infer_types(model: &Model) -> Result<Types, InferError> {
 /// As [`infer_types`]; also when `inputs` names an input that isn't there or
 /// gives it a shape that the model doesn't take.
 pub fn infer_types_with(model: &Model, inputs: &BTreeMap<String, Vec<u64>>) -> Result<Types, InferError> {
+    infer(model, inputs, &scope::Run::default())
+}
+
+/// Types as they are in a run on these inputs: their shapes count, and the
+/// values of those that are small, from which sizes may follow.
+///
+/// # Errors
+/// As [`infer_types_with`].
+pub fn infer_types_of(model: &Model, inputs: &[(&str, &Tensor)]) -> Result<Types, InferError> {
+    let shape = |t: &Tensor| t.shape().iter().map(|&d| d as u64).collect();
+    let shapes = inputs.iter().map(|(name, t)| ((*name).to_owned(), shape(t))).collect();
+    let values = inputs.iter().map(|(name, t)| ((*name).to_owned(), value::Value::of(t))).collect();
+    infer(model, &shapes, &scope::Run { inputs: values, ..scope::Run::default() })
+}
+
+/// [`infer_types`] from the operators and the inputs alone: shapes that the
+/// model declares of what its nodes make are left aside. Exporters write the
+/// sizes of their sample there, which would fix axes that are free.
+///
+/// # Errors
+/// As [`infer_types`].
+pub fn infer_computed_types(model: &Model) -> Result<Types, InferError> {
+    infer(model, &BTreeMap::new(), &scope::Run { computed_only: true, ..scope::Run::default() })
+}
+
+fn infer(model: &Model, inputs: &BTreeMap<String, Vec<u64>>, run: &scope::Run) -> Result<Types, InferError> {
     let graph = model.graph();
     let free = model.inputs();
     if let Some(name) = inputs.keys().find(|name| !free.iter().any(|v| v.name == **name)) {
@@ -123,19 +175,21 @@ pub fn infer_types_with(model: &Model, inputs: &BTreeMap<String, Vec<u64>>) -> R
         value.shape = input_shape(input.name(), value.shape.take(), *given, &bound)?;
     }
 
+    for (input, value) in graph.input.iter().zip(&mut declared) {
+        if let Some(given) = run.inputs.get(input.name()) {
+            *value = given.clone();
+        }
+    }
+
     let functions = scope::functions(model.proto());
-    let env = scope::Env {
-        functions: &functions,
-        opsets: &model.proto().opset_import,
-        attributes: HashMap::new(),
-        depth: 0,
-        nodes: &Cell::new(0),
-    };
+    let (opsets, attributes) = (&model.proto().opset_import, HashMap::new());
+    let env = scope::Env { functions: &functions, opsets, attributes, depth: 0, run };
     let mut scope = scope::Scope::default();
     scope.values.extend(graph.input.iter().map(|v| v.name()).zip(declared));
     scope::infer_graph(&env, &mut scope, graph)?;
     let info = |(name, v): (&str, value::Value)| ValueInfo { name: name.to_owned(), dtype: v.dtype, shape: v.shape };
-    Ok(scope.values.into_iter().map(info).collect())
+    let map = scope.values.into_iter().map(info).map(|v| (v.name.clone(), v)).collect();
+    Ok(Types { map, contradictions: run.contradictions.take(), largest: run.largest.take() })
 }
 
 /// An input's shape: the caller's sizes where given, else the model's.

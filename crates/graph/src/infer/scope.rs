@@ -1,6 +1,6 @@
 //! Names in sight while a graph, a subgraph or a function is inferred.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 
 use crate::attributes::Call;
@@ -8,10 +8,10 @@ use crate::onnx::{FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetI
 use crate::tensor::DataType;
 use crate::types::Dim;
 
-use super::error::{InferError, node_name};
+use super::error::{Contradiction, InferError, node_name};
 use super::op::Op;
 use super::value::Value;
-use super::{DEPTH_MAX, NODES_MAX, registry};
+use super::{DEPTH_MAX, Largest, NODES_MAX, registry};
 
 /// What stays the same within one graph or function body.
 pub(super) struct Env<'a> {
@@ -20,9 +20,53 @@ pub(super) struct Env<'a> {
     /// Attributes that a function was called with; empty in graphs.
     pub(super) attributes: Call<'a>,
     pub(super) depth: usize,
-    /// Nodes inferred so far, in all graphs and functions.
-    pub(super) nodes: &'a Cell<u64>,
+    /// What is kept over all graphs and functions.
+    pub(super) run: &'a Run,
 }
+
+/// One inference of a model.
+#[derive(Default)]
+pub(super) struct Run {
+    /// Whether shapes that the model declares of what nodes make are left
+    /// aside: exporters write the sizes of their sample there.
+    pub(super) computed_only: bool,
+    /// Nodes inferred so far.
+    pub(super) nodes: Cell<u64>,
+    pub(super) contradictions: RefCell<Vec<Contradiction>>,
+    pub(super) largest: RefCell<Option<Largest>>,
+    /// What a run gives of the model's inputs.
+    pub(super) inputs: HashMap<String, Value>,
+}
+
+impl Run {
+    fn made(&self, node: &NodeProto, tensor: &str, value: &Value) {
+        let Some(width) = value.dtype.and_then(DataType::size) else { return };
+        let Some(axes) = value.shape.as_deref().and_then(super::dims::fixed) else { return };
+        // A size that no number holds must count as one that no memory holds,
+        // unless an axis is empty.
+        let bytes = if axes.contains(&0) { 0 } else { axes.iter().fold(width as u64, |n, d| n.saturating_mul(*d)) };
+        let mut largest = self.largest.borrow_mut();
+        if largest.as_ref().is_none_or(|l| l.bytes < bytes) {
+            *largest = Some(Largest { node: node_name(node), tensor: tensor.to_owned(), bytes });
+        }
+    }
+
+    fn contradicted(&self, node: &NodeProto, tensor: &str, value: &Value, declared: &Value) {
+        let mut list = self.contradictions.borrow_mut();
+        // Bodies of loops are inferred several times.
+        if list.len() < CONTRADICTIONS_MAX && !list.iter().any(|c| c.tensor == tensor) {
+            list.push(Contradiction {
+                node: node_name(node),
+                tensor: tensor.to_owned(),
+                declared: declared.describe(),
+                inferred: value.describe(),
+            });
+        }
+    }
+}
+
+/// Contradictions that are told: the first ones are cause enough to look.
+const CONTRADICTIONS_MAX: usize = 256;
 
 impl Env<'_> {
     fn opset(&self, domain: &str) -> i64 {
@@ -59,17 +103,13 @@ pub(super) fn infer_graph<'a>(env: &Env<'_>, scope: &mut Scope<'a>, graph: &'a G
     for tensor in &graph.initializer {
         scope.values.insert(tensor.name(), Value::constant(tensor));
     }
-    for sparse in &graph.sparse_initializer {
-        let shape = sparse.dims.iter().map(|d| u64::try_from(*d).ok().map(Dim::Known)).collect();
-        let dtype = DataType::from_onnx(sparse.values.data_type());
-        scope.values.insert(sparse.values.name(), Value::new(dtype, shape));
-    }
     let declared: HashMap<&str, &TypeProto> =
         graph.value_info.iter().chain(&graph.output).filter_map(|v| v.type_.as_ref().map(|t| (v.name(), t))).collect();
     infer_nodes(env, scope, &graph.node, &declared)
 }
 
-/// Infers nodes in order; `declared` types refine or contradict what they compute.
+/// Infers nodes in order; `declared` types refine what they compute. Where a
+/// declared shape contradicts the computed one, the computed one counts.
 pub(super) fn infer_nodes<'a>(
     env: &Env<'_>,
     scope: &mut Scope<'a>,
@@ -77,11 +117,11 @@ pub(super) fn infer_nodes<'a>(
     declared: &HashMap<&str, &TypeProto>,
 ) -> Result<(), InferError> {
     for node in nodes {
-        let count = env.nodes.get() + 1;
+        let count = env.run.nodes.get() + 1;
         if count > NODES_MAX {
             return Err(InferError::TooLarge { node: node_name(node), max: NODES_MAX });
         }
-        env.nodes.set(count);
+        env.run.nodes.set(count);
         let values = infer_node(env, scope, node)?;
         let values = values.into_iter().map(Some).chain(std::iter::repeat(None));
         for (name, value) in node.output.iter().zip(values) {
@@ -90,8 +130,27 @@ pub(super) fn infer_nodes<'a>(
             }
             let mut value = value.unwrap_or_default();
             if let Some(declared) = declared.get(name.as_str()) {
-                value = refine(node, name, value, declared_value(declared))?;
+                let mut declared = declared_value(declared);
+                if env.run.computed_only {
+                    declared.forget_shape();
+                }
+                value = match refine(&value, &declared) {
+                    Fit::Agrees(refined) => refined,
+                    Fit::Shape => {
+                        env.run.contradicted(node, name, &value, &declared);
+                        value
+                    }
+                    Fit::Type => {
+                        return Err(InferError::Declared {
+                            node: node_name(node),
+                            tensor: name.clone(),
+                            declared: declared.describe(),
+                            inferred: value.describe(),
+                        });
+                    }
+                };
             }
+            env.run.made(node, name, &value);
             scope.values.insert(name, value);
         }
     }
@@ -121,7 +180,7 @@ fn call(op: &Op<'_>, function: &FunctionProto) -> Result<Vec<Value>, InferError>
         }
     }
     let opsets = if function.opset_import.is_empty() { op.env.opsets } else { &function.opset_import };
-    let env = Env { functions: op.env.functions, opsets, attributes, depth, nodes: op.env.nodes };
+    let env = Env { functions: op.env.functions, opsets, attributes, depth, run: op.env.run };
     let mut scope = Scope::default();
     for (name, value) in function.input.iter().zip(&op.inputs) {
         if let Some(value) = value {
@@ -140,7 +199,7 @@ pub(super) fn infer_body(op: &Op<'_>, body: &GraphProto, inputs: Vec<Value>) -> 
         opsets: op.env.opsets,
         attributes: op.env.attributes.clone(),
         depth: deeper(op)?,
-        nodes: op.env.nodes,
+        run: op.env.run,
     };
     let mut scope = Scope { outer: Some(op.scope), values: HashMap::new() };
     let mut inputs = inputs.into_iter();
@@ -148,8 +207,9 @@ pub(super) fn infer_body(op: &Op<'_>, body: &GraphProto, inputs: Vec<Value>) -> 
         let mut value = inputs.next().unwrap_or_default();
         if let Some(declared) = input.type_.as_ref() {
             // Exporters declare a loop's values as its first round has them.
-            let refined = refine(op.node, input.name(), value.clone(), declared_value(declared));
-            value = refined.unwrap_or(value);
+            if let Fit::Agrees(refined) = refine(&value, &declared_value(declared)) {
+                value = refined;
+            }
         }
         scope.values.insert(input.name(), value);
     }
@@ -165,27 +225,53 @@ fn deeper(op: &Op<'_>) -> Result<usize, InferError> {
     Ok(depth)
 }
 
+/// How a declaration fits what is computed.
+enum Fit {
+    /// What both say together.
+    Agrees(Value),
+    /// The element types differ: no engine takes that.
+    Type,
+    /// The shapes differ, which engines only warn of.
+    Shape,
+}
+
 /// Joins what a node computes with what the model declares of it.
-fn refine(node: &NodeProto, tensor: &str, value: Value, declared: Value) -> Result<Value, InferError> {
-    let contradiction = |value: &Value, declared: &Value| InferError::Declared {
-        node: node_name(node),
-        tensor: tensor.to_owned(),
-        declared: declared.describe(),
-        inferred: value.describe(),
-    };
+fn refine(value: &Value, declared: &Value) -> Fit {
     let dtype = match (value.dtype, declared.dtype) {
-        (Some(a), Some(b)) if a != b => return Err(contradiction(&value, &declared)),
+        (Some(a), Some(b)) if a != b => return Fit::Type,
         (a, b) => a.or(b),
     };
     let shape = match (&value.shape, &declared.shape) {
-        (Some(a), Some(b)) => Some(super::dims::meet_shapes(a, b).ok_or_else(|| contradiction(&value, &declared))?),
+        (Some(a), Some(b)) => match refined_axes(a, b) {
+            Some(shape) => Some(shape),
+            None => return Fit::Shape,
+        },
+        // Some exporters write no axes where they don't know how many.
+        (None, Some(axes)) if axes.is_empty() => None,
         (a, b) => a.clone().or_else(|| b.clone()),
     };
-    let items = match (value.items, declared.items) {
-        (Some(a), Some(b)) => Some(Box::new(refine(node, tensor, *a, *b)?)),
-        (a, b) => a.or(b),
+    let items = match (&value.items, &declared.items) {
+        (Some(a), Some(b)) => match refine(a, b) {
+            Fit::Agrees(items) => Some(Box::new(items)),
+            other => return other,
+        },
+        (a, b) => a.clone().or_else(|| b.clone()),
     };
-    Ok(Value { dtype, shape, items, ..Value::default() }.with(value.elements))
+    Fit::Agrees(Value { dtype, shape, items, ..Value::default() }.with(value.elements.clone()))
+}
+
+/// Computed axes, and those declared where nothing is known. An axis of the
+/// inputs that was followed here stays free, whatever size a sample had.
+fn refined_axes(computed: &[Dim], declared: &[Dim]) -> Option<Vec<Dim>> {
+    let axis = |(computed, declared): (&Dim, &Dim)| match (computed, declared) {
+        (Dim::Known(a), Dim::Known(b)) if a != b => None,
+        (Dim::Unknown, declared) => Some(declared.clone()),
+        (computed, _) => Some(computed.clone()),
+    };
+    if computed.len() != declared.len() {
+        return None;
+    }
+    computed.iter().zip(declared).map(axis).collect()
 }
 
 /// A declared type. A sequence's or optional's items are kept.

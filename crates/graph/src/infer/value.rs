@@ -6,13 +6,13 @@
 
 use crate::constant::tensor_from_proto;
 use crate::onnx::TensorProto;
-use crate::tensor::{DataType, Elements};
+use crate::tensor::{DataType, Elements, Tensor};
 use crate::types::Dim;
 
 use super::dims::{Shape, fixed, known};
 
 /// Tensors with more elements aren't followed: shape arithmetic is short.
-pub(super) const ELEMENTS_MAX: u64 = 1_024;
+pub(crate) const ELEMENTS_MAX: u64 = 1_024;
 
 /// One element of a followed tensor. Booleans are integers 0 and 1.
 #[derive(Debug, Clone, PartialEq)]
@@ -97,6 +97,14 @@ impl Value {
         self
     }
 
+    /// Leaves the element type only, of items as well.
+    pub(super) fn forget_shape(&mut self) {
+        (self.shape, self.elements) = (None, None);
+        if let Some(items) = &mut self.items {
+            items.forget_shape();
+        }
+    }
+
     pub(super) fn rank(&self) -> Option<usize> {
         self.shape.as_ref().map(Vec::len)
     }
@@ -158,6 +166,14 @@ impl Value {
         }
         let elements = tensor_from_proto(tensor).ok();
         value.with(elements.map(|t| all(t.elements())))
+    }
+
+    /// A tensor that is there.
+    pub(super) fn of(tensor: &Tensor) -> Self {
+        let shape = tensor.shape().iter().map(|&d| known(d as u64)).collect();
+        let value = Self::typed(tensor.dtype(), Some(shape));
+        let followed = tensor.len() as u64 <= ELEMENTS_MAX;
+        value.with(followed.then(|| all(tensor.elements())))
     }
 
     /// How error messages show a value.

@@ -8,6 +8,7 @@ mod external;
 mod infer_types;
 mod mutations;
 mod node_types;
+mod normal;
 mod real_types;
 mod rewrites;
 mod text;

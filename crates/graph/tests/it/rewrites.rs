@@ -253,23 +253,18 @@ fn what_cannot_be_computed_stays_with_all_it_needs() {
 
 #[test]
 fn interfaces_survive_folding() {
-    // A constant output keeps its node; an initialiser that is an input too
-    // may be replaced by callers, so nothing made of it is folded.
-    let mut defaulted =
-        proto("x: f32[4]\nk: f32[4]\nk = f32[4]\nw = f32[4]\nfixed = Exp(w)\nm = Neg(k)\ny = Add(x, m)");
-    defaulted.set_ir_version(8);
-    let mut folded = Model::from_proto(defaulted).unwrap();
-    fold(&mut folded, &mut Ones(&["Exp", "Neg"])).unwrap();
-    assert_eq!(operators(&folded), ["fixed = Exp(w)", "m = Neg(k)", "y = Add(x,m)"]);
-
-    // Before IR 4 such an input said nothing.
-    let mut old = proto("x: f32[4]\nk: f32[4]\nk = f32[4]\nm = Neg(k)\ny = Add(x, m)");
-    old.set_ir_version(3);
-    let mut folded = Model::from_proto(old).unwrap();
-    fold(&mut folded, &mut Ones(&["Neg"])).unwrap();
-    assert_eq!(operators(&folded), ["y = Add(x,m)"]);
-    assert_eq!(folded.inputs().len(), 1);
-    assert_eq!(folded.graph().input.len(), 1);
+    // A constant output keeps its node; what is an input and has its value in
+    // the file is a weight like the others, whatever the file's age.
+    for ir in [3, 8] {
+        let mut listed =
+            proto("x: f32[4]\nk: f32[4]\nk = f32[4]\nw = f32[4]\nfixed = Exp(w)\nm = Neg(k)\ny = Add(x, m)");
+        listed.set_ir_version(ir);
+        let mut folded = Model::from_proto(listed).unwrap();
+        fold(&mut folded, &mut Ones(&["Exp", "Neg"])).unwrap();
+        assert_eq!(operators(&folded), ["fixed = Exp(w)", "y = Add(x,m)"]);
+        assert_eq!(folded.inputs().len(), 1);
+        assert_eq!(folded.graph().input.len(), 1);
+    }
 }
 
 #[test]
@@ -358,4 +353,67 @@ fn weights_are_found_behind_joints_and_slices() {
                 p = Slice(places, start, length)\ny = Add(m, p)";
     let found = tierline_graph::step::parameters(&model(text), &[]).unwrap();
     assert_eq!(found, ["w", "v", "places"]);
+}
+
+/// Computes nothing, and must not be asked to make more than `max` bytes.
+struct Bounded {
+    max: u64,
+    asked: usize,
+}
+
+impl Evaluate for Bounded {
+    fn evaluate(&mut self, model: &Model) -> Result<Vec<Tensor>, String> {
+        let types = infer_types(model).map_err(|e| e.to_string())?;
+        let made: Option<u64> = model
+            .graph()
+            .node
+            .iter()
+            .flat_map(|n| &n.output)
+            .try_fold(0u64, |sum, name| sum.checked_add(types.get(name)?.bytes()?));
+        assert!(made.is_some_and(|made| made <= self.max), "{made:?} bytes");
+        self.asked += 1;
+        Err("not here".to_owned())
+    }
+}
+
+/// A few bytes of constants can stand for any number of elements: what would
+/// be made is known before anything is.
+#[test]
+fn folding_computes_nothing_that_is_too_large() {
+    let blown_up = [
+        "s = i64{46341,46341}\nc = ConstantOfShape(s)\ny = Add(x, c)",
+        "s = i64{46341,46341}\nk = f32[1]\nc = Expand(k, s)\ny = Add(x, c)",
+        "s = i64{46341,46341}\nk = f32[1,1]\nc = Tile(k, s)\ny = Add(x, c)",
+        "s = i64{1,1,46341,46341}\nk = f32[1,1,1,1]\nc = Resize(k, _, _, s)\ny = Add(x, c)",
+        "s = i64{0,0,46340,46340}\nk = f32[1,1]\nc = Pad(k, s)\ny = Add(x, c)",
+        // Large in between only.
+        "s = i64{46341,46341}\nc = ConstantOfShape(s)\nr = ReduceSum(c)\ny = Add(x, r)",
+        // Each is small enough, all together aren't.
+        "s = i64{8000,8000}\na = ConstantOfShape(s)\nb = Neg(a)\nc = Exp(b)\nd = Sin(c)\ny = Sum(x, a, b, c, d)",
+    ];
+    for text in blown_up {
+        let mut folded = model(&format!("x: f32[1]\n{text}"));
+        fold(&mut folded, &mut Bounded { max: 512 << 20, asked: 0 }).unwrap();
+    }
+    let mut small = Bounded { max: 1 << 20, asked: 0 };
+    fold(&mut model("x: f32[1]\ns = i64{4,4}\nc = ConstantOfShape(s)\ny = Add(x, c)"), &mut small).unwrap();
+    assert!(small.asked > 0);
+}
+
+/// What follows from values is known once these are: folding goes on with it.
+#[test]
+fn folding_goes_on_where_values_tell_sizes() {
+    let mut folded = model("x: f32[1]\nk = i64{3,0,5}\nn = NonZero(k)\nm = Neg(n)\nc = Cast(m) to=1\ny = Add(x, c)");
+    struct Counting;
+    impl Evaluate for Counting {
+        fn evaluate(&mut self, model: &Model) -> Result<Vec<Tensor>, String> {
+            let made = |name: String| match name.as_str() {
+                "n" => Tensor::new([1, 2], Elements::I64(vec![0, 2])),
+                _ => Tensor::new([1, 2], Elements::F32(vec![0.0, -2.0])),
+            };
+            model.outputs().into_iter().map(|o| made(o.name).map_err(|e| e.to_string())).collect()
+        }
+    }
+    fold(&mut folded, &mut Counting).unwrap();
+    assert_eq!(operators(&folded), ["y = Add(x,c)"]);
 }
