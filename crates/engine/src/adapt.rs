@@ -1,20 +1,23 @@
 //! Rewrites for rten: operators it computes wrongly in one form and rightly
-//! in another, so that they needn't be refused.
+//! in another, so that they needn't be refused; defaults that it takes for
+//! others are said outright.
 
 use tierline_graph::onnx::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, attribute_proto};
 use tierline_graph::{DataType, Model};
 
+use crate::defaults;
 use crate::known::Known;
 use crate::refuse::Site;
 
 /// The model in forms that rten computes rightly; `None` when it is so already.
 pub(crate) fn adapt(model: &Model) -> Option<ModelProto> {
-    let needed = |node: &NodeProto| form(node).is_some();
+    let needed = |node: &NodeProto| form(node).is_some() || defaults::missing(node);
     if !any(model.graph(), &needed) {
         return None;
     }
     let mut proto = model.proto().clone();
-    rewrite(proto.graph.mut_or_insert_default(), model.graph(), &Known::new(model));
+    let types = tierline_graph::infer_types(model).unwrap_or_default();
+    rewrite(proto.graph.mut_or_insert_default(), model.graph(), &Known::new(model, &types));
     Some(proto)
 }
 
@@ -23,8 +26,6 @@ enum Form {
     /// Of equal elements it takes the last index; TopK takes the first, as
     /// both should.
     ArgExtreme { largest: bool },
-    /// It takes missing strides for those of another number of axes.
-    Strides,
     /// Casting to boolean keeps the number (2 stays 2, 0.5 becomes 0).
     ToBool,
 }
@@ -32,21 +33,12 @@ enum Form {
 fn form(node: &NodeProto) -> Option<Form> {
     let attribute = |name: &str| node.attribute.iter().find(|a| a.name() == name).map_or(0, AttributeProto::i);
     match (node.domain(), node.op_type()) {
-        ("" | "ai.onnx", "ArgMax" | "ArgMin") if attribute("select_last_index") == 0 => {
+        ("", "ArgMax" | "ArgMin") if attribute("select_last_index") == 0 => {
             Some(Form::ArgExtreme { largest: node.op_type() == "ArgMax" })
         }
-        ("" | "ai.onnx", "MaxPool" | "AveragePool" | "ConvInteger")
-            if has(node, "kernel_shape") && !has(node, "strides") =>
-        {
-            Some(Form::Strides)
-        }
-        ("" | "ai.onnx", "Cast") if attribute("to") == DataType::Bool as i64 => Some(Form::ToBool),
+        ("", "Cast") if attribute("to") == DataType::Bool as i64 => Some(Form::ToBool),
         _ => None,
     }
-}
-
-fn has(node: &NodeProto, name: &str) -> bool {
-    node.attribute.iter().any(|a| a.name() == name)
 }
 
 fn any(graph: &GraphProto, needed: &dyn Fn(&NodeProto) -> bool) -> bool {
@@ -69,6 +61,9 @@ fn rewrite(graph: &mut GraphProto, original: &GraphProto, known: &Known) {
             }
         }
         let site = Site { node: before, opset: 0, known };
+        if node.domain().is_empty() {
+            defaults::fill(&mut node, &site);
+        }
         match form(before) {
             None => nodes.push(node),
             Some(Form::ArgExtreme { largest }) => {
@@ -86,16 +81,6 @@ fn rewrite(graph: &mut GraphProto, original: &GraphProto, known: &Known) {
                     graph.initializer.push(i64s(&axes, axis));
                     nodes.push(plain("Squeeze", &[&indices, &axes], &y));
                 }
-            }
-            Some(Form::Strides) => {
-                let axes = site.attribute("kernel_shape").map_or(0, |a| a.ints.len());
-                node.attribute.push(AttributeProto {
-                    name: Some("strides".to_owned()),
-                    type_: Some(attribute_proto::AttributeType::INTS as i32),
-                    ints: vec![1; axes],
-                    ..AttributeProto::default()
-                });
-                nodes.push(node);
             }
             Some(Form::ToBool) => {
                 let (x, y) = (node.input[0].clone(), node.output[0].clone());

@@ -135,6 +135,14 @@ pub enum EngineError {
         /// What it said.
         reason: String,
     },
+    /// There isn't the memory for it.
+    #[error("{engine} does not run the model: {reason}; give smaller inputs, or run it where there is more memory")]
+    Memory {
+        /// The engine.
+        engine: &'static str,
+        /// What takes how much.
+        reason: String,
+    },
     /// The engine panicked; the process goes on.
     #[error("{engine} panicked while {during}: {message}")]
     Panicked {

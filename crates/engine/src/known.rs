@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tierline_graph::onnx::{GraphProto, TensorProto};
-use tierline_graph::{DataType, Model, ValueInfo};
+use tierline_graph::{DataType, Model, Types, ValueInfo};
 
 /// Types, shapes and constants by value name.
 #[derive(Clone, Default)]
@@ -13,11 +13,10 @@ pub(crate) struct Known<'m> {
 }
 
 impl<'m> Known<'m> {
-    /// What the model declares, and what follows from it.
-    pub(crate) fn new(model: &'m Model) -> Self {
+    /// What the model declares, and what follows from it: nothing for a model
+    /// that contradicts itself, which is the engine's to refuse.
+    pub(crate) fn new(model: &'m Model, types: &Types) -> Self {
         let mut known = Self::default().inside(model.graph());
-        // A model that contradicts itself is the engine's to refuse.
-        let types = tierline_graph::infer_types(model).unwrap_or_default();
         for output in model.graph().node.iter().flat_map(|n| &n.output) {
             if let Some(value) = types.get(output) {
                 known.values.insert(output, value.clone());

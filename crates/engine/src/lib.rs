@@ -14,6 +14,8 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod adapt;
+mod bounds;
+mod defaults;
 mod discover;
 mod error;
 mod evaluate;

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ::ort::AsPointer;
 use ::ort::environment::{Environment, GlobalThreadPoolOptions};
 use ::ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider};
 use ::ort::logging::LogLevel;
@@ -458,6 +459,9 @@ fn take(name: &str, value: &DynValue, previous: Option<Tensor>) -> Result<Tensor
     let ValueType::Tensor { ty, shape, .. } = value.dtype() else {
         return Err(output_type(name, &value.dtype().to_string()));
     };
+    if !is_dense(value) {
+        return Err(output_type(name, "a sparse tensor"));
+    }
     let shape: Vec<usize> = shape.iter().map(|&n| n as usize).collect();
     macro_rules! copy {
         ($($ty:ident: $rust:ty => $variant:ident;)*) => {
@@ -502,6 +506,16 @@ fn take(name: &str, value: &DynValue, previous: Option<Tensor>) -> Result<Tensor
         Bfloat16: half::bf16 => BF16;
     };
     Tensor::new(shape, elements).map_err(|e| EngineError::Run { engine: NAME, reason: e.to_string() })
+}
+
+/// Whether a value is a tensor of elements in a row. The bindings take sparse
+/// tensors for such, and read past their end.
+#[allow(unsafe_code)]
+fn is_dense(value: &DynValue) -> bool {
+    let mut kind = ::ort::sys::ONNXType::ONNX_TYPE_UNKNOWN;
+    // SAFETY: the value is alive for the call, which only writes `kind`.
+    let status = unsafe { (::ort::api().GetValueType)(value.ptr(), &mut kind) };
+    status.0.is_null() && kind == ::ort::sys::ONNXType::ONNX_TYPE_TENSOR
 }
 
 fn output_type(name: &str, given: &str) -> EngineError {

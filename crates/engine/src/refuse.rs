@@ -7,6 +7,7 @@
 use tierline_graph::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto};
 use tierline_graph::{DataType, Model};
 
+use crate::bounds;
 use crate::error::EngineError;
 use crate::known::Known;
 
@@ -33,8 +34,8 @@ const RULES: &[Rule] = &[
         engine: RTEN,
         operators: &["ConvInteger"],
         wrong: conv_integer,
-        reason: "integer convolution with a kernel above 1, not depthwise, with padding or a batch above 1 gives wrong \
-                 sums",
+        reason: "integer convolution with a kernel above 1, not depthwise, with padding or a batch above 1, or padded \
+                 beside a zero point, gives wrong sums",
     },
     Rule {
         engine: RTEN,
@@ -112,7 +113,11 @@ pub(crate) fn check(engine: &'static str, model: &Model) -> Result<(), EngineErr
     if engine == RTEN {
         rten_types(model)?;
     }
-    let known = Known::new(model);
+    let types = tierline_graph::infer_types(model).unwrap_or_default();
+    if engine == RTEN {
+        bounds::refuse(engine, types.largest(), bounds::available())?;
+    }
+    let known = Known::new(model, &types);
     walk(engine, model.graph(), model.opset("").unwrap_or(1), &known)
 }
 
@@ -122,7 +127,7 @@ fn walk(engine: &'static str, graph: &GraphProto, opset: i64, known: &Known) -> 
     }
     for node in &graph.node {
         let site = Site { node, opset, known };
-        let ours = matches!(node.domain(), "" | "ai.onnx");
+        let ours = node.domain().is_empty();
         for rule in RULES.iter().filter(|r| ours && r.engine == engine && r.operators.contains(&node.op_type())) {
             if (rule.wrong)(&site) {
                 let reason = format!("{}: {}", node.op_type(), rule.reason);
@@ -157,7 +162,7 @@ impl Site<'_> {
         self.attribute(name).map(AttributeProto::i)
     }
 
-    fn text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.attribute(name).and_then(|a| std::str::from_utf8(a.s()).ok())
     }
 
@@ -173,7 +178,7 @@ impl Site<'_> {
         self.known.shape(self.node.input.get(input)?)
     }
 
-    fn rank(&self, input: usize) -> Option<usize> {
+    pub(crate) fn rank(&self, input: usize) -> Option<usize> {
         self.shape(input).map(|s| s.len())
     }
 }
@@ -185,7 +190,8 @@ fn conv_integer(site: &Site) -> bool {
     let padded = site.attribute("pads").is_some_and(|a| a.ints.iter().any(|&p| p != 0))
         || site.text("auto_pad").is_some_and(|p| p.starts_with("SAME"));
     let single = site.shape(0).is_some_and(|s| s.first() == Some(&Some(1)));
-    !pointwise && !depthwise && (padded || !single)
+    // It pads with zeros where the zero point stands for zero.
+    padded && site.given(2) || !pointwise && !depthwise && (padded || !single)
 }
 
 /// Whether the scales of a Resize by align_corners may be fractional: whole

@@ -7,11 +7,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-use ::rten::{Model as RtenModel, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
+use ::rten::{
+    Model as RtenModel, ModelOptions, NodeId, RunOptions, ShapeInferenceMode, ThreadPool, Value, ValueOrView, ValueView,
+};
 use half::f16;
 use rten_tensor::Layout;
 use tierline_graph::{DataType, Elements, Model, Tensor, ValueInfo};
 
+use crate::bounds::{self, Bounds};
 use crate::error::{EngineError, guarded};
 use crate::options::{LoadOptions, ProviderKind};
 use crate::{Engine, Session, adapt, inputs, refuse};
@@ -42,18 +45,7 @@ impl Engine for Rten {
             }
             notes.push(format!("execution provider `{}` is not available ({reason})", provider.kind));
         }
-        let prepare = |e: tierline_graph::LoadError| EngineError::Prepare { reason: e.to_string() };
-        let bytes = match adapt::adapt(model) {
-            Some(adapted) => Model::from_proto(adapted).and_then(|m| m.to_bytes()).map_err(prepare)?,
-            None => model.to_bytes().map_err(prepare)?,
-        };
-        let loaded = guarded(NAME, "loading the model", || {
-            ModelOptions::with_all_ops()
-                .enable_optimization(options.optimize)
-                .prepack_weights(options.optimize)
-                .load(bytes)
-                .map_err(|e| EngineError::Refused { engine: NAME, node: e.node().map(str::to_owned), reason: full(&e) })
-        })?;
+        let loaded = load(model, options)?;
         let (inputs, outputs) = (model.inputs(), model.outputs());
         let ids = |values: &[ValueInfo]| {
             values
@@ -75,8 +67,33 @@ impl Engine for Rten {
             input_ids,
             output_ids,
             pool: pool(options.threads),
+            bounds: Bounds::new(NAME, model),
             notes,
         }))
+    }
+}
+
+fn load(model: &Model, options: &LoadOptions) -> Result<RtenModel, EngineError> {
+    let prepare = |e: tierline_graph::LoadError| EngineError::Prepare { reason: e.to_string() };
+    let read = |infers: bool| {
+        let bytes = match adapt::adapt(model) {
+            Some(adapted) => Model::from_proto(adapted).and_then(|m| m.to_bytes()).map_err(prepare)?,
+            None => model.to_bytes().map_err(prepare)?,
+        };
+        guarded(NAME, "loading the model", || {
+            ModelOptions::with_all_ops()
+                .enable_optimization(options.optimize)
+                .shape_inference(if infers { ShapeInferenceMode::On } else { ShapeInferenceMode::Off })
+                .prepack_weights(options.optimize)
+                .load(bytes)
+                .map_err(|e| EngineError::Refused { engine: NAME, node: e.node().map(str::to_owned), reason: full(&e) })
+        })
+    };
+    // Its inference of shapes only serves optimisation, and panics on some
+    // models that it runs well without.
+    match read(true) {
+        Err(EngineError::Panicked { .. }) => read(false),
+        other => other,
     }
 }
 
@@ -114,6 +131,7 @@ struct Loaded {
     input_ids: Vec<NodeId>,
     output_ids: Vec<NodeId>,
     pool: Arc<ThreadPool>,
+    bounds: Bounds,
     notes: Vec<String>,
 }
 
@@ -132,6 +150,7 @@ impl Session for Loaded {
 
     fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
         let ordered = inputs::in_order(&self.inputs, given)?;
+        self.bounds.check(given, bounds::available)?;
         guarded(NAME, "running the model", || {
             let values = self
                 .input_ids

@@ -130,8 +130,11 @@ impl Chain {
 /// Whether this engine can't run the model, rather than the caller having
 /// asked for something wrong.
 pub(super) fn cannot(error: &EngineError) -> bool {
-    use EngineError::{InputValue, OutputType, Panicked, Refused, Run};
-    matches!(error, Refused { .. } | Panicked { .. } | Run { .. } | OutputType { .. } | InputValue { .. })
+    use EngineError::{InputValue, Memory, OutputType, Panicked, Refused, Run};
+    matches!(
+        error,
+        Refused { .. } | Memory { .. } | Panicked { .. } | Run { .. } | OutputType { .. } | InputValue { .. }
+    )
 }
 
 /// Those of `values` that the session takes.

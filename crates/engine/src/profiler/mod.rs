@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use tierline_graph::profile::{CodecProfile, ModelProfile, SegmentProfile};
 use tierline_graph::slice::slice;
-use tierline_graph::{Model, Tensor, Types, cost, infer_types_with};
+use tierline_graph::{Model, Tensor, Types, cost, infer_computed_types, infer_types_with};
 
 use self::chain::{Chain, Values, cannot, pick};
 use self::measure::{Rounds, Runner, Step, deviation, error, typical};
@@ -152,7 +152,9 @@ pub fn profile(
 ) -> Result<ModelProfile, EngineError> {
     let prepare = |e: &dyn std::fmt::Display| EngineError::Prepare { reason: e.to_string() };
     let types = infer_types_with(model, &shapes(inputs)).map_err(|e| prepare(&e))?;
-    let slice = |at: &[Vec<String>]| slice(model, &types, at).map_err(|e| prepare(&e));
+    // Slices as nodes run them: with the model's free axes.
+    let free = infer_computed_types(model).map_err(|e| prepare(&e))?;
+    let slice = |at: &[Vec<String>]| slice(model, &free, at).map_err(|e| prepare(&e));
     let subject = Subject { model, types: &types, cuts, slice: &slice, inputs };
     profile_with(engine, &subject, options, codecs)
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use protobuf::Message;
 use tierline_engine::{Engine, EngineError, LoadOptions};
-use tierline_graph::onnx::{TensorProto, ValueInfoProto};
+use tierline_graph::onnx::{ModelProto, TensorProto, ValueInfoProto};
 use tierline_graph::{DataType, Elements, Model, Tensor, with_elements};
 
 use crate::support::{asset, onnxruntime, tensor};
@@ -60,9 +60,90 @@ fn onnxruntime_conforms() {
     }
 }
 
+/// What a case says needlessly, it may leave out: exporters do.
+#[test]
+fn rten_knows_defaults() {
+    defaults_left_out(&*tierline_engine::rten());
+}
+
+#[test]
+fn onnxruntime_knows_defaults() {
+    if let Some(engine) = onnxruntime() {
+        defaults_left_out(&*engine);
+    }
+}
+
+fn defaults_left_out(engine: &dyn Engine) {
+    let Some(folder) = asset("onnx-node-tests") else { return };
+    let defaults = Defaults::read();
+    let outcomes = run_all(&folder, &|case| {
+        let model = match Model::load(&case.join("model.onnx")) {
+            Ok(model) => model,
+            Err(_) => return Outcome::Pass,
+        };
+        let mut shorter = model.proto().clone();
+        if !defaults.leave_out(&mut shorter) || run_model(engine, case, &model) != Outcome::Pass {
+            return Outcome::Skipped("nothing to leave out, or not run as it is".to_owned());
+        }
+        run_model(engine, case, &Model::from_proto(shorter).expect("without defaults it is as sound"))
+    });
+    let tried = outcomes.values().filter(|o| !matches!(o, Outcome::Skipped(_))).count();
+    let worse: Vec<_> = outcomes.iter().filter(|(_, o)| !matches!(o, Outcome::Pass | Outcome::Skipped(_))).collect();
+    println!("{}: {tried} cases without their defaults", engine.name());
+    assert!(tried > 50 && worse.is_empty(), "{} of {tried}: {worse:#?}", worse.len());
+}
+
+/// Defaults of attributes: operator, attribute, first operator set, first set
+/// without, kind and value. `onnx-defaults.py` writes the list.
+struct Defaults(Vec<(&'static str, &'static str, i64, i64, &'static str, &'static str)>);
+
+impl Defaults {
+    fn read() -> Self {
+        let lines = include_str!("../onnx-defaults.txt").lines().filter(|l| !l.starts_with('#'));
+        let row = |line: &'static str| {
+            let words: Vec<&str> = line.split(' ').collect();
+            let number = |at: usize| words[at].parse().expect("an operator set");
+            (words[0], words[1], number(2), number(3), words[4], words.get(5).copied().unwrap_or_default())
+        };
+        Self(lines.map(row).collect())
+    }
+
+    /// Drops what says the default; whether anything did.
+    fn leave_out(&self, model: &mut ModelProto) -> bool {
+        let opset = model.opset_import.iter().find(|o| o.domain().is_empty()).map_or(1, |o| o.version());
+        let mut dropped = false;
+        for node in model.graph.mut_or_insert_default().node.iter_mut().filter(|n| n.domain().is_empty()) {
+            let operator = node.op_type().to_owned();
+            // With SAME pads a kernel's shape isn't a default of anything.
+            let windowed = node.attribute.iter().any(|a| a.name() == "kernel_shape");
+            let convolves = matches!(operator.as_str(), "Conv" | "ConvInteger" | "ConvTranspose" | "QLinearConv");
+            let before = node.attribute.len();
+            node.attribute.retain(|a| {
+                let all = |value: i64| windowed && !a.ints.is_empty() && a.ints.iter().all(|n| *n == value);
+                let said = match a.name() {
+                    "strides" | "dilations" => all(1),
+                    "pads" => all(0) && operator != "Pad",
+                    "kernel_shape" => convolves,
+                    name => self.0.iter().any(|&(op, attribute, from, until, kind, value)| {
+                        let same = match kind {
+                            "i" => value.parse() == Ok(a.i()),
+                            "f" => value.parse::<f32>().is_ok_and(|v| v == a.f()),
+                            _ => value.as_bytes() == a.s(),
+                        };
+                        op == operator && attribute == name && (from..until).contains(&opset) && same
+                    }),
+                };
+                !said
+            });
+            dropped |= node.attribute.len() < before;
+        }
+        dropped
+    }
+}
+
 fn check(engine: &dyn Engine) {
     let Some(folder) = asset("onnx-node-tests") else { return };
-    let outcomes = run_all(engine, &folder);
+    let outcomes = run_all(&folder, &|case| run_case(engine, case));
     let count = |f: fn(&Outcome) -> bool| outcomes.values().filter(|o| f(o)).count();
     println!(
         "{} {}: {} pass, {} refused with the reason, {} fail with an error, {} wrong, {} skipped (no tensors that \
@@ -140,7 +221,7 @@ fn against_list(engine: &dyn Engine, outcomes: &BTreeMap<String, Outcome>) {
     assert!(changes.is_empty(), "{} differs:\n{}", path.display(), changes.join("\n"));
 }
 
-fn run_all(engine: &dyn Engine, folder: &Path) -> BTreeMap<String, Outcome> {
+fn run_all(folder: &Path, run: &(dyn Fn(&Path) -> Outcome + Sync)) -> BTreeMap<String, Outcome> {
     let mut cases: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     cases.retain(|c| c.join("model.onnx").is_file());
     cases.sort();
@@ -152,7 +233,7 @@ fn run_all(engine: &dyn Engine, folder: &Path) -> BTreeMap<String, Outcome> {
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = run_case(engine, case);
+                    let outcome = run(case);
                     let name = case.file_name().unwrap().to_string_lossy().into_owned();
                     outcomes.lock().unwrap().insert(name, outcome);
                 }
@@ -163,10 +244,14 @@ fn run_all(engine: &dyn Engine, folder: &Path) -> BTreeMap<String, Outcome> {
 }
 
 fn run_case(engine: &dyn Engine, case: &Path) -> Outcome {
-    let model = match Model::load(&case.join("model.onnx")) {
-        Ok(model) => model,
-        Err(e) => return Outcome::Refused(format!("graph: {e}")),
-    };
+    match Model::load(&case.join("model.onnx")) {
+        Ok(model) => run_model(engine, case, &model),
+        Err(e) => Outcome::Refused(format!("graph: {e}")),
+    }
+}
+
+/// Runs a case's model, or another that must give the same.
+fn run_model(engine: &dyn Engine, case: &Path, model: &Model) -> Outcome {
     let graph = model.graph();
     let inputs = match values(case, "input", &graph.input) {
         Ok(values) => values,
@@ -176,7 +261,7 @@ fn run_case(engine: &dyn Engine, case: &Path) -> Outcome {
         Ok(values) => values,
         Err(skipped) => return skipped,
     };
-    let mut session = match engine.load(&model, &LoadOptions::with_threads(1)) {
+    let mut session = match engine.load(model, &LoadOptions::with_threads(1)) {
         Ok(session) => session,
         Err(EngineError::Refused { reason, node, .. }) => {
             return Outcome::Refused(node.map_or(reason.clone(), |n| format!("{n}: {reason}")));

@@ -3,6 +3,7 @@
 mod conformance;
 mod gradients;
 mod kernels;
+mod layouts;
 mod models;
 mod profile;
 mod recompute;
