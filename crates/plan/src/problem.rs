@@ -104,9 +104,6 @@ pub struct Solution {
     pub optimal: bool,
     /// How far above the optimum it may be, as a share of its cost.
     pub gap: f64,
-    /// How long it took, microseconds: 0 until the caller, who has a clock,
-    /// fills it.
-    pub solve_us: u64,
 }
 
 /// Why a problem has no solution.
@@ -277,7 +274,7 @@ pub fn solve(problem: &Problem) -> Result<Solution, SolveError> {
     };
     let assignment = problem.nodes.iter().zip(tiers).map(|(node, tier)| (node.name.clone(), tier)).collect();
     let gap = if objective_ns > bound { (objective_ns - bound) as f64 / objective_ns as f64 } else { 0.0 };
-    Ok(Solution { assignment, objective_ns, optimal: objective_ns == bound, gap, solve_us: 0 })
+    Ok(Solution { assignment, objective_ns, optimal: objective_ns == bound, gap })
 }
 
 /// The flow network whose minimum cuts are the cheapest placements, for

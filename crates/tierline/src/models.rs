@@ -13,10 +13,10 @@ use tierline_engine::{Discovered, Engine, EngineError, Evaluator, LoadOptions, S
 use tierline_graph::cuts::{Cut, candidates, cuts};
 use tierline_graph::fold::{Purpose, fold, fold_for};
 use tierline_graph::infer::{Types, infer_types, infer_types_with};
-use tierline_graph::{Model, Tensor, ValueInfo};
+use tierline_graph::{DataType, Model, Tensor, ValueInfo};
 
 use crate::cli::Global;
-use crate::output::{Exit, ExitWith, Failure, Outcome};
+use crate::output::{Exit, ExitWith, Failure, Outcome, Output};
 
 /// Candidate cuts a manifest keeps: more would cost every node profiling time
 /// and sessions, and past a few dozen the best plan no longer improves.
@@ -65,10 +65,10 @@ pub fn for_training(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Model
 pub struct Prepared {
     /// The folded model.
     pub model: Model,
-    /// Its bytes.
-    pub bytes: Bytes,
-    /// BLAKE3 of `bytes`, hexadecimal.
+    /// BLAKE3 of its bytes, hexadecimal.
     pub digest: String,
+    /// How many bytes.
+    bytes: u64,
 }
 
 impl Prepared {
@@ -76,19 +76,26 @@ impl Prepared {
     ///
     /// # Errors
     /// When the file is no model, or folding breaks it.
-    pub fn load(path: &Path, engine: &Arc<dyn Engine>) -> Outcome<Self> {
-        let model = load(path)?;
-        Self::fold(model, engine)
+    pub fn load(path: &Path, engine: &Arc<dyn Engine>, output: Output) -> Outcome<Self> {
+        Self::fold(load(path, output)?, engine)
     }
 
     /// Folds a loaded model.
     ///
     /// # Errors
-    /// When folding breaks it, or it exceeds one file.
+    /// When folding breaks it.
     pub fn fold(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Self> {
         fold(&mut model, &mut Evaluator(Arc::clone(engine)))?;
-        let bytes = Bytes::from(model.to_bytes()?);
-        Ok(Self { model, digest: digest(&bytes), bytes })
+        let (digest, bytes) = named(&model);
+        Ok(Self { model, digest, bytes })
+    }
+
+    /// Its bytes, as nodes store it and send it to each other.
+    ///
+    /// # Errors
+    /// When it exceeds one file.
+    pub fn to_bytes(&self) -> Result<Bytes, tierline_graph::LoadError> {
+        Ok(Bytes::from(self.model.to_bytes()?))
     }
 
     /// A prepared model read back from a store.
@@ -96,7 +103,8 @@ impl Prepared {
     /// # Errors
     /// When the bytes are no valid model.
     pub fn from_store(bytes: Bytes) -> Result<Self, tierline_graph::LoadError> {
-        Ok(Self { model: Model::parse(bytes.clone())?, digest: digest(&bytes), bytes })
+        let (digest, length) = (digest(&bytes), bytes.len() as u64);
+        Ok(Self { model: Model::parse(bytes)?, digest, bytes: length })
     }
 
     /// Types of every value, with the free axes of the inputs fixed by `shapes`.
@@ -127,6 +135,12 @@ impl Prepared {
         shapes: BTreeMap<String, Vec<u64>>,
         cuts_max: usize,
     ) -> Outcome<Manifest> {
+        for (input, shape) in &shapes {
+            let declared = self.model.inputs().into_iter().find(|i| i.name == *input);
+            let dtype = declared.and_then(|i| i.dtype).unwrap_or(DataType::F32);
+            let sized = crate::profiling::sample_elements(dtype, shape);
+            sized.map_err(|text| Failure::message(Exit::Usage, format!("input `{input}`: {text}")))?;
+        }
         let cuts_max = if cuts_max == 0 { CANDIDATE_CUTS_MAX } else { cuts_max.min(CANDIDATE_CUTS_MAX) };
         let types = self.types(&shapes)?;
         let all = cuts(&self.model, &types);
@@ -135,7 +149,7 @@ impl Prepared {
         Ok(Manifest {
             name: name.to_owned(),
             digest: self.digest.clone(),
-            bytes: self.bytes.len() as u64,
+            bytes: self.bytes,
             source_digest,
             inputs: self.model.inputs(),
             outputs: self.model.outputs(),
@@ -193,12 +207,41 @@ impl Manifest {
     }
 }
 
-/// Reads and checks a model file.
+/// Shapes that a file declares wrongly, shown one by one; of the rest their number.
+const CONTRADICTIONS_SHOWN_MAX: usize = 5;
+
+/// Reads and checks a model file; what it declares wrongly is told.
 ///
 /// # Errors
 /// When it is no valid model.
-pub fn load(path: &Path) -> Outcome<Model> {
-    Model::load(path).map_err(|e| anyhow::Error::new(e).context(format!("{}", path.display()))).exit_with(Exit::Failure)
+pub fn load(path: &Path, output: Output) -> Outcome<Model> {
+    let loaded = Model::load(path).map_err(|e| anyhow::Error::new(e).context(format!("{}", path.display())));
+    let model = loaded.exit_with(Exit::Failure)?;
+    // A model whose operators contradict each other is refused where it is used.
+    let types = infer_types(&model).unwrap_or_default();
+    let wrong = types.contradictions();
+    for contradiction in wrong.iter().take(CONTRADICTIONS_SHOWN_MAX) {
+        output.say(format!("warning: {}: {contradiction}", path.display()));
+    }
+    if let Some(more) = wrong.len().checked_sub(CONTRADICTIONS_SHOWN_MAX).filter(|more| *more > 0) {
+        output.say(format!("warning: {}: {more} more shapes are declared wrongly", path.display()));
+    }
+    Ok(model)
+}
+
+/// BLAKE3 of a model's bytes, hexadecimal, and how many there are, without
+/// holding them.
+fn named(model: &Model) -> (String, u64) {
+    let mut hasher = blake3::Hasher::new();
+    let written = model.write(&mut hasher);
+    let bytes = written.unwrap_or_else(|e| unreachable!("a hasher takes any bytes: {e}"));
+    (hasher.finalize().to_hex().to_string(), bytes)
+}
+
+/// BLAKE3 of a model's bytes, hexadecimal.
+#[must_use]
+pub fn digest_of(model: &Model) -> String {
+    named(model).0
 }
 
 /// BLAKE3 in hexadecimal: the name of every artefact.

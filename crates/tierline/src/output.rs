@@ -291,9 +291,78 @@ fn scaled_by(mut n: f64, step: f64, units: &[&str]) -> String {
     text.trim_end().to_owned()
 }
 
+/// Bytes of a name as a file's at most: systems take 255, and a suffix follows.
+const FILE_NAME_BYTES_MAX: usize = 200;
+
+/// A tensor's name as a file's, without suffix: no two names share one, and
+/// none leads into another folder.
+///
+/// Letters, digits and `. _ -` stay; of the rest each byte is `%` and two
+/// digits. Long names end in `~` and a digest.
+#[must_use]
+pub fn file_name(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for (at, byte) in name.bytes().enumerate() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' => text.push(byte.into()),
+            // Files that begin with a dot are hidden, and two are folders.
+            b'.' if at > 0 => text.push('.'),
+            other => text.push_str(&format!("%{other:02x}")),
+        }
+    }
+    if text.is_empty() {
+        return "%".to_owned();
+    }
+    if text.len() > FILE_NAME_BYTES_MAX {
+        let digest = blake3::hash(name.as_bytes()).to_hex();
+        text.truncate(FILE_NAME_BYTES_MAX / 2);
+        text = format!("{text}~{digest}");
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_two_tensors_share_a_file() {
+        let long = "x".repeat(300);
+        let names = [
+            "",
+            "%",
+            ".",
+            "..",
+            "y",
+            "Y",
+            "y:0",
+            "y_0",
+            "y/0",
+            "y%3a0",
+            "y.0",
+            "out/y:0",
+            "out/y_0",
+            "../y",
+            "é",
+            "a b",
+            "a,b",
+            "^y",
+            "~",
+            "y\n0",
+            "y\0",
+            &long,
+            &long[1..],
+            "con",
+        ];
+        let files: std::collections::BTreeSet<String> = names.iter().map(|n| file_name(n)).collect();
+        assert_eq!(files.len(), names.len(), "{files:?}");
+        for file in &files {
+            assert!(!file.is_empty() && file.len() <= FILE_NAME_BYTES_MAX, "{file}");
+            assert!(!file.contains(['/', '\\', ':', '\0']) && !file.starts_with('.'), "{file}");
+        }
+        assert_eq!(file_name("Logits"), "Logits");
+        assert_eq!(file_name("out/y:0"), "out%2fy%3a0");
+    }
 
     #[test]
     fn columns_line_up() {

@@ -51,14 +51,29 @@ fn turn() -> Option<std::fs::File> {
     Some(file)
 }
 
+/// Bytes of a made-up input at most: what a request could bring as well.
+pub const SAMPLE_BYTES_MAX: u64 = 512 << 20;
+
+/// Elements of an input of this shape, if a sample of it may be made up.
+///
+/// # Errors
+/// When it would exceed [`SAMPLE_BYTES_MAX`].
+pub fn sample_elements(dtype: DataType, shape: &[u64]) -> Result<usize, String> {
+    let width = dtype.size().unwrap_or(1) as u64;
+    let bytes = shape.iter().try_fold(width, |n, d| n.checked_mul(*d)).filter(|bytes| *bytes <= SAMPLE_BYTES_MAX);
+    bytes.map(|bytes| (bytes / width) as usize).ok_or_else(|| {
+        format!("an input of shape {shape:?} is too large to be measured with: {SAMPLE_BYTES_MAX} bytes at most")
+    })
+}
+
 /// A tensor of seeded noise for profiling: floats in -1..1, small integers.
 ///
 /// # Errors
-/// When the shape exceeds memory or the type has no noise.
+/// When it would exceed [`SAMPLE_BYTES_MAX`], or the type has no noise.
 pub fn synthetic(dtype: DataType, shape: &[u64]) -> Result<Tensor, String> {
+    let len = sample_elements(dtype, shape)?;
     let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
     let invalid = |e: &dyn std::fmt::Display| e.to_string();
-    let len = tierline_graph::tensor::element_count(&shape).map_err(|e| invalid(&e))?;
     let mut rng = fastrand::Rng::with_seed(7);
     let elements = match dtype {
         DataType::F32 => Elements::F32((0..len).map(|_| rng.f32() * 2.0 - 1.0).collect()),
@@ -154,4 +169,19 @@ fn difference(exact: &[Tensor], changed: &[Tensor]) -> f64 {
         if error == 0.0 { 0.0 } else { (error / size.max(f64::MIN_POSITIVE)).sqrt() }
     };
     exact.iter().zip(changed).map(of).fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_have_a_limit() {
+        assert_eq!(synthetic(DataType::F32, &[2, 3]).map(|t| t.len()), Ok(6));
+        assert_eq!(synthetic(DataType::F32, &[2, 0]).map(|t| t.len()), Ok(0));
+        for shape in [&[100_000_000_000][..], &[u64::MAX, 2], &[1 << 20, 1 << 8]] {
+            let error = synthetic(DataType::F32, shape).expect_err("too large");
+            assert!(error.contains("too large to be measured with"), "{error}");
+        }
+    }
 }

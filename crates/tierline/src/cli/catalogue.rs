@@ -83,7 +83,7 @@ pub fn add(global: &Global, args: &Add) -> Outcome {
     let shapes = args::shapes(&args.shapes)?;
     let samples = args::tensors(&args.samples)?;
     // A broken file is reported here, before anything is sent.
-    let model = models::load(&args.model)?;
+    let model = models::load(&args.model, global.output())?;
     let bytes = Bytes::from(model.to_bytes()?);
     let mut files = vec![ModelFile { name: "model.onnx".into(), length: bytes.len() as u64 }];
     let mut parts = vec![bytes];

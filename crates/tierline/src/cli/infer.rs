@@ -41,7 +41,7 @@ pub struct Infer {
     /// Hand on at these segments instead: 3,7 runs 0..3 here, 3..7 one tier up, the rest two up
     #[arg(long, value_name = "S1[,S2...]", value_delimiter = ',', conflicts_with = "placement")]
     split: Vec<u32>,
-    /// Write each output as FOLDER/NAME.npy
+    /// Write each output as FOLDER/NAME.npy; in NAME, what files can't have is `%` and two digits
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Ask so many times and report each answer
@@ -280,7 +280,7 @@ fn line(answer: Answer, args: &Infer) -> Outcome<Answered> {
             None => None,
             Some(folder) => {
                 std::fs::create_dir_all(folder)?;
-                let file = folder.join(format!("{}.npy", name.replace(['/', ':'], "_")));
+                let file = folder.join(format!("{}.npy", output::file_name(name)));
                 std::fs::write(&file, tierline_codec::npy::write(tensor)?)?;
                 Some(file.display().to_string())
             }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::slice::slice;
-use tierline_graph::{Dim, ValueInfo};
+use tierline_graph::{Dim, ValueInfo, infer_computed_types};
 
 use super::{Global, args, catalogue, trainable, usage};
 use crate::models::{self, Prepared};
@@ -92,7 +92,7 @@ pub fn shape_text(shape: Option<&Vec<Dim>>) -> String {
 fn inspect(global: &Global, args: &Inspect) -> Outcome {
     let engine = models::engine(global)?;
     let shapes = args::shapes(&args.shapes)?;
-    let given = models::load(&args.model)?;
+    let given = models::load(&args.model, global.output())?;
     let nodes = given.graph().node.len();
     let prepared = Prepared::fold(given, &engine)?;
     let types = prepared.types(&shapes)?;
@@ -129,7 +129,7 @@ fn inspect(global: &Global, args: &Inspect) -> Outcome {
             .cuts
             .iter()
             .enumerate()
-            .map(|(i, c)| vec![i.to_string(), c.bytes.map_or("?".into(), output::bytes), c.tensors.join(",")])
+            .map(|(i, c)| vec![i.to_string(), c.bytes.map_or("?".into(), output::bytes), args::join_names(&c.tensors)])
             .collect();
         text.push_str(&output::table(&["cut", "bytes", "tensors"], &rows));
         text
@@ -140,7 +140,7 @@ fn inspect(global: &Global, args: &Inspect) -> Outcome {
 pub struct Slice {
     /// The ONNX file
     model: PathBuf,
-    /// A cut: its frontier's tensors, separated by commas (repeat for further cuts, in order)
+    /// A cut: its frontier's tensors, separated by commas; `\,` is a comma of a name (repeat for further cuts, in order)
     #[arg(long = "at", value_name = "T1[,T2...]", required = true)]
     at: Vec<String>,
     /// Folder for 0.onnx, 1.onnx, ...
@@ -167,15 +167,18 @@ struct SliceLine {
 
 fn slice_model(global: &Global, args: &Slice) -> Outcome {
     let engine = models::engine(global)?;
-    let prepared = Prepared::load(&args.model, &engine)?;
-    let types = prepared.types(&args::shapes(&args.shapes)?)?;
-    let at: Vec<Vec<String>> =
-        args.at.iter().map(|cut| cut.split(',').map(|t| t.trim().to_owned()).collect()).collect();
+    let prepared = Prepared::load(&args.model, &engine, global.output())?;
+    let shapes = args::shapes(&args.shapes)?;
+    let types = prepared.types(&shapes)?;
+    let model = if shapes.is_empty() { prepared.model } else { prepared.model.with_input_types(&types) };
+    let types = infer_computed_types(&model)?;
+    let known = |name: &str| types.get(name).is_some();
+    let at = args.at.iter().map(|cut| args::split_names(cut, &known)).collect::<Outcome<Vec<_>>>()?;
     if at.iter().flatten().any(String::is_empty) {
         return Err(usage("--at has an empty tensor name; write --at T1,T2")
             .hint(format!("tierline model inspect {}", args.model.display())));
     }
-    let slices = slice(&prepared.model, &types, &at).map_err(|e| {
+    let slices = slice(&model, &types, &at).map_err(|e| {
         crate::output::Failure::new(Exit::Failure, e)
             .hint(format!("tierline model inspect {} lists every cut", args.model.display()))
     })?;
@@ -203,8 +206,8 @@ fn slice_model(global: &Global, args: &Slice) -> Outcome {
                     s.file.clone(),
                     s.nodes.to_string(),
                     output::bytes(s.bytes),
-                    s.inputs.join(","),
-                    s.outputs.join(","),
+                    args::join_names(&s.inputs),
+                    args::join_names(&s.outputs),
                 ]
             })
             .collect();

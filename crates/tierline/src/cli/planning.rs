@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use tierline_engine::profiler::Watch;
 use tierline_graph::profile::{CutProfile, DeviceProfile, ModelProfile, TensorProfile};
-use tierline_plan::problem::Problem;
+use tierline_plan::problem::{Problem, Solution};
 use tierline_plan::{Explanation, Limits, PlanError, Site};
 use tierline_proto::v1::{Empty, PlanRequest as NodePlanRequest, ProfileRequest};
 
@@ -77,7 +78,7 @@ pub fn profile(global: &Global, args: &Profile) -> Outcome {
 fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfile)> {
     let engine = models::engine(global)?;
     let samples = super::args::tensors(&args.samples)?;
-    let (prepared, manifest) = prepare(Path::new(&args.model), &engine, &args.shapes, &samples)?;
+    let (prepared, manifest) = prepare(global, Path::new(&args.model), &engine, &args.shapes, &samples)?;
     let mut inputs = Vec::new();
     for input in &manifest.inputs {
         let given = samples.iter().find(|(name, _)| *name == input.name);
@@ -125,12 +126,13 @@ fn profile_on_node(global: &Global, args: &Profile) -> Outcome<(String, ModelPro
 
 /// A model file prepared as nodes prepare it, with its manifest.
 fn prepare(
+    global: &Global,
     path: &Path,
     engine: &Arc<dyn tierline_engine::Engine>,
     shapes: &[String],
     samples: &[(String, tierline_graph::Tensor)],
 ) -> Outcome<(Prepared, Manifest)> {
-    let prepared = Prepared::load(path, engine)?;
+    let prepared = Prepared::load(path, engine, global.output())?;
     let mut given = super::args::shapes(shapes)?;
     for (name, tensor) in samples {
         given.insert(name.clone(), tensor.shape().iter().map(|&d| d as u64).collect());
@@ -269,6 +271,14 @@ pub fn plan(global: &Global, args: &Plan, explain: bool) -> Outcome {
     }
 }
 
+#[derive(Serialize)]
+struct Solved {
+    #[serde(flatten)]
+    solution: Solution,
+    /// How long it took, microseconds.
+    solve_us: u64,
+}
+
 fn bare(global: &Global, file: &Path) -> Outcome {
     let text = std::fs::read_to_string(file)
         .map_err(|e| anyhow::anyhow!("cannot read {}: {e}", file.display()))
@@ -276,11 +286,15 @@ fn bare(global: &Global, file: &Path) -> Outcome {
     let problem: Problem = serde_json::from_str(&text)
         .map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))
         .exit_with(Exit::Configuration)?;
-    let solution = tierline_plan::problem::solve(&problem).map_err(|e| {
+    let started = Instant::now();
+    let solution = tierline_plan::problem::solve(&problem);
+    // A part of a microsecond counts as one: 0 would say that nothing was solved.
+    let solve_us = u64::try_from(started.elapsed().as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX);
+    let solution = solution.map_err(|e| {
         let exit = if e.is_infeasible() { Exit::Infeasible } else { Exit::Configuration };
         Failure::new(exit, e)
     })?;
-    global.output().data(&solution, |s| {
+    global.output().data(&Solved { solution, solve_us }, |Solved { solution: s, solve_us }| {
         let rows: Vec<Vec<String>> =
             s.assignment.iter().map(|(name, tier)| vec![name.clone(), tier.to_string()]).collect();
         format!(
@@ -292,7 +306,7 @@ fn bare(global: &Global, file: &Path) -> Outcome {
             } else {
                 format!("at most {:.1}% from the best", s.gap * 100.0)
             },
-            s.solve_us
+            solve_us
         )
     })
 }
@@ -319,7 +333,7 @@ fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: boo
     let site =
         Site::parse(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display())).exit_with(Exit::Configuration)?;
     let engine = models::engine(global)?;
-    let (_, manifest) = prepare(model, &engine, &args.shapes, &[])?;
+    let (_, manifest) = prepare(global, model, &engine, &args.shapes, &[])?;
     let mut profiles = Vec::new();
     for name in site.names() {
         let source = site.source(&name).exit_with(Exit::Configuration)?;

@@ -176,7 +176,7 @@ struct Report {
 pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
     let engine = models::engine(global)?;
     let recipe = args.recipe.recipe()?;
-    let model = models::for_training(models::load(&args.model)?, &engine)?;
+    let model = models::for_training(models::load(&args.model, global.output())?, &engine)?;
     let step = trainable(&model, &recipe).map_err(|e| Failure::new(Exit::Failure, e))?;
     step.model.save(&args.out)?;
     let (fixed, each) = memory(&step.model)?;
@@ -264,11 +264,11 @@ struct Fresh {
 
 pub fn init_model(global: &Global, args: &Init) -> Outcome {
     let engine = models::engine(global)?;
-    let model = models::for_training(models::load(&args.model)?, &engine)?;
+    let model = models::for_training(models::load(&args.model, global.output())?, &engine)?;
     let parameters = tierline_graph::step::parameters(&model, &[])?;
     let fresh = tierline_train::init::fresh(&model, args.seed)?;
     fresh.save(&args.out)?;
-    let digest = models::digest(&fresh.to_bytes()?);
+    let digest = models::digest_of(&fresh);
     let report = Fresh { file: args.out.display().to_string(), digest, parameters };
     global.output().data(&report, |r| {
         format!("model   {}\ndigest  {}\ndrawn   {} weights\n", r.file, r.digest, r.parameters.len())

@@ -146,7 +146,8 @@ impl Catalogue {
         let corrupt =
             |e: &dyn std::fmt::Display| Failure::new(Code::Corrupt, format!("model `{}`: {e}", entry.manifest.name));
         let prepared = Prepared::from_store(bytes).map_err(|e| corrupt(&e))?;
-        let types = prepared.types(&entry.manifest.input_shapes).map_err(|e| corrupt(&e.error))?;
+        prepared.types(&entry.manifest.input_shapes).map_err(|e| corrupt(&e.error))?;
+        let types = tierline_graph::infer_computed_types(&prepared.model).map_err(|e| corrupt(&e))?;
         let program = Arc::new(Program { model: prepared.model, manifest: entry.manifest.clone(), types });
         write(&self.programs).insert(entry.model, Arc::clone(&program));
         Ok(program)

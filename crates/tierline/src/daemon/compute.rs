@@ -41,7 +41,8 @@ pub struct Program {
     pub model: Model,
     /// Its manifest.
     pub manifest: Manifest,
-    /// Types at the profiled shapes, for slices' declared values.
+    /// Types for what slices declare: the model's free axes are theirs, so
+    /// that they take every size that the whole takes.
     pub types: tierline_graph::infer::Types,
 }
 

@@ -69,17 +69,18 @@ impl Node {
             let shapes = crate::cli::profile_shapes(&prepared, given)
                 .map_err(|e| invalid(&e.error).with_help("fix the free axes with --shape, or give a --sample"))?;
             let manifest = prepared.manifest(&name, source_digest, shapes, cuts_max).map_err(|e| invalid(&e.error))?;
-            Ok::<_, Failure>((prepared, manifest))
+            let bytes = prepared.to_bytes().map_err(|e| invalid(&e))?;
+            Ok::<_, Failure>((bytes, manifest))
         };
         let (prepared, mut manifest) = self.tasks.blocking("model preparation", prepare).await??;
-        self.artefacts.put(prepared.bytes.clone()).await?;
+        self.artefacts.put(prepared.clone()).await?;
         for (input, npy) in samples {
             let digest = self.artefacts.put(npy).await?;
             manifest.sample.insert(input, digest.to_string());
         }
         manifest.check().map_err(|text| Failure::new(Code::InvalidInput, text))?;
         let entry = self.adopt_manifest(manifest).await?;
-        in_place(|| self.catalogue.load(&entry, prepared.bytes))?;
+        in_place(|| self.catalogue.load(&entry, prepared))?;
         self.tell_children_catalogue();
         self.profile_later(entry.clone());
         Ok(entry)

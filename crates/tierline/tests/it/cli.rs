@@ -89,6 +89,100 @@ fn slices_join_up() {
     }
 }
 
+/// The test network under other names, and changed.
+fn renamed(folder: &std::path::Path, change: impl FnOnce(&mut tierline_graph::onnx::GraphProto)) -> std::path::PathBuf {
+    let model = Model::write(folder);
+    let mut proto = tierline_graph::Model::load(&model.file).unwrap().proto().clone();
+    change(proto.graph.mut_or_insert_default());
+    let file = folder.join("changed.onnx");
+    tierline_graph::Model::from_proto(proto).unwrap().save(&file).unwrap();
+    file
+}
+
+/// Names of tensors may hold anything; what `inspect` prints, `slice` takes.
+#[test]
+fn names_with_commas_and_blanks_are_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = renamed(folder.path(), |graph| {
+        let made: Vec<String> = graph.node.iter().flat_map(|n| n.output.clone()).filter(|n| n != "logits").collect();
+        for node in &mut graph.node {
+            for name in node.input.iter_mut().chain(&mut node.output).filter(|n| made.contains(n)) {
+                *name = format!("layer {name}, out:0");
+            }
+        }
+        graph.value_info.clear();
+    });
+    let file = file.to_str().unwrap();
+    let report = tierline(["model", "inspect", file, "--json"]).json();
+    let name = report["cuts"][3]["tensors"][0].as_str().unwrap();
+    assert!(name.contains(", out:0"), "{name}");
+    let table = tierline(["model", "inspect", file]).stdout;
+    let marked = name.replace(',', "\\,");
+    assert!(table.contains(&marked), "{marked}: {table}");
+    for (at, out) in [(name, "plain"), (&marked, "marked")] {
+        let out = folder.path().join(out);
+        let ran = tierline(["model", "slice", file, "--at", at, "--out", out.to_str().unwrap(), "--json"]).json();
+        assert_eq!(ran["slices"][1]["inputs"], serde_json::json!([name]));
+    }
+}
+
+/// A file whose declarations are wrong is used, and the person is told.
+#[test]
+fn what_a_file_declares_wrongly_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = renamed(folder.path(), |graph| {
+        let mut wrong = graph.output[0].clone();
+        wrong.set_name(graph.node[0].output[0].clone());
+        graph.value_info.retain(|v| v.name() != wrong.name());
+        graph.value_info.push(wrong);
+    });
+    let ran = tierline(["model", "inspect", file.to_str().unwrap(), "--json"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stderr.contains("warning: ") && ran.stderr.contains("which counts"), "{ran:?}");
+    assert_eq!(tierline(["model", "inspect", file.to_str().unwrap(), "--quiet"]).stderr, "");
+}
+
+/// Weights beside the model may take more than one file of the format holds.
+/// The file has no content, so that nothing is written.
+#[test]
+fn weights_beyond_two_gibibytes_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    const ELEMENTS: i64 = 560_000_000;
+    let file = folder.path().join("large.onnx");
+    let text = |s: &str| Some(s.to_owned());
+    let weight = tierline_graph::onnx::TensorProto {
+        name: text("w"),
+        dims: vec![4, ELEMENTS / 4],
+        data_type: Some(1),
+        data_location: Some(1),
+        external_data: vec![tierline_graph::onnx::StringStringEntryProto {
+            key: text("location"),
+            value: text("w.bin"),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let mut proto = tierline_graph::Model::load(&Model::write(folder.path()).file).unwrap().proto().clone();
+    let graph = proto.graph.mut_or_insert_default();
+    let mut node = graph.node[0].clone();
+    (node.op_type, node.input, node.output) = (text("MatMul"), vec!["x".into(), "w".into()], vec!["y".into()]);
+    node.attribute.clear();
+    let value = |name: &str, sizes: [i64; 2]| {
+        let info = tierline_graph::ValueInfo {
+            name: name.to_owned(),
+            dtype: Some(tierline_graph::DataType::F32),
+            shape: Some(sizes.iter().map(|n| tierline_graph::Dim::Known(*n as u64)).collect()),
+        };
+        tierline_graph::slice::value_info_proto(&info)
+    };
+    (graph.node, graph.initializer, graph.value_info) = (vec![node], vec![weight], Vec::new());
+    (graph.input, graph.output) = (vec![value("x", [1, 4])], vec![value("y", [1, ELEMENTS / 4])]);
+    std::fs::write(&file, protobuf::Message::write_to_bytes(&proto).unwrap()).unwrap();
+    std::fs::File::create(folder.path().join("w.bin")).unwrap().set_len(4 * ELEMENTS as u64).unwrap();
+    let report = tierline(["model", "inspect", file.to_str().unwrap(), "--json"]).json();
+    assert_eq!(report["parameters"], ELEMENTS);
+}
+
 const PROBLEM: &str = r#"{"tiers":2,
     "nodes":[{"name":"in","cost_ns":[0,null]},{"name":"a","cost_ns":[10,1]},{"name":"b","cost_ns":[100,10]}],
     "tensors":[{"producer":"in","consumers":["a"],"up_ns":[500],"down_ns":[null]},
@@ -104,7 +198,27 @@ fn a_bare_problem_is_solved() {
     assert_eq!(plan["objective_ns"], 10 + 20 + 10);
     assert_eq!(plan["optimal"], true);
     assert_eq!(plan["gap"].as_f64(), Some(0.0));
-    assert!(plan["solve_us"].is_u64());
+    assert!(plan["solve_us"].as_u64().is_some_and(|us| us > 0), "{plan}");
+}
+
+/// The time is measured: thousands of nodes can't be solved in no time.
+#[test]
+fn the_time_of_solving_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.json");
+    let node = |i: usize| format!(r#"{{"name":"n{i}","cost_ns":[{},1]}}"#, 2 + i % 7);
+    let tensor = |i: usize| {
+        format!(r#"{{"producer":"n{i}","consumers":["n{}"],"up_ns":[{}],"down_ns":[null]}}"#, i + 1, 3 + i % 5)
+    };
+    let nodes: Vec<String> = (0..3_000).map(node).collect();
+    let tensors: Vec<String> = (0..2_999).map(tensor).collect();
+    let problem = format!(r#"{{"tiers":2,"nodes":[{}],"tensors":[{}]}}"#, nodes.join(","), tensors.join(","));
+    std::fs::write(&file, problem).unwrap();
+    let started = std::time::Instant::now();
+    let plan = tierline(["plan", "--problem", file.to_str().unwrap(), "--json"]).json();
+    let spent = started.elapsed().as_micros() as u64;
+    let told = plan["solve_us"].as_u64().unwrap();
+    assert!((20..=spent).contains(&told), "{told} us of {spent}");
 }
 
 #[test]

@@ -67,7 +67,7 @@ pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
         Batches::start(&seen, &options.batch, Position::default(), 1).exit_with(Exit::Configuration)?.per_epoch();
     let recipe = job.recipe(per_epoch);
     let load = LoadOptions::with_threads(args.threads);
-    let mut trainer = Trainer::new(&engine, model(&args.job, &job, &engine)?, &recipe, &load)?;
+    let mut trainer = Trainer::new(&engine, model(global, &args.job, &job, &engine)?, &recipe, &load)?;
     folder.create()?;
 
     let stop = stopped_by_user()?;

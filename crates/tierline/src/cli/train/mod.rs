@@ -148,19 +148,19 @@ fn stopped_by_user() -> Outcome<Arc<AtomicBool>> {
 }
 
 /// The job's model, ready for training.
-fn model(path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
-    ready(path, &job.model, job, engine)
+fn model(global: &Global, path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
+    ready(global, path, &job.model, job, engine)
 }
 
 /// All models of a job.
-fn job_models(path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Models> {
-    let others = job.models.iter().map(|variant| ready(path, &variant.model, job, engine));
-    Ok(Models { own: model(path, job, engine)?, others: others.collect::<Outcome<_>>()? })
+fn job_models(global: &Global, path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Models> {
+    let others = job.models.iter().map(|variant| ready(global, path, &variant.model, job, engine));
+    Ok(Models { own: model(global, path, job, engine)?, others: others.collect::<Outcome<_>>()? })
 }
 
-fn ready(job_file: &Path, model: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
+fn ready(global: &Global, job_file: &Path, model: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
     let file = job_file.parent().unwrap_or(Path::new("")).join(model);
-    let model = models::for_training(models::load(&file)?, engine)?;
+    let model = models::for_training(models::load(&file, global.output())?, engine)?;
     Ok(if job.weights == Weights::Fresh { init::fresh(&model, job.seed)? } else { model })
 }
 

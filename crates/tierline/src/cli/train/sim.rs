@@ -162,7 +162,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     };
     let shares = partition(&seen, &args.partition, args.ends, job.seed).exit_with(Exit::Configuration)?;
     let shares = shares.iter().map(|share| seen.subset(share)).collect::<Result<Vec<_>, _>>()?;
-    let models = job_models(&args.job, &job, &engine)?;
+    let models = job_models(global, &args.job, &job, &engine)?;
     let public = federation.distillation().map(|distil| open(global, &distil.public)).transpose()?;
     let stop = stopped_by_user()?;
 

@@ -26,7 +26,7 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
         federation.check().exit_with(Exit::Configuration)?;
     }
     let engine = models::engine(global)?;
-    let Models { own, others } = job_models(&args.job, job, &engine)?;
+    let Models { own, others } = job_models(global, &args.job, job, &engine)?;
     let files = std::iter::once(&own).chain(&others).map(Model::to_bytes).collect::<Result<Vec<_>, _>>()?;
     let name = args.job.file_stem().and_then(|stem| stem.to_str()).unwrap_or("job").to_owned();
     let toml = toml::to_string(job)?;
