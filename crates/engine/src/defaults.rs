@@ -25,13 +25,18 @@ fn has(node: &NodeProto, name: &str) -> bool {
     node.attribute.iter().any(|a| a.name() == name)
 }
 
+/// An empty list says as little as none.
+fn lists(node: &NodeProto, name: &str) -> bool {
+    node.attribute.iter().any(|a| a.name() == name && !a.ints.is_empty())
+}
+
 /// Whether rten would read the node otherwise than it is meant: without
 /// `kernel_shape` it doesn't know for how many axes strides, dilations and
 /// pads hold, and it quantises along the last axis by default.
 pub(crate) fn missing(node: &NodeProto) -> bool {
     match node.op_type() {
         "QuantizeLinear" => !has(node, "axis"),
-        _ => window(node).is_some() && !["strides", "dilations", "pads"].iter().all(|name| has(node, name)),
+        _ => window(node).is_some() && !["strides", "dilations", "pads"].iter().all(|name| lists(node, name)),
     }
 }
 
@@ -54,10 +59,9 @@ pub(crate) fn fill(node: &mut NodeProto, site: &Site) {
     // knows no dilations may not take them.
     let padded = site.text("auto_pad").is_some_and(|p| p.starts_with("SAME"));
     let pools = matches!(node.op_type(), "MaxPool" | "AveragePool" | "LpPool");
-    let lists = [("strides", 1, axes, true), ("dilations", 1, axes, !pools), ("pads", 0, 2 * axes, !padded)];
-    for (name, value, count, wanted) in lists {
-        // An empty list says as little as none.
-        if node.attribute.iter().any(|a| a.name() == name && !a.ints.is_empty()) || !wanted {
+    let windows = [("strides", 1, axes, true), ("dilations", 1, axes, !pools), ("pads", 0, 2 * axes, !padded)];
+    for (name, value, count, wanted) in windows {
+        if lists(node, name) || !wanted {
             continue;
         }
         node.attribute.retain(|a| a.name() != name);
