@@ -35,12 +35,20 @@ impl Header {
         self.shape.iter().product()
     }
 
+    /// Bytes of the tensor in memory: its elements, and for strings what each
+    /// takes beside its text.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let size = self.dtype.size().unwrap_or(size_of::<String>()) as u64;
+        self.shape.iter().fold(size, |n, &d| n.saturating_mul(d as u64))
+    }
+
     /// Appends the header.
     ///
     /// # Errors
     /// When the tensor exceeds what a reader takes.
     pub fn write(&self, out: &mut Vec<u8>) -> Result<(), CodecError> {
-        self.check()?;
+        self.check(BYTES_MAX as u64)?;
         out.extend_from_slice(&MAGIC);
         out.push(VERSION);
         out.push(self.dtype.to_onnx() as u8);
@@ -52,15 +60,14 @@ impl Header {
     }
 
     /// Limits, the same for writers and readers.
-    fn check(&self) -> Result<(), CodecError> {
-        let limit = |what, declared: usize, max: usize| match declared > max {
-            true => Err(CodecError::TooLarge { what, declared: declared as u64, max: max as u64 }),
+    fn check(&self, bytes_max: u64) -> Result<(), CodecError> {
+        let limit = |what, declared: u64, max: u64| match declared > max {
+            true => Err(CodecError::TooLarge { what, declared, max }),
             false => Ok(()),
         };
-        limit("axes", self.shape.len(), RANK_MAX)?;
-        let elements = element_count(&self.shape).map_err(|_| CodecError::Corrupt("the shape exceeds memory"))?;
-        // A string takes a byte at least, and with its length more.
-        limit("bytes", elements.saturating_mul(self.dtype.size().unwrap_or(1)), BYTES_MAX)
+        limit("axes", self.shape.len() as u64, RANK_MAX as u64)?;
+        element_count(&self.shape).map_err(|_| CodecError::Corrupt("the shape exceeds memory"))?;
+        limit("bytes", self.bytes(), bytes_max)
     }
 
     /// Reads a header, and gives what follows it.
@@ -68,6 +75,15 @@ impl Header {
     /// # Errors
     /// When the bytes are no header, or declare more than the limits allow.
     pub fn read(bytes: &[u8]) -> Result<(Self, &[u8]), CodecError> {
+        Self::read_within(bytes, BYTES_MAX as u64)
+    }
+
+    /// Reads a header of a tensor of at most `bytes_max` bytes, and gives what
+    /// follows it.
+    ///
+    /// # Errors
+    /// As [`Header::read`].
+    pub fn read_within(bytes: &[u8], bytes_max: u64) -> Result<(Self, &[u8]), CodecError> {
         let mut reader = Reader(bytes);
         let head = reader.take(5)?;
         if head[..2] != MAGIC {
@@ -87,7 +103,7 @@ impl Header {
             shape.push(usize::try_from(dim).map_err(|_| CodecError::Corrupt("an axis exceeds memory"))?);
         }
         let header = Self { dtype, shape };
-        header.check()?;
+        header.check(bytes_max.min(BYTES_MAX as u64))?;
         Ok((header, reader.0))
     }
 }

@@ -72,8 +72,8 @@ impl Codec for Int8 {
         Ok(())
     }
 
-    fn decode(&self, bytes: &[u8]) -> Result<Tensor, CodecError> {
-        let (header, body) = Header::read(bytes)?;
+    fn decode_within(&self, bytes: &[u8], bytes_max: u64) -> Result<Tensor, CodecError> {
+        let (header, body) = Header::read_within(bytes, bytes_max)?;
         if header.dtype != DataType::F32 {
             return Err(CodecError::Type { codec: "int8", dtype: header.dtype });
         }

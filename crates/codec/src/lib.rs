@@ -11,7 +11,7 @@
 //!      tensor as it was given), then whatever you like. Refuse element types
 //!      with [`CodecError::Type`] and values you can't hold with
 //!      [`CodecError::Value`]; a planner then takes another codec.
-//!    - `decode` gets bytes from a stranger: read the header, compute how many
+//!    - `decode_within` gets bytes from a stranger: read the header, compute how many
 //!      bytes must follow and compare *before* allocating, take them with
 //!      [`frame::Reader`], and refuse bytes behind the end. `int8.rs` is the
 //!      example to follow.
@@ -54,11 +54,21 @@ pub trait Codec: Send + Sync {
     /// When the type or a value can't be encoded.
     fn encode(&self, tensor: &Tensor, out: &mut Vec<u8>) -> Result<(), CodecError>;
 
-    /// The tensor that `bytes` encode.
+    /// The tensor that `bytes` encode, if it takes `bytes_max` bytes at most
+    /// ([`frame::Header::bytes`]). What is allocated follows what came, and never
+    /// exceeds that.
     ///
     /// # Errors
     /// When the bytes are broken or exceed a limit.
-    fn decode(&self, bytes: &[u8]) -> Result<Tensor, CodecError>;
+    fn decode_within(&self, bytes: &[u8], bytes_max: u64) -> Result<Tensor, CodecError>;
+
+    /// The tensor that `bytes` encode, as large as any may be.
+    ///
+    /// # Errors
+    /// When the bytes are broken or exceed a limit.
+    fn decode(&self, bytes: &[u8]) -> Result<Tensor, CodecError> {
+        self.decode_within(bytes, frame::BYTES_MAX as u64)
+    }
 }
 
 /// Every codec, the plainest first.

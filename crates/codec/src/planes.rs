@@ -45,8 +45,8 @@ impl Codec for Planes {
         Ok(())
     }
 
-    fn decode(&self, bytes: &[u8]) -> Result<Tensor, CodecError> {
-        let (header, body) = Header::read(bytes)?;
+    fn decode_within(&self, bytes: &[u8], bytes_max: u64) -> Result<Tensor, CodecError> {
+        let (header, body) = Header::read_within(bytes, bytes_max)?;
         let size = header.dtype.size().ok_or(CodecError::Type { codec: "planes", dtype: header.dtype })?;
         let declared = (header.elements() * size) as u64;
         if declared == 0 {
@@ -68,7 +68,9 @@ impl Codec for Planes {
         if planes.len() as u64 != declared {
             return Err(CodecError::Truncated { needed: declared, left: planes.len() as u64 });
         }
-        Ok(Tensor::from_bytes(header.dtype, header.shape, &join(&planes, size))?)
+        let bytes = join(&planes, size);
+        drop(planes);
+        Ok(Tensor::from_bytes(header.dtype, header.shape, &bytes)?)
     }
 }
 

@@ -35,8 +35,8 @@ impl Codec for Raw {
         Ok(())
     }
 
-    fn decode(&self, bytes: &[u8]) -> Result<Tensor, CodecError> {
-        let (header, body) = Header::read(bytes)?;
+    fn decode_within(&self, bytes: &[u8], bytes_max: u64) -> Result<Tensor, CodecError> {
+        let (header, body) = Header::read_within(bytes, bytes_max)?;
         if header.dtype != DataType::String {
             return Ok(Tensor::from_bytes(header.dtype, header.shape, body)?);
         }

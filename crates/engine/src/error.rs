@@ -153,12 +153,37 @@ pub enum EngineError {
         /// The panic's message.
         message: String,
     },
+    /// It was to end before it was done.
+    #[error("{engine} was stopped after {after:.1?}: its time was over")]
+    Stopped {
+        /// The engine.
+        engine: &'static str,
+        /// How long it had run.
+        after: std::time::Duration,
+    },
+    /// The process in which it ran is no more.
+    #[error("the process in which {engine} ran the model is gone: {how}")]
+    Ended {
+        /// The engine.
+        engine: &'static str,
+        /// What is known of the end.
+        how: String,
+    },
     /// The model can't be cut or saved as asked.
     #[error("cannot prepare the model for the engine: {reason}")]
     Prepare {
         /// What the graph said.
         reason: String,
     },
+}
+
+impl EngineError {
+    /// Whether a session that said this is to be loaded anew before it runs
+    /// again.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Panicked { .. } | Self::Stopped { .. } | Self::Ended { .. })
+    }
 }
 
 fn names(names: &[String]) -> String {

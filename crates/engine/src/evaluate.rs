@@ -1,10 +1,15 @@
 //! Lets constant folding evaluate closed graphs on an engine.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tierline_graph::{Model, Tensor};
 
-use crate::{Engine, EngineError, LoadOptions};
+use crate::{Engine, EngineError, LoadOptions, Stop};
+
+/// What takes longer than this isn't worth folding, and a loop may take for
+/// ever.
+const EVALUATION_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Evaluates graphs without inputs; for constant folding.
 pub struct Evaluator(pub Arc<dyn Engine>);
@@ -18,7 +23,10 @@ impl Evaluator {
         // One thread: the graphs are small, and pools aren't free. No
         // rewriting either, since nothing is run twice.
         let options = LoadOptions { threads: 1, optimize: false, ..LoadOptions::default() };
-        self.0.load(model, &options)?.run(&[])
+        let stop = Stop::at(Instant::now() + EVALUATION_TIME_MAX);
+        let (mut session, mut outputs) = (self.0.load_until(model, &options, &stop)?, Vec::new());
+        session.run_until(&[], &mut outputs, &stop)?;
+        Ok(outputs)
     }
 }
 

@@ -14,6 +14,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod adapt;
+mod apart;
 mod bounds;
 mod defaults;
 mod discover;
@@ -29,17 +30,20 @@ pub mod profiler;
 mod refuse;
 mod rten;
 mod stateful;
+mod stop;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tierline_graph::{Model, Tensor, ValueInfo};
 
+pub use apart::{Apart, apart, serve};
 pub use discover::{Choice, Considered, Discovered, Outcome, Search, discover};
 pub use error::EngineError;
 pub use evaluate::Evaluator;
 pub use options::{LoadOptions, Provider, ProviderError, ProviderKind};
 pub use stateful::{StateSlot, Stateful};
+pub use stop::Stop;
 
 /// Something that loads ONNX models.
 pub trait Engine: Send + Sync {
@@ -54,12 +58,33 @@ pub trait Engine: Send + Sync {
         &[]
     }
 
-    /// Prepares a model to run.
+    /// The shared library it is, where it is one.
+    fn library(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// Whether its runs can be stopped, and fail rather than take the process
+    /// with them when memory lacks.
+    fn is_stoppable(&self) -> bool {
+        false
+    }
+
+    /// Prepares a model to run, unless `stop` ends it earlier. An engine that
+    /// isn't [stoppable](Engine::is_stoppable) only looks before it begins.
     ///
     /// # Errors
     /// [`EngineError::Refused`] when the engine can't run the model or is
-    /// known to get it wrong; [`EngineError::ProviderUnavailable`].
-    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError>;
+    /// known to get it wrong; [`EngineError::ProviderUnavailable`];
+    /// [`EngineError::Stopped`].
+    fn load_until(&self, model: &Model, options: &LoadOptions, stop: &Stop) -> Result<Box<dyn Session>, EngineError>;
+
+    /// Prepares a model to run.
+    ///
+    /// # Errors
+    /// As [`Engine::load_until`].
+    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+        self.load_until(model, options, &Stop::never())
+    }
 
     /// Prepares a model with state, such as a training step: `state` is given
     /// in the order of `slots`, and moves on with every run.
@@ -85,14 +110,29 @@ pub trait Session: Send {
     /// The outputs, in the model's order.
     fn outputs(&self) -> &[ValueInfo];
 
-    /// Runs the model into `outputs`, in the model's order. Tensors already
-    /// there lend their buffers where type and shape fit, so a caller that
-    /// passes the same vector again allocates nothing.
+    /// Runs the model into `outputs`, in the model's order, unless `stop` ends
+    /// it earlier. Tensors already there lend their buffers where type and shape
+    /// fit, so a caller that passes the same vector again allocates nothing.
     ///
     /// # Errors
     /// An input that is missing, unknown, or of another type or shape; a
-    /// failure or panic of the engine. `outputs` is then unspecified.
-    fn run_into(&mut self, inputs: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError>;
+    /// failure or panic of the engine; [`EngineError::Stopped`]. `outputs` is
+    /// then unspecified; after [`EngineError::is_last`] the session is to be
+    /// loaded anew.
+    fn run_until(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        outputs: &mut Vec<Tensor>,
+        stop: &Stop,
+    ) -> Result<(), EngineError>;
+
+    /// Runs the model into `outputs`, however long it takes.
+    ///
+    /// # Errors
+    /// As [`Session::run_until`].
+    fn run_into(&mut self, inputs: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
+        self.run_until(inputs, outputs, &Stop::never())
+    }
 
     /// Runs the model; outputs in the model's order.
     ///

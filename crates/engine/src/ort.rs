@@ -6,20 +6,21 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use ::ort::AsPointer;
 use ::ort::environment::{Environment, GlobalThreadPoolOptions};
 use ::ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider};
 use ::ort::logging::LogLevel;
 use ::ort::session::builder::{BuilderResult, GraphOptimizationLevel, SessionBuilder};
-use ::ort::session::{Session as OrtSession, SessionInputValue};
+use ::ort::session::{RunOptions, Session as OrtSession, SessionInputValue};
 use ::ort::value::{DynValue, Outlet, PrimitiveTensorElementType, TensorElementType, TensorRef, ValueType};
 use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 
 use crate::error::{EngineError, guarded};
 use crate::options::{LoadOptions, Provider, ProviderKind};
 use crate::stateful::{self, StateSlot, Stateful};
-use crate::{Engine, Session, inputs, kernels, library, refuse};
+use crate::{Engine, Session, Stop, inputs, kernels, library, refuse};
 
 pub(crate) const NAME: &str = "onnxruntime";
 
@@ -99,8 +100,16 @@ impl Engine for OnnxRuntime {
         kernels::NAMES
     }
 
-    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
-        Ok(Box::new(self.loaded(model, options, Ok)?))
+    fn library(&self) -> Option<PathBuf> {
+        Some(self.path.clone())
+    }
+
+    fn is_stoppable(&self) -> bool {
+        true
+    }
+
+    fn load_until(&self, model: &Model, options: &LoadOptions, stop: &Stop) -> Result<Box<dyn Session>, EngineError> {
+        Ok(Box::new(self.loaded(model, options, stop, Ok)?))
     }
 
     fn load_stateful(
@@ -113,7 +122,7 @@ impl Engine for OnnxRuntime {
         // A pattern is one block for all tensors of a run, beside what the first
         // run without it took: half as much again at the peak.
         let builder = |builder: SessionBuilder| builder.with_memory_pattern(false);
-        let loaded = self.loaded(model, options, builder)?;
+        let loaded = self.loaded(model, options, &Stop::never(), builder)?;
         stateful::check_state(slots, &state, &state)?;
         let values = slots.iter().zip(&state).map(|(slot, t)| owned(&slot.input, t)).collect::<Result<_, _>>()?;
         let inputs = stateful::others(&loaded.inputs, |name| slots.iter().any(|s| s.input == name));
@@ -127,6 +136,7 @@ impl OnnxRuntime {
         &self,
         model: &Model,
         options: &LoadOptions,
+        stop: &Stop,
         adjust: impl FnOnce(SessionBuilder) -> BuilderResult,
     ) -> Result<Loaded, EngineError> {
         refuse::check(NAME, model)?;
@@ -138,13 +148,20 @@ impl OnnxRuntime {
                 let domain = kernels::domain().map_err(|e| refused(e.message()))?;
                 builder = builder.with_operators(domain).map_err(|e| refused(e.message()))?;
             }
-            let session = builder.commit_from_memory(&bytes).map_err(|e| refused(e.message()))?;
+            let (started, canceler) = (Instant::now(), builder.canceler());
+            let brake = move || drop(canceler.cancel());
+            let session = match stop.during(brake, || builder.commit_from_memory(&bytes)) {
+                Some(Ok(session)) => session,
+                Some(Err(e)) if !stop.is_pulled() => return Err(refused(e.message())),
+                _ => return Err(EngineError::Stopped { engine: NAME, after: started.elapsed() }),
+            };
             let all = |outlets: &[Outlet], declared: &[ValueInfo]| {
                 outlets.iter().map(|o| outlet(o.name(), o.dtype(), declared)).collect::<Result<Vec<_>, _>>()
             };
             let inputs = all(session.inputs(), &model.inputs())?;
             let outputs = all(session.outputs(), &model.outputs())?;
-            Ok(Loaded { session, inputs, outputs, notes })
+            let running = Arc::new(RunOptions::new().map_err(|e| refused(e.message()))?);
+            Ok(Loaded { session, running, inputs, outputs, notes })
         })
     }
 
@@ -271,6 +288,8 @@ fn data_type(t: TensorElementType) -> Option<DataType> {
 
 struct Loaded {
     session: OrtSession,
+    /// Stops a run from another thread.
+    running: Arc<RunOptions>,
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
     notes: Vec<String>,
@@ -289,7 +308,12 @@ impl Session for Loaded {
         &self.notes
     }
 
-    fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
+    fn run_until(
+        &mut self,
+        given: &[(&str, &Tensor)],
+        outputs: &mut Vec<Tensor>,
+        stop: &Stop,
+    ) -> Result<(), EngineError> {
         let ordered = inputs::in_order(&self.inputs, given)?;
         guarded(NAME, "running the model", || {
             let values = self
@@ -298,7 +322,20 @@ impl Session for Loaded {
                 .zip(&ordered)
                 .map(|(value, tensor)| Ok((Cow::from(value.name.as_str()), view(&value.name, tensor)?)))
                 .collect::<Result<Vec<_>, EngineError>>()?;
-            let made = self.session.run(values).map_err(|e| failed(&e))?;
+            let (started, running) = (Instant::now(), Arc::clone(&self.running));
+            let brake = {
+                let running = Arc::clone(&running);
+                move || drop(running.terminate())
+            };
+            let made = match stop.during(brake, || self.session.run_with_options(values, &running)) {
+                Some(Ok(made)) => made,
+                Some(Err(e)) if !stop.is_pulled() => return Err(failed(&e)),
+                _ => {
+                    // A flag that was raised stays so: the next run needs its own.
+                    self.running.unterminate().map_err(|e| failed(&e))?;
+                    return Err(EngineError::Stopped { engine: NAME, after: started.elapsed() });
+                }
+            };
             for (i, value) in self.outputs.iter().enumerate() {
                 let previous = (i < outputs.len()).then(|| std::mem::replace(&mut outputs[i], empty()));
                 let tensor = take(&value.name, &made[i], previous)?;

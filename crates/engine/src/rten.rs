@@ -17,7 +17,7 @@ use tierline_graph::{DataType, Elements, Model, Tensor, ValueInfo};
 use crate::bounds::{self, Bounds};
 use crate::error::{EngineError, guarded};
 use crate::options::{LoadOptions, ProviderKind};
-use crate::{Engine, Session, adapt, inputs, refuse};
+use crate::{Engine, Session, Stop, adapt, inputs, refuse};
 
 pub(crate) const NAME: &str = "rten";
 
@@ -35,7 +35,8 @@ impl Engine for Rten {
         VERSION.to_owned()
     }
 
-    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
+    fn load_until(&self, model: &Model, options: &LoadOptions, stop: &Stop) -> Result<Box<dyn Session>, EngineError> {
+        begin(stop)?;
         refuse::check(NAME, model)?;
         let mut notes = Vec::new();
         for provider in options.providers.iter().filter(|p| p.kind != ProviderKind::Cpu) {
@@ -97,6 +98,11 @@ fn load(model: &Model, options: &LoadOptions) -> Result<RtenModel, EngineError> 
     }
 }
 
+/// It can't be stopped; what is too late before it begins needn't begin.
+fn begin(stop: &Stop) -> Result<(), EngineError> {
+    if stop.is_pulled() { Err(EngineError::Stopped { engine: NAME, after: std::time::Duration::ZERO }) } else { Ok(()) }
+}
+
 /// The error with its causes; rten names the operator in a cause.
 fn full(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
@@ -148,7 +154,13 @@ impl Session for Loaded {
         &self.notes
     }
 
-    fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
+    fn run_until(
+        &mut self,
+        given: &[(&str, &Tensor)],
+        outputs: &mut Vec<Tensor>,
+        stop: &Stop,
+    ) -> Result<(), EngineError> {
+        begin(stop)?;
         let ordered = inputs::in_order(&self.inputs, given)?;
         self.bounds.check(given, bounds::available)?;
         guarded(NAME, "running the model", || {

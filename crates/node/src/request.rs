@@ -11,6 +11,9 @@
 //! out, and whichever answers first wins. A call that would have been in time
 //! is therefore never thrown away, and one that hangs costs no deadline.
 //!
+//! A request that is wrong in itself (tensors that don't fit the model) fails
+//! at once, whoever says so: no other node would answer it.
+//!
 //! Pure, one machine per request; tensors stay in the shell, which keeps the
 //! request's inputs and its frontier until the machine is done.
 //! Start at [`Setup`], then [`Request::step`].
@@ -360,6 +363,14 @@ impl Request {
 
     /// Something failed: recover, wait for what is still out, or give up.
     fn trouble(&mut self, now: Time, cause: Cause, failure: Failure, late: bool, out: &mut Vec<Action>) {
+        if is_final(failure.code()) {
+            return self.fail(failure, out);
+        }
+        if failure.code() == Code::UnknownModel {
+            // Catalogues flow down: what is unknown above is had here or nowhere.
+            let above = |(_, way): &(usize, &Recovery)| matches!(way, Recovery::Above(_));
+            self.tried.extend(self.setup.recoveries.iter().enumerate().filter(above).map(|(index, _)| index));
+        }
         // The first trouble explains a degraded answer; the last one, being
         // nearest, explains a failure.
         self.trouble.get_or_insert((cause, failure.clone()));
@@ -469,6 +480,12 @@ impl Request {
         failure.node = last.node;
         failure
     }
+}
+
+/// Whether the request itself is at fault: wherever else it goes, it fails the
+/// same, so it ends here and says so.
+fn is_final(code: Code) -> bool {
+    matches!(code, Code::InvalidInput)
 }
 
 fn reserve(recovery: &Recovery) -> Duration {

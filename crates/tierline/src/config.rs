@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tierline_engine::{LoadOptions, Provider};
+use tierline_engine::{Apart, LoadOptions, Provider};
 use tierline_plan::{Limits, Objective};
 
 use crate::output::{Exit, Failure, Outcome};
@@ -19,6 +19,16 @@ pub const LISTEN_DEFAULT: &str = "0.0.0.0:7443";
 
 /// Bytes that sessions may take together, unless told otherwise.
 const MEMORY_DEFAULT: u64 = 2 << 30;
+
+/// Time for measuring a model, unless told otherwise: enough for one that
+/// takes a second for a run.
+const PROFILE_SECONDS_DEFAULT: u64 = 120;
+
+/// Longest time for measuring a model.
+const PROFILE_SECONDS_MAX: u64 = 3_600;
+
+/// Least memory for requests under way: a few pictures at once.
+const REQUESTS_BYTES_MIN: u64 = 256 << 20;
 
 /// One node's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +67,17 @@ pub struct NodeConfig {
     pub scale_of_parent: Option<f64>,
     /// Bytes that sessions may take together.
     pub memory_bytes: u64,
+    /// Bytes that one run of a model may take; half of this machine's memory
+    /// when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_bytes: Option<u64>,
+    /// Bytes that requests under way may hold together; an eighth of this
+    /// machine's memory when it is missing, and 256 MiB at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_bytes: Option<u64>,
+    /// Seconds in which a model must be measured; one that takes longer isn't
+    /// offered here.
+    pub profile_seconds: u64,
     /// What plans make small.
     pub objective: Objective,
     /// What plans must keep.
@@ -82,6 +103,9 @@ impl Default for NodeConfig {
             slowdown: 1.0,
             scale_of_parent: None,
             memory_bytes: MEMORY_DEFAULT,
+            run_bytes: None,
+            requests_bytes: None,
+            profile_seconds: PROFILE_SECONDS_DEFAULT,
             objective: Objective::Latency,
             limits: Limits::default(),
             watts: 0.0,
@@ -121,6 +145,12 @@ impl NodeConfig {
         if let Some(factor) = self.scale_of_parent.filter(|f| !(f.is_finite() && *f > 0.0)) {
             return wrong(format!("scale_of_parent = {factor}: it must be above 0"));
         }
+        if !(1..=PROFILE_SECONDS_MAX).contains(&self.profile_seconds) {
+            return wrong(format!(
+                "profile_seconds = {}: it must be between 1 and {PROFILE_SECONDS_MAX}",
+                self.profile_seconds
+            ));
+        }
         if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
             return wrong(format!("parents: `{url}` is no address; write https://host:port"));
         }
@@ -139,6 +169,30 @@ impl NodeConfig {
         let text = toml::to_string_pretty(self)?;
         crate::store::disk::write_atomically(&path, text.as_bytes(), 0o644, crate::store::disk::Existing::Replace)
             .map_err(|e| Failure::message(Exit::Failure, format!("cannot write {}: {e}", path.display())))
+    }
+
+    /// Bytes that one run of a model may take.
+    #[must_use]
+    pub fn run_bytes(&self) -> u64 {
+        self.run_bytes.unwrap_or_else(|| crate::machine::memory() / 2)
+    }
+
+    /// Bytes that requests under way may hold together.
+    #[must_use]
+    pub fn requests_bytes(&self) -> u64 {
+        self.requests_bytes.unwrap_or_else(|| (crate::machine::memory() / 8).max(REQUESTS_BYTES_MIN))
+    }
+
+    /// How models that could take the node down are run.
+    #[must_use]
+    pub fn apart(&self) -> Apart {
+        // By this name it is found though an update has put another in its place.
+        let program = if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() };
+        Apart {
+            program: program.unwrap_or_else(|_| "tierline".into()),
+            args: vec!["apart".to_owned()],
+            memory_max: self.run_bytes(),
+        }
     }
 
     /// How the engine loads sessions.

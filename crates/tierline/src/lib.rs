@@ -8,6 +8,7 @@ pub mod datasets;
 pub mod documents;
 pub mod identity;
 pub mod link;
+pub mod machine;
 pub mod models;
 pub mod output;
 pub mod profiling;

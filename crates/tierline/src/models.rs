@@ -9,11 +9,15 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tierline_engine::{Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session, StateSlot, Stateful};
+use tierline_codec::frame::RANK_MAX;
+use tierline_engine::{
+    Apart, Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session, StateSlot, Stateful, Stop,
+};
 use tierline_graph::cuts::{Cut, candidates, cuts};
 use tierline_graph::fold::{Purpose, fold, fold_for};
 use tierline_graph::infer::{Types, infer_types, infer_types_with};
 use tierline_graph::{DataType, Model, Tensor, ValueInfo};
+use tierline_proto::limits::RUN_BYTES_MAX;
 
 use crate::cli::Global;
 use crate::output::{Exit, ExitWith, Failure, Outcome, Output};
@@ -146,7 +150,7 @@ impl Prepared {
         let all = cuts(&self.model, &types);
         let chosen = candidates(&self.model, &types, &all, cuts_max);
         let costs = tierline_graph::cost::cost(&self.model, &types);
-        Ok(Manifest {
+        let manifest = Manifest {
             name: name.to_owned(),
             digest: self.digest.clone(),
             bytes: self.bytes,
@@ -159,7 +163,8 @@ impl Prepared {
             nodes: self.model.graph().node.len() as u64,
             parameters: tierline_graph::cost::parameters(&self.model),
             macs: tierline_graph::cost::total_macs(&costs),
-        })
+        };
+        Ok(manifest)
     }
 }
 
@@ -180,14 +185,25 @@ impl Manifest {
         if self.cuts.len() > CANDIDATE_CUTS_MAX {
             return Err(format!("{} candidate cuts; at most {CANDIDATE_CUTS_MAX} are planned with", self.cuts.len()));
         }
-        // What can't be sent to it, it can't be measured at either.
-        let elements = |shape: &Vec<u64>| shape.iter().try_fold(1u64, |all, axis| all.checked_mul(*axis));
-        let sendable = |shape: &Vec<u64>| elements(shape).is_some_and(|n| n <= tierline_proto::limits::RUN_BYTES_MAX);
-        if let Some((input, shape)) = self.input_shapes.iter().find(|(_, shape)| !sendable(shape)) {
-            return Err(format!("input `{input}` of shape {shape:?}: no request can carry so many numbers"));
-        }
         if let Some(crowd) = self.cuts.iter().map(Vec::len).find(|len| *len > CUT_TENSORS_MAX) {
             return Err(format!("{crowd} tensors at a cut; at most {CUT_TENSORS_MAX} are taken"));
+        }
+        // What can't be sent to it, it can't be measured at either.
+        let mut bytes = 0u64;
+        for input in &self.inputs {
+            let Some(shape) = self.input_shapes.get(&input.name) else { continue };
+            if shape.len() > RANK_MAX {
+                return Err(format!("input `{}` has {} axes; at most {RANK_MAX} are taken", input.name, shape.len()));
+            }
+            let size = input.dtype.and_then(DataType::size).unwrap_or(1) as u64;
+            bytes = bytes.saturating_add(shape.iter().fold(size, |n, d| n.saturating_mul(*d)));
+            if bytes > RUN_BYTES_MAX {
+                return Err(format!(
+                    "input `{}` of shape {shape:?} makes a request of more than {RUN_BYTES_MAX} bytes, which no node \
+                     takes; plan for a smaller one",
+                    input.name
+                ));
+            }
         }
         Ok(())
     }
@@ -291,20 +307,22 @@ pub fn usable(found: Discovered, choice: &str) -> Outcome<Arc<dyn Engine>> {
 /// node without models needs none, and ONNX Runtime's library alone takes 20 MB.
 pub struct OnDemand {
     data: PathBuf,
+    apart: Apart,
     found: OnceLock<Arc<dyn Engine>>,
 }
 
 impl OnDemand {
-    /// Looks in this data folder too, later.
+    /// Looks in this data folder too, later; models that could take this
+    /// process down run as `apart` says.
     #[must_use]
-    pub fn new(data: &Path) -> Self {
-        Self { data: data.to_owned(), found: OnceLock::new() }
+    pub fn new(data: &Path, apart: Apart) -> Self {
+        Self { data: data.to_owned(), apart, found: OnceLock::new() }
     }
 
     fn engine(&self) -> &Arc<dyn Engine> {
         self.found.get_or_init(|| {
             let search = Search { folders: vec![self.data.join("lib")], ..Search::default() };
-            tierline_engine::discover(&search).engine
+            tierline_engine::apart(tierline_engine::discover(&search).engine, self.apart.clone())
         })
     }
 }
@@ -322,8 +340,16 @@ impl Engine for OnDemand {
         self.engine().kernels()
     }
 
-    fn load(&self, model: &Model, options: &LoadOptions) -> Result<Box<dyn Session>, EngineError> {
-        self.engine().load(model, options)
+    fn library(&self) -> Option<PathBuf> {
+        self.engine().library()
+    }
+
+    fn is_stoppable(&self) -> bool {
+        self.engine().is_stoppable()
+    }
+
+    fn load_until(&self, model: &Model, options: &LoadOptions, stop: &Stop) -> Result<Box<dyn Session>, EngineError> {
+        self.engine().load_until(model, options, stop)
     }
 
     fn load_stateful(

@@ -2,11 +2,12 @@
 //! slowness. The same for nodes and for `tierline profile FILE`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierline_engine::profiler::{CodecProbe, ProfileOptions, Watch, profile};
-use tierline_engine::{Engine, EngineError, LoadOptions};
+use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
 use tierline_graph::profile::{CodecProfile, DeviceProfile, ModelProfile};
 use tierline_graph::{DataType, Elements, Model, Tensor};
 
@@ -29,25 +30,51 @@ pub struct Work<'a> {
     pub inputs: &'a [(String, Tensor)],
 }
 
-/// Measures a model; `slowdown` stands for a device so many times slower.
-/// Blocks for some seconds.
+/// How a model is measured.
+pub struct Measuring {
+    /// How sessions are loaded.
+    pub load: LoadOptions,
+    /// Stands for a device so many times slower.
+    pub slowdown: f64,
+    /// Who hears of progress.
+    pub watch: Watch,
+    /// What takes longer fails; none takes as long as it takes.
+    pub time_max: Option<Duration>,
+}
+
+/// Measures a model. Blocks for some seconds.
 ///
 /// # Errors
-/// When the engine takes neither the model nor its parts.
-pub fn measure(work: &Work<'_>, load: LoadOptions, slowdown: f64, watch: Watch) -> Result<ModelProfile, EngineError> {
+/// When the engine takes neither the model nor its parts, or not in time.
+pub fn measure(work: &Work<'_>, how: Measuring) -> Result<ModelProfile, EngineError> {
     let _turn = turn();
+    let Measuring { load, slowdown, watch, time_max } = how;
     let digest = work.manifest.digest.clone();
-    let options = ProfileOptions { digest, load, budget: PROFILE_TIME, watch, ..ProfileOptions::default() };
+    let stop = time_max.map_or(Stop::never(), |time| Stop::at(Instant::now() + time));
+    let options = ProfileOptions { digest, load, budget: PROFILE_TIME, watch, stop, ..ProfileOptions::default() };
     let measured =
         profile(work.engine.as_ref(), work.model, &work.manifest.cuts, work.inputs, &options, &mut CodecMeter)?;
     Ok(if slowdown > 1.0 { slowed(measured, slowdown) } else { measured })
 }
 
-/// Nodes that share a device measure one after the other: side by side each
-/// would measure the others. Without the file they measure all the same.
+/// Longest wait for another node of this device that measures.
+const TURN_WAIT: Duration = Duration::from_secs(60);
+
+/// How often it is asked.
+const TURN_LOOK: Duration = Duration::from_millis(50);
+
+/// A user's nodes on one device measure one after the other: side by side each
+/// would measure the others. Without the file, or when another keeps it for
+/// long, they measure all the same.
 fn turn() -> Option<std::fs::File> {
-    let file = std::fs::File::create(std::env::temp_dir().join("tierline-profile.lock")).ok()?;
-    file.lock().ok()?;
+    let file = std::fs::File::create(own_folder()?.join("profile.lock")).ok()?;
+    let begun = Instant::now();
+    while let Err(e) = file.try_lock() {
+        if matches!(e, std::fs::TryLockError::Error(_)) || begun.elapsed() >= TURN_WAIT {
+            return None;
+        }
+        std::thread::sleep(TURN_LOOK);
+    }
     Some(file)
 }
 
@@ -64,6 +91,20 @@ pub fn sample_elements(dtype: DataType, shape: &[u64]) -> Result<usize, String> 
     bytes.map(|bytes| (bytes / width) as usize).ok_or_else(|| {
         format!("an input of shape {shape:?} is too large to be measured with: {SAMPLE_BYTES_MAX} bytes at most")
     })
+}
+
+/// A folder that only this user may look into, gone with the machine's start.
+fn own_folder() -> Option<PathBuf> {
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    let user = rustix::process::geteuid().as_raw();
+    let folder = match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(runtime) => PathBuf::from(runtime).join("tierline"),
+        None => std::env::temp_dir().join(format!("tierline-{user}")),
+    };
+    let _ = std::fs::DirBuilder::new().mode(0o700).create(&folder);
+    // What another user put there isn't ours, whatever it is called.
+    let found = std::fs::symlink_metadata(&folder).ok()?;
+    (found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0).then_some(folder)
 }
 
 /// A tensor of seeded noise for profiling: floats in -1..1, small integers.

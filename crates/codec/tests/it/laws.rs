@@ -322,3 +322,21 @@ fn element_types_are_all_covered() {
     }
     assert_eq!(seen.len(), 14);
 }
+
+#[test]
+fn nothing_decodes_to_more_than_is_taken() {
+    // A small encoding of much: planes make 16 KiB of it.
+    let zeros = Tensor::new([1 << 20], Elements::F32(vec![0.0; 1 << 20])).unwrap();
+    for codec in codecs() {
+        let bytes = encoded(*codec, &zeros);
+        let size = zeros.byte_len();
+        assert_eq!(codec.decode_within(&bytes, size).unwrap().shape(), [1 << 20], "{}", codec.name());
+        let error = codec.decode_within(&bytes, size - 1).unwrap_err();
+        assert!(matches!(error, CodecError::TooLarge { what: "bytes", .. }), "{}: {error}", codec.name());
+    }
+    let strings = Tensor::new([2], Elements::String(vec![String::new(); 2])).unwrap();
+    let raw = by_name("raw").unwrap();
+    let bytes = encoded(raw, &strings);
+    assert!(raw.decode_within(&bytes, 2).is_err(), "a string takes more than its text");
+    assert!(raw.decode_within(&bytes, 1 << 10).is_ok());
+}

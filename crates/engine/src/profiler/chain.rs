@@ -7,7 +7,7 @@ use tierline_graph::{Model, Tensor};
 
 use super::measure::Runner;
 use super::{CodecProbe, Phase, ProfileOptions, Subject, memory};
-use crate::{Engine, EngineError, Session};
+use crate::{Engine, EngineError, Session, Stop};
 
 pub(super) type Values = BTreeMap<String, Tensor>;
 
@@ -18,6 +18,7 @@ pub(super) struct Chain {
     pub(super) frontiers: Vec<Values>,
     /// The model's outputs, where the last segment runs.
     pub(super) outputs: Option<Vec<Tensor>>,
+    stop: Stop,
 }
 
 impl Chain {
@@ -29,12 +30,14 @@ impl Chain {
         options: &ProfileOptions,
     ) -> Result<Self, EngineError> {
         let Subject { types, cuts, inputs, .. } = *subject;
-        let mut chain = Self { links: Vec::new(), frontiers: vec![inputs.iter().cloned().collect()], outputs: None };
+        let frontiers = vec![inputs.iter().cloned().collect()];
+        let mut chain = Self { links: Vec::new(), frontiers, outputs: None, stop: options.stop.clone() };
         for (i, segment) in segments.iter().enumerate() {
             options.watch.tell(Phase::Load, i as f64 / segments.len() as f64);
             let given = &chain.frontiers[i];
-            let loaded = engine.load(segment, &options.load).and_then(|mut session| {
-                let made = session.run(&pick(session.as_ref(), given))?;
+            let loaded = engine.load_until(segment, &options.load, &options.stop).and_then(|mut session| {
+                let mut made = Vec::new();
+                session.run_until(&pick(session.as_ref(), given), &mut made, &options.stop)?;
                 Ok((session, made))
             });
             let (link, made) = match loaded {
@@ -65,9 +68,9 @@ impl Chain {
     }
 
     /// The segments that run, each with what it is fed.
-    pub(super) fn runners(&mut self) -> Vec<Runner<'_>> {
+    pub(super) fn runners<'c>(&'c mut self, stop: &'c Stop) -> Vec<Runner<'c>> {
         let links = self.links.iter_mut().zip(&self.frontiers);
-        links.filter_map(|(link, values)| Some(Runner::new(link.as_mut().ok()?.as_mut(), values))).collect()
+        links.filter_map(|(link, values)| Some(Runner::new(link.as_mut().ok()?.as_mut(), values, stop))).collect()
     }
 
     /// Measures the codecs on the tensors that enter segment `from`.
@@ -116,7 +119,8 @@ impl Chain {
         let last = self.links.len() - 1;
         for (at, link) in self.links.iter_mut().enumerate().skip(from) {
             let session = link.as_mut().map_err(|reason| EngineError::Prepare { reason: reason.clone() })?;
-            let made = session.run(&pick(session.as_ref(), &values))?;
+            let mut made = Vec::new();
+            session.run_until(&pick(session.as_ref(), &values), &mut made, &self.stop)?;
             if at == last {
                 return Ok(made);
             }
@@ -130,11 +134,10 @@ impl Chain {
 /// Whether this engine can't run the model, rather than the caller having
 /// asked for something wrong.
 pub(super) fn cannot(error: &EngineError) -> bool {
-    use EngineError::{InputValue, Memory, OutputType, Panicked, Refused, Run};
-    matches!(
-        error,
-        Refused { .. } | Memory { .. } | Panicked { .. } | Run { .. } | OutputType { .. } | InputValue { .. }
-    )
+    use EngineError::{Ended, InputValue, Memory, OutputType, Panicked, Refused, Run};
+    let out_of_reach = matches!(error, Memory { .. } | Ended { .. });
+    out_of_reach
+        || matches!(error, Refused { .. } | Panicked { .. } | Run { .. } | OutputType { .. } | InputValue { .. })
 }
 
 /// Those of `values` that the session takes.

@@ -5,20 +5,21 @@ use std::time::{Duration, Instant};
 use tierline_graph::Tensor;
 
 use super::chain::{Values, pick};
-use crate::{EngineError, Session};
+use crate::{EngineError, Session, Stop};
 
 /// A session with what it is fed.
 pub(super) struct Runner<'v> {
     session: &'v mut dyn Session,
     feed: Vec<(&'v str, &'v Tensor)>,
     outputs: Vec<Tensor>,
+    stop: &'v Stop,
 }
 
 impl<'v> Runner<'v> {
     /// `session`, fed what it takes of `values`.
-    pub(super) fn new(session: &'v mut dyn Session, values: &'v Values) -> Self {
+    pub(super) fn new(session: &'v mut dyn Session, values: &'v Values, stop: &'v Stop) -> Self {
         let feed = pick(session, values);
-        Self { session, feed, outputs: Vec::new() }
+        Self { session, feed, outputs: Vec::new(), stop }
     }
 }
 
@@ -31,7 +32,7 @@ pub(super) trait Step {
 impl Step for Runner<'_> {
     fn time(&mut self) -> Result<u64, EngineError> {
         let start = Instant::now();
-        self.session.run_into(&self.feed, &mut self.outputs)?;
+        self.session.run_until(&self.feed, &mut self.outputs, self.stop)?;
         Ok(start.elapsed().as_nanos() as u64)
     }
 }
@@ -42,6 +43,8 @@ pub(super) struct Rounds {
     pub(super) min: usize,
     pub(super) max: usize,
     pub(super) budget: Duration,
+    /// Rounds end after this time, though they be fewer than the least.
+    pub(super) limit: Duration,
     /// Standard error over a time at which it is known.
     pub(super) precision: f64,
 }
@@ -56,6 +59,9 @@ pub(super) fn rounds(
     let started = Instant::now();
     let mut times = vec![Vec::new(); runners.len()];
     for _ in 0..rounds.warm_up {
+        if started.elapsed() >= rounds.limit {
+            break;
+        }
         for runner in runners.iter_mut() {
             runner.time()?;
         }
@@ -66,7 +72,9 @@ pub(super) fn rounds(
         }
         let spent = started.elapsed().as_secs_f64() / rounds.budget.as_secs_f64().max(1e-9);
         tell(spent.min(round as f64 / rounds.min.max(1) as f64));
-        if round >= rounds.min && (started.elapsed() >= rounds.budget || known(&times, rounds.precision)) {
+        let (enough, elapsed) = (round >= rounds.min, started.elapsed());
+        // A model that takes seconds is known well enough after a few rounds.
+        if enough && (elapsed >= rounds.budget || known(&times, rounds.precision)) || elapsed >= rounds.limit {
             break;
         }
     }

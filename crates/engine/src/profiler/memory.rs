@@ -8,9 +8,9 @@ use crate::EngineError;
 
 /// Weights plus the peak of live activations, bytes; tensors of unknown size
 /// count nothing. Engines share buffers in place, so this errs upwards.
-pub(super) fn bytes(segment: &Model, types: &Types) -> u64 {
+pub(crate) fn bytes(segment: &Model, types: &Types) -> u64 {
     let graph = segment.graph();
-    let weights: u64 = graph.initializer.iter().map(weight_bytes).sum();
+    let weights = graph.initializer.iter().map(weight_bytes).fold(0, u64::saturating_add);
     let size = |name: &str| types.get(name).and_then(|v| v.bytes()).unwrap_or(0);
     let outputs: Vec<&str> = graph.output.iter().map(|v| v.name()).collect();
     let constant: HashSet<&str> = graph.initializer.iter().map(|w| w.name()).collect();
@@ -18,25 +18,25 @@ pub(super) fn bytes(segment: &Model, types: &Types) -> u64 {
     for (i, node) in graph.node.iter().enumerate() {
         last_use.extend(node.input.iter().map(|name| (name.as_str(), i)));
     }
-    let mut live: u64 = segment.inputs().iter().map(|v| size(&v.name)).sum();
+    let mut live = segment.inputs().iter().map(|v| size(&v.name)).fold(0, u64::saturating_add);
     let mut peak = live;
     for (i, node) in graph.node.iter().enumerate() {
-        live += node.output.iter().map(|name| size(name)).sum::<u64>();
+        live = node.output.iter().map(|name| size(name)).fold(live, u64::saturating_add);
         peak = peak.max(live);
         let mut dead: Vec<&str> = node.input.iter().map(String::as_str).collect();
         dead.sort_unstable();
         dead.dedup();
         let freed =
             dead.iter().filter(|n| last_use.get(*n) == Some(&i) && !outputs.contains(n) && !constant.contains(*n));
-        live = live.saturating_sub(freed.map(|name| size(name)).sum());
+        live = freed.map(|name| size(name)).fold(live, u64::saturating_sub);
     }
-    weights + peak
+    weights.saturating_add(peak)
 }
 
 fn weight_bytes(weight: &tierline_graph::onnx::TensorProto) -> u64 {
-    let elements: u64 = weight.dims.iter().map(|&d| d.max(0) as u64).product();
+    let elements = weight.dims.iter().map(|&d| d.max(0) as u64).fold(1, u64::saturating_mul);
     let size = DataType::from_onnx(weight.data_type()).and_then(DataType::size).unwrap_or(1);
-    elements * size as u64
+    elements.saturating_mul(size as u64)
 }
 
 /// A tensor as `types` describes it, for timing only: floats between -1 and 1,

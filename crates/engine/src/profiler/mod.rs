@@ -15,7 +15,7 @@
 
 mod chain;
 mod measure;
-mod memory;
+pub(crate) mod memory;
 mod spread;
 mod watch;
 
@@ -30,7 +30,7 @@ use self::chain::{Chain, Values, cannot, pick};
 use self::measure::{Rounds, Runner, Step, deviation, error, typical};
 use self::spread::Anchor;
 pub use self::watch::{Phase, Progress, Watch};
-use crate::{Engine, EngineError, LoadOptions, Session};
+use crate::{Engine, EngineError, LoadOptions, Session, Stop};
 
 /// How to measure.
 #[derive(Debug, Clone)]
@@ -57,6 +57,8 @@ pub struct ProfileOptions {
     pub anchors_max: usize,
     /// Who is told how far it is.
     pub watch: Watch,
+    /// Ends it: profiling then fails with [`EngineError::Stopped`].
+    pub stop: Stop,
 }
 
 impl Default for ProfileOptions {
@@ -71,12 +73,17 @@ impl Default for ProfileOptions {
             precision: 0.003,
             anchors_max: 4,
             watch: Watch::default(),
+            stop: Stop::never(),
         }
     }
 }
 
 /// Anchors that even a slow model gets.
 const ANCHORS_MIN: usize = 2;
+
+/// Rounds that take this many budgets end although they be few: a model that
+/// takes seconds is known well enough after a handful.
+const LIMIT_FACTOR: u32 = 4;
 
 /// The part of the budget that goes to segments; anchors take the rest.
 const SEGMENTS_SHARE: f64 = 0.3;
@@ -238,12 +245,12 @@ fn load(
     let mut times = Vec::with_capacity(LOADS);
     loop {
         let start = Instant::now();
-        let mut session = engine.load(model, &options.load)?;
+        let mut session = engine.load_until(model, &options.load, &options.stop)?;
         let took = start.elapsed();
         times.push(took.as_nanos() as u64);
         if times.len() == LOADS || took > options.budget.mul_f64(LOAD_SHARE_MAX) {
             let given = pick(session.as_ref(), given);
-            session.run(&given)?;
+            session.run_until(&given, &mut Vec::new(), &options.stop)?;
             return Ok((session, typical(&times)));
         }
     }
@@ -260,7 +267,14 @@ struct Timed {
 
 impl ProfileOptions {
     fn rounds(&self, budget: Duration) -> Rounds {
-        Rounds { warm_up: self.warm_up, min: self.rounds_min, max: self.rounds_max, budget, precision: self.precision }
+        Rounds {
+            warm_up: self.warm_up,
+            min: self.rounds_min,
+            max: self.rounds_max,
+            budget,
+            limit: self.budget.saturating_mul(LIMIT_FACTOR),
+            precision: self.precision,
+        }
     }
 
     /// What is left of the budget.
@@ -280,12 +294,12 @@ fn time(
     started: Instant,
 ) -> Result<Timed, EngineError> {
     let given: Values = chain.frontiers[0].clone();
-    let mut whole = Runner::new(whole.as_mut(), &given);
+    let mut whole = Runner::new(whole.as_mut(), &given, &options.stop);
     let anchors_max = options.anchors_max.min(subject.cuts.len());
     let share = if anchors_max == 0 { 1. } else { SEGMENTS_SHARE };
     let rounds = options.rounds(options.left(started).mul_f64(share));
     let present: Vec<bool> = chain.links.iter().map(Result::is_ok).collect();
-    let mut segments = chain.runners();
+    let mut segments = chain.runners(&options.stop);
     let mut runners: Vec<&mut dyn Step> = vec![&mut whole];
     runners.extend(segments.iter_mut().map(|s| s as &mut dyn Step));
     let mut measured = measure::rounds(&mut runners, &rounds, &|done| options.watch.tell(Phase::Segments, done))?;
@@ -308,12 +322,13 @@ fn time(
         let tell = |done| options.watch.tell(Phase::Halves, (nth as f64 + done) / places.len() as f64);
         let left = options.left(started) / (places.len() - nth) as u32;
         let halves = (subject.slice)(&subject.cuts[cut..=cut])?;
-        let loaded: Result<Vec<_>, _> = halves.iter().map(|half| engine.load(half, &options.load)).collect();
+        let load = |half| engine.load_until(half, &options.load, &options.stop);
+        let loaded: Result<Vec<_>, _> = halves.iter().map(load).collect();
         // What the engine takes in one piece or in many it may still refuse in two.
         let Ok(mut loaded) = loaded else { continue };
         let values = [&chain.frontiers[0], &chain.frontiers[cut + 1]];
         let mut halves: Vec<Runner> =
-            loaded.iter_mut().zip(values).map(|(half, values)| Runner::new(half.as_mut(), values)).collect();
+            loaded.iter_mut().zip(values).map(|(half, v)| Runner::new(half.as_mut(), v, &options.stop)).collect();
         let mut runners: Vec<&mut dyn Step> = vec![&mut whole];
         runners.extend(halves.iter_mut().map(|h| h as &mut dyn Step));
         let times = measure::rounds(&mut runners, &options.rounds(left), &tell)?;
@@ -335,7 +350,7 @@ fn time(
 /// whole's time is then the sum of theirs, its load time unknown (0).
 fn time_parts(chain: &mut Chain, options: &ProfileOptions, started: Instant) -> Result<Timed, EngineError> {
     let present: Vec<bool> = chain.links.iter().map(Result::is_ok).collect();
-    let mut segments = chain.runners();
+    let mut segments = chain.runners(&options.stop);
     let mut runners: Vec<&mut dyn Step> = segments.iter_mut().map(|s| s as &mut dyn Step).collect();
     let rounds = options.rounds(options.left(started));
     let tell = |done| options.watch.tell(Phase::Segments, done);

@@ -549,3 +549,25 @@ fn a_lost_lease_is_not_called_and_a_cancelled_request_says_nothing() {
     assert_eq!(request.step(Time::ZERO + ms(20), Event::Cancel), [Action::Abandon { op: Op(1) }]);
     assert!(request.is_done());
 }
+
+#[test]
+fn what_is_wrong_in_itself_goes_nowhere_else() {
+    let other = Recovery::Above(Upstream { peer: Peer(1), predicted: ms(60), back: ms(5) });
+    let failed = |code| Event::CallDone { op: Op(1), result: Err(Failure::new(code, "no")) };
+    let at = Time::ZERO + ms(20);
+    // The tensors don't fit: final, whoever says it, and whatever is still out.
+    let actions = called(vec![HERE, other]).step(at, failed(Code::InvalidInput));
+    let [Action::Finish(Outcome::Failed(failure))] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(failure.code(), Code::InvalidInput);
+    let mut request = called(vec![HERE]);
+    let hedge = Time::ZERO + ms(135);
+    let _ = request.step(hedge, Event::Wake);
+    let result = Err(Failure::new(Code::InvalidInput, "no"));
+    let actions = request.step(hedge + ms(1), Event::RunDone { op: Op(2), result });
+    assert!(matches!(actions[..], [Action::Abandon { op: Op(1) }, Action::Finish(Outcome::Failed(_))]), "{actions:?}");
+    // A model unknown above is run here, and asked of no other parent.
+    let actions = called(vec![other, HERE]).step(at, failed(Code::UnknownModel));
+    assert!(matches!(actions[..], [Action::Run { op: Op(2), recovery: true, .. }]), "{actions:?}");
+    let actions = called(vec![other]).step(at, failed(Code::UnknownModel));
+    assert!(matches!(actions[..], [Action::Finish(Outcome::Failed(_))]), "{actions:?}");
+}

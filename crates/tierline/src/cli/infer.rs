@@ -248,7 +248,7 @@ pub async fn ask(
     .await
     .map_err(|f| wire_failure(&f))?;
     let latency = started.elapsed();
-    let (outputs, _) = wire::unpack(encoded).map_err(|f| wire_failure(&f))?;
+    let (outputs, _) = wire::unpack(&encoded).map_err(|f| wire_failure(&f))?;
     answer.reply = Some(reply);
     Ok(Answer { reply: answer, outputs, latency })
 }

@@ -3,6 +3,7 @@
 //! stdout is data, stderr is messages; `--json` gives one document with
 //! `schema_version`. Exit codes are [`Exit`]'s.
 
+mod apart;
 mod args;
 mod bench;
 mod catalogue;
@@ -134,6 +135,9 @@ enum Verb {
     /// A link in userspace, as slow and broken as wished
     #[command(subcommand)]
     Link(link::LinkVerb),
+    /// Run a model for the node that started this process
+    #[command(hide = true)]
+    Apart(apart::Apart),
     /// Print shell completions
     Completions(completions::Completions),
 }
@@ -175,6 +179,7 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Infer(args) => infer::infer(global, &args),
         Verb::Bench(args) => bench::bench(global, &args),
         Verb::Link(verb) => link::link(global, verb),
+        Verb::Apart(args) => apart::apart(&args),
         Verb::Completions(c) => completions::completions(&c),
     }
 }

@@ -15,7 +15,7 @@ use tierline_proto::v1::{Empty, PlanRequest as NodePlanRequest, ProfileRequest};
 use super::{Global, block_on, client, usage};
 use crate::models::{self, Manifest, Prepared};
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
-use crate::profiling::Work;
+use crate::profiling::{Measuring, Work};
 use crate::store::disk;
 
 #[derive(Debug, clap::Args)]
@@ -97,8 +97,8 @@ fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfil
         shown.set_message(p.phase.to_string());
         shown.set_position((p.done * 100.0) as u64);
     });
-    let profile =
-        crate::profiling::measure(&work, tierline_engine::LoadOptions::with_threads(args.threads), 1.0, watch)?;
+    let load = tierline_engine::LoadOptions::with_threads(args.threads);
+    let profile = crate::profiling::measure(&work, Measuring { load, slowdown: 1.0, watch, time_max: None })?;
     bar.finish_and_clear();
     Ok((format!("{} {}", engine.name(), engine.version()), profile))
 }

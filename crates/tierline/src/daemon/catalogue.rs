@@ -5,7 +5,7 @@
 //! are first needed, from the parent, once per site.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use bytes::Bytes;
 use tierline_graph::profile::ModelProfile;
@@ -30,8 +30,9 @@ impl Entry {
     /// The entry of a manifest.
     ///
     /// # Errors
-    /// When the manifest names no digest.
+    /// When the manifest names no digest, or asks for more than any node has.
     pub fn new(manifest: Manifest, manifest_digest: Digest) -> Result<Self, Failure> {
+        manifest.check().map_err(|text| Failure::new(Code::TooLarge, format!("model `{}`: {text}", manifest.name)))?;
         let model = manifest
             .digest
             .parse()
@@ -52,12 +53,47 @@ impl Entry {
 }
 
 /// Names and programs. Reads are many and short, writes few.
-#[derive(Default)]
 pub struct Catalogue {
     entries: RwLock<BTreeMap<String, Entry>>,
-    programs: RwLock<HashMap<Digest, Arc<Program>>>,
+    programs: Mutex<Programs>,
     profiles: RwLock<HashMap<Digest, Arc<ModelProfile>>>,
+    /// Models that can't be run here, and why.
+    unfit: RwLock<HashMap<Digest, String>>,
     sequence: std::sync::atomic::AtomicU64,
+}
+
+/// The programs at hand: those used last, within a limit.
+struct Programs {
+    bytes_max: u64,
+    clock: u64,
+    held: HashMap<Digest, AtHand>,
+}
+
+struct AtHand {
+    program: Arc<Program>,
+    bytes: u64,
+    used: u64,
+}
+
+impl Programs {
+    fn get(&mut self, model: Digest) -> Option<Arc<Program>> {
+        self.clock += 1;
+        let found = self.held.get_mut(&model)?;
+        found.used = self.clock;
+        Some(Arc::clone(&found.program))
+    }
+
+    /// Keeps a program; those used longest ago go until the rest fits, never
+    /// the one that came last.
+    fn keep(&mut self, model: Digest, program: Arc<Program>, bytes: u64) {
+        self.clock += 1;
+        self.held.insert(model, AtHand { program, bytes, used: self.clock });
+        while self.held.len() > 1 && self.held.values().map(|p| p.bytes).sum::<u64>() > self.bytes_max {
+            let oldest = self.held.iter().min_by_key(|(_, p)| p.used).map(|(digest, _)| *digest);
+            let Some(oldest) = oldest else { return };
+            self.held.remove(&oldest);
+        }
+    }
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
@@ -69,6 +105,22 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 }
 
 impl Catalogue {
+    /// No names yet; programs at hand may take `bytes_max` bytes.
+    #[must_use]
+    pub fn new(bytes_max: u64) -> Self {
+        Self {
+            entries: RwLock::default(),
+            programs: Mutex::new(Programs { bytes_max, clock: 0, held: HashMap::new() }),
+            profiles: RwLock::default(),
+            unfit: RwLock::default(),
+            sequence: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    fn programs(&self) -> MutexGuard<'_, Programs> {
+        self.programs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// Points a name at a manifest; says whether that changed anything.
     pub fn insert(&self, entry: Entry) -> bool {
         let mut entries = write(&self.entries);
@@ -86,7 +138,7 @@ impl Catalogue {
         if let Some(entry) = &removed {
             let still_named = read(&self.entries).values().any(|e| e.model == entry.model);
             if !still_named {
-                write(&self.programs).remove(&entry.model);
+                self.programs().held.remove(&entry.model);
             }
             self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
@@ -95,8 +147,25 @@ impl Catalogue {
 
     /// Drops the program and the profile of a model.
     pub fn forget(&self, model: Digest) {
-        write(&self.programs).remove(&model);
+        self.programs().held.remove(&model);
         write(&self.profiles).remove(&model);
+        write(&self.unfit).remove(&model);
+    }
+
+    /// A model can't be run here.
+    pub fn set_unfit(&self, model: Digest, why: String) {
+        write(&self.unfit).insert(model, why);
+    }
+
+    /// Refuses a model that can't be run here.
+    ///
+    /// # Errors
+    /// [`Code::Infeasible`] with what was found when it was measured.
+    pub fn check_fit(&self, model: Digest) -> Result<(), Failure> {
+        match read(&self.unfit).get(&model) {
+            None => Ok(()),
+            Some(why) => Err(Failure::new(Code::Infeasible, format!("the model can't be run here: {why}"))),
+        }
     }
 
     /// The entry of a name or of a model's digest.
@@ -132,7 +201,7 @@ impl Catalogue {
     /// The program of a prepared model, if it is at hand.
     #[must_use]
     pub fn program(&self, model: Digest) -> Option<Arc<Program>> {
-        read(&self.programs).get(&model).cloned()
+        self.programs().get(model)
     }
 
     /// Keeps a prepared model at hand.
@@ -145,11 +214,12 @@ impl Catalogue {
         }
         let corrupt =
             |e: &dyn std::fmt::Display| Failure::new(Code::Corrupt, format!("model `{}`: {e}", entry.manifest.name));
+        let length = bytes.len() as u64;
         let prepared = Prepared::from_store(bytes).map_err(|e| corrupt(&e))?;
         prepared.types(&entry.manifest.input_shapes).map_err(|e| corrupt(&e.error))?;
         let types = tierline_graph::infer_computed_types(&prepared.model).map_err(|e| corrupt(&e))?;
         let program = Arc::new(Program { model: prepared.model, manifest: entry.manifest.clone(), types });
-        write(&self.programs).insert(entry.model, Arc::clone(&program));
+        self.programs().keep(entry.model, Arc::clone(&program), length);
         Ok(program)
     }
 
@@ -162,12 +232,13 @@ impl Catalogue {
     /// Keeps this device's profile of a prepared model.
     pub fn set_profile(&self, model: Digest, profile: ModelProfile) {
         write(&self.profiles).insert(model, Arc::new(profile));
+        write(&self.unfit).remove(&model);
     }
 
     /// The state of an entry's model here.
     #[must_use]
     pub fn state(&self, entry: &Entry, stored: bool) -> v1::ModelState {
-        if self.program(entry.model).is_some() || stored { v1::ModelState::Ready } else { v1::ModelState::Fetchable }
+        if stored || self.program(entry.model).is_some() { v1::ModelState::Ready } else { v1::ModelState::Fetchable }
     }
 }
 

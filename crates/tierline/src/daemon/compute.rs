@@ -4,14 +4,21 @@
 //!
 //! One worker, because a session already uses every thread it was given: two
 //! at once would only take turns and make both late.
+//!
+//! Nothing that a model does ends the worker for good. A run is stopped at its
+//! request's deadline, or when nobody waits for it any more; one that panics or
+//! is stopped fails its request, and its session is dropped. What can't be
+//! stopped (one operator that takes for ever) is left to itself: another worker
+//! takes its place.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tierline_engine::{Engine, EngineError, LoadOptions, Session};
+use tierline_engine::{Engine, EngineError, LoadOptions, Session, Stop};
 use tierline_graph::slice::SliceError;
-use tierline_graph::{Model, Tensor};
+use tierline_graph::{Model, Tensor, ValueInfo};
 use tierline_node::Time;
 use tierline_node::admit::{self, Action, Class, Event, JobId, Limits, Queue, Refusal};
 use tokio::sync::oneshot;
@@ -21,6 +28,19 @@ use crate::models::Manifest;
 /// Jobs waiting for the worker; a request that would wait longer is better
 /// refused at once than answered after its deadline.
 pub const JOBS_WAITING_MAX: usize = 64;
+
+/// A run that was to end and hasn't by then can't be stopped.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Workers left to themselves at once. With more, whatever keeps them would
+/// have every core.
+const STUCK_MAX: usize = 2;
+
+/// Loading a session that nobody waits for may take so long.
+const WARM_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// A run of consecutive segments of a model: `from..to` counted in segments
 /// between the manifest's candidate cuts.
@@ -60,6 +80,19 @@ impl Program {
         match index {
             0 => self.manifest.inputs.iter().map(|i| i.name.clone()).collect(),
             i => self.manifest.cuts[i - 1].clone(),
+        }
+    }
+
+    /// What the tensors that enter segment `index` must be like.
+    #[must_use]
+    pub fn taken(&self, index: usize) -> Vec<ValueInfo> {
+        let known = |name: String| match self.types.get(&name) {
+            Some(value) => value.clone(),
+            None => ValueInfo { name, dtype: None, shape: None },
+        };
+        match index {
+            0 => self.manifest.inputs.clone(),
+            i => self.entering(i).into_iter().map(known).collect(),
         }
     }
 
@@ -121,6 +154,26 @@ pub enum ComputeError {
     /// The worker ended.
     #[error("this node is shutting down")]
     Closed,
+    /// What ran panicked; the worker goes on.
+    #[error("running segments {from}..{to} panicked: {message}")]
+    Panicked {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+        /// What the panic said.
+        message: String,
+    },
+    /// An earlier run of the same segments could not be stopped.
+    #[error(
+        "segments {from}..{to} of this model could not be stopped before; they run here no more until the node starts again"
+    )]
+    Stuck {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+    },
 }
 
 /// Tensors by name.
@@ -152,7 +205,7 @@ pub struct Turn {
 
 enum Work {
     Run {
-        inputs: Named,
+        inputs: Arc<Named>,
         reply: oneshot::Sender<Result<Computed, ComputeError>>,
     },
     Warm {
@@ -170,6 +223,10 @@ struct Job {
     program: Option<Arc<Program>>,
     key: SliceKey,
     queued: Instant,
+    /// Ends it.
+    stop: Stop,
+    /// When it is to end by itself.
+    deadline: Instant,
     work: Work,
 }
 
@@ -190,6 +247,14 @@ struct Inner {
     jobs: HashMap<JobId, Job>,
     started: Option<JobId>,
     next: u64,
+    /// What the worker does, and when that is to end.
+    running: Option<(JobId, SliceKey, Instant)>,
+    /// Which worker is at work; others are left to themselves.
+    worker: u64,
+    /// How many those are.
+    stuck: usize,
+    /// What they do.
+    stuck_at: HashSet<SliceKey>,
 }
 
 struct Shared {
@@ -197,6 +262,7 @@ struct Shared {
     /// Rings when a job may have started.
     bell: Condvar,
     origin: Instant,
+    options: ComputeOptions,
 }
 
 impl Shared {
@@ -223,14 +289,19 @@ impl Shared {
         self.bell.notify_one();
     }
 
-    /// The next job to run; blocks until there is one.
-    fn next(&self) -> (JobId, Job) {
+    /// The next job to run; blocks until there is one. None for a worker in
+    /// whose place another one is.
+    fn next(&self, worker: u64) -> Option<(JobId, Job)> {
         let mut inner = self.lock();
         loop {
+            if inner.worker != worker {
+                return None;
+            }
             if let Some(id) = inner.started.take()
                 && let Some(job) = inner.jobs.remove(&id)
             {
-                return (id, job);
+                inner.running = Some((id, job.key.clone(), job.deadline));
+                return Some((id, job));
             }
             let now = self.time(Instant::now());
             let wake = inner.queue.wake().map(|at| now.until(at));
@@ -244,6 +315,51 @@ impl Shared {
             }
         }
     }
+
+    /// Takes jobs one after the other, until another worker takes over.
+    fn work(&self, worker: u64) {
+        let mut sessions = Sessions { options: &self.options, warm: HashMap::new(), clock: 0 };
+        while let Some((id, job)) = self.next(worker) {
+            let performed = catch_unwind(AssertUnwindSafe(|| sessions.perform(job)));
+            if performed.is_err() {
+                // Whatever panicked there may have left them half made.
+                sessions.warm.clear();
+            }
+            let mut inner = self.lock();
+            if inner.worker != worker {
+                inner.stuck -= 1;
+                return;
+            }
+            inner.running = None;
+            self.step(&mut inner, Event::Done(id));
+        }
+    }
+
+    /// Puts another worker in the place of one whose run can't be stopped.
+    fn look(self: &Arc<Self>) {
+        let mut inner = self.lock();
+        let late = |(_, _, deadline): &(JobId, SliceKey, Instant)| Instant::now() > *deadline + STUCK;
+        if inner.stuck >= STUCK_MAX || !inner.running.as_ref().is_some_and(late) {
+            return;
+        }
+        let Some((id, key, _)) = inner.running.take() else { return };
+        tracing::error!(model = key.digest, key.from, key.to, "a run can't be stopped; it is left to itself");
+        inner.worker += 1;
+        inner.stuck += 1;
+        inner.stuck_at.insert(key);
+        let next = inner.worker;
+        self.step(&mut inner, Event::Done(id));
+        drop(inner);
+        if let Err(error) = start(self, next) {
+            tracing::error!(%error, "no thread to compute on");
+        }
+    }
+}
+
+/// Starts a worker.
+fn start(shared: &Arc<Shared>, worker: u64) -> std::io::Result<()> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new().name("compute".into()).spawn(move || shared.work(worker)).map(drop)
 }
 
 /// Handle of the worker; clones share it.
@@ -270,16 +386,25 @@ impl Compute {
     /// When the system gives no thread.
     pub fn start(options: ComputeOptions) -> std::io::Result<Self> {
         let queue = Queue::new(Limits { slots: 1, waiting: JOBS_WAITING_MAX });
-        let inner = Inner { queue, jobs: HashMap::new(), started: None, next: 0 };
-        let shared = Arc::new(Shared { inner: Mutex::new(inner), bell: Condvar::new(), origin: Instant::now() });
-        let worker = Arc::clone(&shared);
-        std::thread::Builder::new().name("compute".into()).spawn(move || {
-            let mut sessions = Sessions { options, warm: HashMap::new(), clock: 0 };
-            loop {
-                let (id, job) = worker.next();
-                sessions.perform(job);
-                let mut inner = worker.lock();
-                worker.step(&mut inner, Event::Done(id));
+        let inner = Inner {
+            queue,
+            jobs: HashMap::new(),
+            started: None,
+            next: 0,
+            running: None,
+            worker: 0,
+            stuck: 0,
+            stuck_at: HashSet::new(),
+        };
+        let (bell, origin) = (Condvar::new(), Instant::now());
+        let shared = Arc::new(Shared { inner: Mutex::new(inner), bell, origin, options });
+        start(&shared, 0)?;
+        let watched = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("compute-watch".into()).spawn(move || {
+            while let Some(shared) = watched.upgrade() {
+                shared.look();
+                drop(shared);
+                std::thread::sleep(LOOK);
             }
         })?;
         Ok(Self(shared))
@@ -317,12 +442,15 @@ impl Compute {
         &self,
         program: Arc<Program>,
         key: SliceKey,
-        inputs: Named,
+        inputs: Arc<Named>,
         turn: Turn,
     ) -> Result<Computed, ComputeError> {
         let (reply, mut answer) = oneshot::channel();
         let latest = turn.deadline.checked_sub(turn.service + turn.after).unwrap_or(turn.deadline);
-        self.submit(Some(program), key, Work::Run { inputs, reply }, turn);
+        let stop = Stop::at(turn.deadline);
+        // A caller that goes away wants nothing more done.
+        let _pulled = PullOnDrop(stop.clone());
+        self.submit(Some(program), key, Work::Run { inputs, reply }, turn, stop);
         tokio::select! {
             answered = &mut answer => return answered.map_err(|_| ComputeError::Closed)?,
             () = tokio::time::sleep_until(latest.into()) => {}
@@ -338,7 +466,8 @@ impl Compute {
     /// [`ComputeError`].
     pub async fn warm(&self, program: Arc<Program>, key: SliceKey) -> Result<u64, ComputeError> {
         let (reply, answer) = oneshot::channel();
-        self.submit(Some(program), key, Work::Warm { reply }, background());
+        let stop = Stop::at(Instant::now() + WARM_TIME_MAX);
+        self.submit(Some(program), key, Work::Warm { reply }, background(), stop);
         answer.await.map_err(|_| ComputeError::Closed)?
     }
 
@@ -347,24 +476,42 @@ impl Compute {
         let (done, gone) = oneshot::channel();
         // At once and never refused: whoever asks counts on the room.
         let turn = Turn { class: Class::Recovery, ..background() };
-        self.submit(None, key, Work::Evict { done }, turn);
+        self.submit(None, key, Work::Evict { done }, turn, Stop::never());
         let _ = gone.await;
     }
 
     /// Drops every session of a model.
     pub fn forget(&self, digest: String) {
         let turn = Turn { class: Class::Recovery, ..background() };
-        self.submit(None, SliceKey { digest, from: 0, to: 0 }, Work::Forget, turn);
+        self.submit(None, SliceKey { digest, from: 0, to: 0 }, Work::Forget, turn, Stop::never());
     }
 
-    fn submit(&self, program: Option<Arc<Program>>, key: SliceKey, work: Work, turn: Turn) {
+    fn submit(&self, program: Option<Arc<Program>>, key: SliceKey, work: Work, turn: Turn, stop: Stop) {
         let mut inner = self.0.lock();
+        let (queued, deadline) = (Instant::now(), turn.deadline.min(Instant::now() + UNSTOPPED_MAX));
+        let job = Job { program, key, queued, stop, deadline, work };
+        if inner.stuck_at.contains(&job.key) {
+            let (from, to) = (job.key.from, job.key.to);
+            return job.refuse(ComputeError::Stuck { from, to });
+        }
         let id = JobId(inner.next);
         inner.next += 1;
-        inner.jobs.insert(id, Job { program, key, queued: Instant::now(), work });
+        inner.jobs.insert(id, job);
         let Turn { class, deadline, service, after } = turn;
         let job = admit::Job { id, class, deadline: self.0.time(deadline), service, after };
         self.0.step(&mut inner, Event::Submit(job));
+    }
+}
+
+/// No job takes longer: a request's longest deadline.
+const UNSTOPPED_MAX: Duration = Duration::from_millis(tierline_proto::limits::DEADLINE_MS_MAX);
+
+/// Pulls a stop when it goes.
+struct PullOnDrop(Stop);
+
+impl Drop for PullOnDrop {
+    fn drop(&mut self) {
+        self.0.pull();
     }
 }
 
@@ -374,20 +521,26 @@ fn background() -> Turn {
     Turn { class: Class::Background, deadline, service: Duration::ZERO, after: Duration::ZERO }
 }
 
+/// When a run is to end.
+struct Due<'j> {
+    stop: &'j Stop,
+    deadline: Instant,
+}
+
 struct Warm {
     session: Box<dyn Session>,
     bytes: u64,
     used: u64,
 }
 
-struct Sessions {
-    options: ComputeOptions,
+struct Sessions<'o> {
+    options: &'o ComputeOptions,
     warm: HashMap<SliceKey, Warm>,
     /// Counts uses, to evict the session that was used longest ago.
     clock: u64,
 }
 
-impl Sessions {
+impl Sessions<'_> {
     fn perform(&mut self, job: Job) {
         let queued = job.queued.elapsed();
         // Whoever asked may be gone.
@@ -398,27 +551,47 @@ impl Sessions {
             }
             (Work::Forget, _) => self.warm.retain(|key, _| key.digest != job.key.digest),
             (Work::Warm { reply }, Some(program)) => {
-                let result = self.session(&program, &job.key).map(drop);
+                let result = self.guarded(&job.key, |s| s.session(&program, &job.key, &job.stop).map(drop));
                 let _ = reply.send(result.map(|()| self.warm.get(&job.key).map_or(0, |w| w.bytes)));
             }
             (Work::Run { reply, .. }, _) if reply.is_closed() => {}
             (Work::Run { inputs, reply }, Some(program)) => {
-                let _ = reply.send(self.run(&program, &job.key, &inputs, queued));
+                let due = Due { stop: &job.stop, deadline: job.deadline };
+                let result = self.guarded(&job.key, |s| s.run(&program, &job.key, &inputs, &due));
+                let _ = reply.send(result.map(|computed| Computed { queued, ..computed }));
             }
             // Only evictions come without a program.
             (_, None) => {}
         }
     }
 
-    fn run(
+    /// Does what `f` does; a session that panicked or is of no use any more is
+    /// dropped.
+    fn guarded<T>(
         &mut self,
-        program: &Program,
         key: &SliceKey,
-        inputs: &Named,
-        queued: Duration,
-    ) -> Result<Computed, ComputeError> {
+        f: impl FnOnce(&mut Self) -> Result<T, ComputeError>,
+    ) -> Result<T, ComputeError> {
+        let result = catch_unwind(AssertUnwindSafe(|| f(self))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            let message = text.unwrap_or_else(|| "no message".to_owned());
+            Err(ComputeError::Panicked { from: key.from, to: key.to, message })
+        });
+        let last = match &result {
+            Err(ComputeError::Engine(e)) => e.is_last(),
+            Err(ComputeError::Panicked { .. }) => true,
+            _ => false,
+        };
+        if last {
+            self.warm.remove(key);
+        }
+        result
+    }
+
+    fn run(&mut self, program: &Program, key: &SliceKey, inputs: &Named, due: &Due) -> Result<Computed, ComputeError> {
         let slowdown = self.options.slowdown;
-        let session = self.session(program, key)?;
+        let session = self.session(program, key, due.stop)?;
         let started = Instant::now();
         let given: Vec<(&str, &Tensor)> = session
             .inputs()
@@ -429,15 +602,23 @@ impl Sessions {
         // names them in its error.
         let extra = inputs.iter().filter(|(n, _)| key.from == 0 && !given.iter().any(|(g, _)| g == n));
         let given: Vec<(&str, &Tensor)> = given.iter().copied().chain(extra.map(|(n, t)| (n.as_str(), t))).collect();
-        let tensors = session.run(&given)?;
+        let mut tensors = Vec::with_capacity(session.outputs().len());
+        session.run_until(&given, &mut tensors, due.stop)?;
         let outputs = session.outputs().iter().map(|v| v.name.clone()).zip(tensors).collect();
         if slowdown > 1.0 {
-            std::thread::sleep(started.elapsed().mul_f64(slowdown - 1.0));
+            // Who waits for it gives up at the deadline all the same.
+            let left = due.deadline.saturating_duration_since(Instant::now());
+            std::thread::sleep(started.elapsed().mul_f64(slowdown - 1.0).min(left));
         }
-        Ok(Computed { outputs, queued, compute: started.elapsed() })
+        Ok(Computed { outputs, queued: Duration::ZERO, compute: started.elapsed() })
     }
 
-    fn session(&mut self, program: &Program, key: &SliceKey) -> Result<&mut Box<dyn Session>, ComputeError> {
+    fn session(
+        &mut self,
+        program: &Program,
+        key: &SliceKey,
+        stop: &Stop,
+    ) -> Result<&mut Box<dyn Session>, ComputeError> {
         let segments = program.segments();
         if key.from >= key.to || key.to > segments {
             return Err(ComputeError::Range { from: key.from, to: key.to, segments });
@@ -452,7 +633,7 @@ impl Sessions {
                 return Err(ComputeError::Memory { from: key.from, to: key.to, needed: bytes, limit });
             }
             self.make_room(limit - bytes);
-            let session = self.options.engine.load(&slice, &self.options.load)?;
+            let session = self.options.engine.load_until(&slice, &self.options.load, stop)?;
             self.warm.insert(key.clone(), Warm { session, bytes, used: now });
         }
         let Some(warm) = self.warm.get_mut(key) else { return Err(ComputeError::Closed) };

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::Node;
+use super::budget::Held;
 use super::compute::{Named, Program, SliceKey, Turn};
 use super::wire;
 
@@ -35,14 +36,38 @@ const DONE_MAX: usize = 16;
 pub struct Inputs {
     /// First segment they feed.
     pub segment: usize,
-    /// The tensors.
-    pub tensors: Named,
-    /// As they came over the wire, to be relayed without another encoding.
-    pub encoded: Option<Vec<Encoded>>,
-    /// Time spent decoding them.
-    pub decode: Duration,
     /// Bytes received.
     pub received: u64,
+    /// As they came over the wire: to be decoded when something runs here, and
+    /// relayed without another encoding.
+    encoded: Vec<Encoded>,
+    decoded: tokio::sync::OnceCell<(Arc<Named>, Duration)>,
+    /// What the request holds of the node's memory.
+    held: Arc<Held>,
+}
+
+impl Inputs {
+    /// Tensors that enter segment `segment`; `held` covers them as they came.
+    #[must_use]
+    pub fn new(segment: usize, encoded: Vec<Encoded>, held: Arc<Held>) -> Self {
+        let received = wire::total(&encoded);
+        Self { segment, received, encoded, decoded: tokio::sync::OnceCell::new(), held }
+    }
+
+    /// The tensors, decoded when they are first needed.
+    async fn tensors(&self) -> Result<Arc<Named>, Failure> {
+        let decode = || async {
+            self.held.take(wire::decoded_bytes(&self.encoded)?)?;
+            let (tensors, time) = super::tasks::in_place(|| wire::unpack(&self.encoded))?;
+            Ok::<_, Failure>((Arc::new(tensors), time))
+        };
+        self.decoded.get_or_try_init(decode).await.map(|(tensors, _)| Arc::clone(tensors))
+    }
+
+    /// Time spent decoding; none where they were only passed on.
+    fn decode_time(&self) -> Duration {
+        self.decoded.get().map_or(Duration::ZERO, |(_, time)| *time)
+    }
 }
 
 /// What is to be done with a request.
@@ -76,6 +101,8 @@ pub struct Answer {
     pub outputs: Named,
     /// Stages and how it ended.
     pub reply: Reply,
+    /// What the request holds of the node's memory, until the answer is out.
+    pub held: Option<Arc<Held>>,
 }
 
 /// What a run or call produced.
@@ -153,7 +180,8 @@ impl<'n> Flow<'n> {
             // From the frontier when it is there, which costs least.
             recoveries.push(Recovery::Here(local(self.split.max(first), segments)));
         }
-        for other in self.node.other_parents(self.order.peer) {
+        let others = if self.order.fallback { self.node.other_parents(self.order.peer) } else { Vec::new() };
+        for other in others {
             recoveries.push(Recovery::Above(Upstream {
                 peer: other,
                 predicted: self.node.predicted_upstream(other, &self.order.program, &[]),
@@ -221,6 +249,9 @@ impl<'n> Flow<'n> {
     }
 
     fn keep(&mut self, op: Op, product: Product) {
+        if let Product::Ran { outputs, .. } = &product {
+            self.inputs.held.count(wire::bytes(outputs));
+        }
         if let Product::Ran { outputs, timing } = &product
             && timing.last_segment as usize == self.split
             && self.split < self.order.program.segments()
@@ -234,14 +265,12 @@ impl<'n> Flow<'n> {
     fn start_run(&mut self, op: Op, span: Span, recovery: bool) {
         let (first, last) = (span.first as usize, span.last as usize);
         let from_frontier = first != self.inputs.segment && first == self.split;
-        let tensors = match (&self.frontier, from_frontier) {
-            (Some(frontier), true) => Named::clone(frontier),
-            _ => self.inputs.tensors.clone(),
-        };
+        let frontier = self.frontier.clone().filter(|_| from_frontier);
         // Without the frontier a recovery starts from the inputs.
         let first = if from_frontier && self.frontier.is_none() { self.inputs.segment } else { first };
         let key = SliceKey { digest: self.order.program.manifest.digest.clone(), from: first, to: last };
         let planned = !recovery && key.to < self.order.program.segments();
+        let whole = key.from == 0 && key.to == self.order.program.segments();
         let turn = Turn {
             class: if recovery { Class::Recovery } else { Class::Planned },
             deadline: self.order.deadline,
@@ -250,9 +279,19 @@ impl<'n> Flow<'n> {
                 self.node.predicted_upstream(peer, &self.order.program, &self.order.boundaries)
             }),
         };
+        let fit = key.digest.parse().map_or(Ok(()), |model| self.node.catalogue.check_fit(model));
         let (compute, program) = (self.node.compute.clone(), Arc::clone(&self.order.program));
         let (name, role, inputs) = (self.node.name().to_owned(), self.node.role().into(), Arc::clone(&self.inputs));
         let work = async move {
+            let tensors = match (fit, frontier) {
+                (Err(failure), _) => Err(failure),
+                (Ok(()), Some(frontier)) => Ok(frontier),
+                (Ok(()), None) => inputs.tensors().await,
+            };
+            let tensors = match tensors {
+                Ok(tensors) => tensors,
+                Err(failure) => return (Event::RunDone { op, result: Err(failure.at(&name)) }, None),
+            };
             match compute.run(program, key, tensors, turn).await {
                 Ok(computed) => {
                     let at_entry = first == inputs.segment;
@@ -262,7 +301,7 @@ impl<'n> Flow<'n> {
                         first_segment: first as u32,
                         last_segment: last as u32,
                         queue_ns: ns(computed.queued),
-                        decode_ns: if at_entry { ns(inputs.decode) } else { 0 },
+                        decode_ns: if at_entry { ns(inputs.decode_time()) } else { 0 },
                         compute_ns: ns(computed.compute),
                         received_bytes: if at_entry { inputs.received } else { 0 },
                         ..StageTiming::default()
@@ -272,7 +311,14 @@ impl<'n> Flow<'n> {
                         Some((op, Product::Ran { outputs: computed.outputs, timing })),
                     )
                 }
-                Err(e) => (Event::RunDone { op, result: Err(wire::compute_failure(&e).at(&name)) }, None),
+                Err(e) => {
+                    let mut failure = wire::compute_failure(&e).at(&name);
+                    // What a part of the model doesn't take, the whole may.
+                    if failure.code() == Code::InvalidInput && !whole {
+                        failure.code = Code::Engine.into();
+                    }
+                    (Event::RunDone { op, result: Err(failure) }, None)
+                }
             }
         };
         self.begin(op, "run", work, |op, failure| Event::RunDone { op, result: Err(failure) });
@@ -336,7 +382,7 @@ impl<'n> Flow<'n> {
                         role: self.node.role().into(),
                         first_segment: at,
                         last_segment: at,
-                        decode_ns: ns(self.inputs.decode),
+                        decode_ns: ns(self.inputs.decode_time()),
                         received_bytes: self.inputs.received,
                         ..StageTiming::default()
                     });
@@ -351,6 +397,7 @@ impl<'n> Flow<'n> {
         };
         Answer {
             outputs,
+            held: Some(Arc::clone(&self.inputs.held)),
             reply: Reply {
                 request: self.order.id.clone().into(),
                 failure: None,
@@ -365,6 +412,7 @@ impl<'n> Flow<'n> {
         let failure = failure.at(self.node.name());
         Answer {
             outputs: Vec::new(),
+            held: None,
             reply: Reply {
                 request: self.order.id.clone().into(),
                 failure: Some(failure),
@@ -407,12 +455,19 @@ async fn call(
         first.and_then(|b| b.tensors.iter().find(|t| t.name == name)).map_or(wire::raw().name(), |t| t.codec.as_str())
     };
     let at_inputs = whole || split == inputs.segment;
-    let (tensors, encode) = match (&inputs.encoded, &frontier) {
-        // Relayed as they came: decoding and encoding again would only cost.
-        (Some(encoded), _) if at_inputs => (encoded.clone(), Duration::ZERO),
-        (_, Some(frontier)) if !at_inputs => encode_blocking(Arc::clone(frontier), codec_of).await?,
-        _ => encode_blocking(Arc::new(inputs.tensors.clone()), codec_of).await?,
+    // Relayed as they came where they can be: decoding and encoding again would
+    // only cost.
+    let relayed = order.hops > 0 || inputs.encoded.iter().all(|e| e.codec == codec_of(&e.name));
+    let (tensors, encode) = match &frontier {
+        Some(frontier) if !at_inputs => encode_blocking(Arc::clone(frontier), codec_of).await?,
+        _ if relayed => (inputs.encoded.clone(), Duration::ZERO),
+        _ => encode_blocking(inputs.tensors().await?, codec_of).await?,
     };
+    let sent = wire::total(&tensors);
+    // What was made for this call is held until its answer is here.
+    let made = if at_inputs && relayed { 0 } else { sent };
+    inputs.held.count(made);
+    let _given_back = GiveBack { held: &inputs.held, bytes: made };
     let segment = if at_inputs { inputs.segment } else { split };
     let header = RunHeader {
         request: order.id.clone().into(),
@@ -426,14 +481,12 @@ async fn call(
         hops: order.hops + 1,
         trace: order.trace.clone(),
         tensors: tierline_proto::frame::declare(&tensors),
-        // We hold the frontier, so recovering here costs no second transfer.
-        no_fallback: false,
+        no_fallback: !order.fallback,
     };
-    let sent = wire::total(&tensors);
     let started = Instant::now();
     let predicted = node.predicted_upstream(peer, &order.program, if whole { &[] } else { &order.boundaries });
     let (reply, encoded) = tokio::select! {
-        answered = uplink.run(header, tensors) => answered?,
+        answered = uplink.run(header, tensors, &inputs.held) => answered?,
         never = uplink.report_pending(node, sent, predicted) => match never {},
     };
     let waited = started.elapsed();
@@ -442,15 +495,29 @@ async fn call(
     if let Some(failure) = reply.failure.filter(|f| f.code() != Code::Ok) {
         return Err(failure);
     }
-    let (outputs, _) = wire::unpack(encoded)?;
+    inputs.held.take(wire::decoded_bytes(&encoded)?)?;
+    let (outputs, _) = super::tasks::in_place(|| wire::unpack(&encoded))?;
+    inputs.held.give_back(received);
     Ok((Product::Called { outputs, sent, encode, waited, stages: reply.stages, received }, reply.degraded))
+}
+
+/// Gives back what a call held of a request's memory.
+struct GiveBack<'h> {
+    held: &'h Held,
+    bytes: u64,
+}
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        self.held.give_back(self.bytes);
+    }
 }
 
 async fn encode_blocking<'a>(
     tensors: Arc<Named>,
     codec_of: impl Fn(&str) -> &'a str,
 ) -> Result<(Vec<Encoded>, Duration), Failure> {
-    let packed = tokio::task::block_in_place(|| wire::pack(&tensors, codec_of))?;
+    let packed = super::tasks::in_place(|| wire::pack(&tensors, codec_of))?;
     Ok((packed.tensors, packed.time))
 }
 

@@ -8,6 +8,7 @@
 
 pub mod artefacts;
 pub mod authority;
+pub mod budget;
 pub mod catalogue;
 pub mod compute;
 pub mod events;
@@ -72,6 +73,8 @@ pub struct Node {
     pub incarnation: u64,
     /// Slices run here.
     pub compute: Compute,
+    /// Memory for requests under way.
+    pub budget: budget::Budget,
     /// Models by name.
     pub catalogue: Catalogue,
     /// What happened.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tierline_engine::EngineError;
 use tierline_engine::profiler::Watch;
 use tierline_graph::profile::ModelProfile;
 use tierline_graph::{DataType, Tensor};
@@ -182,6 +183,7 @@ impl Node {
             while let Err(failure) = node.profile_model(&entry, Watch::default()).await {
                 let text = format!("{} could not be profiled: {failure}", entry.manifest.name);
                 node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+                node.report_up();
                 let wanted = || node.catalogue.by_model(entry.model).is_some();
                 if !is_late(&failure) || node.config.scale_of_parent.is_some() || !wanted() {
                     return;
@@ -225,12 +227,20 @@ impl Node {
     async fn measured_profile(self: &Arc<Self>, entry: &Entry, progress: Watch) -> Result<ModelProfile, Failure> {
         let program = self.program(entry).await?;
         let inputs = self.sample_inputs(&entry.manifest).await?;
-        let (engine, load, slowdown) = (Arc::clone(&self.engine), self.config.load_options(), self.config.slowdown);
+        let (engine, config) = (Arc::clone(&self.engine), &self.config);
+        let time_max = Some(Duration::from_secs(config.profile_seconds));
+        let how =
+            profiling::Measuring { load: config.load_options(), slowdown: config.slowdown, watch: progress, time_max };
         let measure = move || {
             let work = profiling::Work { engine, model: &program.model, manifest: &program.manifest, inputs: &inputs };
-            profiling::measure(&work, load, slowdown, progress)
+            profiling::measure(&work, how)
         };
-        self.tasks.blocking("measurement", measure).await?.map_err(|e| Failure::new(Code::Engine, e.to_string()))
+        self.tasks.blocking("measurement", measure).await?.map_err(|e| {
+            if matches!(e, EngineError::Stopped { .. } | EngineError::Memory { .. } | EngineError::Ended { .. }) {
+                self.catalogue.set_unfit(entry.model, e.to_string());
+            }
+            Failure::new(Code::Engine, e.to_string()).with_help("it is not offered here")
+        })
     }
 
     /// The nearest measured profile above, for a device `factor` times slower.

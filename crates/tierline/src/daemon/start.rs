@@ -96,9 +96,9 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
             .hint("stop it first, or choose another folder with --data DIR"));
     }
     let engine: Arc<dyn tierline_engine::Engine> = match config.engine.as_str() {
-        "auto" => Arc::new(models::OnDemand::new(&data)),
+        "auto" => Arc::new(models::OnDemand::new(&data, config.apart())),
         // What was asked for by name must be there.
-        named => models::usable(models::discover(named, &data)?, named)?,
+        named => tierline_engine::apart(models::usable(models::discover(named, &data)?, named)?, config.apart()),
     };
     let node = build(config, role, engine)?;
     load_models(&node).await.map_err(|f| crate::cli::infer::wire_failure(&f))?;
@@ -258,7 +258,8 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         origin: Instant::now(),
         incarnation,
         compute,
-        catalogue: Catalogue::default(),
+        budget: super::budget::Budget::new(config.requests_bytes()),
+        catalogue: Catalogue::new(config.memory_bytes),
         tasks,
         events,
         children: Children::new(incarnation >> 1),

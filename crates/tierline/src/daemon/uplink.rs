@@ -270,12 +270,17 @@ impl Uplink {
         }
     }
 
-    /// Runs a request on the parent.
+    /// Runs a request on the parent; its answer counts as `held`.
     ///
     /// # Errors
     /// When the parent can't be reached or breaks the protocol; a refusal by
     /// the parent is in the reply.
-    pub async fn run(&self, header: RunHeader, tensors: Vec<Encoded>) -> Result<(Reply, Vec<Encoded>), Failure> {
+    pub async fn run(
+        &self,
+        header: RunHeader,
+        tensors: Vec<Encoded>,
+        held: &super::budget::Held,
+    ) -> Result<(Reply, Vec<Encoded>), Failure> {
         let request: RequestId = header.request.as_ref().try_into().unwrap_or_default();
         let mut client = self.pair()?.infer();
         let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
@@ -300,6 +305,7 @@ impl Uplink {
         let mut reply =
             Sound::read_for(request, reply).map_err(|breach| breach.failure().at(&self.name()))?.into_inner();
         let declared = std::mem::take(&mut reply.tensors);
+        held.take(wire::declared_bytes(&declared))?;
         let tensors = wire::collect(&mut stream, declared, |chunk| match chunk.body {
             Some(run_chunk::Body::Tensor(t)) => Some(t),
             _ => None,

@@ -4,7 +4,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tierline_graph::Tensor;
+use tierline_codec::frame::Header;
+use tierline_graph::{Tensor, ValueInfo};
 use tierline_node::admit::Refusal;
 use tierline_proto::limits::RUN_BYTES_MAX;
 use tierline_proto::v1::{self, Code, Failure};
@@ -60,21 +61,72 @@ pub fn pack<'a>(tensors: &[(String, Tensor)], codec_of: impl Fn(&str) -> &'a str
 ///
 /// # Errors
 /// When a codec is unknown or the bytes are broken.
-pub fn unpack(encoded: Vec<Encoded>) -> Result<(Named, Duration), Failure> {
+pub fn unpack(encoded: &[Encoded]) -> Result<(Named, Duration), Failure> {
     let started = Instant::now();
     let named = encoded
-        .into_iter()
+        .iter()
         .map(|e| {
-            let codec = tierline_codec::by_name(&e.codec).ok_or_else(|| {
-                Failure::new(Code::InvalidInput, format!("tensor `{}`: codec `{}` is unknown here", e.name, e.codec))
-            })?;
-            let tensor = codec
-                .decode(&e.data)
-                .map_err(|err| Failure::new(Code::InvalidInput, format!("tensor `{}`: {err}", e.name)))?;
-            Ok((e.name, tensor))
+            let codec = tierline_codec::by_name(&e.codec)
+                .ok_or_else(|| invalid(&e.name, format!("codec `{}` is unknown here", e.codec)))?;
+            let size = head(e)?.bytes();
+            let tensor = codec.decode_within(&e.data, size).map_err(|err| invalid(&e.name, err))?;
+            Ok((e.name.clone(), tensor))
         })
         .collect::<Result<Named, Failure>>()?;
     Ok((named, started.elapsed()))
+}
+
+fn invalid(tensor: &str, why: impl std::fmt::Display) -> Failure {
+    Failure::new(Code::InvalidInput, format!("tensor `{tensor}`: {why}"))
+}
+
+/// What an encoded tensor says of itself.
+fn head(encoded: &Encoded) -> Result<Header, Failure> {
+    Header::read(&encoded.data).map(|(header, _)| header).map_err(|e| invalid(&encoded.name, e))
+}
+
+/// Bytes that encoded tensors take once they are decoded.
+///
+/// # Errors
+/// [`Code::InvalidInput`] when one doesn't say what it is.
+pub fn decoded_bytes(encoded: &[Encoded]) -> Result<u64, Failure> {
+    encoded.iter().try_fold(0u64, |sum, e| Ok(sum.saturating_add(head(e)?.bytes())))
+}
+
+/// Compares what encoded tensors say of themselves with what is wanted, before
+/// any of them is decoded: names, element types, and axes that are fixed.
+///
+/// # Errors
+/// [`Code::InvalidInput`], naming the tensor.
+pub fn check_wanted(encoded: &[Encoded], wanted: &[ValueInfo]) -> Result<(), Failure> {
+    let failure = |text: String| Err(Failure::new(Code::InvalidInput, text));
+    for want in wanted {
+        let Some(given) = encoded.iter().find(|e| e.name == want.name) else {
+            return failure(format!("input `{}` is missing", want.name));
+        };
+        let Header { dtype, shape } = head(given)?;
+        if let Some(wanted) = want.dtype
+            && wanted != dtype
+        {
+            return failure(format!("input `{}` is {dtype}, the model takes {wanted}", want.name));
+        }
+        if let Some(axes) = &want.shape {
+            let fits = axes.len() == shape.len()
+                && axes.iter().zip(&shape).all(|(d, &n)| d.known().is_none_or(|known| known == n as u64));
+            if !fits {
+                let axes: Vec<String> = axes.iter().map(ToString::to_string).collect();
+                return failure(format!(
+                    "input `{}` has shape {shape:?}, the model takes [{}]",
+                    want.name,
+                    axes.join(", ")
+                ));
+            }
+        }
+    }
+    match encoded.iter().find(|e| wanted.iter().all(|w| w.name != e.name)) {
+        Some(extra) => failure(format!("the model has no input `{}`", extra.name)),
+        None => Ok(()),
+    }
 }
 
 /// The codec that carries everything unchanged.
@@ -89,8 +141,21 @@ pub fn total(tensors: &[Encoded]) -> u64 {
     tensors.iter().map(|t| t.data.len() as u64).sum()
 }
 
+/// Bytes of tensors in memory.
+#[must_use]
+pub fn bytes(tensors: &[(String, Tensor)]) -> u64 {
+    tensors.iter().map(|(_, tensor)| tensor.byte_len()).sum()
+}
+
+/// Bytes that a header or reply declares.
+#[must_use]
+pub fn declared_bytes(declared: &[v1::TensorInfo]) -> u64 {
+    declared.iter().fold(0, |sum, t| sum.saturating_add(t.length))
+}
+
 /// Collects the tensors declared in a header or reply from the chunks that
-/// follow it; `chunk_of` takes the chunk out of the stream's message.
+/// follow it; `chunk_of` takes the chunk out of the stream's message. The bytes
+/// declared are admitted by the caller, before.
 ///
 /// # Errors
 /// When the stream breaks, ends early, or doesn't match the declaration.
@@ -123,7 +188,11 @@ pub fn compute_failure(error: &ComputeError) -> Failure {
         ComputeError::Range { .. } => Code::Protocol,
         ComputeError::Closed => Code::Draining,
         ComputeError::Engine(e) if is_input_error(e) => Code::InvalidInput,
-        ComputeError::Engine(EngineError::Refused { .. }) => Code::Infeasible,
+        ComputeError::Engine(EngineError::Refused { .. } | EngineError::Memory { .. } | EngineError::Ended { .. }) => {
+            Code::Infeasible
+        }
+        ComputeError::Engine(EngineError::Stopped { .. }) => Code::DeadlineExceeded,
+        ComputeError::Stuck { .. } => Code::Infeasible,
         _ => Code::Engine,
     };
     Failure::new(code, error.to_string())

@@ -11,6 +11,8 @@ mod ghost;
 mod gossip;
 mod harness;
 mod hostile;
+mod hostile_models;
+mod hostile_requests;
 mod identity;
 mod jobs;
 mod middle;

@@ -155,6 +155,8 @@ impl Planner {
             .catalogue
             .list()
             .iter()
+            // What can't be run here is passed on, not offered.
+            .filter(|entry| node.catalogue.check_fit(entry.model).is_ok())
             .map(|entry| ModelOffer {
                 model: entry.model.to_bytes(),
                 profile: self.profile_of(entry.model).map(Digest::to_bytes).unwrap_or_default(),

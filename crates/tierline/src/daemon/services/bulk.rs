@@ -8,6 +8,7 @@ use tierline_proto::limits::{CHUNK_BYTES, PROBE_BYTES_MAX};
 use tierline_proto::v1::bulk_server::Bulk;
 use tierline_proto::v1::{Code, Failure, FetchChunk, FetchRequest, ProbeChunk, StatReply, StatRequest};
 use tierline_proto::{Digest, Sound};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -18,6 +19,19 @@ const CHUNKS_AHEAD_MAX: usize = 4;
 
 /// A child that hears nothing for 15 s takes the transfer for broken.
 const FETCH_PATIENCE: Duration = Duration::from_secs(8);
+
+/// A probe takes no longer, both ways together: on a link where it would, the
+/// child has given up on it.
+const PROBE_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Probes at once; each keeps a few chunks in memory until they are read.
+const PROBES_MAX: usize = 16;
+
+/// What probes are filled with.
+static PADDING: [u8; CHUNK_BYTES] = [0; CHUNK_BYTES];
+
+/// The probes under way.
+static PROBES: Semaphore = Semaphore::const_new(PROBES_MAX);
 
 /// The service.
 pub struct BulkService(pub Arc<Node>);
@@ -84,9 +98,13 @@ impl Bulk for BulkService {
     }
 
     async fn probe(&self, request: Request<Streaming<ProbeChunk>>) -> Result<Response<Self::ProbeStream>, Status> {
+        let busy = || Failure::new(Code::Overloaded, format!("{PROBES_MAX} links are being measured already"));
+        let turn = PROBES.try_acquire().map_err(|_| busy().at(self.0.name()))?;
+        let ends = tokio::time::Instant::now() + PROBE_TIME_MAX;
+        let late = || Failure::new(Code::DeadlineExceeded, format!("a probe takes {PROBE_TIME_MAX:?} at most"));
         let mut stream = request.into_inner();
         let (mut received, mut want, mut first) = (0u64, 0u64, None);
-        while let Some(chunk) = stream.message().await? {
+        while let Some(chunk) = tokio::time::timeout_at(ends, stream.message()).await.map_err(|_| late())?? {
             let chunk = Sound::read(chunk)?;
             want = want.max(chunk.want_bytes);
             received += chunk.padding.len() as u64;
@@ -101,20 +119,31 @@ impl Bulk for BulkService {
         }
         let received_ns = first.map_or(0, |f| u64::try_from(f.elapsed().as_nanos()).unwrap_or(u64::MAX));
         let answer = self.0.tasks.stream("probe answer", CHUNKS_AHEAD_MAX, |send| async move {
-            let head = ProbeChunk { received_bytes: received, received_ns, ..ProbeChunk::default() };
-            if send.send(Ok(head)).await.is_err() {
-                return;
-            }
-            let mut left = usize::try_from(want).unwrap_or(0);
-            while left > 0 {
-                let size = left.min(CHUNK_BYTES);
-                let chunk = ProbeChunk { padding: Bytes::from(vec![0u8; size]), ..ProbeChunk::default() };
-                if send.send(Ok(chunk)).await.is_err() {
-                    return;
-                }
-                left -= size;
-            }
+            // Whoever doesn't read what it asked for gets no more of it.
+            let _ = tokio::time::timeout_at(ends, probe_answer(send, received, received_ns, want)).await;
+            drop(turn);
         });
         Ok(Response::new(answer))
+    }
+}
+
+async fn probe_answer(
+    send: mpsc::Sender<Result<ProbeChunk, Status>>,
+    received_bytes: u64,
+    received_ns: u64,
+    want: u64,
+) {
+    let head = ProbeChunk { received_bytes, received_ns, ..ProbeChunk::default() };
+    if send.send(Ok(head)).await.is_err() {
+        return;
+    }
+    let mut left = usize::try_from(want).unwrap_or(0);
+    while left > 0 {
+        let size = left.min(CHUNK_BYTES);
+        let chunk = ProbeChunk { padding: Bytes::from_static(&PADDING[..size]), ..ProbeChunk::default() };
+        if send.send(Ok(chunk)).await.is_err() {
+            return;
+        }
+        left -= size;
     }
 }

@@ -1,4 +1,7 @@
-//! Requests from children: decode, run the route's next stage, pass on.
+//! Requests from children: admit, run the route's next stage, pass on.
+//!
+//! What a header says is judged before any tensor is collected, and what the
+//! tensors say of themselves before any is decoded.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::gate;
+use crate::daemon::budget::Held;
 use crate::daemon::flow::{self, Answer, Inputs, Order};
 use crate::daemon::{Node, wire};
 
@@ -32,6 +36,16 @@ impl Infer for InferService {
             return Err(Failure::new(Code::Protocol, "a request begins with its header").into_status());
         };
         let mut header = Sound::read(header)?.into_inner();
+        let route = header.route.clone().unwrap_or_default();
+        let id = header.request.to_vec();
+        let order = match prepare(&self.0, &header, &route, arrived).await {
+            Ok(order) => order,
+            Err(failure) => return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None))),
+        };
+        let held = self.0.budget.request(&peer.id);
+        if let Err(failure) = held.take(wire::declared_bytes(&header.tensors)) {
+            return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None)));
+        }
         let declared = std::mem::take(&mut header.tensors);
         let collected = wire::collect(&mut stream, declared, |chunk| {
             // Its heartbeats wait behind its tensors.
@@ -46,11 +60,23 @@ impl Infer for InferService {
             || Failure::new(Code::DeadlineExceeded, "the request did not arrive whole in its time").at(self.0.name());
         let encoded =
             tokio::time::timeout_at((arrived + remaining(&header)).into(), collected).await.map_err(|_| late())??;
-        let codec = header.route.as_ref().map_or_else(String::new, |r| r.reply_codec.clone());
-        let answer = relay(&self.0, header, encoded, arrived).await;
-        let (reply, tensors) = pack(answer, &codec);
-        Ok(Response::new(send(&self.0, reply, tensors)))
+        let segment = flow::segment_after(route.from);
+        if let Err(mut failure) = wire::check_wanted(&encoded, &order.program.taken(segment)) {
+            // What a node below made of the inputs isn't the caller's fault.
+            if segment > 0 {
+                failure.code = Code::Protocol.into();
+            }
+            return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None)));
+        }
+        let answer = flow::answer(&self.0, order, Inputs::new(segment, encoded, Arc::new(held))).await;
+        let held = answer.held.clone();
+        let (reply, tensors) = pack(answer, &route.reply_codec);
+        Ok(Response::new(send(&self.0, reply, tensors, held)))
     }
+}
+
+fn failed(node: &Node, id: Vec<u8>, failure: Failure) -> Reply {
+    Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() }
 }
 
 /// Time left to a request: at the door it was found to be what a request may take.
@@ -58,51 +84,32 @@ fn remaining(header: &RunHeader) -> Duration {
     Duration::from_micros(header.remaining_us)
 }
 
-async fn relay(node: &Arc<Node>, header: RunHeader, encoded: Vec<Encoded>, arrived: Instant) -> Answer {
-    let id = header.request.to_vec();
-    match prepare(node, header, encoded, arrived).await {
-        Ok((order, inputs)) => flow::answer(node, order, inputs).await,
-        Err(failure) => Answer {
-            outputs: Vec::new(),
-            reply: Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() },
-        },
-    }
-}
-
-async fn prepare(
-    node: &Arc<Node>,
-    header: RunHeader,
-    encoded: Vec<Encoded>,
-    arrived: Instant,
-) -> Result<(Order, Inputs), Failure> {
+/// What is to be done with a request, as its header says.
+async fn prepare(node: &Arc<Node>, header: &RunHeader, route: &Route, arrived: Instant) -> Result<Order, Failure> {
     let digest = Digest::try_from(&header.model).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
     let entry = node.catalogue.by_model(digest).ok_or_else(|| {
         Failure::new(Code::UnknownModel, format!("model {} is not in this node's catalogue", digest.short()))
     })?;
-    let deadline = arrived + remaining(&header);
+    let deadline = arrived + remaining(header);
     let program = node.program_within(&entry, deadline).await?;
-    let Route { from, boundaries, reply_codec } = header.route.unwrap_or_default();
-    let segment = flow::segment_after(from);
-    let received = wire::total(&encoded);
-    // Tensors that only pass through needn't be decoded here.
-    let relayed = boundaries.first().is_some_and(|b| flow::segment_after(b.cut) == segment);
-    let (tensors, decode) = {
-        let encoded = encoded.clone();
-        tokio::task::block_in_place(move || wire::unpack(encoded))?
-    };
-    let order = Order {
+    let (from, segments) = (flow::segment_after(route.from), program.segments());
+    if from >= segments {
+        let text = format!("a route from segment {from} of {segments}; the nodes hold different models");
+        return Err(Failure::new(Code::Protocol, text).with_help("add the model again on the cloud"));
+    }
+    let boundaries = route.boundaries.clone();
+    Ok(Order {
         id: header.request.to_vec(),
         program,
         peer: (!boundaries.is_empty()).then(|| node.first_parent()).flatten(),
         boundaries,
         deadline,
         hops: header.hops,
-        trace: header.trace,
+        trace: header.trace.clone(),
         fallback: !header.no_fallback,
-        reply_codec,
+        reply_codec: route.reply_codec.clone(),
         hedged: false,
-    };
-    Ok((order, Inputs { segment, tensors, encoded: relayed.then_some(encoded), decode, received }))
+    })
 }
 
 /// Encodes an answer's outputs for the way back.
@@ -124,8 +131,15 @@ pub fn pack(answer: Answer, codec: &str) -> (Reply, Vec<Encoded>) {
     }
 }
 
-fn send(node: &Node, reply: Reply, tensors: Vec<Encoded>) -> ReceiverStream<Result<RunChunk, Status>> {
+/// Sends an answer, and holds its memory until it is out.
+fn send(
+    node: &Node,
+    reply: Reply,
+    tensors: Vec<Encoded>,
+    held: Option<Arc<Held>>,
+) -> ReceiverStream<Result<RunChunk, Status>> {
     node.tasks.stream("answer sending", CHUNKS_AHEAD_MAX, |send| async move {
+        let _held = held;
         let bodies = std::iter::once(run_chunk::Body::Reply(reply))
             .chain(frame::chunks(tensors, CHUNK_BYTES).map(run_chunk::Body::Tensor));
         for body in bodies {

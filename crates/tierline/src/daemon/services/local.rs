@@ -1,6 +1,5 @@
 //! Operators and applications: everything the command line asks of a node.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,12 +19,16 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::infer::pack;
 use super::jobs;
+use crate::daemon::budget::Held;
 use crate::daemon::catalogue::unknown_model;
 use crate::daemon::flow::{self, Answer, Inputs, Order};
 use crate::daemon::{Node, wire};
 
 /// Messages of a stream ahead of the connection.
 const AHEAD_MAX: usize = 8;
+
+/// The part of this machine's memory that a model may take while it is added.
+const MODEL_SHARE: u64 = 2;
 
 /// Time for a request whose caller named none.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -102,6 +105,11 @@ impl Local for LocalService {
             );
             return Err(Failure::new(Code::TooLarge, text).into());
         }
+        let memory = crate::machine::memory() / MODEL_SHARE;
+        if declared > memory {
+            let text = format!("{declared} bytes of model; this node has memory for {memory}");
+            return Err(Failure::new(Code::TooLarge, text).into());
+        }
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.message().await? {
             if let Some(model_add_chunk::Body::Data(data)) = chunk.body {
@@ -173,24 +181,32 @@ impl Local for LocalService {
 
     async fn infer(&self, request: Request<Streaming<InferChunk>>) -> Reply1<Self::InferStream> {
         let arrived = Instant::now();
+        // Operators on the socket are one caller.
+        let caller = super::gate::caller(&request).map_or_else(|_| String::new(), |peer| peer.id);
         let mut stream = request.into_inner();
         let Some(InferChunk { body: Some(infer_chunk::Body::Header(header)) }) = stream.message().await? else {
             return Err(Failure::new(Code::Protocol, "a request begins with its header").into());
         };
         let mut header = Sound::read(header)?.into_inner();
         let declared = std::mem::take(&mut header.tensors);
-        let encoded = wire::collect(&mut stream, declared, |chunk| match chunk.body {
+        let held = self.0.budget.request(&caller);
+        held.take(wire::declared_bytes(&declared))?;
+        let deadline = arrived + deadline(&header);
+        let collected = wire::collect(&mut stream, declared, |chunk| match chunk.body {
             Some(infer_chunk::Body::Tensor(t)) => Some(t),
             _ => None,
-        })
-        .await?;
-        let (predicted, plan, answer) = enter(&self.0, &header, encoded, arrived).await;
+        });
+        // A caller that stalls must not hold its bytes here for ever.
+        let late = || Failure::new(Code::DeadlineExceeded, "the request did not arrive whole in its time");
+        let encoded = tokio::time::timeout_at(deadline.into(), collected).await.map_err(|_| late())??;
+        let (predicted, plan, answer) = enter(&self.0, &header, encoded, deadline, Arc::new(held)).await;
+        let held = answer.held.clone();
         let (reply, tensors) = pack(answer, wire::raw().name());
         let total = arrived.elapsed();
         self.0.count_request(total, &reply);
         self.0.observe_answer(&header, &plan, total, &reply);
         let reply = InferReply { reply: Some(reply), total_ns: flow::ns(total), predicted_ns: predicted, plan };
-        Ok(Response::new(send(&self.0, reply, tensors)))
+        Ok(Response::new(send(&self.0, reply, tensors, held)))
     }
 
     async fn job_submit(&self, request: Request<Streaming<JobSubmitChunk>>) -> Reply1<JobInfo> {
@@ -270,19 +286,28 @@ fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(|e| Failure::new(Code::Internal, e.to_string()))
 }
 
+/// Time for a request.
+fn deadline(header: &InferHeader) -> Duration {
+    match header.deadline_ms {
+        0 => DEADLINE_DEFAULT,
+        ms => Duration::from_millis(ms.min(DEADLINE_MS_MAX)),
+    }
+}
+
 /// A request that enters the site here.
 async fn enter(
     node: &Arc<Node>,
     header: &InferHeader,
     encoded: Vec<Encoded>,
-    arrived: Instant,
+    deadline: Instant,
+    held: Arc<Held>,
 ) -> (u64, String, Answer) {
     let id = fastrand::u128(..).to_be_bytes().to_vec();
-    match prepare(node, header, encoded, arrived, &id).await {
+    match prepare(node, header, encoded, deadline, &id, held).await {
         Ok((order, inputs, predicted, plan)) => (predicted, plan, flow::answer(node, order, inputs).await),
         Err(failure) => {
             let reply = Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() };
-            (0, String::new(), Answer { outputs: Vec::new(), reply })
+            (0, String::new(), Answer { outputs: Vec::new(), held: None, reply })
         }
     }
 }
@@ -291,18 +316,15 @@ async fn prepare(
     node: &Arc<Node>,
     header: &InferHeader,
     encoded: Vec<Encoded>,
-    arrived: Instant,
+    deadline: Instant,
     id: &[u8],
+    held: Arc<Held>,
 ) -> Result<(Order, Inputs, u64, String), Failure> {
     let entry = entry(node, &header.model)?;
-    let received = wire::total(&encoded);
-    let (tensors, decode) = tokio::task::block_in_place(|| wire::unpack(encoded))?;
-    check_inputs(&entry.manifest, &tensors)?;
-    let deadline = match header.deadline_ms {
-        0 => DEADLINE_DEFAULT,
-        ms => Duration::from_millis(ms.min(DEADLINE_MS_MAX)),
-    };
-    let program = node.program_within(&entry, arrived + deadline).await?;
+    // Where the request enters, so that a wrong one costs no transfer.
+    wire::check_wanted(&encoded, &entry.manifest.inputs)
+        .map_err(|f| f.with_help(format!("`tierline model show {}` lists the inputs", entry.manifest.name)))?;
+    let program = node.program_within(&entry, deadline).await?;
     let placed = match header.placement() {
         Placement::Plan => node.current_plan(&entry, &program),
         Placement::Here => node.all_here(&program),
@@ -317,58 +339,25 @@ async fn prepare(
         program,
         boundaries: placed.boundaries,
         peer: placed.peer,
-        deadline: arrived + deadline,
+        deadline,
         hops: 0,
         trace: header.trace.clone(),
         fallback: true,
         reply_codec: node.reply_codec(entry.model),
         hedged,
     };
-    Ok((order, Inputs { segment: 0, tensors, encoded: None, decode, received }, placed.predicted_ns, placed.text))
+    Ok((order, Inputs::new(0, encoded, held), placed.predicted_ns, placed.text))
 }
 
-/// Names, types and fixed axes, checked where the request enters, so that a
-/// wrong request costs no transfer.
-fn check_inputs(
-    manifest: &crate::models::Manifest,
-    tensors: &[(String, tierline_graph::Tensor)],
-) -> Result<(), Failure> {
-    let invalid = |text: String| {
-        Err(Failure::new(Code::InvalidInput, text)
-            .with_help(format!("`tierline model show {}` lists the inputs", manifest.name)))
-    };
-    let given: BTreeMap<&str, &tierline_graph::Tensor> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    for want in &manifest.inputs {
-        let Some(tensor) = given.get(want.name.as_str()) else {
-            return invalid(format!("input `{}` is missing", want.name));
-        };
-        if let Some(dtype) = want.dtype
-            && dtype != tensor.dtype()
-        {
-            return invalid(format!("input `{}` is {}, the model takes {dtype}", want.name, tensor.dtype()));
-        }
-        if let Some(shape) = &want.shape {
-            let fits = shape.len() == tensor.shape().len()
-                && shape.iter().zip(tensor.shape()).all(|(d, &n)| d.known().is_none_or(|known| known == n as u64));
-            if !fits {
-                let wanted: Vec<String> = shape.iter().map(ToString::to_string).collect();
-                return invalid(format!(
-                    "input `{}` has shape {:?}, the model takes [{}]",
-                    want.name,
-                    tensor.shape(),
-                    wanted.join(", ")
-                ));
-            }
-        }
-    }
-    match given.keys().find(|n| manifest.inputs.iter().all(|i| i.name != **n)) {
-        Some(name) => invalid(format!("the model has no input `{name}`")),
-        None => Ok(()),
-    }
-}
-
-fn send(node: &Node, reply: InferReply, tensors: Vec<Encoded>) -> ReceiverStream<Result<InferChunk, Status>> {
+/// Sends an answer, and holds its memory until it is out.
+fn send(
+    node: &Node,
+    reply: InferReply,
+    tensors: Vec<Encoded>,
+    held: Option<Arc<Held>>,
+) -> ReceiverStream<Result<InferChunk, Status>> {
     node.tasks.stream("answer sending", AHEAD_MAX, |send| async move {
+        let _held = held;
         let bodies = std::iter::once(infer_chunk::Body::Reply(reply))
             .chain(frame::chunks(tensors, CHUNK_BYTES).map(infer_chunk::Body::Tensor));
         for body in bodies {
