@@ -236,10 +236,12 @@ impl Node {
             profiling::measure(&work, how)
         };
         self.tasks.blocking("measurement", measure).await?.map_err(|e| {
-            if matches!(e, EngineError::Stopped { .. } | EngineError::Memory { .. } | EngineError::Ended { .. }) {
-                self.catalogue.set_unfit(entry.model, e.to_string());
+            let failure = Failure::new(Code::Engine, e.to_string());
+            if !matches!(e, EngineError::Stopped { .. } | EngineError::Memory { .. } | EngineError::Ended { .. }) {
+                return failure;
             }
-            Failure::new(Code::Engine, e.to_string()).with_help("it is not offered here")
+            self.catalogue.set_unfit(entry.model, e.to_string());
+            failure.with_help("it is not offered here")
         })
     }
 

@@ -108,7 +108,9 @@ fn doubling(rounds: Option<i64>) -> Model {
 fn an_endless_loop_keeps_nobody_waiting() {
     for engine in engines() {
         let cloud = Cloud::start(engine).with_good_model();
-        assert_eq!(cloud.add("endless", &doubling(Some(1 << 40)), &[]).code, 0);
+        // As many rounds as the engine can count.
+        let rounds = if engine == "rten" { i64::from(i32::MAX) } else { 1 << 40 };
+        assert_eq!(cloud.add("endless", &doubling(Some(rounds)), &[]).code, 0);
         let x = || input(cloud.folder.path(), "x", f32s(&[1], &[0.0]));
         // While it is measured, and when that was given up.
         for _ in 0..2 {
