@@ -11,13 +11,13 @@ fn help_lists_every_verb() {
     insta::assert_snapshot!("help", help.stdout);
 }
 
-/// Every command that does something, as its words.
+/// Every command that does something for people, as its words.
 fn commands() -> Vec<Vec<String>> {
     fn below(command: &clap::Command, words: &[String], all: &mut Vec<Vec<String>>) {
         if !words.is_empty() && !command.is_subcommand_required_set() {
             all.push(words.to_vec());
         }
-        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help" && !sub.is_hide_set()) {
             below(sub, &[words, &[sub.get_name().to_owned()]].concat(), all);
         }
     }
