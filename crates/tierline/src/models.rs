@@ -150,7 +150,7 @@ impl Prepared {
         let all = cuts(&self.model, &types);
         let chosen = candidates(&self.model, &types, &all, cuts_max);
         let costs = tierline_graph::cost::cost(&self.model, &types);
-        let manifest = Manifest {
+        Ok(Manifest {
             name: name.to_owned(),
             digest: self.digest.clone(),
             bytes: self.bytes,
@@ -163,8 +163,7 @@ impl Prepared {
             nodes: self.model.graph().node.len() as u64,
             parameters: tierline_graph::cost::parameters(&self.model),
             macs: tierline_graph::cost::total_macs(&costs),
-        };
-        Ok(manifest)
+        })
     }
 }
 
