@@ -196,7 +196,9 @@ mod tests {
     /// Waits until the brake of `stop` is pulled.
     fn braked(stop: &Stop) -> bool {
         let (send, pulled) = mpsc::channel();
-        let brake = move || drop(send.send(()));
+        let brake = move || {
+            let _ = send.send(());
+        };
         stop.during(brake, || pulled.recv_timeout(Duration::from_secs(60)).is_ok()).unwrap_or(false)
     }
 
@@ -233,7 +235,10 @@ mod tests {
     fn a_brake_is_gone_after_its_run() {
         let stop = Stop::asked();
         let (send, pulled) = mpsc::channel::<()>();
-        stop.during(move || drop(send.send(())), || ());
+        let brake = move || {
+            let _ = send.send(());
+        };
+        stop.during(brake, || ());
         stop.pull();
         assert!(pulled.try_recv().is_err());
     }
