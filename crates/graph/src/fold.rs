@@ -13,6 +13,7 @@ use crate::cost::cost;
 use crate::error::LoadError;
 use crate::index::{Index, captured, is_function_of_inputs};
 use crate::infer::{Types, infer_types};
+use crate::lift::lifted;
 use crate::model::Model;
 use crate::onnx::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 use crate::plain::{Casts, Sequences};
@@ -76,8 +77,9 @@ pub enum FoldError {
 pub enum Purpose {
     /// To be run: weights are constants, Dropout does nothing.
     Inference,
-    /// To be trained: Dropout stays, and a weight that several nodes read, or
-    /// of which a node makes several copies, stays one weight.
+    /// To be trained: Dropout stays, a weight that several nodes read, or of
+    /// which a node makes several copies, stays one weight, and weights within
+    /// bodies become the graph's own.
     Training,
 }
 
@@ -96,6 +98,9 @@ pub fn fold(model: &mut Model, evaluator: &mut dyn Evaluate) -> Result<FoldRepor
 pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpose) -> Result<FoldReport, FoldError> {
     let nodes_before = model.graph().node.len();
     let mut folded = corrected(model)?;
+    if purpose == Purpose::Training {
+        folded = lifted(&folded)?;
+    }
     run(&mut folded, &mut Literals)?;
     run(&mut folded, &mut Sequences)?;
     run(&mut folded, &mut Casts)?;

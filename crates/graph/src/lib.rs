@@ -29,6 +29,7 @@ pub mod upgrade;
 mod attributes;
 mod check;
 mod external;
+mod lift;
 mod normal;
 mod plain;
 

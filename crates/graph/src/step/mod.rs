@@ -191,6 +191,7 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     crate::gradient::check_arity(model)?;
     let model = crate::gradient::prepare(model)?;
     let parameters = parameters::find(&model, &recipe.freeze)?;
+    untrained::refuse_inner_statistics(&model, &parameters)?;
     let (model, statistics) = normalise::in_training(&model, &parameters)?;
     let output = output(&model, recipe)?;
     let model = dropout::drawn(&model, recipe.seed)?;

@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::matches;
-use crate::attributes::Attributes;
-use crate::gradient::Forward;
+use super::{StepError, matches};
+use crate::gradient::{Forward, GradientError};
 use crate::index::bodies;
+use crate::model::Model;
 use crate::onnx::{NodeProto, TensorProto};
 use crate::tensor::DataType;
 
@@ -59,6 +59,23 @@ pub(super) fn untrained(
     found
 }
 
+/// Refuses batch normalisations within bodies whose weights are trained: in
+/// training they take the batch's statistics and keep running ones, which a
+/// body can't hand out.
+pub(super) fn refuse_inner_statistics(model: &Model, parameters: &[String]) -> Result<(), StepError> {
+    let mut open: Vec<&NodeProto> = model.graph().node.iter().flat_map(bodies).flat_map(|b| &b.node).collect();
+    while let Some(node) = open.pop() {
+        let trained = node.input.iter().skip(1).take(2).find(|name| parameters.contains(name));
+        if let (Some(weight), "BatchNormalization") = (trained, node.op_type()) {
+            let reason = format!("it is within a branch, where it can't keep running statistics; freeze `{weight}`");
+            let (node, operator) = (said(node), node.op_type().to_owned());
+            return Err(GradientError::Form { node, operator, reason }.into());
+        }
+        open.extend(bodies(node).flat_map(|b| &b.node));
+    }
+    Ok(())
+}
+
 /// Why no gradient reaches a weight.
 fn cut_off(forward: &Forward<'_>, name: &str) -> String {
     match forward.ends_of(name).first() {
@@ -98,15 +115,13 @@ fn unknown(tensor: &TensorProto, readers: &[&NodeProto]) -> Option<String> {
 /// Weights that only a body has.
 fn within(node: &NodeProto, outer: &NodeProto, freeze: &[String], found: &mut Vec<Untrained>) {
     for body in bodies(node) {
-        let own = body.initializer.iter().map(|tensor| (tensor.name(), tensor));
-        let stated = body.node.iter().filter(|inner| inner.op_type() == "Constant");
-        let stated =
-            stated.filter_map(|inner| Some((inner.output.first()?.as_str(), Attributes::of(inner).tensor("value")?)));
-        for (name, tensor) in own.chain(stated) {
+        for tensor in &body.initializer {
+            let name = tensor.name();
             let float = DataType::from_onnx(tensor.data_type()).is_some_and(DataType::is_float);
             let several = tensor.dims.iter().fold(1i64, |n, d| n.saturating_mul(*d)) > 1;
             if float && several && !freeze.iter().any(|pattern| matches(pattern, name)) {
-                let reason = format!("it is within a body of {}; keep it in the graph around", said(outer));
+                let reason =
+                    format!("it is within a body of {}; fold the model's constants for training first", said(outer));
                 found.push(Untrained { weight: name.to_owned(), reason });
             }
         }

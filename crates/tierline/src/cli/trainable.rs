@@ -197,9 +197,7 @@ pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
         memory: fixed,
         memory_per_example: each,
     };
-    for line in untrained(&step.spec.untrained) {
-        global.output().say(line);
-    }
+    tell_untrained(global, &step.spec.untrained);
     global.output().data(&report, |r| {
         format!(
             "step        {} ({})\nnodes       {} ({} forward)\nbatch       {}, {}\ntrains      {} weights, {} running \
@@ -225,13 +223,18 @@ pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
 /// Weights told of by name; of more their number is told.
 const UNTRAINED_SHOWN: usize = 8;
 
-/// What to say of weights that stay as they are.
-fn untrained(weights: &[Untrained]) -> impl Iterator<Item = String> {
-    let plain = |text: &str| text.escape_debug().to_string();
-    let each = |u: &Untrained| format!("warning: `{}` is not trained: {}", plain(&u.weight), plain(&u.reason));
-    let more = weights.len().saturating_sub(UNTRAINED_SHOWN);
-    let more = (more > 0).then(|| format!("warning: {more} further weights are not trained; --json lists them"));
-    weights.iter().take(UNTRAINED_SHOWN).map(each).collect::<Vec<_>>().into_iter().chain(more)
+/// Says on stderr which weights stay as they are, and why.
+pub(super) fn tell_untrained(global: &Global, weights: &[Untrained]) {
+    for Untrained { weight, reason } in weights.iter().take(UNTRAINED_SHOWN) {
+        // Names and operators are whatever a file says.
+        let (weight, reason) = (weight.escape_debug(), reason.escape_debug());
+        global.output().say(format!("warning: `{weight}` is not trained: {reason}"));
+    }
+    if let Some(more) = weights.len().checked_sub(UNTRAINED_SHOWN).filter(|more| *more > 0) {
+        global
+            .output()
+            .say(format!("warning: {more} further weights are not trained; `model trainable --json` lists them"));
+    }
 }
 
 /// What tensors take where they are most: always, and for each example.

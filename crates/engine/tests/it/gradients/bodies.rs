@@ -3,9 +3,10 @@
 
 use tierline_engine::LoadOptions;
 use tierline_graph::emit::{Attribute, node};
+use tierline_graph::fold::{Evaluate, Purpose, fold_for};
 use tierline_graph::gradient::backward;
 use tierline_graph::onnx::{GraphProto, NodeProto};
-use tierline_graph::step::{Loss, Recipe, StepError, trainable};
+use tierline_graph::step::{Loss, Recipe, Role, StepError, trainable};
 use tierline_graph::{DataType, Elements, Model, Tensor};
 
 use super::cases::{Case, value, whole};
@@ -104,6 +105,72 @@ fn looped() -> Model {
 fn loops_that_read_weights_are_refused_by_name() {
     let said = error(&looped());
     assert!(said.contains("operator `Loop`") && said.contains("its body reads `w`"), "{said}");
+}
+
+/// Both branches have a weight `v` of their own; trained, they are two.
+#[test]
+fn weights_within_branches_are_trained_once_folded() {
+    let branch = |factor: f32| {
+        let mut graph = body(vec![node("MatMul", &["a", "v"], &["o"], &[])], &[], &[("o", DataType::F32)]);
+        graph.initializer.push(tierline_graph::constant::tensor_to_proto("v", &f32s(&[2, 2], &[factor; 4])));
+        Attribute::Graph(graph)
+    };
+    let mut model = Case::new()
+        .input("x", "batch 2")
+        .floats("w", &[2, 2], &[1.0; 4])
+        .flag("c")
+        .through("MatMul", &["x", "w"], "a", vec![])
+        .op_at(18, "If", &["c"], 1, vec![("then_branch", branch(1.0)), ("else_branch", branch(2.0))]);
+    let mse = Recipe { loss: Loss::Mse, ..Recipe::default() };
+    let told = trainable(&model, &mse).unwrap().spec.untrained;
+    assert_eq!(told.iter().map(|u| u.weight.as_str()).collect::<Vec<_>>(), ["v", "v"]);
+    struct Nobody;
+    impl Evaluate for Nobody {
+        fn evaluate(&mut self, _: &Model) -> Result<Vec<Tensor>, String> {
+            Err("there is nothing to compute".into())
+        }
+    }
+    fold_for(&mut model, &mut Nobody, Purpose::Training).unwrap();
+    let step = trainable(&model, &mse).unwrap();
+    let trained: Vec<&str> =
+        step.spec.state.iter().filter(|s| s.role == Role::Parameter).map(|s| s.input.as_str()).collect();
+    assert_eq!(trained, ["w", "v.1", "v.2"]);
+    assert!(step.spec.untrained.is_empty(), "{:?}", step.spec.untrained);
+    // Of the branch that isn't taken nothing changes.
+    for engine in engines() {
+        let (graph, state) = step.divided().unwrap();
+        let c = Tensor::new([], Elements::Bool(vec![1])).unwrap();
+        let (x, target) = (f32s(&[1, 2], &[1.0, 2.0]), f32s(&[1, 2], &[0.0, 0.0]));
+        let mut given = vec![("x", &x), ("c", &c), ("target", &target)];
+        given.extend(step.spec.state.iter().map(|s| s.input.as_str()).zip(&state));
+        let mut session = engine.load(&graph, &LoadOptions::with_threads(1)).unwrap();
+        let names: Vec<String> = session.outputs().iter().map(|o| o.name.clone()).collect();
+        let made = session.run(&given).unwrap();
+        let next = |name: &str| &made[names.iter().position(|n| n == name).unwrap()];
+        // y = 6; dv = a' (2 / 2) y = 3 * 6.
+        assert_eq!(*next("v.1.next"), f32s(&[2, 2], &[1.0 - 0.01 * 18.0; 4]), "{}", engine.name());
+        assert_eq!(*next("v.2.next"), f32s(&[2, 2], &[2.0; 4]), "{}", engine.name());
+    }
+}
+
+#[test]
+fn normalisations_within_branches_are_refused() {
+    let inputs = ["a", "scale", "bias", "mean", "variance"];
+    let then = vec![node("BatchNormalization", &inputs, &["o"], &[])];
+    let other = vec![node("Neg", &["a"], &["o"], &[])];
+    let model = Case::new()
+        .input("x", "batch 2")
+        .flag("c")
+        .floats("w", &[2, 2], &[1.0; 4])
+        .floats("scale", &[2], &[1.0; 2])
+        .floats("bias", &[2], &[0.0; 2])
+        .floats("mean", &[2], &[0.0; 2])
+        .floats("variance", &[2], &[1.0; 2])
+        .through("MatMul", &["x", "w"], "a", vec![])
+        .op_at(18, "If", &["c"], 1, branches(then, other));
+    assert!(error(&model).contains("it can't keep running statistics; freeze `scale`"), "{}", error(&model));
+    let frozen = Recipe { loss: Loss::Mse, freeze: vec!["scale".into(), "bias".into()], ..Recipe::default() };
+    assert!(trainable(&model, &frozen).is_ok());
 }
 
 #[test]

@@ -50,6 +50,12 @@ impl Case {
         self.op_at(22, kind, inputs, outputs, attributes)
     }
 
+    /// An input that is true or false.
+    pub fn flag(mut self, name: &str) -> Self {
+        self.graph.input.push(value(name, DataType::Bool, Some("")));
+        self
+    }
+
     /// Integers of any shape.
     pub fn numbers(mut self, name: &str, shape: &[usize], values: &[i64]) -> Self {
         let tensor = Tensor::new(shape, Elements::I64(values.to_vec())).unwrap();

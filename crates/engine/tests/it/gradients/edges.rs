@@ -2,7 +2,8 @@
 //! against PyTorch: `edges.py` wrote what it says, `edges.jsonl` keeps it.
 //!
 //! Where PyTorch's gradient is a finite number, so is ours, and the same one,
-//! on every engine and in both precisions.
+//! on every engine, with plain operators and the engine's own, in both
+//! precisions.
 
 use std::collections::BTreeSet;
 
@@ -11,18 +12,21 @@ use serde_json::Value;
 use tierline_engine::{Engine, EngineError, LoadOptions};
 use tierline_graph::constant::tensor_to_proto;
 use tierline_graph::emit::{Attribute, node};
-use tierline_graph::gradient::{backward, operators};
+use tierline_graph::gradient::{backward_with, operators};
 use tierline_graph::onnx::GraphProto;
-use tierline_graph::{DataType, Elements, Model, Tensor};
+use tierline_graph::{DataType, Elements, Kernels, Model, Tensor};
 
 use super::cases::{value, whole};
 use crate::support::engines;
+
+/// Operator, inputs, outputs, attributes.
+type Node = (String, Vec<String>, Vec<String>, serde_json::Map<String, Value>);
 
 #[derive(Deserialize)]
 struct Edge {
     name: String,
     opset: i64,
-    nodes: Vec<(String, Vec<String>, Vec<String>, serde_json::Map<String, Value>)>,
+    nodes: Vec<Node>,
     inputs: Vec<Input>,
     upstream: Numbers,
     f32: Vec<Option<Vec<Value>>>,
@@ -144,24 +148,27 @@ fn gradients_at_edges_are_pytorch_s() {
                 continue;
             }
             let wanted: Vec<&str> = given.iter().map(|(name, _)| name.as_str()).collect();
-            let made = backward(&model, &["y"], &wanted).unwrap_or_else(|e| panic!("{label}: {e}"));
-            let mut given = given.clone();
-            given.push((made.upstream[0].1.clone(), floats(&edge.upstream.shape, &edge.upstream.values, dtype)));
-            let found = match run(&*engine, &made.model, &given) {
-                Ok(all) => all[model.outputs().len()..].to_vec(),
-                // What an engine lacks it says; that is no wrong value.
-                Err(_) if engine.name() == "rten" => continue,
-                Err(error) => {
-                    wrong.push(format!("{label}: {error}"));
-                    continue;
+            let own: Kernels = engine.kernels().iter().copied().collect();
+            for kernels in [Kernels::none(), own] {
+                let made = backward_with(&model, &["y"], &wanted, &kernels).unwrap_or_else(|e| panic!("{label}: {e}"));
+                let mut given = given.clone();
+                given.push((made.upstream[0].1.clone(), floats(&edge.upstream.shape, &edge.upstream.values, dtype)));
+                let found = match run(&*engine, &made.model, &given) {
+                    Ok(all) => all[model.outputs().len()..].to_vec(),
+                    // What an engine lacks it says; that is no wrong value.
+                    Err(_) if engine.name() == "rten" => continue,
+                    Err(error) => {
+                        wrong.push(format!("{label}: {error}"));
+                        continue;
+                    }
+                };
+                let expected = if dtype == DataType::F64 { &edge.f64 } else { &edge.f32 };
+                for ((name, expected), found) in wanted.iter().zip(expected).zip(&found) {
+                    let Some(expected) = expected else { continue };
+                    wrong.extend(far(found, expected, dtype).map(|how| format!("{label} of {name}: {how}")));
                 }
-            };
-            let expected = if dtype == DataType::F64 { &edge.f64 } else { &edge.f32 };
-            for ((name, expected), found) in wanted.iter().zip(expected).zip(&found) {
-                let Some(expected) = expected else { continue };
-                wrong.extend(far(found, expected, dtype).map(|how| format!("{label} of {name}: {how}")));
+                compared += 1;
             }
-            compared += 1;
         }
         eprintln!("{}: {compared} of {} compared", engine.name(), 2 * edges.len());
         assert!(compared > edges.len() / 2, "{} compared only {compared}", engine.name());

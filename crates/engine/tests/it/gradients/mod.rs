@@ -216,6 +216,54 @@ fn rules_agree_with_finite_differences_on_random_models() {
     assert!(wrong.is_empty(), "of {} random models {} are wrong: {wrong:#?}", said.len(), wrong.len());
 }
 
+/// The gradient alone of a model of one input, of ones.
+fn of_ones(model: &Model, shape: &[usize], out: &[usize]) -> Vec<f32> {
+    let made = backward(model, &["y"], &["x"]).unwrap();
+    let mut proto = made.model.proto().clone();
+    // What only the forward pass needs isn't computed.
+    proto.graph.as_mut().unwrap().output.retain(|o| o.name() == made.gradients[0].1);
+    let alone = Model::from_proto(proto).unwrap();
+    let [x, dy] = [shape, out].map(|shape| f32s(shape, &vec![1.0; shape.iter().product()]));
+    let mut session = tierline_engine::rten().load(&alone, &LoadOptions::with_threads(1)).unwrap();
+    let found = session.run(&[("x", &x), (made.upstream[0].1.as_str(), &dy)]).unwrap();
+    let tierline_graph::Elements::F32(values) = found[0].elements() else { panic!("it is of f32") };
+    values.clone()
+}
+
+#[test]
+fn long_axes_take_no_table_of_all_places() {
+    let resized = |from: usize, scale: f32, mode: &str| {
+        let attributes = vec![("mode", cases::text(mode))];
+        let case = cases::Case::new().input("x", &format!("1 1 {from}")).floats("scales", &[3], &[1.0, 1.0, scale]);
+        case.op("Resize", &["x", "", "scales"], 1, attributes)
+    };
+    for (from, scale, mode, inside) in
+        [(160_000, 2.0, "linear", 2.0), (160_000, 2.0, "nearest", 2.0), (320_000, 0.5, "linear", 0.5)]
+    {
+        let to = (from as f32 * scale) as usize;
+        let found = of_ones(&resized(from, scale, mode), &[1, 1, from], &[1, 1, to]);
+        assert_eq!(found.iter().map(|&x| f64::from(x)).sum::<f64>(), to as f64, "{mode} {scale}");
+        assert!(found[9..from - 9].iter().all(|&x| x == inside), "{mode} {scale}");
+    }
+    let far = backward(&resized(1 << 20, 2048.0, "linear"), &["y"], &["x"]).unwrap_err().to_string();
+    assert!(far.contains("from 1 to 4194304 is differentiated"), "{far}");
+}
+
+/// There and back as often as it takes, as NumPy pads.
+#[test]
+fn reflections_may_be_wider_than_the_axis() {
+    let padded = |size: usize, before: i64, behind: i64| {
+        let case = cases::Case::new().input("x", &size.to_string()).ints("pads", &[before, behind]);
+        let model = case.op("Pad", &["x", "pads"], 1, vec![("mode", cases::text("reflect"))]);
+        of_ones(&model, &[size], &[size + (before + behind) as usize])
+    };
+    // np.pad([0, 1, 2], (5, 4), "reflect") is 1 0 1 2 1 0 1 2 1 0 1 2.
+    assert_eq!(padded(3, 2, 2), [2.0, 3.0, 2.0]);
+    assert_eq!(padded(3, 5, 4), [3.0, 6.0, 3.0]);
+    assert_eq!(padded(2, 3, 0), [2.0, 3.0]);
+    assert_eq!(padded(1, 2, 3), [6.0]);
+}
+
 /// Pools are differentiated in nodes that every engine has.
 #[test]
 fn gradients_of_pools_are_the_same_on_every_engine() {

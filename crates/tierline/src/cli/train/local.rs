@@ -12,6 +12,7 @@ use tierline_train::{Checkpoint, Epoch, Event, Job, TrainError, Trainer, run};
 
 use super::{Folder, Train, data, model, stopped_by_user};
 use crate::cli::Global;
+use crate::cli::trainable::tell_untrained;
 use crate::models;
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
 
@@ -85,6 +86,7 @@ pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
         steps_per_epoch: per_epoch,
         epoch: first,
     })?;
+    tell_untrained(global, &trainer.spec().untrained);
     let bar = global.output().progress(job.epochs.saturating_mul(per_epoch as u64), "training");
     let mut epoch_started = Instant::now();
     let identity = job.identity();
