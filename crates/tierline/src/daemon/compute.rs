@@ -12,7 +12,6 @@
 //! takes its place.
 
 use std::collections::{HashMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use tierline_node::Time;
 use tierline_node::admit::{self, Action, Class, Event, JobId, Limits, Queue, Refusal};
 use tokio::sync::oneshot;
 
+use super::tasks::Tasks;
 use crate::models::Manifest;
 
 /// Jobs waiting for the worker; a request that would wait longer is better
@@ -155,7 +155,7 @@ pub enum ComputeError {
     #[error("this node is shutting down")]
     Closed,
     /// What ran panicked; the worker goes on.
-    #[error("running segments {from}..{to} panicked: {message}")]
+    #[error("segments {from}..{to}: {message}")]
     Panicked {
         /// First segment.
         from: usize,
@@ -320,8 +320,8 @@ impl Shared {
     fn work(&self, worker: u64) {
         let mut sessions = Sessions { options: &self.options, warm: HashMap::new(), clock: 0 };
         while let Some((id, job)) = self.next(worker) {
-            let performed = catch_unwind(AssertUnwindSafe(|| sessions.perform(job)));
-            if performed.is_err() {
+            let tasks = &self.options.tasks;
+            if tasks.guarded("worker", || sessions.perform(job)).is_err() {
                 // Whatever panicked there may have left them half made.
                 sessions.warm.clear();
             }
@@ -368,6 +368,8 @@ pub struct Compute(Arc<Shared>);
 
 /// How the worker runs.
 pub struct ComputeOptions {
+    /// Where panics are counted and told.
+    pub tasks: Tasks,
     /// The engine.
     pub engine: Arc<dyn Engine>,
     /// How sessions are loaded.
@@ -551,13 +553,13 @@ impl Sessions<'_> {
             }
             (Work::Forget, _) => self.warm.retain(|key, _| key.digest != job.key.digest),
             (Work::Warm { reply }, Some(program)) => {
-                let result = self.guarded(&job.key, |s| s.session(&program, &job.key, &job.stop).map(drop));
+                let result = self.guarded("session", &job.key, |s| s.session(&program, &job.key, &job.stop).map(drop));
                 let _ = reply.send(result.map(|()| self.warm.get(&job.key).map_or(0, |w| w.bytes)));
             }
             (Work::Run { reply, .. }, _) if reply.is_closed() => {}
             (Work::Run { inputs, reply }, Some(program)) => {
                 let due = Due { stop: &job.stop, deadline: job.deadline };
-                let result = self.guarded(&job.key, |s| s.run(&program, &job.key, &inputs, &due));
+                let result = self.guarded("compute", &job.key, |s| s.run(&program, &job.key, &inputs, &due));
                 let _ = reply.send(result.map(|computed| Computed { queued, ..computed }));
             }
             // Only evictions come without a program.
@@ -569,14 +571,13 @@ impl Sessions<'_> {
     /// dropped.
     fn guarded<T>(
         &mut self,
+        name: &'static str,
         key: &SliceKey,
         f: impl FnOnce(&mut Self) -> Result<T, ComputeError>,
     ) -> Result<T, ComputeError> {
-        let result = catch_unwind(AssertUnwindSafe(|| f(self))).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            let message = text.unwrap_or_else(|| "no message".to_owned());
-            Err(ComputeError::Panicked { from: key.from, to: key.to, message })
+        let tasks = self.options.tasks.clone();
+        let result = tasks.guarded(name, || f(self)).unwrap_or_else(|failure| {
+            Err(ComputeError::Panicked { from: key.from, to: key.to, message: failure.message })
         });
         let last = match &result {
             Err(ComputeError::Engine(e)) => e.is_last(),

@@ -237,6 +237,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         })
         .collect();
     let compute = Compute::start(ComputeOptions {
+        tasks: tasks.clone(),
         engine: Arc::clone(&engine),
         load: config.load_options(),
         slowdown: config.slowdown,

@@ -24,7 +24,7 @@ fn a_request_that_breaks_off_fails_by_itself() {
     let mut site = Site::new();
     let model = site.add_model();
     until_planned(&site.cloud);
-    for task in ["run", "answer sending"] {
+    for task in ["run", "compute", "answer sending"] {
         site.cloud.restart_by(breaking(&format!("{task}:1")));
         until_planned(&site.cloud);
         let ask = || site.cloud.ask(&["infer", "--model", "digits", "--input", &model.input, "--json"]);
