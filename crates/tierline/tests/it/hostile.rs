@@ -17,6 +17,8 @@ use tierline_proto::v1::{
     child_message, job_standing, parent_message, reverse_reply, reverse_request, run_chunk,
 };
 
+use crate::federation::Federation;
+use crate::ghost::Ghost;
 use crate::harness::{Model, Node, Site, same_outputs, until, until_planned};
 use crate::middle::{Middle, SESSION, Way};
 
@@ -224,6 +226,61 @@ fn absurd_links_and_profiles_of_a_parent_leave_an_end_at_work() {
         *turn.lock().unwrap() = 0;
         end.restart();
     }
+}
+
+#[test]
+fn what_a_child_tells_of_others_stays_within_bounds() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 1 }\n");
+    let edge = federation.site.edge("edge");
+    let below = Ghost::below(&federation, "edge", "below", &edge.url);
+    let rogue = Ghost::named(&federation, "edge", "rogue");
+    // Reports near the limit of a message, one after the other.
+    let offer = ModelOffer { model: Bytes::from(vec![7; 32]), ..ModelOffer::default() };
+    let nodes = |from: u32, offers: usize| {
+        let node = |i: u32| NodeInfo {
+            node_id: format!("{i:032x}"),
+            node_name: format!("end-{i}"),
+            role: tierline_proto::Role::End.into(),
+            state: "connected".to_owned(),
+            models: vec![offer.clone(); offers],
+            ..NodeInfo::default()
+        };
+        (from..from + 1_400).map(node).collect::<Vec<_>>()
+    };
+    for i in 0..8 {
+        let subtree = Subtree { nodes: nodes(i * 1_400, 30), more: i < 7, ..Subtree::default() };
+        assert!((1 << 20..2 << 20).contains(&subtree.encoded_len()));
+        below.say(child_message::Body::Subtree(subtree));
+    }
+    // Names of a megabyte, each another one.
+    let job = Bytes::from_static(&[7; 32]);
+    let before = rss(&federation.site.cloud);
+    for i in 0..100 {
+        rogue.stands(&job, &format!("{i}{}", "x".repeat(1 << 20)), job_standing::Standing::Examples(1));
+    }
+    until("the cloud has heard them", || {
+        federation
+            .site
+            .cloud
+            .log()
+            .contains("rogue said something that can't be, and it is passed by (64 so far)")
+            .then_some(())
+    });
+    let grown = rss(&federation.site.cloud).saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes of names are kept");
+    // The edge lists what it can, counts the rest, and is still there.
+    let listed = until("the edge lists them", || {
+        let listed = edge.ask(&["nodes", "--json"]).json();
+        (listed["nodes"].as_array()?.len() > 4_000).then_some(listed)
+    });
+    assert_eq!(listed["nodes"].as_array().unwrap().len(), 2 + 4_096, "itself, its child, and those below");
+    assert_eq!(listed["left_out"], 8 * 1_400 - 4_096);
+    assert!(!edge.log().contains("lost cloud"), "{}", edge.log());
+    let of_cloud = federation.site.cloud.ask(&["nodes", "--json"]).json();
+    let mut names: Vec<&str> =
+        of_cloud["nodes"].as_array().unwrap().iter().filter_map(|n| n["name"].as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["below", "cloud", "edge", "rogue"], "the cloud lists whom it has let in");
 }
 
 /// Anything that a message can hold.

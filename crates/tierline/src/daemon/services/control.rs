@@ -45,8 +45,9 @@ struct Below {
     nodes: Vec<NodeInfo>,
     /// Those that are there, but not listed.
     left_out: u64,
-    /// Parts of a report that isn't whole yet.
+    /// Parts of a report that isn't whole yet, and what they leave out.
     parts: Vec<NodeInfo>,
+    parts_left_out: u64,
 }
 
 impl Below {
@@ -67,11 +68,11 @@ impl Below {
             return new;
         }
         let fit = room.saturating_sub(self.parts.len()).min(nodes.len());
-        let beyond = (nodes.len() - fit) as u64;
+        self.parts_left_out = self.parts_left_out.saturating_add(left_out).saturating_add((nodes.len() - fit) as u64);
         self.parts.extend(nodes.into_iter().take(fit));
         if !more {
             self.nodes = std::mem::take(&mut self.parts);
-            self.left_out = left_out.saturating_add(beyond);
+            self.left_out = std::mem::take(&mut self.parts_left_out);
         }
         new
     }
@@ -520,7 +521,7 @@ mod tests {
         // Where there is less room, more is only counted.
         let mut below = Below::default();
         reports.into_iter().for_each(|report| drop(below.take(report, 100)));
-        assert_eq!(below.nodes.len(), 100);
+        assert_eq!((below.nodes.len(), below.left_out), (100, SUBTREE_NODES_MAX as u64 - 100 + 12));
         assert_eq!(Listed::default().reports(), [Subtree::default()], "that there is nobody is said, too");
     }
 
