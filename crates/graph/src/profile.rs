@@ -276,7 +276,8 @@ mod tests {
     #[test]
     fn numbers_that_nobody_can_have_measured_are_refused() {
         profile().check().unwrap();
-        let changes: [(fn(&mut ModelProfile), &str); 8] = [
+        type Change = fn(&mut ModelProfile);
+        let changes: [(Change, &str); 8] = [
             (|p| p.segments[0].time_ns = Some(u64::MAX), "time of a segment"),
             (|p| p.segments[1].memory_bytes = u64::MAX, "memory of a segment"),
             (|p| p.whole_ns = u64::MAX, "time of the whole model"),

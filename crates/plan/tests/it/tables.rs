@@ -107,7 +107,8 @@ fn whatever_is_said_of_links_there_is_a_plan_or_a_reason() {
 fn numbers_that_nobody_can_have_measured_are_refused() {
     let good = by_hand();
     plan(&good, &[]).unwrap();
-    let changes: [(fn(&mut tierline_plan::PlanRequest), &str); 9] = [
+    type Change = fn(&mut tierline_plan::PlanRequest);
+    let changes: [(Change, &str); 9] = [
         (|r| r.tiers[1].segment_ns[0] = Some(u64::MAX), "a time of tier"),
         (|r| r.tiers[0].wait_ns = u64::MAX, "a time of tier"),
         (|r| r.segment_memory[0] = u64::MAX, "memory"),
