@@ -41,6 +41,9 @@ fuzz_target!(|bytes: &[u8]| {
         // The model's, its control variates', and what is said of examples.
         assert!(vectors.len() <= 6);
     }
+    if let Ok(vectors) = wire::decode_update(bytes, &layout) {
+        assert!(vectors.iter().all(|(channel, vector)| vector.len() == layout.len(*channel)));
+    }
     if let Ok(kept) = wire::decode_named(bytes) {
         let mut again = Vec::new();
         wire::encode_named(&kept, &mut again);

@@ -61,7 +61,7 @@ fn row(numbers: usize) -> Result<Row> {
     let mut exact = ExactSum::new(numbers);
     let layout = Layout { parameters: vec![Part { name: "w".to_owned(), shape: vec![numbers] }], ..Layout::default() };
     let mut mean = Mean::new(&layout, &[Channel::Model]);
-    let weight = Weight { share: 3.0, factor: 1.0 };
+    let weight = Weight { share: 3.0, factor: 1.0, fresh: 1.0 };
     // Short ones many times: the clock is not that fine.
     let times = (10_000_000 / numbers).next_multiple_of(TOGETHER_MAX);
     let mut rows: [Vec<f64>; 5] = Default::default();

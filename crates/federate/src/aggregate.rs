@@ -14,6 +14,9 @@ pub struct Weight {
     /// What its changes of weights are multiplied by besides; statistics
     /// aren't.
     pub factor: f64,
+    /// How much of what it measured counts, above 0 and at most 1: less where
+    /// that was long ago.
+    pub fresh: f64,
 }
 
 /// Puts contributions together. What comes out doesn't depend on the order in
@@ -51,7 +54,8 @@ pub fn check(layout: &Layout, channels: &[Channel], contribution: &Contribution)
         return Err(FederateError::Channels { expected: list(channels), given: list(&given) });
     }
     contribution.report.check()?;
-    layout.check_all(&contribution.vectors)
+    layout.check_all(&contribution.vectors)?;
+    layout.check_variances(&contribution.vectors)
 }
 
 /// Refuses numbers so large that others' would not fit beside them.
@@ -89,8 +93,9 @@ const WAITING_BYTES_MAX: usize = 256 << 20;
 #[derive(Debug)]
 pub struct Mean {
     sums: BTreeMap<Channel, ExactSum>,
-    /// Shares so far. Their own sum must not depend on the order either.
-    shares: ExactSum,
+    /// Shares so far, and what they come to for statistics. Their own sums must
+    /// not depend on the order either.
+    shares: [ExactSum; 2],
     count: usize,
     /// Taken, and not in the sums yet.
     waiting: Vec<(Weight, Vectors)>,
@@ -101,7 +106,7 @@ impl Mean {
     #[must_use]
     pub fn new(layout: &Layout, channels: &[Channel]) -> Self {
         let sums = channels.iter().map(|&c| (c, ExactSum::new(layout.len(c)))).collect();
-        Self { sums, shares: ExactSum::new(1), count: 0, waiting: Vec::new() }
+        Self { sums, shares: [ExactSum::new(1), ExactSum::new(1)], count: 0, waiting: Vec::new() }
     }
 
     /// Contributions that are worth waiting for before sums are gone through.
@@ -130,7 +135,10 @@ impl Aggregate for Mean {
             }
         }
         let failed = |source| FederateError::Sum { channel: "examples", source };
-        self.shares.add(weight.share, &[1.0]).map_err(failed)?;
+        let [shares, of_statistics] = &mut self.shares;
+        shares.add(weight.share, &[1.0]).map_err(failed)?;
+        // No more than that one has taken.
+        of_statistics.add(weight.share * weight.fresh, &[1.0]).map_err(failed)?;
         self.sums.values_mut().try_for_each(ExactSum::expect_one).map_err(failed)?;
         self.count += 1;
         self.waiting.push((weight, contribution.vectors));
@@ -145,15 +153,19 @@ impl Aggregate for Mean {
             return Err(FederateError::Empty);
         }
         self.settle();
-        let total = self.shares.exactly()[0];
-        let means = self.sums.iter().map(|(&channel, sum)| (channel, sum.over(total))).collect();
+        let [total, of_statistics] = [0, 1].map(|which: usize| self.shares[which].exactly()[0]);
+        let over = |channel: Channel| if channel == Channel::Statistics { of_statistics } else { total };
+        // Of what is so old that it counts for nothing there is no mean.
+        let counts = |channel: &&Channel| over(**channel) > 0.0;
+        let channels = self.sums.keys().filter(counts);
+        let means = channels.map(|&channel| (channel, self.sums[&channel].over(over(channel)))).collect();
         self.clear()?;
         Ok(means)
     }
 
     fn clear(&mut self) -> Result<(), FederateError> {
         self.sums.values_mut().for_each(ExactSum::clear);
-        self.shares.clear();
+        self.shares.iter_mut().for_each(ExactSum::clear);
         self.waiting.clear();
         self.count = 0;
         Ok(())
@@ -162,7 +174,8 @@ impl Aggregate for Mean {
 
 fn scale(channel: Channel, weight: Weight) -> f64 {
     match channel {
-        _ if channel.is_exact() => weight.share,
+        Channel::Statistics => weight.share * weight.fresh,
+        Channel::Labels => weight.share,
         _ => weight.share * weight.factor,
     }
 }

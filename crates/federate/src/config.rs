@@ -9,7 +9,19 @@ use tierline_codec::update::Pipeline;
 
 use crate::down::{self, Down};
 use crate::strategy::{Distillation, FedGkt};
-use crate::{FederateError, Gossip, Memory, Personal, RoundScores, Rule, Select, Sender, Strategy, Vectors};
+use crate::{FederateError, Gossip, Memory, Personal, RoundScores, Rule, Seconds, Select, Sender, Strategy, Vectors};
+
+/// Rounds of a hop, at most: numbers of rounds are added and multiplied.
+pub const ROUNDS_MAX: u64 = 1 << 32;
+
+/// Members that a round asks, at most.
+pub const CLIENTS_MAX: usize = 1 << 20;
+
+/// Members asked for each that is needed, at most.
+pub const OVER_MAX: f64 = 1e3;
+
+/// Epochs at a time, at most.
+pub const EPOCHS_MAX: u64 = 1 << 32;
 
 /// A federation.
 ///
@@ -132,10 +144,10 @@ pub struct Clients {
     /// Seconds after which a round ends with the answers it has; when left
     /// out, it waits for all that it asked and that are still there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub deadline_s: Option<f64>,
+    pub deadline_s: Option<Seconds>,
     /// Seconds that a member may be away before a round no longer waits for
     /// it.
-    pub patience_s: f64,
+    pub patience_s: Seconds,
     /// How members are chosen.
     pub select: Select,
     /// What becomes of an answer to a round that has ended.
@@ -149,7 +161,7 @@ impl Default for Clients {
             min: 1,
             over: 1.0,
             deadline_s: None,
-            patience_s: 60.0,
+            patience_s: Seconds::MINUTE,
             select: Select::default(),
             late: Late::default(),
         }
@@ -192,6 +204,12 @@ impl Federation {
     pub fn distillation(&self) -> Option<&Distillation> {
         let of_ends = self.of_ends().strategy.behaviour().members_distil();
         of_ends.or_else(|| self.cloud.strategy.behaviour().server_distils())
+    }
+
+    /// Whether public examples' own classes are learned, too.
+    #[must_use]
+    pub fn learns_public_classes(&self) -> bool {
+        matches!(&self.of_ends().strategy, Strategy::FedMd(settings) if settings.pretrain > 0)
     }
 
     /// How the model is divided, where ends and the cloud each train a part.
@@ -263,9 +281,15 @@ impl Federation {
 impl Hop {
     fn check(&self, what: &'static str) -> Result<(), FederateError> {
         let setting = |reason: &str| Err(FederateError::Setting { what, reason: reason.to_owned() });
-        let Clients { per_round, min, over, deadline_s, patience_s, .. } = self.clients;
+        let Clients { per_round, min, over, .. } = self.clients;
         if self.rounds == 0 {
             return setting("rounds is 0; there is at least one");
+        }
+        if self.rounds > ROUNDS_MAX {
+            return setting("rounds is at most 2^32");
+        }
+        if min > CLIENTS_MAX || per_round.is_some_and(|n| n > CLIENTS_MAX) {
+            return setting("clients.min and clients.per_round are at most 2^20, as many as a node has members");
         }
         if min == 0 || per_round == Some(0) {
             return setting("a round needs at least one answer; give clients.min and clients.per_round 1 or more");
@@ -273,11 +297,8 @@ impl Hop {
         if per_round.is_some_and(|n| n < min) {
             return setting("clients.per_round is below clients.min");
         }
-        if !(over.is_finite() && over >= 1.0) {
-            return setting("clients.over is at least 1");
-        }
-        if deadline_s.is_some_and(|s| !(s.is_finite() && s > 0.0)) || !(patience_s.is_finite() && patience_s > 0.0) {
-            return setting("clients.deadline_s and clients.patience_s are seconds, above 0");
+        if !(1.0..=OVER_MAX).contains(&over) {
+            return setting("clients.over is at least 1 and at most 1000");
         }
         let pipeline = Pipeline::parse(&self.up).map_err(|e| FederateError::Setting { what, reason: e.to_string() })?;
         down::stages(what, &self.down)?;
@@ -311,12 +332,12 @@ impl Clients {
     /// Time after which a round ends with what it has.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.deadline_s.map(Duration::from_secs_f64)
+        self.deadline_s.map(Seconds::duration)
     }
 
     /// Time that a member may be away.
     #[must_use]
     pub fn patience(&self) -> Duration {
-        Duration::from_secs_f64(self.patience_s)
+        self.patience_s.duration()
     }
 }

@@ -199,7 +199,6 @@ impl Desk {
         }
         let round = Round { means: &means, counted, members };
         self.strategy.behaviour().apply(&mut self.server, &round);
-        self.layout.floor(&mut self.server.model);
         self.version += 1;
         Ok(())
     }
@@ -223,7 +222,7 @@ impl Desk {
 
 /// Sees a change from another point than the one it starts from.
 fn rebase(change: &mut Vectors, start: &Vectors, now: &Vectors, most: f32) {
-    for channel in [Channel::Model, Channel::Statistics, Channel::Logits] {
+    for channel in [Channel::Model, Channel::Logits] {
         let (Some(change), Some(start), Some(now)) = (change.get_mut(&channel), start.get(&channel), now.get(&channel))
         else {
             continue;
@@ -236,14 +235,24 @@ fn rebase(change: &mut Vectors, start: &Vectors, now: &Vectors, most: f32) {
 }
 
 /// What a hop adds up to, for the hop above it: the change from the model that
-/// it began with.
+/// it began with, and its statistics as they are.
 ///
 /// Channels that the hop above doesn't share are left out.
 #[must_use]
 pub fn change(from: &Vectors, to: &Vectors, channels: &[Channel]) -> Vectors {
     let of = |channel: &Channel| {
         let (from, to) = (from.get(channel)?, to.get(channel)?);
-        Some((*channel, to.iter().zip(from).map(|(x, y)| x - y).collect()))
+        Some((*channel, apart(*channel, to, from)))
     };
     channels.iter().filter_map(of).collect()
+}
+
+/// What an update holds of a channel: how it changed, but for statistics,
+/// which travel as they are.
+#[must_use]
+pub fn apart(channel: Channel, now: &[f32], start: &[f32]) -> Vec<f32> {
+    match channel {
+        Channel::Statistics => now.to_vec(),
+        _ => now.iter().zip(start).map(|(x, y)| x - y).collect(),
+    }
 }

@@ -104,6 +104,14 @@ pub enum FederateError {
         /// Answers of a round.
         has: usize,
     },
+    /// A running variance below zero.
+    #[error("the update says that the running variance `{part}` is {value}; nobody measures less than 0")]
+    Variance {
+        /// Tensor of the model.
+        part: String,
+        /// What it is.
+        value: f32,
+    },
     /// A number that isn't finite.
     #[error("the update holds {value} for `{part}`")]
     NotFinite {

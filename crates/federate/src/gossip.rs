@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tierline_codec::update::Pipeline;
 
 use crate::strategy::in_range;
-use crate::{Channel, FederateError, Layout, Vectors, wire};
+use crate::{Channel, FederateError, Layout, Seconds, Vectors, wire};
 
 /// How an edge's model meets its neighbours'.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,14 +33,14 @@ pub struct Gossip {
     /// Seconds after which an edge goes on without neighbours whose model isn't
     /// there yet; when left out, it waits for all that can be reached.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub deadline_s: Option<f64>,
+    pub deadline_s: Option<Seconds>,
     /// Seconds that a neighbour may be away before nobody waits for it.
-    pub patience_s: f64,
+    pub patience_s: Seconds,
 }
 
 impl Default for Gossip {
     fn default() -> Self {
-        Self { graph: Graph::default(), every: 1, stages: Vec::new(), deadline_s: None, patience_s: 60.0 }
+        Self { graph: Graph::default(), every: 1, stages: Vec::new(), deadline_s: None, patience_s: Seconds::MINUTE }
     }
 }
 
@@ -63,11 +63,7 @@ impl Gossip {
     /// # Errors
     /// Naming the setting.
     pub(crate) fn check(&self) -> Result<(), FederateError> {
-        let Self { every, deadline_s, patience_s, .. } = *self;
-        in_range("federation.edge.gossip.every", every as f64, every > 0, "at least 1")?;
-        in_range("federation.edge.gossip.patience_s", patience_s, patience_s > 0.0, "above 0")?;
-        let deadline = deadline_s.unwrap_or(f64::MAX);
-        in_range("federation.edge.gossip.deadline_s", deadline, deadline > 0.0, "above 0")?;
+        in_range("federation.edge.gossip.every", self.every as f64, self.every > 0, "at least 1")?;
         let setting = |reason| Err(FederateError::Setting { what: "federation.edge.gossip.stages", reason });
         match Pipeline::parse(&self.stages) {
             Err(error) => setting(error.to_string()),
@@ -93,13 +89,13 @@ impl Gossip {
     /// Time after which an edge goes on without those that aren't there.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
-        self.deadline_s.and_then(|s| Duration::try_from_secs_f64(s).ok())
+        self.deadline_s.map(Seconds::duration)
     }
 
     /// Time that a neighbour may be away.
     #[must_use]
     pub fn patience(&self) -> Duration {
-        Duration::try_from_secs_f64(self.patience_s).unwrap_or(Duration::MAX)
+        self.patience_s.duration()
     }
 }
 

@@ -35,7 +35,7 @@ impl Part {
 pub struct Layout {
     /// Weights that follow gradients.
     pub parameters: Vec<Part>,
-    /// Running statistics, which are averaged and never optimised.
+    /// Running statistics, which are averaged as they are and never optimised.
     pub statistics: Vec<Part>,
     /// Names of those statistics that are variances: never below zero.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -132,18 +132,23 @@ impl Layout {
         Err(FederateError::Length { channel: channel.name(), expected, given: vector.len() })
     }
 
-    /// Brings variances that have fallen below zero back to it. A change of one
-    /// is seen from the model that its member started from, and may be more than
-    /// the newest one has.
-    pub fn floor(&self, model: &mut Vectors) {
-        let Some(mut rest) = model.get_mut(&Channel::Statistics).map(Vec::as_mut_slice) else { return };
+    /// Refuses variances that nobody can have measured: means of them are
+    /// variances as long as each of them is one.
+    ///
+    /// # Errors
+    /// [`FederateError::Variance`].
+    pub fn check_variances(&self, vectors: &Vectors) -> Result<(), FederateError> {
+        let mut rest = vectors.get(&Channel::Statistics).map_or(&[][..], Vec::as_slice);
         for part in &self.statistics {
-            let Some((values, behind)) = rest.split_at_mut_checked(part.len()) else { return };
+            let Some((values, behind)) = rest.split_at_checked(part.len()) else { return Ok(()) };
             rest = behind;
-            if self.variances.contains(&part.name) {
-                values.iter_mut().for_each(|x| *x = x.max(0.0));
+            if let Some(&value) = values.iter().find(|x| **x < 0.0)
+                && self.variances.contains(&part.name)
+            {
+                return Err(FederateError::Variance { part: part.name.clone(), value });
             }
         }
+        Ok(())
     }
 
     /// Refuses what is said of a member's own examples if others could not

@@ -20,6 +20,7 @@ pub mod personal;
 pub mod progress;
 pub mod report;
 pub mod rule;
+pub mod seconds;
 pub mod select;
 pub mod sender;
 pub mod strategy;
@@ -44,6 +45,7 @@ pub use personal::{HeldOut, Personal};
 pub use progress::{RoundScores, Scoreboard};
 pub use report::Report;
 pub use rule::{InMemory, Rule, Shelf};
+pub use seconds::Seconds;
 pub use select::{Candidate, Select};
 pub use sender::{Memory, Sender};
 pub use strategy::{Strategy, Timing};
@@ -56,7 +58,11 @@ pub use sum::ExactSum;
 pub enum Channel {
     /// How weights changed: those of [`Layout::parameters`].
     Model,
-    /// How running statistics changed: those of [`Layout::statistics`].
+    /// Running statistics as they are, in a model and in an update: what the
+    /// member measured, those of [`Layout::statistics`]. A variance is no
+    /// gradient: a change of one, seen from another model than the one it was
+    /// measured from, may lead below zero, and of a small one next to a large
+    /// one nothing is left but rounding.
     Statistics,
     /// How control variates changed (SCAFFOLD), shaped as [`Channel::Model`].
     Control,

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::EPOCHS_MAX;
 use crate::report::{EXAMPLES_MAX, LOSS_MAX};
 use crate::strategy::in_range;
 use crate::{Counted, FederateError};
@@ -62,6 +63,7 @@ impl Personal {
             |reason: &str| Err(FederateError::Setting { what: "federation.personal", reason: reason.to_owned() });
         match self {
             Self::FineTune { epochs: 0 } => setting("epochs is 0; there is at least one"),
+            Self::FineTune { epochs } if *epochs > EPOCHS_MAX => setting("epochs is at most 2^32"),
             Self::Ditto { lambda } => in_range("ditto's lambda", *lambda, *lambda >= 0.0, "at least 0"),
             Self::FedPer { keep } if keep.is_empty() => {
                 setting("keep names no weights; `tierline model show` lists those that there are")

@@ -96,7 +96,7 @@ impl Sender {
         round: u64,
         seed: u64,
     ) -> Result<Sent, FederateError> {
-        let mut frame = wire::Writer::new(vectors.len());
+        let mut frame = wire::Writer::of_update(vectors);
         let mut counted = after;
         for (&channel, vector) in vectors {
             let shapes = layout.shapes(channel);

@@ -1,7 +1,8 @@
 //! Vectors as bytes: what updates and models are on the wire and on disks.
 //!
 //! A version, a number of channels, and for each its name's length, name,
-//! bytes' length and bytes, which a pipeline of `tierline_codec::update` wrote. Start at [`encode`] and [`decode`].
+//! bytes' length and bytes, which a pipeline of `tierline_codec::update` wrote.
+//! Start at [`encode`] and [`decode`].
 
 use std::collections::BTreeMap;
 
@@ -13,12 +14,21 @@ use crate::{Channel, FederateError, Layout, Vectors};
 /// The first byte; others are refused.
 const VERSION: u8 = 1;
 
+/// The first byte of an update that holds running statistics as they are.
+/// Under the other one older nodes send how they changed.
+const MEASURED: u8 = 2;
+
 /// Writes vectors, channel by channel.
 pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
     pub(crate) fn new(channels: usize) -> Self {
         Self(vec![VERSION, channels as u8])
+    }
+
+    /// Of an update.
+    pub(crate) fn of_update(vectors: &Vectors) -> Self {
+        Self(vec![if holds_statistics(vectors) { MEASURED } else { VERSION }, vectors.len() as u8])
     }
 
     /// Appends what `write` makes of a channel.
@@ -73,12 +83,48 @@ pub fn encode(vectors: &Vectors, layout: &Layout) -> Result<Vec<u8>, FederateErr
     Ok(frame.finish())
 }
 
-/// The vectors that bytes hold, cut as `layout` says.
+/// The model that bytes hold, cut as `layout` says.
 ///
 /// # Errors
 /// When the bytes are broken or of another model. What is allocated follows
 /// from the layout, whatever the bytes say.
 pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Vectors, FederateError> {
+    match decoded(bytes, layout)? {
+        (VERSION, model) => Ok(model),
+        _ => Err(FederateError::Broken(OTHER)),
+    }
+}
+
+/// The update that bytes hold, cut as `layout` says.
+///
+/// # Errors
+/// As [`decode`], and when an older node has sent it that doesn't say what it
+/// measured.
+pub fn decode_update(bytes: &[u8], layout: &Layout) -> Result<Vectors, FederateError> {
+    let (version, update) = decoded(bytes, layout)?;
+    if version == VERSION && holds_statistics(&update) {
+        return Err(FederateError::Broken(
+            "it says how running statistics changed, not what they are; update its node",
+        ));
+    }
+    Ok(update)
+}
+
+/// Whether an update of these channels that begins so says what was measured.
+#[must_use]
+pub fn is_current(first: Option<u8>, layout: &Layout, channels: &[Channel]) -> bool {
+    let measured = channels.contains(&Channel::Statistics) && layout.len(Channel::Statistics) > 0;
+    first == Some(if measured { MEASURED } else { VERSION })
+}
+
+fn holds_statistics(vectors: &Vectors) -> bool {
+    vectors.get(&Channel::Statistics).is_some_and(|vector| !vector.is_empty())
+}
+
+/// Of a version that is read nowhere.
+const OTHER: &str = "it is of another version; update this node";
+
+fn decoded(bytes: &[u8], layout: &Layout) -> Result<(u8, Vectors), FederateError> {
     let mut rest = bytes;
     let mut take = |count: u64| -> Result<&[u8], FederateError> {
         let head = usize::try_from(count).ok().and_then(|count| rest.split_at_checked(count));
@@ -86,8 +132,9 @@ pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Vectors, FederateError> {
         rest = tail;
         Ok(head)
     };
-    if take(1)?[0] != VERSION {
-        return Err(FederateError::Broken("it is of another version; update this node"));
+    let version = take(1)?[0];
+    if ![VERSION, MEASURED].contains(&version) {
+        return Err(FederateError::Broken(OTHER));
     }
     let count = take(1)?[0];
     let mut vectors = Vectors::new();
@@ -101,7 +148,7 @@ pub fn decode(bytes: &[u8], layout: &Layout) -> Result<Vectors, FederateError> {
             return Err(FederateError::Broken("it holds a channel twice"));
         }
     }
-    if rest.is_empty() { Ok(vectors) } else { Err(FederateError::Broken("bytes follow its end")) }
+    if rest.is_empty() { Ok((version, vectors)) } else { Err(FederateError::Broken("bytes follow its end")) }
 }
 
 /// Appends vectors by name, as [`decode_named`] reads them: what nodes keep for
@@ -123,7 +170,7 @@ pub fn encode_named(vectors: &BTreeMap<String, Vec<f32>>, out: &mut Vec<u8>) {
 pub fn decode_named(bytes: &[u8]) -> Result<BTreeMap<String, Vec<f32>>, FederateError> {
     let short = FederateError::Broken("it ends too early");
     let [VERSION, rest @ ..] = bytes else {
-        return Err(FederateError::Broken("it is of another version; update this node"));
+        return Err(FederateError::Broken(OTHER));
     };
     let mut rest = rest;
     let mut take = |count: u64| -> Option<&[u8]> {

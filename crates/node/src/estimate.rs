@@ -39,7 +39,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::time::Time;
+use crate::time::{Time, seconds};
 
 /// Shift per sample, in logarithm, that is still noise: a factor of 1.42.
 pub const DRIFT: f64 = 0.35;
@@ -496,7 +496,7 @@ impl Estimator {
         if rest < wire * 0.5 && wire > TIMED_MIN.as_secs_f64() {
             return None;
         }
-        let rest = Duration::from_secs_f64(rest.max(0.0));
+        let rest = seconds(rest);
         Some(self.timed(now, direction, bytes, rest, self.shortest()))
     }
 
@@ -564,7 +564,7 @@ impl Estimator {
     /// When the bucket will hold the next probe.
     fn affordable(&self) -> Time {
         let missing = (self.probe_cost() as f64 - self.bucket).max(0.0);
-        self.filled + Duration::from_secs_f64(missing / self.refill())
+        self.filled + seconds(missing / self.refill())
     }
 
     /// Bytes per second at which the bucket fills: a share of what the way of

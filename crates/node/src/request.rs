@@ -24,7 +24,7 @@ use std::time::Duration;
 use tierline_proto::v1::{Degraded, degraded::Cause};
 use tierline_proto::{Code, Failure};
 
-use crate::time::Time;
+use crate::time::{Time, seconds};
 use crate::{Peer, Span};
 
 /// A recovery is given this many times its predicted duration: predictions
@@ -493,7 +493,7 @@ fn reserve(recovery: &Recovery) -> Duration {
         Recovery::Here(local) => local.predicted,
         Recovery::Above(above) => above.predicted,
     };
-    predicted.mul_f64(RESERVE_FACTOR) + RESERVE_SLACK
+    seconds(predicted.as_secs_f64() * RESERVE_FACTOR).saturating_add(RESERVE_SLACK)
 }
 
 fn cause_of(code: Code) -> Cause {

@@ -1,8 +1,15 @@
 //! Virtual time: what happens next, in order.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tierline_node::Time;
+
+/// So many seconds; the longest time there is for more than that holds, none
+/// for less than nothing and for what is no number.
+pub(crate) fn seconds(seconds: f64) -> Duration {
+    if seconds > 0.0 { Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX) } else { Duration::ZERO }
+}
 
 /// Events in order of time, then of posting.
 pub(crate) struct Clock<E> {

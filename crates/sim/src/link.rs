@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tierline_node::Time;
 
+use crate::clock::seconds;
+
 /// How fast a link is, each way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
@@ -41,7 +43,7 @@ impl Pipe {
     /// When bytes that are sent at `now` are through.
     pub(crate) fn carry(&mut self, now: Time, bytes: u64) -> Time {
         let begun = now.max(self.busy_until);
-        self.busy_until = begun + Duration::from_secs_f64(bytes as f64 / self.bytes_per_s);
+        self.busy_until = begun + seconds(bytes as f64 / self.bytes_per_s);
         self.busy_until + self.delay
     }
 }

@@ -24,7 +24,7 @@ use tierline_train::federated::{Blueprint, Kept, Share, Tutor};
 use self::meet::Circle;
 pub use self::run::run;
 use crate::attack::Attack;
-use crate::clock::Clock;
+use crate::clock::{Clock, seconds};
 use crate::link::{Link, Pipe};
 use crate::scenario::{Scenario, SimError, end_name};
 use crate::workers::{Ticket, Workers};
@@ -308,7 +308,7 @@ impl Site {
             self.take_part(at, MemberEvent::LinkUp);
             self.take_part(at, MemberEvent::Prepared(Ok(examples)));
             if self.nodes[at].trainee.is_some() && self.availability < 1.0 {
-                let up = self.away.mul_f64(self.availability / (1.0 - self.availability));
+                let up = seconds(self.away.as_secs_f64() * self.availability / (1.0 - self.availability));
                 let time = self.clock.now() + self.draw(up);
                 self.clock.at(time, Happening::Away(at));
             }
@@ -317,7 +317,7 @@ impl Site {
 
     /// An exponential draw of this mean.
     fn draw(&mut self, mean: Duration) -> Duration {
-        mean.mul_f64(-(1.0 - self.rng.f64()).ln())
+        seconds(mean.as_secs_f64() * -(1.0 - self.rng.f64()).ln())
     }
 
     /// Whether nobody works, and nobody has for long.
@@ -378,7 +378,7 @@ impl Site {
             Happening::Back(at) => {
                 self.reach(at, true);
                 self.take_part(at, MemberEvent::LinkUp);
-                let up = self.away.mul_f64(self.availability / (1.0 - self.availability));
+                let up = seconds(self.away.as_secs_f64() * self.availability / (1.0 - self.availability));
                 let time = self.clock.now() + self.draw(up);
                 self.clock.at(time, Happening::Away(at));
                 Ok(())

@@ -5,6 +5,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tierline_train::data::{DataError, Dataset, Source};
@@ -49,6 +50,9 @@ pub struct Found {
     pub shape: Vec<usize>,
     /// Type of the stored features, as NumPy names it.
     pub dtype: String,
+    /// What lay beside the examples and is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A line of the list.
@@ -69,6 +73,7 @@ impl Found {
             classes: dataset.class_count(),
             shape: dataset.example_shape().to_vec(),
             dtype: dataset.dtype().numpy().to_owned(),
+            notes: dataset.notes().to_vec(),
         }
     }
 }
@@ -240,6 +245,13 @@ impl Datasets {
         let path = self.known(name)?;
         let text = std::fs::read_to_string(&path).map_err(|e| failed("read", &path, e))?;
         toml::from_str(&text).map_err(|e| wrong(name, &path, &e.to_string().trim_end()))
+    }
+
+    /// When a name was last given to a data set; `None` for one that is unknown.
+    #[must_use]
+    pub fn told_at(&self, name: &str) -> Option<SystemTime> {
+        check_name(name).ok()?;
+        self.file(name).metadata().ok()?.modified().ok()
     }
 
     /// Reads a data set, checked anew.

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod datasets;
 pub mod documents;
 pub mod identity;
+pub mod jobs;
 pub mod link;
 pub mod machine;
 pub mod models;

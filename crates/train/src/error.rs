@@ -1,5 +1,6 @@
 //! Why training can't start, stops, or can't be taken up again.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use tierline_engine::EngineError;
@@ -63,6 +64,17 @@ pub enum TrainError {
     /// Models of ends' own that can't be had.
     #[error("federation.personal: {0}")]
     Personal(&'static str),
+    /// A weight that would have to stay with the ends and be shared.
+    #[error(
+        "federation.personal: fedbn keeps `{weight}` with the ends as a part of a batch normalisation, and the layer \
+         that gives `{layer}` reads it too, which is shared; name what stays with kind = 'fedper', or untie the two"
+    )]
+    Tied {
+        /// The weight.
+        weight: String,
+        /// What the other layer gives.
+        layer: String,
+    },
     /// Training from which no control variates can be told.
     #[error("scaffold tells a member's mean gradient from how far its steps led, and {0}, or another strategy")]
     Control(&'static str),
@@ -151,8 +163,9 @@ pub enum TrainError {
     },
     /// A checkpoint can't be written.
     #[error(
-        "checkpoint {path:?} cannot be written: {source}; the one before it, if there was one, is as it was: make room, \
-         or choose another folder, and go on from it"
+        "checkpoint {path:?} cannot be written: {source}; the one before it, if there was one, is as it was: {}, and go \
+         on from it",
+        room(source)
     )]
     CheckpointWrite {
         /// The file.
@@ -176,4 +189,12 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// What to do about a file that can't be written.
+fn room(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room, or choose another folder",
+        _ => "see to its folder, or choose another one",
+    }
 }

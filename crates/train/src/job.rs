@@ -2,17 +2,28 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tierline_federate::Federation;
+use tierline_federate::config::EPOCHS_MAX;
 use tierline_graph::step::{Clip, Decay, Loss, Optimizer, Recipe, Schedule, matches};
 
-use crate::data::{Augment, BatchOptions, Last, Normalize};
+use crate::data::{Augment, BatchOptions, CLASSES_MAX, DataError, Dataset, Last, Normalize, Others, names_together};
 use crate::error::TrainError;
 use crate::run::RunOptions;
 
+/// Names of classes of a job, bytes of UTF-8.
+pub const CLASS_NAME_BYTES_MAX: usize = 255;
+
+/// Examples of a batch, at most.
+pub const BATCH_MAX: usize = 1 << 24;
+
 /// A training job: what to train, on what, and how.
+///
+/// One that was read, from a file, a disk or another node, is one whose
+/// numbers are in their ranges ([`Job::check`]).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct Job {
     /// The ONNX file, seen from the job's own folder.
     pub model: PathBuf,
@@ -103,6 +114,53 @@ pub struct Data {
     pub test: Option<String>,
     /// Share of the examples to hold out where there is no test set.
     pub hold_out: Option<f64>,
+    /// Names of the classes, in the order in which the model numbers them.
+    /// Whoever has examples of some of them only, or lists them in another
+    /// order, takes these numbers. Left out, the data sets at hand where the
+    /// job begins say them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+    /// What becomes of examples of other classes.
+    #[serde(default, skip_serializing_if = "is_refused")]
+    pub other_classes: Others,
+}
+
+fn is_refused(others: &Others) -> bool {
+    *others == Others::Refuse
+}
+
+impl Data {
+    fn check(&self) -> Result<(), TrainError> {
+        let wrong = |value: String, range| Err(TrainError::Range { what: "data.classes", value, range });
+        if self.classes.len() > CLASSES_MAX {
+            return wrong(format!("of {} names", self.classes.len()), "of at most 65536 names");
+        }
+        if self.classes.iter().any(|name| name.is_empty() || name.len() > CLASS_NAME_BYTES_MAX) {
+            return wrong("of an empty name, or of one that is too long".to_owned(), "names of at most 255 bytes");
+        }
+        let mut sorted: Vec<&String> = self.classes.iter().collect();
+        sorted.sort_unstable();
+        match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => wrong(format!("of `{}` twice", pair[0]), "a name for each class"),
+            None => Ok(()),
+        }
+    }
+
+    /// A data set with the numbers that the job gives to its classes.
+    ///
+    /// # Errors
+    /// As [`Dataset::numbered`].
+    pub fn numbered(&self, dataset: &Dataset) -> Result<Dataset, DataError> {
+        dataset.numbered(&self.classes, self.other_classes)
+    }
+
+    /// Agrees on names of classes, unless the job states them: those of data
+    /// sets that are learned from and looked at together.
+    pub fn name_classes<'d>(&mut self, sets: impl IntoIterator<Item = &'d Dataset>) {
+        if self.classes.is_empty() {
+            self.classes = names_together(sets.into_iter().filter_map(Dataset::class_names));
+        }
+    }
 }
 
 /// How batches are made.
@@ -194,7 +252,47 @@ pub enum Fall {
     },
 }
 
+impl<'de> Deserialize<'de> for Job {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let job = Self::deserialize(from)?;
+        job.check().map_err(D::Error::custom)?;
+        Ok(job)
+    }
+}
+
+impl Serialize for Job {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, to)
+    }
+}
+
 impl Job {
+    /// Refuses numbers outside of their ranges.
+    ///
+    /// # Errors
+    /// Naming the first of them.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let range = |what, value: String, range| Err(TrainError::Range { what, value, range });
+        if !(1..=EPOCHS_MAX).contains(&self.epochs) {
+            return range("epochs", self.epochs.to_string(), "at least 1 and at most 2^32");
+        }
+        if !(1..=BATCH_MAX).contains(&self.batch.size) {
+            return range("batch.size", self.batch.size.to_string(), "at least 1 and at most 2^24");
+        }
+        if let Some(share) = self.data.hold_out.filter(|share| !(*share > 0.0 && *share < 1.0)) {
+            return range("data.hold_out", share.to_string(), "above 0 and below 1");
+        }
+        let Pace { warmup, decay, .. } = &self.schedule;
+        let every = if let Fall::Step { every, .. } = decay { *every } else { 1.0 };
+        if !(0.0..=EPOCHS_MAX as f64).contains(warmup) || !(every > 0.0 && every <= EPOCHS_MAX as f64) {
+            let what = "the schedule's warmup or every";
+            return range(what, format!("{warmup}, {every}"), "epochs, at least 0 and above 0, at most 2^32");
+        }
+        self.data.check()?;
+        self.recipe(1).check()?;
+        self.federation.as_ref().map_or(Ok(()), |federation| Ok(federation.check()?))
+    }
+
     /// Which of `models` an end trains, the first whose patterns match its
     /// name; `None` for the job's own.
     #[must_use]

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Round, add, in_range, kept};
+use super::{Behaviour, Round, in_range, kept, mix};
 use crate::{Channel, FederateError, Server};
 
 /// Settings.
@@ -32,7 +32,7 @@ impl Behaviour for DiLoCo {
     }
 
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
-        add(server, round, Channel::Statistics, 1.0);
+        mix(server, round, 1.0);
         let Some(change) = round.means.get(&Channel::Model) else { return };
         let mut direction = std::mem::take(kept(server, "diloco.direction"));
         if let Some(model) = server.model.get_mut(&Channel::Model) {

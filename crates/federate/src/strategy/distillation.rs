@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::in_range;
 use crate::FederateError;
+use crate::config::EPOCHS_MAX;
+
+/// Public examples, at most: what is said of them is a vector.
+pub const EXAMPLES_MAX: usize = 1 << 24;
 
 /// Examples that everybody may see, and how a model learns what others say of
 /// them.
@@ -42,8 +46,10 @@ impl Distillation {
     /// # Errors
     /// Naming the setting.
     pub fn check(&self) -> Result<(), FederateError> {
-        if self.public.is_empty() || self.examples == 0 || self.epochs == 0 {
-            let reason = "public names a data set, and examples and epochs are at least 1".to_owned();
+        let counts = (1..=EXAMPLES_MAX).contains(&self.examples) && (1..=EPOCHS_MAX).contains(&self.epochs);
+        if self.public.is_empty() || !counts {
+            let reason =
+                "public names a data set, and examples and epochs are at least 1, and at most 2^24 and 2^32".to_owned();
             return Err(FederateError::Setting { what: "strategy.distil", reason });
         }
         in_range("distil.temperature", self.temperature, self.temperature > 0.0, "above 0")

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Round, Timing, add, in_range};
+use super::{Behaviour, Round, Timing, add, in_range, mix};
 use crate::aggregate::Weight;
 use crate::{Channel, FederateError, Report, Server};
 
@@ -38,7 +38,8 @@ impl Behaviour for FedAsync {
     }
 
     fn weigh(&self, _report: &Report, staleness: u64) -> Weight {
-        Weight { share: 1.0, factor: self.alpha * (1.0 + staleness as f64).powf(-self.exponent) }
+        let factor = self.alpha * (1.0 + staleness as f64).powf(-self.exponent);
+        Weight { share: 1.0, factor, fresh: factor }
     }
 
     fn rebases(&self) -> bool {
@@ -48,7 +49,6 @@ impl Behaviour for FedAsync {
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
         add(server, round, Channel::Model, 1.0);
         // Statistics follow as far as weights do.
-        let moved = round.counted.first().map_or(1.0, |c| self.weigh(&c.report, c.staleness).factor);
-        add(server, round, Channel::Statistics, moved);
+        mix(server, round, self.freshness(round));
     }
 }

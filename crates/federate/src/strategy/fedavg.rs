@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Round, add};
+use super::{Behaviour, Round, add, mix};
 use crate::{Channel, Server};
 
 /// No settings.
@@ -14,6 +14,6 @@ pub struct FedAvg {}
 impl Behaviour for FedAvg {
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
         add(server, round, Channel::Model, 1.0);
-        add(server, round, Channel::Statistics, 1.0);
+        mix(server, round, 1.0);
     }
 }

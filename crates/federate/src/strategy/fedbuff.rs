@@ -4,8 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Round, Timing, add, in_range};
+use super::{Behaviour, Round, Timing, add, in_range, mix};
 use crate::aggregate::Weight;
+use crate::config::CLIENTS_MAX;
 use crate::{Channel, FederateError, Report, Server};
 
 /// Settings.
@@ -31,7 +32,12 @@ impl Default for FedBuff {
 
 impl Behaviour for FedBuff {
     fn check(&self) -> Result<(), FederateError> {
-        in_range("fedbuff's size", self.size as f64, self.size > 0, "at least 1")?;
+        in_range(
+            "fedbuff's size",
+            self.size as f64,
+            (1..=CLIENTS_MAX).contains(&self.size),
+            "at least 1 and at most 2^20",
+        )?;
         in_range("fedbuff's rate", self.rate, self.rate > 0.0, "above 0")?;
         in_range("fedbuff's exponent", self.exponent, self.exponent >= 0.0, "at least 0")
     }
@@ -41,11 +47,13 @@ impl Behaviour for FedBuff {
     }
 
     fn weigh(&self, _report: &Report, staleness: u64) -> Weight {
-        Weight { share: 1.0, factor: (1.0 + staleness as f64).powf(-self.exponent) }
+        let factor = (1.0 + staleness as f64).powf(-self.exponent);
+        Weight { share: 1.0, factor, fresh: factor }
     }
 
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
         add(server, round, Channel::Model, self.rate);
-        add(server, round, Channel::Statistics, 1.0);
+        // As far as weights go for them, and never beyond what was measured.
+        mix(server, round, (self.rate * self.freshness(round)).min(1.0));
     }
 }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Distillation, Round, add};
+use super::{Behaviour, Distillation, Round, add, mix};
 use crate::{Channel, FederateError, Server};
 
 /// Settings.
@@ -27,6 +27,6 @@ impl Behaviour for FedDf {
     /// Where it begins; what it learns then needs an engine.
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
         add(server, round, Channel::Model, 1.0);
-        add(server, round, Channel::Statistics, 1.0);
+        mix(server, round, 1.0);
     }
 }

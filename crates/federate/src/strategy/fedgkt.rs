@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Behaviour, Round, in_range};
+use crate::config::EPOCHS_MAX;
 use crate::{FederateError, Server};
 
 /// Settings.
@@ -42,7 +43,12 @@ impl Behaviour for FedGkt {
     fn check(&self) -> Result<(), FederateError> {
         in_range("strategy.temperature", self.temperature, self.temperature > 0.0, "above 0")?;
         in_range("strategy.weight", self.weight, self.weight >= 0.0, "at least 0")?;
-        in_range("strategy.epochs", self.epochs as f64, self.epochs > 0, "at least 1")
+        in_range(
+            "strategy.epochs",
+            self.epochs as f64,
+            (1..=EPOCHS_MAX).contains(&self.epochs),
+            "at least 1 and at most 2^32",
+        )
     }
 
     fn transfers(&self) -> Option<&FedGkt> {

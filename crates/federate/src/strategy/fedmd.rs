@@ -5,8 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Distillation, Round, add};
+use super::{Behaviour, Distillation, Round, add, in_range};
 use crate::aggregate::Weight;
+use crate::config::EPOCHS_MAX;
 use crate::{Channel, FederateError, Report, Server};
 
 /// Settings.
@@ -23,6 +24,7 @@ pub struct FedMd {
 
 impl Behaviour for FedMd {
     fn check(&self) -> Result<(), FederateError> {
+        in_range("strategy.pretrain", self.pretrain as f64, self.pretrain <= EPOCHS_MAX, "at most 2^32")?;
         self.distil.check()
     }
 
@@ -32,7 +34,7 @@ impl Behaviour for FedMd {
 
     /// All members count the same.
     fn weigh(&self, _report: &Report, _staleness: u64) -> Weight {
-        Weight { share: 1.0, factor: 1.0 }
+        Weight { share: 1.0, factor: 1.0, fresh: 1.0 }
     }
 
     /// Members tell what sets their answers apart from what they were told,

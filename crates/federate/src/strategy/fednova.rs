@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Round, add};
+use super::{Behaviour, Round, add, mix};
 use crate::aggregate::{Weight, mean_of};
 use crate::{Channel, Report, Server};
 
@@ -16,12 +16,12 @@ pub struct FedNova {}
 
 impl Behaviour for FedNova {
     fn weigh(&self, report: &Report, _staleness: u64) -> Weight {
-        Weight { share: report.examples as f64, factor: 1.0 / report.effective_steps }
+        Weight { share: report.examples as f64, factor: 1.0 / report.effective_steps, fresh: 1.0 }
     }
 
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
         let steps = mean_of(round.counted, |report| report.effective_steps);
         add(server, round, Channel::Model, steps);
-        add(server, round, Channel::Statistics, 1.0);
+        mix(server, round, 1.0);
     }
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Round, add, in_range, kept};
+use super::{Round, in_range, kept, mix};
 use crate::{Channel, FederateError, Server};
 
 /// Settings that the three have in common.
@@ -37,7 +37,7 @@ impl Adaptive {
     /// One step; `next` gives the second moment from the last one and the
     /// square of the change.
     pub(super) fn apply(&self, server: &mut Server, round: &Round<'_>, name: &str, next: impl Fn(f64, f64) -> f64) {
-        add(server, round, Channel::Statistics, 1.0);
+        mix(server, round, 1.0);
         let Some(change) = round.means.get(&Channel::Model) else { return };
         let (first, second) = (format!("{name}.mean"), format!("{name}.square"));
         // Starts at tau squared, as in the paper.

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Drift, Round, add, in_range};
+use super::{Behaviour, Drift, Round, add, in_range, mix};
 use crate::{Channel, FederateError, Server};
 
 /// Settings.
@@ -32,6 +32,6 @@ impl Behaviour for FedProx {
 
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
         add(server, round, Channel::Model, 1.0);
-        add(server, round, Channel::Statistics, 1.0);
+        mix(server, round, 1.0);
     }
 }

@@ -9,7 +9,7 @@
 //!    members sent, `server.model` the model that they will get next, and
 //!    `server.kept` whatever you remember between rounds; name it after the
 //!    strategy. Weights follow the strategy; statistics are averaged by
-//!    `add`, since a statistic has no gradient.
+//!    `mix`, since a statistic has no gradient.
 //! 2. Add it to [`Strategy`] and to [`Strategy::behaviour`]. Job files, nodes
 //!    and simulation know strategies by that enum only.
 //!    `combine.rs` says what it goes with: rules, memories, the other hop.
@@ -120,7 +120,8 @@ pub struct Drift {
 /// What a round's answers amount to.
 #[derive(Debug)]
 pub struct Round<'a> {
-    /// Weighted means of what members sent.
+    /// Weighted means of what members sent: of changes, and of statistics as
+    /// they measured them.
     pub means: &'a Vectors,
     /// Whose they are.
     pub counted: &'a [Counted],
@@ -165,13 +166,25 @@ pub trait Behaviour {
 
     /// How much an answer counts.
     fn weigh(&self, report: &Report, _staleness: u64) -> Weight {
-        Weight { share: report.examples as f64, factor: 1.0 }
+        Weight { share: report.examples as f64, factor: 1.0, fresh: 1.0 }
     }
 
     /// Whether answers are seen from the model there is now rather than from
     /// the one that they started from.
     fn rebases(&self) -> bool {
         false
+    }
+
+    /// How much of what a round's members measured counts, together: 1 unless
+    /// some of it is old.
+    fn freshness(&self, round: &Round<'_>) -> f64 {
+        // In the order of members, not of arrival.
+        let mut sorted: Vec<&Counted> = round.counted.iter().collect();
+        sorted.sort_by(|a, b| (&a.member, a.staleness).cmp(&(&b.member, b.staleness)));
+        let weights: Vec<Weight> = sorted.iter().map(|c| self.weigh(&c.report, c.staleness)).collect();
+        let shares: f64 = weights.iter().map(|w| w.share).sum();
+        let counts: f64 = weights.iter().map(|w| w.share * w.fresh).sum();
+        if shares > 0.0 { counts / shares } else { 0.0 }
     }
 
     /// The next model.
@@ -226,6 +239,15 @@ pub(crate) fn add(server: &mut Server, round: &Round<'_>, channel: Channel, rate
     let (Some(own), Some(mean)) = (server.model.get_mut(&channel), round.means.get(&channel)) else { return };
     // One rounding per element, from f64.
     own.iter_mut().zip(mean).for_each(|(x, m)| *x = (f64::from(*x) + rate * f64::from(*m)) as f32);
+}
+
+/// Moves the server's statistics to the mean of what members measured, all the
+/// way or a part of it, at most 1: between the two is always a mean of what
+/// somebody measured.
+pub(crate) fn mix(server: &mut Server, round: &Round<'_>, part: f64) {
+    let channel = Channel::Statistics;
+    let (Some(own), Some(mean)) = (server.model.get_mut(&channel), round.means.get(&channel)) else { return };
+    own.iter_mut().zip(mean).for_each(|(x, m)| *x = ((1.0 - part) * f64::from(*x) + part * f64::from(*m)) as f32);
 }
 
 /// Something kept between rounds, shaped as the weights; zeros at first.

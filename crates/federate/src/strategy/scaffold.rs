@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Drift, Round, add, in_range};
+use super::{Behaviour, Drift, Round, add, in_range, mix};
 use crate::aggregate::Weight;
 use crate::{Channel, FederateError, Report, Server};
 
@@ -33,12 +33,12 @@ impl Behaviour for Scaffold {
 
     /// All members count the same: control variates are means over members.
     fn weigh(&self, _report: &Report, _staleness: u64) -> Weight {
-        Weight { share: 1.0, factor: 1.0 }
+        Weight { share: 1.0, factor: 1.0, fresh: 1.0 }
     }
 
     fn apply(&self, server: &mut Server, round: &Round<'_>) {
         add(server, round, Channel::Model, self.rate);
-        add(server, round, Channel::Statistics, 1.0);
+        mix(server, round, 1.0);
         // Those who weren't asked keep theirs.
         let asked = round.counted.len() as f64 / round.members.max(round.counted.len()).max(1) as f64;
         add(server, round, Channel::Control, asked);

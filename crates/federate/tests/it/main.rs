@@ -8,5 +8,6 @@ mod rules;
 mod select;
 mod senders;
 mod settings;
+mod statistics;
 mod strategies;
 mod sums;

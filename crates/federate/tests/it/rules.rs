@@ -14,7 +14,7 @@ fn layout(length: usize) -> Layout {
     }
 }
 
-const ONE: Weight = Weight { share: 1.0, factor: 1.0 };
+const ONE: Weight = Weight { share: 1.0, factor: 1.0, fresh: 1.0 };
 
 fn put_together(rule: Rule, votes: &[Vec<f32>]) -> Vec<f32> {
     let mut aggregate = rule.aggregate(&layout(votes[0].len()), &[Channel::Model], Box::<InMemory>::default());

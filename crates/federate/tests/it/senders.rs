@@ -25,7 +25,7 @@ fn update(rng: &mut fastrand::Rng) -> Vectors {
 
 fn send(sender: &Sender, vectors: &Vectors, kept: &Kept, round: u64) -> (Sent, Vectors) {
     let sent = sender.encode(&layout(), vectors, kept, kept.clone(), round, 10 + round).unwrap();
-    let arrived = wire::decode(&sent.bytes, &layout()).unwrap();
+    let arrived = wire::decode_update(&sent.bytes, &layout()).unwrap();
     (sent, arrived)
 }
 
@@ -121,13 +121,13 @@ fn broken_updates_are_refused() {
     let vectors = update(&mut fastrand::Rng::with_seed(5));
     let (sent, _) = send(&sender(&["topk:0.1", "int8", "zstd"], Memory::None {}), &vectors, &Kept::new(), 0);
     for end in 0..sent.bytes.len() {
-        assert!(wire::decode(&sent.bytes[..end], &layout()).is_err(), "cut at {end}");
+        assert!(wire::decode_update(&sent.bytes[..end], &layout()).is_err(), "cut at {end}");
     }
     let mut longer = sent.bytes.clone();
     longer.push(0);
-    assert!(wire::decode(&longer, &layout()).is_err());
+    assert!(wire::decode_update(&longer, &layout()).is_err());
     let other = Layout { statistics: vec![], ..layout() };
-    assert!(wire::decode(&sent.bytes, &other).is_err(), "of another model");
+    assert!(wire::decode_update(&sent.bytes, &other).is_err(), "of another model");
     let kept = Kept::from([("a".to_owned(), vec![1.0, -0.0]), ("b".to_owned(), vec![])]);
     let mut bytes = Vec::new();
     wire::encode_named(&kept, &mut bytes);
@@ -195,7 +195,7 @@ fn answers_and_control_variates_have_no_memory_and_travel_whole() {
                 let mut kept = Kept::new();
                 for round in 0..3 {
                     let sent = sender(stages, memory).encode(&layout, &vectors, &kept, kept.clone(), round, 1).unwrap();
-                    let arrived = wire::decode(&sent.bytes, &layout).unwrap().remove(&channel).unwrap();
+                    let arrived = wire::decode_update(&sent.bytes, &layout).unwrap().remove(&channel).unwrap();
                     let near = arrived.iter().zip(&vector).all(|(a, x)| (a - x).abs() <= 0.5 / 254.0 + 1e-6);
                     assert!(near, "{memory:?} {channel:?} {stages:?}: round {round}");
                     kept = sent.counted;
@@ -223,7 +223,7 @@ fn the_mean_of_members_control_variates_is_what_the_server_has() {
             if (round + i as u64).is_multiple_of(4) {
                 continue;
             }
-            let arrived = wire::decode(&sent.bytes, &layout()).unwrap();
+            let arrived = wire::decode_update(&sent.bytes, &layout()).unwrap();
             server.iter_mut().zip(&arrived[&Channel::Control]).for_each(|(c, d)| *c += f64::from(*d) / 3.0);
             *kept = sent.counted;
         }

@@ -149,7 +149,8 @@ fn stale_answers_count_less_in_a_buffer() {
     let [first, (second, _)] = two(&kind);
     round(&kind, &mut server, 2, &[first, (second, 3)]);
     // Halves; the second counts half at 3 versions: (1 + 3)^-0.5.
-    expect(&server, [2.0 * 0.5, 2.0 * 0.5 * 2.0 * 0.5], 2.0 * 6.0 / 2.0);
+    // Statistics are a mean in which it counts half, and go no further than there.
+    expect(&server, [2.0 * 0.5, 2.0 * 0.5 * 2.0 * 0.5], (4.0 + 0.5 * 8.0) / 1.5);
 }
 
 #[test]
@@ -306,10 +307,16 @@ fn variances_never_fall_below_zero() {
         let server = Server { model, ..Server::default() };
         let mut desk = Desk::new(layout.clone(), &hop, 0, server, Box::<InMemory>::default());
         let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
-        let vectors = Vectors::from([(Channel::Model, vec![0.0; 2]), (Channel::Statistics, vec![-1e3, -1e3])]);
-        desk.add(Contribution { vectors, report }, 0, 0).unwrap();
+        let of = |statistics: [f32; 2]| {
+            let vectors = Vectors::from([(Channel::Model, vec![0.0; 2]), (Channel::Statistics, statistics.to_vec())]);
+            Contribution { vectors, report }
+        };
+        let refused = desk.check(&of([-1e3, -1e-9]));
+        assert!(matches!(refused, Err(FederateError::Variance { ref part, .. }) if part == "variance"), "{refused:?}");
+        desk.check(&of([-1e3, 0.0])).unwrap();
+        desk.add(of([-1e3, 0.0]), 0, 0).unwrap();
         desk.make(&[Counted { member: "end".into(), report, staleness: 0 }], 1).unwrap();
-        assert_eq!(desk.server().model[&Channel::Statistics], [-999.5, 0.0], "{rule}");
+        assert_eq!(desk.server().model[&Channel::Statistics], [-1e3, 0.0], "{rule}");
     }
 }
 

@@ -310,7 +310,11 @@ const STEP: &str = "step";
 const TARGET: &str = "target";
 
 impl Recipe {
-    fn check(&self) -> Result<(), StepError> {
+    /// Refuses numbers outside of their ranges.
+    ///
+    /// # Errors
+    /// [`StepError::Range`], naming the first of them.
+    pub fn check(&self) -> Result<(), StepError> {
         self.loss.check()?;
         self.optimizer.check()?;
         self.schedule.check()?;

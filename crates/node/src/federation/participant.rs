@@ -35,7 +35,7 @@ pub struct Work {
 pub enum Event {
     /// The coordinator says what it wants.
     Assigned(Assignment),
-    /// Model and data are there, or can't be.
+    /// Model and data are there, or can't be: said again when that changes.
     Prepared(Result<u64, String>),
     /// A task is done, and what came of it lies on the disk; or it failed.
     Worked {
@@ -261,7 +261,9 @@ impl Participant {
             Event::Assigned(assignment) => self.wanted = assignment,
             Event::Prepared(Ok(examples)) => {
                 self.examples = examples;
-                if self.state == State::Preparing {
+                self.unable = None;
+                // What was missing may have come.
+                if matches!(self.state, State::Preparing | State::Unable(_)) {
                     self.state = State::Idle;
                 }
                 self.report(now, out);
@@ -393,5 +395,29 @@ impl Participant {
             out.push(Action::Abandon(work.task));
             self.state = State::Idle;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An operator gives the node its data set while the job waits for it.
+    #[test]
+    fn who_was_unable_takes_part_once_it_can() {
+        let (mut it, _) = Participant::new();
+        let mut rng = Rng::with_seed(1);
+        let mut step = |event| it.step(Time::ZERO, &mut rng, event);
+        step(Event::LinkUp);
+        let missing = "no data set `squares` is known here";
+        let said = step(Event::Prepared(Err(missing.to_owned())));
+        assert_eq!(said, [Action::Report(Standing::Unable { reason: missing.to_owned() })]);
+        assert_eq!(step(Event::Assigned(Assignment::Wait)), []);
+        let said = step(Event::Prepared(Ok(7)));
+        assert_eq!(said, [Action::Report(Standing::Ready { examples: 7 })]);
+        let work = Work { task: Task(3), round: 0, version: 0, look: false };
+        let Work { task, round, version, look } = work;
+        let asked = step(Event::Assigned(Assignment::Work { task, round, version, look }));
+        assert_eq!(asked, [Action::Work(work)]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tierline_federate::{Clients, Late, Report, Timing};
+use tierline_federate::{Clients, Late, Report, Seconds, Timing};
 use tierline_node::federation::{
     Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, MemberRecord, Participant, Phase, Record,
     Standing, Task, Terms, Update, Verdict,
@@ -16,6 +16,10 @@ use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
 
 use crate::harness::{Link, Schedule, ms, seeds};
+
+fn seconds(seconds: f64) -> Seconds {
+    Seconds::new(seconds).unwrap()
+}
 
 const STEP: Duration = Duration::from_millis(50);
 
@@ -431,11 +435,12 @@ fn whatever_dies_every_update_counts_once() {
     seeds(1_000, |rng| {
         let members = rng.usize(1..8);
         let late = if rng.bool() { Late::Use } else { Late::Refuse };
-        let deadline_s = rng.bool().then_some(8.0);
+        let deadline_s = rng.bool().then(|| seconds(8.0));
         let per_round = rng.bool().then(|| rng.usize(1..=members));
         let min = rng.usize(1..=per_round.unwrap_or(members));
         let over = if rng.bool() { 1.5 } else { 1.0 };
-        let clients = Clients { per_round, min, over, deadline_s, late, patience_s: 20.0, ..Clients::default() };
+        let clients =
+            Clients { per_round, min, over, deadline_s, late, patience_s: seconds(20.0), ..Clients::default() };
         let timing =
             if rng.bool() { Timing::Round } else { Timing::Buffer { size: rng.usize(1..4), staleness_max: 3 } };
         let mut world = World::new(rng.u64(..), members, 4, terms(clients, timing), ROUGH);
@@ -531,7 +536,7 @@ fn what_a_stretch_that_was_given_up_counted_is_of_no_other() {
 
 #[test]
 fn who_takes_too_long_is_not_waited_for_where_too_few_have_answered() {
-    let clients = Clients { per_round: Some(2), min: 2, deadline_s: Some(60.0), ..Clients::default() };
+    let clients = Clients { per_round: Some(2), min: 2, deadline_s: Some(seconds(60.0)), ..Clients::default() };
     let (mut coordinator, _) = Coordinator::restored(terms(clients, Timing::Round), NONE, Time::ZERO);
     let now = Time::ZERO + ms(10);
     coordinator.step(now, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
@@ -710,7 +715,7 @@ fn a_member_that_keeps_failing_is_left_out() {
 
 #[test]
 fn a_round_waits_for_members_that_come_back_and_not_for_those_that_do_not() {
-    let clients = Clients { min: 2, patience_s: 20.0, ..Clients::default() };
+    let clients = Clients { min: 2, patience_s: seconds(20.0), ..Clients::default() };
     let mut world = World::new(6, 3, 2, terms(clients, Timing::Round), Link::GOOD);
     // Gone for good in the middle of the first round.
     world.run_until(ms(700));
@@ -758,4 +763,55 @@ impl World {
             self.happen(happening);
         }
     }
+}
+
+#[test]
+fn members_that_are_killed_each_second_hold_up_no_first_round() {
+    let clients = Clients { min: 2, ..Clients::default() };
+    let (mut coordinator, _) = Coordinator::restored(terms(clients, Timing::Round), NONE, Time::ZERO);
+    coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    let begun = (1..60).find(|second| {
+        // One of three is started again, and is soon back.
+        let (at, member) = (Time::ZERO + ms(1_000 * second), *second as usize % 3);
+        coordinator.step(at, Event::Lost { member: name(member) });
+        let preparing = Event::Member { member: name(member), standing: Standing::Preparing };
+        coordinator.step(at + ms(300), preparing);
+        coordinator.step(at + ms(600), ready(member));
+        if let Some(wake) = coordinator.wake().filter(|wake| *wake < at + ms(1_000)) {
+            coordinator.step(wake, Event::Wake);
+        }
+        (0..3).any(|member| task_of(&coordinator, member).is_some())
+    });
+    let begun = begun.expect("it begins although nobody has been quiet for long");
+    assert!(begun <= 15, "in second {begun}");
+}
+
+#[test]
+fn a_coordinator_that_was_killed_goes_on_once_those_it_knows_are_back() {
+    let clients = Clients { min: 2, ..Clients::default() };
+    let terms = terms(clients, Timing::Round);
+    let (mut coordinator, _) = Coordinator::restored(terms.clone(), NONE, Time::ZERO);
+    let mut journal = Vec::new();
+    let mut keep = |actions: Vec<Action>| {
+        let kept = actions.into_iter().filter_map(|action| match action {
+            Action::Keep(record) => Some(record),
+            _ => None,
+        });
+        journal.extend(kept);
+    };
+    keep(coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 3, look: false, stretch: 1 }));
+    (0..3).for_each(|member| keep(coordinator.step(Time::ZERO + ms(10), ready(member))));
+    let settled = coordinator.wake().unwrap();
+    keep(coordinator.step(settled, Event::Wake));
+    (0..3).for_each(|member| keep(answer(&mut coordinator, settled, member)));
+    keep(coordinator.step(settled, Event::Made { version: 1, enough: false }));
+    // Between two rounds it is killed: nobody is asked before all are back.
+    let now = settled + ms(5_000);
+    journal.retain(|record| !matches!(record, Record::Asked { round: 1, .. }));
+    let (mut coordinator, _) = Coordinator::restored(terms, journal, now);
+    coordinator.step(now + ms(100), ready(0));
+    coordinator.step(now + ms(200), ready(1));
+    assert_eq!(task_of(&coordinator, 0), None, "the third may be on its way");
+    coordinator.step(now + ms(300), ready(2));
+    assert!((0..3).all(|member| task_of(&coordinator, member).is_some()), "all are back");
 }

@@ -134,7 +134,7 @@ fn lists_and_names_are_bounded() {
     refused(catalogue(vec![model.clone(); MODELS_MAX + 1]), "models in a catalogue");
     refused(catalogue(vec![ModelEntry { name: "a\u{1b}[2J".into(), ..model }]), "is no model's name");
     let order = WorkOrder { differences: vec![DIGEST; LEADING_MAX + 1], ..WorkOrder::default() };
-    let assignment = JobAssignment { job: DIGEST, want: Some(Want::Work(order)), node: String::new() };
+    let assignment = JobAssignment { job: DIGEST, want: Some(Want::Work(order)), node: String::new(), classes: None };
     refused(assignment, "differences that lead to a model");
     let standing = |node: &str| JobStanding { job: DIGEST, node: node.into(), ..JobStanding::default() };
     refused(standing(&"x".repeat(1 << 20)), "is no node's name");

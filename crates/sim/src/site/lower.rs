@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use tierline_federate::{Contribution, Vectors};
 use tierline_node::federation::{Event, MemberAction, MemberEvent, Task, Update, Work};
@@ -10,6 +9,7 @@ use tierline_proto::Digest;
 use tierline_train::federated::Kept;
 
 use super::{Happening, Held, MESSAGE_BYTES, Relay, SimError, Site, VERSIONS_KEPT, bytes_of};
+use crate::clock::seconds;
 use crate::workers::{Done, Order};
 
 impl Site {
@@ -150,7 +150,7 @@ impl Site {
             // Looking takes next to nothing beside learning.
             let epochs = if work.look { 0 } else { self.epochs };
             let examples = trainee.share.seen.len() as f64 * epochs as f64;
-            let done = now + Duration::from_secs_f64(examples / trainee.examples_per_s);
+            let done = now + seconds(examples / trainee.examples_per_s);
             let order = Order {
                 member: node.name.clone(),
                 round: work.round,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::aggregate::mean_of;
-use tierline_federate::{HeldOut, RoundScores, Scoreboard};
+use tierline_federate::{Federation, HeldOut, RoundScores, Scoreboard};
 use tierline_graph::Model;
 use tierline_node::Time;
 use tierline_node::federation::Event;
@@ -33,6 +33,11 @@ pub fn run(
     let Examples { ends: mut data, test, public } = examples;
     let Models { own: model, others } = models.into();
     check(scenario, data.len())?;
+    let mut job = job.clone();
+    let taught = job.federation.as_ref().is_some_and(Federation::learns_public_classes);
+    job.data.name_classes(test.into_iter().chain(&data).chain(public.filter(|_| taught)));
+    let (job, test) = (&job, test.map(|test| job.data.numbered(test)).transpose().map_err(TrainError::from)?);
+    let test = test.as_ref();
     let harmful = harmful(job, scenario, data.len());
     for (share, attack) in data.iter_mut().zip(&harmful) {
         if let Some(attack) = attack {
@@ -63,10 +68,10 @@ pub fn run(
             return Err(SimError::Scenario { what: "models", reason });
         }
     }
-    for share in data.iter().chain(test) {
+    let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
+    for share in shares.iter().flat_map(|share| [&share.seen].into_iter().chain(&share.held_out)).chain(test) {
         judge.check(share)?;
     }
-    let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
     let mut site = Site::new(job, judge.blueprint(), shares, scenario, Workers::new(places));
     let federation = job.federation.clone().unwrap_or_default();
     if let Some(distil) = federation.distillation() {

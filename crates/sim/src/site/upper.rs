@@ -16,7 +16,7 @@ impl Site {
         let Some(Held { bytes, report, .. }) = held.filter(|held| held.task == update.task) else { return Ok(()) };
         let Some(above) = &mut self.nodes[parent].above else { return Ok(()) };
         let check = || {
-            let vectors = wire::decode(&bytes, &above.desk.layout().of_examples(report.examples)?)?;
+            let vectors = wire::decode_update(&bytes, &above.desk.layout().of_examples(report.examples)?)?;
             let contribution = Contribution { vectors, report };
             let checked = match above.coordinator.is_look(update.task) {
                 true => aggregate::check_look(&contribution),

@@ -238,20 +238,24 @@ struct Line {
     /// A file or folder of it that is no longer there.
     #[serde(skip_serializing_if = "Option::is_none")]
     missing: Option<PathBuf>,
+    /// What lay beside the examples and is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 impl Line {
     fn new(name: &str, mut record: Record) -> Self {
         let missing = record.source.paths_mut().into_iter().find(|path| !path.exists()).map(|path| path.clone());
-        let Found { examples, classes, shape, dtype } = record.found;
+        let Found { examples, classes, shape, dtype, notes } = record.found;
         let (format, path) = (record.source.format(), record.source.path().to_owned());
-        Self { name: name.to_owned(), format, path, examples, classes, shape, dtype, missing }
+        Self { name: name.to_owned(), format, path, examples, classes, shape, dtype, missing, notes }
     }
 }
 
 fn add(global: &Global, datasets: &Datasets, args: &Add) -> Outcome {
     let existing = if args.replace { Existing::Replace } else { Existing::Keep };
     let record = datasets.add(&args.name, args.source()?, existing).map_err(failure)?;
+    record.found.notes.iter().for_each(|note| global.output().say(format!("{}: {note}", args.name)));
     global.output().data(&Line::new(&args.name, record), |line| {
         let targets =
             line.classes.map_or("numbers as targets".to_owned(), |classes| counted(classes, "class", "classes"));
@@ -349,6 +353,9 @@ struct Report {
     /// Of how many users or devices the examples are, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     groups: Option<usize>,
+    /// What lies beside the examples and is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     picture: Option<PathBuf>,
 }
@@ -388,6 +395,7 @@ impl Report {
             classes,
             columns: dataset.columns().to_vec(),
             groups: dataset.groups().map(|(_, names)| names.len()),
+            notes: dataset.notes().to_vec(),
             picture: None,
         })
     }
@@ -438,6 +446,9 @@ fn text(report: &Report) -> String {
     }
     if let Some(groups) = report.groups {
         text.push_str(&format!("groups    {groups}\n"));
+    }
+    for note in &report.notes {
+        text.push_str(&format!("note      {note}\n"));
     }
     if let Some(targets) = &report.targets {
         text.push_str(&format!("targets   float32 {:?}, {}\n", targets.shape, range(targets.range)));

@@ -9,8 +9,8 @@ use tierline_proto::v1::{Empty, JobControlRequest, JobInfo, JobRequest};
 use super::client::{connect, refused};
 use super::train::{Folder, Followed, fetch_model, follow};
 use super::{Global, block_on};
-use crate::models;
 use crate::output::{self, Exit, ExitWith, Outcome};
+use crate::{jobs, models};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum JobVerb {
@@ -185,8 +185,11 @@ fn say(global: &Global, info: JobInfo) -> Outcome {
 async fn logs(global: &Global, logs: &Logs) -> Outcome {
     let info = get(global, &logs.job).await?;
     let mut node = connect(global, logs.job.node.endpoint.as_deref()).await?;
-    let folder = logs.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.run", info.name)));
-    match follow(global, &mut node, &info, Folder(folder)).await? {
+    let folder = logs
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("{}.run", jobs::Name::of(&info.name, &digest(&info)))));
+    match follow(global, &mut node, &info, Folder::take(folder)?).await? {
         Followed::Ended | Followed::Left => Ok(()),
     }
 }
@@ -195,7 +198,10 @@ async fn save(global: &Global, save: &Save) -> Outcome {
     let info = get(global, &save.job).await?;
     let mut node = connect(global, save.job.node.endpoint.as_deref()).await?;
     let bytes = fetch_model(&mut node, &info).await?;
-    let file = save.out.clone().unwrap_or_else(|| PathBuf::from(format!("{}.onnx", info.name)));
+    let file = save
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("{}.onnx", jobs::Name::of(&info.name, &digest(&info)))));
     std::fs::write(&file, &bytes)
         .map_err(|e| anyhow::anyhow!("cannot write {}: {e}", file.display()))
         .exit_with(Exit::Failure)?;

@@ -236,6 +236,18 @@ impl State {
         })
     }
 
+    /// Rounds of a job of which something is known.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn round_count(&self, job: Digest) -> Result<u64, StoreError> {
+        self.with(|c| {
+            let count: i64 =
+                c.query_row("SELECT count(*) FROM job_rounds WHERE job = ?1", [job.0], |row| row.get(0))?;
+            Ok(u64::try_from(count).unwrap_or(0))
+        })
+    }
+
     /// What a job's rounds gave, in order.
     ///
     /// # Errors

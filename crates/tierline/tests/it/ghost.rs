@@ -114,6 +114,7 @@ impl Ghost {
                             standing: ready,
                             holds: 0,
                             url: String::new(),
+                            classes: Vec::new(),
                         };
                         send.send(say(child_message::Body::Standing(standing))).await.unwrap();
                     }
@@ -171,6 +172,7 @@ impl Ghost {
             standing: Some(standing),
             holds: 0,
             url: String::new(),
+            classes: Vec::new(),
         };
         self.say(child_message::Body::Standing(standing));
     }

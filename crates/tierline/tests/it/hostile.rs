@@ -104,7 +104,8 @@ fn a_node_takes_part_in_a_site_whose_cloud_has_more_to_say() {
             _ => {}
         }
         // A kind of message, and a kind of work, of which nobody here has heard.
-        let strange = JobAssignment { job: Bytes::from_static(&[7; 32]), want: None, node: String::new() };
+        let strange =
+            JobAssignment { job: Bytes::from_static(&[7; 32]), want: None, node: String::new(), classes: None };
         let strange = ParentMessage { body: Some(parent_message::Body::Assignment(strange)) };
         vec![
             Bytes::from_static(&UNKNOWN),
@@ -395,7 +396,8 @@ impl Anything {
                 Some(Standing::Failed(TaskFailure { task, reason, examples }))
             }
         };
-        JobStanding { job: self.bytes(), standing, node: self.text(), holds: self.count(), url: self.text() }
+        let classes = vec![self.text(), self.text()];
+        JobStanding { job: self.bytes(), standing, node: self.text(), holds: self.count(), url: self.text(), classes }
     }
 
     fn child(&mut self) -> ChildMessage {
@@ -498,7 +500,8 @@ impl Anything {
                         neighbours: Vec::new(),
                     })),
                 };
-                Some(Body::Assignment(JobAssignment { job: self.bytes(), want, node: self.text() }))
+                let classes = Some(tierline_proto::v1::ClassNames { names: vec![self.text(), self.text()] });
+                Some(Body::Assignment(JobAssignment { job: self.bytes(), want, node: self.text(), classes }))
             }
         };
         ParentMessage { body }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tierline_sim::Scenario;
 
 use crate::faults::{artefacts, records};
-use crate::federation::{Federation, lines, round_of, rounds};
+use crate::federation::{EXAMPLES, Federation, lines, round_of, rounds};
 use crate::harness::{Node, Ran, until};
 
 /// Keys of a line, sorted.
@@ -86,6 +86,26 @@ fn programs_read_the_same_lines_of_nodes_and_of_a_simulation() {
     federation.add_data(cloud, "squares", 200, 5);
     pinned(&lines(&cloud.ask(&["train", job.to_str().unwrap(), "--sim", "3", "--json"])), true);
     drop(bare);
+}
+
+/// However late it is given its data: nobody starts its node again for that.
+#[test]
+fn an_end_that_lacks_its_data_takes_part_once_it_has_some() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 2 }\n");
+    let cloud = &federation.site.cloud;
+    let watcher = federation.watch_lines();
+    let _first = federation.end(0, &cloud.url);
+    let late = federation.site.end("end-001", &cloud.url, &[]);
+    until("it says why not", || {
+        let shown = cloud.ask(&["job", "show", "squares", "--json"]);
+        let excluded =
+            |shown: &Ran| shown.json()["excluded"].as_array().unwrap().iter().any(|e| e["node"] == "end-001");
+        (shown.code == 0 && excluded(&shown)).then_some(())
+    });
+    federation.add_data(&late, "squares", EXAMPLES, 1);
+    let followed = lines(&Ran::of(watcher.wait_with_output().unwrap()));
+    assert_eq!(rounds(&followed).len(), 2);
+    assert!(rounds(&followed).iter().all(|round| round["clients"] == 2), "{followed:?}");
 }
 
 fn shown(federation: &Federation, key: &str) -> Option<Value> {

@@ -16,6 +16,7 @@ mod hostile_requests;
 mod identity;
 mod jobs;
 mod middle;
+mod names;
 mod panics;
 mod reference;
 mod site;

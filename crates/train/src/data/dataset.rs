@@ -3,6 +3,7 @@
 //! Parts of a data set are views: they share the elements and hold only which
 //! examples are theirs. Start at [`Dataset`].
 
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub struct Dataset {
     store: Arc<Store>,
     /// Places in the store; all of them in order when `None`.
     rows: Option<Arc<[usize]>>,
+    /// Which classes they are for a job; those of the store when `None`.
+    numbering: Option<Arc<Numbering>>,
 }
 
 #[derive(Debug)]
@@ -36,7 +39,33 @@ pub(super) struct Store {
     pub splits: Vec<(String, Range<usize>)>,
     /// Names of the features, when each has one.
     pub columns: Vec<String>,
+    /// What isn't in it though it lay beside the rest.
+    pub notes: Vec<String>,
 }
+
+/// Numbers that a job gives to the classes of a store.
+#[derive(Debug)]
+struct Numbering {
+    /// Of each class in the store; of those that the job doesn't know there is
+    /// no example.
+    of: Vec<u32>,
+    /// The job's.
+    names: Vec<String>,
+}
+
+/// What becomes of examples whose class a job doesn't know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Others {
+    /// The data set is refused.
+    #[default]
+    Refuse,
+    /// They are left out, as long as others are left.
+    Drop,
+}
+
+/// Names that a message repeats.
+const LISTED_MAX: usize = 12;
 
 /// What a model should give for each example.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,7 +139,10 @@ impl Dataset {
                 return Err(DataError::Option { option: "names", reason });
             }
         }
-        Self::assembled(name, Store { features, targets, groups: None, splits: Vec::new(), columns: Vec::new() })
+        Self::assembled(
+            name,
+            Store { features, targets, groups: None, splits: Vec::new(), columns: Vec::new(), notes: Vec::new() },
+        )
     }
 
     /// Of parts that were checked one by one.
@@ -119,7 +151,7 @@ impl Dataset {
         let lengths = [store.targets.len(), store.groups.as_ref().map_or(features, |groups| groups.of.len())];
         match lengths.into_iter().find(|&length| length != features) {
             Some(targets) => Err(DataError::Pairs { path: name.into(), features, targets }),
-            None => Ok(Self { name: name.to_owned(), store: Arc::new(store), rows: None }),
+            None => Ok(Self { name: name.to_owned(), store: Arc::new(store), rows: None, numbering: None }),
         }
     }
 
@@ -184,20 +216,28 @@ impl Dataset {
         &self.store.columns
     }
 
+    /// What was found beside the examples and is none, for people.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.store.notes
+    }
+
     /// Number of classes; `None` when targets are numbers.
     #[must_use]
     pub fn class_count(&self) -> Option<usize> {
-        match &self.store.targets {
-            Targets::Classes { count, .. } => Some(*count),
-            Targets::Values(_) => None,
+        match (&self.store.targets, &self.numbering) {
+            (Targets::Values(_), _) => None,
+            (Targets::Classes { .. }, Some(numbering)) => Some(numbering.names.len()),
+            (Targets::Classes { count, .. }, None) => Some(*count),
         }
     }
 
     /// A name per class, when they are known.
     #[must_use]
     pub fn class_names(&self) -> Option<&[String]> {
-        match &self.store.targets {
-            Targets::Classes { names, .. } if !names.is_empty() => Some(names),
+        match (&self.store.targets, &self.numbering) {
+            (Targets::Classes { .. }, Some(numbering)) => Some(&numbering.names),
+            (Targets::Classes { names, .. }, None) if !names.is_empty() => Some(names),
             _ => None,
         }
     }
@@ -212,7 +252,9 @@ impl Dataset {
     #[must_use]
     pub fn classes(&self) -> Option<Vec<usize>> {
         match &self.store.targets {
-            Targets::Classes { classes, .. } => Some((0..self.len()).map(|i| classes[self.row(i)] as usize).collect()),
+            Targets::Classes { classes, .. } => {
+                Some((0..self.len()).map(|i| self.number(classes[self.row(i)]) as usize).collect())
+            }
             Targets::Values(_) => None,
         }
     }
@@ -279,7 +321,7 @@ impl Dataset {
         let rows = self.places(examples)?;
         Ok(match &self.store.targets {
             Targets::Classes { classes, .. } => {
-                let classes = rows.iter().map(|&row| i64::from(classes[row])).collect();
+                let classes = rows.iter().map(|&row| i64::from(self.number(classes[row]))).collect();
                 Tensor::new([rows.len()], Elements::I64(classes))?
             }
             Targets::Values(values) => {
@@ -306,6 +348,41 @@ impl Dataset {
         Self::new(&name, self.features(&rows)?, Targets::Classes { classes, count, names })
     }
 
+    /// The same examples with the numbers that a job gives to classes of these
+    /// names; a class that has no example here keeps its number. Classes
+    /// without names keep theirs, unless the job's names are numbers.
+    ///
+    /// # Errors
+    /// [`DataError::Unnamed`] when an example is of a class that the job
+    /// doesn't know, unless such examples are dropped and others are left.
+    pub fn numbered(&self, names: &[String], others: Others) -> Result<Self, DataError> {
+        let Targets::Classes { classes, count, names: own } = &self.store.targets else { return Ok(self.clone()) };
+        if names.is_empty() || own == names || own.is_empty() && !names.iter().any(|name| is_number(name)) {
+            return Ok(Self { numbering: None, ..self.clone() });
+        }
+        let index: HashMap<&str, u32> = names.iter().map(String::as_str).zip(0..).collect();
+        let name = |class: usize| own.get(class).cloned().unwrap_or_else(|| class.to_string());
+        let numbers: Vec<Option<u32>> = (0..*count).map(|class| index.get(name(class).as_str()).copied()).collect();
+        let known = |example: &usize| numbers[classes[self.row(*example)] as usize].is_some();
+        let left: Vec<usize> = (0..self.len()).filter(known).collect();
+        let unknown = (left.len() < self.len()).then(|| (0..self.len()).find(|example| !known(example))).flatten();
+        let part = match unknown {
+            None => self.clone(),
+            Some(_) if others == Others::Drop && !left.is_empty() => self.subset(&left)?,
+            Some(example) => {
+                let (class, known) = (name(classes[self.row(example)] as usize), list(names));
+                return Err(DataError::Unnamed { name: self.name.clone(), class, known });
+            }
+        };
+        let of = numbers.into_iter().map(|number| number.unwrap_or(0)).collect();
+        Ok(Self { numbering: Some(Arc::new(Numbering { of, names: names.to_vec() })), ..part })
+    }
+
+    /// The job's number of a class of the store.
+    fn number(&self, class: u32) -> u32 {
+        self.numbering.as_ref().map_or(class, |numbering| numbering.of[class as usize])
+    }
+
     /// Only these examples, in this order; one may come more than once.
     ///
     /// # Errors
@@ -315,7 +392,7 @@ impl Dataset {
             return Err(DataError::Empty { path: self.name.clone().into(), hint: "name at least one example" });
         }
         let rows = self.places(examples)?;
-        Ok(Self { name: self.name.clone(), store: Arc::clone(&self.store), rows: Some(rows.into()) })
+        Ok(Self { rows: Some(rows.into()), ..self.clone() })
     }
 
     /// Two parts drawn at random, the first with `fraction` of the examples.
@@ -399,6 +476,38 @@ impl Dataset {
             None => Ok(examples.iter().map(|&example| self.row(example)).collect()),
         }
     }
+}
+
+/// Whether a class of this name could be a label that is a number.
+fn is_number(name: &str) -> bool {
+    name.parse::<u32>().is_ok_and(|number| number.to_string() == name)
+}
+
+/// Some names, for a message.
+pub(super) fn list(names: &[String]) -> String {
+    let more = names.len().saturating_sub(LISTED_MAX);
+    let shown = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{shown} and {more} more") } else { shown }
+}
+
+/// One list of names for data sets that are learned from and looked at
+/// together: that of a set which has all of them; else all of them, sorted if
+/// each set's are, or the first set's and behind them what the others add.
+/// Empty when no set names its classes.
+#[must_use]
+pub fn names_together<'d>(sets: impl IntoIterator<Item = &'d [String]>) -> Vec<String> {
+    let sets: Vec<&[String]> = sets.into_iter().filter(|names| !names.is_empty()).collect();
+    let all: BTreeSet<&String> = sets.iter().copied().flatten().collect();
+    if let Some(whole) = sets.iter().find(|names| names.len() == all.len()) {
+        return whole.to_vec();
+    }
+    if sets.iter().all(|names| names.is_sorted()) {
+        return all.into_iter().cloned().collect();
+    }
+    let mut names = sets.first().map_or_else(Vec::new, |names| names.to_vec());
+    let added = all.into_iter().filter(|name| !sets[0].contains(name)).cloned();
+    names.extend(added.collect::<Vec<_>>());
+    names
 }
 
 /// Numbers, at least one example of at least one element, all finite.

@@ -111,6 +111,38 @@ pub enum DataError {
         /// Why it is no class, and what to do.
         reason: String,
     },
+    /// An example of a class that a job doesn't know.
+    #[error(
+        "`{name}` has examples of the class `{class}`, which the job doesn't know ({known}); name all classes under \
+         data.classes in the job's file, or leave such examples out with data.other_classes = \"drop\""
+    )]
+    Unnamed {
+        /// The data set.
+        name: String,
+        /// Its class.
+        class: String,
+        /// Those that the job knows.
+        known: String,
+    },
+    /// A column that comes twice.
+    #[error("`{path}` has {count} columns named `{name}`; rename or drop them")]
+    Twice {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// Something that lies where pictures are read, and can't be left out
+    /// without changing what is learned.
+    #[error("`{path}` {what}")]
+    Stray {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: String,
+    },
     /// NaN, infinite, or beyond f32.
     #[error("`{path}`: {column} of example {example} is {value}; remove the example or fill in a finite f32")]
     NotFinite {

@@ -13,10 +13,17 @@ pub const DATASET_BYTES_MAX: u64 = 8 << 30;
 /// The bytes of a file.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     let failed = |source| DataError::Io { path: path.into(), source };
-    let mut file = File::open(path).map_err(failed)?;
+    // Before it is opened: a pipe would be waited for, a device has no end.
+    if !path.metadata().map_err(failed)?.is_file() {
+        let what = "is no file; name a file whose bytes are the data set's".to_owned();
+        return Err(DataError::Stray { path: path.into(), what });
+    }
+    let file = File::open(path).map_err(failed)?;
     limit(path, "bytes", file.metadata().map_err(failed)?.len())?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).map_err(failed)?;
+    // It may grow while it is read.
+    file.take(DATASET_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
+    limit(path, "bytes", bytes.len() as u64)?;
     Ok(bytes)
 }
 
@@ -28,15 +35,17 @@ pub(super) fn limit(path: &Path, what: &'static str, needed: u64) -> Result<(), 
     Ok(())
 }
 
-/// What is in a folder, sorted by name; hidden files are left out.
+/// Whether a name says that its file or folder isn't meant for people.
+pub(super) fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// What is in a folder, sorted by name.
 pub(super) fn list(path: &Path) -> Result<Vec<PathBuf>, DataError> {
     let failed = |source| DataError::Io { path: path.into(), source };
     let mut entries = Vec::new();
     for entry in std::fs::read_dir(path).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            entries.push(entry.path());
-        }
+        entries.push(entry.map_err(failed)?.path());
     }
     // Folders list in any order; examples and classes must not.
     entries.sort();

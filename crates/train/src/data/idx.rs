@@ -47,6 +47,8 @@ impl Idx {
                 labels: tensor(labels)?.into(),
                 groups: None,
                 columns: Vec::new(),
+                classes: Vec::new(),
+                notes: Vec::new(),
             })
         };
         match (&self.test_images, &self.test_labels) {

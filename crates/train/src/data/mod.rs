@@ -40,7 +40,7 @@ mod targets;
 
 pub use augment::Augment;
 pub use batches::{BATCHES_AHEAD, Batch, BatchOptions, Batches, Last, Normalize, Position};
-pub use dataset::{Dataset, Groups, Targets};
+pub use dataset::{Dataset, Groups, Others, Targets, names_together};
 pub use error::DataError;
 pub use files::DATASET_BYTES_MAX;
 pub use folder::Folder;

@@ -182,6 +182,8 @@ fn parts<N: Copy>(
             labels: array(labels)?.into(),
             groups: None,
             columns: Vec::new(),
+            classes: Vec::new(),
+            notes: Vec::new(),
         })
     };
     named.into_iter().map(part).collect()

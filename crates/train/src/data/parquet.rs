@@ -32,7 +32,7 @@ pub struct Parquet {
     /// Columns that are no features.
     #[serde(default)]
     pub drop: Vec<Column>,
-    /// What pictures are made into, where a column holds PNG or JPEG bytes
+    /// What pictures are made into, where a column holds bytes of pictures
     /// (alone, or in a group with a field `bytes`).
     #[serde(default)]
     pub pictures: PictureOptions,
@@ -212,6 +212,8 @@ impl Rows<'_> {
             labels: Labels::from_texts(self.labels),
             groups: grouped.then_some(self.groups),
             columns,
+            classes: Vec::new(),
+            notes: Vec::new(),
         })
     }
 }

@@ -1,10 +1,13 @@
-//! Encoded pictures (PNG, JPEG) to planes of bytes.
+//! Encoded pictures (PNG, JPEG, BMP, GIF, PNM, TIFF, WebP) to planes of bytes.
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
+use image::codecs::gif::GifDecoder;
+use image::codecs::png::PngDecoder;
+use image::codecs::webp::WebPDecoder;
 use image::imageops::FilterType;
-use image::{DynamicImage, ImageReader, Limits};
+use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use tierline_graph::{Elements, Tensor};
 
 use super::error::DataError;
@@ -65,7 +68,19 @@ impl Pictures {
         limits.max_alloc = Some(DECODED_BYTES_MAX);
         (limits.max_image_width, limits.max_image_height) = (Some(PICTURE_SIDE_MAX), Some(PICTURE_SIDE_MAX));
         reader.limits(limits);
-        let picture = reader.decode().map_err(|e| broken(&e))?;
+        let format = reader.format();
+        if format.is_some_and(|format| holds_several(format, encoded)) {
+            let what = "holds several pictures, and an example is one; save each as a file of its own";
+            return Err(DataError::Stray { path: path.into(), what: what.to_owned() });
+        }
+        let mut decoder = reader.into_decoder().map_err(|e| broken(&e))?;
+        if decoder.total_bytes() > DECODED_BYTES_MAX {
+            return Err(broken(&format!("decoded it would take {} bytes", decoder.total_bytes())));
+        }
+        // As cameras held it, and viewers show it.
+        let orientation = decoder.orientation().map_err(|e| broken(&e))?;
+        let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(&e))?;
+        picture.apply_orientation(orientation);
         let actual = [picture.height(), picture.width()];
         let size = *self.size.get_or_insert(actual);
         if self.options.size.is_none() && size != actual {
@@ -94,11 +109,86 @@ impl Pictures {
 
     /// All pictures; `path` is for the error that there are none.
     pub fn into_tensor(self, path: PathBuf) -> Result<Tensor, DataError> {
-        let [height, width] = self
-            .size
-            .filter(|_| self.count > 0)
-            .ok_or(DataError::Empty { path, hint: "a folder per class with .png, .jpg or .jpeg files is read" })?;
+        let [height, width] = self.size.filter(|_| self.count > 0).ok_or(DataError::Empty {
+            path,
+            hint: "a folder per class with pictures (png, jpeg, bmp, gif, pnm, tiff, webp) is read",
+        })?;
         let channels = if self.options.color == Color::Rgb { 3 } else { 1 };
         Ok(Tensor::new([self.count, channels, height as usize, width as usize], Elements::U8(self.planes))?)
     }
+}
+
+/// Extensions of pictures that are read.
+const READ: [&str; 14] =
+    ["png", "jpg", "jpeg", "jpe", "jfif", "bmp", "gif", "pbm", "pgm", "ppm", "pnm", "tif", "tiff", "webp"];
+
+/// Extensions of pictures that aren't.
+const UNREAD: [&str; 27] = [
+    "apng", "arw", "avif", "cr2", "cr3", "dds", "dib", "dng", "exr", "hdr", "heic", "heif", "ico", "j2k", "jp2", "jpx",
+    "jxl", "nef", "orf", "pcx", "psd", "qoi", "raw", "rw2", "svg", "tga", "xcf",
+];
+
+fn extension(path: &Path) -> String {
+    path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
+/// Whether the name says that it is a picture, one that is read or not.
+pub(super) fn says_picture(path: &Path) -> bool {
+    let extension = extension(path);
+    !files::is_hidden(path) && READ.iter().chain(&UNREAD).any(|known| *known == extension)
+}
+
+/// What a file is to those who look for pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A picture that is read.
+    Picture,
+    /// One of a kind that isn't.
+    Unread,
+    /// Something else.
+    Other,
+}
+
+/// Tells by its name what a file is, and where that says nothing by how it
+/// begins.
+pub(super) fn kind(path: &Path, begins: &[u8]) -> Kind {
+    let extension = extension(path);
+    let strong = matches!(
+        image::guess_format(begins),
+        Ok(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Gif | ImageFormat::WebP | ImageFormat::Tiff)
+    );
+    if strong || READ.contains(&extension.as_str()) {
+        Kind::Picture
+    } else if UNREAD.contains(&extension.as_str()) || matches!(image::guess_format(begins), Ok(ImageFormat::Avif)) {
+        Kind::Unread
+    } else {
+        Kind::Other
+    }
+}
+
+/// Whether a file holds more pictures than the one that would be decoded:
+/// frames of an animation, or pages.
+fn holds_several(format: ImageFormat, encoded: &[u8]) -> bool {
+    let bytes = || Cursor::new(encoded);
+    match format {
+        ImageFormat::Gif => GifDecoder::new(bytes()).is_ok_and(|gif| gif.into_frames().take(2).count() > 1),
+        ImageFormat::Png => PngDecoder::new(bytes()).is_ok_and(|png| png.is_apng().unwrap_or(false)),
+        ImageFormat::WebP => WebPDecoder::new(bytes()).is_ok_and(|webp| webp.has_animation()),
+        ImageFormat::Tiff => has_second_page(encoded).unwrap_or(false),
+        _ => false,
+    }
+}
+
+/// Whether a TIFF file's first directory names a next one (TIFF 6.0, section
+/// 2); `None` where it ends before that.
+fn has_second_page(tiff: &[u8]) -> Option<bool> {
+    let little = tiff.starts_with(b"II");
+    let number = |at: usize, size: usize| -> Option<usize> {
+        let bytes = tiff.get(at..at.checked_add(size)?)?;
+        let value = |value: usize, byte: &u8| value << 8 | usize::from(*byte);
+        Some(if little { bytes.iter().rev().fold(0, value) } else { bytes.iter().fold(0, value) })
+    };
+    let first = number(4, 4)?;
+    let entries = number(first, 2)?;
+    Some(number(first.checked_add(2 + 12 * entries)?, 4)? != 0)
 }

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use super::dataset::Dataset;
 use super::error::DataError;
 use super::files;
-use super::folder::{Folder, is_picture};
+use super::folder::Folder;
 use super::idx::Idx;
 use super::numpy::{Npy, Npz};
 use super::parquet::Parquet;
-use super::pictures::PictureOptions;
+use super::pictures::{PictureOptions, says_picture};
 use super::table::Csv;
 use super::targets::{TargetOptions, assemble};
 
@@ -318,14 +318,17 @@ fn npy(folder: &Path) -> Result<Option<Source>, DataError> {
     }))
 }
 
-/// Whether a folder of folders has a picture one or two levels down.
+/// Whether a folder of folders has a picture some levels down.
 fn holds_pictures(path: &Path) -> Result<bool, DataError> {
-    for folder in files::list(path)?.iter().filter(|entry| entry.is_dir()) {
-        for entry in files::list(folder)? {
-            if is_picture(&entry) || (entry.is_dir() && files::list(&entry)?.iter().any(|file| is_picture(file))) {
-                return Ok(true);
-            }
+    fn within(folder: &Path, levels: usize) -> Result<bool, DataError> {
+        let entries = files::list(folder)?;
+        if entries.iter().any(|entry| says_picture(entry)) {
+            return Ok(true);
         }
+        let folders = entries.iter().filter(|entry| levels > 0 && !files::is_hidden(entry) && entry.is_dir());
+        folders.map(|entry| within(entry, levels - 1)).find(|held| !matches!(held, Ok(false))).unwrap_or(Ok(false))
     }
-    Ok(false)
+    let folders = files::list(path)?;
+    let folders = folders.iter().filter(|entry| !files::is_hidden(entry) && entry.is_dir());
+    folders.map(|folder| within(folder, 2)).find(|held| !matches!(held, Ok(false))).unwrap_or(Ok(false))
 }

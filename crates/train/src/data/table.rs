@@ -88,6 +88,18 @@ pub(super) fn roles(
         Column::Index(index) => Err(missing(index.to_string())),
         Column::Name(name) => names.iter().position(|n| n == name).ok_or_else(|| missing(name.clone())),
     };
+    let is_dropped = |at: usize| {
+        drop.iter().any(|column| match column {
+            Column::Index(index) => *index == at,
+            Column::Name(name) => *name == names[at],
+        })
+    };
+    // The second of two could be the label once more, among the features.
+    let twice = |at: &usize| !names[*at].is_empty() && names[..*at].contains(&names[*at]) && !is_dropped(*at);
+    if let Some(at) = (0..names.len()).find(twice) {
+        let count = names.iter().filter(|name| **name == names[at]).count();
+        return Err(DataError::Twice { path: path.into(), name: names[at].clone(), count });
+    }
     let label = match label {
         Some(label) => find(label)?,
         None => {
@@ -102,8 +114,9 @@ pub(super) fn roles(
     };
     let mut roles = vec![Role::Feature; names.len()];
     for column in drop {
-        roles[find(column)?] = Role::Dropped;
+        find(column)?;
     }
+    (0..names.len()).filter(|at| is_dropped(*at)).for_each(|at| roles[at] = Role::Dropped);
     if let Some(group) = group {
         roles[find(group)?] = Role::Group;
     }
@@ -171,6 +184,8 @@ impl Csv {
             labels: Labels::from_texts(labels),
             groups: self.group.is_some().then_some(groups),
             columns: named.map(|(_, name)| name).collect(),
+            classes: Vec::new(),
+            notes: Vec::new(),
         })
     }
 

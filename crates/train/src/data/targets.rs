@@ -50,6 +50,10 @@ pub(super) struct Part {
     pub groups: Option<Vec<String>>,
     /// Names of the features, or empty.
     pub columns: Vec<String>,
+    /// Classes there are by name, those without an example included.
+    pub classes: Vec<String>,
+    /// What was left out, for people.
+    pub notes: Vec<String>,
 }
 
 /// Labels as a file has them.
@@ -107,7 +111,9 @@ pub(super) fn assemble(name: &str, parts: Vec<Part>, options: &TargetOptions) ->
     let (mut splits, mut groups, mut start) = (Vec::new(), Some(Vec::new()), 0);
     let mut joined: Option<(Vec<usize>, Elements)> = None;
     let columns = parts.first().map(|part| part.columns.clone()).unwrap_or_default();
+    let mut notes = Vec::new();
     for part in parts {
+        notes.extend(part.notes);
         let (shape, elements) = part.features.into_parts();
         let end = start + shape[0];
         splits.push((part.split.to_owned(), start..end));
@@ -128,7 +134,7 @@ pub(super) fn assemble(name: &str, parts: Vec<Part>, options: &TargetOptions) ->
         joined.ok_or_else(|| DataError::Empty { path: name.into(), hint: "name a file that holds some" })?;
     splits.retain(|(split, _)| !split.is_empty());
     let groups = groups.map(|of_each| Groups::new(&of_each));
-    Dataset::assembled(name, Store { features: Tensor::new(shape, elements)?, targets, groups, splits, columns })
+    Dataset::assembled(name, Store { features: Tensor::new(shape, elements)?, targets, groups, splits, columns, notes })
 }
 
 fn check_agreement(parts: &[Part]) -> Result<(), DataError> {
@@ -158,7 +164,25 @@ fn classes(parts: &[Part], options: &TargetOptions) -> Result<Targets, DataError
             Labels::Texts(texts) => texts.as_slice(),
             Labels::Numbers(_) => &[],
         });
-        names = texts.collect::<BTreeSet<_>>().into_iter().cloned().collect();
+        let known = parts.iter().flat_map(|part| &part.classes);
+        names = texts.chain(known).collect::<BTreeSet<_>>().into_iter().cloned().collect();
+        if let Some(name) = names.iter().find(|name| ["nan", "NaN"].contains(&name.as_str())) {
+            let part = parts.iter().find(|part| matches!(&part.labels, Labels::Texts(texts) if texts.contains(name)));
+            let path = part.map_or_else(PathBuf::new, |part| part.path.clone());
+            let reason = "which data frames write for a label that is missing; remove such examples, or state the \
+                          names of all classes"
+                .to_owned();
+            let example = part.map_or(0, |part| match &part.labels {
+                Labels::Texts(texts) => texts.iter().position(|text| text == name).unwrap_or(0),
+                Labels::Numbers(_) => 0,
+            });
+            return Err(DataError::Label { path, example, value: format!("`{name}`"), reason });
+        }
+    } else if let Some((part, class)) =
+        parts.iter().find_map(|part| Some((part, part.classes.iter().find(|class| !names.contains(class))?)))
+    {
+        let what = format!("has the class `{class}`, which is not among the names given; add it to targets.names");
+        return Err(DataError::Stray { path: part.path.clone(), what });
     }
     let stated = options.classes.or((!names.is_empty()).then_some(names.len()));
     if let Some(count) = stated.filter(|count| *count > CLASSES_MAX || (!names.is_empty() && *count != names.len())) {

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use tierline_federate::strategy::Drift;
 use tierline_federate::{Channel, Federation, Layout, Part, Personal, Vectors};
+use tierline_graph::onnx::NodeProto;
 use tierline_graph::step::{self, Optimizer, Recipe, Role, Schedule, Slot, Spec, Steering, StepError};
 use tierline_graph::{Elements, Model, Tensor};
 
@@ -119,6 +120,12 @@ impl Blueprint {
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Classes that the model tells apart; none where it gives numbers.
+    #[must_use]
+    pub fn classes(&self) -> usize {
+        self.spec.classes.and_then(|classes| usize::try_from(classes).ok()).unwrap_or(0)
     }
 
     /// What members do besides plain training.
@@ -244,6 +251,9 @@ fn stays<'s>(model: &Model, spec: &'s Spec, personal: Option<&Personal>) -> Resu
         Some(Personal::FedBn {}) => {
             let learned = step::learned_by_normalisation(model);
             let stays: HashSet<&str> = names().filter(|name| learned.contains(*name)).collect();
+            if let Some((weight, layer)) = read_elsewhere(&model.graph().node, &stays) {
+                return Err(TrainError::Tied { weight, layer });
+            }
             match stays.is_empty() {
                 true => Err(TrainError::Personal(
                     "fedbn keeps batch normalisations with the ends, and the model has none that are trained; try fedper \
@@ -254,6 +264,22 @@ fn stays<'s>(model: &Model, spec: &'s Spec, personal: Option<&Personal>) -> Resu
         }
         _ => Ok(HashSet::new()),
     }
+}
+
+/// A weight of batch normalisations that another operator reads as well, and
+/// what that one gives: it would have to stay with the ends and be shared.
+fn read_elsewhere(nodes: &[NodeProto], weights: &HashSet<&str>) -> Option<(String, String)> {
+    nodes.iter().find_map(|node| {
+        let normalises = node.op_type() == "BatchNormalization" && node.domain().is_empty();
+        let read = node
+            .input
+            .iter()
+            .enumerate()
+            .find(|(at, name)| weights.contains(name.as_str()) && !(normalises && *at > 0));
+        let here = read.map(|(_, name)| (name.clone(), node.output.first().cloned().unwrap_or_default()));
+        let bodies = node.attribute.iter().flat_map(|a| a.g.iter().chain(&a.graphs));
+        here.or_else(|| bodies.into_iter().find_map(|body| read_elsewhere(&body.node, weights)))
+    })
 }
 
 /// What ends do besides plain training.

@@ -210,10 +210,11 @@ impl Public {
             return Ok(());
         }
         let mut model = start.clone();
-        for channel in [Channel::Model, Channel::Statistics] {
-            if let (Some(own), Some(change)) = (model.get_mut(&channel), contribution.vectors.get(&channel)) {
-                own.iter_mut().zip(change).for_each(|(x, d)| *x += d);
-            }
+        if let (Some(own), Some(change)) = (model.get_mut(&Channel::Model), contribution.vectors.get(&Channel::Model)) {
+            own.iter_mut().zip(change).for_each(|(x, d)| *x += d);
+        }
+        if let Some(measured) = contribution.vectors.get(&Channel::Statistics) {
+            model.insert(Channel::Statistics, measured.clone());
         }
         let answers = self.place.answers(&model)?;
         if self.said.add(1.0, &answers).is_ok() {

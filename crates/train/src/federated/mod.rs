@@ -90,18 +90,19 @@ pub struct Share {
 impl Share {
     /// Divides an end's data set as the job says: by its splits, and where
     /// ends look at models and it has no split `test`, by the share that
-    /// `data.hold_out` says.
+    /// `data.hold_out` says. Classes have the numbers that the job gives them.
     ///
     /// # Errors
-    /// When the share leaves nothing on one side.
+    /// When the share leaves nothing on one side, or there is a class that the
+    /// job doesn't know.
     pub fn of(whole: &Dataset, job: &Job) -> Result<Self, TrainError> {
         let split = |name: &str| whole.splits().contains(&name).then(|| whole.named_split(name)).transpose();
-        let seen = split("train")?.unwrap_or_else(|| whole.clone());
+        let seen = job.data.numbered(&split("train")?.unwrap_or_else(|| whole.clone()))?;
         if !job.federation.as_ref().is_some_and(tierline_federate::Federation::looks_at_ends) {
             return Ok(Self { seen, held_out: None });
         }
         match (split("test")?, job.data.hold_out) {
-            (Some(held_out), _) => Ok(Self { seen, held_out: Some(held_out) }),
+            (Some(held_out), _) => Ok(Self { seen, held_out: Some(job.data.numbered(&held_out)?) }),
             (None, Some(share)) => {
                 let (held_out, seen) = seen.split(share, job.seed)?;
                 Ok(Self { seen, held_out: Some(held_out) })

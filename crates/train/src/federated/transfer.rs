@@ -1,7 +1,7 @@
 //! A network that ends and the cloud train in parts (FedGKT): which part is
 //! whose, and what each does in a round.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -12,6 +12,7 @@ use tierline_federate::{Channel, Contribution, Layout, Part, Vectors};
 use tierline_graph::constant::tensor_to_proto;
 use tierline_graph::emit::{Attribute, Emitter};
 use tierline_graph::infer::infer_types;
+use tierline_graph::onnx::NodeProto;
 use tierline_graph::slice::{slice, value_info_proto};
 use tierline_graph::step::{self, Loss, Recipe, Spec};
 use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
@@ -53,6 +54,12 @@ impl Divided {
         if !step::parameters(&rest, &[]).is_ok_and(|weights| !weights.is_empty()) {
             return Err(refuse("nothing is left to train behind it".into()));
         }
+        if let Some(weight) = learned_on_both_sides(model, &first, &rest, job)? {
+            return Err(refuse(format!(
+                "`{weight}` is read on both sides of it, and each side would train a copy of its own: divide the model \
+                 where one side reads all that is shared, or freeze it"
+            )));
+        }
         let info = types.get(&settings.features);
         let shape =
             info.and_then(|info| info.shape.as_ref()).filter(|_| info.is_some_and(|i| i.dtype == Some(DataType::F32)));
@@ -65,7 +72,9 @@ impl Divided {
         let logits = outputs.and_then(|name| types.get(&name).and_then(|t| t.shape.clone()));
         let classes = logits.filter(|s| s.len() == 2).and_then(|s| known(&s[1]));
         let classes = classes.ok_or_else(|| refuse("the model's output has to be [batch, classes]".into()))?;
-        let small = with_head(&first, &settings.features, &features, classes, job.seed)?;
+        let known = model.graph().initializer.iter().map(|t| t.name());
+        let taken: Vec<&str> = types.iter().map(|t| t.name.as_str()).chain(known).collect();
+        let small = with_head(&first, &taken, &settings.features, &features, classes, job.seed)?;
         Ok(Self { small, rest, features, classes })
     }
 
@@ -78,11 +87,33 @@ impl Divided {
     }
 }
 
+/// A weight or a running statistic of both parts that is trained: the first by
+/// name. What is frozen stays the same on both sides.
+fn learned_on_both_sides(model: &Model, first: &Model, rest: &Model, job: &Job) -> Result<Option<String>, TrainError> {
+    let trained: HashSet<String> = step::parameters(model, &job.freeze)?.into_iter().collect();
+    let layers = model.graph().node.iter().filter(|n| n.op_type() == "BatchNormalization" && n.domain().is_empty());
+    let follows = |layer: &&NodeProto| layer.input.iter().skip(1).take(2).any(|name| trained.contains(name));
+    let statistics: HashSet<&String> = layers.filter(follows).flat_map(|layer| layer.input.iter().skip(3)).collect();
+    let of_first: HashSet<&str> = first.graph().initializer.iter().map(|t| t.name()).collect();
+    let mut shared: Vec<&str> = rest.graph().initializer.iter().map(|t| t.name()).collect();
+    shared.retain(|name| of_first.contains(name));
+    shared.retain(|name| trained.contains(*name) || statistics.iter().any(|statistic| *statistic == name));
+    Ok(shared.into_iter().min().map(str::to_owned))
+}
+
 /// A network with a head behind its features: their mean over space, and one
-/// linear layer.
-fn with_head(first: &Model, features: &str, axes: &[usize], classes: usize, seed: u64) -> Result<Model, TrainError> {
+/// linear layer. Its names are none of those `taken`: the whole model is put
+/// together again by name.
+fn with_head(
+    first: &Model,
+    taken: &[&str],
+    features: &str,
+    axes: &[usize],
+    classes: usize,
+    seed: u64,
+) -> Result<Model, TrainError> {
     let types = infer_types(first)?;
-    let mut out = Emitter::new(types.iter().map(|t| t.name.as_str()));
+    let mut out = Emitter::new(types.iter().map(|t| t.name.as_str()).chain(taken.iter().copied()));
     let pooled = match axes.len() {
         1 => features.to_owned(),
         2 => out.op("Flatten", &[features], &[("axis", Attribute::Int(1))]),

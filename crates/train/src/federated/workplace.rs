@@ -7,7 +7,7 @@ use tierline_engine::{Engine, LoadOptions};
 use tierline_federate::sender::CONTROL;
 use tierline_federate::strategy::Drift;
 use tierline_federate::strategy::FedMd;
-use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Strategy, Vectors};
+use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Strategy, Vectors, desk};
 use tierline_graph::step::Optimizer;
 use tierline_graph::{Model, Tensor};
 
@@ -105,6 +105,11 @@ impl Workplace {
     pub fn initial(&self) -> Vectors {
         // Nobody has said anything of its examples yet.
         if self.small.is_some() { Vectors::new() } else { self.blueprint.initial() }
+    }
+
+    /// Numbers the classes of public examples as the job does.
+    pub fn name_classes(&mut self, names: &[String]) {
+        self.job.data.classes = names.to_vec();
     }
 
     /// Refuses a data set that the model can't learn from.
@@ -256,8 +261,8 @@ impl Workplace {
             self.blueprint.keep_own(&state, kept);
         }
         let mut vectors = self.blueprint.vectors(&state);
-        for (channel, vector) in &mut vectors {
-            subtract(vector, self::vector(task.start, *channel));
+        for (channel, now) in &mut vectors {
+            *now = desk::apart(*channel, now, vector(task.start, *channel));
         }
         let report = self.report(share, &learned);
         if control {
@@ -283,7 +288,7 @@ impl Workplace {
         let said = vector(task.start, Channel::Logits);
         let seed = self.seed(task);
         if settings.pretrain > 0 && !self.blueprint.has_own(kept) {
-            let examples = self.pupil()?.examples.clone();
+            let examples = self.job.data.numbered(&self.pupil()?.examples)?;
             self.trainer.check(&examples)?;
             self.begin(&state, task.round, 0.0, &[])?;
             let Some(_) = self.epochs(&examples, settings.pretrain, seed_of(&[seed, PRETRAIN]), stop)? else {

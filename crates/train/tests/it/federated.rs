@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 use tierline_engine::LoadOptions;
 use tierline_federate::{Channel, Contribution, Vectors};
 use tierline_graph::fold::{Purpose, fold_for};
-use tierline_graph::{Elements, Model, Tensor};
+use tierline_graph::{DataType, Elements, Model, Tensor};
 use tierline_train::data::{Dataset, Targets};
 use tierline_train::federated::{Blueprint, Kept, Share, Task, Workplace};
 use tierline_train::{Job, TrainError};
+use tierline_zoo::build::{Builder, Value};
 use tierline_zoo::{Batch, Bn, Options};
 
 fn network(name: &str) -> Model {
@@ -228,4 +229,57 @@ fn control_variates_are_of_plain_steps() {
         let error = of(from, to).unwrap_err().to_string();
         assert!(error.contains(says), "{to}: {error}");
     }
+}
+
+/// Six inputs, six classes: the first weight turns features of four back to
+/// six, so it is read on both sides of `h`. With `scale`, a normalisation whose
+/// scale is read once more.
+fn tied(scale: bool) -> Model {
+    let mut b = Builder::new("tied", 3);
+    let x = b.input("x", DataType::F32, "batch 6");
+    let weight = b.weights(&[6, 4], 0.5);
+    let mut h = b.op("MatMul", &[&x, &weight], &[]);
+    if scale {
+        let [scale, shift, mean] = [1.0, 0.0, 0.0].map(|mean| b.around(&[4], mean, 0.1));
+        let variance = b.around(&[4], 1.0, 0.1);
+        h = b.op("BatchNormalization", &[&h, &scale, &shift, &mean, &variance], &[]);
+        h = b.op("Mul", &[&h, &scale], &[]);
+    }
+    let middle = b.weights(&[4, 4], 0.5);
+    let h = b.op("MatMul", &[&h, &middle], &[]);
+    let h = b.op("Tanh", &[&h], &[]);
+    b.output("h", &h, DataType::F32, "batch 4");
+    let back = b.transpose(&weight, &[1, 0]);
+    let y = b.op("MatMul", &[&Value { name: "h".to_owned(), width: 4 }, &back], &[]);
+    b.output("y", &y, DataType::F32, "batch 6");
+    let mut proto = b.build().proto().clone();
+    let graph = proto.graph.as_mut().unwrap();
+    graph.output.retain(|output| output.name() == "y");
+    Model::from_proto(proto).unwrap()
+}
+
+#[test]
+fn a_weight_that_both_sides_of_a_cut_would_train_is_refused_by_name() {
+    let cloud = "strategy = { kind = 'fedgkt', features = 'h' }\n";
+    let of = |settings: &str| {
+        let text = format!(
+            "model = 'm.onnx'\nepochs = 1\n{settings}[data]\ntrain = 'd'\n[optimizer]\nkind = 'sgd'\n[schedule]\nrate = 0.1\n\
+             [federation]\nevaluate_at = 'ends'\n[federation.cloud]\nrounds = 1\n{cloud}"
+        );
+        Blueprint::new(tied(false), &toml::from_str(&text).unwrap())
+    };
+    let refused = of("").map(|_| ()).unwrap_err();
+    assert!(matches!(refused, TrainError::Transfer { .. }), "{refused}");
+    assert!(refused.to_string().contains("`w0` is read on both sides"), "{refused}");
+}
+
+#[test]
+fn a_weight_that_would_stay_and_be_shared_is_refused_by_name() {
+    let refused = Blueprint::new(tied(true), &job("[federation.personal]\nkind = 'fedbn'\n")).map(|_| ()).unwrap_err();
+    let TrainError::Tied { weight, .. } = &refused else { panic!("{refused}") };
+    assert_eq!(weight, "w1", "{refused}");
+    // What is named stays, wherever it is read.
+    let named = job("[federation.personal]\nkind = 'fedper'\nkeep = ['w1']\n");
+    let layout = Blueprint::new(tied(true), &named).unwrap().layout().clone();
+    assert!(layout.parameters.iter().all(|part| part.name != "w1"));
 }

@@ -2,8 +2,10 @@
 
 mod bad_input;
 mod batches;
+mod classes;
 mod detecting;
 mod federated;
+mod folders;
 mod formats;
 mod losses;
 mod mutations;

@@ -312,6 +312,11 @@ impl Ledger {
         self.members.get(member)?.task
     }
 
+    /// Members that were asked, and weren't left out.
+    pub(super) fn taking_part(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().filter(|(_, kept)| kept.out.is_none()).map(|(name, _)| name.as_str())
+    }
+
     /// Why a member is left out, if it is.
     pub(super) fn out(&self, member: &str) -> Option<&str> {
         self.members.get(member)?.out.as_deref()

@@ -15,9 +15,15 @@ impl Coordinator {
         }
         let task = self.ledger.task_of(&member);
         let entry = self.members.entry(member.clone()).or_default();
-        if !entry.present || entry.standing.as_ref() != Some(&standing) {
-            self.settling = self.settling.map(|_| now);
+        if let Some(settling) = self.settling.as_mut()
+            && (!entry.present || entry.standing.as_ref() != Some(&standing))
+        {
+            settling.last = now;
+            if let (Some(awaited), false) = (settling.awaited.as_mut(), standing == Standing::Preparing) {
+                awaited.remove(&member);
+            }
         }
+        let was_able = entry.is_able();
         entry.present = true;
         if let Some(at) = entry.lost_at.take() {
             self.lost.remove(&(at, member.clone()));
@@ -25,6 +31,8 @@ impl Coordinator {
         if let Standing::Failed { task: failed, reason, examples } = standing {
             // Not today, but maybe tomorrow.
             entry.standing = Some(Standing::Ready { examples });
+            self.count_able(now, was_able, true);
+            let entry = self.members.entry(member.clone()).or_default();
             if task == Some(failed) {
                 entry.failures += 1;
                 let failures = entry.failures;
@@ -39,6 +47,8 @@ impl Coordinator {
         }
         let unable = matches!(standing, Standing::Unable { .. });
         entry.standing = Some(standing);
+        let is_able = entry.is_able();
+        self.count_able(now, was_able, is_able);
         if let (true, Some(task)) = (unable, task) {
             self.keep(Record::Dropped { task }, out);
         }
@@ -51,11 +61,21 @@ impl Coordinator {
     /// A member's link is gone.
     pub(super) fn lost(&mut self, now: Time, member: &str) {
         if let Some(entry) = self.members.get_mut(member).filter(|m| m.present) {
+            let was_able = entry.is_able();
             entry.present = false;
             entry.lost_at = Some(now);
+            self.count_able(now, was_able, false);
             if self.ledger.task_of(member).is_some() {
                 self.lost.insert((now, member.to_owned()));
             }
+        }
+    }
+
+    /// Counts a member that has become able to work, or is no longer.
+    fn count_able(&mut self, now: Time, was: bool, is: bool) {
+        self.able = self.able + usize::from(is) - usize::from(was);
+        if let Some(settling) = self.settling.as_mut().filter(|_| self.able >= self.terms.clients.min) {
+            settling.enough_since.get_or_insert(now);
         }
     }
 

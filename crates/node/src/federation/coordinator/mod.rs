@@ -97,6 +97,42 @@ struct Member {
     seen: (u64, u64),
 }
 
+/// A coordinator that waits for members before its first round: they come one
+/// behind the other.
+///
+/// However they come and go, it doesn't wait for ever: somebody may be killed
+/// each second.
+#[derive(Debug)]
+struct Settling {
+    /// When the last one came.
+    last: Time,
+    /// Since when there were enough.
+    enough_since: Option<Time>,
+    /// How long it is waited for others, then.
+    longest: Duration,
+    /// Those of before a restart that aren't back; `None` where nobody is known.
+    awaited: Option<BTreeSet<String>>,
+}
+
+impl Default for Settling {
+    fn default() -> Self {
+        Self { last: Time::ZERO, enough_since: None, longest: GATHER, awaited: None }
+    }
+}
+
+impl Settling {
+    /// When it is over, unless somebody else comes.
+    fn until(&self) -> Time {
+        let quiet = self.last + SETTLE;
+        self.enough_since.map_or(quiet, |since| quiet.min(since + self.longest))
+    }
+
+    /// Whether it still is.
+    fn lasts(&self, now: Time) -> bool {
+        now < self.until() && self.awaited.as_ref().is_none_or(|awaited| !awaited.is_empty())
+    }
+}
+
 /// The upper side of one hop of one job.
 ///
 /// Invariants: a member has at most one open task; each task is counted at
@@ -117,8 +153,12 @@ pub struct Coordinator {
     begun_at: Time,
     /// Since when there were enough members to begin, though not all.
     gathering_since: Option<Time>,
-    /// When the last member came, until the first round of this process.
-    settling: Option<Time>,
+    /// Until the first round of this process.
+    settling: Option<Settling>,
+    /// Whether the first round waits for that even if it needs few members.
+    holds: bool,
+    /// Members that are there and can be asked for work.
+    able: usize,
     /// Whether the model that ends a stretch was already announced.
     announced: bool,
     stepped_at: Option<Time>,
@@ -136,7 +176,9 @@ impl Coordinator {
             lost: BTreeSet::new(),
             begun_at: Time::ZERO,
             gathering_since: None,
-            settling: Some(Time::ZERO),
+            settling: Some(Settling::default()),
+            holds: false,
+            able: 0,
             announced: true,
             stepped_at: None,
         }
@@ -150,7 +192,13 @@ impl Coordinator {
         for record in journal {
             it.apply(record);
         }
-        (it.begun_at, it.settling) = (now, Some(now));
+        // Whoever took part before is waited for, a moment long; who hasn't come
+        // by then may be away for good.
+        let awaited: BTreeSet<String> = it.ledger.taking_part().map(str::to_owned).collect();
+        let longest = if awaited.is_empty() { GATHER } else { SETTLE };
+        it.begun_at = now;
+        it.settling =
+            Some(Settling { last: now, enough_since: None, longest, awaited: Some(awaited).filter(|a| !a.is_empty()) });
         // Whoever doesn't come back is away from now on.
         let away = Member { lost_at: Some(now), asked_at: now, ..Member::default() };
         it.members = it.ledger.members.keys().map(|name| (name.clone(), away.clone())).collect();
@@ -165,6 +213,12 @@ impl Coordinator {
             it.announce(&mut actions);
         }
         (it, actions)
+    }
+
+    /// Members agree on something before the first round: it waits until no
+    /// others come, however few it needs.
+    pub fn hold_until_settled(&mut self) {
+        self.holds = true;
     }
 
     fn add(&self, given: &Given, update: &Update) -> Action {

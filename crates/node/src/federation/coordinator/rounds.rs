@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tierline_federate::{Candidate, Clients, Counted, Late, Timing};
 
-use super::{Action, Coordinator, GATHER, Record, SETTLE};
+use super::{Action, Coordinator, GATHER, Record, Settling};
 use crate::Rng;
 use crate::federation::Task;
 use crate::time::Time;
@@ -22,9 +22,9 @@ impl Coordinator {
         let away = self.lost.first().map(|(lost_at, _)| *lost_at + patience);
         let deadline = ledger.goal.and(terms.clients.deadline()).map(|d| self.begun_at + d);
         let together = ledger.looks() || matches!(terms.timing, Timing::Round);
-        let before = ledger.goal.is_none() && !ledger.paused && together;
+        let before = ledger.goal.is_none() && !ledger.paused && (together || self.holds);
         let gather = before.then_some(self.gathering_since).flatten().map(|t| t + GATHER);
-        let settle = before.then_some(self.settling).flatten().map(|t| t + SETTLE);
+        let settle = self.settling.as_ref().filter(|_| before).map(Settling::until);
         // A time that the last step has seen has done what it does.
         let to_come = |time: &Time| self.stepped_at.is_none_or(|stepped| *time > stepped);
         away.into_iter().chain(deadline).chain(gather).chain(settle).filter(to_come).min()
@@ -168,13 +168,13 @@ impl Coordinator {
 
     fn begin_round(&mut self, now: Time, out: &mut Vec<Action>) {
         let Clients { per_round, min, over, late, .. } = self.terms.clients;
-        let settles = self.settling.is_some_and(|at| now.since(at) < SETTLE);
+        let settles = self.settling.as_ref().is_some_and(|settling| settling.lasts(now));
         // Everybody who is there looks.
         let looks = self.ledger.looks();
         let (per_round, min) = if looks { (None, 0) } else { (per_round, min) };
         // Members come one behind the other: not all of them are gone through
         // for each.
-        if per_round.is_none() && !looks && settles {
+        if (per_round.is_none() || self.holds) && !looks && settles {
             return;
         }
         // Whoever still works for a round that is over is not asked until it
@@ -215,11 +215,13 @@ impl Coordinator {
         let open = self.ledger.open().len();
         let able = eligible + open;
         let begins = self.ledger.goal.is_none();
-        if begins && able < min {
+        let settles = self.settling.as_ref().is_some_and(|settling| settling.lasts(now));
+        if begins && (able < min || self.holds && settles) {
             return;
         }
         let places = per_round.unwrap_or(able).saturating_sub(open).min(eligible);
         if begins {
+            self.settling = None;
             self.begun_at = now;
             self.note_presence();
         }

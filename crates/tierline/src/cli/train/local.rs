@@ -10,7 +10,7 @@ use tierline_train::data::{Batches, Dataset, Normalize, Position};
 use tierline_train::job::Normalization;
 use tierline_train::{Checkpoint, Epoch, Event, Job, TrainError, Trainer, run};
 
-use super::{Folder, Train, data, model, stopped_by_user};
+use super::{Folder, Train, data, folder_beside, model, stopped_by_user};
 use crate::cli::Global;
 use crate::cli::trainable::tell_untrained;
 use crate::models;
@@ -51,10 +51,13 @@ enum Line<'a> {
 }
 
 pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
-    let folder = Folder::of(args);
-    let from = match args.resume {
-        true => Some(resumed(&folder, &job)?),
-        false => None,
+    let path = folder_beside(&args.job, args.out.as_deref());
+    let (folder, from) = if args.resume {
+        let folder = Folder::take(path.clone())?;
+        let from = resumed(&folder, &job)?;
+        (Some(folder), Some(from))
+    } else {
+        (None, None)
     };
     let engine = models::engine(global)?;
     let (seen, held_out) = data(global, &job)?;
@@ -69,7 +72,7 @@ pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
     let recipe = job.recipe(per_epoch);
     let load = LoadOptions::with_threads(args.threads);
     let mut trainer = Trainer::new(&engine, model(global, &args.job, &job, &engine)?, &recipe, &load)?;
-    folder.create()?;
+    let folder = folder.map_or_else(|| Folder::take(path), Ok)?;
 
     let stop = stopped_by_user()?;
 
@@ -212,7 +215,7 @@ impl Said<'_> {
         if self.global.json {
             return self.global.output().event(&Line::Done { accuracy, loss, seconds, model, file });
         }
-        let curves = folder.0.join("curves.svg");
+        let curves = folder.path().join("curves.svg");
         output::line(&format!("\nmodel   {file}\ndigest  {model}\ncurves  {}", curves.display()))
     }
 }

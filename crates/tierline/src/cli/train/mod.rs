@@ -7,6 +7,8 @@ mod sim;
 mod site;
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,8 +25,8 @@ pub use self::sim::Sim;
 pub use self::site::{Followed, fetch_model, follow};
 use super::{Global, usage};
 use crate::datasets::{Datasets, DatasetsError};
-use crate::models;
 use crate::output::{Exit, ExitWith, Failure, Outcome};
+use crate::{jobs, models};
 
 #[derive(Debug, clap::Args)]
 pub struct Train {
@@ -80,31 +82,64 @@ pub fn simulate(global: &Global, args: &Sim) -> Outcome {
     sim::sim(global, args, job)
 }
 
-/// Files of a run.
-pub struct Folder(pub PathBuf);
+/// Files of a run, which no other run has meanwhile.
+pub struct Folder {
+    path: PathBuf,
+    /// Released with the process, however that ends.
+    _lock: File,
+}
+
+/// Where a run's files go: beside its job unless said.
+fn folder_beside(job: &Path, out: Option<&Path>) -> PathBuf {
+    out.map_or_else(|| job.with_extension("run"), Path::to_owned)
+}
 
 impl Folder {
-    fn of(args: &Train) -> Self {
-        Self::beside(&args.job, args.out.as_deref())
+    /// Makes the folder if it isn't there, and takes it for this process.
+    ///
+    /// # Errors
+    /// When another process has it, or the disk refuses.
+    pub fn take(path: PathBuf) -> Outcome<Self> {
+        let cannot = |what: &str, e: &std::io::Error| {
+            Failure::message(Exit::Failure, format!("cannot {what} {}: {e}", path.display()))
+        };
+        std::fs::create_dir_all(&path).map_err(|e| cannot("create", &e))?;
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
+        let mut lock = options.open(path.join(LOCK)).map_err(|e| cannot("write to", &e))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Not every system lets it be read while it is held.
+                let _ = lock.take(HOLDER_BYTES_MAX).read_to_string(&mut holder);
+                let holder = if holder.is_empty() { "another process" } else { holder.trim_end() };
+                let text = format!("{} is in use by {holder}", path.display());
+                let hint = "wait until it ends, or end it; or give this run a folder of its own with --out DIR";
+                return Err(Failure::message(Exit::Failure, text).hint(hint));
+            }
+            // Some file systems have no locks.
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(e)) => return Err(cannot("lock", &e)),
+        }
+        let command: Vec<String> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+        let holder = format!("process {} ({})\n", std::process::id(), command.join(" "));
+        // For people only.
+        let _ = lock.set_len(0).and_then(|()| lock.write_all(holder.as_bytes()));
+        Ok(Self { path, _lock: lock })
     }
 
-    fn beside(job: &Path, out: Option<&Path>) -> Self {
-        Self(out.map_or_else(|| job.with_extension("run"), Path::to_owned))
-    }
-
-    fn create(&self) -> Outcome {
-        std::fs::create_dir_all(&self.0)
-            .map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", self.0))
-            .exit_with(Exit::Failure)
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn model(&self) -> PathBuf {
-        self.0.join("model.onnx")
+        self.path.join("model.onnx")
     }
 
     /// Saves models that ends have of their own.
     fn save_ends(&self, own: &BTreeMap<String, Model>) -> Outcome {
-        let folder = self.0.join("ends");
+        let folder = self.path.join("ends");
         std::fs::create_dir_all(&folder)?;
         for (end, model) in own {
             model.save(&folder.join(end).with_extension("onnx"))?;
@@ -113,12 +148,12 @@ impl Folder {
     }
 
     fn checkpoint(&self) -> PathBuf {
-        self.0.join("checkpoint.safetensors")
+        self.path.join("checkpoint.safetensors")
     }
 
     /// Draws the curves over epochs or rounds.
     fn curves(&self, points: &[Point], unit: &str) -> Result<(), TrainError> {
-        let [svg, png] = ["curves.svg", "curves.png"].map(|name| self.0.join(name));
+        let [svg, png] = ["curves.svg", "curves.png"].map(|name| self.path.join(name));
         let unwritten = |path: PathBuf, source| {
             // Half a picture helps nobody; the next one is drawn anew.
             let _ = std::fs::remove_file(&path);
@@ -128,6 +163,12 @@ impl Folder {
         chart::picture(points, unit).save(&png).map_err(|e| unwritten(png, std::io::Error::other(e)))
     }
 }
+
+/// Whose the folder is, for people; the lock on it is what counts.
+const LOCK: &str = ".lock";
+
+/// Bytes of that which are repeated.
+const HOLDER_BYTES_MAX: u64 = 400;
 
 /// Set when the user presses ctrl-C; a second time ends the process.
 fn stopped_by_user() -> Outcome<Arc<AtomicBool>> {
@@ -168,7 +209,7 @@ fn read(path: &Path) -> Outcome<Job> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| anyhow::anyhow!("cannot read {path:?}: {e}"))
         .exit_with(Exit::Configuration)?;
-    toml::from_str(&text).map_err(|e| anyhow::anyhow!("{}: {e}", path.display())).exit_with(Exit::Configuration)
+    jobs::read(&text).map_err(|reason| anyhow::anyhow!("{}: {reason}", path.display())).exit_with(Exit::Configuration)
 }
 
 fn open(global: &Global, name: &str) -> Outcome<Dataset> {
@@ -181,8 +222,17 @@ fn learned_from(global: &Global, job: &Job) -> Outcome<Dataset> {
     Ok(if whole.splits().contains(&"train") { whole.named_split("train")? } else { whole })
 }
 
-/// What is learned from, and what is held out.
+/// What is learned from, and what is held out, their classes numbered alike.
 fn data(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
+    let (seen, held_out) = divided(global, job)?;
+    let mut data = job.data.clone();
+    data.name_classes(held_out.iter().chain([&seen]));
+    let numbered = |dataset: &Dataset| data.numbered(dataset).exit_with(Exit::Configuration);
+    Ok((numbered(&seen)?, held_out.as_ref().map(numbered).transpose()?))
+}
+
+/// What is learned from, and what is held out, as they come.
+fn divided(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
     let whole = open(global, &job.data.train)?;
     let split = |dataset: &Dataset, name: &str| -> Outcome<Option<Dataset>> {
         Ok(if dataset.splits().contains(&name) { Some(dataset.named_split(name)?) } else { None })

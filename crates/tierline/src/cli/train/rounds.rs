@@ -74,7 +74,6 @@ pub struct Rounds<'a> {
 impl<'a> Rounds<'a> {
     /// Of a simulation with so many ends, or of a job on nodes.
     pub fn begin(global: &'a Global, job: &str, total: u64, ends: Option<usize>, folder: Folder) -> Outcome<Self> {
-        folder.create()?;
         if global.json {
             global.output().event(&Line::Start { job, rounds: total, ends })?;
         } else {
@@ -180,7 +179,7 @@ impl<'a> Rounds<'a> {
         output::line(&format!(
             "\nmodel   {}\ndigest  {model}\ncurves  {}\nbytes   {} up, {} down\ntime    {}",
             file.display(),
-            self.folder.0.join("curves.svg").display(),
+            self.folder.path().join("curves.svg").display(),
             output::bytes(bytes_up),
             output::bytes(bytes_down),
             output::time(seconds)
@@ -217,7 +216,8 @@ mod tests {
     fn a_bar_says_loss_accuracy_bytes_and_the_time_left() {
         let folder = tempfile::tempdir().unwrap();
         let global = Global { json: false, quiet: true, data: None, engine: "rten".to_owned() };
-        let mut rounds = Rounds::begin(&global, "job", 10, None, Folder(folder.path().join("run"))).unwrap();
+        let mut rounds =
+            Rounds::begin(&global, "job", 10, None, Folder::take(folder.path().join("run")).unwrap()).unwrap();
         assert_eq!(rounds.left(), None);
         for (number, accuracy) in [(1, Some(0.5)), (2, None)] {
             let round = RoundScores {
@@ -239,6 +239,8 @@ mod tests {
             "round   1/10  loss 1.2500   held out: loss 0.5000  accuracy  50.00%   3 clients  1.0 MB up  2.0 MB down  6.0 s"
         );
         rounds.draw().unwrap();
-        assert!(rounds.folder().0.join("curves.svg").exists() && rounds.folder().0.join("curves.png").exists());
+        assert!(
+            rounds.folder().path().join("curves.svg").exists() && rounds.folder().path().join("curves.png").exists()
+        );
     }
 }

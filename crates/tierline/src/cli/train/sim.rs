@@ -10,10 +10,13 @@ use tierline_train::Job;
 use tierline_train::data::{Partition, partition};
 
 use super::rounds::{Rounds, Without};
-use super::{Folder, Train, data, job_models, learned_from, open, stopped_by_user};
+use super::{Folder, Train, data, folder_beside, job_models, learned_from, open, stopped_by_user};
 use crate::cli::{Global, usage};
 use crate::models;
 use crate::output::{Exit, ExitWith, Failure, Outcome};
+
+/// Round trip of a simulated link, at most: a day.
+const RTT_MS_MAX: f64 = 86_400e3;
 
 #[derive(Debug, clap::Args)]
 pub struct Sim {
@@ -127,7 +130,7 @@ fn link(text: Option<&str>) -> Outcome<Link> {
     let Some(text) = text else { return Ok(Link::NONE) };
     let numbers: Vec<f64> = text.split(',').filter_map(|n| n.trim().parse().ok()).collect();
     match numbers[..] {
-        [up, down, rtt] if up > 0.0 && down > 0.0 && rtt >= 0.0 => Ok(Link {
+        [up, down, rtt] if up > 0.0 && down > 0.0 && (0.0..=RTT_MS_MAX).contains(&rtt) => Ok(Link {
             up_bytes_per_s: up * 1e6 / 8.0,
             down_bytes_per_s: down * 1e6 / 8.0,
             rtt: Duration::from_secs_f64(rtt / 1e3),
@@ -148,7 +151,6 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     let rounds = federation.cloud.rounds;
     let scenario = args.scenario(federation)?;
     check(federation, args.ends, scenario.edges)?;
-    let folder = Folder::beside(&args.job, args.out.as_deref());
     let engine = models::engine(global)?;
     let (seen, held_out) = if federation.looks_at_ends() {
         let hint = "add hold_out = 0.2 under [data]";
@@ -166,6 +168,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     let public = federation.distillation().map(|distil| open(global, &distil.public)).transpose()?;
     let stop = stopped_by_user()?;
 
+    let folder = Folder::take(folder_beside(&args.job, args.out.as_deref()))?;
     let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, Some(args.ends), folder)?;
     let mut closed = Ok(());
     let examples = Examples { ends: shares, test: held_out.as_ref(), public: public.as_ref() };

@@ -106,6 +106,19 @@ impl Folder {
         }
     }
 
+    /// The first byte of a file; none of one that is empty or gone.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn first_byte(&self, path: &Path) -> Result<Option<u8>, Failure> {
+        let mut byte = [0];
+        match File::open(path).and_then(|mut file| file.read(&mut byte)) {
+            Ok(count) => Ok(byte.first().copied().filter(|_| count == 1)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
     /// The update of a task of this node.
     #[must_use]
     pub fn outgoing(&self, task: u64) -> PathBuf {
@@ -124,6 +137,33 @@ impl Folder {
 
     fn server(&self, version: u64) -> PathBuf {
         self.0.join(format!("server-{version}"))
+    }
+
+    fn classes(&self) -> PathBuf {
+        self.0.join("classes.json")
+    }
+
+    /// Keeps the names of the job's classes.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(super) fn save_classes(&self, names: &[String]) -> Result<(), Failure> {
+        let json = serde_json::to_vec(names).map_err(super::messages::internal)?;
+        self.write(&self.classes(), &json)
+    }
+
+    /// Those that were kept.
+    ///
+    /// # Errors
+    /// When the file is damaged.
+    pub(super) fn load_classes(&self) -> Result<Option<Vec<String>>, Failure> {
+        let path = self.classes();
+        if !path.exists() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&self.read(&path)?)
+            .map(Some)
+            .map_err(|e| Failure::new(Code::Corrupt, format!("{}: {e}", path.display())))
     }
 
     fn said(&self) -> PathBuf {
@@ -355,7 +395,7 @@ impl Folder {
                 // What stays behind only takes room.
                 let _ = std::fs::remove_dir_all(self.0.join(folder));
             }
-            self.remove(&[self.kept(), self.last_round(), self.neighbours(), self.said()]);
+            self.remove(&[self.kept(), self.last_round(), self.neighbours(), self.said(), self.classes()]);
             for entry in std::fs::read_dir(&self.0).into_iter().flatten().flatten() {
                 if entry.file_name().to_string_lossy().starts_with("server-") {
                     self.remove(&[entry.path()]);

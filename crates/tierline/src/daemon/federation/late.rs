@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierline_node::Peer;
-use tierline_proto::v1::JobStanding;
 use tierline_proto::v1::job_assignment::Want;
+use tierline_proto::v1::{ClassNames, JobStanding};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::lower::ToLower;
@@ -30,7 +30,7 @@ struct Waiting {
     /// By child and member.
     standings: BTreeMap<(String, String), JobStanding>,
     /// By the parent that spoke.
-    assigned: BTreeMap<Peer, (Arc<Uplink>, Want)>,
+    assigned: BTreeMap<Peer, (Arc<Uplink>, Want, Option<ClassNames>)>,
     /// Whether a child, or a parent, came or went.
     children: bool,
     parents: bool,
@@ -69,16 +69,22 @@ impl Late {
     }
 
     /// Tells the lower side what a parent wants.
-    pub(super) fn assigned(&self, lower: &mpsc::Sender<ToLower>, uplink: &Arc<Uplink>, want: Want) {
+    pub(super) fn assigned(
+        &self,
+        lower: &mpsc::Sender<ToLower>,
+        uplink: &Arc<Uplink>,
+        want: Want,
+        classes: Option<ClassNames>,
+    ) {
         let mut waiting = self.lock();
-        let want = match waiting.assigned.contains_key(&uplink.peer) {
-            true => want,
-            false => match lower.try_send(ToLower::Assigned { uplink: Arc::clone(uplink), want }) {
-                Err(TrySendError::Full(ToLower::Assigned { want, .. })) => want,
+        let (want, classes) = match waiting.assigned.contains_key(&uplink.peer) {
+            true => (want, classes),
+            false => match lower.try_send(ToLower::Assigned { uplink: Arc::clone(uplink), want, classes }) {
+                Err(TrySendError::Full(ToLower::Assigned { want, classes, .. })) => (want, classes),
                 _ => return,
             },
         };
-        waiting.assigned.insert(uplink.peer, (Arc::clone(uplink), want));
+        waiting.assigned.insert(uplink.peer, (Arc::clone(uplink), want, classes));
     }
 
     /// Tells the lower side that a parent came or went.
@@ -108,7 +114,7 @@ impl Late {
             messages.extend(node.uplinks().iter().map(now));
         }
         let assigned = std::mem::take(&mut waiting.assigned).into_values();
-        messages.extend(assigned.map(|(uplink, want)| ToLower::Assigned { uplink, want }));
+        messages.extend(assigned.map(|(uplink, want, classes)| ToLower::Assigned { uplink, want, classes }));
         messages
     }
 }

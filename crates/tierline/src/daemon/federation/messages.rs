@@ -7,11 +7,12 @@ use tierline_federate::down::DIFFERENCES_MAX;
 use tierline_federate::{FederateError, HeldOut, Report};
 use tierline_node::federation::{Assignment, Standing, Task, Update, Verdict};
 use tierline_proto::Digest;
+use tierline_proto::limits::{MESSAGE_BYTES_MAX, TEXT_BYTES_MAX};
 use tierline_proto::v1;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, Neighbour, TaskFailure, UpdateHeader, WorkOrder,
-    WorkReport, job_standing, job_verdict,
+    Code, Empty, Failure, JobAssignment, JobMember, JobStanding, JobVerdict, Neighbour, TaskFailure, UpdateHeader,
+    WorkOrder, WorkReport, job_standing, job_verdict,
 };
 
 pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
@@ -49,7 +50,7 @@ pub(super) fn stranger(child: &str, member: &str) -> Failure {
 
 /// What is wanted for a job, of a child or of a member below it.
 pub(super) fn assignment(job: Digest, node: &str, want: Want) -> JobAssignment {
-    JobAssignment { job: job.to_bytes(), node: node.to_owned(), want: Some(want) }
+    JobAssignment { job: job.to_bytes(), node: node.to_owned(), want: Some(want), classes: None }
 }
 
 /// Where a task's model is to be had.
@@ -119,7 +120,38 @@ pub(super) fn standing(job: Digest, standing: &Standing, holds: u64, url: &str) 
             examples: *examples,
         }),
     };
-    JobStanding { job: job.to_bytes(), node: String::new(), standing: Some(standing), holds, url: url.to_owned() }
+    let (job, node, url) = (job.to_bytes(), String::new(), url.to_owned());
+    JobStanding { job, node, standing: Some(standing), holds, url, classes: Vec::new() }
+}
+
+/// Bytes that a job's members who don't take part make of an answer, at most:
+/// half a message.
+const LISTED_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
+
+/// Members that don't take part, and why: as many as fit an answer.
+pub(super) fn listed(all: impl IntoIterator<Item = (String, String)>) -> Vec<JobMember> {
+    let (mut listed, mut bytes, mut left) = (Vec::new(), 0, 0);
+    for (node, reason) in all {
+        bytes += node.len() + reason.len() + 16;
+        match bytes <= LISTED_BYTES_MAX {
+            true => listed.push(JobMember { node, reason }),
+            false => left += 1,
+        }
+    }
+    if left > 0 {
+        let (node, reason) = (format!("{left} more"), "not listed, for want of room".to_owned());
+        listed.push(JobMember { node, reason });
+    }
+    listed
+}
+
+/// A member's own words, which are kept and shown: cut where a sentence would
+/// have ended long ago.
+fn words(failure: &Failure) -> String {
+    let mut text = failure.to_string();
+    let end = (0..=text.len().min(TEXT_BYTES_MAX)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.truncate(end);
+    text
 }
 
 /// What a member says it is at; `None` when it is away, or for what this
@@ -129,10 +161,10 @@ pub(super) fn standing_of(standing: JobStanding) -> Option<Standing> {
         job_standing::Standing::Away(_) => return None,
         job_standing::Standing::Preparing(_) => Standing::Preparing,
         job_standing::Standing::Examples(examples) => Standing::Ready { examples },
-        job_standing::Standing::Unable(failure) => Standing::Unable { reason: failure.to_string() },
+        job_standing::Standing::Unable(failure) => Standing::Unable { reason: words(&failure) },
         job_standing::Standing::Failed(failed) => Standing::Failed {
             task: Task(failed.task),
-            reason: failed.reason.map_or_else(String::new, |f| f.to_string()),
+            reason: failed.reason.as_ref().map_or_else(String::new, words),
             examples: failed.examples,
         },
     })
@@ -205,5 +237,22 @@ fn report_of(message: WorkReport) -> Report {
         bytes_up: message.bytes_up,
         bytes_down: message.bytes_down,
         held_out: message.held_out.map(|h| HeldOut { examples: h.examples, loss: h.loss, accuracy: h.accuracy }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_members_say_is_bounded_where_it_is_kept_and_shown() {
+        let failure = Failure { message: "é".repeat(1 << 20), ..Failure::default() };
+        let said = JobStanding { standing: Some(job_standing::Standing::Unable(failure)), ..JobStanding::default() };
+        let Some(Standing::Unable { reason }) = standing_of(said) else { panic!("it is unable") };
+        assert!(reason.len() <= TEXT_BYTES_MAX, "{}", reason.len());
+        let all = (0..10_000).map(|i| (format!("end-{i}"), reason.clone()));
+        let listed = listed(all);
+        let bytes: usize = listed.iter().map(|m| m.node.len() + m.reason.len()).sum();
+        assert!(bytes < MESSAGE_BYTES_MAX && listed.last().unwrap().node.ends_with("more"), "{bytes}");
     }
 }

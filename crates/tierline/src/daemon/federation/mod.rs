@@ -6,6 +6,7 @@
 //! (an end's duty, and an edge's). Where a job gives edges nothing to do, they
 //! are a `relay`. Start at [`Federations`].
 
+mod classes;
 mod data;
 mod folder;
 mod gossip;

@@ -47,7 +47,7 @@ impl Node {
             if duty.relay.is_some() {
                 self.pass_on(&duty, uplink, assignment);
             } else if let (Some(lower), Some(want)) = (&duty.lower, assignment.want) {
-                duty.late.assigned(lower, uplink, want);
+                duty.late.assigned(lower, uplink, want, assignment.classes);
             }
             return;
         }
@@ -134,7 +134,8 @@ impl Node {
         if duty.relay.is_some() {
             self.pass_on(&duty, uplink, assignment);
         } else if let Some(lower) = &duty.lower {
-            let _ = lower.send(ToLower::Assigned { uplink: Arc::clone(uplink), want }).await;
+            let classes = assignment.classes;
+            let _ = lower.send(ToLower::Assigned { uplink: Arc::clone(uplink), want, classes }).await;
         }
         Ok(())
     }

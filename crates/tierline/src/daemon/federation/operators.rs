@@ -4,18 +4,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tierline_graph::Model;
-use tierline_proto::v1::{Code, Failure, JobEvent, JobInfo, JobMember};
-use tierline_train::Job;
+use tierline_proto::v1::{Code, Failure, JobEvent, JobInfo};
 use tierline_train::federated::Blueprint;
 use tokio::sync::{broadcast, oneshot};
 
 use super::neighbours::stopped;
 use super::upper::ToUpper;
-use super::{Folder, JOBS_MAX, JobManifest, Order, data};
+use super::{Folder, JOBS_MAX, JobManifest, Order, data, messages};
 use crate::daemon::{Node, events};
-use crate::documents;
 use crate::store::State;
 use crate::store::jobs::JobRow;
+use crate::{documents, jobs};
 
 impl Node {
     /// Begins to coordinate a job that was given to this node.
@@ -26,11 +25,12 @@ impl Node {
     /// `models`: the job's own, then those of its `models`, in their order.
     pub async fn submit_job(self: &Arc<Self>, name: &str, toml: &str, models: Vec<Bytes>) -> Result<JobInfo, Failure> {
         let invalid = |text: String| Failure::new(Code::InvalidInput, text);
-        let job: Job = toml::from_str(toml).map_err(|e| invalid(format!("{name}: {e}")))?;
+        jobs::Name::new(name).map_err(invalid)?;
+        let mut job = jobs::read(toml).map_err(|reason| invalid(format!("{name}: {reason}")))?;
+        tokio::task::block_in_place(|| data::name_classes(self, &mut job))?;
         let Some(federation) = &job.federation else {
             return Err(invalid(format!("{name} has no table [federation]: it says nothing of many nodes")));
         };
-        federation.check().map_err(|e| invalid(format!("{name}: {e}")))?;
         job.stated_normalization().map_err(|e| invalid(format!("{name}: {e}")))?;
         let running = self.federations.lock().len();
         if running >= JOBS_MAX {
@@ -117,7 +117,7 @@ impl Node {
 
     async fn info_of(&self, row: &JobRow) -> Result<JobInfo, Failure> {
         let job = row.job;
-        let round = self.state.with(move |state| state.rounds(job)).await?.len() as u64;
+        let round = self.state.with(move |state| state.round_count(job)).await?;
         let manifest = self.artefacts.get(row.job).await.and_then(|json| documents::read::<JobManifest>(&json));
         let rounds = manifest.map_or(round, |m| m.federation().cloud.rounds);
         let ended = row.ended.clone().unwrap_or_else(|| "takes part".to_owned());
@@ -133,7 +133,7 @@ impl Node {
         };
         if row.coordinates {
             let left_out = Folder::at(&self.config.data, row.job).load_left_out()?;
-            info.excluded = left_out.into_iter().map(|(node, reason)| JobMember { node, reason }).collect();
+            info.excluded = messages::listed(left_out);
         }
         if let Some(upper) = self.federations.get(row.job).and_then(|duty| duty.upper.clone()) {
             let (ask, answer) = oneshot::channel();

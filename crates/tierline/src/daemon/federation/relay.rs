@@ -90,7 +90,7 @@ impl Relay {
 
     /// A parent says what it wants. True when the job is over.
     pub(super) fn hear(&self, node: &Arc<Node>, uplink: &Arc<Uplink>, assignment: JobAssignment) -> bool {
-        let JobAssignment { node: member, want, .. } = assignment;
+        let JobAssignment { node: member, want, classes, .. } = assignment;
         let mut inner = self.lock();
         // Parents of one site know the same job; the first one keeps it.
         if inner.parent.as_ref().is_none_or(|p| !p.is_up()) {
@@ -113,7 +113,7 @@ impl Relay {
                     }
                 }
                 let further = if child == member { "" } else { &member };
-                let assignment = messages::assignment(self.id, further, want);
+                let assignment = JobAssignment { classes, ..messages::assignment(self.id, further, want) };
                 node.children.tell(&child, parent_message::Body::Assignment(assignment));
             }
             _ => {
@@ -157,6 +157,7 @@ impl Inner {
             standing: away,
             holds: 0,
             url: String::new(),
+            classes: Vec::new(),
         });
     }
 

@@ -9,6 +9,7 @@ use tierline_graph::Model;
 use tierline_node::federation::{Update, Work};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
+use tierline_train::data::{Others, names_together};
 use tierline_train::federated::{self, Blueprint, Share, Workplace};
 
 use crate::daemon::Node;
@@ -19,6 +20,9 @@ use crate::daemon::federation::{Folder, JobManifest, data};
 pub(super) struct Desk {
     pub(super) layout: Layout,
     pub(super) initial: Vectors,
+    /// Classes that the data sets here name, where the job's file says none.
+    pub(super) names: Vec<String>,
+    others: Others,
     /// The job's.
     seed: u64,
     /// Of an end.
@@ -40,13 +44,16 @@ impl Desk {
         if coordinates {
             let blueprint = Blueprint::new(model, job).map_err(internal)?;
             let (layout, initial) = (blueprint.layout().clone(), blueprint.initial());
-            return Ok((Self { layout, initial, seed: job.seed, place: None }, 1));
+            let (names, others) = (Vec::new(), job.data.other_classes);
+            return Ok((Self { layout, initial, names, others, seed: job.seed, place: None }, 1));
         }
         let share = data::share(node, job)?;
         let options = node.config().load_options();
+        let mut public = None;
         let mut place = Workplace::new(&node.engine, model, job, &options).map_err(internal)?;
         if let Some(distil) = manifest.federation().of_ends().strategy.behaviour().members_distil() {
             let whole = data::open_public(node, job, distil)?;
+            public = whole.class_names().filter(|_| manifest.federation().learns_public_classes()).map(<[_]>::to_vec);
             place = place.with_public(&node.engine, &whole, &options).map_err(unfit)?;
         }
         for data in [&share.seen].into_iter().chain(&share.held_out) {
@@ -55,7 +62,27 @@ impl Desk {
         let examples = share.seen.len() as u64;
         let layout = place.blueprint().layout().of_examples(examples).map_err(|e| unfit(e.into()))?;
         let initial = place.initial();
-        Ok((Self { layout, initial, seed: job.seed, place: Some((place, share)) }, examples))
+        let names = match job.data.classes.is_empty() {
+            true => {
+                let own = [&share.seen].into_iter().chain(&share.held_out).filter_map(|data| data.class_names());
+                names_together(own.chain(public.as_deref()))
+            }
+            false => Vec::new(),
+        };
+        let others = job.data.other_classes;
+        Ok((Self { layout, initial, names, others, seed: job.seed, place: Some((place, share)) }, examples))
+    }
+
+    /// Numbers classes as the job does; nothing where its names are none.
+    pub(super) fn name_classes(&mut self, names: &[String]) -> Result<(), Failure> {
+        let Some((place, share)) = self.place.as_mut().filter(|_| !names.is_empty()) else { return Ok(()) };
+        place.name_classes(names);
+        let unfit = |e: tierline_train::data::DataError| Failure::new(Code::Infeasible, e.to_string());
+        share.seen = share.seen.numbered(names, self.others).map_err(unfit)?;
+        if let Some(held_out) = &mut share.held_out {
+            *held_out = held_out.numbered(names, self.others).map_err(unfit)?;
+        }
+        Ok(())
     }
 
     /// Does an end's task; `None` when it was told to stop.

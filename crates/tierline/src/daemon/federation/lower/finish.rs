@@ -31,6 +31,11 @@ pub(super) async fn conclude(
         let (made, _) = super::open(node, manifest, false).await?;
         *desk.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
     }
+    if let (Some(names), Some(desk)) =
+        (folder.load_classes()?, desk.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
+    {
+        desk.name_classes(&names)?;
+    }
     let held = match start::newest(node, id).await? {
         (_, Some(artefact)) => Some(node.artefacts.get(artefact).await?),
         (_, None) => None,

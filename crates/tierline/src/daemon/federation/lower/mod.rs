@@ -15,14 +15,16 @@ use tierline_node::federation::{
     Assignment, MemberAction, MemberEvent, MemberRecord, Participant, Standing, Task, Update, Verdict, Work,
 };
 use tierline_proto::v1::job_assignment::Want;
-use tierline_proto::v1::{Code, Failure, child_message};
+use tierline_proto::v1::{ClassNames, Code, Failure, JobStanding, child_message};
 use tierline_proto::{Digest, Role};
+use tierline_train::data::Others;
 use tokio::sync::mpsc;
 
 use self::desk::Desk;
+use super::classes::{self, Asked};
 use super::messages::{Start, internal};
 use super::upper::ToUpper;
-use super::{AGAIN, Folder, INBOX_MAX, JobManifest, gossip, journal, may_pass, messages};
+use super::{AGAIN, Folder, INBOX_MAX, JobManifest, data, gossip, journal, may_pass, messages};
 use crate::daemon::tasks::Task as Running;
 use crate::daemon::uplink::Uplink;
 use crate::daemon::{Node, wait_until};
@@ -31,14 +33,19 @@ use crate::store::jobs::Side;
 /// A parent that is away for so long is left for another that knows the job.
 const STRAYED: Duration = Duration::from_secs(10);
 
+/// Between two looks for data sets that this node lacked.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What comes to this side.
 pub(super) enum ToLower {
     /// A parent says what it wants.
-    Assigned { uplink: Arc<Uplink>, want: Want },
+    Assigned { uplink: Arc<Uplink>, want: Want, classes: Option<ClassNames> },
     /// A parent can be reached, or can't any more.
     Parent { uplink: Arc<Uplink>, up: bool },
     /// The parent may have been away for long.
     Strayed,
+    /// Classes that data sets name, here or below.
+    Names(Vec<String>),
     /// What was begun here has come to something.
     Event(MemberEvent),
     /// An end that was away at the end has a model of its own now.
@@ -75,6 +82,8 @@ struct Member {
     /// The parent's model that is here, by its number.
     holds: Arc<AtomicU64>,
     desk: Arc<Mutex<Option<Desk>>>,
+    /// How the job numbers the classes that are named here.
+    asked: Asked,
     /// Tells the task under way to stop.
     stop: Arc<AtomicBool>,
     /// Tasks under way, and those that were told to stop.
@@ -100,6 +109,7 @@ impl Lower {
     async fn work_on(self, inbox: &mut mpsc::Receiver<ToLower>) -> Result<bool, Failure> {
         let journal = journal::read(&self.node, self.id).await?;
         let (participant, first) = Participant::restored(journal);
+        let asked = Asked::knowing(self.folder.load_classes()?.unwrap_or_default());
         let (door, mut own) = mpsc::channel(INBOX_MAX);
         let mut member = Member {
             lower: self,
@@ -110,6 +120,7 @@ impl Lower {
             start: Start::default(),
             holds: Arc::default(),
             desk: Arc::default(),
+            asked,
             stop: Arc::default(),
             at_work: Vec::new(),
             door,
@@ -155,7 +166,7 @@ impl Member {
 
     async fn hear(&mut self, message: ToLower) -> Result<(), Failure> {
         match message {
-            ToLower::Assigned { uplink, want } => {
+            ToLower::Assigned { uplink, want, classes } => {
                 // Parents of one site know the same job; the first one keeps it.
                 if self.parent.as_ref().is_none_or(|p| !p.is_up()) {
                     self.parent = Some(Arc::clone(&uplink));
@@ -174,7 +185,10 @@ impl Member {
                     }
                     self.start = start;
                 }
-                self.step(MemberEvent::Assigned(assignment)).await
+                if self.is_named(&assignment, classes).await? {
+                    self.step(MemberEvent::Assigned(assignment)).await?;
+                }
+                Ok(())
             }
             ToLower::Parent { uplink, up: true } => {
                 if self.parent.is_none() {
@@ -202,6 +216,12 @@ impl Member {
                 {
                     self.parent = Some(Arc::clone(other));
                     return self.step(MemberEvent::LinkUp).await;
+                }
+                Ok(())
+            }
+            ToLower::Names(names) => {
+                if self.asked.want(&names) {
+                    self.report(&self.participant.standing());
                 }
                 Ok(())
             }
@@ -236,6 +256,42 @@ impl Member {
                 self.step(MemberEvent::Worked { task, result }).await
             }
         }
+    }
+
+    /// Takes down how the job numbers its classes. Whether what is wanted can
+    /// be done: an end that doesn't know its classes' numbers learns nothing.
+    async fn is_named(&mut self, wanted: &Assignment, classes: Option<ClassNames>) -> Result<bool, Failure> {
+        let told = classes.as_ref().is_some_and(|classes| !classes.names.is_empty());
+        if let Some(ClassNames { names }) = classes.clone().filter(|_| told) {
+            let names = classes::checked(names)?;
+            self.lower.folder.save_classes(&names)?;
+            self.asked.hear(names.clone());
+            if let Some(above) = &self.lower.above {
+                let _ = above.send(ToUpper::Named(names)).await;
+            }
+        }
+        if self.lower.above.is_some() || self.asked.open().is_empty() {
+            return Ok(true);
+        }
+        let data = &self.lower.manifest.job.data;
+        if told && data.other_classes == Others::Drop {
+            self.asked.give_up();
+            return Ok(true);
+        }
+        let unable = match (wanted, &classes) {
+            _ if told => self.asked.unknown(&data.train).map(|unnamed| unnamed.to_string()),
+            (Assignment::Work { .. }, None) => Some(
+                "the node above doesn't number classes by name: update it, or name them in the job's file (data.classes)"
+                    .to_owned(),
+            ),
+            // It is told once that is decided.
+            (Assignment::Work { .. } | Assignment::Wait, _) => return Ok(!matches!(wanted, Assignment::Work { .. })),
+            _ => None,
+        };
+        if let Some(reason) = unable {
+            self.step(MemberEvent::Prepared(Err(reason))).await?;
+        }
+        Ok(true)
     }
 
     async fn step(&mut self, event: MemberEvent) -> Result<(), Failure> {
@@ -321,7 +377,9 @@ impl Member {
             let holds = self.holds.load(Ordering::Relaxed);
             let gossips = self.lower.manifest.gossip().is_some() && self.lower.above.is_some();
             let url = if gossips { self.lower.node.url() } else { "" };
-            parent.tell(child_message::Body::Standing(messages::standing(self.lower.id, standing, holds, url)));
+            let standing = messages::standing(self.lower.id, standing, holds, url);
+            let classes = self.asked.open().to_vec();
+            parent.tell(child_message::Body::Standing(JobStanding { classes, ..standing }));
         }
     }
 
@@ -334,30 +392,48 @@ impl Member {
         }
     }
 
-    /// Fetches the model and opens the data.
+    /// Fetches the model and opens the data; where that can't be, looks again
+    /// once what the job needs of this node's data sets has changed.
     fn prepare(&self) {
         let (node, manifest, desk, later) =
             (Arc::clone(&self.lower.node), Arc::clone(&self.lower.manifest), Arc::clone(&self.desk), self.door.clone());
         let (coordinates, waiting) = (self.lower.above.is_some(), self.door.clone());
         let prepare = async move {
+            let stamp = || tokio::task::block_in_place(|| data::stamp(&node, &manifest.job));
             loop {
+                let before = stamp();
                 match open(&node, &manifest, coordinates).await {
                     Ok((made, examples)) => {
+                        let _ = waiting.send(ToLower::Names(made.names.clone())).await;
                         *desk.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
-                        return Ok(examples);
+                        return Some(examples);
                     }
                     Err(failure) if may_pass(failure.code()) && !waiting.is_closed() => {
                         let text = format!("job {} waits: {failure}", manifest.name);
                         node.events.record("job", text, &serde_json::json!({}));
                         tokio::time::sleep(AGAIN).await;
                     }
-                    Err(failure) => return Err(failure.to_string()),
+                    Err(failure) => {
+                        let unable = MemberEvent::Prepared(Err(failure.to_string()));
+                        let _ = waiting.send(ToLower::Event(unable)).await;
+                        while stamp() == before {
+                            tokio::time::sleep(LOOK_AGAIN).await;
+                            if waiting.is_closed() {
+                                return None;
+                            }
+                        }
+                    }
                 }
             }
         };
         self.lower.node.tasks.spawn_then("job preparation", prepare, move |prepared| async move {
-            let prepared = prepared.map(|result| ToLower::Event(MemberEvent::Prepared(result)));
-            let _ = later.send(prepared.unwrap_or_else(ToLower::Broken)).await;
+            let message = match prepared {
+                Ok(Some(examples)) => ToLower::Event(MemberEvent::Prepared(Ok(examples))),
+                // Nobody waits for it any more.
+                Ok(None) => return,
+                Err(failure) => ToLower::Broken(failure),
+            };
+            let _ = later.send(message).await;
         });
     }
 
@@ -368,6 +444,7 @@ impl Member {
         let (id, name) = (self.lower.id, self.lower.manifest.name.clone());
         let (start, holds) = (self.start.clone(), Arc::clone(&self.holds));
         let (coordinates, sender) = (self.lower.above.is_some(), self.sender());
+        let names = self.asked.known().to_vec();
         self.stop = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&self.stop);
         self.at_work.retain(|task| !task.is_finished());
@@ -389,6 +466,7 @@ impl Member {
                 // A thread of its own: training takes as long as it takes.
                 let (node, desk, folder, sender, stop) =
                     (Arc::clone(&node), Arc::clone(&desk), folder.clone(), sender.clone(), Arc::clone(&stop));
+                let names = names.clone();
                 let doing = node.tasks.clone().blocking("training", move || {
                     let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
                     let Some(desk) = desk.as_mut() else { return Err(internal("the job isn't prepared")) };
@@ -399,6 +477,7 @@ impl Member {
                     if coordinates {
                         return Ok(Some(ToLower::Fetched { work, model: start }));
                     }
+                    desk.name_classes(&names)?;
                     let update = desk.train(&node, &folder, &sender, work, &start, &stop)?;
                     Ok(update.map(|update| ToLower::Event(MemberEvent::Worked { task: work.task, result: Ok(update) })))
                 });

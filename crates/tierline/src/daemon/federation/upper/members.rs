@@ -3,11 +3,15 @@
 
 use tierline_federate::{Contribution, Report, aggregate, wire};
 use tierline_node::federation::{Assignment, Event, Standing, Task, Update};
-use tierline_proto::v1::{Failure, JobStanding, JobVerdict, UpdateHeader, job_standing, parent_message};
+use tierline_proto::v1::{
+    ClassNames, Failure, JobAssignment, JobStanding, JobVerdict, UpdateHeader, job_standing, parent_message,
+};
 use tierline_proto::{Digest, Role};
 use tokio::sync::oneshot;
 
 use super::Desks;
+use crate::daemon::federation::classes;
+use crate::daemon::federation::lower::ToLower;
 use crate::daemon::federation::messages::{self, Start};
 use crate::store::State;
 use crate::store::jobs::Side;
@@ -38,18 +42,65 @@ impl Desks {
                 false => Ok(()),
             };
         }
+        let said = standing.clone();
         let (holds, url) = (standing.holds, standing.url.clone());
-        let Some(standing) = messages::standing_of(standing) else { return Ok(()) };
+        let Some(mut standing) = messages::standing_of(standing) else { return Ok(()) };
         if !self.routes.claim(child, &member) {
             return Ok(());
         }
         self.holds.insert(member.clone(), holds);
         self.reached_at(&member, url).await;
+        self.held.remove(&member);
+        match classes::checked(said.classes.clone()) {
+            Err(failure) => standing = Standing::Unable { reason: failure.to_string() },
+            Ok(names) => {
+                let ready = matches!(standing, Standing::Ready { .. });
+                if ready && !self.has_numbers(&member, names).await? {
+                    self.held.insert(member.clone(), (child.to_owned(), said));
+                    standing = Standing::Preparing;
+                }
+            }
+        }
         match &standing {
             Standing::Unable { reason } => self.note_unable(&member, reason),
             _ => drop(self.unable.remove(&member)),
         }
         self.step(Event::Member { member, standing }).await
+    }
+
+    /// A member says which classes it names. Whether it can be asked for work:
+    /// not while the node above has to be asked for their numbers.
+    async fn has_numbers(&mut self, member: &str, names: Vec<String>) -> Result<bool, Failure> {
+        let known = names.iter().all(|name| self.classes.names.contains(name));
+        if self.classes.hear(member, names.clone()) {
+            self.upper.folder.save_classes(&self.classes.names)?;
+        }
+        match &self.upper.below {
+            Some(below) if !known => {
+                let _ = below.send(ToLower::Names(names)).await;
+                Ok(false)
+            }
+            _ => {
+                if self.classes.is_waited_for() {
+                    // Who comes a moment later has a say in it.
+                    self.coordinator.hold_until_settled();
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// The node above has told how classes are numbered.
+    pub(super) async fn named(&mut self, names: Vec<String>) -> Result<(), Failure> {
+        self.classes.names = names;
+        for (member, (child, standing)) in std::mem::take(&mut self.held) {
+            match standing.classes.iter().all(|name| self.classes.names.contains(name)) {
+                true => self.stands(&child, standing).await?,
+                // It finds out for itself that its classes aren't among them.
+                false => self.tell(&member).await,
+            }
+        }
+        Ok(())
     }
 
     fn note_unable(&mut self, member: &str, reason: &str) {
@@ -89,7 +140,7 @@ impl Desks {
         let read = tokio::task::block_in_place(|| {
             let bytes = self.upper.folder.read(&file)?;
             let check = || {
-                let vectors = wire::decode(&bytes, &layout?)?;
+                let vectors = wire::decode_update(&bytes, &layout?)?;
                 let contribution = Contribution { vectors, report };
                 let checked = if look { aggregate::check_look(&contribution) } else { self.desk.check(&contribution) };
                 checked.map(|()| contribution)
@@ -185,7 +236,8 @@ impl Desks {
         // A child that has said nothing yet is reached by its own name.
         let child = self.routes.via(member).unwrap_or(member);
         let further = if child == member { "" } else { member };
-        let assignment = messages::assignment(self.upper.id, further, want);
+        let classes = Some(ClassNames { names: self.classes.told(member) });
+        let assignment = JobAssignment { classes, ..messages::assignment(self.upper.id, further, want) };
         node.children.tell(child, parent_message::Body::Assignment(assignment));
     }
 }

@@ -11,17 +11,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tierline_federate::{Contribution, Desk, HeldOut, Hop, Scoreboard, Vectors, wire};
-use tierline_node::federation::{Action, Coordinator, Event, Phase, Routes, Task, Verdict};
+use tierline_node::federation::{Action, Coordinator, Event, Phase, Record, Routes, Task, Verdict};
 use tierline_proto::Digest;
 use tierline_proto::v1::job_assignment::Want;
-use tierline_proto::v1::{
-    Empty, Failure, JobEvent, JobInfo, JobMember, JobStanding, JobVerdict, UpdateHeader, parent_message,
-};
+use tierline_proto::v1::{Empty, Failure, JobEvent, JobInfo, JobStanding, JobVerdict, UpdateHeader, parent_message};
 use tierline_train::data::Dataset;
 use tierline_train::federated::{Blueprint, Tutor, Workplace};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use self::meet::Meeting;
+use super::classes::Classes;
 use super::folder::Said;
 use super::gossip::Met;
 use super::lower::ToLower;
@@ -68,6 +67,8 @@ pub(super) enum ToUpper {
         /// Whether ends only look at it.
         look: bool,
     },
+    /// How an edge's job numbers its classes.
+    Named(Vec<String>),
     /// An edge has met its neighbours.
     Met(Met),
     /// Work that was begun here broke off.
@@ -122,6 +123,10 @@ struct Desks {
     /// What members' next tasks begin with, where that isn't a model.
     said: BTreeMap<String, Said>,
     tells_apart: bool,
+    /// How classes are numbered.
+    classes: Classes,
+    /// What members said whose classes the node above was asked for.
+    held: BTreeMap<String, (String, JobStanding)>,
     /// Members that can't take part, and why.
     unable: BTreeMap<String, String>,
     bytes_up: u64,
@@ -257,6 +262,7 @@ impl Desks {
                 }
                 self.submitted(member, header, answer).await
             }
+            ToUpper::Named(names) => self.named(names).await,
             ToUpper::Met(met) => self.met(met).await,
             ToUpper::Broken(failure) => Err(self.upper.node.federations.fault(self.upper.id, failure)),
             ToUpper::Begin { task, model, look } => {
@@ -315,7 +321,7 @@ impl Desks {
         let out = self.coordinator.excluded().into_iter().map(|(n, r)| (n.to_owned(), r.to_owned()));
         let away = self.coordinator.away().into_iter().filter(|node| !self.unable.contains_key(*node));
         let away = away.map(|node| (node.to_owned(), "it can't be reached".to_owned()));
-        let excluded = out.chain(self.unable.clone()).chain(away).map(|(node, reason)| JobMember { node, reason });
+        let excluded = messages::listed(out.chain(self.unable.clone()).chain(away));
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(JobInfo {
             state: state.to_owned(),
@@ -325,7 +331,7 @@ impl Desks {
             goal: number(progress.goal),
             ready: number(progress.ready),
             members: number(progress.members),
-            excluded: excluded.collect(),
+            excluded,
             ..JobInfo::default()
         })
     }
@@ -348,7 +354,12 @@ impl Desks {
             Action::Keep(record) => Some(record),
             _ => None,
         });
-        let records: Vec<_> = records.collect();
+        let records: Vec<Record> = records.collect();
+        // Nobody works with numbers that a crash could change.
+        if !self.classes.decided && records.iter().any(|record| matches!(record, Record::Asked { .. })) {
+            self.classes.decide();
+            self.upper.folder.save_classes(&self.classes.names)?;
+        }
         journal::write(&self.node(), self.upper.id, &records).await?;
         let mut made = None;
         for action in rest {
@@ -392,7 +403,7 @@ impl Desks {
                         None => {
                             let file = self.upper.folder.incoming(update.task.0, &update.digest.0);
                             let layout = self.desk.layout().of_examples(update.report.examples).map_err(internal)?;
-                            let vectors = wire::decode(&self.upper.folder.read(&file)?, &layout);
+                            let vectors = wire::decode_update(&self.upper.folder.read(&file)?, &layout);
                             Contribution { vectors: vectors.map_err(internal)?, report: update.report }
                         }
                     };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tierline_federate::{Desk, Federation, Scoreboard, Server, Vectors};
+use tierline_federate::{Desk, Federation, Layout, Scoreboard, Server, Vectors, wire};
 use tierline_graph::Model;
 use tierline_node::Time;
 use tierline_node::federation::{Action, Coordinator, Event, Record, Routes, Terms};
@@ -14,6 +14,7 @@ use tierline_train::federated::{Blueprint, Tutor, Workplace};
 
 use super::{Desks, Upper};
 use crate::daemon::Node;
+use crate::daemon::federation::classes::Classes;
 use crate::daemon::federation::data;
 use crate::daemon::federation::journal;
 use crate::daemon::federation::messages::internal;
@@ -43,7 +44,7 @@ impl Upper {
             tag: if self.below.is_some() { tag_of(&node) } else { 0 },
             sums_up: self.below.is_some(),
         };
-        let journal = self.journal(&terms).await?;
+        let journal = self.journal(&terms, blueprint.layout()).await?;
         let (coordinator, actions) = Coordinator::restored(terms, journal, node.now());
         let channels = self.hop.strategy.makes();
         let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
@@ -51,6 +52,13 @@ impl Upper {
         let server = Server { model: initial, kept: self.folder.load_server(version)? };
         let shelf = Box::new(OnDisk::new(self.folder.incoming_folder()));
         let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server, shelf);
+        let kept = self.folder.load_classes()?;
+        let classes = match (&self.below, kept) {
+            // The node above decides.
+            (Some(_), kept) => Classes::decided(kept.unwrap_or_default(), 0),
+            (None, Some(kept)) => Classes::decided(kept, blueprint.classes()),
+            (None, None) => Classes::new(blueprint.classes()),
+        };
         let mut desks = Desks {
             judge: None,
             tutor: None,
@@ -65,6 +73,8 @@ impl Upper {
             holds: BTreeMap::new(),
             urls: BTreeMap::new(),
             meeting: None,
+            classes,
+            held: BTreeMap::new(),
             unable: BTreeMap::new(),
             said,
             tells_apart: self.manifest.federation().transfer().is_some(),
@@ -102,17 +112,24 @@ impl Upper {
 
 impl Upper {
     /// What was decided so far. Updates that count but whose bytes the disk has
-    /// lost count no more: all else goes on.
-    async fn journal(&self, terms: &Terms) -> Result<Vec<Record>, Failure> {
-        let (node, id) = (&self.node, self.id);
+    /// lost, or holds as an older version sent them, count no more: all else
+    /// goes on.
+    async fn journal(&self, terms: &Terms, layout: &Layout) -> Result<Vec<Record>, Failure> {
+        let (node, id, channels) = (&self.node, self.id, self.hop.strategy.channels());
         let journal: Vec<Record> = journal::read(node, id).await?;
         let (_, pending) = Coordinator::restored(terms.clone(), journal.iter().cloned(), Time::ZERO);
         let mut lost = Vec::new();
         for action in pending {
             let Action::Add { member, update, .. } = action else { continue };
             let file = self.folder.incoming(update.task.0, &update.digest.0);
-            if !tokio::task::block_in_place(|| self.folder.holds(&file, &update.digest.0))? {
-                let text = format!("job {}: the disk has lost an update of {member}", self.manifest.name);
+            let there = tokio::task::block_in_place(|| {
+                Ok::<_, Failure>(
+                    wire::is_current(self.folder.first_byte(&file)?, layout, &channels)
+                        && self.folder.holds(&file, &update.digest.0)?,
+                )
+            })?;
+            if !there {
+                let text = format!("job {}: the disk has no usable update of {member} any more", self.manifest.name);
                 node.events.record("job", text, &serde_json::json!({ "node": member }));
                 lost.push(Record::Dropped { task: update.task });
             }
@@ -149,6 +166,7 @@ impl Desks {
             let Some(held_out) = data::held_out(&node, name, own)? else { return Ok(None) };
             let place =
                 Workplace::new(&node.engine, self.model()?, job, &node.config().load_options()).map_err(internal)?;
+            let held_out = job.data.numbered(&held_out).map_err(internal)?;
             place.check(&held_out).map_err(internal)?;
             Ok(Some((place, held_out)))
         };
