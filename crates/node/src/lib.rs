@@ -10,7 +10,7 @@
 //! Start at [`request`], the path of a request; then [`lease`] (is the next
 //! tier there?), [`admit`] (whose turn is it?), [`estimate`] and [`adapt`]
 //! (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
-//! (who may call what).
+//! (who may call what), [`places`] and [`pace`] (how many connections, how many joins).
 //! `docs/design/nodes.md` draws them.
 
 #![forbid(unsafe_code)]
@@ -21,6 +21,8 @@ pub mod estimate;
 pub mod federation;
 pub mod fetch;
 pub mod lease;
+pub mod pace;
+pub mod places;
 pub mod policy;
 pub mod request;
 pub mod time;

@@ -126,7 +126,7 @@ pub fn check(rpc: &str, caller: Caller, server: Role) -> Result<(), Failure> {
         Caller::Anonymous if rule.anonymous => Ok(()),
         Caller::Anonymous => {
             let failure = Failure::new(Code::Unauthenticated, format!("`{rpc}` needs a certificate of this site"));
-            Err(failure.with_help("join first: `tierline join URL --token TOKEN`"))
+            Err(failure.with_help("join first: `tierline join URL --token-file FILE`"))
         }
         Caller::Socket if rule.callers.contains(Role::Operator) => Ok(()),
         Caller::Socket => forbidden(format!("`{rpc}` is for nodes, not for the local socket")),

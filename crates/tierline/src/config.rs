@@ -9,10 +9,44 @@ use serde::{Deserialize, Serialize};
 use tierline_engine::{Apart, LoadOptions, Provider};
 use tierline_plan::{Limits, Objective};
 
-use crate::output::{Exit, Failure, Outcome};
+use crate::output::{Exit, ExitWith, Failure, Outcome, Output};
+use crate::store::disk;
 
 /// The file's name in the data folder.
 pub const FILE: &str = "node.toml";
+
+/// What a node keeps in its data folder; nobody else may open any of it.
+const KEPT: &[&str] = &[
+    FILE,
+    "artefacts",
+    "ca",
+    "datasets",
+    "identity",
+    "jobs",
+    "node.lock",
+    "reserve",
+    "state.db",
+    "state.db-shm",
+    "state.db-wal",
+];
+
+/// Makes the data folder this user's alone, and says aloud what wasn't.
+///
+/// # Errors
+/// [`Exit::Configuration`] where others keep a hold on it.
+pub fn claim(data: &Path, output: Output) -> Outcome {
+    let open = disk::claim(data, KEPT, &["ca", "identity"]).exit_with(Exit::Configuration)?;
+    if let Some((first, mode)) = open.first() {
+        let more = open.len() - 1;
+        let more = if more == 0 { String::new() } else { format!(" and {more} more below it") };
+        output.say(format!(
+            "warning: other users could open {} (mode {mode:03o}){more}; they can't any more. \
+             Who could may have copied keys or made tokens: look at `tierline token ls` and `tierline nodes`",
+            first.display()
+        ));
+    }
+    Ok(())
+}
 
 /// Where a node that serves others listens, unless told otherwise.
 pub const LISTEN_DEFAULT: &str = "0.0.0.0:7443";
@@ -167,7 +201,7 @@ impl NodeConfig {
     pub fn save(&self) -> Outcome {
         let path = self.data.join(FILE);
         let text = toml::to_string_pretty(self)?;
-        crate::store::disk::write_atomically(&path, text.as_bytes(), 0o644, crate::store::disk::Existing::Replace)
+        disk::write_atomically(&path, text.as_bytes(), 0o600, disk::Existing::Replace)
             .map_err(|e| Failure::message(Exit::Failure, format!("cannot write {}: {e}", path.display())))
     }
 

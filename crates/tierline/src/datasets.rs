@@ -201,7 +201,7 @@ impl Datasets {
         let found = Found::of(&source.load()?);
         let record = Record { found, source };
         let text = toml::to_string_pretty(&record).map_err(|e| wrong(name, &path, &e))?;
-        match disk::write_atomically(&path, text.as_bytes(), 0o644, existing) {
+        match disk::write_atomically(&path, text.as_bytes(), 0o600, existing) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => Err(taken()),
             Err(e) => Err(failed("write", &path, e)),
             Ok(()) => Ok(record),

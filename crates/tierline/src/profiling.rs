@@ -2,7 +2,9 @@
 //! slowness. The same for nodes and for `tierline profile FILE`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::TryLockError;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use tierline_graph::{DataType, Elements, Model, Tensor};
 
 use crate::daemon::flow::ns;
 use crate::models::Manifest;
+use crate::store::disk;
 
 /// Time that segments may take to be measured: enough for a stable median on
 /// a slow board, short enough to answer while the user waits.
@@ -57,25 +60,47 @@ pub fn measure(work: &Work<'_>, how: Measuring) -> Result<ModelProfile, EngineEr
     Ok(if slowdown > 1.0 { slowed(measured, slowdown) } else { measured })
 }
 
-/// Longest wait for another node of this device that measures.
-const TURN_WAIT: Duration = Duration::from_secs(60);
+/// A turn is waited for no longer than this: some nodes' worth of measuring.
+/// Better a profile that others blurred than none.
+const TURN_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// How often it is asked.
-const TURN_LOOK: Duration = Duration::from_millis(50);
-
-/// A user's nodes on one device measure one after the other: side by side each
-/// would measure the others. Without the file, or when another keeps it for
-/// long, they measure all the same.
+/// Nodes of one user on one device measure one after the other: side by side
+/// each would measure the others. Without a turn they measure all the same.
 fn turn() -> Option<std::fs::File> {
-    let file = std::fs::File::create(own_folder()?.join("profile.lock")).ok()?;
+    wait_for(&own_folder()?.join("profile.lock"), TURN_TIME_MAX)
+}
+
+fn wait_for(lock: &Path, patience: Duration) -> Option<std::fs::File> {
+    const AGAIN: Duration = Duration::from_millis(50);
+    let file = disk::open_private(lock).ok()?;
     let begun = Instant::now();
-    while let Err(e) = file.try_lock() {
-        if matches!(e, std::fs::TryLockError::Error(_)) || begun.elapsed() >= TURN_WAIT {
-            return None;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Some(file),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < patience => std::thread::sleep(AGAIN),
+            Err(_) => return None,
         }
-        std::thread::sleep(TURN_LOOK);
     }
-    Some(file)
+}
+
+/// A folder for what this user's processes agree on until the device restarts.
+/// Nobody else may be able to open it: who could, could hold the lock.
+fn own_folder() -> Option<PathBuf> {
+    let own = rustix::process::geteuid().as_raw();
+    let given = std::env::var_os("XDG_RUNTIME_DIR").filter(|given| !given.is_empty()).map(PathBuf::from);
+    let folder = match given {
+        Some(given) => given.join("tierline"),
+        None => std::env::temp_dir().join(format!("tierline-{own}")),
+    };
+    disk::create_private_folder(&folder).ok()?;
+    is_own(&folder, own).then_some(folder)
+}
+
+/// Whether a folder is one, this user's, and closed to others. In a place that
+/// all write to, somebody else may have made it first, or a link.
+fn is_own(folder: &Path, own: u32) -> bool {
+    let found = std::fs::symlink_metadata(folder);
+    found.is_ok_and(|meta| meta.is_dir() && meta.uid() == own && meta.mode() & 0o077 == 0)
 }
 
 /// Bytes of a made-up input at most: what a request could bring as well.
@@ -91,20 +116,6 @@ pub fn sample_elements(dtype: DataType, shape: &[u64]) -> Result<usize, String> 
     bytes.map(|bytes| (bytes / width) as usize).ok_or_else(|| {
         format!("an input of shape {shape:?} is too large to be measured with: {SAMPLE_BYTES_MAX} bytes at most")
     })
-}
-
-/// A folder that only this user may look into, gone with the machine's start.
-fn own_folder() -> Option<PathBuf> {
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-    let user = rustix::process::geteuid().as_raw();
-    let folder = match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(runtime) => PathBuf::from(runtime).join("tierline"),
-        None => std::env::temp_dir().join(format!("tierline-{user}")),
-    };
-    let _ = std::fs::DirBuilder::new().mode(0o700).create(&folder);
-    // What another user put there isn't ours, whatever it is called.
-    let found = std::fs::symlink_metadata(&folder).ok()?;
-    (found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0).then_some(folder)
 }
 
 /// A tensor of seeded noise for profiling: floats in -1..1, small integers.
@@ -224,5 +235,29 @@ mod tests {
             let error = synthetic(DataType::F32, shape).expect_err("too large");
             assert!(error.contains("too large to be measured with"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_turn_that_never_ends_holds_nobody_up_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = folder.path().join("profile.lock");
+        let held = wait_for(&lock, Duration::ZERO).expect("it is free");
+        assert!(wait_for(&lock, Duration::from_millis(120)).is_none());
+        drop(held);
+        assert!(wait_for(&lock, Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn a_folder_that_others_made_or_may_open_is_not_ours() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(is_own(folder.path(), own) && !is_own(folder.path(), own + 1));
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+        assert!(!is_own(&link, own));
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        assert!(!is_own(folder.path(), own));
     }
 }

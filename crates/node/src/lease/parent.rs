@@ -1,6 +1,6 @@
 //! The parent's side: a register of children and their leases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tierline_proto::limits::CHILDREN_MAX;
@@ -117,6 +117,12 @@ pub enum Action {
         /// Why.
         why: Lost,
     },
+    /// Another process with the same identity wants this lease: its operator
+    /// and that of who holds it have to be told.
+    Copied {
+        /// Identity.
+        node: String,
+    },
     /// End the session's stream with a goodbye, and its connections.
     Close {
         /// The lease.
@@ -152,7 +158,26 @@ pub struct Entry {
     pub seen: Time,
     /// Why it has no lease.
     pub lost: Option<Lost>,
+    /// Starts that gave way to a later one, the last of them last. One that
+    /// comes back isn't a restart but a copy that still runs.
+    gave_way: VecDeque<u64>,
+    /// When such a copy was last turned away.
+    copied: Option<Time>,
 }
+
+impl Entry {
+    /// Whether a copy of it was turned away lately.
+    #[must_use]
+    pub fn is_copied(&self, now: Time) -> bool {
+        self.copied.is_some_and(|at| now.since(at) < COPIED_FOR)
+    }
+}
+
+/// Starts of one node that are remembered.
+const STARTS_MAX: usize = 8;
+
+/// A copy that was turned away comes back within this.
+const COPIED_FOR: Duration = Duration::from_secs(60);
 
 /// A live lease.
 #[derive(Debug)]
@@ -209,10 +234,13 @@ impl Parent {
         // Whoever is late is gone before anything else is decided.
         self.expire(now, out);
         match event {
-            Event::Hello { call, hello } => match self.admit(&hello) {
-                Ok(version) => self.grant(now, call, version, hello, out),
-                Err(failure) => out.push(Action::Deny { call, failure }),
-            },
+            Event::Hello { call, hello } => {
+                let admitted = self.tell_apart(now, &hello, out).and_then(|()| self.admit(&hello));
+                match admitted {
+                    Ok(version) => self.grant(now, call, version, hello, out),
+                    Err(failure) => out.push(Action::Deny { call, failure }),
+                }
+            }
             Event::Heartbeat { session, sequence } => self.heartbeat(now, session, sequence, out),
             Event::Heard { session } => {
                 self.renew(now, session);
@@ -261,11 +289,34 @@ impl Parent {
         self.sessions.get(&session).filter(|live| now < live.expires).map(|live| live.node.as_str())
     }
 
+    /// Whether a copy of the node that holds `session` was turned away lately.
+    #[must_use]
+    pub fn is_copied(&self, now: Time, session: u64) -> bool {
+        let node = self.sessions.get(&session).map(|live| &live.node);
+        node.and_then(|node| self.children.get(node)).is_some_and(|entry| entry.is_copied(now))
+    }
+
     /// How long the next renewal of `session` lasts: to be put into the
     /// acknowledgement of a heartbeat.
     #[must_use]
     pub fn lease_of(&self, session: u64) -> Duration {
         self.sessions.get(&session).map_or(self.lease, |live| live.lease)
+    }
+
+    /// Two copies of one data folder would push each other out for ever: the
+    /// one that was started later keeps the lease for as long as it holds it.
+    fn tell_apart(&mut self, now: Time, hello: &Hello, out: &mut Vec<Action>) -> Result<(), Failure> {
+        let Some(entry) = self.children.get_mut(&hello.node) else { return Ok(()) };
+        if entry.session.is_none() || !entry.gave_way.contains(&hello.incarnation) {
+            return Ok(());
+        }
+        if !entry.is_copied(now) {
+            out.push(Action::Copied { node: hello.node.clone() });
+        }
+        entry.copied = Some(now);
+        let text = format!("another process with the identity of {} was started later and is connected", hello.name);
+        Err(Failure::new(Code::AlreadyExists, text)
+            .with_help("stop one of the two; a second device joins with a token of its own"))
     }
 
     fn admit(&self, hello: &Hello) -> Result<u32, Failure> {
@@ -293,7 +344,19 @@ impl Parent {
         self.next_session += 1;
         let live = Live { node: node.clone(), expires: now + self.lease, lease: self.lease };
         self.sessions.insert(session, live);
-        self.children.insert(node.clone(), Entry { hello, session: Some(session), seen: now, lost: None });
+        let before = self.children.remove(&node);
+        let mut gave_way = VecDeque::new();
+        let copied = before.as_ref().and_then(|entry| entry.copied);
+        if let Some(mut entry) = before {
+            gave_way.append(&mut entry.gave_way);
+            gave_way.push_back(entry.hello.incarnation);
+        }
+        gave_way.retain(|start| *start != hello.incarnation);
+        while gave_way.len() > STARTS_MAX {
+            gave_way.pop_front();
+        }
+        let entry = Entry { hello, session: Some(session), seen: now, lost: None, gave_way, copied };
+        self.children.insert(node.clone(), entry);
         let (lease, heartbeat) = (self.lease, self.heartbeat);
         out.push(Action::Grant { call, version, session, lease, heartbeat });
         out.push(Action::Up { node, session });

@@ -160,6 +160,8 @@ impl<'a> World<'a> {
                     let goodbye = ChildEvent::Goodbye { conn: conn.2, reason: failure, return_after: Duration::ZERO };
                     self.reply(conn, goodbye);
                 }
+                // A hello of an earlier start that was long on its way looks like one.
+                ParentAction::Copied { .. } => {}
                 ParentAction::Up { session, .. } => assert!(self.up_at_parent.insert(session)),
                 ParentAction::Down { session, why: Lost::Expired, .. } => {
                     assert!(self.up_at_parent.remove(&session));
@@ -520,4 +522,36 @@ fn thin_links_get_longer_leases_and_data_is_a_sign_of_life() {
     let _ = parent.step(at(3), ParentEvent::Link { session: 1, up_bytes_per_s: 1e9 });
     let _ = parent.step(at(3), ParentEvent::Heartbeat { session: 1, sequence: 1 });
     assert_eq!(parent.wake(), Some(at(32)));
+}
+
+#[test]
+fn of_two_copies_the_later_start_keeps_the_lease() {
+    let at = |seconds: u64| Time::ZERO + Duration::from_secs(seconds);
+    let hello = |incarnation| {
+        let versions = Versions::OURS;
+        let hello = Hello { node: "n".into(), role: Role::End, name: "cam".into(), versions, incarnation };
+        ParentEvent::Hello { call: 0, hello }
+    };
+    let granted = |actions: &[ParentAction]| actions.iter().any(|a| matches!(a, ParentAction::Grant { .. }));
+    let denied = |actions: &[ParentAction]| match actions.last() {
+        Some(ParentAction::Deny { failure, .. }) => failure.code() == Code::AlreadyExists,
+        _ => false,
+    };
+    let copied = |actions: &[ParentAction]| actions.iter().any(|a| matches!(a, ParentAction::Copied { .. }));
+    let mut parent = Parent::new(10);
+    assert!(granted(&parent.step(at(0), hello(1))));
+    // A restart, or a copy: nobody knows yet.
+    assert!(granted(&parent.step(at(1), hello(2))));
+    assert!(granted(&parent.step(at(1), hello(2))), "the same process may always come again");
+    let first = parent.step(at(2), hello(1));
+    assert!(denied(&first) && copied(&first), "the first one still runs: {first:?}");
+    assert!(parent.is_copied(at(2), 12) && !parent.is_copied(at(62), 12));
+    let second = parent.step(at(3), hello(1));
+    assert!(denied(&second) && !copied(&second), "told of once");
+    assert_eq!(parent.holder(at(3), 12), Some("n"), "nobody was pushed out");
+    // The later one is gone: now the first one serves as well as any.
+    parent.step(at(4), ParentEvent::Ended { session: 12 });
+    assert!(granted(&parent.step(at(5), hello(1))));
+    assert!(denied(&parent.step(at(6), hello(2))));
+    assert!(granted(&parent.step(at(7), hello(3))), "a real restart");
 }

@@ -8,6 +8,7 @@ use tierline_proto::v1::local_client::LocalClient;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Global;
+use crate::daemon::transport;
 use crate::identity::Identity;
 use crate::output::{Exit, Failure, Outcome};
 
@@ -57,12 +58,10 @@ async fn socket(path: &Path) -> Outcome<Channel> {
 async fn remote(url: &str, data: &Path) -> Outcome<Channel> {
     let identity = Identity::load(&data.join("identity"), std::time::SystemTime::now()).map_err(|e| {
         Failure::new(Exit::Verification, e)
-            .hint("a node answers operators only: `tierline token create --role operator` there, `tierline join URL --token T` here")
+            .hint("a node answers operators only: `tierline token create --role operator` there, `tierline join URL --token-file FILE` here")
     })?;
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|e| Failure::message(Exit::Usage, format!("--endpoint {url}: {e}; write https://host:port")))?
-        .connect_timeout(CONNECT_TIME_MAX)
-        .tls_config(crate::daemon::transport::client_tls(&identity))?;
+    let endpoint = transport::endpoint(url, transport::client_tls(&identity))
+        .map_err(|e| Failure::message(Exit::Usage, format!("--endpoint: {e}")))?;
     endpoint.connect().await.map_err(|e| {
         Failure::message(Exit::Unreachable, format!("cannot reach {url}: {}", chain(&e))).hint("tierline doctor")
     })

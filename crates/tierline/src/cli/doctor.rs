@@ -61,7 +61,7 @@ pub fn doctor(global: &Global) -> Outcome {
             if r.joined {
                 "joined"
             } else {
-                "no node yet: `tierline node --role cloud` starts a site here, `tierline join URL --token T` joins one"
+                "no node yet: `tierline node --role cloud` starts a site here, `tierline join URL --token-file FILE` joins one"
             }
         ));
         text

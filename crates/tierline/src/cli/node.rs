@@ -1,17 +1,20 @@
 //! `tierline node`, `tierline join`: this device as part of a site.
 
+use std::io::Read;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use tierline_proto::v1::JoinRequest;
-use tierline_proto::{Role, Sound, Versions};
+use tierline_proto::v1::enrollment_client::EnrollmentClient;
+use tierline_proto::{Code, Role, Sound, Versions};
 
 use super::site::RoleArg;
 use super::{Global, block_on, client, usage};
-use crate::config::NodeConfig;
+use crate::config::{self, NodeConfig};
 use crate::daemon::{self, transport};
-use crate::identity::{self, Identity, JoinToken, KeyRequest};
+use crate::identity::{self, Identity, JoinToken, KeyRequest, tls};
 use crate::output::{Exit, ExitWith, Failure, Outcome};
 
 /// How long joining waits for an edge that isn't connected to its cloud, and
@@ -107,9 +110,12 @@ fn logging() {
 pub struct Join {
     /// A node of the site: https://host:port
     url: String,
-    /// The token, from `tierline token create`; better given as TIERLINE_TOKEN
+    /// A file with the token, as `tierline token create` printed it
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The token itself, `-` to read it from stdin, or in TIERLINE_TOKEN; on a command line, every user of this device sees it
     #[arg(long, env = "TIERLINE_TOKEN", hide_env_values = true)]
-    token: String,
+    token: Option<String>,
     /// This device's name; the token may fix another
     #[arg(long)]
     name: Option<String>,
@@ -124,8 +130,39 @@ struct Joined {
     data: String,
 }
 
+/// Bytes of a token's text, and of what surrounds it in a file.
+const TOKEN_FILE_BYTES_MAX: u64 = 4 << 10;
+
+impl Join {
+    /// The token's text, from where it was said to be.
+    fn token(&self) -> Outcome<String> {
+        let read = |from: &mut dyn std::io::Read, place: &dyn std::fmt::Display| {
+            let mut text = String::new();
+            std::io::Read::take(from, TOKEN_FILE_BYTES_MAX)
+                .read_to_string(&mut text)
+                .map_err(|e| Failure::message(Exit::Usage, format!("cannot read the token from {place}: {e}")))?;
+            Ok(text.trim().to_owned())
+        };
+        match (&self.token_file, self.token.as_deref()) {
+            (Some(path), _) => {
+                let mut file = std::fs::File::open(path).map_err(|e| {
+                    Failure::message(Exit::Usage, format!("cannot read the token from {}: {e}", path.display()))
+                })?;
+                read(&mut file, &path.display())
+            }
+            (None, Some("-")) => read(&mut std::io::stdin().lock(), &"stdin"),
+            (None, Some(text)) => Ok(text.trim().to_owned()),
+            (None, None) => Err(usage(
+                "a token is missing; give it with --token-file FILE, on stdin with --token -, or in TIERLINE_TOKEN",
+            )
+            .hint("an operator makes one: `tierline token create`")),
+        }
+    }
+}
+
 pub fn join(global: &Global, args: &Join) -> Outcome {
-    let token: JoinToken = args.token.parse().exit_with(Exit::Usage)?;
+    let text = args.token()?;
+    let token: JoinToken = text.parse().exit_with(Exit::Usage)?;
     let data = global.data_folder();
     let folder = data.join("identity");
     let address = args
@@ -135,7 +172,8 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
         .filter(|rest| rest.contains(':'))
         .ok_or_else(|| usage(format!("`{}` is no address; write https://host:port", args.url)))?;
     let name = args.name.clone().unwrap_or_else(host_name);
-    identity::check_name(&name).exit_with(Exit::Usage)?;
+    identity::check_new_name(&name).exit_with(Exit::Usage)?;
+    config::claim(&data, global.output())?;
     block_on(async {
         // First the authority, by the token's fingerprint: the secret goes to nobody else.
         let ca = identity::fetch_ca(address, token.fingerprint).await.map_err(|e| {
@@ -146,13 +184,9 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
             Failure::new(exit, e).hint("is the address right, and the token from this site?")
         })?;
         let request = KeyRequest::resume_or_generate(&folder).exit_with(Exit::Configuration)?;
-        let endpoint = transport::endpoint(&args.url, transport::joining_tls(&ca))?;
-        let channel = endpoint.connect().await.map_err(|e| {
-            Failure::message(Exit::Unreachable, format!("cannot reach {}: {}", args.url, client::chain(&e)))
-        })?;
-        let mut enrollment = tierline_proto::v1::enrollment_client::EnrollmentClient::new(channel);
+        let endpoint = transport::endpoint(&args.url, tls::join_config(&ca)).exit_with(Exit::Usage)?;
         let message = JoinRequest {
-            token: args.token.trim().to_owned(),
+            token: text,
             csr_der: request.csr_der()?.into(),
             role: Role::Unspecified.into(),
             name,
@@ -160,14 +194,22 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
         };
         let begun = Instant::now();
         let reply = loop {
-            match enrollment.join(message.clone()).await {
-                Ok(reply) => break Sound::read(reply.into_inner()).exit_with(Exit::Verification)?,
-                // An edge that has just been started asks the cloud, too.
-                Err(status) if status.code() == tonic::Code::Unavailable && begun.elapsed() < JOIN_PATIENCE => {
-                    tokio::time::sleep(JOIN_AGAIN).await;
+            // A new connection each time: a busy node closes those of strangers.
+            let again = match endpoint.connect().await {
+                Err(e) => {
+                    Failure::message(Exit::Unreachable, format!("cannot reach {}: {}", args.url, client::chain(&e)))
                 }
-                Err(status) => return Err(client::refused(&status)),
+                Ok(channel) => match EnrollmentClient::new(channel).join(message.clone()).await {
+                    Ok(reply) => break Sound::read(reply.into_inner()).exit_with(Exit::Verification)?,
+                    // An edge that has just been started asks the cloud, too.
+                    Err(status) if may_pass(&status) => client::refused(&status),
+                    Err(status) => return Err(client::refused(&status)),
+                },
+            };
+            if begun.elapsed() >= JOIN_PATIENCE {
+                return Err(again);
             }
+            tokio::time::sleep(JOIN_AGAIN).await;
         };
         let chain = reply.certificate_chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
         let identity: Identity = request.accept(chain, ca, SystemTime::now()).exit_with(Exit::Verification)?;
@@ -195,6 +237,13 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
             format!("{} joined as {}; its identity is in {}\n{next}", j.name, j.role, j.data)
         })
     })
+}
+
+/// Whether a join that failed so may go well a moment later.
+fn may_pass(status: &tonic::Status) -> bool {
+    // What the node itself says is told by its code, what befell the connection by gRPC's.
+    let failure = tierline_proto::Failure::from_status(status);
+    matches!(failure.code(), Code::Unreachable | Code::Overloaded | Code::Draining | Code::Cancelled)
 }
 
 /// The device's own name as a node's name.

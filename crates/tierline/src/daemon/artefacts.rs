@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tierline_node::fetch::{Action, Event, FetchError, Fetcher, Found, Transfer, Waiter};
@@ -13,16 +14,28 @@ use tierline_proto::Digest;
 use tierline_proto::limits::{ARTEFACT_BYTES_MAX, DOCUMENT_BYTES_MAX};
 use tierline_proto::v1::{Code, Failure, FetchChunk};
 use tokio::sync::mpsc::{self, error::TrySendError};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::Node;
 use super::records::Records;
 use super::tasks::{Owned, Tasks, in_place};
+use super::transport::Chunks;
 use crate::documents::{self, Document};
+use crate::store::artefacts::Kept;
 use crate::store::{ArtefactStore, StoreError};
 
 /// News for the fetching duty that wait for it; others wait with theirs.
 const NEWS_MAX: usize = 256;
+
+/// A copy within the store that nobody has written to for so long was broken off.
+const STAGED_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// Artefacts that go past this node without being kept, at once: each takes a
+/// share of the link above.
+const PASSING_MAX: usize = 4;
+
+/// Artefacts of which it is known what room they need.
+const NO_ROOM_MAX: usize = 1_024;
 
 /// What the fetching duty hears.
 enum News {
@@ -38,8 +51,20 @@ enum News {
 
 type Door = mpsc::Sender<News>;
 
+/// What is in the store's folders.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Whole artefacts.
+    pub whole: Vec<Kept>,
+    /// Parts of some.
+    pub partial: Vec<Kept>,
+}
+
 /// The artefacts, and the way to the duty that fetches them.
 pub struct Artefacts {
+    /// For which there was no room, and how much they need.
+    no_room: Mutex<HashMap<Digest, u64>>,
+    passing: Arc<Semaphore>,
     store: ArtefactStore,
     state: Arc<Records>,
     tasks: Tasks,
@@ -55,7 +80,16 @@ impl Artefacts {
     #[must_use]
     pub fn new(store: ArtefactStore, state: Arc<Records>, tasks: Tasks) -> Self {
         let (door, inbox) = mpsc::channel(NEWS_MAX);
-        Self { store, state, tasks, door: Mutex::new(door), inbox: Mutex::new(Some(inbox)), waiter: AtomicU64::new(0) }
+        Self {
+            no_room: Mutex::default(),
+            passing: Arc::new(Semaphore::new(PASSING_MAX)),
+            store,
+            state,
+            tasks,
+            door: Mutex::new(door),
+            inbox: Mutex::new(Some(inbox)),
+            waiter: AtomicU64::new(0),
+        }
     }
 
     fn door(&self) -> Door {
@@ -67,7 +101,10 @@ impl Artefacts {
     /// # Errors
     /// [`Code::StorageFull`] and others of the store.
     pub async fn put(&self, bytes: Bytes) -> Result<Digest, Failure> {
-        Ok(self.store.put(bytes).await?)
+        let digest = self.store.put(bytes).await?;
+        // It may have been here before, as garbage: whoever stores it now is about to name it.
+        in_place(|| self.store.touch(digest));
+        Ok(digest)
     }
 
     /// A whole artefact that is here.
@@ -78,12 +115,56 @@ impl Artefacts {
         Ok(self.store.get(digest).await?)
     }
 
-    /// Removes an artefact that nothing names any more.
+    /// Removes an artefact that nothing names any more, and what was fetched
+    /// of it so far.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn remove(&self, digest: Digest) -> Result<(), Failure> {
+        in_place(|| self.store.discard_idle(digest));
         Ok(self.store.remove(digest).await?)
+    }
+
+    /// Removes what was fetched of an artefact so far.
+    pub fn discard(&self, digest: Digest) {
+        in_place(|| self.store.discard(digest));
+    }
+
+    /// What there is on the disk; copies that a crash broke off are cleared away.
+    pub async fn list(&self) -> Listed {
+        let store = self.store.clone();
+        let list = move || {
+            store.clear_staged(STAGED_MAX);
+            Listed { whole: store.list(), partial: store.list_partial() }
+        };
+        self.tasks.blocking("artefact list", list).await.unwrap_or_default()
+    }
+
+    /// Clears away copies that an earlier start broke off.
+    pub async fn clear_staged(&self) {
+        let store = self.store.clone();
+        // Nothing to do about a disk that refuses; they are tried again.
+        let _ = self.tasks.blocking("artefact list", move || store.clear_staged(Duration::ZERO)).await;
+    }
+
+    /// Whether the disk still has no room for an artefact that was tried: then
+    /// it isn't asked for again to no end.
+    fn lacks_room(&self, digest: Digest) -> bool {
+        let known = self.no_room.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).copied();
+        let lacks = known.is_some_and(|needed| in_place(|| self.store.room()) < needed);
+        if known.is_some() && !lacks {
+            self.no_room.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+        }
+        lacks
+    }
+
+    /// There is no room for an artefact that needs so much.
+    fn note_no_room(&self, digest: Digest, needed: u64) {
+        let mut known = self.no_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= NO_ROOM_MAX {
+            known.clear();
+        }
+        known.insert(digest, needed);
     }
 
     /// Bytes of all artefacts.
@@ -167,7 +248,12 @@ impl Artefacts {
     /// Waits until an artefact is here, of at most so many bytes.
     async fn ensure(&self, node: &Arc<Node>, digest: Digest, most: u64) -> Result<(), Failure> {
         if self.store.length(digest).await?.is_some() {
+            in_place(|| self.store.touch(digest));
             return Ok(());
+        }
+        if self.lacks_room(digest) {
+            let failure = FetchError::StorageFull(digest);
+            return Err(Failure::new(failure.code(), failure.to_string()).at(node.name()));
         }
         let waiter = Waiter(self.waiter.fetch_add(1, Ordering::Relaxed));
         let (done, waiting) = oneshot::channel();
@@ -340,12 +426,22 @@ async fn fetch(
     offset: u64,
 ) -> Result<(), Failure> {
     let mut chunks = node.uplink(source)?.fetch(digest, offset).await?;
+    let gone = || Failure::new(Code::Cancelled, "nobody keeps what is fetched any more");
+    let mut first = true;
     while let Some(FetchChunk { total, offset, data }) = chunks.next().await? {
+        // Known before the last free byte is written for nothing. What is
+        // verified is copied into the store, so it takes room twice for a moment.
+        let needed = total.saturating_mul(2).saturating_sub(offset);
+        if std::mem::take(&mut first) && in_place(|| node.artefacts.store.room()) < needed {
+            node.artefacts.note_no_room(digest, needed);
+            let reason = FetchError::StorageFull(digest).to_string();
+            let event = Event::WriteFailed { digest, full: true, reason };
+            return door.send(News::Event(event)).await.map_err(|_| gone());
+        }
         let event = Event::Chunk { transfer, total, offset, length: data.len() as u64 };
         let (kept, is_kept) = oneshot::channel();
-        let gone = |()| Failure::new(Code::Cancelled, "nobody keeps what is fetched any more");
-        door.send(News::Chunk { event, data, kept }).await.map_err(|_| gone(()))?;
-        is_kept.await.map_err(|_| gone(()))?;
+        door.send(News::Chunk { event, data, kept }).await.map_err(|_| gone())?;
+        is_kept.await.map_err(|_| gone())?;
     }
     Ok(())
 }
@@ -380,13 +476,65 @@ impl Node {
     /// # Errors
     /// [`FetchError`]'s codes, and those of [`documents::read`].
     pub async fn document<D: Document>(self: &Arc<Self>, digest: Digest) -> Result<D, Failure> {
-        self.artefacts.ensure(self, digest, DOCUMENT_BYTES_MAX).await?;
+        let kept = self.artefacts.ensure(self, digest, DOCUMENT_BYTES_MAX).await;
         // It may have been here before, as something else.
         let length = self.artefact_length(digest).await?.unwrap_or(0);
         if length > DOCUMENT_BYTES_MAX {
             let text = format!("{} has {length} bytes; at most {DOCUMENT_BYTES_MAX} are read", D::WHAT);
             return Err(Failure::new(Code::TooLarge, text));
         }
-        documents::read(&self.artefacts.get(digest).await?)
+        documents::read(&self.kept_or_passing(digest, kept, DOCUMENT_BYTES_MAX).await?)
+    }
+
+    /// A whole artefact: from the disk, fetched there if need be; where the
+    /// disk has no room, into memory only, up to `bytes_max`.
+    ///
+    /// # Errors
+    /// [`FetchError`]'s codes.
+    pub async fn artefact(self: &Arc<Self>, digest: Digest, bytes_max: u64) -> Result<Bytes, Failure> {
+        let kept = self.ensure_artefact(digest).await;
+        self.kept_or_passing(digest, kept, bytes_max).await
+    }
+
+    /// An artefact that is kept here, or else as it passes.
+    async fn kept_or_passing(
+        self: &Arc<Self>,
+        digest: Digest,
+        kept: Result<(), Failure>,
+        bytes_max: u64,
+    ) -> Result<Bytes, Failure> {
+        match kept {
+            Ok(()) => self.artefacts.get(digest).await,
+            Err(failure) if failure.code() == Code::StorageFull && !self.uplinks.is_empty() => {
+                let (_turn, mut passing) = self.pass(digest, 0).await?;
+                let mut bytes = Vec::new();
+                while let Some(chunk) = passing.next().await? {
+                    if chunk.total > bytes_max || chunk.offset != bytes.len() as u64 {
+                        return Err(failure);
+                    }
+                    bytes.extend_from_slice(&chunk.data);
+                }
+                if blake3::hash(&bytes).as_bytes() != &digest.0 {
+                    let text = format!("artefact {} came damaged, or not whole", digest.short());
+                    return Err(Failure::new(Code::Unreachable, text).at(self.name()));
+                }
+                Ok(bytes.into())
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The rest of an artefact as it comes from above, for somebody below: it
+    /// isn't kept here. The permit goes with the stream.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotReady`] when too many pass already; when no parent can be asked.
+    pub async fn pass(&self, digest: Digest, offset: u64) -> Result<(OwnedSemaphorePermit, Chunks), Failure> {
+        let turn = Arc::clone(&self.artefacts.passing).try_acquire_owned().map_err(|_| {
+            let text = format!("{} has no room to keep artefacts, and {PASSING_MAX} are passing already", self.name());
+            Failure::new(Code::ModelNotReady, text)
+        })?;
+        let parent = self.first_parent().ok_or_else(|| Failure::new(Code::Unreachable, "this node has no parent"))?;
+        Ok((turn, self.uplink(parent)?.fetch(digest, offset).await?))
     }
 }

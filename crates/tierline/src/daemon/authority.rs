@@ -16,7 +16,7 @@ use tierline_proto::{Role, Versions};
 use super::Node;
 use super::records::Records;
 use crate::identity::{
-    Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_name, role_name,
+    Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_new_name, role_name,
 };
 use crate::store::State;
 use crate::store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
@@ -41,9 +41,10 @@ fn now_s() -> u64 {
 
 fn refused(error: &IdentityError) -> Failure {
     let code = match error {
-        IdentityError::BadName { .. } | IdentityError::BadRequest { .. } | IdentityError::MalformedToken { .. } => {
-            Code::InvalidInput
-        }
+        IdentityError::BadName { .. }
+        | IdentityError::NameLikeId { .. }
+        | IdentityError::BadRequest { .. }
+        | IdentityError::MalformedToken { .. } => Code::InvalidInput,
         _ => Code::Internal,
     };
     Failure::new(code, error.to_string())
@@ -78,7 +79,7 @@ impl Authority {
             ));
         }
         if !request.name.is_empty() {
-            check_name(&request.name).map_err(|e| refused(&e))?;
+            check_new_name(&request.name).map_err(|e| refused(&e))?;
         }
         if request.valid_s == 0 || request.valid_s > TOKEN_LIFE_MAX.as_secs() {
             return invalid(format!("a token lives 1 s to {} days", TOKEN_LIFE_MAX.as_secs() / 86_400));
@@ -151,7 +152,7 @@ impl Authority {
         if token.fingerprint != self.ca.fingerprint() {
             return denied("the token is another site's");
         }
-        check_name(&request.name).map_err(|e| refused(&e))?;
+        check_new_name(&request.name).map_err(|e| refused(&e))?;
         let device_key = Ca::request_key(&request.csr_der).map_err(|e| refused(&e))?;
         let new_id = Ca::new_node_id().map_err(|e| refused(&e))?;
         let (name, now_s) = (request.name.clone(), now_s());
@@ -172,6 +173,7 @@ impl Authority {
             Joined::Revoked => return denied("the token was taken back"),
             Joined::Expired => return denied("the token has expired"),
             Joined::UsedUp => return denied("the token was used already"),
+            Joined::ShutOut => return denied("the node that joined with this token is shut out"),
             Joined::NameTaken => {
                 let text = format!("another node is called `{}`", request.name);
                 return Err(Failure::new(Code::AlreadyExists, text)

@@ -11,9 +11,11 @@ pub mod authority;
 pub mod budget;
 pub mod catalogue;
 pub mod compute;
+pub mod door;
 pub mod events;
 pub mod federation;
 pub mod flow;
+mod library;
 pub mod metrics;
 mod models;
 pub mod planner;
@@ -27,6 +29,7 @@ pub mod transport;
 pub mod uplink;
 pub mod wire;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -81,6 +84,7 @@ pub struct Node {
     pub events: Events,
     /// Nodes below.
     pub children: Children,
+    doors: Arc<door::Doors>,
     /// Numbers for Prometheus.
     pub metrics: metrics::Metrics,
     /// What runs on it.
@@ -287,7 +291,7 @@ impl Node {
     fn report(self: &Arc<Self>, uplink: &Arc<Uplink>) {
         uplink.tell(child_message::Body::Offers(self.planner.offers(self)));
         uplink.tell(child_message::Body::Load(self.load()));
-        for part in self.children.list(&self.id).reports() {
+        for part in self.children.list(self.now(), &self.id).reports() {
             uplink.tell(child_message::Body::Subtree(part));
         }
     }
@@ -373,6 +377,16 @@ impl Node {
         }]);
         self.report_up();
         self.federations.child_up(self, &peer.name);
+    }
+
+    /// Two processes with one identity want a child's lease.
+    pub fn child_copied(&self, id: &str) {
+        let name = self.children.name_of(id).unwrap_or_else(|| id.to_owned());
+        let text = format!(
+            "two copies of {name}'s data folder are running: the one that was started first is turned away; stop one of \
+             them (if neither is yours: `tierline nodes revoke {id}`)"
+        );
+        self.events.record("node", text, &serde_json::json!({ "node": id, "copied": true }));
     }
 
     /// A child's lease ended.
@@ -488,6 +502,19 @@ impl Node {
             }
         }
         self.children.tell_all(&parent_message::Body::Revocations(list.clone()));
+        self.shut_out(list);
+    }
+
+    /// Closes the connections of nodes that are out, once they could hear why.
+    fn shut_out(&self, list: &Revocations) {
+        /// Enough for a goodbye on a thin link.
+        const LAST_WORDS: Duration = Duration::from_secs(3);
+        let doors = Arc::clone(&self.doors);
+        let out: HashSet<String> = list.revoked.iter().map(|revoked| revoked.node_id.clone()).collect();
+        self.tasks.spawn("last words", async move {
+            tokio::time::sleep(LAST_WORDS).await;
+            doors.shut(&out);
+        });
     }
 
     // ---- catalogue
@@ -539,7 +566,7 @@ impl Node {
             uptime_ms: u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX),
             load: Some(self.load()),
             parents: self.uplinks.iter().map(|u| u.status(self.now())).collect(),
-            children: self.children.list(&self.id).nodes,
+            children: self.children.list(self.now(), &self.id).nodes,
             sessions: Vec::new(),
             store_bytes: self.artefacts.bytes().await,
             certificate_not_after_s: seconds(self.identity().peer().not_after),
@@ -550,7 +577,7 @@ impl Node {
     /// This node and everything below it.
     #[must_use]
     pub fn nodes(self: &Arc<Self>) -> NodesReply {
-        let Listed { nodes, left_out } = self.children.list(&self.id);
+        let Listed { nodes, left_out } = self.children.list(self.now(), &self.id);
         let own = NodeInfo {
             node_id: self.id.clone(),
             node_name: self.name().to_owned(),

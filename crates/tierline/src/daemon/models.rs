@@ -22,6 +22,10 @@ use crate::documents;
 use crate::models::{Manifest, Prepared};
 use crate::profiling;
 
+/// A model that the disk has no room for is held in memory only if it takes no
+/// more than this share of what sessions may take.
+const UNKEPT_SHARE: u64 = 4;
+
 /// A model that could not be had, to take over or to measure, is tried again after this.
 pub const AGAIN: Duration = Duration::from_secs(15);
 
@@ -74,6 +78,8 @@ impl Node {
             Ok::<_, Failure>((bytes, manifest))
         };
         let (prepared, mut manifest) = self.tasks.blocking("model preparation", prepare).await??;
+        // What is stored and not named yet must not be taken for what a removal left.
+        let turn = self.adopting.lock().await;
         self.artefacts.put(prepared.clone()).await?;
         for (input, npy) in samples {
             let digest = self.artefacts.put(npy).await?;
@@ -81,6 +87,7 @@ impl Node {
         }
         manifest.check().map_err(|text| Failure::new(Code::InvalidInput, text))?;
         let entry = self.adopt_manifest(manifest).await?;
+        drop(turn);
         in_place(|| self.catalogue.load(&entry, prepared))?;
         self.tell_children_catalogue();
         self.profile_later(entry.clone());
@@ -96,7 +103,15 @@ impl Node {
     /// Points a manifest's name at it; it is kept under this digest.
     async fn adopt_manifest_as(self: &Arc<Self>, manifest: Manifest, digest: Digest) -> Result<Entry, Failure> {
         let entry = Entry::new(manifest, digest)?;
-        self.artefacts.name(&entry.manifest.name, digest).await?;
+        match self.artefacts.name(&entry.manifest.name, digest).await {
+            // A node below another goes on without: it hears of the model again
+            // at every start, and passes it on to those below.
+            Err(failure) if failure.code() == Code::StorageFull && !self.uplinks.is_empty() => {
+                let text = format!("model {} is known here but not kept: {failure}", entry.manifest.name);
+                self.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+            }
+            other => other?,
+        }
         let before = self.catalogue.get(&entry.manifest.name);
         if let Some(old) =
             before.as_ref().filter(|old| old.manifest_digest != entry.manifest_digest && old.model == entry.model)
@@ -112,33 +127,44 @@ impl Node {
                 &serde_json::json!({ "name": entry.manifest.name, "digest": entry.manifest.digest }),
             );
         }
-        if let Some(old) = before
-            && self.catalogue.by_model(old.model).is_none()
-        {
-            self.forget_model(old.model);
+        if let Some(old) = before.filter(|old| old.manifest_digest != entry.manifest_digest) {
+            if self.catalogue.by_model(old.model).is_none() {
+                self.forget_model(old.model);
+            }
+            self.let_go(&old).await;
         }
         Ok(entry)
     }
 
-    /// Forgets a name, here and below.
+    /// Forgets a name, here and below, and what nothing else needs.
     ///
     /// # Errors
-    /// When it is unknown, or the catalogue is kept above.
+    /// When it is unknown, the catalogue is kept above, or the disk refuses;
+    /// then the name is still known.
     pub async fn remove_model(self: &Arc<Self>, name: &str) -> Result<(), Failure> {
         if !self.uplinks.is_empty() {
             return Err(
                 Failure::new(Code::Forbidden, "the catalogue is kept on the cloud").with_help("remove the model there")
             );
         }
+        let _turn = self.adopting.lock().await;
         let known = self.catalogue.list();
         let entry = self.catalogue.get(name).ok_or_else(|| unknown_model(name, &known))?;
-        self.catalogue.remove(&entry.manifest.name);
+        self.forget_name(&entry).await?;
+        self.tell_children_catalogue();
+        self.let_go(&entry).await;
+        Ok(())
+    }
+
+    /// Forgets a name: on the disk first, so that it doesn't come back.
+    async fn forget_name(self: &Arc<Self>, entry: &Entry) -> Result<bool, Failure> {
         self.artefacts.unname(&entry.manifest.name).await?;
+        let removed = self.catalogue.remove(&entry.manifest.name);
+        // Another name may point at the same model.
         if self.catalogue.by_model(entry.model).is_none() {
             self.forget_model(entry.model);
         }
-        self.tell_children_catalogue();
-        Ok(())
+        Ok(removed)
     }
 
     /// Drops what was made of a model: program, profile, plans, sessions.
@@ -156,8 +182,7 @@ impl Node {
         if let Some(program) = self.catalogue.program(entry.model) {
             return Ok(program);
         }
-        self.ensure_artefact(entry.model).await?;
-        let bytes = self.artefacts.get(entry.model).await?;
+        let bytes = self.artefact(entry.model, self.config.memory_bytes / UNKEPT_SHARE).await?;
         let (node, entry) = (Arc::clone(self), entry.clone());
         self.tasks.blocking("model loading", move || node.catalogue.load(&entry, bytes)).await?
     }
@@ -262,8 +287,7 @@ impl Node {
             let tensor = match manifest.sample.get(&input.name) {
                 Some(digest) => {
                     let digest = digest.parse().map_err(|e| Failure::new(Code::Corrupt, format!("{e}")))?;
-                    self.ensure_artefact(digest).await?;
-                    let npy = self.artefacts.get(digest).await?;
+                    let npy = self.artefact(digest, self.config.memory_bytes / UNKEPT_SHARE).await?;
                     tierline_codec::npy::read(&npy).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))?
                 }
                 None => {
@@ -288,18 +312,24 @@ fn is_late(failure: &Failure) -> bool {
 ///
 /// Stops where a newer catalogue has come meanwhile, which says all of it anew.
 pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage, newest: impl Fn() -> bool) -> bool {
-    let (mut changed, mut late) = (false, false);
+    let (mut changed, mut late, mut gone) = (false, false, Vec::new());
     if message.full {
         let named: Vec<&str> = message.models.iter().map(|m| m.name.as_str()).collect();
         for entry in node.catalogue.list() {
             if !named.contains(&entry.manifest.name.as_str()) {
-                changed |= forget(node, &entry).await;
+                gone.push(entry);
             }
         }
     }
-    for name in &message.removed {
-        if let Some(entry) = node.catalogue.get(name) {
-            changed |= forget(node, &entry).await;
+    gone.extend(message.removed.iter().filter_map(|name| node.catalogue.get(name)));
+    for entry in &gone {
+        match node.forget_name(entry).await {
+            Ok(removed) => changed |= removed,
+            Err(failure) => {
+                late = true;
+                let text = format!("model {} can't be forgotten yet: {failure}", entry.manifest.name);
+                node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+            }
         }
     }
     for model in message.models.iter().take_while(|_| newest()) {
@@ -312,7 +342,7 @@ pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage, newest: impl Fn
             }
             Ok(None) => {}
             Err(failure) => {
-                late |= is_late(&failure);
+                late |= is_late(&failure) || failure.code() == Code::StorageFull;
                 let text = format!("model {} could not be taken over: {failure}", model.name);
                 node.events.record("model", text, &serde_json::json!({ "name": model.name }));
             }
@@ -322,17 +352,13 @@ pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage, newest: impl Fn
         node.tell_children_catalogue();
         node.report_up();
     }
-    late
-}
-
-async fn forget(node: &Arc<Node>, entry: &Entry) -> bool {
-    let _ = node.artefacts.unname(&entry.manifest.name).await;
-    let removed = node.catalogue.remove(&entry.manifest.name);
-    // Another name may point at the same model.
-    if node.catalogue.by_model(entry.model).is_none() {
-        node.forget_model(entry.model);
+    for entry in gone {
+        // Unless it is still named: then it is tried again.
+        if node.catalogue.get(&entry.manifest.name).is_none_or(|now| now.manifest_digest != entry.manifest_digest) {
+            node.let_go(&entry).await;
+        }
     }
-    removed
+    late
 }
 
 async fn adopt_one(node: &Arc<Node>, model: &ModelEntry) -> Result<Option<Entry>, Failure> {

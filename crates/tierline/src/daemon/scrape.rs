@@ -6,11 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tierline_node::places::{Network, Shares};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
 use super::Node;
+use super::door::Room;
 
 /// A request's head; scrapes send a few hundred bytes.
 const HEAD_BYTES_MAX: usize = 8 << 10;
@@ -18,24 +19,28 @@ const HEAD_BYTES_MAX: usize = 8 << 10;
 /// A caller that takes longer for its request or the answer is hung up on.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Connections at once; others wait.
-const CONNECTIONS_MAX: usize = 16;
+/// Connections at once, in all and of one address: who is slow makes room for
+/// who isn't.
+const PLACES: Shares =
+    Shares { total: 32, kept_for_known: 0, each: 8, each_known: 8, grace: Duration::from_millis(500) };
 
 /// Answers until the node ends.
 pub async fn serve(node: Arc<Node>, listener: Arc<TcpListener>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let room = Room::new(PLACES);
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, from)) = listener.accept().await else {
             // Out of file descriptors, most likely: they come back.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
+        let Some(held) = room.enter(Network::from(from.ip()), false) else { continue };
         let scraped = Arc::clone(&node);
         node.tasks.spawn("scrape answer", async move {
-            // Who is too slow asks again.
-            let _ = tokio::time::timeout(PATIENCE, answer(&scraped, stream)).await;
-            drop(place);
+            tokio::select! {
+                // Who is too slow asks again.
+                _ = tokio::time::timeout(PATIENCE, answer(&scraped, stream)) => {}
+                () = held.asked_to_leave() => {}
+            }
         });
     }
 }

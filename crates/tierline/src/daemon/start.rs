@@ -1,5 +1,6 @@
 //! A node's start and end.
 
+use std::fs::TryLockError;
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use tierline_proto::v1::local_server::LocalServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, watch};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::transport::Server;
 
@@ -28,6 +30,7 @@ use super::artefacts::Artefacts;
 use super::authority::Authority;
 use super::catalogue::{Catalogue, Entry};
 use super::compute::{Compute, ComputeOptions};
+use super::door::{self, Doors, Rooms};
 use super::events::Events;
 use super::planner::Planner;
 use super::records::Records;
@@ -39,10 +42,11 @@ use super::services::gate::{Door, GateLayer};
 use super::services::infer::InferService;
 use super::services::local::LocalService;
 use super::tasks::{Task, Tasks, log_panics};
+use super::transport::HEADER_BYTES_MAX;
 use super::uplink::Uplink;
 use super::{Node, PEER_CHANGES_MAX, metrics, renewal, scrape};
 use crate::cli::client::SOCKET;
-use crate::config::{LISTEN_DEFAULT, NodeConfig};
+use crate::config::{self, LISTEN_DEFAULT, NodeConfig};
 use crate::documents;
 use crate::identity::tls::{self, LiveIdentity};
 use crate::identity::{Ca, Identity, check_name, role_name};
@@ -59,6 +63,19 @@ const END_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Messages between a node and its operator carry plans and profiles whole.
 const LOCAL_MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// A caller that answers no ping for so long is gone. Longer than a caller
+/// waits for its node: behind a large answer on a thin link, a ping has to wait.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// A token, a request for a certificate, the certificate in use.
+const ENROLLMENT_BYTES_MAX: usize = 64 << 10;
+
+/// HTTP/2 window of callers without a certificate, of a stream and in all.
+const STRANGER_WINDOW_BYTES: u32 = 128 << 10;
+
+/// Calls at once of a caller without a certificate.
+const STRANGER_STREAMS_MAX: u32 = 4;
 
 /// Printed once everything answers.
 #[derive(Debug, Serialize)]
@@ -86,12 +103,14 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     let started = Instant::now();
     log_panics();
     let data = config.data.clone();
-    disk::create_private_folder(&data)
-        .map_err(|e| anyhow::anyhow!("cannot use the data folder {}: {e}", data.display()))
-        .exit_with(Exit::Configuration)?;
+    // Whatever is made from here on is this user's alone, also by libraries.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    config::claim(&data, output)?;
     let socket = data.join(SOCKET);
-    // Connections of a node that is gone are refused; one that answers owns the folder.
-    if tokio::net::UnixStream::connect(&socket).await.is_ok() {
+    // The lock is the process's; on file systems that know no locks, one that answers owns the folder.
+    let lock = disk::open_private(&data.join("node.lock")).exit_with(Exit::Configuration)?;
+    let taken = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+    if taken || tokio::net::UnixStream::connect(&socket).await.is_ok() {
         return Err(Failure::message(Exit::Configuration, format!("a node already runs on {}", data.display()))
             .hint("stop it first, or choose another folder with --data DIR"));
     }
@@ -102,6 +121,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     };
     let node = build(config, role, engine)?;
     load_models(&node).await.map_err(|f| crate::cli::infer::wire_failure(&f))?;
+    node.clear_up().await;
 
     let mut stop = node.draining.subscribe();
     let listener = listen(&node).await?;
@@ -131,6 +151,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     keep(&node, "plans", |node| async move { node.planner.watch(&node).await });
     keep(&node, "tables", |node| async move { node.planner.work(&node).await });
     keep(&node, "renewal", renewal::keep);
+    keep(&node, "house", |node| async move { node.keep_house().await });
     node.replan();
     profile_missing(&node);
     node.resume_jobs().await.map_err(|f| crate::cli::infer::wire_failure(&f))?;
@@ -172,6 +193,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     node.tasks.end(END_TIME_MAX).await;
     // Left behind, it would only look like a node.
     let _ = std::fs::remove_file(&socket);
+    drop(lock);
     Ok(())
 }
 
@@ -197,8 +219,9 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         (identity, Some(ca))
     } else {
         let identity = Identity::load(&folder, now).map_err(|e| {
-            Failure::new(Exit::Verification, e)
-                .hint("`tierline node --role cloud` starts a new site here; `tierline join URL --token T` joins one")
+            Failure::new(Exit::Verification, e).hint(
+                "`tierline node --role cloud` starts a new site here; `tierline join URL --token-file FILE` joins one",
+            )
         })?;
         (identity, None)
     };
@@ -217,7 +240,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
     }
     if now > peer.not_after {
         return Err(Failure::message(Exit::Verification, "this node's certificate has expired")
-            .hint("join again with a new token: `tierline join URL --token T`"));
+            .hint("join again with a new token: `tierline join URL --token-file FILE`"));
     }
     if config.parents.is_empty() && peer.role != Role::Cloud {
         return Err(Failure::message(Exit::Configuration, "this node has no parent")
@@ -253,6 +276,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
     let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
     Ok(Arc::new_cyclic(|this| Node {
         identity,
+        doors: Doors::new(Rooms::within(door::raise_descriptors()), tasks.clone()),
         id: peer.id.clone(),
         role: peer.role,
         engine,
@@ -387,35 +411,59 @@ fn served(node: &Node, result: &Result<(), Box<dyn std::error::Error + Send + Sy
 /// Answers other nodes and operators from afar.
 fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Task<()>> {
     let tls = tls::server_config(&node.identity).exit_with(Exit::Verification)?;
-    let router = Server::builder()
+    let enrollment = EnrollmentService::new(Arc::clone(node));
+    let gate = || GateLayer { node: Arc::clone(node), door: Door::Network };
+    let members = server()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(RUNS_PER_CONNECTION_MAX)
-        .layer(GateLayer { node: Arc::clone(node), door: Door::Network })
+        .layer(gate())
         .add_service(ControlServer::new(ControlService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(InferServer::new(InferService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(BulkServer::new(BulkService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(
             FederateServer::new(FederateService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX),
         )
-        .add_service(EnrollmentServer::new(EnrollmentService(Arc::clone(node))))
+        .add_service(EnrollmentServer::new(enrollment.clone()).max_decoding_message_size(ENROLLMENT_BYTES_MAX))
         .add_service(
             LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX),
         );
+    // Without a certificate there is one thing to do, and little to do it with.
+    let strangers = server()
+        .initial_stream_window_size(STRANGER_WINDOW_BYTES)
+        .initial_connection_window_size(STRANGER_WINDOW_BYTES)
+        .max_concurrent_streams(STRANGER_STREAMS_MAX)
+        .layer(gate())
+        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(ENROLLMENT_BYTES_MAX));
     let (served_by, listener) = (Arc::clone(node), listener.into_std()?);
     Ok(node.tasks.until_done("network", move || {
-        let (node, router, tls) = (Arc::clone(&served_by), router.clone(), Arc::clone(&tls));
+        let (node, tls) = (Arc::clone(&served_by), Arc::clone(&tls));
+        let (members, strangers) = (members.clone(), strangers.clone());
         // The door stays open while whoever answers begins again.
         let listener = listener.try_clone().and_then(TcpListener::from_std);
         async move {
             let result = async {
-                let connections = ReceiverStream::new(tls::listen(listener?, tls));
-                router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe())).await?;
+                let known = Arc::clone(&node);
+                let callers = node.doors.listen(listener?, tls, move |peer| known.check_revoked(peer).is_err());
+                let ended = || ended(node.draining.subscribe());
+                let (inside, outside) = (ReceiverStream::new(callers.members), ReceiverStream::new(callers.strangers));
+                tokio::try_join!(
+                    members.serve_with_incoming_shutdown(inside, ended()),
+                    strangers.serve_with_incoming_shutdown(outside, ended())
+                )?;
                 Ok(())
             };
             served(&node, &result.await)
         }
     }))
+}
+
+/// What every caller gets: it is asked now and then whether it is still there.
+fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
 }
 
 /// Answers operators on this machine.
@@ -426,6 +474,8 @@ fn serve_socket(node: &Arc<Node>, path: &Path) -> Outcome<Task<()>> {
         Failure::message(Exit::Configuration, format!("cannot open the socket {}: {e}", path.display()))
             .hint("socket paths are limited to about 100 bytes; choose a shorter --data DIR")
     })?;
+    // Whoever may open it is an operator.
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     let router = Server::builder().layer(GateLayer { node: Arc::clone(node), door: Door::Socket }).add_service(
         LocalServer::new(LocalService(Arc::clone(node))).max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX),
     );
@@ -435,7 +485,14 @@ fn serve_socket(node: &Arc<Node>, path: &Path) -> Outcome<Task<()>> {
         let listener = listener.try_clone().and_then(UnixListener::from_std);
         async move {
             let result = async {
-                let connections = UnixListenerStream::new(listener?);
+                let connections = UnixListenerStream::new(listener?).then(async |connection| {
+                    if connection.is_err() {
+                        // Out of file descriptors, usually: let some close.
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                    connection
+                });
+                let connections = std::pin::pin!(connections);
                 router.serve_with_incoming_shutdown(connections, ended(node.draining.subscribe())).await?;
                 Ok(())
             };

@@ -1,9 +1,12 @@
 //! How nodes reach each other: gRPC over mTLS, two connections per pair so
 //! that bulk never delays tensors.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tierline_proto::limits::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use tierline_proto::v1::bulk_client::BulkClient;
 use tierline_proto::v1::control_client::ControlClient;
@@ -13,11 +16,14 @@ use tierline_proto::v1::infer_client::InferClient;
 use tierline_proto::v1::{Failure, FetchChunk, FetchRequest};
 use tierline_proto::{Digest, Sound};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::Streaming;
 use tonic::codegen::http::Uri;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity};
+use tonic::transport::Channel;
 
-use crate::identity::{Identity, SERVER_NAME};
+use crate::identity::tls::{self, LiveIdentity};
+use crate::identity::{Identity, IdentityError, SERVER_NAME};
 
 /// Time to connect and shake hands; on a 0.1 Mbit/s link the certificates
 /// alone take half a second.
@@ -26,36 +32,73 @@ pub const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 /// A peer that answers no ping for so long is gone, even if TCP hasn't noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
+/// Headers of one request or answer; a failure travels in them, with its text.
+pub const HEADER_BYTES_MAX: u32 = 32 << 10;
+
+/// What a caller shows and trusts, or why there is nothing to show.
+pub type Tls = Result<Arc<ClientConfig>, IdentityError>;
+
 /// TLS of a caller: its own certificate, and the site's CA only.
-#[must_use]
-pub fn client_tls(identity: &Identity) -> ClientTlsConfig {
-    ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(identity.ca_pem()))
-        .identity(TlsIdentity::from_pem(identity.chain_pem(), identity.key_pem()))
-        .domain_name(SERVER_NAME)
+pub fn client_tls(identity: &Identity) -> Tls {
+    LiveIdentity::new(identity.clone()).and_then(|live| tls::client_config(&live))
 }
 
-/// TLS of a device that has a token but no certificate yet.
-#[must_use]
-pub fn joining_tls(ca: &rustls::pki_types::CertificateDer<'_>) -> ClientTlsConfig {
-    ClientTlsConfig::new()
-        .ca_certificate(Certificate::from_pem(crate::identity::certificate_pem(ca)))
-        .domain_name(SERVER_NAME)
+/// An address that can't be called.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// It is none.
+    #[error("`{url}` is no address; write https://host:port")]
+    Address {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        source: tonic::transport::Error,
+    },
+    /// The caller's own identity is of no use.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
-/// How to reach `url` with `tls`.
+/// Where a node can be reached, and how.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    inner: tonic::transport::Endpoint,
+    dial: Dial,
+}
+
+/// How to reach `url` with `tls`: of [`client_tls`], [`tls::client_config`] or
+/// [`tls::join_config`].
 ///
 /// # Errors
-/// When `url` is no `https://host:port`.
-pub fn endpoint(url: &str, tls: ClientTlsConfig) -> Result<Endpoint, tonic::transport::Error> {
-    Endpoint::from_shared(url.to_owned())?
+/// [`EndpointError`].
+pub fn endpoint(url: &str, tls: Tls) -> Result<Endpoint, EndpointError> {
+    let inner = tonic::transport::Endpoint::from_shared(url.to_owned())
+        .map_err(|source| EndpointError::Address { url: url.to_owned(), source })?
         .connect_timeout(CONNECT_TIME_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .tls_config(tls)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    Ok(Endpoint { inner, dial: Dial(tls?) })
+}
+
+impl Endpoint {
+    /// Connects.
+    ///
+    /// # Errors
+    /// When nobody answers there, or with a certificate that isn't the site's.
+    pub async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+        self.inner.connect_with_connector(self.dial.clone()).await
+    }
+
+    /// A channel that connects when it is first used.
+    #[must_use]
+    pub fn connect_lazy(&self) -> Channel {
+        self.inner.connect_with_connector_lazy(self.dial.clone())
+    }
 }
 
 /// Bytes that the kernel holds of what was written but not sent yet. Little:
@@ -71,12 +114,19 @@ pub fn tune(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX);
 }
 
-/// Opens tuned connections; TLS comes on top.
-#[derive(Debug, Clone, Copy)]
-struct Dial;
+/// Opens tuned connections with TLS. Ours rather than the gRPC library's: that
+/// one would talk to servers that only know TLS 1.2.
+#[derive(Clone)]
+struct Dial(Arc<ClientConfig>);
+
+impl std::fmt::Debug for Dial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Dial")
+    }
+}
 
 impl tower_service::Service<Uri> for Dial {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<TlsStream<TcpStream>>;
     type Error = std::io::Error;
     type Future = std::pin::Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
 
@@ -85,10 +135,17 @@ impl tower_service::Service<Uri> for Dial {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
+        let connector = TlsConnector::from(Arc::clone(&self.0));
         Box::pin(async move {
             let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
             let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(443))).await?;
             tune(&stream);
+            let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
+            let secured = connector.connect(name, stream).await;
+            let stream = secured.map_err(|error| std::io::Error::other(tls::explain(&error, SERVER_NAME)))?;
+            if stream.get_ref().1.alpn_protocol() != Some(tls::ALPN) {
+                return Err(std::io::Error::other("the other side doesn't speak HTTP/2; check address and port"));
+            }
             Ok(TokioIo::new(stream))
         })
     }
@@ -128,10 +185,10 @@ impl Pair {
     /// # Errors
     /// When the peer can't be reached or its certificate isn't the site's.
     pub async fn connect(endpoint: &Endpoint) -> Result<Self, tonic::transport::Error> {
-        let first = endpoint.connect_with_connector(Dial).await?;
+        let first = endpoint.connect().await?;
         // The second is made when bulk first needs it: on a thin link two
         // handshakes at once would double the time to the first answer.
-        let second = endpoint.connect_with_connector_lazy(Dial);
+        let second = endpoint.connect_lazy();
         Ok(Self { first, second })
     }
 

@@ -27,6 +27,7 @@ use super::Node;
 use super::tasks::{Tasks, sound};
 use super::transport::{self, Chunks, Pair};
 use super::{wait_until, wire};
+use crate::identity::tls;
 
 /// Messages to the parent waiting for the stream. An edge repeats at once what
 /// all members below it have said of several jobs; more mean that nothing flows.
@@ -75,6 +76,7 @@ struct Shared {
     parent: Option<Sound<v1::HelloReply>>,
     path: Option<Sound<UpstreamPath>>,
     up: bool,
+    copied: bool,
     state: &'static str,
     failure: Option<Failure>,
 }
@@ -454,16 +456,17 @@ impl Uplink {
         let (this, node, news) = (Arc::clone(self), Arc::clone(node), news.clone());
         self.tasks.spawn("dial", async move {
             let connected = async {
-                let endpoint = transport::endpoint(&this.url, transport::client_tls(&node.identity()))?;
-                Pair::connect(&endpoint).await
+                let tls = tls::client_config(&node.identity);
+                let endpoint = transport::endpoint(&this.url, tls).map_err(|e| crate::cli::client::chain(&e))?;
+                Pair::connect(&endpoint).await.map_err(|e| crate::cli::client::chain(&e))
             };
             let event = match connected.await {
                 Ok(pair) => {
                     this.write().pair = Some(pair);
                     ChildEvent::Connected { conn }
                 }
-                Err(e) => {
-                    let text = format!("cannot reach {}: {}", this.url, crate::cli::client::chain(&e));
+                Err(why) => {
+                    let text = format!("cannot reach {}: {why}", this.url);
                     ChildEvent::Disconnected { conn, failure: Failure::new(Code::Unreachable, text) }
                 }
             };
@@ -499,6 +502,14 @@ impl Uplink {
                 Ok(granted)
             };
             let result = result.await;
+            if let Err(failure) = &result
+                && failure.code() == Code::AlreadyExists
+                && this.read().failure.as_ref() != Some(failure)
+            {
+                let json = serde_json::json!({ "url": this.url, "copied": true });
+                node.events.record("link", format!("turned away: {failure}"), &json);
+                this.write().failure = Some(failure.clone());
+            }
             let _ = news.send(ChildEvent::Hello { conn, result }).await;
         });
     }
@@ -557,6 +568,7 @@ impl Uplink {
         };
         match said {
             FromParent::Ack(ack) => {
+                self.told_of_copy(node, ack.copied);
                 let held = Duration::from_nanos(ack.held_ns);
                 let lease = Duration::from_millis(ack.lease_ms.into());
                 let _ = news.send(ChildEvent::Lease { conn, lease }).await;
@@ -577,6 +589,19 @@ impl Uplink {
                 let return_after = Duration::from_millis(return_after_ms.into());
                 let _ = news.send(ChildEvent::Goodbye { conn, reason, return_after }).await;
             }
+        }
+    }
+
+    /// The parent says whether it turns a copy of this node away.
+    fn told_of_copy(&self, node: &Node, copied: bool) {
+        let before = std::mem::replace(&mut self.write().copied, copied);
+        if copied && !before {
+            let text = format!(
+                "another process with this node's identity wants to connect to {} and is turned away: a copy of this data \
+                 folder runs somewhere; stop one of the two",
+                self.name()
+            );
+            node.events.record("link", text, &serde_json::json!({ "url": self.url, "copied": true }));
         }
     }
 

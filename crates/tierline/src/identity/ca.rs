@@ -72,7 +72,7 @@ impl Ca {
         let ca = Self::open(folder)?;
         let copy = folder.join(CERTIFICATE_FILE);
         if fs::read(&copy).ok().as_deref() != Some(ca.certificate_pem().as_bytes()) {
-            write_atomically(&copy, ca.certificate_pem().as_bytes(), 0o644, Existing::Replace)
+            write_atomically(&copy, ca.certificate_pem().as_bytes(), 0o600, Existing::Replace)
                 .map_err(IdentityError::io(&copy))?;
         }
         Ok(ca)

@@ -24,7 +24,7 @@ pub enum IdentityError {
         mode: u32,
     },
     /// A file that is there but makes no sense.
-    #[error("`{path}` is damaged: {reason}; restore it from a backup, or remove it and join again", path = path.display())]
+    #[error("`{path}` is damaged: {reason}; restore it from a backup; without one, remove it and join again (a cloud's own can't be made again: its site would end)", path = path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum IdentityError {
         reason: String,
     },
     /// No identity in the folder.
-    #[error("no identity in `{folder}`; join first: `tierline join URL --token TOKEN`", folder = folder.display())]
+    #[error("no identity in `{folder}`; join first: `tierline join URL --token-file FILE`", folder = folder.display())]
     NotJoined {
         /// The folder searched.
         folder: PathBuf,
@@ -40,6 +40,14 @@ pub enum IdentityError {
     /// A name that can't stand in a certificate.
     #[error("`{name}` can't name a node: use 1 to 63 of a-z, 0-9 and `-`, not starting or ending with `-`")]
     BadName {
+        /// The name.
+        name: String,
+    },
+    /// A name that could be taken for another node's id.
+    #[error(
+        "`{name}` can't name a node: it looks like a node's id; use fewer or more than 32 digits, or another letter than a to f"
+    )]
+    NameLikeId {
         /// The name.
         name: String,
     },

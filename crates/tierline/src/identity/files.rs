@@ -15,6 +15,7 @@ const NODE_FILE: &str = "node.pem";
 const CA_FILE: &str = "ca.pem";
 
 /// Private key, certificate chain, and the authority that signed it.
+#[derive(Clone)]
 pub struct Identity {
     key_pkcs8: Vec<u8>,
     chain: Vec<CertificateDer<'static>>,
@@ -78,7 +79,7 @@ impl Identity {
     pub fn save(&self, folder: &Path) -> Result<(), IdentityError> {
         create_private_folder(folder).map_err(IdentityError::io(folder))?;
         let ca_path = folder.join(CA_FILE);
-        write_atomically(&ca_path, self.ca_pem().as_bytes(), 0o644, Existing::Replace)
+        write_atomically(&ca_path, self.ca_pem().as_bytes(), 0o600, Existing::Replace)
             .map_err(IdentityError::io(&ca_path))?;
         let path = folder.join(NODE_FILE);
         let text = self.key_pem() + &self.chain_pem();
@@ -105,7 +106,20 @@ impl Identity {
         let id = match Self::load(folder, now) {
             Ok(identity) if identity.ca != *ca.certificate() => Ca::new_node_id()?,
             Ok(identity) if identity.peer.name == name && !identity.peer.renewal_due(now) => return Ok(identity),
-            Ok(identity) => identity.peer.id,
+            Ok(identity) => {
+                let grant =
+                    Grant { id: &identity.peer.id, role: tierline_proto::Role::Cloud, name, validity: NODE_VALIDITY };
+                let renewed = Self::issue(ca, &grant, now)?;
+                return match renewed.save(folder) {
+                    Ok(()) => Ok(renewed),
+                    // There are weeks left to try again; until then the site must not stand still.
+                    Err(error) if now < identity.peer.not_after => {
+                        tracing::warn!(%error, "the renewed certificate could not be kept yet");
+                        Ok(identity)
+                    }
+                    Err(error) => Err(error),
+                };
+            }
             Err(IdentityError::NotJoined { .. }) => Ca::new_node_id()?,
             Err(error) => return Err(error),
         };

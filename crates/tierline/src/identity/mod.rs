@@ -65,6 +65,19 @@ pub fn check_name(name: &str) -> Result<(), IdentityError> {
     NodeName::new(name).map(drop).map_err(|_| IdentityError::BadName { name: name.chars().take(80).collect() })
 }
 
+/// Whether a node that is new may be called `name`: also not like a node's
+/// id, which commands take in a name's place.
+///
+/// # Errors
+/// [`IdentityError::BadName`], [`IdentityError::NameLikeId`].
+pub fn check_new_name(name: &str) -> Result<(), IdentityError> {
+    check_name(name)?;
+    if peer::is_node_id(name) {
+        return Err(IdentityError::NameLikeId { name: name.to_owned() });
+    }
+    Ok(())
+}
+
 /// A certificate in PEM.
 #[must_use]
 pub fn certificate_pem(certificate_der: &[u8]) -> String {

@@ -1,12 +1,11 @@
-//! TLS from identities: configurations for servers and clients, a listener,
-//! and errors in plain words.
+//! TLS from identities: configurations for servers and clients, and errors in
+//! plain words.
 //!
-//! TLS 1.3 only. A server takes callers without a certificate, because
+//! TLS 1.3 only, on both sides. A server takes callers without a certificate, because
 //! joining needs that; the policy decides what they may call. A wrong
 //! certificate ends the handshake.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -20,9 +19,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore, ServerConfig, SignatureScheme,
 };
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::{Identity, IdentityError, Peer, TlsError};
@@ -30,11 +27,8 @@ use super::{Identity, IdentityError, Peer, TlsError};
 /// A handshake that takes longer is given up.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Handshakes at once; more would let strangers use up sockets and memory.
-pub const HANDSHAKES_MAX: usize = 128;
-
 /// gRPC's protocol name.
-const ALPN: &[u8] = b"h2";
+pub(crate) const ALPN: &[u8] = b"h2";
 
 /// The identity in use, which renewals replace without ending connections.
 /// Clones share it.
@@ -155,57 +149,6 @@ fn client_builder(ca: &CertificateDer<'_>) -> Result<WantsClientCert, IdentityEr
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(crypto)?;
     Ok(builder.with_root_certificates(roots(ca)?))
-}
-
-/// Takes connections and finishes their handshakes side by side, so that a
-/// slow caller delays nobody. Ends when the receiver is dropped. What comes
-/// out is ready for gRPC; [`caller`] says who it is.
-#[must_use]
-pub fn listen(listener: TcpListener, config: Arc<ServerConfig>) -> mpsc::Receiver<io::Result<TlsStream<TcpStream>>> {
-    let (ready, connections) = mpsc::channel(HANDSHAKES_MAX);
-    tokio::spawn(async move {
-        let acceptor = TlsAcceptor::from(config);
-        let slots = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-        loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = ready.closed() => return,
-            };
-            let (stream, from) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    // Out of file descriptors, usually: let some close.
-                    tracing::warn!(%error, "can't take a connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let (acceptor, ready) = (acceptor.clone(), ready.clone());
-            tokio::spawn(async move {
-                if let Some(stream) = handshake(&acceptor, stream, from).await {
-                    drop(slot);
-                    let _ = ready.send(Ok(stream)).await;
-                }
-            });
-        }
-    });
-    connections
-}
-
-async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream, from: SocketAddr) -> Option<TlsStream<TcpStream>> {
-    crate::daemon::transport::tune(&stream);
-    match tokio::time::timeout(HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Some(stream),
-        Ok(Err(error)) => {
-            tracing::info!(%from, error = %explain(&error, &from.to_string()), "connection refused");
-            None
-        }
-        Err(_) => {
-            tracing::info!(%from, "connection dropped: no handshake within {HANDSHAKE_TIME_MAX:?}");
-            None
-        }
-    }
 }
 
 /// Who is at the other end of an accepted connection; none without a certificate.

@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use object_store::local::LocalFileSystem;
@@ -24,7 +25,19 @@ const BLOCK_BYTES: usize = 1 << 20;
 pub struct ArtefactStore {
     store: Arc<dyn ObjectStore>,
     folder: PathBuf,
+    whole: PathBuf,
     partial: PathBuf,
+}
+
+/// Something in the store's folders, and how long nobody has written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// What it is, or will be.
+    pub digest: Digest,
+    /// Its length, so far.
+    pub bytes: u64,
+    /// Since it was last written or asked for.
+    pub age: Duration,
 }
 
 fn key(digest: Digest) -> Key {
@@ -47,7 +60,7 @@ impl ArtefactStore {
         let store = LocalFileSystem::new_with_prefix(&whole).map_err(|e| StoreError::Artefacts(e.to_string()))?;
         // What names an artefact may be written the moment after.
         let store = store.with_fsync(true);
-        Ok(Self { store: Arc::new(store), folder: folder.to_owned(), partial })
+        Ok(Self { store: Arc::new(store), folder: folder.to_owned(), whole, partial })
     }
 
     fn failed(&self, digest: Digest, error: object_store::Error) -> StoreError {
@@ -135,6 +148,59 @@ impl ArtefactStore {
         }
     }
 
+    /// An artefact that is here is wanted again: it counts as new, so that it
+    /// isn't taken for garbage before anything names it. Blocks.
+    pub fn touch(&self, digest: Digest) {
+        let path = self.whole.join(key(digest).as_ref());
+        // Where it can't be, it isn't: then there is nothing to keep.
+        let _ = fs::File::options().write(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
+    }
+
+    /// Bytes that there is room for. Blocks.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        super::reserve::room(&self.folder)
+    }
+
+    /// Every artefact. Blocks.
+    #[must_use]
+    pub fn list(&self) -> Vec<Kept> {
+        entries(&self.whole)
+            .filter(|e| e.is_dir())
+            .flat_map(|folder| entries(&folder))
+            .filter_map(|e| kept(&e))
+            .collect()
+    }
+
+    /// Transfers that were broken off, and those under way. Blocks.
+    #[must_use]
+    pub fn list_partial(&self) -> Vec<Kept> {
+        entries(&self.partial).filter_map(|e| kept(&e)).collect()
+    }
+
+    /// Removes what was half written and left behind for longer than `age`:
+    /// copies that a crash broke off. Blocks.
+    pub fn clear_staged(&self, age: Duration) {
+        // As the store for folders names them until they are whole.
+        let staged = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains('#'));
+        for path in entries(&self.whole).filter(|e| e.is_dir()).flat_map(|folder| entries(&folder)).filter(staged) {
+            if age_of(&path).is_some_and(|old| old >= age) {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
+    /// Removes all that is half written or half fetched under `folder`, for a
+    /// node that can't start for want of room; it is fetched again.
+    pub fn clear_unfinished(folder: &Path) {
+        entries(&folder.join("partial")).for_each(|path| drop(fs::remove_file(path)));
+        for path in entries(&folder.join("whole")).flat_map(|folder| entries(&folder)) {
+            if path.to_string_lossy().contains('#') {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+
     /// Bytes of all artefacts. Blocks.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -165,6 +231,15 @@ impl ArtefactStore {
     pub fn discard(&self, digest: Digest) {
         // None there is as good.
         let _ = fs::remove_file(self.partial_path(digest));
+    }
+
+    /// As [`discard`](Self::discard), unless the transfer goes on: then it had
+    /// a byte a moment ago.
+    pub fn discard_idle(&self, digest: Digest) {
+        const IDLE: Duration = Duration::from_secs(20);
+        if age_of(&self.partial_path(digest)).is_some_and(|age| age >= IDLE) {
+            self.discard(digest);
+        }
     }
 
     /// Digest of the partial file.
@@ -211,6 +286,21 @@ fn blocks(path: &Path, mut take: impl FnMut(&[u8])) -> std::io::Result<()> {
     }
 }
 
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn age_of(path: &Path) -> Option<Duration> {
+    let modified = fs::metadata(path).and_then(|meta| meta.modified()).ok()?;
+    // A clock that was set back makes everything new, which only keeps it longer.
+    Some(SystemTime::now().duration_since(modified).unwrap_or_default())
+}
+
+fn kept(path: &Path) -> Option<Kept> {
+    let digest = path.file_name()?.to_str()?.parse().ok()?;
+    Some(Kept { digest, bytes: fs::metadata(path).ok()?.len(), age: age_of(path)? })
+}
+
 fn size_of(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
     entries
@@ -220,4 +310,36 @@ fn size_of(folder: &Path) -> u64 {
             _ => entry.metadata().map_or(0, |m| m.len()),
         })
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_here_is_listed_and_what_was_left_half_written_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = ArtefactStore::open(folder.path()).unwrap();
+        let digest = store.put(Bytes::from_static(b"whole")).await.unwrap();
+        let other = Digest([7; 32]);
+        store.append(other, b"part").unwrap();
+        let staged = store.whole.join(key(digest).as_ref()).with_extension("x#1");
+        fs::write(&staged, "half").unwrap();
+        let listed = |all: Vec<Kept>| all.into_iter().map(|kept| (kept.digest, kept.bytes)).collect::<Vec<_>>();
+        assert_eq!((listed(store.list()), listed(store.list_partial())), (vec![(digest, 5)], vec![(other, 4)]));
+        store.clear_staged(Duration::from_secs(60));
+        assert!(staged.exists(), "somebody may be writing it");
+        store.clear_staged(Duration::ZERO);
+        assert!(!staged.exists());
+
+        let old = SystemTime::now() - Duration::from_secs(900);
+        let path = store.whole.join(key(digest).as_ref());
+        fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+        assert!(store.list()[0].age >= Duration::from_secs(890));
+        store.touch(digest);
+        assert!(store.list()[0].age < Duration::from_secs(800), "it is wanted again");
+        fs::write(&staged, "half").unwrap();
+        ArtefactStore::clear_unfinished(folder.path());
+        assert!(!staged.exists() && store.list_partial().is_empty() && store.list().len() == 1);
+    }
 }

@@ -14,6 +14,12 @@ pub enum StoreError {
         /// The folder.
         folder: PathBuf,
     },
+    /// No room left, not even to begin.
+    #[error("no room left in `{folder}` to open this node's state; free some megabytes on that disk first: files of other programs, or the logs; of the folder itself nothing may go but what lies in `artefacts` (a node below fetches it again; a cloud loses those models), and it must not be moved away: `ca`, `identity` and `state.db` are this node, on a cloud the site's authority", folder = folder.display())]
+    NoRoomToStart {
+        /// The data folder.
+        folder: PathBuf,
+    },
     /// A file or folder can't be used.
     #[error("`{path}`: {source}", path = path.display())]
     Io {
@@ -23,7 +29,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The state file is damaged or can't be used.
-    #[error("the state in `{path}` can't be used: {source}; restore it from a backup, or move the data folder away and join again", path = path.display())]
+    #[error("the state in `{path}` can't be used: {source}; restore it from a backup; without one, a node that joined may join again into another folder, a cloud may not: its folder holds the site's authority", path = path.display())]
     State {
         /// The file.
         path: PathBuf,
@@ -51,7 +57,7 @@ pub enum StoreError {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         let code = match &error {
-            StoreError::Full { .. } => Code::StorageFull,
+            StoreError::Full { .. } | StoreError::NoRoomToStart { .. } => Code::StorageFull,
             StoreError::Missing(_) => Code::NotFound,
             _ => Code::Internal,
         };
@@ -60,6 +66,20 @@ impl From<StoreError> for Failure {
 }
 
 impl StoreError {
+    /// Whether it is for want of room.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::NoRoomToStart { .. })
+    }
+
+    /// What an error of a file means for a node.
+    pub(super) fn of_file(path: &Path, source: std::io::Error) -> Self {
+        if super::disk::is_full(&source) {
+            return Self::Full { folder: path.parent().unwrap_or(path).to_owned() };
+        }
+        Self::Io { path: path.to_owned(), source }
+    }
+
     /// What an error of the database means for a node.
     pub(super) fn of_state(path: &Path, source: rusqlite::Error) -> Self {
         if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {

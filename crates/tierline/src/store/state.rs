@@ -11,7 +11,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 use tierline_proto::v1::{Revocations, Revoked};
 use tierline_proto::{Digest, Role};
 
-use super::StoreError;
+use super::reserve::{self, Reserve};
+use super::{ArtefactStore, StoreError};
+
+/// The database makes its journal and an index of it before it answers anything.
+const ROOM_TO_OPEN: u64 = 256 << 10;
 
 /// Schema steps; the database's `user_version` counts those done.
 const STEPS: &[&str] = &["
@@ -52,6 +56,7 @@ const STEPS: &[&str] = &["
 pub struct State {
     path: PathBuf,
     connection: Mutex<Connection>,
+    reserve: Reserve,
 }
 
 /// A join token as the cloud keeps it.
@@ -99,6 +104,8 @@ pub enum Joined {
     UsedUp,
     /// Another node has that name.
     NameTaken,
+    /// The node that joined with this key and token is shut out.
+    ShutOut,
 }
 
 /// A device that asks to join.
@@ -127,12 +134,38 @@ fn role(value: i32) -> Role {
 }
 
 impl State {
-    /// Opens the state in `path`, made there if there is none.
+    /// Opens the state in `path`, made there if there is none. On a full disk
+    /// the room that was kept for that is used.
     ///
     /// # Errors
     /// [`StoreError`] when it can't be read, is damaged or newer.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let fail = |source| StoreError::State { path: path.to_owned(), source };
+        let folder = path.parent().unwrap_or(path);
+        let reserve = Reserve::of(folder);
+        let opened = match Self::open_with(path, &reserve) {
+            // What the database says of a full disk differs with what it was about to write.
+            Err(error) if error.is_full() || reserve::room(folder) < ROOM_TO_OPEN => {
+                reserve.release();
+                ArtefactStore::clear_unfinished(&folder.join("artefacts"));
+                let full = reserve::room(folder) < ROOM_TO_OPEN;
+                Self::open_with(path, &reserve).map_err(|error| {
+                    if full || error.is_full() {
+                        StoreError::NoRoomToStart { folder: folder.to_owned() }
+                    } else {
+                        error
+                    }
+                })
+            }
+            other => other,
+        };
+        reserve.hold();
+        opened
+    }
+
+    fn open_with(path: &Path, reserve: &Reserve) -> Result<Self, StoreError> {
+        let fail = |source| StoreError::of_state(path, source);
+        // Made here, so that its permissions are ours to say; its journal takes them over.
+        super::disk::open_private(path).map_err(|source| StoreError::of_file(path, source))?;
         let mut connection = Connection::open(path).map_err(fail)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(fail)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
@@ -141,13 +174,34 @@ impl State {
         if done > known {
             return Err(StoreError::Newer { path: path.to_owned(), found: done, known });
         }
-        let transaction = connection.transaction().map_err(fail)?;
-        for step in &STEPS[done as usize..] {
-            transaction.execute_batch(step).map_err(fail)?;
+        // Nothing is written where there is nothing to do.
+        if done < known {
+            let transaction = connection.transaction().map_err(fail)?;
+            for step in &STEPS[done as usize..] {
+                transaction.execute_batch(step).map_err(fail)?;
+            }
+            transaction.pragma_update(None, "user_version", known).map_err(fail)?;
+            transaction.commit().map_err(fail)?;
         }
-        transaction.pragma_update(None, "user_version", known).map_err(fail)?;
-        transaction.commit().map_err(fail)?;
-        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection) })
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(connection), reserve: reserve.clone() })
+    }
+
+    /// As [`with`](Self::with), for what can't wait until there is room: it
+    /// shuts somebody out, or lets go of something.
+    pub(super) fn essential<T>(&self, f: impl Fn(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        match self.with(&f) {
+            Err(StoreError::Full { .. }) if self.reserve.release() => {
+                let done = self.with(&f);
+                self.reserve.hold();
+                done
+            }
+            other => other,
+        }
+    }
+
+    /// Takes the room again that a full disk didn't leave.
+    pub fn keep_reserve(&self) {
+        self.reserve.hold();
     }
 
     pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
@@ -170,7 +224,7 @@ impl State {
     /// # Errors
     /// [`StoreError`].
     pub fn remove_name(&self, name: &str) -> Result<(), StoreError> {
-        self.with(|c| c.execute("DELETE FROM names WHERE name = ?1", [name]).map(drop))
+        self.essential(|c| c.execute("DELETE FROM names WHERE name = ?1", [name]).map(drop))
     }
 
     /// Every name and its manifest.
@@ -242,7 +296,7 @@ impl State {
     /// # Errors
     /// [`StoreError`].
     pub fn revoke_token(&self, id: &str) -> Result<bool, StoreError> {
-        self.with(|c| Ok(c.execute("UPDATE tokens SET revoked = 1 WHERE id = ?1", [id])? > 0))
+        self.essential(|c| Ok(c.execute("UPDATE tokens SET revoked = 1 WHERE id = ?1", [id])? > 0))
     }
 
     // ---- nodes
@@ -267,17 +321,20 @@ impl State {
             let revoked = |t: &rusqlite::Transaction<'_>, id: &str| {
                 t.query_row("SELECT 1 FROM revoked WHERE node = ?1", [id], |_| Ok(())).optional().map(|r| r.is_some())
             };
-            if let Some(id) = before
-                && !revoked(&t, &id)?
-                && let Some(node) = t.query_row("SELECT * FROM nodes WHERE id = ?1", [&id], node_row).optional()?
-            {
-                return Ok(Joined::Node(node));
-            }
+            // Also for who has used it before: a token that is over gives no certificate.
             if token.revoked {
                 return Ok(Joined::Revoked);
             }
             if attempt.now_s > token.not_after_s {
                 return Ok(Joined::Expired);
+            }
+            if let Some(id) = before {
+                if revoked(&t, &id)? {
+                    return Ok(Joined::ShutOut);
+                }
+                if let Some(node) = t.query_row("SELECT * FROM nodes WHERE id = ?1", [&id], node_row).optional()? {
+                    return Ok(Joined::Node(node));
+                }
             }
             if token.uses_left == 0 {
                 return Ok(Joined::UsedUp);
@@ -308,6 +365,10 @@ impl State {
     /// # Errors
     /// [`StoreError`].
     pub fn add_node(&self, node: &NodeRow) -> Result<(), StoreError> {
+        // Also on a full disk, where nothing new can be written.
+        if self.node(&node.id)?.as_ref() == Some(node) {
+            return Ok(());
+        }
         self.with(|c| {
             c.execute(
                 "INSERT OR REPLACE INTO nodes VALUES (?1, ?2, ?3)",
@@ -317,12 +378,19 @@ impl State {
         })
     }
 
-    /// The node of that name or id.
+    /// The node of that id, else of that name: names are chosen by their
+    /// bearers, ids are not.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn node(&self, name_or_id: &str) -> Result<Option<NodeRow>, StoreError> {
-        self.with(|c| c.query_row("SELECT * FROM nodes WHERE name = ?1 OR id = ?1", [name_or_id], node_row).optional())
+    pub fn node(&self, id_or_name: &str) -> Result<Option<NodeRow>, StoreError> {
+        self.with(|c| {
+            let found = c.query_row("SELECT * FROM nodes WHERE id = ?1", [id_or_name], node_row).optional()?;
+            match found {
+                Some(row) => Ok(Some(row)),
+                None => c.query_row("SELECT * FROM nodes WHERE name = ?1", [id_or_name], node_row).optional(),
+            }
+        })
     }
 
     /// All nodes that were ever let in.
@@ -348,7 +416,7 @@ impl State {
     /// # Errors
     /// [`StoreError`].
     pub fn revoke_node(&self, node: &NodeRow, reason: &str, now_s: u64) -> Result<(), StoreError> {
-        self.with(|c| {
+        self.essential(|c| {
             c.execute(
                 "INSERT OR IGNORE INTO revoked VALUES (?1, ?2, ?3, ?4)",
                 params![node.id, node.name, reason, number(now_s)],
@@ -383,7 +451,7 @@ impl State {
     /// # Errors
     /// [`StoreError`].
     pub fn keep_revocations(&self, list: &Revocations) -> Result<(), StoreError> {
-        self.with(|c| {
+        self.essential(|c| {
             let t = c.transaction()?;
             // A list from above is whole. What this node's own operators shut
             // out has a name; else lists would only grow.
@@ -462,8 +530,11 @@ mod tests {
         assert_eq!(state.join(&late).unwrap(), Joined::Expired);
         state.join(&attempt("t", 1, "a", "cam")).unwrap();
         assert_eq!(state.join(&attempt("t", 2, "b", "cam")).unwrap(), Joined::NameTaken);
+        let late = JoinAttempt { now_s: 201, ..attempt("t", 1, "a", "cam") };
+        assert_eq!(state.join(&late).unwrap(), Joined::Expired, "also for the device that used it in time");
         assert!(state.revoke_token("t").unwrap());
         assert_eq!(state.join(&attempt("t", 3, "c", "new")).unwrap(), Joined::Revoked);
+        assert_eq!(state.join(&attempt("t", 1, "a", "cam")).unwrap(), Joined::Revoked, "also for who used it");
     }
 
     #[test]
@@ -474,7 +545,19 @@ mod tests {
         let node = state.node("cam").unwrap().unwrap();
         state.revoke_node(&node, "lost", 150).unwrap();
         assert_eq!(state.revocations().unwrap().sequence, 1);
-        assert!(matches!(state.join(&attempt("t", 1, "b", "cam")).unwrap(), Joined::Node(n) if n.id == "b"));
+        assert_eq!(state.join(&attempt("t", 1, "b", "cam")).unwrap(), Joined::ShutOut, "the same key and token");
+        assert!(matches!(state.join(&attempt("t", 2, "b", "cam")).unwrap(), Joined::Node(n) if n.id == "b"));
+    }
+
+    #[test]
+    fn a_name_like_an_id_takes_nobodys_place() {
+        let (_folder, state) = state();
+        let (real, lure) = ("0f".repeat(16), "1e".repeat(16));
+        state.add_node(&NodeRow { id: real.clone(), name: "gateway".into(), role: Role::Edge }).unwrap();
+        state.add_node(&NodeRow { id: lure.clone(), name: real.clone(), role: Role::End }).unwrap();
+        assert_eq!(state.node(&real).unwrap().unwrap().name, "gateway");
+        assert_eq!(state.node("gateway").unwrap().unwrap().id, real);
+        assert_eq!(state.node(&lure).unwrap().unwrap().name, real);
     }
 
     #[test]

@@ -4,9 +4,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tierline::daemon::door::{Doors, Rooms};
+use tierline::daemon::events::Events;
+use tierline::daemon::metrics::Metrics;
+use tierline::daemon::tasks::Tasks;
 use tierline_graph::{Elements, Tensor};
 
 /// The longest a node may take to start, or anything to come about.
@@ -43,7 +48,7 @@ impl Ran {
 
 /// The binary under test, on the embedded engine: no test depends on what is
 /// installed.
-fn binary() -> Command {
+pub fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tierline"));
     command.env("TIERLINE_ENGINE", "rten").env_remove("TIERLINE_DATA").env_remove("TIERLINE_TOKEN");
     command
@@ -219,6 +224,67 @@ pub fn on_small_disk(data: &Path, megabytes: u32) -> Option<Command> {
     command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh", env!("CARGO_BIN_EXE_tierline")]);
     command.env("TIERLINE_ENGINE", "rten");
     Some(command)
+}
+
+/// A small file system at a data folder, in a mount namespace of its own,
+/// that outlives the nodes on it.
+pub struct SmallDisk {
+    holder: Child,
+    data: PathBuf,
+}
+
+impl SmallDisk {
+    /// As [`on_small_disk`].
+    pub fn at(data: &Path, megabytes: u32) -> Option<Self> {
+        let mut command = on_small_disk(data, megabytes)?;
+        // Goes on as this instead of the binary.
+        let program = command.get_program().to_owned();
+        let args: Vec<_> = command
+            .get_args()
+            .take_while(|arg| *arg != env!("CARGO_BIN_EXE_tierline"))
+            .map(ToOwned::to_owned)
+            .collect();
+        command = Command::new(program);
+        let ready = data.with_extension("mounted");
+        command.args(args).args(["sh", "-c", "touch \"$0\" && exec sleep 1000000"]).arg(&ready);
+        let holder = command.stdin(Stdio::null()).spawn().expect("it runs");
+        until("the small disk is mounted", || ready.exists().then_some(()));
+        Some(Self { holder, data: data.to_owned() })
+    }
+
+    fn enter(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--user", "--mount", "--preserve-credentials", "-t", &self.holder.id().to_string()]);
+        command
+    }
+
+    /// A node on it.
+    pub fn start(&self, args: &[&str]) -> Node {
+        let mut command = self.enter();
+        command.arg(env!("CARGO_BIN_EXE_tierline")).env("TIERLINE_ENGINE", "rten");
+        let mut node = Node::start_by(command, &self.data, args);
+        node.apart = true;
+        node
+    }
+
+    /// Fills it to the last block.
+    pub fn fill(&self) {
+        let ballast = self.data.join("ballast");
+        let script = format!("dd if=/dev/zero of='{}' bs=4k 2>/dev/null || true", ballast.display());
+        assert!(self.enter().args(["sh", "-c", &script]).status().expect("it runs").success());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+/// The doors of a node with the usual number of descriptors, without the node.
+pub fn doors() -> Arc<Doors> {
+    Doors::new(Rooms::within(1_024), Tasks::new(Events::default(), Metrics::default()))
 }
 
 /// A site in a folder of its own.

@@ -451,7 +451,8 @@ impl Anything {
             0 => None,
             1 => {
                 let (sequence, sent_ns, held_ns) = (self.count(), self.count(), self.count());
-                Some(Body::Ack(HeartbeatAck { sequence, sent_ns, lease_ms: self.count() as u32, held_ns }))
+                let (lease_ms, copied) = (self.count() as u32, self.rng.bool());
+                Some(Body::Ack(HeartbeatAck { sequence, sent_ns, lease_ms, held_ns, copied }))
             }
             2 => {
                 let entry = |any: &mut Self| ModelEntry {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
+use tierline::daemon::door::Rooms;
 use tierline::identity::{
     Ca, Grant, Identity, IdentityError, KeyRequest, NODE_VALIDITY, Peer, PeerError, Revocations, SERVER_NAME, TlsError,
     fetch_ca, tls,
@@ -15,6 +16,8 @@ use tierline_proto::{Digest, Role};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
+
+use crate::harness::doors;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -46,14 +49,19 @@ impl Site {
 async fn serve(identity: &tls::LiveIdentity) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let mut connections = tls::listen(listener, tls::server_config(identity).unwrap());
+    let doors = doors();
+    let mut callers = doors.listen(listener, tls::server_config(identity).unwrap(), |_| false);
     tokio::spawn(async move {
-        while let Some(connection) = connections.recv().await {
+        loop {
+            let connection = tokio::select! {
+                member = callers.members.recv() => member,
+                stranger = callers.strangers.recv() => stranger,
+            };
+            let Some(connection) = connection else { return };
             let mut stream = connection.unwrap();
-            let line = match tls::caller(&stream) {
-                Ok(Some(peer)) => format!("{} {:?}", peer.name, peer.role),
-                Ok(None) => "anonymous".to_owned(),
-                Err(error) => error.to_string(),
+            let line = match &stream.caller().peer {
+                Some(peer) => format!("{} {:?}", peer.name, peer.role),
+                None => "anonymous".to_owned(),
             };
             stream.write_all(line.as_bytes()).await.unwrap();
             stream.shutdown().await.unwrap();
@@ -195,7 +203,7 @@ async fn a_copied_authority_certificate_convinces_nobody() {
     config.alpn_protocols = vec![b"h2".to_vec()];
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let _connections = tls::listen(listener, Arc::new(config));
+    let _callers = doors().listen(listener, Arc::new(config), |_| false);
     let error = fetch_ca(&address, ours.ca.fingerprint()).await.unwrap_err();
     assert!(matches!(error, TlsError::Foreign), "{error}");
 }
@@ -219,7 +227,7 @@ async fn silent_callers_delay_nobody() {
     let site = Site::new();
     let address = serve(&site.live(Role::Cloud, "heaven")).await;
     let mut silent = Vec::new();
-    for _ in 0..tls::HANDSHAKES_MAX / 2 {
+    for _ in 1..Rooms::within(1_024).arrivals.each {
         silent.push(TcpStream::connect(&address).await.unwrap());
     }
     let config = tls::client_config(&site.live(Role::End, "camera-7")).unwrap();

@@ -3,6 +3,7 @@
 mod bad_input;
 mod cli;
 mod data;
+mod doors;
 mod earlier;
 mod examples;
 mod faults;

@@ -12,19 +12,19 @@ use std::time::SystemTime;
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
 use tierline::daemon::transport::{self, Pair};
-use tierline::identity::{Ca, Grant, Identity, NODE_VALIDITY};
+use tierline::identity::{Ca, Grant, Identity, NODE_VALIDITY, tls};
 use tierline_proto::v1::{FetchChunk, FetchRequest};
 use tierline_proto::{Digest, Role};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http;
-use tonic::transport::{Certificate, Channel, Identity as TlsIdentity, Server, ServerTlsConfig};
+use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::harness::Node;
+use crate::harness::{Node, doors};
 
 /// Which way a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,18 +78,18 @@ impl Middle {
         });
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let tls = ServerTlsConfig::new()
-            .identity(TlsIdentity::from_pem(own.chain_pem(), own.key_pem()))
-            .client_ca_root(Certificate::from_pem(ca.certificate_pem()));
+        let tls = tls::server_config(&tls::LiveIdentity::new(own).unwrap()).unwrap();
         let _in = runtime.enter();
+        let callers = doors().listen(listener, tls, |_| false);
         let router = Server::builder()
-            .tls_config(tls)
-            .unwrap()
             .add_service(Control(Arc::clone(&shared)))
             .add_service(Infer(Arc::clone(&shared)))
             .add_service(Bulk(Arc::clone(&shared)))
             .add_service(Federate(Arc::clone(&shared)));
-        runtime.spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+        runtime.spawn(async move {
+            let _strangers = callers.strangers;
+            router.serve_with_incoming(ReceiverStream::new(callers.members)).await
+        });
         drop(_in);
         Self { url, runtime, shared, pair }
     }

@@ -138,9 +138,11 @@ impl Meets {
         let known = circle(&self.folder).into_iter().flat_map(|circle| circle.neighbours);
         let url = known.filter(|(known, _)| known == name).map(|(_, url)| url).next();
         let url = url.ok_or_else(|| unreachable(format!("nobody says where {name} is")))?;
-        let cannot = |e| unreachable(format!("cannot reach {name} at {url}: {}", crate::cli::client::chain(&e)));
-        let endpoint = transport::endpoint(&url, transport::client_tls(&self.node.identity())).map_err(cannot)?;
-        let pair = Pair::connect(&endpoint).await.map_err(cannot)?;
+        let cannot = |e: &dyn std::error::Error| {
+            unreachable(format!("cannot reach {name} at {url}: {}", crate::cli::client::chain(e)))
+        };
+        let endpoint = transport::endpoint(&url, transport::client_tls(&self.node.identity()));
+        let pair = Pair::connect(&endpoint.map_err(|e| cannot(&e))?).await.map_err(|e| cannot(&e))?;
         let request = MeetRequest { job: self.id.to_bytes(), meeting: self.number };
         let asked = async { pair.federate().meet(request).await.map_err(|status| Failure::from_status(&status)) };
         let late = |_| Failure::new(Code::DeadlineExceeded, format!("the model of {name} isn't made yet"));

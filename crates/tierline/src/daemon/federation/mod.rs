@@ -268,8 +268,10 @@ impl Node {
     /// Lets go of the models of one side of a job, but for those needed.
     async fn drop_models(&self, id: Digest, side: Side, needed: &[u64]) -> Result<(), Failure> {
         let needed = needed.to_vec();
-        for gone in self.state.with(move |state| state.forget_versions(id, side, &needed)).await? {
-            self.artefacts.remove(gone).await?;
+        let gone = self.state.with(move |state| state.forget_versions(id, side, &needed)).await?;
+        if let Err(failure) = self.remove_unneeded(gone).await {
+            // What stays is found again by whoever keeps house; the round goes on.
+            tracing::warn!(%failure, "models that a job needs no more stay for now");
         }
         Ok(())
     }
@@ -361,6 +363,12 @@ impl Node {
 fn may_pass(code: Code) -> bool {
     use Code::{Cancelled, DeadlineExceeded, Draining, ModelNotReady, Overloaded, StorageFull, Unreachable};
     matches!(code, StorageFull | Unreachable | DeadlineExceeded | Overloaded | Draining | Cancelled | ModelNotReady)
+}
+
+/// Artefacts that a job's manifest names.
+pub(super) fn named_by(json: &[u8]) -> Result<Vec<Digest>, Failure> {
+    let manifest = documents::read::<JobManifest>(json)?;
+    Ok(std::iter::once(manifest.model).chain(manifest.models).collect())
 }
 
 impl Document for JobManifest {

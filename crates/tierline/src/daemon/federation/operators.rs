@@ -58,6 +58,8 @@ impl Node {
             }
             Ok(())
         })?;
+        // What is stored and not named yet must not be taken for what a removal left.
+        let turn = self.adopting.lock().await;
         let mut kept = Vec::new();
         for model in models {
             kept.push(self.artefacts.put(model).await?);
@@ -75,6 +77,7 @@ impl Node {
             failure: String::new(),
         };
         self.state.with(move |state| state.add_job(&row)).await?;
+        drop(turn);
         self.events.record("job", format!("job {name} begins"), &serde_json::json!({ "job": id.to_string() }));
         self.begin(id, manifest, true).await?;
         self.job_info(&id.to_string()).await

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tierline_node::Time;
 use tierline_node::lease::{Entry, Hello, Lost, Parent, ParentAction, ParentEvent};
 use tierline_proto::door::session::FromChild;
 use tierline_proto::limits::{NODES_BELOW_MAX, SUBTREE_NODES_MAX, SUBTREE_PART_MAX};
@@ -130,6 +131,7 @@ struct Effects {
     denied: Option<Failure>,
     went: Vec<(String, Lost)>,
     came: Vec<String>,
+    copied: Vec<String>,
 }
 
 impl Children {
@@ -165,9 +167,11 @@ impl Children {
                     effects.granted = Some((version, session, lease, heartbeat));
                 }
                 ParentAction::Deny { failure, .. } => effects.denied = Some(failure),
+                ParentAction::Copied { node } => effects.copied.push(node),
                 ParentAction::Ack { session, sequence } => {
                     let lease_ms = millis(inner.register.lease_of(session));
-                    let ack = HeartbeatAck { sequence, lease_ms, ..HeartbeatAck::default() };
+                    let copied = inner.register.is_copied(node.now(), session);
+                    let ack = HeartbeatAck { sequence, lease_ms, copied, ..HeartbeatAck::default() };
                     inner.send(session, parent_message::Body::Ack(ack));
                 }
                 ParentAction::Up { node, .. } => effects.came.push(node),
@@ -189,6 +193,7 @@ impl Children {
                 node.child_down(id, *why);
             }
         }
+        effects.copied.iter().for_each(|id| node.child_copied(id));
         effects
     }
 
@@ -274,7 +279,7 @@ impl Children {
 
     /// Children and everything below them.
     #[must_use]
-    pub fn list(&self, own_id: &str) -> Listed {
+    pub fn list(&self, now: Time, own_id: &str) -> Listed {
         let inner = self.lock();
         let mut listed = Listed::default();
         let here: HashSet<&str> =
@@ -282,6 +287,7 @@ impl Children {
         for (id, entry) in inner.register.children() {
             let report = inner.reports.get(id).cloned().unwrap_or_default();
             let state = match (entry.session, entry.lost) {
+                (Some(_), _) if entry.is_copied(now) => "doubled",
                 (Some(_), _) => "connected",
                 (None, Some(Lost::Revoked)) => "revoked",
                 _ => "lost",

@@ -9,9 +9,8 @@ use std::task::{Context, Poll};
 use tierline_node::policy::{self, Caller};
 use tierline_proto::v1::{Code, Failure};
 use tonic::codegen::http::{Request, Response};
-use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 
-use crate::daemon::Node;
+use crate::daemon::{Node, door};
 use crate::identity::Peer;
 
 /// Where a listener's callers come from.
@@ -86,7 +85,7 @@ fn admit<B>(node: &Node, door: Door, request: &mut Request<B>) -> Result<(), Fai
     let rpc = request.uri().path().to_owned();
     let caller = match door {
         Door::Socket => Caller::Socket,
-        Door::Network => match peer(request)? {
+        Door::Network => match peer(request) {
             None => Caller::Anonymous,
             Some(peer) => {
                 node.check_revoked(&peer)?;
@@ -104,16 +103,11 @@ fn admit<B>(node: &Node, door: Door, request: &mut Request<B>) -> Result<(), Fai
     policy::check(&rpc, caller, node.role())
 }
 
-fn peer<B>(request: &Request<B>) -> Result<Option<Peer>, Failure> {
-    let Some(certificates) =
-        request.extensions().get::<TlsConnectInfo<TcpConnectInfo>>().and_then(TlsConnectInfo::peer_certs)
-    else {
-        return Ok(None);
-    };
-    let Some(leaf) = certificates.first() else { return Ok(None) };
-    Peer::from_certificate(leaf)
-        .map(Some)
-        .map_err(|e| Failure::new(Code::Unauthenticated, format!("the certificate is none of this site's: {e}")))
+/// Who is at the other end of the connection, which is in use from now on.
+fn peer<B>(request: &Request<B>) -> Option<Peer> {
+    let caller = request.extensions().get::<door::Caller>()?;
+    caller.asks();
+    caller.peer.clone()
 }
 
 /// The caller, behind the gate.
