@@ -22,12 +22,24 @@ fn network(name: &str) -> Model {
 }
 
 fn job(federation: &str) -> Job {
+    read(federation).unwrap()
+}
+
+/// What is wrong with a member of such a job, where it is read or set up.
+fn wrong(name: &str, federation: &str) -> String {
+    match read(federation) {
+        Ok(_) => Member::new(name, federation, 0).err().unwrap().to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn read(federation: &str) -> Result<Job, toml::de::Error> {
     let text = format!(
         "model = 'm.onnx'\nepochs = 2\nseed = 5\n[data]\ntrain = 'pictures'\nhold_out = 0.25\n[batch]\nsize = 16\n\
          [optimizer]\nkind = 'sgd'\nmomentum = 0.5\n[schedule]\nrate = 0.05\n\
          {federation}[federation.cloud]\nrounds = 4\n"
     );
-    toml::from_str(&text).unwrap()
+    toml::from_str(&text)
 }
 
 /// Pictures of the ten classes, each a bright row of its own; `turn` says
@@ -203,11 +215,11 @@ fn settings_that_keep_nothing_or_everything_are_refused() {
         ("lenet", "kind = 'ditto'\nlambda = -1", "at least 0"),
         ("lenet", "kind = 'finetune'\nepochs = 0", "at least one"),
     ] {
-        let error = Member::new(name, &format!("[federation.personal]\n{personal}\n"), 0).err().unwrap().to_string();
+        let error = wrong(name, &format!("[federation.personal]\n{personal}\n"));
         assert!(error.contains(says), "{personal}: {error}");
     }
     let both = "[federation]\nevaluate_at = 'cloud'\n[federation.personal]\nkind = 'fedbn'\n";
-    let error = Member::new("lenet", both, 0).err().unwrap().to_string();
+    let error = wrong("lenet", both);
     assert!(error.contains("each end has a model of its own"), "{error}");
 }
 

@@ -22,8 +22,9 @@ const NAMES_BYTES_MAX: usize = 512 << 10;
 /// [`Code::Protocol`] for what no data set has, [`Code::Infeasible`] for more
 /// than can be agreed upon.
 pub(super) fn checked(names: Vec<String>) -> Result<Vec<String>, Failure> {
-    if names.iter().any(|name| name.is_empty() || name.len() > CLASS_NAME_BYTES_MAX) {
-        return Err(Failure::new(Code::Protocol, "a class has no name, or one that is too long"));
+    let plain = |name: &String| (1..=CLASS_NAME_BYTES_MAX).contains(&name.len()) && !name.chars().any(char::is_control);
+    if !names.iter().all(plain) {
+        return Err(Failure::new(Code::Protocol, "a class has no name, or one that is too long or no plain text"));
     }
     let bytes: usize = names.iter().map(String::len).sum();
     if names.len() > CLASSES_MAX || bytes > NAMES_BYTES_MAX {
@@ -200,7 +201,7 @@ mod tests {
     fn names_from_elsewhere_are_checked() {
         assert!(checked(names(&["ant", "bee"])).is_ok());
         let long = "x".repeat(CLASS_NAME_BYTES_MAX + 1);
-        for wrong in [names(&["a", "a"]), names(&[""]), vec![long], vec!["y".repeat(200); 3]] {
+        for wrong in [names(&["a", "a"]), names(&[""]), names(&["x\u{1b}[2J"]), vec![long], vec!["y".repeat(200); 3]] {
             assert!(checked(wrong).is_err());
         }
         let many: Vec<String> = (0..CLASSES_MAX).map(|i| format!("class number {i:07}")).collect();
