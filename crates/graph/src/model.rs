@@ -76,7 +76,10 @@ impl Model {
     /// When `to` refuses them.
     pub fn write(&self, to: &mut dyn std::io::Write) -> std::io::Result<u64> {
         let bytes = self.proto.compute_size();
-        self.proto.write_to_writer(to)?;
+        let mut out = protobuf::CodedOutputStream::new(to);
+        // The message's own writer refuses what no reader takes.
+        self.proto.write_to_with_cached_sizes(&mut out)?;
+        out.flush()?;
         Ok(bytes)
     }
 

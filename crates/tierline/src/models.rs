@@ -139,12 +139,6 @@ impl Prepared {
         shapes: BTreeMap<String, Vec<u64>>,
         cuts_max: usize,
     ) -> Outcome<Manifest> {
-        for (input, shape) in &shapes {
-            let declared = self.model.inputs().into_iter().find(|i| i.name == *input);
-            let dtype = declared.and_then(|i| i.dtype).unwrap_or(DataType::F32);
-            let sized = crate::profiling::sample_elements(dtype, shape);
-            sized.map_err(|text| Failure::message(Exit::Usage, format!("input `{input}`: {text}")))?;
-        }
         let cuts_max = if cuts_max == 0 { CANDIDATE_CUTS_MAX } else { cuts_max.min(CANDIDATE_CUTS_MAX) };
         let types = self.types(&shapes)?;
         let all = cuts(&self.model, &types);

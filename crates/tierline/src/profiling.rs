@@ -107,10 +107,7 @@ fn is_own(folder: &Path, own: u32) -> bool {
 pub const SAMPLE_BYTES_MAX: u64 = 512 << 20;
 
 /// Elements of an input of this shape, if a sample of it may be made up.
-///
-/// # Errors
-/// When it would exceed [`SAMPLE_BYTES_MAX`].
-pub fn sample_elements(dtype: DataType, shape: &[u64]) -> Result<usize, String> {
+fn sample_elements(dtype: DataType, shape: &[u64]) -> Result<usize, String> {
     let width = dtype.size().unwrap_or(1) as u64;
     let bytes = shape.iter().try_fold(width, |n, d| n.checked_mul(*d)).filter(|bytes| *bytes <= SAMPLE_BYTES_MAX);
     bytes.map(|bytes| (bytes / width) as usize).ok_or_else(|| {

@@ -255,3 +255,34 @@ fn a_real_model_survives_external_data() {
     assert_eq!(values(&mut loaded), values(&mut whole));
     assert_eq!(loaded, whole);
 }
+
+/// What no one file holds has a digest all the same. Zeros that nobody wrote
+/// take no memory.
+#[test]
+fn more_than_one_file_holds_is_written_as_a_stream() {
+    const ELEMENTS: usize = 560_000_000;
+    let mut proto = proto(MODEL);
+    let graph = proto.graph.mut_or_insert_default();
+    graph.initializer.push(TensorProto {
+        name: Some("large".to_owned()),
+        dims: vec![ELEMENTS as i64],
+        data_type: Some(1),
+        raw_data: Some(vec![0; 4 * ELEMENTS].into()),
+        ..TensorProto::default()
+    });
+    let model = Model::from_proto(proto).unwrap();
+    assert!(matches!(model.to_bytes(), Err(LoadError::TooLarge { .. })));
+    struct Count(u64);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    let told = model.write(&mut count).unwrap();
+    assert!(told == count.0 && told > 4 * ELEMENTS as u64);
+}
