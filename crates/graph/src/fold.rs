@@ -10,6 +10,7 @@ use protobuf::Message;
 
 use crate::constant::{tensor_from_proto, tensor_to_proto};
 use crate::cost::cost;
+use crate::emit::{Attribute, Emitter};
 use crate::error::LoadError;
 use crate::index::{Index, captured, is_function_of_inputs};
 use crate::infer::{Types, infer_types};
@@ -21,6 +22,7 @@ use crate::rewrite::{Pass, Patch, RewriteError, run};
 use crate::slice::value_info_proto;
 use crate::tensor::{DataType, Elements, Tensor};
 use crate::types::ValueInfo;
+use crate::weights::{is_float, learned, moved_weights, neutral, stated};
 
 /// Bytes of one folded result at most: a weight of the largest layers passes,
 /// an Expand to a whole activation doesn't.
@@ -101,6 +103,7 @@ pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpos
     if purpose == Purpose::Training {
         folded = lifted(&folded)?;
     }
+    let mut kept = Stated { names: stated(&folded) };
     run(&mut folded, &mut Literals)?;
     run(&mut folded, &mut Sequences)?;
     run(&mut folded, &mut Casts)?;
@@ -111,6 +114,7 @@ pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpos
     while run(&mut folded, &mut computed)? {}
     let report = computed.report;
     run(&mut folded, &mut Unused)?;
+    run(&mut folded, &mut kept)?;
     *model = folded;
     Ok(FoldReport { nodes_before, nodes_after: model.graph().node.len(), ..report })
 }
@@ -191,6 +195,44 @@ fn literal(node: &NodeProto, name: &str) -> Option<TensorProto> {
         _ => return None,
     };
     Tensor::new(shape, elements).ok().map(|tensor| tensor_to_proto(name, &tensor))
+}
+
+/// Constants that an exporter stated where a layer could learn them become
+/// Constant nodes again: weights are initialisers, here as in most files, and
+/// whoever trains the model, or a slice of it, tells them apart by that.
+struct Stated {
+    /// Of all constants that no weight takes part in.
+    names: HashSet<String>,
+}
+
+impl Pass for Stated {
+    fn name(&self) -> &'static str {
+        "stated"
+    }
+
+    fn patch(&mut self, model: &Model) -> Result<Patch, String> {
+        let index = Index::new(model);
+        let given: HashSet<&str> = index.graph.input.iter().map(|i| i.name()).collect();
+        let learned = learned(&index);
+        let here = |t: &&TensorProto| is_float(t) && learned.contains(t.name()) && !given.contains(t.name());
+        let constants: Vec<&TensorProto> = index.graph.initializer.iter().filter(here).collect();
+        let mut kept: Vec<&TensorProto> = constants.iter().copied().filter(|t| self.names.contains(t.name())).collect();
+        if kept.len() == constants.len() {
+            // A file that keeps its weights in Constant nodes, too.
+            let neutral = neutral(&index, true);
+            kept.retain(|t| neutral.contains(t.name()));
+        }
+        let mut out = Emitter::new([]);
+        for constant in &kept {
+            let value = tensor_from_proto(constant).map_err(|e| e.to_string())?;
+            out.named("Constant", &[], &[constant.name()], &[("value", Attribute::Tensor(value))]);
+        }
+        Ok(Patch {
+            remove_constants: kept.iter().map(|t| t.name().to_owned()).collect(),
+            add_nodes: out.finish().0,
+            ..Patch::default()
+        })
+    }
 }
 
 /// Identity, and Dropout at inference, pass their input on.
@@ -374,41 +416,10 @@ fn foldable(index: &Index<'_>, purpose: Purpose, allowed: &mut dyn FnMut(usize) 
     folding
 }
 
-/// Operators that move elements without changing them.
-const LAYOUT: [&str; 7] = ["Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice"];
-
-/// Whether a node moves elements of input `position` without changing them, or
-/// rounds them as in training for integers.
-pub(crate) fn moves(node: &NodeProto, position: usize) -> bool {
-    let rounds = matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear");
-    if rounds && matches!(node.domain(), "" | "com.microsoft") {
-        return position == 0;
-    }
-    node.domain().is_empty() && (node.op_type() == "Concat" || position == 0 && LAYOUT.contains(&node.op_type()))
-}
-
-/// Floating-point constants of more than one element, and what nodes make of
-/// such by moving elements only.
-pub(crate) fn moved_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
-    let float = |t: &&TensorProto| DataType::from_onnx(t.data_type()).is_some_and(DataType::is_float);
-    let several = |t: &&TensorProto| t.dims.iter().product::<i64>() > 1;
-    let mut found: HashSet<&str> =
-        index.graph.initializer.iter().filter(float).filter(several).map(|t| t.name()).collect();
-    for &position in &index.order {
-        let node = &index.graph.node[position];
-        let mut moved = node.input.iter().enumerate().filter(|(i, _)| moves(node, *i)).peekable();
-        if moved.peek().is_some() && moved.all(|(_, name)| found.contains(name.as_str())) {
-            found.extend(node.output.first().map(String::as_str));
-        }
-    }
-    found
-}
-
 /// Floating-point constants that several nodes read: folded into one of them,
 /// they would be two weights that part ways in training.
 fn shared_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
-    let float = |t: &&TensorProto| DataType::from_onnx(t.data_type()).is_some_and(DataType::is_float);
-    let weights = index.graph.initializer.iter().filter(float).map(|t| t.name());
+    let weights = index.graph.initializer.iter().filter(|t| is_float(t)).map(|t| t.name());
     let readers = |name: &str| index.reads.iter().filter(|reads| reads.contains(&name)).count();
     weights.filter(|name| readers(name) > 1).collect()
 }

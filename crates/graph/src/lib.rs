@@ -25,6 +25,7 @@ pub mod step;
 pub mod tensor;
 pub mod types;
 pub mod upgrade;
+mod weights;
 
 mod attributes;
 mod check;

@@ -139,7 +139,11 @@ fn raise(mut old: NodeProto, from: i64, types: &Types, out: &mut Emitter) {
         }
         "BatchNormalization" if from < 14 => {
             drop_attribute(&mut old, "spatial");
-            old.output.truncate(1);
+            // More outputs than one said that it trains.
+            if old.output.len() > 1 {
+                old.output.truncate(3);
+                old.attribute.push(attribute("training_mode", &Attribute::Int(1)));
+            }
         }
         "TopK" if from < 10 => {
             let k = Attributes::of(&old).int_or("k", 1);

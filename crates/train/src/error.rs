@@ -124,6 +124,19 @@ pub enum TrainError {
         /// What the data set has.
         has: String,
     },
+    /// Targets of another shape than the output.
+    #[error(
+        "each target of the data set is of shape {has:?}; output `{output}` gives [{gives}] for an example: axes of one \
+         element may differ, others not"
+    )]
+    TargetShape {
+        /// Shape of one target.
+        has: Vec<usize>,
+        /// The model's output.
+        output: String,
+        /// Its axes behind the batch's.
+        gives: String,
+    },
     /// More classes in the data than the model tells apart.
     #[error(
         "the data set has {classes} classes; output `{output}` tells {outputs} apart: train a model with {classes} outputs"

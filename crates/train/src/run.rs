@@ -83,6 +83,17 @@ pub(crate) struct Sums {
     pub(crate) loss: f64,
     pub(crate) correct: u64,
     pub(crate) examples: u64,
+    /// What the others are summed over: targets that aren't left out.
+    #[serde(default)]
+    pub(crate) counted: u64,
+}
+
+impl Sums {
+    /// As a checkpoint says it; those from before targets could be left out
+    /// say nothing of what counts.
+    fn taken_up(self) -> Self {
+        if self.counted == 0 { Self { counted: self.examples, ..self } } else { self }
+    }
 }
 
 /// Trains a model on `train`, looking at `test` behind its epochs, from the
@@ -105,7 +116,7 @@ pub fn run(
     let (mut at, mut epochs, mut sums) = match from {
         Some(checkpoint) => {
             trainer.set_state(&checkpoint.ordered(trainer.spec())?)?;
-            (checkpoint.position, checkpoint.epochs, checkpoint.sums)
+            (checkpoint.position, checkpoint.epochs, checkpoint.sums.taken_up())
         }
         None => (Position::default(), Vec::new(), Sums::default()),
     };
@@ -124,7 +135,8 @@ pub fn run(
             return finished(trainer, at, &epochs, sums, false);
         }
         let report = trainer.step(&batch, at)?;
-        sums.loss += report.loss * batch.examples as f64;
+        sums.counted += report.counted;
+        sums.loss += report.loss * report.counted as f64;
         sums.correct += report.correct.unwrap_or(0);
         sums.examples += batch.examples as u64;
         tell(Event::Step { at, batches: per_epoch, examples: batch.examples, loss: report.loss })?;
@@ -141,7 +153,7 @@ pub fn run(
                 }
                 None => None,
             };
-            let count = sums.examples.max(1) as f64;
+            let count = sums.counted.max(1) as f64;
             let epoch = Epoch {
                 epoch: at.epoch,
                 loss: sums.loss / count,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tierline_engine::{Engine, LoadOptions, Session, StateSlot, Stateful};
 use tierline_graph::infer::infer_types;
 use tierline_graph::slice::slice;
-use tierline_graph::step::{self, Evaluation, Recipe, Role, Spec, Step};
+use tierline_graph::step::{self, Evaluation, LEFT_OUT, Loss, Recipe, Role, Spec, Step};
 use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 
 use crate::data::{Batch, BatchOptions, Batches, Dataset, Position};
@@ -23,6 +23,8 @@ pub struct Trainer {
     evaluator: Box<dyn Session>,
     /// The model's input.
     input: ValueInfo,
+    /// The step's input that takes targets.
+    target: ValueInfo,
     /// What steers the step, as it is now, in the order of [`Spec::steering`].
     steering: Vec<(String, Tensor)>,
     outputs: Vec<Tensor>,
@@ -35,6 +37,9 @@ pub struct StepReport {
     pub loss: f64,
     /// Examples whose likeliest class was the target, where targets are classes.
     pub correct: Option<u64>,
+    /// What the averages are taken over: examples, or places of examples, whose
+    /// target isn't left out.
+    pub counted: u64,
     /// The rate that was taken.
     pub learning_rate: f64,
     /// Norm of all gradients together, before clipping.
@@ -76,6 +81,8 @@ impl Trainer {
             inputs => return Err(TrainError::Inputs { inputs: inputs.to_vec() }),
         };
         let input = input.ok_or_else(|| TrainError::Inputs { inputs: spec.inputs.clone() })?;
+        let target = session.inputs().iter().find(|v| v.name == spec.target).cloned();
+        let target = target.ok_or_else(|| TrainError::Inputs { inputs: vec![spec.target.clone()] })?;
         let mut steering = Vec::new();
         for name in spec.steering() {
             let declared = session.inputs().iter().find(|v| v.name == name);
@@ -94,6 +101,7 @@ impl Trainer {
             evaluation,
             evaluator,
             input,
+            target,
             steering,
             outputs: Vec::new(),
         };
@@ -114,18 +122,57 @@ impl Trainer {
     pub fn check(&self, dataset: &Dataset) -> Result<(), TrainError> {
         fitted(&self.input, dataset.example_shape())?;
         let loss = self.recipe.loss.name();
+        let has = |has: &str| TrainError::Targets { loss, takes: self.takes(), has: has.to_owned() };
         match (self.spec.classes, dataset.class_count()) {
             (Some(outputs), Some(classes)) if classes as u64 > outputs => {
-                Err(TrainError::Classes { classes, output: self.spec.predicts.clone(), outputs })
+                let output = self.spec.predicts.clone();
+                return Err(TrainError::Classes { classes, output, outputs });
             }
-            (Some(_), None) => {
-                Err(TrainError::Targets { loss, takes: "one class per example".into(), has: "numbers".into() })
+            (Some(_), None) => return Err(has("numbers")),
+            (None, Some(classes)) if classes > 2 || !matches!(self.recipe.loss, Loss::Bce) => {
+                return Err(has(&format!("{classes} classes")));
             }
-            (None, Some(_)) => {
-                Err(TrainError::Targets { loss, takes: "numbers shaped as the output".into(), has: "classes".into() })
-            }
-            _ => Ok(()),
+            _ => {}
         }
+        self.fit_targets(&dataset.targets(&[0])?).map(drop)
+    }
+
+    /// What the loss takes, for people.
+    fn takes(&self) -> String {
+        match self.recipe.loss {
+            _ if self.spec.classes.is_some() => "one class per example".to_owned(),
+            Loss::Bce => "numbers from 0 to 1 shaped as the output, or two classes where it is one number".to_owned(),
+            _ => "numbers shaped as the output".to_owned(),
+        }
+    }
+
+    /// Targets as the step takes them, where that differs: with axes of one
+    /// element more or fewer, in the output's own type.
+    fn fit_targets(&self, targets: &Tensor) -> Result<Option<Tensor>, TrainError> {
+        let example = &targets.shape()[1..];
+        let Some(shape) = &self.target.shape else { return Ok(None) };
+        let axes = shape.get(1..).unwrap_or_default();
+        let fits = |dim: &Dim, n: usize| dim.known().is_none_or(|d| d == n as u64);
+        let whole = axes.len() == example.len() && axes.iter().zip(example).all(|(d, &n)| fits(d, n));
+        // The same numbers in the same order, whatever stands between them.
+        let wide: Vec<&Dim> = axes.iter().filter(|d| d.known() != Some(1)).collect();
+        let long: Vec<usize> = example.iter().copied().filter(|&n| n != 1).collect();
+        if !whole && (wide.len() != long.len() || !wide.iter().zip(&long).all(|(d, &n)| fits(d, n))) {
+            return Err(TrainError::TargetShape {
+                has: example.to_vec(),
+                output: self.spec.predicts.clone(),
+                gives: axes.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "),
+            });
+        }
+        let same = self.target.dtype.is_none_or(|d| d == targets.dtype());
+        if whole && same {
+            return Ok(None);
+        }
+        let mut long = long.into_iter();
+        let fitted = axes.iter().map(|d| if d.known() == Some(1) { 1 } else { long.next().unwrap_or(1) });
+        let fitted = if whole { example.to_vec() } else { fitted.collect() };
+        let elements = converted(targets.elements(), self.target.dtype);
+        Ok(Some(Tensor::new([&targets.shape()[..1], &fitted].concat(), elements)?))
     }
 
     /// Takes one step.
@@ -136,7 +183,9 @@ impl Trainer {
     pub fn step(&mut self, batch: &Batch, at: Position) -> Result<StepReport, TrainError> {
         let features = fit(&self.input, &batch.features)?;
         let features = features.as_ref().unwrap_or(&batch.features);
-        let own = [(self.input.name.as_str(), features), (self.spec.target.as_str(), &batch.targets)];
+        let targets = self.fit_targets(&batch.targets)?;
+        let targets = targets.as_ref().unwrap_or(&batch.targets);
+        let own = [(self.input.name.as_str(), features), (self.spec.target.as_str(), targets)];
         let steering = self.steering.iter().map(|(name, tensor)| (name.as_str(), tensor));
         let given: Vec<(&str, &Tensor)> = own.into_iter().chain(steering).collect();
         self.session.run_into(&given, &mut self.outputs)?;
@@ -147,11 +196,15 @@ impl Trainer {
         let report = StepReport {
             loss: number(&self.spec.loss).unwrap_or(f64::NAN),
             correct: number("correct").map(|n| n as u64),
+            counted: self.spec.counted.as_deref().and_then(number).map_or(batch.examples as u64, |n| n as u64),
             learning_rate: number("learning_rate").unwrap_or(f64::NAN),
             gradient_norm: number("gradient_norm").unwrap_or(f64::NAN),
         };
         if !report.loss.is_finite() || !report.gradient_norm.is_finite() {
-            let tensor = self.offender(&given)?;
+            let tensor = match report.counted {
+                0 => format!("the loss of a batch whose targets are all left out ({LEFT_OUT})"),
+                _ => self.offender(&given)?,
+            };
             let step = self.steps()?;
             return Err(TrainError::NotFinite { step, tensor, epoch: at.epoch, batch: at.batch });
         }
@@ -249,45 +302,43 @@ impl Trainer {
         let state = self.session.state()?;
         let plain = options.for_evaluation();
         let mut batches = Batches::start(dataset, &plain, Position::default(), 1)?;
-        let (mut loss, mut correct, mut examples) = (0f64, 0u64, 0usize);
-        let mut classes = false;
+        let (mut loss, mut correct, mut counted) = (0f64, None, 0u64);
         while let Some(batch) = batches.next() {
             let features = fit(&self.input, &batch.features)?;
             let features = features.as_ref().unwrap_or(&batch.features);
+            let targets = self.fit_targets(&batch.targets)?;
+            let targets = targets.as_ref().unwrap_or(&batch.targets);
             let weights = self.evaluation.weights.iter().map(|&i| (self.spec.state[i].input.as_str(), &state[i]));
-            let own = [(self.input.name.as_str(), features), (self.spec.target.as_str(), &batch.targets)];
+            let own = [(self.input.name.as_str(), features), (self.spec.target.as_str(), targets)];
             let all: Vec<(&str, &Tensor)> = own.into_iter().chain(weights).collect();
             self.evaluator.run_into(&all, &mut self.outputs)?;
-            loss += scalar(&self.outputs[0]).unwrap_or(f64::NAN) * batch.examples as f64;
-            if let Some(right) = self.outputs.get(1).and_then(scalar) {
-                classes = true;
-                correct += right as u64;
+            let number = |at: usize| self.outputs.get(at).and_then(scalar);
+            let here = number(2).map_or(batch.examples as u64, |n| n as u64);
+            // The mean over nothing is not a number, and weighs nothing.
+            if here > 0 {
+                loss += number(0).unwrap_or(f64::NAN) * here as f64;
             }
-            examples += batch.examples;
+            if let Some(right) = number(1) {
+                *correct.get_or_insert(0) += right as u64;
+            }
+            counted += here;
             batches.recycle(batch);
         }
-        let examples = examples.max(1) as f64;
-        Ok(Scores { loss: loss / examples, accuracy: classes.then(|| correct as f64 / examples) })
+        let counted = counted.max(1) as f64;
+        Ok(Scores { loss: loss / counted, accuracy: correct.map(|right: u64| right as f64 / counted) })
     }
 
     /// What the model says of each example of a data set, with the weights it
     /// has now: logits, row after row, in the data set's order.
     ///
-    /// Of a model that ends in Softmax, logarithms of its probabilities, which
-    /// are logits as good as any.
+    /// Of a model that ends in Softmax, what goes into it.
     ///
     /// # Errors
     /// When the engine fails.
     pub fn answers(&self, dataset: &Dataset, options: &BatchOptions) -> Result<Vec<f32>, TrainError> {
-        let model = self.export()?;
-        let predicts = &self.spec.predicts;
-        let last = model.graph().node.iter().find(|n| n.output.contains(predicts));
-        let probabilities = last.is_some_and(|n| n.op_type() == "Softmax");
-        let mut answers = self.run_over(&model, predicts, dataset, options)?;
-        if probabilities {
-            answers.iter_mut().for_each(|p| *p = p.max(f32::MIN_POSITIVE).ln());
-        }
-        Ok(answers)
+        let model = step::answering(&self.export()?, &self.recipe.loss, &self.spec.predicts)?;
+        let logits = model.outputs().first().map(|o| o.name.clone()).unwrap_or_default();
+        self.run_over(&model, &logits, dataset, options)
     }
 
     /// What a tensor within the model is for each example of a data set, with
@@ -379,13 +430,19 @@ fn fit(input: &ValueInfo, features: &Tensor) -> Result<Option<Tensor>, TrainErro
         Some(shape) => [&features.shape()[..1], &shape].concat(),
         None => features.shape().to_vec(),
     };
-    let elements = match (features.elements(), input.dtype) {
+    Ok(Some(Tensor::new(full, converted(features.elements(), input.dtype))?))
+}
+
+/// Numbers of a batch in the type that they are taken in.
+fn converted(elements: &Elements, dtype: Option<DataType>) -> Elements {
+    match (elements, dtype) {
         (Elements::F32(v), Some(DataType::I64)) => Elements::I64(v.iter().map(|&x| x as i64).collect()),
         (Elements::F32(v), Some(DataType::I32)) => Elements::I32(v.iter().map(|&x| x as i32).collect()),
         (Elements::F32(v), Some(DataType::F64)) => Elements::F64(v.iter().map(|&x| f64::from(x)).collect()),
+        (Elements::I64(v), Some(DataType::F32)) => Elements::F32(v.iter().map(|&x| x as f32).collect()),
+        (Elements::I64(v), Some(DataType::F64)) => Elements::F64(v.iter().map(|&x| x as f64).collect()),
         (other, _) => other.clone(),
-    };
-    Ok(Some(Tensor::new(full, elements)?))
+    }
 }
 
 /// The shape of one example as the model's input has it; `None` when that

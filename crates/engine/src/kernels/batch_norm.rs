@@ -1,14 +1,64 @@
-//! `BatchNormGrad(dy, x, scale, mean, variance) -> dx, dscale, dbias` of
-//! `[batch, channels, ..]` in training: statistics are the batch's own (Ioffe
-//! and Szegedy, 2015).
+//! Batch normalisation of `[batch, channels, ..]` in training, where statistics
+//! are the batch's own (Ioffe and Szegedy, 2015):
+//! `BatchNormStatistics(x) -> mean, variance`, the variance the biased one, and
+//! `BatchNormGrad(dy, x, scale, mean, variance) -> dx, dscale, dbias`.
 //!
-//! Reads its inputs twice: for the sums, then for `dx`.
+//! Both read their inputs twice: for the sums, then for what follows of them.
 
 use super::wide::{LANES, RUN, widest};
 use super::workers::{PIECE, Workers};
 use super::{Array, Attributes, Compute, Fault, Kernel};
 
-pub(super) const KERNEL: Kernel = Kernel { name: "BatchNormGrad", inputs: 5, outputs: 3, make };
+pub(super) const GRADIENT: Kernel = Kernel { name: "BatchNormGrad", inputs: 5, outputs: 3, make };
+
+pub(super) const STATISTICS: Kernel =
+    Kernel { name: "BatchNormStatistics", inputs: 1, outputs: 2, make: |_| Ok(Box::new(Statistics)) };
+
+/// Channels that share cache lines where pictures are small, and are looked at
+/// together.
+fn together(plane: usize) -> usize {
+    (64 / plane.max(1)).clamp(1, 16)
+}
+
+pub(super) struct Statistics;
+
+impl Compute for Statistics {
+    fn shapes(&self, inputs: &[&[usize]]) -> Result<Vec<Vec<usize>>, Fault> {
+        let channels = inputs[0].get(1).ok_or_else(|| Fault::new(format!("{:?} has no channels", inputs[0])))?;
+        Ok(vec![vec![*channels]; 2])
+    }
+
+    fn run(&self, inputs: &[Array<'_>], mut outputs: Vec<&mut [f32]>, workers: &Workers<'_>) -> Result<(), Fault> {
+        let (variance, mean) = (outputs.remove(1), outputs.remove(0));
+        let x = inputs[0].data;
+        let (examples, channels) = (inputs[0].shape[0], inputs[0].shape[1]);
+        let plane = inputs[0].shape[2..].iter().product::<usize>();
+        let count = (examples * plane) as f64;
+        if x.is_empty() {
+            mean.fill(0.0);
+            variance.fill(0.0);
+            return Ok(());
+        }
+        let together = together(plane);
+        let items = mean.chunks_mut(together).zip(variance.chunks_mut(together)).enumerate().collect();
+        workers.each(items, |(i, (mean, variance)): (usize, (&mut [f32], &mut [f32]))| {
+            let of = |example: usize, slot: usize| &x[(example * channels + i * together + slot) * plane..][..plane];
+            let mut sums = [0f64; 16];
+            for (example, slot) in (0..examples).flat_map(|e| (0..mean.len()).map(move |slot| (e, slot))) {
+                sums[slot] += total(of(example, slot));
+            }
+            let means = sums.map(|sum| sum / count);
+            let mut spread = [0f64; 16];
+            for (example, slot) in (0..examples).flat_map(|e| (0..mean.len()).map(move |slot| (e, slot))) {
+                spread[slot] += apart(of(example, slot), means[slot] as f32);
+            }
+            for (slot, (mean, variance)) in mean.iter_mut().zip(variance).enumerate() {
+                *mean = means[slot] as f32;
+                *variance = (spread[slot] / count) as f32;
+            }
+        })
+    }
+}
 
 fn make(attributes: &Attributes<'_, '_>) -> Result<Box<dyn Compute>, Fault> {
     Ok(Box::new(BatchNorm { epsilon: attributes.float("epsilon")? }))
@@ -49,8 +99,7 @@ impl Compute for BatchNorm {
             return Ok(());
         }
         let mut found = vec![Channel { mean: 0.0, gain: 0.0, slope: 0.0, shift: 0.0 }; channels];
-        // Neighbouring channels share cache lines where pictures are small.
-        let together = (64 / plane).clamp(1, 16);
+        let together = together(plane);
         let items: Vec<_> = found
             .chunks_mut(together)
             .zip(dscale.chunks_mut(together))
@@ -92,6 +141,47 @@ impl Compute for BatchNorm {
                 spread(dx, &dy[at..][..plane], &x[at..][..plane], found[index % channels]);
             }
         })
+    }
+}
+
+widest! {
+    fn total(x: &[f32]) -> f64 {
+        let mut total = 0f64;
+        for x in x.chunks(RUN) {
+            let mut all = [0f32; LANES];
+            let (xs, x) = x.as_chunks::<LANES>();
+            for x in xs {
+                for i in 0..LANES {
+                    all[i] += x[i];
+                }
+            }
+            for (i, x) in x.iter().enumerate() {
+                all[i] += x;
+            }
+            total += all.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+        }
+        total
+    }
+}
+
+widest! {
+    /// The sum of `(x - mean)^2`.
+    fn apart(x: &[f32], mean: f32) -> f64 {
+        let mut total = 0f64;
+        for x in x.chunks(RUN) {
+            let mut all = [0f32; LANES];
+            let (xs, x) = x.as_chunks::<LANES>();
+            for x in xs {
+                for i in 0..LANES {
+                    all[i] += (x[i] - mean) * (x[i] - mean);
+                }
+            }
+            for (i, x) in x.iter().enumerate() {
+                all[i] += (x - mean) * (x - mean);
+            }
+            total += all.iter().map(|&sum| f64::from(sum)).sum::<f64>();
+        }
+        total
     }
 }
 

@@ -41,7 +41,8 @@ use workers::Workers;
 const ALL: &[Kernel] = &[
     conv_weight::KERNEL,
     depthwise::KERNEL,
-    batch_norm::KERNEL,
+    batch_norm::GRADIENT,
+    batch_norm::STATISTICS,
     mask::RELU,
     mask::CLIP,
     max_pool::KERNEL,

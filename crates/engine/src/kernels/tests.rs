@@ -6,7 +6,7 @@ use std::cell::Cell;
 
 use fastrand::Rng;
 
-use super::batch_norm::BatchNorm;
+use super::batch_norm::{BatchNorm, Statistics};
 use super::conv_weight::ConvWeight;
 use super::depthwise::Depthwise;
 use super::mask::Mask;
@@ -121,6 +121,18 @@ fn sums_over_channels_are_the_same_bits_in_every_form() {
         let what = format!("batch norm of {x:?}");
         let made = computed_by_all_forms(&what, &BatchNorm { epsilon: 1e-5 }, &given, 0.0);
         assert!(made.iter().flatten().all(|x| x.is_finite()), "{what}");
+        let statistics = computed_by_all_forms(&what, &Statistics, &vec![given[1].clone()], 0.0);
+        for channel in 0..channels {
+            let (_, values) = &given[1];
+            let own = || values.chunks(plane).skip(channel).step_by(channels).flatten().map(|&x| f64::from(x));
+            let count = (examples * plane) as f64;
+            let mean = own().sum::<f64>() / count;
+            let variance = own().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count;
+            for (made, expected) in statistics.iter().zip([mean, variance]) {
+                let apart = (f64::from(made[channel]) - expected).abs();
+                assert!(apart < 1e-6, "{what}: {} {expected}", made[channel]);
+            }
+        }
     }
 }
 
@@ -164,6 +176,7 @@ fn operators(random: &mut Rng) -> Vec<(&'static str, usize, Box<dyn Compute>)> {
         ("sgd", 4, Box::new(Sgd { momentum: 0.9, nesterov: true, decay: 0.0 })),
         ("adam", 7, Box::new(Adam { beta1: 0.9, rest1: 0.1, beta2: 0.99, rest2: 0.01, epsilon: 1e-8, decay: 0.0 })),
         ("batch norm", 5, Box::new(BatchNorm { epsilon: 1e-5 })),
+        ("batch statistics", 1, Box::new(Statistics)),
         ("conv weight", 2, Box::new(ConvWeight(window))),
         ("depthwise", 3, Box::new(Depthwise(window))),
         ("max pool", 2, Box::new(MaxPool(window))),

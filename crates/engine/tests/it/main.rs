@@ -9,4 +9,5 @@ mod profile;
 mod recompute;
 mod run;
 mod slices;
+mod steps;
 mod support;

@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Recipe, Role, Spec, StepError, loss};
+use super::{Loss, Recipe, Role, Spec, StepError, logits, loss, normalise};
 use crate::constant::tensor_from_proto;
-use crate::emit::{Attribute, attribute, node};
+use crate::emit::{Emitter, node};
 use crate::error::LoadError;
 use crate::infer::infer_types;
 use crate::model::Model;
@@ -16,7 +16,8 @@ use crate::types::{Dim, ValueInfo};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
     /// The graph. Outputs: the loss, averaged over the batch, and where
-    /// targets are classes the number of examples that were right.
+    /// targets are classes the number of examples that were right, and the
+    /// number of those that count.
     pub model: Model,
     /// Of the state's slots, the positions that are inputs here, under the
     /// same names.
@@ -29,10 +30,11 @@ pub struct Evaluation {
 /// As [`super::trainable`].
 pub fn evaluation(model: &Model, recipe: &Recipe, spec: &Spec) -> Result<Evaluation, StepError> {
     let model = crate::upgrade::upgraded(&deployed(model)?)?;
-    let (model, attached) = loss::attach(&model, &recipe.loss, &spec.predicts)?;
+    let (model, logits) = logits::found(&model, &recipe.loss, &spec.predicts)?;
+    let (model, attached) = loss::attach(&model, &recipe.loss, &spec.predicts, &logits)?;
     let mut proto = model.proto().clone();
     let graph = proto.graph.mut_or_insert_default();
-    let kept = [Some(&attached.loss), attached.correct.as_ref()];
+    let kept = [Some(&attached.loss), attached.correct.as_ref(), attached.counted.as_ref()];
     graph.output.retain(|o| kept.iter().flatten().any(|name| name.as_str() == o.name()));
     let mut weights = Vec::new();
     for (position, slot) in spec.state.iter().enumerate() {
@@ -46,9 +48,24 @@ pub fn evaluation(model: &Model, recipe: &Recipe, spec: &Spec) -> Result<Evaluat
         graph.input.push(value_info_proto(&info));
         weights.push(position);
     }
-    let mut model = Model::from_proto(proto)?;
-    crate::fold::drop_unused(&mut model).map_err(|e| LoadError::Encode { reason: e.to_string() })?;
-    Ok(Evaluation { model, weights })
+    Ok(Evaluation { model: super::tidy(Model::from_proto(proto)?)?, weights })
+}
+
+/// The model for use, with the logits of `output` as its only output, as the
+/// loss has them: of a model that ends in probabilities, what those are made
+/// of.
+///
+/// # Errors
+/// When the output holds probabilities and no logits can be found.
+pub fn answering(model: &Model, loss: &Loss, output: &str) -> Result<Model, StepError> {
+    let model = crate::upgrade::upgraded(&deployed(model)?)?;
+    let (model, logits) = logits::found(&model, loss, output)?;
+    let types = infer_types(&model)?;
+    let info = types.get(&logits).cloned();
+    let info = info.unwrap_or(ValueInfo { name: logits, dtype: None, shape: None });
+    let mut proto = model.proto().clone();
+    proto.graph.mut_or_insert_default().output = vec![value_info_proto(&info)];
+    super::tidy(Model::from_proto(proto)?).map_err(StepError::from)
 }
 
 /// A step, its defaults taken out, that gives what is computed on the way: of
@@ -95,18 +112,24 @@ pub fn deployed(model: &Model) -> Result<Model, LoadError> {
         .flat_map(|n| n.input.iter().cloned())
         .chain(graph.output.iter().map(|o| o.name().to_owned()))
         .collect();
-    for own in graph.node.iter_mut().filter(|n| n.domain().is_empty()) {
+    let taken = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
+    let mut out = Emitter::new(taken.chain(graph.initializer.iter().map(|t| t.name())));
+    let mut nodes = Vec::with_capacity(graph.node.len());
+    for mut own in std::mem::take(&mut graph.node) {
         match own.op_type() {
-            "Dropout" if own.output.get(1).is_none_or(|mask| !read.contains(mask)) => {
-                *own = node("Identity", &[&own.input[0]], &[&own.output[0]], &[]);
+            "Dropout" if own.domain().is_empty() => {
+                if own.output.get(1).is_none_or(|mask| !read.contains(mask)) {
+                    own = node("Identity", &[&own.input[0]], &[&own.output[0]], &[]);
+                } else {
+                    // Without its third input it is as in use.
+                    own.input.truncate(2);
+                }
             }
-            "BatchNormalization" if crate::attributes::Attributes::of(own).flag("training_mode") => {
-                own.attribute.retain(|a| a.name() != "training_mode");
-                own.attribute.push(attribute("training_mode", &Attribute::Int(0)));
-                own.output.truncate(1);
-            }
-            _ => {}
+            _ => normalise::as_used(&mut own, &mut out),
         }
+        nodes.push(own);
+        nodes.extend(out.take());
     }
+    graph.node = nodes;
     Model::from_proto(proto)
 }

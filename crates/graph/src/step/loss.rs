@@ -14,12 +14,17 @@ use crate::types::{Dim, ValueInfo};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Targets {
-    /// One class per example: i64 `[batch, ..]`.
+    /// One class per example: i64 `[batch, ..]`. [`LEFT_OUT`] doesn't count;
+    /// any other number that is no class is refused when the step runs.
     #[default]
     Classes,
     /// A probability for each class: f32, shaped as the output.
     Probabilities,
 }
+
+/// The class of an example, or of a place of one, that is left out: of the
+/// loss, of its mean, and of those that are right. PyTorch's `ignore_index`.
+pub const LEFT_OUT: i64 = -100;
 
 /// What is to become small; each is averaged over the batch, and agrees with
 /// PyTorch's loss of its name.
@@ -27,7 +32,8 @@ pub enum Targets {
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Loss {
     /// Softmax and negative log-likelihood. The output holds logits, classes
-    /// along axis 1; of a model that ends in Softmax, what goes into it.
+    /// along axis 1; of a model that ends in Softmax over them, what goes into
+    /// it. Where all targets of a batch are left out it is not a number.
     CrossEntropy {
         /// What targets are.
         #[serde(default)]
@@ -67,6 +73,7 @@ pub enum Loss {
 pub(super) struct Attached {
     pub(super) loss: String,
     pub(super) correct: Option<String>,
+    pub(super) counted: Option<String>,
     pub(super) classes: Option<u64>,
 }
 
@@ -106,10 +113,10 @@ impl Loss {
     }
 }
 
-/// The model with its loss behind it, and an input for targets.
-pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model, Attached), StepError> {
+/// The model with its loss behind `logits`, which [`super::logits`] found for
+/// `output`, and an input for targets.
+pub(super) fn attach(model: &Model, loss: &Loss, output: &str, logits: &str) -> Result<(Model, Attached), StepError> {
     let types = infer_types(model)?;
-    let graph = model.graph();
     let taken: Vec<&str> = types.iter().map(|t| t.name.as_str()).collect();
     for name in [TARGET, "loss", "correct"] {
         if taken.contains(&name) {
@@ -117,18 +124,8 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model,
         }
     }
     let mut out = Emitter::new(taken);
-    let ends_in = match loss {
-        Loss::CrossEntropy { .. } | Loss::Kl { .. } | Loss::Distil { .. } => "Softmax",
-        Loss::Bce => "Sigmoid",
-        Loss::Mse => "",
-    };
-    let last = graph.node.iter().find(|n| n.output.first().is_some_and(|o| o == output));
-    let logits = match last {
-        Some(node) if node.op_type() == ends_in && node.domain().is_empty() => node.input[0].clone(),
-        _ => output.to_owned(),
-    };
-    let unknown = ValueInfo { name: logits.clone(), dtype: None, shape: None };
-    let info = types.get(&logits).unwrap_or(&unknown);
+    let unknown = ValueInfo { name: logits.to_owned(), dtype: None, shape: None };
+    let info = types.get(logits).unwrap_or(&unknown);
     let wrong = |needs: &str| StepError::Shape {
         loss: loss.name(),
         output: output.to_owned(),
@@ -147,46 +144,57 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model,
     };
     let mut w = Writer { out: &mut out, dtype };
     let mut target = ValueInfo { name: TARGET.to_owned(), dtype: Some(dtype), shape: Some(shape.clone()) };
-    let mut correct = None;
+    let fixed = shape.iter().all(|d| d.known().is_some());
+    let mut counts = None;
     let value = match loss {
-        Loss::CrossEntropy { targets, smoothing, weights } => {
+        Loss::CrossEntropy { targets: Targets::Classes, smoothing, weights } => {
             let classes = classes.unwrap_or_default();
-            if !weights.is_empty() && weights.len() as u64 != classes {
-                return Err(wrong(&format!("{} classes, one for each weight", weights.len())));
-            }
-            let hard = *targets == Targets::Classes;
-            if hard {
-                target.dtype = Some(DataType::I64);
-                target.shape.iter_mut().for_each(|s| drop(s.remove(1)));
-                correct = Some(w.correct(&logits));
-            }
-            w.cross_entropy(&logits, TARGET, hard, *smoothing, weights, classes, shape.len())
+            check_weights(weights, classes, &wrong)?;
+            target.dtype = Some(DataType::I64);
+            target.shape.iter_mut().for_each(|s| drop(s.remove(1)));
+            let given = if fixed { TARGET.to_owned() } else { w.shaped_without_classes(logits, shape.len()) };
+            let hard = w.places(&given, classes);
+            counts = Some([w.correct(logits, &given), w.total(&hard.counted)]);
+            w.of_classes(logits, &hard, *smoothing, weights, classes, shape.len())
+        }
+        Loss::CrossEntropy { targets: Targets::Probabilities, smoothing, weights } => {
+            let classes = classes.unwrap_or_default();
+            check_weights(weights, classes, &wrong)?;
+            let given = if fixed { TARGET.to_owned() } else { w.shaped_as(logits) };
+            w.of_probabilities(logits, &given, *smoothing, weights, classes, shape.len())
         }
         Loss::Mse => {
-            let difference = w.op("Sub", &[&logits, TARGET]);
+            let given = if fixed { TARGET.to_owned() } else { w.shaped_as(logits) };
+            let difference = w.op("Sub", &[logits, &given]);
             let square = w.op("Mul", &[&difference, &difference]);
             w.mean(&square)
         }
         Loss::Bce => {
-            let soft = w.op("Softplus", &[&logits]);
-            let along = w.op("Mul", &[&logits, TARGET]);
+            let given = if fixed { TARGET.to_owned() } else { w.shaped_as(logits) };
+            let soft = w.softplus(logits, shape.len());
+            let along = w.op("Mul", &[logits, &given]);
             let each = w.op("Sub", &[&soft, &along]);
             w.mean(&each)
         }
-        Loss::Kl { temperature } => w.divergence(&logits, TARGET, *temperature),
+        Loss::Kl { temperature } => {
+            let given = if fixed { TARGET.to_owned() } else { w.shaped_as(logits) };
+            w.divergence(logits, &given, *temperature)
+        }
         Loss::Distil { temperature, weight } => {
             let classes = classes.unwrap_or_default();
             if shape.len() != 2 {
                 return Err(wrong("[batch, classes]"));
             }
             target.shape.iter_mut().for_each(|s| s[1] = Dim::Known(classes + 1));
-            let class = w.columns(0, 1);
+            let given = if fixed { TARGET.to_owned() } else { w.rows_of(logits) };
+            let class = w.columns(&given, 0, 1);
             let axis = w.out.ints(&[1]);
             let class = w.op("Squeeze", &[&class, &axis]);
             let class = w.out.op("Cast", &[&class], &[("to", Attribute::Int(i64::from(DataType::I64.to_onnx())))]);
-            let teacher = w.columns(1, classes as i64 + 1);
-            let own = w.cross_entropy(&logits, &class, true, 0.0, &[], classes, 2);
-            let taught = w.divergence(&logits, &teacher, *temperature);
+            let teacher = w.columns(&given, 1, classes as i64 + 1);
+            let hard = w.places(&class, classes);
+            let own = w.of_classes(logits, &hard, 0.0, &[], classes, 2);
+            let taught = w.divergence(logits, &teacher, *temperature);
             let weight = w.number(*weight);
             let taught = w.op("Mul", &[&taught, &weight]);
             w.op("Add", &[&own, &taught])
@@ -194,8 +202,9 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model,
     };
     let mut proto = model.proto().clone();
     out.named("Identity", &[&value], &["loss"], &[]);
-    if let Some(count) = &correct {
-        out.named("Identity", &[count], &["correct"], &[]);
+    let names = counts.as_ref().map(|_| ["correct".to_owned(), out.name("counted")]);
+    for (count, name) in counts.iter().flatten().zip(names.iter().flatten()) {
+        out.named("Identity", &[count], &[name], &[]);
     }
     let (nodes, constants) = out.finish();
     let graph = proto.graph.mut_or_insert_default();
@@ -205,12 +214,17 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str) -> Result<(Model,
     // Only what is an output is checked to be there.
     let scalar = |name: &str, dtype| ValueInfo { name: name.to_owned(), dtype: Some(dtype), shape: Some(vec![]) };
     graph.output.push(value_info_proto(&scalar("loss", dtype)));
-    if correct.is_some() {
-        graph.output.push(value_info_proto(&scalar("correct", DataType::I64)));
+    graph.output.extend(names.iter().flatten().map(|name| value_info_proto(&scalar(name, DataType::I64))));
+    let classes = classes.filter(|_| names.is_some());
+    let [correct, counted] = names.map_or([None, None], |names| names.map(Some));
+    Ok((Model::from_proto(proto)?, Attached { loss: "loss".into(), correct, counted, classes }))
+}
+
+fn check_weights(weights: &[f64], classes: u64, wrong: &dyn Fn(&str) -> StepError) -> Result<(), StepError> {
+    if weights.is_empty() || weights.len() as u64 == classes {
+        return Ok(());
     }
-    let classes = classes.filter(|_| correct.is_some());
-    let attached = Attached { loss: "loss".into(), correct: correct.map(|_| "correct".into()), classes };
-    Ok((Model::from_proto(proto)?, attached))
+    Err(wrong(&format!("{} classes, one for each weight", weights.len())))
 }
 
 fn describe(info: &ValueInfo) -> String {
@@ -219,6 +233,16 @@ fn describe(info: &ValueInfo) -> String {
         format!("[{}]", s.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
     });
     format!("{dtype} {shape}")
+}
+
+/// Classes as places among the logits.
+struct Places {
+    /// The class, 0 where it is left out, beyond all classes where it is none.
+    class: String,
+    /// Where targets are left out; booleans.
+    left_out: String,
+    /// Where they aren't; 1 or 0.
+    counted: String,
 }
 
 struct Writer<'o> {
@@ -247,86 +271,175 @@ impl Writer<'_> {
         self.out.op("Cast", &[x], &[("to", Attribute::Int(i64::from(self.dtype.to_onnx())))])
     }
 
-    /// Numbers, one per class, along axis 1 of `rank`.
-    fn per_class(&mut self, values: &[f64], rank: usize) -> String {
+    /// Numbers, one per class.
+    fn per_class(&mut self, values: &[f64], shape: Vec<usize>) -> String {
         let elements = match self.dtype {
             DataType::F64 => Elements::F64(values.to_vec()),
             _ => Elements::F32(values.iter().map(|&v| v as f32).collect()),
         };
-        let mut shape = vec![values.len()];
-        shape.extend(vec![1; rank - 2]);
         self.out.constant(&Tensor::new(shape, elements).expect("one number per class"))
     }
 
+    /// Targets of this shape; any other is refused when the step runs, and
+    /// nothing is broadcast: a place that isn't there is asked for.
+    fn of_shape(&mut self, wanted: &str) -> String {
+        let shape = self.op("Shape", &[TARGET]);
+        let same = self.op("Equal", &[&shape, wanted]);
+        let other = self.op("Not", &[&same]);
+        let other = self.out.op("Cast", &[&other], &[("to", Attribute::Int(i64::from(DataType::I64.to_onnx())))]);
+        let other = self.total(&other);
+        let only = self.out.ints(&[1]);
+        let one = self.op("Gather", &[&only, &other]);
+        let shape = self.op("Mul", &[&shape, &one]);
+        self.op("Reshape", &[TARGET, &shape])
+    }
+
+    fn shaped_as(&mut self, logits: &str) -> String {
+        let shape = self.op("Shape", &[logits]);
+        self.of_shape(&shape)
+    }
+
+    fn part_of_shape(&mut self, x: &str, from: i64, to: i64) -> String {
+        self.out.op("Shape", &[x], &[("start", Attribute::Int(from)), ("end", Attribute::Int(to))])
+    }
+
+    fn shaped_without_classes(&mut self, logits: &str, rank: usize) -> String {
+        let mut shape = self.part_of_shape(logits, 0, 1);
+        if rank > 2 {
+            let places = self.part_of_shape(logits, 2, rank as i64);
+            shape = self.out.op("Concat", &[&shape, &places], &[("axis", Attribute::Int(0))]);
+        }
+        self.of_shape(&shape)
+    }
+
+    /// A row of targets for each row of logits.
+    fn rows_of(&mut self, logits: &str) -> String {
+        let (rows, columns) = (self.part_of_shape(logits, 0, 1), self.part_of_shape(TARGET, 1, 2));
+        let shape = self.out.op("Concat", &[&rows, &columns], &[("axis", Attribute::Int(0))]);
+        self.of_shape(&shape)
+    }
+
+    /// `log(1 + exp(x))`, which ONNX Runtime hasn't of doubles since operator
+    /// set 22: there, of an axis that holds zero as well.
+    fn softplus(&mut self, x: &str, rank: usize) -> String {
+        if self.dtype == DataType::F32 {
+            return self.op("Softplus", &[x]);
+        }
+        let last = self.out.ints(&[-1]);
+        let mut pads = vec![0; 2 * (rank + 1)];
+        pads[2 * rank + 1] = 1;
+        let (pads, zero) = (self.out.ints(&pads), self.number(0.0));
+        let wide = self.op("Unsqueeze", &[x, &last]);
+        let both = self.op("Pad", &[&wide, &pads, &zero]);
+        self.out.op("ReduceLogSumExp", &[&both, &last], &[("keepdims", Attribute::Int(0))])
+    }
+
+    /// Some columns of the targets.
+    fn columns(&mut self, targets: &str, from: i64, to: i64) -> String {
+        let [from, to, axis] = [from, to, 1].map(|n| self.out.ints(&[n]));
+        self.op("Slice", &[targets, &from, &to, &axis])
+    }
+
     /// Examples whose likeliest class is the target.
-    fn correct(&mut self, logits: &str) -> String {
+    fn correct(&mut self, logits: &str, target: &str) -> String {
         let axis = [("axis", Attribute::Int(1)), ("keepdims", Attribute::Int(0))];
         let likeliest = self.out.op("ArgMax", &[logits], &axis);
-        let hit = self.op("Equal", &[&likeliest, TARGET]);
+        let hit = self.op("Equal", &[&likeliest, target]);
         let hit = self.out.op("Cast", &[&hit], &[("to", Attribute::Int(i64::from(DataType::I64.to_onnx())))]);
         self.total(&hit)
     }
 
-    /// Examples, or places of examples, that have a target.
-    fn places(&mut self, classes: u64, logits: &str) -> String {
-        let size = self.op("Size", &[logits]);
-        let classes = self.out.int(classes as i64);
-        let places = self.op("Div", &[&size, &classes]);
-        self.as_float(&places)
+    /// Where classes are found among the logits, and which count.
+    fn places(&mut self, target: &str, classes: u64) -> Places {
+        let (left_out, zero, classes) = (self.out.int(LEFT_OUT), self.out.int(0), self.out.int(classes as i64));
+        let left_out = self.op("Equal", &[target, &left_out]);
+        // Places below zero are counted from the end: as far as this there is none.
+        let below = self.op("Less", &[target, &zero]);
+        let far = self.op("Sub", &[target, &classes]);
+        let place = self.op("Where", &[&below, &far, target]);
+        let class = self.op("Where", &[&left_out, &zero, &place]);
+        let counts = self.op("Not", &[&left_out]);
+        let counted = self.out.op("Cast", &[&counts], &[("to", Attribute::Int(i64::from(DataType::I64.to_onnx())))]);
+        Places { class, left_out, counted }
     }
 
-    /// Some columns of the targets.
-    fn columns(&mut self, from: i64, to: i64) -> String {
-        let [from, to, axis] = [from, to, 1].map(|n| self.out.ints(&[n]));
-        self.op("Slice", &[TARGET, &from, &to, &axis])
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "what a loss has to say")]
-    fn cross_entropy(
+    /// Cross-entropy with one class for each example, or place of one.
+    fn of_classes(
         &mut self,
         logits: &str,
-        target: &str,
-        hard: bool,
+        places: &Places,
         smoothing: f64,
         weights: &[f64],
         classes: u64,
         rank: usize,
     ) -> String {
         let log = self.out.op("LogSoftmax", &[logits], &[("axis", Attribute::Int(1))]);
-        let share = if hard {
-            let depth = self.out.int(classes as i64);
-            let ends = match self.dtype {
-                DataType::F64 => Elements::F64(vec![0.0, 1.0]),
-                _ => Elements::F32(vec![0.0, 1.0]),
-            };
-            let ends = self.out.constant(&Tensor::new([2], ends).expect("two numbers"));
-            self.out.op("OneHot", &[target, &depth, &ends], &[("axis", Attribute::Int(1))])
-        } else {
-            target.to_owned()
-        };
+        let (axis, none) = (self.out.ints(&[1]), self.number(0.0));
+        let class = self.op("Unsqueeze", &[&places.class, &axis]);
+        let own = self.out.op("GatherElements", &[&log, &class], &[("axis", Attribute::Int(1))]);
+        let own = self.op("Squeeze", &[&own, &axis]);
+        let mut own = self.op("Where", &[&places.left_out, &none, &own]);
         // A weighted mean weighs each example by its own class.
-        let count = if weights.is_empty() || !hard {
-            self.places(classes, logits)
-        } else {
-            let per_class = self.per_class(weights, rank);
-            let weighted = self.op("Mul", &[&share, &per_class]);
-            self.total(&weighted)
-        };
-        let mut target = share;
+        let mut share = self.as_float(&places.counted);
+        if !weights.is_empty() {
+            let per_class = self.per_class(weights, vec![weights.len()]);
+            let weight = self.op("Gather", &[&per_class, &places.class]);
+            own = self.op("Mul", &[&own, &weight]);
+            share = self.op("Mul", &[&share, &weight]);
+        }
+        let mut sum = self.total(&own);
         if smoothing > 0.0 {
-            let keep = self.number(1.0 - smoothing);
-            let floor = self.number(smoothing / classes as f64);
+            let mut all = log;
+            if !weights.is_empty() {
+                let mut wide = vec![weights.len()];
+                wide.extend(vec![1; rank - 2]);
+                let per_class = self.per_class(weights, wide);
+                all = self.op("Mul", &[&all, &per_class]);
+            }
+            let all = self.out.op("ReduceSum", &[&all, &axis], &[("keepdims", Attribute::Int(0))]);
+            let all = self.op("Where", &[&places.left_out, &none, &all]);
+            let all = self.total(&all);
+            let (keep, floor) = (self.number(1.0 - smoothing), self.number(smoothing / classes as f64));
+            let (kept, spread) = (self.op("Mul", &[&sum, &keep]), self.op("Mul", &[&all, &floor]));
+            sum = self.op("Add", &[&kept, &spread]);
+        }
+        let sum = self.op("Neg", &[&sum]);
+        let count = self.total(&share);
+        self.op("Div", &[&sum, &count])
+    }
+
+    /// Cross-entropy with a probability for each class.
+    fn of_probabilities(
+        &mut self,
+        logits: &str,
+        target: &str,
+        smoothing: f64,
+        weights: &[f64],
+        classes: u64,
+        rank: usize,
+    ) -> String {
+        let log = self.out.op("LogSoftmax", &[logits], &[("axis", Attribute::Int(1))]);
+        let mut target = target.to_owned();
+        if smoothing > 0.0 {
+            let (keep, floor) = (self.number(1.0 - smoothing), self.number(smoothing / classes as f64));
             target = self.op("Mul", &[&target, &keep]);
             target = self.op("Add", &[&target, &floor]);
         }
         if !weights.is_empty() {
-            let per_class = self.per_class(weights, rank);
+            let mut wide = vec![weights.len()];
+            wide.extend(vec![1; rank - 2]);
+            let per_class = self.per_class(weights, wide);
             target = self.op("Mul", &[&target, &per_class]);
         }
         let each = self.op("Mul", &[&target, &log]);
         let sum = self.total(&each);
         let sum = self.op("Neg", &[&sum]);
-        self.op("Div", &[&sum, &count])
+        // Examples, or places of examples.
+        let size = self.op("Size", &[logits]);
+        let classes = self.out.int(classes as i64);
+        let places = self.op("Div", &[&size, &classes]);
+        let places = self.as_float(&places);
+        self.op("Div", &[&sum, &places])
     }
 
     /// Batch axis 0, classes along axis 1.

@@ -53,9 +53,14 @@ pub struct Spec {
     /// The output that is the loss, averaged over the batch.
     pub loss: String,
     /// Further outputs, all scalars: `correct` (examples, or places, whose
-    /// likeliest class is the target) where targets are classes;
-    /// `learning_rate`; `gradient_norm` (before clipping).
+    /// likeliest class is the target) and [`Spec::counted`] where targets are
+    /// classes; `learning_rate`; `gradient_norm` (before clipping).
     pub metrics: Vec<String>,
+    /// The output that is the number of examples, or places, whose target
+    /// isn't left out ([`LEFT_OUT`](super::LEFT_OUT)), where targets are
+    /// classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counted: Option<String>,
     /// State, in the order in which it is given and comes out.
     pub state: Vec<Slot>,
     /// The scalar input that multiplies the learning rate, of a step that is
@@ -84,7 +89,8 @@ impl Spec {
             predicts: output.to_owned(),
             classes: loss.classes,
             loss: loss.loss.clone(),
-            metrics: loss.correct.iter().cloned().collect(),
+            metrics: loss.correct.iter().chain(&loss.counted).cloned().collect(),
+            counted: loss.counted.clone(),
             state: Vec::new(),
             pace: None,
             pull: None,

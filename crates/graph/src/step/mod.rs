@@ -11,6 +11,7 @@
 
 mod dropout;
 mod evaluate;
+mod logits;
 mod loss;
 mod metadata;
 mod normalise;
@@ -24,8 +25,8 @@ mod untrained;
 
 use std::collections::HashMap;
 
-pub use evaluate::{Evaluation, deployed, evaluation, probe};
-pub use loss::{Loss, Targets};
+pub use evaluate::{Evaluation, answering, deployed, evaluation, probe};
+pub use loss::{LEFT_OUT, Loss, Targets};
 pub use metadata::{METADATA, Role, Slot, Spec};
 pub use normalise::{learned_by_normalisation, variances_of_normalisation};
 pub use optimizer::{Clip, Moments, Optimizer};
@@ -125,6 +126,21 @@ pub enum StepError {
         /// What the output is.
         found: String,
     },
+    /// An output that isn't what the loss takes, though its shape is.
+    #[error(
+        "output `{output}` holds probabilities, made by {made_by}, and loss {loss} takes what goes into a {wanted}; only \
+         nodes that move elements may stand behind that: make the logits an output and name it, or take another loss"
+    )]
+    Probabilities {
+        /// The output.
+        output: String,
+        /// The loss.
+        loss: &'static str,
+        /// The operator that made them, and its output.
+        made_by: String,
+        /// The operator whose input the loss takes.
+        wanted: &'static str,
+    },
     /// A number outside of its range.
     #[error("{what} is {value}; it must be {range}")]
     Range {
@@ -171,8 +187,9 @@ pub struct Step {
 ///
 /// Weights are the floating-point constants that layers learn: see
 /// `parameters.rs`. Constants should have been folded. BatchNormalization
-/// works in training mode and keeps running statistics (those whose scale is
-/// frozen stay as they are); Dropout draws from the seed and the step's
+/// works in training mode and keeps running statistics (those whose weights
+/// are frozen stay as they are); of a single value per channel it learns the
+/// mean and keeps the variance. Dropout draws from the seed and the step's
 /// number.
 ///
 /// # Errors
@@ -190,12 +207,13 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     recipe.check()?;
     crate::gradient::check_arity(model)?;
     let model = crate::gradient::prepare(model)?;
-    let parameters = parameters::find(&model, &recipe.freeze)?;
+    let parameters::Found { all, trained: parameters } = parameters::find(&model, &recipe.freeze)?;
     untrained::refuse_inner_statistics(&model, &parameters)?;
-    let (model, statistics) = normalise::in_training(&model, &parameters)?;
+    let (model, statistics) = normalise::in_training(&model, &all, &parameters, &recipe.freeze)?;
     let output = output(&model, recipe)?;
+    let (model, logits) = logits::found(&model, &recipe.loss, &output)?;
     let model = dropout::drawn(&model, recipe.seed)?;
-    let (model, loss) = loss::attach(&model, &recipe.loss, &output)?;
+    let (model, loss) = loss::attach(&model, &recipe.loss, &output, &logits)?;
 
     let forward = Forward::new(&model, kernels)?;
     let mut out = forward.emitter();
@@ -221,25 +239,26 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     let graph = proto.graph.mut_or_insert_default();
     let constants: HashMap<String, TensorProto> =
         graph.initializer.iter().map(|t| (t.name().to_owned(), t.clone())).collect();
-    let mut rate = schedule::emit(&recipe.schedule, STEP, &mut out);
+    let own = |name: &str| DataType::from_onnx(constants[name].data_type()).unwrap_or(DataType::F32);
+    let mut rate = schedule::emit(&recipe.schedule, STEP, dtype, &mut out);
     let mut wanted: Vec<(&str, String)> = trained.iter().map(|n| (*n, gradients[*n].clone())).collect();
     if let Some(steering) = &recipe.steering {
         if let Some(name) = steering.names().find(|name| forward.types.get(name).is_some()) {
             return Err(StepError::Taken { name: name.to_owned() });
         }
-        rate = out.op("Mul", &[&rate, steering::PACE], &[]);
+        let pace = steering::of_type(steering::PACE, dtype, &mut out);
+        rate = out.op("Mul", &[&rate, &pace], &[]);
         for (name, gradient) in &mut wanted {
-            let dtype = DataType::from_onnx(constants[*name].data_type()).unwrap_or(DataType::F32);
-            *gradient = steering.gradient(name, gradient, dtype, &mut out);
+            *gradient = steering.gradient(name, gradient, own(name), &mut out);
         }
     }
-    let wanted: Vec<(&str, &str)> = wanted.iter().map(|(name, gradient)| (*name, gradient.as_str())).collect();
+    let wanted: Vec<_> = wanted.iter().map(|(name, gradient)| (*name, gradient.as_str(), own(name))).collect();
     let clipped = optimizer::clip(&wanted, recipe.clip, dtype, &mut out);
     let weights: Vec<optimizer::Weight> = trained
         .iter()
         .map(|name| optimizer::Weight { name, gradient: &clipped.gradients[*name], like: &constants[*name] })
         .collect();
-    let updates = optimizer::emit(&recipe.optimizer, &weights, &rate, STEP, kernels, &mut out);
+    let updates = optimizer::emit(&recipe.optimizer, &weights, (&rate, dtype), STEP, kernels, &mut out);
 
     let mut spec = Spec { untrained, ..Spec::new(&model, &loss, &output) };
     let mut defaults = Vec::new();
@@ -290,6 +309,7 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     spec.write(&mut proto);
     kernels::import(&mut proto);
     let model = Model::from_proto(proto)?;
+    let model = normalise::written_out(model, kernels)?;
     // A second look: shapes of the whole must agree.
     crate::infer::infer_types(&model)?;
     Ok(Step { model: tidy(model)?, spec })
@@ -300,7 +320,7 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
 /// # Errors
 /// When there are none, or a pattern matches none.
 pub fn parameters(model: &Model, freeze: &[String]) -> Result<Vec<String>, StepError> {
-    parameters::find(model, freeze)
+    Ok(parameters::find(model, freeze)?.trained)
 }
 
 /// The counter's input.
@@ -344,8 +364,7 @@ fn declare(graph: &mut crate::onnx::GraphProto, spec: &Spec, forward: &Forward<'
     let mut outputs = Vec::new();
     for name in [&spec.loss].into_iter().chain(&spec.metrics) {
         let known = forward.types.get(name).and_then(|t| t.dtype);
-        let of_loss = forward.types.get(&spec.loss).and_then(|t| t.dtype);
-        let dtype = known.or(if name == "learning_rate" { Some(DataType::F32) } else { of_loss });
+        let dtype = known.or(forward.types.get(&spec.loss).and_then(|t| t.dtype));
         outputs.push(value_info_proto(&ValueInfo { name: name.clone(), dtype, shape: Some(vec![]) }));
     }
     for slot in &spec.state {

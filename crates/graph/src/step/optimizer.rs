@@ -138,17 +138,34 @@ pub(super) struct Clipped {
     pub(super) norm: String,
 }
 
-/// Bounds gradients, and takes their norm.
-pub(super) fn clip(gradients: &[(&str, &str)], clip: Option<Clip>, dtype: DataType, out: &mut Emitter) -> Clipped {
-    let squares: Vec<String> =
-        gradients.iter().map(|(_, g)| out.op("ReduceSumSquare", &[g], &[("keepdims", Attribute::Int(0))])).collect();
+/// Bounds gradients, and takes their norm, which is of type `dtype`. A gradient
+/// is given as the weight's name, its own, and its type.
+pub(super) fn clip(
+    gradients: &[(&str, &str, DataType)],
+    clip: Option<Clip>,
+    dtype: DataType,
+    out: &mut Emitter,
+) -> Clipped {
+    let cast = |out: &mut Emitter, x: &str, from: DataType, to: DataType| {
+        if from == to {
+            return x.to_owned();
+        }
+        out.op("Cast", &[x], &[("to", Attribute::Int(i64::from(to.to_onnx())))])
+    };
+    let squares: Vec<String> = gradients
+        .iter()
+        .map(|(_, gradient, own)| {
+            let square = out.op("ReduceSumSquare", &[gradient], &[("keepdims", Attribute::Int(0))]);
+            cast(out, &square, *own, dtype)
+        })
+        .collect();
     let squares: Vec<&str> = squares.iter().map(String::as_str).collect();
     let sum = out.op("Sum", &squares, &[]);
     let norm = out.op("Sqrt", &[&sum], &[]);
-    let each = |out: &mut Emitter, gradient: &str| match clip {
+    let each = |out: &mut Emitter, gradient: &str, own: DataType| match clip {
         None => gradient.to_owned(),
         Some(Clip::Value(bound)) => {
-            let (low, high) = (out.scalar(dtype, -bound), out.scalar(dtype, bound));
+            let (low, high) = (out.scalar(own, -bound), out.scalar(own, bound));
             out.op("Clip", &[gradient, &low, &high], &[])
         }
         Some(Clip::Norm(bound)) => {
@@ -156,10 +173,11 @@ pub(super) fn clip(gradients: &[(&str, &str)], clip: Option<Clip>, dtype: DataTy
             let above = out.op("Add", &[&norm, &tiny], &[]);
             let scale = out.op("Div", &[&bound, &above], &[]);
             let scale = out.op("Min", &[&scale, &one], &[]);
+            let scale = cast(out, &scale, dtype, own);
             out.op("Mul", &[gradient, &scale], &[])
         }
     };
-    let gradients = gradients.iter().map(|(name, g)| ((*name).to_owned(), each(out, g))).collect();
+    let gradients = gradients.iter().map(|(name, g, own)| ((*name).to_owned(), each(out, g, *own))).collect();
     Clipped { gradients, norm }
 }
 
@@ -167,7 +185,7 @@ pub(super) fn clip(gradients: &[(&str, &str)], clip: Option<Clip>, dtype: DataTy
 pub(super) fn emit(
     optimizer: &Optimizer,
     weights: &[Weight],
-    rate: &str,
+    rate: (&str, DataType),
     step: &str,
     kernels: &Kernels,
     out: &mut Emitter,
@@ -191,7 +209,7 @@ pub(super) fn emit(
     updates
 }
 
-/// `1 - beta^t` for both moments, the second's root, as f32.
+/// `1 - beta^t` for both moments, the second's root, as f64.
 struct Corrections {
     first: String,
     second: String,
@@ -211,7 +229,7 @@ fn corrections(m: &Moments, step: &str, out: &mut Emitter) -> Corrections {
         if root {
             rest = out.op("Sqrt", &[&rest], &[]);
         }
-        out.op("Cast", &[&rest], &[("to", Attribute::Int(i64::from(DataType::F32.to_onnx())))])
+        rest
     };
     Corrections { first: correction(m.beta1, false), second: correction(m.beta2, true) }
 }
@@ -219,7 +237,8 @@ fn corrections(m: &Moments, step: &str, out: &mut Emitter) -> Corrections {
 struct Writer<'a, 'w> {
     out: &'a mut Emitter,
     weight: &'a Weight<'w>,
-    rate: &'a str,
+    /// The rate and its type.
+    rate: (&'a str, DataType),
     kernels: &'a Kernels,
     kept: &'a mut Vec<Update>,
 }
@@ -240,10 +259,8 @@ impl Writer<'_, '_> {
 
     /// The rate in the weight's own type.
     fn rate(&mut self) -> String {
-        match self.dtype() {
-            DataType::F32 => self.rate.to_owned(),
-            other => self.out.op("Cast", &[self.rate], &[("to", Attribute::Int(i64::from(other.to_onnx())))]),
-        }
+        let (rate, dtype) = self.rate;
+        if dtype == self.dtype() { rate.to_owned() } else { self.cast(rate) }
     }
 
     /// Something the optimiser keeps for this weight, zero at first; its name.
@@ -274,7 +291,8 @@ impl Writer<'_, '_> {
     fn sgd(&mut self, momentum: f64, nesterov: bool, decay: f64) -> String {
         if momentum != 0.0 && self.has("SgdUpdate") {
             let velocity = self.kept("momentum");
-            let inputs = [self.weight.name, self.weight.gradient, &velocity, self.rate];
+            let rate = self.rate();
+            let inputs = [self.weight.name, self.weight.gradient, &velocity, &rate];
             let attributes = [
                 ("momentum", Attribute::Float(momentum as f32)),
                 ("nesterov", Attribute::Float(f32::from(u8::from(nesterov)))),
@@ -319,7 +337,7 @@ impl Writer<'_, '_> {
         let square = self.op("Add", &old, &new);
         // rate / c1 * mean / (sqrt(square) / sqrt(c2) + epsilon)
         let root = self.out.op("Sqrt", &[&square], &[]);
-        let (c1, c2) = (self.same_type(&corrections.first), self.same_type(&corrections.second));
+        let (c1, c2) = (self.cast(&corrections.first), self.cast(&corrections.second));
         let root = self.op("Div", &root, &c2);
         let epsilon = self.out.scalar(self.dtype(), m.epsilon);
         let below = self.op("Add", &root, &epsilon);
@@ -339,9 +357,11 @@ impl Writer<'_, '_> {
 
     /// [`Self::adam`] by the engine's own operator.
     fn adam_at_once(&mut self, m: &Moments, decoupled: bool, corrections: &Corrections, kept: [String; 2]) -> String {
-        let pace = self.op("Div", self.rate, &corrections.first);
+        let rate = self.rate();
+        let (first, second) = (self.cast(&corrections.first), self.cast(&corrections.second));
+        let pace = self.op("Div", &rate, &first);
         let past = if decoupled { m.weight_decay } else { 0.0 };
-        let shrink = self.times(self.rate, past);
+        let shrink = self.times(&rate, past);
         let float = |value: f64| Attribute::Float(value as f32);
         let attributes = [
             ("beta1", float(m.beta1)),
@@ -351,21 +371,19 @@ impl Writer<'_, '_> {
             ("epsilon", float(m.epsilon)),
             ("weight_decay", float(m.weight_decay - past)),
         ];
-        let [first, second] = kept;
-        let moments = [self.weight.name, self.weight.gradient, &first, &second];
-        let inputs = [&moments[..], &[&pace, &corrections.second, &shrink]].concat();
+        let moments = [self.weight.name, self.weight.gradient, &kept[0], &kept[1]];
+        let inputs = [&moments[..], &[&pace, &second, &shrink]].concat();
         let mut next = self.out.kernel("AdamUpdate", &inputs, 3, &attributes);
-        let [mean, square] = two(next.split_off(1));
-        self.keep(first, mean);
-        self.keep(second, square);
+        let updated = two(next.split_off(1));
+        for (kept, next) in kept.into_iter().zip(updated) {
+            self.keep(kept, next);
+        }
         next.remove(0)
     }
 
-    fn same_type(&mut self, number: &str) -> String {
-        match self.dtype() {
-            DataType::F32 => number.to_owned(),
-            other => self.out.op("Cast", &[number], &[("to", Attribute::Int(i64::from(other.to_onnx())))]),
-        }
+    /// A number of another type in the weight's own.
+    fn cast(&mut self, number: &str) -> String {
+        self.out.op("Cast", &[number], &[("to", Attribute::Int(i64::from(self.dtype().to_onnx())))])
     }
 }
 

@@ -6,29 +6,37 @@
 //! is added, multiplied or concatenated with more than one element (biases
 //! apart from their product, layer scales, class tokens, positions).
 //! Divisors, subtrahends, exponents, bounds and masks are constants of the
-//! architecture. Running statistics follow the data, not a gradient.
+//! architecture, and so is what an exporter wrote as Constant nodes, or gave a
+//! normalisation without weights. Running statistics follow the data, not a gradient.
 
 use std::collections::HashSet;
 
 use super::StepError;
 use crate::constant::tensor_from_proto;
-use crate::fold::{moved_weights, moves};
-use crate::index::{Index, bodies};
+use crate::index::Index;
 use crate::model::Model;
-use crate::onnx::{NodeProto, TensorProto};
+use crate::onnx::TensorProto;
 use crate::tensor::{DataType, Elements};
+use crate::weights::{learned, neutral};
 
 /// An addend as large as this is a mask, not a bias.
 const MASK_MIN: f64 = 1e4;
 
-/// Names of the weights to train, in the file's order, those that match a
-/// pattern left out.
-pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Vec<String>, StepError> {
+/// Names of weights, in the file's order.
+pub(super) struct Found {
+    /// All there are.
+    pub(super) all: Vec<String>,
+    /// Those that match no pattern: the ones to train.
+    pub(super) trained: Vec<String>,
+}
+
+/// The weights of a model, and which of them are to be trained. Patterns may
+/// also name a batch normalisation without weights by its running mean.
+pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Found, StepError> {
     let index = Index::new(model);
-    let several = moved_weights(&index);
-    let mut learned: HashSet<&str> = HashSet::new();
-    for &position in index.order.iter().rev() {
-        look(&index.graph.node[position], &several, &mut learned);
+    let mut learned = learned(&index);
+    for name in neutral(&index, false) {
+        learned.remove(name);
     }
     let graph = model.graph();
     let inputs: HashSet<&str> = graph.input.iter().map(|i| i.name()).collect();
@@ -40,31 +48,17 @@ pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Vec<String>, Step
         return Err(StepError::NoParameters { reason: reason(model, &weights) });
     }
     for pattern in freeze {
-        if !found.iter().any(|name| matches(pattern, name)) {
+        if !found.iter().copied().chain(super::normalise::means(model)).any(|name| matches(pattern, name)) {
             let examples = found.iter().take(5).map(|n| format!("`{n}`")).collect();
             return Err(StepError::Freeze { pattern: pattern.clone(), count: found.len(), examples });
         }
     }
-    let left: Vec<String> =
-        found.iter().filter(|n| !freeze.iter().any(|p| matches(p, n))).map(|n| (*n).to_owned()).collect();
-    if left.is_empty() {
+    let all: Vec<String> = found.into_iter().map(str::to_owned).collect();
+    let trained: Vec<String> = all.iter().filter(|n| !freeze.iter().any(|p| matches(p, n))).cloned().collect();
+    if trained.is_empty() {
         return Err(StepError::NoParameters { reason: ": all of them are frozen".to_owned() });
     }
-    Ok(left)
-}
-
-/// Adds what a node learns, and what its bodies learn of the graph around.
-fn look<'m>(node: &'m NodeProto, several: &HashSet<&str>, learned: &mut HashSet<&'m str>) {
-    for inner in bodies(node).flat_map(|body| body.node.iter().rev()) {
-        look(inner, several, learned);
-    }
-    // What is learned behind a change of layout is learned before it.
-    let behind = node.output.iter().any(|o| learned.contains(o.as_str()));
-    for (i, name) in node.input.iter().enumerate() {
-        if learns(node, i, several) || behind && moves(node, i) {
-            learned.insert(name);
-        }
-    }
+    Ok(Found { all, trained })
 }
 
 fn reason(model: &Model, weights: &[&TensorProto]) -> String {
@@ -78,29 +72,6 @@ fn reason(model: &Model, weights: &[&TensorProto]) -> String {
             format!(": its weights are {dtype}; export the model in f32")
         }
         _ => String::new(),
-    }
-}
-
-/// Whether input `position` of a node is something a layer learns, if it is a
-/// constant.
-fn learns(node: &NodeProto, position: usize, several: &HashSet<&str>) -> bool {
-    if !node.domain().is_empty() && node.domain() != "ai.onnx" {
-        return false;
-    }
-    match node.op_type() {
-        "Conv" | "ConvTranspose" | "Gemm" => position > 0,
-        "MatMul" | "Einsum" => true,
-        "BatchNormalization"
-        | "InstanceNormalization"
-        | "GroupNormalization"
-        | "LayerNormalization"
-        | "RMSNormalization" => position == 1 || position == 2,
-        "PRelu" => position == 1,
-        "Gather" | "GatherND" | "GatherElements" => position == 0,
-        "LSTM" | "GRU" | "RNN" => (1..=3).contains(&position),
-        "Add" | "Mul" | "Sum" | "Concat" => several.contains(node.input[position].as_str()),
-        "Expand" | "Tile" => position == 0 && several.contains(node.input[0].as_str()),
-        _ => false,
     }
 }
 

@@ -110,10 +110,9 @@ impl Schedule {
     }
 }
 
-/// The rate at the step whose number is in `step`, an i64 scalar; as f32.
-pub(super) fn emit(schedule: &Schedule, step: &str, out: &mut Emitter) -> String {
-    let f32 = DataType::F32;
-    let rate = out.scalar(f32, schedule.rate);
+/// The rate at the step whose number is in `step`, an i64 scalar.
+pub(super) fn emit(schedule: &Schedule, step: &str, dtype: DataType, out: &mut Emitter) -> String {
+    let rate = out.scalar(dtype, schedule.rate);
     if schedule.warmup == 0 && schedule.decay == Decay::Constant {
         return rate;
     }
@@ -157,16 +156,16 @@ pub(super) fn emit(schedule: &Schedule, step: &str, out: &mut Emitter) -> String
         }
         Decay::Cosine { steps, last } => {
             let share = share(out, steps);
-            // ONNX Runtime has no cosine of doubles; half a period fits f32.
-            let angle = out.op("Cast", &[&share], &[("to", Attribute::Int(i64::from(f32.to_onnx())))]);
-            let pi = out.scalar(f32, std::f64::consts::PI);
-            let angle = out.op("Mul", &[&angle, &pi], &[]);
-            let wave = out.op("Cos", &[&angle], &[]);
-            let wave = out.op("Cast", &[&wave], &[("to", Attribute::Int(i64::from(f64.to_onnx())))]);
+            // (1 + cos(pi x)) / 2 = sin(pi/2 (1 - x))^2: ONNX Runtime has no
+            // cosine of doubles.
             let one = number(out, 1.0);
-            let wave = out.op("Add", &[&wave, &one], &[]);
-            let half = number(out, 0.5 * (schedule.rate - last));
-            let above = out.op("Mul", &[&wave, &half], &[]);
+            let left = out.op("Sub", &[&one, &share], &[]);
+            let quarter = number(out, std::f64::consts::FRAC_PI_2);
+            let angle = out.op("Mul", &[&left, &quarter], &[]);
+            let wave = out.op("Sin", &[&angle], &[]);
+            let wave = out.op("Mul", &[&wave, &wave], &[]);
+            let span = number(out, schedule.rate - last);
+            let above = out.op("Mul", &[&wave, &span], &[]);
             let last = number(out, last);
             out.op("Add", &[&last, &above], &[])
         }
@@ -179,5 +178,5 @@ pub(super) fn emit(schedule: &Schedule, step: &str, out: &mut Emitter) -> String
         let rise = out.op("Min", &[&rise, &one], &[]);
         value = out.op("Mul", &[&value, &rise], &[]);
     }
-    out.op("Cast", &[&value], &[("to", Attribute::Int(i64::from(f32.to_onnx())))])
+    out.op("Cast", &[&value], &[("to", Attribute::Int(i64::from(dtype.to_onnx())))])
 }

@@ -32,6 +32,14 @@ pub(super) fn correction_of(weight: &str) -> String {
     format!("{weight}.correction")
 }
 
+/// A scalar input, all of which are f32, as another type.
+pub(super) fn of_type(input: &str, dtype: DataType, out: &mut Emitter) -> String {
+    match dtype {
+        DataType::F32 => input.to_owned(),
+        other => out.op("Cast", &[input], &[("to", Attribute::Int(other.to_onnx().into()))]),
+    }
+}
+
 impl Steering {
     /// Scalar inputs that the step needs for itself.
     pub(super) fn names(self) -> impl Iterator<Item = &'static str> {
@@ -42,10 +50,7 @@ impl Steering {
     pub(super) fn gradient(&self, weight: &str, gradient: &str, dtype: DataType, out: &mut Emitter) -> String {
         let mut steered = gradient.to_owned();
         if self.pulled {
-            let pull = match dtype {
-                DataType::F32 => PULL.to_owned(),
-                other => out.op("Cast", &[PULL], &[("to", Attribute::Int(other.to_onnx().into()))]),
-            };
+            let pull = of_type(PULL, dtype, out);
             let pull = out.op("Mul", &[weight, &pull], &[]);
             steered = out.op("Add", &[&steered, &pull], &[]);
         }

@@ -417,3 +417,37 @@ fn folding_goes_on_where_values_tell_sizes() {
     fold(&mut folded, &mut Counting).unwrap();
     assert_eq!(operators(&folded), ["y = Add(x,c)"]);
 }
+
+/// A normalisation whose scale is of sizes alone, behind a product with a weight.
+const STATED: &str = "x: f32[2,3]\nw = f32[3,3]\nn = i64{3}\nh = MatMul(x, w)\ns = ConstantOfShape(n)\n\
+                      y = LayerNormalization(h, s)";
+
+#[test]
+fn what_no_weight_takes_part_in_is_no_weight_after_folding_either() {
+    for purpose in [Purpose::Training, Purpose::Inference] {
+        let mut folded = model(STATED);
+        fold_for(&mut folded, &mut Ones(&["ConstantOfShape"]), purpose).unwrap();
+        let expected = ["h = MatMul(x,w)", "s = Constant()", "y = LayerNormalization(h,s)"];
+        let mut made = operators(&folded);
+        made.sort();
+        assert_eq!(made, expected);
+        assert_eq!(tierline_graph::step::parameters(&folded, &[]).unwrap(), ["w"]);
+        // Folded once more, it stays so, to the byte.
+        let mut again = folded.clone();
+        fold_for(&mut again, &mut Ones(&[]), purpose).unwrap();
+        assert_eq!(again, folded);
+        // So do its slices.
+        let types = infer_types(&folded).unwrap();
+        let parts = tierline_graph::slice::slice(&folded, &types, &[vec!["h".to_owned()]]).unwrap();
+        assert!(tierline_graph::step::parameters(&parts[1], &[]).is_err());
+    }
+}
+
+#[test]
+fn a_file_that_keeps_its_weights_as_constants_has_weights() {
+    let text = "x: f32[2,3]\nn = i64{3}\nm = i64{3,3}\nw = ConstantOfShape(m)\nh = MatMul(x, w)\ns = ConstantOfShape(n)\n\
+                y = LayerNormalization(h, s)";
+    let mut folded = model(text);
+    fold_for(&mut folded, &mut Ones(&["ConstantOfShape"]), Purpose::Training).unwrap();
+    assert_eq!(tierline_graph::step::parameters(&folded, &[]).unwrap(), ["w"]);
+}

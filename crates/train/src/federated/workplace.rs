@@ -542,19 +542,19 @@ pub(super) fn epochs_of(
     stop: &AtomicBool,
 ) -> Result<Option<Learned>, TrainError> {
     let mut batches = Batches::start(data, options, Position::default(), epochs)?;
-    let (mut loss, mut correct, mut examples, mut steps) = (0f64, None, 0u64, 0u64);
+    let (mut loss, mut correct, mut counted, mut steps) = (0f64, None, 0u64, 0u64);
     while let Some(batch) = batches.next() {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let step = trainer.step(&batch, batch.position)?;
-        loss += step.loss * batch.examples as f64;
+        loss += step.loss * step.counted as f64;
         correct = step.correct.map(|n| n + correct.unwrap_or(0));
-        examples += batch.examples as u64;
+        counted += step.counted;
         steps += 1;
         batches.recycle(batch);
     }
-    let seen = examples.max(1) as f64;
+    let seen = counted.max(1) as f64;
     Ok(Some(Learned { loss: loss / seen, accuracy: correct.map(|n| n as f64 / seen), steps }))
 }
 

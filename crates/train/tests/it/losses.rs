@@ -1,7 +1,11 @@
-//! Losses that learn from a teacher, and their gradients, worked out by hand.
+//! Losses and the targets that they take, worked out by hand.
 
+use tierline_graph::constant::tensor_to_proto;
+use tierline_graph::emit::Emitter;
+use tierline_graph::onnx::{GraphProto, ModelProto, OperatorSetIdProto};
+use tierline_graph::slice::value_info_proto;
 use tierline_graph::step::{Loss, Optimizer, Recipe, Role, Schedule};
-use tierline_graph::{Elements, Tensor};
+use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 use tierline_train::Trainer;
 use tierline_train::data::{BatchOptions, Batches, Dataset, Position, Targets};
 
@@ -103,5 +107,137 @@ fn settings_of_teachers_that_make_no_sense_are_refused() {
         let recipe = Recipe { loss, ..Recipe::default() };
         let error = Trainer::new(&engines()[0], network("mlp"), &recipe, &options()).err().unwrap().to_string();
         assert!(error.contains(what), "{error}");
+    }
+}
+
+/// `y = MatMul(x, w)` of two features, weights of ones, and what `behind` makes
+/// of it; `shape` is the output's behind the batch.
+fn linear(dtype: DataType, behind: &[(&str, Option<&[i64]>)], shape: &[u64]) -> Model {
+    let mut out = Emitter::new(["x", "w", "y"]);
+    let mut at = out.op("MatMul", &["x", "w"], &[]);
+    for (kind, shape) in behind {
+        let sizes = shape.map(|sizes| out.ints(sizes));
+        let inputs: Vec<&str> = [at.as_str()].into_iter().chain(sizes.as_deref()).collect();
+        at = out.op(kind, &inputs, &[]);
+    }
+    out.named("Identity", &[&at], &["y"], &[]);
+    let (node, mut initializer) = out.finish();
+    let ones = match dtype {
+        DataType::F64 => Elements::F64(vec![1.0; 2]),
+        _ => Elements::F32(vec![1.0; 2]),
+    };
+    initializer.push(tensor_to_proto("w", &Tensor::new([2, 1], ones).unwrap()));
+    let batch = || Dim::Symbol("N".into());
+    let info = |name: &str, shape: Vec<Dim>| {
+        value_info_proto(&ValueInfo { name: name.into(), dtype: Some(dtype), shape: Some(shape) })
+    };
+    let known = shape.iter().map(|&n| Dim::Known(n));
+    let graph = GraphProto {
+        name: Some("linear".into()),
+        input: vec![info("x", vec![batch(), Dim::Known(2)])],
+        output: vec![info("y", [batch()].into_iter().chain(known).collect())],
+        node,
+        initializer,
+        ..GraphProto::default()
+    };
+    let set = OperatorSetIdProto { domain: Some(String::new()), version: Some(18), ..OperatorSetIdProto::default() };
+    Model::from_proto(ModelProto {
+        ir_version: Some(8),
+        opset_import: vec![set],
+        graph: Some(graph).into(),
+        ..ModelProto::default()
+    })
+    .unwrap()
+}
+
+/// Rows of two features whose sum is what a linear model of ones says.
+fn rows(targets: Targets) -> Dataset {
+    let features = (0..8).map(|i| i as f32 / 8.0).collect();
+    Dataset::new("rows", Tensor::new([4, 2], Elements::F32(features)).unwrap(), targets).unwrap()
+}
+
+fn values(shape: &[usize]) -> Targets {
+    Targets::Values(Tensor::new(shape, Elements::F32(vec![0.5, 1.0, 0.0, 0.25])).unwrap())
+}
+
+#[test]
+fn one_number_for_each_example_is_one_in_any_shape() {
+    let said: Vec<f64> = (0..4).map(|i| f64::from(4 * i + 1) / 8.0).collect();
+    let given = [0.5, 1.0, 0.0, 0.25];
+    let mean = |each: &dyn Fn(f64, f64) -> f64| said.iter().zip(&given).map(|(s, t)| each(*s, *t)).sum::<f64>() / 4.0;
+    let squares = mean(&|s, t| (s - t) * (s - t));
+    let entropy = mean(&|s, t| s.exp().ln_1p() - s * t);
+    let column: &[(&str, Option<&[i64]>)] = &[];
+    let deep: &[(&str, Option<&[i64]>)] = &[("Unsqueeze", Some(&[2]))];
+    let flat: &[(&str, Option<&[i64]>)] = &[("Squeeze", Some(&[1]))];
+    for engine in engines() {
+        for dtype in [DataType::F32, DataType::F64] {
+            if dtype == DataType::F64 && engine.name() == "rten" {
+                continue;
+            }
+            for (behind, shape) in [(column, &[1][..]), (deep, &[1, 1]), (flat, &[])] {
+                for (loss, expected) in [(Loss::Mse, squares), (Loss::Bce, entropy)] {
+                    for targets in [&[4][..], &[4, 1], &[4, 1, 1]] {
+                        let recipe = Recipe { loss: loss.clone(), ..Recipe::default() };
+                        let mut trainer =
+                            Trainer::new(&engine, linear(dtype, behind, shape), &recipe, &options()).unwrap();
+                        let data = rows(values(targets));
+                        trainer.check(&data).unwrap();
+                        let whole = BatchOptions { size: 4, shuffle: false, ..BatchOptions::default() };
+                        let seen = trainer.evaluate(&data, &whole).unwrap().loss;
+                        let batch = Batches::start(&data, &whole, Position::default(), 1).unwrap().next().unwrap();
+                        let taken = trainer.step(&batch, Position::default()).unwrap().loss;
+                        for got in [seen, taken] {
+                            assert!((got - expected).abs() < 1e-6, "{loss:?} {shape:?} {targets:?}: {got} {expected}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn two_classes_are_zero_and_one_to_a_single_output() {
+    let classes = |count| Targets::Classes { classes: vec![0, 1, 1, 0], count, names: Vec::new() };
+    let recipe = Recipe { loss: Loss::Bce, ..Recipe::default() };
+    for engine in engines() {
+        let mut trainer = Trainer::new(&engine, linear(DataType::F32, &[], &[1]), &recipe, &options()).unwrap();
+        let whole = BatchOptions { size: 4, shuffle: false, ..BatchOptions::default() };
+        trainer.check(&rows(classes(2))).unwrap();
+        let loss = trainer.evaluate(&rows(classes(2)), &whole).unwrap().loss;
+        let each = |(i, t): (u8, f64)| {
+            let said = f64::from(4 * i + 1) / 8.0;
+            said.exp().ln_1p() - said * t
+        };
+        let expected = (0..4).zip([0.0, 1.0, 1.0, 0.0]).map(each).sum::<f64>() / 4.0;
+        assert!((loss - expected).abs() < 1e-6, "{loss} {expected}");
+        let error = trainer.check(&rows(classes(3))).unwrap_err().to_string();
+        assert!(error.contains("3 classes"), "{error}");
+    }
+}
+
+#[test]
+fn targets_of_another_shape_are_refused_with_both_shapes() {
+    let recipe = Recipe { loss: Loss::Mse, ..Recipe::default() };
+    let trainer = Trainer::new(&engines()[0], linear(DataType::F32, &[], &[1]), &recipe, &options()).unwrap();
+    let targets = Targets::Values(Tensor::new([4, 3], Elements::F32(vec![0.0; 12])).unwrap());
+    let error = trainer.check(&rows(targets)).unwrap_err().to_string();
+    assert!(error.contains("[3]") && error.contains("`y` gives [1]"), "{error}");
+}
+
+#[test]
+fn outputs_that_hold_probabilities_without_logits_are_refused() {
+    for (behind, loss, refused) in [
+        (vec![("Sigmoid", None), ("Sqrt", None)], Loss::Bce, true),
+        (vec![("HardSigmoid", None)], Loss::Bce, true),
+        (vec![("Sigmoid", None), ("Identity", None)], Loss::Bce, false),
+        (vec![("Sigmoid", None), ("Sqrt", None)], Loss::Mse, false),
+    ] {
+        let recipe = Recipe { loss, ..Recipe::default() };
+        let made = Trainer::new(&engines()[0], linear(DataType::F32, &behind, &[1]), &recipe, &options());
+        let error = made.err().map(|e| e.to_string());
+        assert_eq!(error.is_some(), refused, "{behind:?}: {error:?}");
+        assert!(error.is_none_or(|e| e.contains("holds probabilities")));
     }
 }
