@@ -5,7 +5,8 @@
 //! - Nodes stand in topological order, in bodies and functions as well.
 //! - The default operator domain is `""`; files also write `ai.onnx`.
 //! - What has its value in the file is a weight: it isn't listed among the
-//!   inputs, as files before IR 4 had to and some exporters still do.
+//!   inputs, as files before IR 4 had to and some exporters still do. Training
+//!   steps are the exception.
 //! - Constants are dense; sparse ones are written out.
 //!
 //! Runs behind [`crate::check`], which found the model sound.
@@ -36,7 +37,10 @@ pub(crate) fn normalise(model: &mut ModelProto) -> Result<(), LoadError> {
     }
     let Some(graph) = model.graph.as_mut() else { return Ok(()) };
     in_graph(graph, &mut dense)?;
-    if unlist(graph) {
+    // The state of a training step is given by whoever takes it, but for the
+    // first time: its values are defaults.
+    let is_step = model.metadata_props.iter().any(|entry| entry.key() == crate::step::METADATA);
+    if !is_step && unlist(graph) {
         model.ir_version = Some(model.ir_version().max(IR_WITHOUT_LISTING));
     }
     Ok(())
