@@ -157,12 +157,14 @@ fn convolutions_weight_gradients() {
     }
 }
 
-/// One step of a model, both ways: state and loss must agree up to `apart`.
-fn steps_agree(name: &str, image: Option<u64>, batch: usize, recipe: &Recipe, apart: f32) {
+/// One step of a model, both ways: state and loss must agree. Statistics are
+/// computed in one way: a deep network of fresh weights is so steep that
+/// rounding them differently changes gradients by a hundredth.
+fn steps_agree(name: &str, image: Option<u64>, batch: usize, recipe: &Recipe) {
     let Some(engine) = onnxruntime() else { return };
     let options = Options { bn: Bn::Kept, batch: Batch::Free, image, ..Options::default() };
     let model = by_name(name, &options).unwrap();
-    let kernels: Kernels = engine.kernels().iter().copied().collect();
+    let kernels: Kernels = engine.kernels().iter().copied().filter(|k| *k != "BatchNormStatistics").collect();
     let (plain, ours) = (trainable(&model, recipe).unwrap(), trainable_with(&model, recipe, &kernels).unwrap());
     let given = batch_of(&model, &plain.spec, batch);
     let after = |step: &Step, threads: usize| {
@@ -178,8 +180,8 @@ fn steps_agree(name: &str, image: Option<u64>, batch: usize, recipe: &Recipe, ap
     for ((name, a), b) in names.iter().zip(&made).zip(&expected) {
         let role = roles.iter().find(|(output, _)| *output == name).map(|(_, role)| *role);
         match a.dtype() {
-            F32 if role == Some(Role::Optimizer) => close(name, name, a, b, 20.0 * apart),
-            F32 => close(name, name, a, b, apart),
+            F32 if role == Some(Role::Optimizer) => close(name, name, a, b, 2e-3),
+            F32 => close(name, name, a, b, 1e-4),
             _ => assert_eq!(a, b),
         }
     }
@@ -210,15 +212,13 @@ fn batch_of(model: &Model, spec: &Spec, batch: usize) -> Vec<(String, Tensor)> {
 fn steps() {
     let sgd = |momentum, nesterov, weight_decay| Optimizer::Sgd { momentum, nesterov, weight_decay };
     let with = |optimizer| Recipe { optimizer, ..Recipe::default() };
-    steps_agree("lenet", None, 5, &with(sgd(0.9, true, 1e-3)), 1e-4);
-    steps_agree("resnet18_small", Some(16), 3, &with(sgd(0.9, false, 0.0)), 1e-4);
-    // Of fresh weights it is so steep that rounding the picture differently
-    // changes the gradients' norm by 5e-4.
-    steps_agree("mobilenet_v2_small", Some(64), 8, &with(sgd(0.0, false, 1e-4)), 5e-3);
+    steps_agree("lenet", None, 5, &with(sgd(0.9, true, 1e-3)));
+    steps_agree("resnet18_small", Some(16), 3, &with(sgd(0.9, false, 0.0)));
+    steps_agree("mobilenet_v2_small", Some(32), 4, &with(sgd(0.0, false, 1e-4)));
     let adam = Moments { weight_decay: 0.01, ..Moments::default() };
     let clipped = Recipe { clip: Some(Clip::Norm(1.0)), ..with(Optimizer::AdamW(adam.clone())) };
-    steps_agree("lenet", None, 5, &clipped, 1e-4);
-    steps_agree("lenet", None, 5, &with(Optimizer::Adam(adam)), 1e-4);
+    steps_agree("lenet", None, 5, &clipped);
+    steps_agree("lenet", None, 5, &with(Optimizer::Adam(adam)));
 }
 
 #[test]
