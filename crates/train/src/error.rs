@@ -207,7 +207,10 @@ pub enum TrainError {
 /// What to do about a file that can't be written.
 fn room(error: &std::io::Error) -> &'static str {
     match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room, or choose another folder",
+        // Limits on files are set by those who share a disk out.
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "make room, or choose another folder"
+        }
         _ => "see to its folder, or choose another one",
     }
 }

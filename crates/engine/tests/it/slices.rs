@@ -39,7 +39,11 @@ fn reseeded(file: &str) -> Option<Model> {
     fold(&mut model, &mut Evaluator(tierline_engine::rten())).expect("folds");
     let mut proto = model.proto().clone();
     let mut rng = fastrand::Rng::with_seed(5);
-    for weight in &mut proto.graph.as_mut().expect("has a graph").initializer {
+    let graph = proto.graph.as_mut().expect("has a graph");
+    // Their weights are made by nodes, as constants of an architecture are.
+    let stated = graph.node.iter_mut().filter(|n| n.op_type() == "Constant");
+    let stated = stated.flat_map(|n| &mut n.attribute).filter_map(|a| a.t.as_mut());
+    for weight in graph.initializer.iter_mut().chain(stated) {
         let count: i64 = weight.dims.iter().product();
         if weight.data_type() != DataType::F32.to_onnx() || count < 2 {
             continue;
