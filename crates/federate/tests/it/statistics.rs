@@ -88,7 +88,7 @@ proptest! {
                 for model in [&desk.server().model, desk.held()] {
                     for (i, x) in model[&Channel::Statistics].iter().enumerate() {
                         // Twelve models in single precision, one made of the other.
-                        let near = 1e-5 * (high[i].abs() + low[i].abs());
+                        let near = 1e-5 * (high[i].abs() + low[i].abs()) + 1e-7;
                         prop_assert!((low[i] - near..=high[i] + near).contains(x), "{settings}: {x} of {i}");
                     }
                 }
