@@ -79,7 +79,7 @@ pub fn ensure() -> Result<Assets> {
 }
 
 /// The folder outside the clone that holds assets and build output.
-fn cache() -> Result<PathBuf> {
+pub fn cache() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os("TIERLINE_CACHE") {
         return Ok(std::path::absolute(folder)?);
     }

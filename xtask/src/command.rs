@@ -75,8 +75,30 @@ pub fn root() -> PathBuf {
 
 /// Where cargo puts what it builds.
 pub fn target_folder() -> Result<PathBuf> {
-    let metadata = cargo(["metadata", "--no-deps", "--format-version", "1"]).output()?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata).context("cargo metadata")?;
+    let metadata = metadata(&root().join("Cargo.toml"))?;
     let folder = metadata["target_directory"].as_str().context("cargo metadata names no target folder")?;
     Ok(folder.into())
+}
+
+/// Names of the programs of a workspace.
+pub fn binaries(manifest: &Path) -> Result<Vec<String>> {
+    let metadata = metadata(manifest)?;
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
+    let targets = packages.iter().filter_map(|p| p["targets"].as_array()).flatten();
+    let programs = targets.filter(|t| t["kind"][0] == "bin").filter_map(|t| t["name"].as_str());
+    Ok(programs.map(str::to_owned).collect())
+}
+
+fn metadata(manifest: &Path) -> Result<serde_json::Value> {
+    let said =
+        cargo(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"]).args([manifest]).output()?;
+    serde_json::from_str(&said).context("cargo metadata")
+}
+
+/// The machine's own target triple.
+pub fn host() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let said = program(rustc).args(["-vV"]).output()?;
+    let host = said.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc names no host")
 }

@@ -2,6 +2,7 @@
 
 mod assets;
 mod command;
+mod fuzz;
 mod summary;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ cargo xtask demo [..]   fetch what is missing, build, and run the demonstration
 cargo xtask test [..]   install what the tests need and run them all; words filter by name
 cargo xtask check       everything a change must pass: format, lints, docs, tests
 cargo xtask bench [..]  run the benchmarks and write docs/reference/benchmarks.md
+cargo xtask fuzz [..]   fuzz every parser for a minute, or: --seconds N, TARGET, TARGET FILE
 cargo xtask assets      only fetch models, pictures, operator tests and ONNX Runtime
 
 What is fetched, and .ci/run's build output, lives in TIERLINE_CACHE (default ~/.cache/tierline).";
@@ -41,6 +43,7 @@ fn run(args: &[String]) -> Result<()> {
             summary.finish()
         }
         Some("check") => check(),
+        Some("fuzz") => fuzz::run(rest),
         Some("assets") => {
             println!("{}", assets::ensure()?.folder.display());
             Ok(())
