@@ -206,11 +206,13 @@ impl Node {
         let node = Arc::clone(self);
         self.tasks.spawn("profiling", async move {
             while let Err(failure) = node.profile_model(&entry, Watch::default()).await {
+                if node.catalogue.by_model(entry.model).is_none() {
+                    return;
+                }
                 let text = format!("{} could not be profiled: {failure}", entry.manifest.name);
                 node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
                 node.report_up();
-                let wanted = || node.catalogue.by_model(entry.model).is_some();
-                if !is_late(&failure) || node.config.scale_of_parent.is_some() || !wanted() {
+                if !is_late(&failure) || node.config.scale_of_parent.is_some() {
                     return;
                 }
                 tokio::time::sleep(AGAIN).await;
@@ -221,7 +223,7 @@ impl Node {
     /// Measures a model on this device, keeps and reports the profile.
     ///
     /// # Errors
-    /// When the model can't be had or run here.
+    /// When the model can't be had or run here, or was removed meanwhile.
     pub async fn profile_model(
         self: &Arc<Self>,
         entry: &Entry,
@@ -231,10 +233,17 @@ impl Node {
             Some(factor) => self.scaled_profile(entry, factor).await?,
             None => self.measured_profile(entry, progress).await?,
         };
+        let turn = self.adopting.lock().await;
+        if self.catalogue.by_model(entry.model).is_none() {
+            // Kept now, it would outlive what a removal takes along.
+            let text = format!("{} was removed while it was measured", entry.manifest.name);
+            return Err(Failure::new(Code::UnknownModel, text));
+        }
         let digest = self.artefacts.put(documents::write(&profile)?.into()).await?;
         self.artefacts.keep_profile(entry.model, digest).await?;
         self.catalogue.set_profile(entry.model, profile);
         self.planner.profiled(entry.model, digest);
+        drop(turn);
         let profile =
             self.catalogue.profile(entry.model).ok_or_else(|| Failure::new(Code::Internal, "the profile was lost"))?;
         let text = format!("profiled {}: {:.1} ms whole", entry.manifest.name, profile.whole_ns as f64 / 1e6);
