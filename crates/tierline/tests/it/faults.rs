@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 use tierline_graph::Model;
@@ -53,6 +54,32 @@ fn a_round_goes_on_without_a_member_that_vanishes() {
     assert!(watcher.wait().unwrap().success());
     let rounds = federation.done();
     assert!(rounds.iter().all(|round| round["clients"] == 2), "{rounds:?}");
+}
+
+/// Work that was done before a kill counts, and a round begins although nobody
+/// is ever quiet for long.
+#[test]
+fn a_job_is_done_though_somebody_is_killed_each_second() {
+    let mut federation = Federation::new("[federation.cloud]\nrounds = 3\nclients = { min = 2 }\n");
+    let mut ends: Vec<Node> = (0..2).map(|i| federation.end(i, &federation.site.cloud.url)).collect();
+    let mut watcher = federation.watch();
+    until("the job is given", || federation.shown());
+    let mut turn = 0;
+    let job = until("it is done", || {
+        std::thread::sleep(Duration::from_secs(1));
+        match turn % 3 {
+            0 => ends[0].restart(),
+            1 => federation.site.cloud.restart(),
+            _ => ends[1].restart(),
+        }
+        turn += 1;
+        federation.shown().filter(|job| job["state"] == "done")
+    });
+    let _ended = watcher.wait();
+    assert_eq!(job["round"], 3);
+    federation.done();
+    let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &Scenario::default());
+    assert!(std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap() == simulated, "bit for bit");
 }
 
 #[test]

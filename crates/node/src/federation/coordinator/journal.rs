@@ -24,6 +24,12 @@ pub enum Record {
         /// What asked for it.
         stretch: u64,
     },
+    /// A member can work, before the first round: after a restart it is known
+    /// whom to wait for.
+    Met {
+        /// Who.
+        member: String,
+    },
     /// Work was given out.
     Asked {
         /// The round.
@@ -113,7 +119,7 @@ pub struct Ledger {
     pub(super) paused: bool,
     pub(super) ended: bool,
     tasks: BTreeMap<Task, Given>,
-    /// Those that were asked or left out.
+    /// Those that were met before the first round, asked or left out.
     pub(super) members: BTreeMap<String, Kept>,
     /// Follows from `tasks`.
     #[serde(skip)]
@@ -276,6 +282,9 @@ impl Ledger {
                 let closed: Vec<Task> = self.index.closed.iter().copied().collect();
                 closed.into_iter().for_each(|task| self.settle(task, |_| Fate::Spent));
             }
+            Record::Met { member } => {
+                self.members.entry(member).or_default();
+            }
             Record::Excluded { member, reason } => self.members.entry(member).or_default().out = Some(reason),
             Record::Paused => self.paused = true,
             Record::Resumed => self.paused = false,
@@ -312,7 +321,7 @@ impl Ledger {
         self.members.get(member)?.task
     }
 
-    /// Members that were asked, and weren't left out.
+    /// Members that are known, and weren't left out.
     pub(super) fn taking_part(&self) -> impl Iterator<Item = &str> {
         self.members.iter().filter(|(_, kept)| kept.out.is_none()).map(|(name, _)| name.as_str())
     }

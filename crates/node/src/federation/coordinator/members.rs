@@ -41,14 +41,18 @@ impl Coordinator {
                     let reason = format!("{failures} tasks in a row failed, the last one with: {reason}");
                     self.exclude(&member, reason, out);
                 }
-                out.push(Action::Tell { member });
             }
+            // It says so until it hears of other work, which may have been lost on the way.
+            out.push(Action::Tell { member });
             return;
         }
         let unable = matches!(standing, Standing::Unable { .. });
         entry.standing = Some(standing);
         let is_able = entry.is_able();
         self.count_able(now, was_able, is_able);
+        if is_able && self.settling.is_some() && !self.ledger.members.contains_key(&member) {
+            self.keep(Record::Met { member: member.clone() }, out);
+        }
         if let (true, Some(task)) = (unable, task) {
             self.keep(Record::Dropped { task }, out);
         }
