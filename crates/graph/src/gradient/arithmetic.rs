@@ -1,5 +1,6 @@
 //! Arithmetic, element by element, with broadcasting.
 
+use super::flat::sums_squares;
 use super::registry::Family;
 use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
@@ -138,7 +139,10 @@ fn pow(s: &mut Site) -> Gradients {
                 s.except_where(&constant, &slope)
             }
         };
-        let full = s.mul(&dy, &slope);
+        let mut full = s.mul(&dy, &slope);
+        if exponent.is_some_and(|c| 0.0 < c && c < 1.0) {
+            full = rooted(s, full);
+        }
         Some(s.reduced(0, full, s.y(0))?)
     } else {
         None
@@ -282,7 +286,19 @@ fn sqrt(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let half = s.times(&dy, 0.5);
     let dx = s.div(&half, s.y(0));
+    let dx = rooted(s, dx);
     s.only(dx)
+}
+
+/// The gradient of what a root is taken of: nothing flows into squares that
+/// are zero.
+fn rooted(s: &mut Site, dx: String) -> String {
+    if !sums_squares(s, s.x(0)) {
+        return dx;
+    }
+    let zero = s.num(0.0);
+    let none = s.op("Equal", &[s.y(0), &zero], &[]);
+    s.except_where(&none, &dx)
 }
 
 fn reciprocal(s: &mut Site) -> Gradients {

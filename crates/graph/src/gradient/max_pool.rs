@@ -45,13 +45,7 @@ pub(super) fn max_pool(s: &mut Site) -> Gradients {
         let pooled = axis.pooled(s, &stages[stages.len() - 1]);
         stages.push(pooled);
     }
-    // ONNX Runtime mistakes the size of a pool whose last window ceil_mode
-    // would have start in the pads; one without ceil_mode has the right one.
-    let y = match walked.first().filter(|_| s.flag("ceil_mode") && walked.iter().any(|axis| !axis.ceil)) {
-        Some(axis) => axis.pooled(s, &stages[stages.len() - 1]),
-        None => s.y(0).to_owned(),
-    };
-    stages.push(y);
+    stages.push(s.y(0).to_owned());
     let mut gradient = dy;
     for (axis, ends) in walked.iter().zip(stages.windows(2).rev()) {
         gradient = axis.back(s, gradient, &ends[0], &ends[1]);

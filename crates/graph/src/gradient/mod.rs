@@ -22,6 +22,7 @@ mod activation;
 mod arithmetic;
 mod branch;
 mod conv;
+mod flat;
 mod layout;
 mod matmul;
 mod max_pool;
@@ -486,11 +487,14 @@ pub(crate) fn check_arity(model: &Model) -> Result<(), GradientError> {
 }
 
 /// The model as gradients are written behind it: of an operator set that the
-/// rules speak, its functions inlined where there are none, and with the
-/// outputs that rules read.
+/// rules speak, its functions inlined where there are none, with pools whose
+/// size all runtimes know, and with the outputs that rules read.
 pub(crate) fn prepare(model: &Model) -> Result<Model, LoadError> {
-    let mut proto = crate::upgrade::upgraded(model)?.proto;
+    let model = crate::upgrade::upgraded(model)?;
+    let types = crate::infer::infer_types(&model).unwrap_or_default();
+    let mut proto = model.proto;
     let graph = proto.graph.mut_or_insert_default();
+    graph.node.iter_mut().for_each(|node| window::without_ceiling(node, &types));
     let mut names = Emitter::new(graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str)));
     for node in graph.node.iter_mut().filter(|n| n.domain().is_empty()) {
         let outputs = match node.op_type() {

@@ -1,8 +1,10 @@
 //! Kernels, strides, pads and dilations of convolutions and pools.
 
 use super::site::{Fault, Site};
-use crate::attributes::{Auto, Sliding};
-use crate::emit::Attribute;
+use crate::attributes::{Attributes, Auto, Sliding};
+use crate::emit::{Attribute, attribute};
+use crate::infer::Types;
+use crate::onnx::NodeProto;
 
 /// Kernels, strides, dilations and pads above this along one axis are
 /// refused: no picture is as large, and no product of them overflows.
@@ -222,5 +224,53 @@ impl Window {
         let axes = s.out.ints(&axes);
         let strides = s.out.ints(&self.strides);
         s.op("Slice", &[padded, &starts, &ends, &axes, &strides], &[])
+    }
+}
+
+/// Says of a pool in `ceil_mode` of which a window would begin in the padding
+/// behind the picture, and is dropped, what it does without `ceil_mode`.
+///
+/// ONNX Runtime before operator set 22 takes that window into account when it
+/// infers sizes, though not when it computes: what is written for the true
+/// size wouldn't be loaded.
+pub(super) fn without_ceiling(node: &mut NodeProto, types: &Types) {
+    let attributes = Attributes::of(node);
+    let pools = matches!(node.op_type(), "MaxPool" | "AveragePool" | "LpPool") && node.domain().is_empty();
+    if !pools || !attributes.flag("ceil_mode") {
+        return;
+    }
+    let sizes = |name: Option<&String>| -> Option<Vec<i64>> {
+        let shape = types.get(name?)?.shape.as_ref()?;
+        shape.iter().skip(2).map(|d| i64::try_from(d.known()?).ok()).collect()
+    };
+    let kernel = attributes.ints("kernel_shape").map(<[i64]>::to_vec);
+    let (Some(kernel), Some(from), Some(to)) = (kernel, sizes(node.input.first()), sizes(node.output.first())) else {
+        return;
+    };
+    let Some(Sliding { strides, dilations, mut pads, auto: Auto::Given }) = attributes.sliding(kernel.len()).ok()
+    else {
+        return;
+    };
+    let axes = kernel.len();
+    if from.len() != axes || to.len() != axes {
+        return;
+    }
+    let mut dropped = false;
+    for axis in 0..axes {
+        let far = |n: u64| i64::try_from(n).ok().filter(|n| *n <= FAR_MAX);
+        let (Some(stride), Some(dilation)) = (far(strides[axis]), far(dilations[axis])) else { return };
+        let reach = (kernel[axis] - 1) * dilation + 1;
+        let room = from[axis] + pads[axis] + pads[axis + axes] - reach;
+        dropped |= room > 0 && room / stride + 1 == to[axis] && room % stride != 0;
+        // A window that reaches beyond the padding gets more of it.
+        let beyond = ((to[axis] - 1) * stride - room).max(0);
+        if beyond > 0 && attributes.flag("count_include_pad") {
+            return;
+        }
+        pads[axis + axes] += beyond;
+    }
+    if dropped {
+        node.attribute.retain(|a| !matches!(a.name(), "ceil_mode" | "pads"));
+        node.attribute.push(attribute("pads", &Attribute::Ints(pads)));
     }
 }

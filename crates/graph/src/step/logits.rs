@@ -57,6 +57,9 @@ pub(super) fn found(model: &Model, loss: &Loss, output: &str) -> Result<(Model, 
 /// Nodes that are followed back from an output, one behind the other.
 const DEPTH_MAX: usize = 64;
 
+/// What is added to probabilities to keep them from zero is below this.
+const SMALL: f64 = 1e-2;
+
 /// Where the classes of an output are along the axes of a tensor before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Axis {
@@ -192,6 +195,9 @@ impl<'m> Search<'m> {
             },
             "Sigmoid" | "HardSigmoid" => named(),
             "Exp" => self.made_by(&node.input[0]).filter(|n| n.op_type() == "LogSoftmax").and_then(|_| named()),
+            "Div" if self.constants.get(node.input[1].as_str()).is_some_and(|t| within(t, 1.0, f64::MAX)) => {
+                self.probabilities(&node.input[0], axis, depth - 1)
+            }
             "Div" => {
                 let [above, below] = [0, 1].map(|i| self.made_by(&node.input[i]));
                 let sums = |n: &NodeProto| n.op_type() == "ReduceSum" && n.input[0] == node.input[0];
@@ -215,6 +221,18 @@ impl<'m> Search<'m> {
                 let axis = if kept_axes(node.op_type()) { axis } else { Axis::Lost.or(axis) };
                 self.probabilities(&node.input[0], axis, depth - 1)
             }
+            // Around half of a hyperbolic tangent, and the like.
+            "Add" if self.is_raised_tanh(node) => named(),
+            // Sums of probabilities before they are divided, and those that
+            // are kept from zero by a small number.
+            "Add" | "Sum" => {
+                let small = |name: &String| self.constants.get(name.as_str()).is_some_and(|t| within(t, -SMALL, SMALL));
+                let mut found = None;
+                for input in node.input.iter().filter(|name| !small(name)) {
+                    found = Some(self.probabilities(input, axis, depth - 1)?);
+                }
+                found
+            }
             "Mul" | "Mean" | "Max" | "Min" | "Where" | "Concat" => {
                 let first = usize::from(node.op_type() == "Where");
                 let mut found = None;
@@ -228,6 +246,18 @@ impl<'m> Search<'m> {
             }
             _ => None,
         }
+    }
+
+    /// Whether a sum is a hyperbolic tangent, or half of one, raised above zero.
+    fn is_raised_tanh(&self, node: &NodeProto) -> bool {
+        let raised =
+            |by: f64| node.input.iter().any(|i| self.constants.get(i.as_str()).is_some_and(|t| within(t, by, by)));
+        let tanh = |name: &String| self.made_by(name).is_some_and(|n| n.op_type() == "Tanh");
+        let half = |name: &String| {
+            let halved = |n: &NodeProto| matches!(n.op_type(), "Mul" | "Div") && n.input.iter().any(tanh);
+            self.made_by(name).is_some_and(halved)
+        };
+        raised(1.0) && node.input.iter().any(tanh) || raised(0.5) && node.input.iter().any(half)
     }
 
     /// Whether a sum is `1 + exp(..)`.

@@ -113,13 +113,22 @@ fn settings_of_teachers_that_make_no_sense_are_refused() {
 /// `y = MatMul(x, w)` of two features, weights of ones, and what `behind` makes
 /// of it; `shape` is the output's behind the batch.
 fn linear(dtype: DataType, behind: &[(&str, Option<&[i64]>)], shape: &[u64]) -> Model {
+    let written = |out: &mut Emitter, mut at: String| {
+        for (kind, shape) in behind {
+            let sizes = shape.map(|sizes| out.ints(sizes));
+            let inputs: Vec<&str> = [at.as_str()].into_iter().chain(sizes.as_deref()).collect();
+            at = out.op(kind, &inputs, &[]);
+        }
+        at
+    };
+    linear_and(dtype, &written, shape)
+}
+
+/// [`linear`], and what a function writes behind it.
+fn linear_and(dtype: DataType, behind: &dyn Fn(&mut Emitter, String) -> String, shape: &[u64]) -> Model {
     let mut out = Emitter::new(["x", "w", "y"]);
-    let mut at = out.op("MatMul", &["x", "w"], &[]);
-    for (kind, shape) in behind {
-        let sizes = shape.map(|sizes| out.ints(sizes));
-        let inputs: Vec<&str> = [at.as_str()].into_iter().chain(sizes.as_deref()).collect();
-        at = out.op(kind, &inputs, &[]);
-    }
+    let product = out.op("MatMul", &["x", "w"], &[]);
+    let at = behind(&mut out, product);
     out.named("Identity", &[&at], &["y"], &[]);
     let (node, mut initializer) = out.finish();
     let ones = match dtype {
@@ -238,6 +247,45 @@ fn outputs_that_hold_probabilities_without_logits_are_refused() {
         let made = Trainer::new(&engines()[0], linear(DataType::F32, &behind, &[1]), &recipe, &options());
         let error = made.err().map(|e| e.to_string());
         assert_eq!(error.is_some(), refused, "{behind:?}: {error:?}");
+        assert!(error.is_none_or(|e| e.contains("holds probabilities")));
+    }
+}
+
+#[test]
+fn sums_and_means_of_probabilities_are_refused_as_well() {
+    let with = |out: &mut Emitter, kind: &str, x: &str, value: f64| {
+        let number = out.scalar(DataType::F32, value);
+        out.op(kind, &[x, &number], &[])
+    };
+    let sigmoid = |out: &mut Emitter, x: &str| out.op("Sigmoid", &[x], &[]);
+    type Behind<'b> = &'b dyn Fn(&mut Emitter, String) -> String;
+    let kept_from_zero: Behind = &|out, x| {
+        let p = sigmoid(out, &x);
+        with(out, "Add", &p, 1e-7)
+    };
+    let mean: Behind = &|out, x| {
+        let (p, half) = (sigmoid(out, &x), with(out, "Mul", &x, 0.5));
+        let q = sigmoid(out, &half);
+        let sum = out.op("Add", &[&p, &q], &[]);
+        with(out, "Div", &sum, 2.0)
+    };
+    let tanh: Behind = &|out, x| {
+        let t = out.op("Tanh", &[&x], &[]);
+        let raised = with(out, "Add", &t, 1.0);
+        with(out, "Div", &raised, 2.0)
+    };
+    let shifted_logit: Behind = &|out, x| with(out, "Add", &x, 0.5);
+    let gated: Behind = &|out, x| {
+        let p = sigmoid(out, &x);
+        out.op("Add", &[&p, &x], &[])
+    };
+    for (behind, refused) in
+        [(kept_from_zero, true), (mean, true), (tanh, true), (shifted_logit, false), (gated, false)]
+    {
+        let recipe = Recipe { loss: Loss::Bce, ..Recipe::default() };
+        let made = Trainer::new(&engines()[0], linear_and(DataType::F32, behind, &[1]), &recipe, &options());
+        let error = made.err().map(|e| e.to_string());
+        assert_eq!(error.is_some(), refused, "{error:?}");
         assert!(error.is_none_or(|e| e.contains("holds probabilities")));
     }
 }

@@ -167,6 +167,33 @@ one(
     lambda c, a, b: torch.where(c.bool(), a, b), up=[INF, -INF, 1.0], codes={"c": "bool"},
 )
 one("Mod", {"a": np.array([0.0, 3.5, -3.5]), "b": np.array([2.0, 2.0, 2.0])}, torch.fmod, {"fmod": 1}, fixed=["b"])
+# Norms, deviations and distances as exporters write them out.
+written = {"x": np.array([[0.0, 0.0, 0.0], [2.0, 2.0, 2.0], [3.0, -4.0, 0.0], [1.0, 0.0, 0.0]]), "axes": ints([1])}
+emit(
+    "Sqrt/deviation",
+    [["ReduceMean", ["x", "axes"], ["m"], {"keepdims": 1}], ["Sub", ["x", "m"], ["d"], {}], ["Mul", ["d", "d"], ["q"], {}],
+     ["ReduceMean", ["q", "axes"], ["v"], {"keepdims": 0}], ["Mul", ["v", "n"], ["t"], {}], ["Div", ["t", "less"], ["u"], {}],
+     ["Sqrt", ["u"], ["y"], {}]],
+    {**written, "n": np.array(3.0), "less": np.array(2.0)}, lambda x, axes, n, less: x.std(1), fixed=["n", "less"],
+)
+emit(
+    "Sqrt/length", [["ReduceSumSquare", ["x", "axes"], ["q"], {"keepdims": 0}], ["Sqrt", ["q"], ["y"], {}]], written,
+    lambda x, axes: x.norm(dim=1),
+)
+emit(
+    "Sqrt/distance",
+    [["Sub", ["x", "z"], ["d"], {}], ["Pow", ["d", "two"], ["q"], {}], ["ReduceSum", ["q", "axes"], ["s"], {"keepdims": 0}],
+     ["Sqrt", ["s"], ["y"], {}]],
+    {**written, "z": np.array([2.0, 2.0, 2.0]), "two": np.array(2.0)}, lambda x, axes, z, two: (x - z).norm(dim=1),
+    fixed=["z", "two"],
+)
+emit(
+    "Pow/length of three",
+    [["Abs", ["x"], ["a"], {}], ["Pow", ["a", "three"], ["q"], {}], ["ReduceSum", ["q", "axes"], ["s"], {"keepdims": 0}],
+     ["Pow", ["s", "third"], ["y"], {}]],
+    {**written, "three": np.array(3.0), "third": np.array(1 / 3)}, lambda x, axes, three, third: x.norm(p=3, dim=1),
+    fixed=["three", "third"],
+)
 # A pole behind a mask, as in the length of what a Relu let through.
 emit(
     "Relu/sqrt", [["Relu", ["x"], ["r"], {}], ["Sqrt", ["r"], ["y"], {}]], {"x": np.array([-1.0, -2.0, 4.0])},

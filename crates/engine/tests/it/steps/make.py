@@ -80,6 +80,10 @@ layer("max_pool", both("o = MaxPool<kernel_shape = [2, 2]>(h)"))
 layer("max_pool_strided", both("o = MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(h)"))
 layer("average_pool", both("o = AveragePool<kernel_shape = [2, 2]>(h)"))
 layer("average_pool_padded", both("o = AveragePool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(h)"))
+CEILED = "kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1"
+for name, pads in ("dropped", "1, 1, 1, 1"), ("dropped_once", "1, 0, 1, 0"):  # windows that would begin in the padding
+    for kind in "MaxPool", "AveragePool":
+        layer(f"{kind[:-4].lower()}_pool_{name}", both(f"o = {kind}<{CEILED}, pads = [{pads}]>(h)", 10), x=(5, 4, 5, 5))
 layer("lp_pool", both("o = LpPool<kernel_shape = [2, 2]>(h)"))
 layer("global_pools", both("a = GlobalAveragePool(h) m = GlobalMaxPool(h) o = Concat<axis = 1>(a, m)"))
 

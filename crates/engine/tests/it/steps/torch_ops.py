@@ -61,6 +61,9 @@ def conv_transpose(x, w, b=None, **a):
 def max_pool(x, **a):
     kernel, strides, dilations, pads = window(x, a)
     run = [F.max_pool1d, F.max_pool2d, F.max_pool3d][x.dim() - 3]
+    axes = x.dim() - 2
+    if a.get("ceil_mode", 0) and pads[:axes] == pads[axes:]:
+        return run(x, kernel, strides, pads[:axes], dilations, True)  # which windows are dropped depends on the pads
     whole = padded(x, pads, float("-inf"))
     return run(whole, kernel, strides, 0, dilations, bool(a.get("ceil_mode", 0)))
 
