@@ -1,10 +1,14 @@
 //! Child processes: run them, and say which one failed.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+
+/// Lines of a log that an error shows.
+const LOG_LINES: usize = 60;
 
 /// A child process to be run.
 pub struct Task(Command);
@@ -39,6 +43,20 @@ impl Task {
             return Ok(());
         }
         bail!("`{}` failed: {status}", self.line())
+    }
+
+    /// Runs it to its end with its output in a file, whose end is in the error.
+    pub fn logged(mut self, log: &Path) -> Result<()> {
+        let file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+        let other = file.try_clone().with_context(|| format!("cannot write {}", log.display()))?;
+        let status = self.0.stdout(file).stderr(other).status().with_context(|| self.cannot_start())?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = std::fs::read(log).unwrap_or_default();
+        let lines: Vec<_> = String::from_utf8_lossy(&said).lines().map(str::to_owned).collect();
+        let last = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n");
+        bail!("{last}\n`{}` failed: {status}; {} has all that it said", self.line(), log.display())
     }
 
     /// Runs it to its end and returns what it wrote to stdout.

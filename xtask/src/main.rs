@@ -16,7 +16,7 @@ cargo xtask demo [..]   fetch what is missing, build, and run the demonstration
 cargo xtask test [..]   install what the tests need and run them all; words filter by name
 cargo xtask check       everything a change must pass: format, lints, docs, tests
 cargo xtask bench [..]  run the benchmarks and write docs/reference/benchmarks.md
-cargo xtask fuzz [..]   fuzz every parser for a minute, or: --seconds N, TARGET, TARGET FILE
+cargo xtask fuzz [..]   fuzz every parser for a minute, or: --seconds N, --keep, TARGET, TARGET FILE
 cargo xtask assets      only fetch models, pictures, operator tests and ONNX Runtime
 
 What is fetched, and .ci/run's build output, lives in TIERLINE_CACHE (default ~/.cache/tierline).";
@@ -78,6 +78,7 @@ fn test(summary: &mut Summary, filters: &[String]) {
     });
     if filters.is_empty() {
         summary.part("examples in the documentation", || cargo(&["test", "--workspace", "--doc"]).run());
+        summary.part("every fuzz target for some seconds", fuzz::briefly);
     }
 }
 

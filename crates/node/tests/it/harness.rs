@@ -66,11 +66,13 @@ pub fn between(rng: &mut Rng, [from, to]: [Duration; 2]) -> Duration {
 }
 
 /// Runs `test` for each of `count` seeds; a panic names its seed.
+/// `TIERLINE_SEED` runs that one alone, `TIERLINE_SEEDS` so many.
 pub fn seeds(count: u64, test: impl Fn(&mut Rng)) {
-    if let Some(seed) = std::env::var("TIERLINE_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    let given = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
+    if let Some(seed) = given("TIERLINE_SEED") {
         return test(&mut Rng::with_seed(seed));
     }
-    for seed in 0..count {
+    for seed in 0..given("TIERLINE_SEEDS").unwrap_or(count) {
         let run = std::panic::AssertUnwindSafe(|| test(&mut Rng::with_seed(seed)));
         if let Err(panic) = std::panic::catch_unwind(run) {
             eprintln!("seed {seed} failed; TIERLINE_SEED={seed} runs it alone");

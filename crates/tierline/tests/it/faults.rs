@@ -82,6 +82,34 @@ fn a_job_is_done_though_somebody_is_killed_each_second() {
     assert!(std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap() == simulated, "bit for bit");
 }
 
+/// As above where edges average their ends: each keeps what was counted there.
+#[test]
+fn a_hierarchy_is_done_though_somebody_is_killed_each_second() {
+    let text = "[federation.cloud]\nrounds = 2\nclients = { min = 2 }\n\
+                [federation.edge]\nrounds = 2\nclients = { min = 2 }\n";
+    let mut federation = Federation::new(text);
+    let mut edges: Vec<Node> = (0..2).map(|i| federation.site.edge(&format!("edge-{i:02}"))).collect();
+    let mut ends: Vec<Node> = (0..4).map(|i| federation.end(i, &edges[i as usize / 2].url)).collect();
+    let mut watcher = federation.watch();
+    until("the job is given", || federation.shown());
+    let mut turn = 0;
+    until("it is done", || {
+        std::thread::sleep(Duration::from_secs(1));
+        match turn % 7 {
+            0 => federation.site.cloud.restart(),
+            edge @ 1..=2 => edges[edge - 1].restart(),
+            end => ends[end - 3].restart(),
+        }
+        turn += 1;
+        federation.shown().filter(|job| job["state"] == "done")
+    });
+    let _ended = watcher.wait();
+    federation.done();
+    let scenario = Scenario { edges: 2, ..Scenario::default() };
+    let simulated = federation.simulated(&ends.iter().collect::<Vec<_>>(), &scenario);
+    assert!(std::fs::read(federation.folder.path().join("out/model.onnx")).unwrap() == simulated, "bit for bit");
+}
+
 #[test]
 fn an_end_goes_to_its_other_edge_when_the_first_one_stays_away() {
     let text = "[federation.cloud]\nrounds = 5000\nclients = { min = 1, patience_s = 2.0 }\n\

@@ -1,5 +1,6 @@
 //! A site at work: placements agree, faults are answered, state survives.
 
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use crate::harness::{Model, Node, Site, outputs, same_outputs, tierline, until, until_planned, within};
@@ -296,24 +297,22 @@ fn a_broken_transfer_is_resumed() {
 fn artefacts_that_were_whole_but_unhashed_are_taken() {
     let site = Site::new();
     let mut edge = site.edge("edge-1");
-    edge.kill();
     site.add_model();
-    // As if the edge had died after the last byte, before the hash.
-    let (whole, partial) = (site.cloud.data.join("artefacts/whole"), edge.data.join("artefacts/partial"));
-    let mut bytes = 0;
-    for folder in std::fs::read_dir(whole).unwrap() {
-        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
-            let file = file.unwrap();
-            bytes += std::fs::copy(file.path(), partial.join(file.file_name())).unwrap();
-        }
-    }
-    assert!(bytes > 0);
-    edge.restart();
-    until("the edge having the model", || {
+    let ready = |edge: &Node| {
         let models = edge.ask(&["model", "ls", "--json"]).json();
-        models["models"].as_array()?.iter().any(|m| m["name"] == "digits" && m["state"] == "ready").then_some(())
-    });
-    assert_eq!(std::fs::read_dir(edge.data.join("artefacts/partial")).unwrap().count(), 0);
+        let model = models["models"].as_array()?.iter().find(|m| m["name"] == "digits" && m["state"] == "ready")?;
+        model["digest"].as_str().map(str::to_owned)
+    };
+    let digest = until("the edge having the model", || ready(&edge));
+    edge.kill();
+    // As if it had died after the last byte, before the hash.
+    let whole = edge.data.join("artefacts/whole").join(&digest[..2]).join(&digest);
+    let partial = edge.data.join("artefacts/partial").join(&digest);
+    std::fs::rename(&whole, &partial).unwrap();
+    let file = std::fs::metadata(&partial).unwrap().ino();
+    edge.restart();
+    until("the edge having it again", || ready(&edge));
+    assert_eq!(std::fs::metadata(&whole).unwrap().ino(), file, "not a byte of it was fetched again");
 }
 
 #[test]

@@ -1,0 +1,137 @@
+//! Writes what a corpus starts from: valid inputs of the targets whose
+//! formats coverage alone doesn't find.
+//!
+//! `cargo run --manifest-path fuzz/Cargo.toml --example seeds`; those of
+//! `onnx` and `step` are the engine's models for tests.
+
+#[path = "../../crates/train/tests/it/samples.rs"]
+#[allow(dead_code)]
+mod samples;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use image::ImageFormat;
+use parquet::basic::Compression;
+use tierline_codec::update::Pipeline;
+use tierline_codec::{codecs, npy};
+use tierline_federate::{Channel, Layout, Part, wire};
+use tierline_graph::{Elements, Tensor};
+
+fn main() {
+    let npy: Vec<Vec<u8>> = tensors().iter().filter_map(|tensor| npy::write(tensor).ok()).collect();
+    keep("npy", npy);
+    let encoded = codecs().iter().enumerate().flat_map(|(choice, codec)| {
+        tensors().into_iter().filter_map(move |tensor| {
+            let mut bytes = vec![choice as u8];
+            codec.encode(&tensor, &mut bytes).ok().map(|()| bytes)
+        })
+    });
+    keep("codec", encoded.collect());
+    keep("update", updates());
+    keep("contribution", contributions());
+    keep("data", data());
+}
+
+/// One file for each, named by its place.
+fn keep(target: &str, inputs: Vec<Vec<u8>>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    std::fs::create_dir_all(&folder).expect("the folder is the project's");
+    for (at, input) in inputs.iter().enumerate() {
+        std::fs::write(folder.join(format!("seed-{at:02}")), input).expect("the disk has room");
+    }
+    println!("{target}: {} inputs", inputs.len());
+}
+
+fn tensors() -> Vec<Tensor> {
+    let numbers: Vec<f32> = (0..24).map(|i| (i as f32 - 12.0) * 0.37).collect();
+    let tensor = |shape: &[usize], elements| Tensor::new(shape, elements).expect("as many as the shape says");
+    vec![
+        tensor(&[2, 3, 4], Elements::F32(numbers.clone())),
+        tensor(&[24], Elements::F64(numbers.iter().map(|x| f64::from(*x)).collect())),
+        tensor(&[], Elements::I64(vec![-7])),
+        tensor(&[0, 5], Elements::F32(Vec::new())),
+        tensor(&[4, 6], Elements::U8((0..24).collect())),
+        tensor(&[3], Elements::I32(vec![i32::MIN, 0, 5])),
+        tensor(&[2], Elements::Bool(vec![1, 0])),
+    ]
+}
+
+/// Of each shape that the target knows, through each kind of stage.
+fn updates() -> Vec<Vec<u8>> {
+    let shapes: [Vec<Vec<usize>>; 3] = [vec![vec![300]], vec![vec![8, 4, 3], vec![8]], vec![vec![0, 7], vec![40, 30]]];
+    let stages: [&[&str]; 7] =
+        [&[], &["zstd"], &["topk:0.1"], &["topk:0.1", "int8", "zstd"], &["fp16"], &["sign"], &["powersgd:2"]];
+    let mut inputs = Vec::new();
+    for (choice, shapes) in (2u8..).zip(&shapes) {
+        let count: usize = shapes.iter().map(|shape| shape.iter().product::<usize>()).sum();
+        let vector: Vec<f32> = (0..count).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
+        for stages in stages {
+            let mut bytes = vec![choice];
+            let pipeline = Pipeline::parse(stages).expect("stages that there are");
+            if pipeline.encode(&vector, shapes, 0, &mut bytes).is_ok() {
+                inputs.push(bytes);
+            }
+        }
+    }
+    inputs
+}
+
+/// What the target's layout holds, in channels of every kind.
+fn contributions() -> Vec<Vec<u8>> {
+    let part = |name: &str, shape: &[usize]| Part { name: name.to_owned(), shape: shape.to_vec() };
+    let layout = Layout {
+        parameters: vec![part("w", &[8, 4]), part("b", &[8])],
+        statistics: vec![part("mean", &[3])],
+        logits: vec![part("p", &[6, 2])],
+        features: vec![part("f", &[6, 5])],
+        labels: vec![part("l", &[6])],
+        ..Layout::default()
+    };
+    let vectors = |channels: &[Channel]| {
+        let vector = |channel: &Channel| (*channel, vec![0.25; layout.len(*channel)]);
+        channels.iter().map(vector).collect::<BTreeMap<_, _>>()
+    };
+    let said = [Channel::Model, Channel::Statistics, Channel::Logits, Channel::Features, Channel::Labels];
+    let mut inputs: Vec<Vec<u8>> =
+        said.chunks(2).map(|channels| wire::encode(&vectors(channels), &layout).expect("finite numbers")).collect();
+    let mut named = Vec::new();
+    wire::encode_named(&BTreeMap::from([("w".to_owned(), vec![1.0; 4])]), &mut named);
+    inputs.push(named);
+    inputs
+}
+
+/// Of each source that the target knows: which, where the first of two files
+/// ends, the files.
+fn data() -> Vec<Vec<u8>> {
+    let images = samples::idx(8, &[6, 4, 5], &(0..120).collect::<Vec<u8>>());
+    let classes = samples::idx(8, &[6], &[0, 1, 2, 0, 1, 2]);
+    let array = npy::write(&samples::counting(&[6, 3, 4, 4])).expect("a tensor of bytes");
+    let truth = npy::write(&samples::labels(&[0, 1, 2, 0, 1, 2])).expect("a tensor of labels");
+    let archive = samples::npz(&[("x", samples::counting(&[6, 3, 3])), ("y", samples::labels(&[0, 1, 0, 1, 2, 2]))]);
+    let rows: Vec<_> = (0..6).map(|i| (f64::from(i), [0.5, 1.0], i64::from(i % 3))).collect();
+    let picture = |format, of: u8| samples::picture(format, 5, 4, [of, 0, 200]);
+    let hub: Vec<_> =
+        (0..4).map(|i| (picture(ImageFormat::Png, i * 40), Some(["dark", "light"][i as usize % 2]))).collect();
+    let (png, jpeg) = (picture(ImageFormat::Png, 9), picture(ImageFormat::Jpeg, 90));
+    let table = b"user,size,label\nann,1,cat\nbob,3,dog\nann,6e0,cat\n".to_vec();
+    let tabbed = b"cat\tann\t1\ndog\tbob\t2.5\n".to_vec();
+    let packings = [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::ZSTD(Default::default())];
+    let one = |choice: u8, file: &[u8]| [&[choice, 255], file].concat();
+    let two = |choice: u8, first: &[u8], second: &[u8]| {
+        let whole = first.len() + second.len();
+        // The target's own arithmetic must find the end of the first again.
+        let share = (0..=255u8).find(|share| whole * usize::from(*share) / 255 == first.len());
+        // Bytes behind a file's end make the lengths fit.
+        share.map(|share| [&[choice, share], first, second].concat())
+    };
+    let padded = |choice: u8, first: &[u8], second: &[u8]| {
+        (0..300).find_map(|more| two(choice, first, &[second, &vec![0; more]].concat()))
+    };
+    let mut inputs: Vec<Vec<u8>> = vec![one(2, &archive), one(3, &archive), one(4, &table), one(5, &tabbed)];
+    inputs.extend(packings.map(|packing| one(8, &samples::parquet(&rows, packing))));
+    inputs.push(one(9, &samples::parquet_pictures(&hub)));
+    let pairs = [(0, &images, &classes), (1, &array, &truth), (6, &png, &jpeg), (7, &jpeg, &png)];
+    inputs.extend(pairs.into_iter().filter_map(|(choice, first, second)| padded(choice, first, second)));
+    inputs
+}
