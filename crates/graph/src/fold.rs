@@ -4,7 +4,7 @@
 //! are folded such values cross every frontier, and a model has hardly any
 //! cut (one export went from 1 usable cut to 48).
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use protobuf::Message;
 
@@ -16,13 +16,14 @@ use crate::index::{Index, captured, is_function_of_inputs};
 use crate::infer::{Types, infer_types};
 use crate::lift::lifted;
 use crate::model::Model;
-use crate::onnx::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::notes::noted;
+use crate::onnx::{GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto};
 use crate::plain::{Casts, Sequences};
 use crate::rewrite::{Pass, Patch, RewriteError, run};
 use crate::slice::value_info_proto;
 use crate::tensor::{DataType, Elements, Tensor};
 use crate::types::ValueInfo;
-use crate::weights::{is_float, learned, moved_weights, neutral, stated};
+use crate::weights::{is_float, is_trainable_type, learned, neutral, stated, turns};
 
 /// Bytes of one folded result at most: a weight of the largest layers passes,
 /// an Expand to a whole activation doesn't.
@@ -79,9 +80,9 @@ pub enum FoldError {
 pub enum Purpose {
     /// To be run: weights are constants, Dropout does nothing.
     Inference,
-    /// To be trained: Dropout stays, a weight that several nodes read, or of
-    /// which a node makes several copies, stays one weight, and weights within
-    /// bodies become the graph's own.
+    /// To be trained: Dropout stays, what is computed of weights stays behind
+    /// them, copies of a weight as well, and weights within bodies become the
+    /// graph's own.
     Training,
 }
 
@@ -99,17 +100,18 @@ pub fn fold(model: &mut Model, evaluator: &mut dyn Evaluate) -> Result<FoldRepor
 /// As [`fold`].
 pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpose) -> Result<FoldReport, FoldError> {
     let nodes_before = model.graph().node.len();
-    let mut folded = corrected(model)?;
+    let (mut folded, said) = noted(corrected(model)?)?;
     if purpose == Purpose::Training {
         folded = lifted(&folded)?;
     }
-    let mut kept = Stated { names: stated(&folded) };
+    let mut kept = Stated { names: stated(&folded, said) };
     run(&mut folded, &mut Literals)?;
     run(&mut folded, &mut Sequences)?;
     run(&mut folded, &mut Casts)?;
     run(&mut folded, &mut Identities { purpose })?;
     let allowed = Allowed::new(&folded);
-    let mut computed = Computed { evaluator, purpose, allowed, report: FoldReport::default() };
+    let weights = Weights { purpose, stated: kept.no_weights(&folded) };
+    let mut computed = Computed { evaluator, weights, allowed, report: FoldReport::default() };
     // Sizes that follow from values are known once those are computed.
     while run(&mut folded, &mut computed)? {}
     let report = computed.report;
@@ -205,23 +207,42 @@ struct Stated {
     names: HashSet<String>,
 }
 
+impl Stated {
+    /// Those that stand where a layer could learn them, and are stated: all,
+    /// or the neutral ones of a file that keeps its weights so.
+    fn kept<'m>(&self, index: &Index<'m>) -> Vec<&'m TensorProto> {
+        let given: HashSet<&str> = index.graph.input.iter().map(|i| i.name()).collect();
+        let learned = learned(index, &HashSet::new());
+        let here = |t: &&TensorProto| is_float(t) && learned.contains(t.name()) && !given.contains(t.name());
+        let constants: Vec<&TensorProto> = index.graph.initializer.iter().filter(here).collect();
+        let mut kept: Vec<&TensorProto> = constants.iter().copied().filter(|t| self.names.contains(t.name())).collect();
+        if kept.len() == constants.len() {
+            // A file that keeps its weights in Constant nodes, too.
+            let neutral = neutral(index, true);
+            kept.retain(|t| neutral.contains(t.name()));
+        }
+        kept
+    }
+
+    /// What is no weight, before anything is folded.
+    fn no_weights(&self, model: &Model) -> HashSet<String> {
+        let index = Index::new(model);
+        let learned = learned(&index, &HashSet::new());
+        let mut weights = index.graph.initializer.iter().filter(|t| is_float(t) && learned.contains(t.name()));
+        if weights.all(|t| self.names.contains(t.name())) {
+            return self.kept(&index).into_iter().map(|t| t.name().to_owned()).collect();
+        }
+        self.names.clone()
+    }
+}
+
 impl Pass for Stated {
     fn name(&self) -> &'static str {
         "stated"
     }
 
     fn patch(&mut self, model: &Model) -> Result<Patch, String> {
-        let index = Index::new(model);
-        let given: HashSet<&str> = index.graph.input.iter().map(|i| i.name()).collect();
-        let learned = learned(&index);
-        let here = |t: &&TensorProto| is_float(t) && learned.contains(t.name()) && !given.contains(t.name());
-        let constants: Vec<&TensorProto> = index.graph.initializer.iter().filter(here).collect();
-        let mut kept: Vec<&TensorProto> = constants.iter().copied().filter(|t| self.names.contains(t.name())).collect();
-        if kept.len() == constants.len() {
-            // A file that keeps its weights in Constant nodes, too.
-            let neutral = neutral(&index, true);
-            kept.retain(|t| neutral.contains(t.name()));
-        }
+        let kept = self.kept(&Index::new(model));
         let mut out = Emitter::new([]);
         for constant in &kept {
             let value = tensor_from_proto(constant).map_err(|e| e.to_string())?;
@@ -316,7 +337,7 @@ fn bytes_at_most(node: &NodeProto, output: &str, types: &Types) -> Option<u64> {
 /// Nodes that depend on constants alone give way to what they compute.
 struct Computed<'e> {
     evaluator: &'e mut dyn Evaluate,
-    purpose: Purpose,
+    weights: Weights,
     allowed: Allowed,
     report: FoldReport,
 }
@@ -329,12 +350,12 @@ impl Pass for Computed<'_> {
     fn patch(&mut self, model: &Model) -> Result<Patch, String> {
         self.report.left = 0;
         let index = Index::new(model);
-        if wanted(model, &index, &foldable(&index, self.purpose, &mut |_| true)).is_empty() {
+        if wanted(model, &index, &self.weights.foldable(&index, &mut |_| true)).is_empty() {
             return Ok(Patch::default());
         }
         let types = infer_types(model).unwrap_or_default();
         let costs = cost(model, &types);
-        let folding = foldable(&index, self.purpose, &mut |position| {
+        let folding = self.weights.foldable(&index, &mut |position| {
             let macs = costs.get(position).and_then(|c| c.macs);
             self.allowed.take(&index.graph.node[position], &types, macs)
         });
@@ -359,7 +380,9 @@ impl Pass for Computed<'_> {
             return Ok(Patch::default());
         }
         self.report.folded += computed.len();
-        patch.add_constants = computed.iter().map(|(name, tensor)| tensor_to_proto(name, tensor)).collect();
+        let noted = |name: &str| notes_of_moved(&index, name);
+        let proto = |(name, tensor): (&&str, &Tensor)| TensorProto { metadata_props: noted(name), ..tensor_to_proto(name, tensor) };
+        patch.add_constants = computed.iter().map(proto).collect();
         Ok(patch)
     }
 }
@@ -391,37 +414,71 @@ impl Computed<'_> {
     }
 }
 
-/// Nodes that may be computed once and for all, as far as `allowed` goes: it
-/// is asked for each of them, in topological order.
-fn foldable(index: &Index<'_>, purpose: Purpose, allowed: &mut dyn FnMut(usize) -> bool) -> Vec<bool> {
-    let shared = if purpose == Purpose::Training { shared_weights(index) } else { HashSet::new() };
-    let weights = if purpose == Purpose::Training { moved_weights(index) } else { HashSet::new() };
-    let mut folding = vec![false; index.graph.node.len()];
-    let mut staying: HashSet<&str> = HashSet::new();
-    for &position in &index.order {
-        let node = &index.graph.node[position];
-        // Weights of quantised graphs stay behind their Dequantize: folded to
-        // floats, nothing would run in integers any more.
-        let quantised = matches!(node.op_type(), "DequantizeLinear" | "QuantizeLinear");
-        let fixed = |name: &&str| !index.is_dynamic(name) && !staying.contains(*name) && !shared.contains(*name);
-        // Copies of a weight's elements would be weights that part ways.
-        let copies = matches!(node.op_type(), "Gather" | "GatherND" | "GatherElements" | "Expand" | "Tile");
-        let copies = copies && node.input.first().is_some_and(|name| weights.contains(name.as_str()));
-        let may = !quantised && !copies && is_function_of_inputs(node) && index.reads[position].iter().all(fixed);
-        folding[position] = may && allowed(position);
-        if !folding[position] {
-            staying.extend(node.output.iter().map(String::as_str));
-        }
-    }
-    folding
+/// What a model is trained of, which folding leaves as it is.
+struct Weights {
+    purpose: Purpose,
+    /// Constants that are no weights.
+    stated: HashSet<String>,
 }
 
-/// Floating-point constants that several nodes read: folded into one of them,
-/// they would be two weights that part ways in training.
-fn shared_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
-    let weights = index.graph.initializer.iter().filter(|t| is_float(t)).map(|t| t.name());
-    let readers = |name: &str| index.reads.iter().filter(|reads| reads.contains(&name)).count();
-    weights.filter(|name| readers(name) > 1).collect()
+impl Weights {
+    /// Nodes that may be computed once and for all, as far as `allowed` goes: it
+    /// is asked for each of them, in topological order.
+    ///
+    /// For training, nodes that compute a weight of others stay: these are
+    /// trained. So do copies of a weight, and what several nodes make of one:
+    /// they would part ways.
+    fn foldable(&self, index: &Index<'_>, allowed: &mut dyn FnMut(usize) -> bool) -> Vec<bool> {
+        let mut weights = self.trained(index);
+        // Sizes are the same whatever a weight becomes.
+        let measures = |node: &NodeProto| matches!(node.op_type(), "Shape" | "Size");
+        let mut readers: HashMap<&str, usize> = HashMap::new();
+        let reading = index.reads.iter().zip(&index.graph.node).filter(|(_, node)| !measures(node));
+        reading.flat_map(|(reads, _)| reads).for_each(|name| *readers.entry(name).or_default() += 1);
+        let mut folding = vec![false; index.graph.node.len()];
+        let mut staying: HashSet<&str> = HashSet::new();
+        for &position in &index.order {
+            let node = &index.graph.node[position];
+            let reads = &index.reads[position];
+            // Weights of quantised graphs stay behind their Dequantize: folded to
+            // floats, nothing would run in integers any more.
+            let quantised = matches!(node.op_type(), "DequantizeLinear" | "QuantizeLinear");
+            let fixed = |name: &&str| !index.is_dynamic(name) && !staying.contains(*name);
+            let of_weights = !measures(node) && reads.iter().any(|name| weights.contains(name));
+            let turned = turns(node) && reads.first().is_some_and(|name| readers[name] == 1);
+            let may = !quantised && is_function_of_inputs(node) && reads.iter().all(fixed) && (!of_weights || turned);
+            folding[position] = may && allowed(position);
+            let outputs = node.output.iter().map(String::as_str).filter(|o| !o.is_empty());
+            if !folding[position] {
+                staying.extend(outputs.clone());
+            }
+            if of_weights {
+                weights.extend(outputs.filter(|o| !index.is_dynamic(o)));
+            }
+        }
+        folding
+    }
+
+    /// Constants that are trained, as they are.
+    fn trained<'m>(&self, index: &Index<'m>) -> HashSet<&'m str> {
+        if self.purpose == Purpose::Inference {
+            return HashSet::new();
+        }
+        let learned = learned(index, &self.stated);
+        let own = |t: &&TensorProto| learned.contains(t.name()) && !self.stated.contains(t.name());
+        index.graph.initializer.iter().filter(|t| is_trainable_type(t)).filter(own).map(|t| t.name()).collect()
+    }
+}
+
+/// What the file notes of the constant whose elements are only moved to make
+/// this one.
+fn notes_of_moved(index: &Index<'_>, name: &str) -> Vec<StringStringEntryProto> {
+    let mut name = name;
+    while let Some(node) = index.producer.get(name).map(|&p| &index.graph.node[p]).filter(|n| turns(n)) {
+        name = &node.input[0];
+    }
+    let own = index.graph.initializer.iter().find(|t| t.name() == name);
+    own.map(|t| t.metadata_props.clone()).unwrap_or_default()
 }
 
 /// Values of folding nodes that others read.

@@ -32,6 +32,7 @@ mod check;
 mod external;
 mod lift;
 mod normal;
+mod notes;
 mod plain;
 
 /// ONNX messages, generated from `proto/onnx.proto`.

@@ -1,19 +1,35 @@
 //! Which constants of a graph its layers learn.
 //!
-//! A file doesn't say. Here is what operators learn ([`learned`]), what only
-//! moves elements of such ([`moves`]), and which constants an exporter wrote
-//! for layers that learn nothing ([`stated`], [`neutral`]).
+//! A file doesn't say, or says it in notes of its exporter ([`crate::notes`]).
+//! Here is what operators learn ([`learned`]), of which parts a weight is
+//! computed, what only moves elements of such ([`moves`]), and which constants
+//! an exporter wrote for layers that learn nothing ([`stated`], [`neutral`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::constant::tensor_from_proto;
+use crate::gradient::is_differentiated;
 use crate::index::{Index, bodies, is_function_of_inputs};
 use crate::model::Model;
+use crate::notes::is_noted;
 use crate::onnx::{NodeProto, TensorProto};
 use crate::tensor::{DataType, Elements};
 
 /// Operators that move elements without changing them.
 const LAYOUT: [&str; 7] = ["Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice"];
+
+/// Operators of one input that make a weight of a number that is learned; a
+/// mere constant would have been computed before it was written.
+const UNARY: [&str; 12] = [
+    "Exp", "Log", "Softplus", "Sigmoid", "HardSigmoid", "Tanh", "Sqrt", "Reciprocal", "Abs", "Relu", "Elu", "Erf",
+];
+
+/// Operators that make tables of positions of frequencies: nothing behind them
+/// is learned.
+const TABLES: [&str; 2] = ["Sin", "Cos"];
+
+/// A constant as large as this is a mask, not a bias.
+const FAR_MIN: f64 = 1e4;
 
 /// Whether a node moves elements of input `position` without changing them, or
 /// rounds them as in training for integers.
@@ -25,15 +41,60 @@ pub(crate) fn moves(node: &NodeProto, position: usize) -> bool {
     node.domain().is_empty() && (node.op_type() == "Concat" || position == 0 && LAYOUT.contains(&node.op_type()))
 }
 
+/// Whether a node gives the elements of its first input another order or
+/// shape, each of them once.
+pub(crate) fn turns(node: &NodeProto) -> bool {
+    moves(node, 0) && !matches!(node.op_type(), "Slice" | "Concat" | "QuantizeLinear" | "DequantizeLinear")
+}
+
 pub(crate) fn is_float(tensor: &TensorProto) -> bool {
     DataType::from_onnx(tensor.data_type()).is_some_and(DataType::is_float)
 }
 
+/// Whether a step can train it: other types have no optimiser.
+pub(crate) fn is_trainable_type(tensor: &TensorProto) -> bool {
+    matches!(DataType::from_onnx(tensor.data_type()), Some(DataType::F32 | DataType::F64))
+}
+
+/// Whether a constant has numbers that only a mask has.
+pub(crate) fn is_mask(tensor: &TensorProto) -> bool {
+    all(tensor, |mut numbers| numbers.any(|x| !x.is_finite() || x.abs() >= FAR_MIN)).unwrap_or(true)
+}
+
+/// Whether a constant says of each element whether it counts.
+fn is_switch(tensor: &TensorProto) -> bool {
+    let of_both = |numbers: &mut dyn Iterator<Item = f64>| {
+        let (mut zero, mut one) = (false, false);
+        for x in numbers {
+            zero |= x == 0.0;
+            one |= x == 1.0;
+            if x != 0.0 && x != 1.0 {
+                return false;
+            }
+        }
+        zero && one
+    };
+    all(tensor, |mut numbers| of_both(&mut numbers)).unwrap_or(false)
+}
+
+/// What is said of a constant's numbers, if it has such that are known.
+fn all<T>(tensor: &TensorProto, said: impl FnOnce(Box<dyn Iterator<Item = f64> + '_>) -> T) -> Option<T> {
+    match tensor_from_proto(tensor).ok()?.elements() {
+        Elements::F32(v) => Some(said(Box::new(v.iter().map(|&x| f64::from(x))))),
+        Elements::F64(v) => Some(said(Box::new(v.iter().copied()))),
+        _ => None,
+    }
+}
+
 /// Floating-point constants of more than one element, and what nodes make of
 /// such by moving elements only.
-pub(crate) fn moved_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
+fn moved_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
     let several = |t: &&TensorProto| is_float(t) && t.dims.iter().product::<i64>() > 1;
-    let mut found: HashSet<&str> = index.graph.initializer.iter().filter(several).map(|t| t.name()).collect();
+    moved(index, index.graph.initializer.iter().filter(several).map(|t| t.name()).collect())
+}
+
+/// These, and what nodes make of them by moving elements only.
+fn moved<'m>(index: &Index<'m>, mut found: HashSet<&'m str>) -> HashSet<&'m str> {
     for &position in &index.order {
         let node = &index.graph.node[position];
         let mut moved = node.input.iter().enumerate().filter(|(i, _)| moves(node, *i)).peekable();
@@ -44,46 +105,140 @@ pub(crate) fn moved_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
     found
 }
 
+/// Where weights may stand in a graph, and what is computed of weights alone.
+struct Known<'m> {
+    /// Of more than one element, and what is moved of such.
+    several: HashSet<&'m str>,
+    /// Those that the file notes as learned, and what is moved of such.
+    noted: HashSet<&'m str>,
+    /// What nodes compute of weights and constants, and of nothing else.
+    made: HashSet<&'m str>,
+    constants: HashMap<&'m str, &'m TensorProto>,
+    /// All that depends on no input.
+    fixed: HashSet<&'m str>,
+}
+
+impl<'m> Known<'m> {
+    /// `stated` are no weights, whatever they look like.
+    fn new(index: &Index<'m>, stated: &HashSet<String>) -> Self {
+        let graph = index.graph;
+        let held = graph.node.iter().filter(|n| n.op_type() == "Constant");
+        let held = held.filter_map(|n| Some((n.output.first()?.as_str(), n.attribute.first()?.t.as_ref()?)));
+        let constants = graph.initializer.iter().map(|t| (t.name(), t)).chain(held).collect();
+        let mut several = moved_weights(index);
+        several.retain(|name| !stated.contains(*name));
+        let noted = graph.initializer.iter().filter(|t| is_float(t) && is_noted(t) && !stated.contains(t.name()));
+        let noted = moved(index, noted.map(|t| t.name()).collect());
+        let mut known = Self { several, noted, made: HashSet::new(), constants, fixed: index.constant.clone() };
+        let mut masked: HashSet<&str> = HashSet::new();
+        for &position in &index.order {
+            let node = &index.graph.node[position];
+            if !known.computes(node) {
+                continue;
+            }
+            let outputs = node.output.iter().map(String::as_str).filter(|o| !o.is_empty());
+            let far = |name: &&String| known.constants.get(name.as_str()).is_some_and(|t| is_float(t) && is_mask(t));
+            let mask = |name: &String| masked.contains(name.as_str()) || combines(node) && far(&name);
+            if node.input.iter().any(mask) {
+                masked.extend(outputs);
+            } else if (0..node.input.len()).any(|i| known.takes(node, i, stated)) {
+                known.made.extend(outputs);
+            }
+        }
+        known
+    }
+
+    /// Whether a node computes a constant, through which gradients flow.
+    fn computes(&self, node: &NodeProto) -> bool {
+        is_function_of_inputs(node)
+            && is_differentiated(node)
+            && !TABLES.contains(&node.op_type())
+            && node.input.iter().any(|i| !i.is_empty())
+            && node.input.iter().all(|i| i.is_empty() || self.fixed.contains(i.as_str()))
+    }
+
+    /// Whether input `position` of a node that computes a constant is a part of
+    /// a weight.
+    fn takes(&self, node: &NodeProto, position: usize, stated: &HashSet<String>) -> bool {
+        let name = node.input[position].as_str();
+        let operator = node.op_type();
+        let switch = || self.constants.get(name).is_some_and(|t| is_switch(t));
+        if self.made.contains(name) || self.noted.contains(name) {
+            return true;
+        }
+        if self.several.contains(name) {
+            let divides = position == 1 && matches!(operator, "Div" | "Sub" | "Pow");
+            let switches = operator == "Mul" && switch();
+            return !divides && !switches && !self.is_direction(node, position);
+        }
+        let own = |t: &&TensorProto| is_float(t) && !stated.contains(t.name()) && t.name() == name;
+        UNARY.contains(&operator) && self.constants.get(name).is_some_and(|t| own(t))
+    }
+
+    /// Whether an input is a vector that a constant matrix is multiplied by: a
+    /// spectral norm is measured along it.
+    fn is_direction(&self, node: &NodeProto, position: usize) -> bool {
+        let vector = |name: &str| self.constants.get(name).is_some_and(|t| t.dims.len() == 1);
+        node.op_type() == "MatMul"
+            && vector(&node.input[position])
+            && node.input.iter().all(|i| self.fixed.contains(i.as_str()))
+    }
+
+    /// Whether input `position` of a node is something a layer learns, if it
+    /// is a constant.
+    fn learns(&self, node: &NodeProto, position: usize) -> bool {
+        if !node.domain().is_empty() && node.domain() != "ai.onnx" {
+            return false;
+        }
+        let name = node.input[position].as_str();
+        let (several, made) = (self.several.contains(name), self.made.contains(name) || self.noted.contains(name));
+        match node.op_type() {
+            "Conv" | "ConvTranspose" | "Gemm" => position > 0,
+            "MatMul" => !self.is_direction(node, position),
+            "Einsum" => true,
+            "PRelu" => position == 1,
+            "Gather" | "GatherND" | "GatherElements" => position == 0,
+            "LSTM" | "GRU" | "RNN" => (1..=3).contains(&position),
+            "Add" | "Mul" | "Sum" | "Concat" => several || made,
+            // Of a constant's own these are the architecture's.
+            "Sub" | "Div" | "Pow" | "Max" | "Min" => made,
+            "Where" => position > 0 && made,
+            "Expand" | "Tile" => position == 0 && (several || made),
+            _ => normalises(node) && (position == 1 || position == 2),
+        }
+    }
+}
+
+/// Whether a node puts several numbers together to one.
+fn combines(node: &NodeProto) -> bool {
+    matches!(node.op_type(), "Add" | "Sub" | "Mul" | "Div" | "Where" | "Sum")
+}
+
 /// Names that stand where layers learn, if they are constants: those in front
-/// of a change of layout as well.
-pub(crate) fn learned<'m>(index: &Index<'m>) -> HashSet<&'m str> {
-    let several = moved_weights(index);
+/// of a change of layout, and the parts that a weight is computed of, as well.
+/// `stated` are none, whatever they look like.
+pub(crate) fn learned<'m>(index: &Index<'m>, stated: &HashSet<String>) -> HashSet<&'m str> {
+    let known = Known::new(index, stated);
     let mut learned: HashSet<&str> = HashSet::new();
     for &position in index.order.iter().rev() {
-        look(&index.graph.node[position], &several, &mut learned);
+        look(&index.graph.node[position], &known, stated, &mut learned);
     }
     learned
 }
 
 /// Adds what a node learns, and what its bodies learn of the graph around.
-fn look<'m>(node: &'m NodeProto, several: &HashSet<&str>, learned: &mut HashSet<&'m str>) {
+fn look<'m>(node: &'m NodeProto, known: &Known<'_>, stated: &HashSet<String>, learned: &mut HashSet<&'m str>) {
     for inner in bodies(node).flat_map(|body| body.node.iter().rev()) {
-        look(inner, several, learned);
+        look(inner, known, stated, learned);
     }
-    // What is learned behind a change of layout is learned before it.
+    // What is learned behind a change of layout is learned before it, and what
+    // is computed is learned in its parts.
     let behind = node.output.iter().any(|o| learned.contains(o.as_str()));
+    let computed = behind && node.output.iter().any(|o| known.made.contains(o.as_str()));
     for (i, name) in node.input.iter().enumerate() {
-        if learns(node, i, several) || behind && moves(node, i) {
+        if known.learns(node, i) || behind && moves(node, i) || computed && known.takes(node, i, stated) {
             learned.insert(name);
         }
-    }
-}
-
-/// Whether input `position` of a node is something a layer learns, if it is a
-/// constant.
-fn learns(node: &NodeProto, position: usize, several: &HashSet<&str>) -> bool {
-    if !node.domain().is_empty() && node.domain() != "ai.onnx" {
-        return false;
-    }
-    match node.op_type() {
-        "Conv" | "ConvTranspose" | "Gemm" => position > 0,
-        "MatMul" | "Einsum" => true,
-        "PRelu" => position == 1,
-        "Gather" | "GatherND" | "GatherElements" => position == 0,
-        "LSTM" | "GRU" | "RNN" => (1..=3).contains(&position),
-        "Add" | "Mul" | "Sum" | "Concat" => several.contains(node.input[position].as_str()),
-        "Expand" | "Tile" => position == 0 && several.contains(node.input[0].as_str()),
-        _ => normalises(node) && (position == 1 || position == 2),
     }
 }
 
@@ -101,10 +256,12 @@ fn normalises(node: &NodeProto) -> bool {
 
 /// Names of constants that come of Constant nodes and sizes alone: exporters
 /// keep weights as initialisers, and write constants of the architecture so.
-pub(crate) fn stated(model: &Model) -> HashSet<String> {
+/// `said` are initialisers that are none, and stated as well.
+pub(crate) fn stated(model: &Model, said: HashSet<String>) -> HashSet<String> {
     let index = Index::new(model);
-    let mut weights: HashSet<&str> = index.graph.initializer.iter().filter(|t| is_float(t)).map(|t| t.name()).collect();
-    let mut stated = HashSet::new();
+    let floats = index.graph.initializer.iter().filter(|t| is_float(t) && !said.contains(t.name()));
+    let mut weights: HashSet<&str> = floats.map(|t| t.name()).collect();
+    let mut stated = said;
     for &position in &index.order {
         let node = &index.graph.node[position];
         let outputs = node.output.iter().filter(|o| !o.is_empty());
@@ -140,7 +297,7 @@ pub(crate) fn neutral<'m>(index: &Index<'m>, all: bool) -> HashSet<&'m str> {
 
 /// Whether an initialiser's name is one that PyTorch's exporters give to
 /// constants, and to what they compute of such.
-fn is_named_constant(name: &str) -> bool {
+pub(crate) fn is_named_constant(name: &str) -> bool {
     let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let counted = |text: &str| text.is_empty() || text.strip_prefix('_').is_some_and(number);
     let of_trace = |name: &str| {
@@ -171,9 +328,5 @@ fn is_all(tensor: &TensorProto, value: f64) -> bool {
     if tensor.dims.len() > 1 || !is_float(tensor) {
         return false;
     }
-    match tensor_from_proto(tensor).map(|t| t.into_parts().1) {
-        Ok(Elements::F32(v)) => v.iter().all(|&x| f64::from(x) == value),
-        Ok(Elements::F64(v)) => v.iter().all(|&x| x == value),
-        _ => false,
-    }
+    all(tensor, |mut numbers| numbers.all(|x| x == value)).unwrap_or(false)
 }

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use fastrand::Rng;
 use tierline_graph::constant::{tensor_from_proto, tensor_to_proto};
+use tierline_graph::index::Index;
+use tierline_graph::onnx::{NodeProto, TensorProto};
 use tierline_graph::step;
-use tierline_graph::{DataType, Elements, Model, Tensor};
+use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo, infer_types};
 
 use crate::error::TrainError;
 
@@ -19,19 +21,22 @@ enum Kind {
     Table,
     One,
     Zero,
+    /// Its start is a choice of the model's author: a single number that scales
+    /// or bends, the length of a normalised kernel.
+    Kept,
 }
 
 /// The model with every weight drawn anew, the same for the same seed: kernels
 /// and matrices as PyTorch's layers draw them (uniform within
 /// `1 / sqrt(fan in)`), embeddings and whatever is added from a normal
 /// distribution of deviation 0.02, scales 1, shifts 0, running statistics as
-/// before the first batch.
+/// before the first batch. Single numbers that scale or bend stay as they are.
 ///
 /// # Errors
 /// When the model has no weights to train.
 pub fn fresh(model: &Model, seed: u64) -> Result<Model, TrainError> {
     let weights = step::parameters(model, &[])?;
-    let kinds = kinds(model);
+    let kinds = kinds(model)?;
     let mut proto = model.proto().clone();
     let mut rng = Rng::with_seed(seed);
     let Some(graph) = proto.graph.as_mut() else { return Ok(model.clone()) };
@@ -42,11 +47,14 @@ pub fn fresh(model: &Model, seed: u64) -> Result<Model, TrainError> {
         }
         let old = tensor_from_proto(tensor)?;
         let kind = statistic.or_else(|| kinds.weights.get(tensor.name()).copied()).unwrap_or(Kind::Table);
+        if kind == Kind::Kept {
+            continue;
+        }
         let values = (0..old.len()).map(|_| match kind {
             Kind::Weight { fan_in } => (2.0 * rng.f64() - 1.0) / (fan_in.max(1) as f64).sqrt(),
             Kind::Table => 0.02 * normal(&mut rng),
             Kind::One => 1.0,
-            Kind::Zero => 0.0,
+            Kind::Zero | Kind::Kept => 0.0,
         });
         let elements = match old.dtype() {
             DataType::F64 => Elements::F64(values.collect()),
@@ -64,16 +72,20 @@ struct Kinds {
     statistics: HashMap<String, Kind>,
 }
 
-fn kinds(model: &Model) -> Kinds {
-    let shapes: HashMap<&str, Vec<usize>> = model
-        .graph()
-        .initializer
-        .iter()
-        .map(|t| (t.name(), t.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect()))
-        .collect();
+fn kinds(model: &Model) -> Result<Kinds, TrainError> {
+    let index = Index::new(model);
+    let types = infer_types(model)?;
+    let size = |d: &Dim| usize::try_from(d.known()?).ok();
+    let known = |t: &ValueInfo| t.shape.as_ref()?.iter().map(size).collect::<Option<Vec<_>>>();
+    let made = types.iter().filter(|t| !index.is_dynamic(&t.name));
+    let mut shapes: HashMap<&str, Vec<usize>> =
+        made.filter_map(|t| Some((t.name.as_str(), known(t)?))).collect();
+    let dims = |t: &TensorProto| t.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+    shapes.extend(index.graph.initializer.iter().map(|t| (t.name(), dims(t))));
     let product = |dims: &[usize]| dims.iter().product::<usize>();
+    let computes = |node: &&NodeProto| node.output.first().is_some_and(|o| !index.is_dynamic(o));
     let mut kinds = Kinds::default();
-    for node in &model.graph().node {
+    for node in index.graph.node.iter().filter(|n| !computes(n)) {
         let flag = |name: &str| node.attribute.iter().any(|a| a.name() == name && a.i() != 0);
         for (position, name) in node.input.iter().enumerate() {
             let Some(shape) = shapes.get(name.as_str()) else { continue };
@@ -111,7 +123,12 @@ fn kinds(model: &Model) -> Kinds {
                     | "RMSNormalization",
                     1,
                 )
-                | ("Mul", _) => Kind::One,
+                | ("Mul", _)
+                    if product(shape) > 1 || node.op_type() != "Mul" =>
+                {
+                    Kind::One
+                }
+                ("Mul" | "Add" | "Sub" | "Div" | "Pow" | "Sum" | "Max" | "Min", _) if product(shape) == 1 => Kind::Kept,
                 (_, 2) if node.op_type().ends_with("Normalization") => Kind::Zero,
                 // A vector that is added is a bias; more axes are positions.
                 ("Add", _) if shape.len() == 1 => Kind::Zero,
@@ -121,7 +138,23 @@ fn kinds(model: &Model) -> Kinds {
             kinds.weights.entry(name.clone()).or_insert(kind);
         }
     }
-    kinds
+    // Parts of a computed weight: one of its size is what it is, factors of a
+    // product are matrices.
+    for node in index.graph.node.iter().rev().filter(computes) {
+        let whole = node.output.first().and_then(|o| Some((*kinds.weights.get(o)?, product(shapes.get(o.as_str())?))));
+        let Some((kind, elements)) = whole else { continue };
+        for (position, name) in node.input.iter().enumerate() {
+            let Some(shape) = shapes.get(name.as_str()) else { continue };
+            let kind = match (node.op_type(), shape.as_slice()) {
+                ("MatMul", [.., _, columns]) if position == 0 => Kind::Weight { fan_in: *columns },
+                ("MatMul", [.., rows, _]) => Kind::Weight { fan_in: *rows },
+                _ if product(shape) == elements && elements > 1 => kind,
+                _ => Kind::Kept,
+            };
+            kinds.weights.entry(name.clone()).and_modify(|k| *k = if *k == Kind::Kept { kind } else { *k }).or_insert(kind);
+        }
+    }
+    Ok(kinds)
 }
 
 /// A normally distributed number (Box and Muller, 1958).

@@ -133,6 +133,11 @@ pub fn operators() -> Vec<&'static str> {
     registry::operators()
 }
 
+/// Whether gradients flow through a node, as far as its operator is known.
+pub(crate) fn is_differentiated(node: &NodeProto) -> bool {
+    !registry::is_flat(node.domain(), node.op_type()) && registry::rule(node.domain(), node.op_type()).is_some()
+}
+
 /// Nodes that gradients take at most: a small file can ask for many.
 const NODES_MAX: usize = 1 << 20;
 

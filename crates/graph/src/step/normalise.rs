@@ -37,10 +37,16 @@ struct Layer {
 pub(super) struct Statistics(Vec<Layer>);
 
 /// Names of what batch normalisations learn: scales, biases and running
-/// statistics.
+/// statistics, and what these are computed of.
 #[must_use]
 pub fn learned_by_normalisation(model: &Model) -> HashSet<String> {
-    model.graph().node.iter().filter(|n| is_layer(n)).flat_map(|n| n.input.iter().skip(1).cloned()).collect()
+    let index = Index::new(model);
+    let layers = index.graph.node.iter().filter(|n| is_layer(n));
+    let takes: Vec<&str> = layers.flat_map(|n| n.input.iter().skip(1)).map(String::as_str).collect();
+    // What an input of the model takes part in is another layer's.
+    let constant: Vec<&str> = takes.iter().copied().filter(|name| !index.is_dynamic(name)).collect();
+    let parts = index.needed_for(&constant, &HashSet::new()).into_iter().flat_map(|n| index.reads[n].iter().copied());
+    takes.iter().copied().chain(parts).map(str::to_owned).collect()
 }
 
 /// Names of batch normalisations' running variances.

@@ -4,23 +4,24 @@
 //! layer learns it: kernels and biases, both sides of a product, scales and
 //! biases of normalisations, slopes, embeddings, recurrent weights, and what
 //! is added, multiplied or concatenated with more than one element (biases
-//! apart from their product, layer scales, class tokens, positions).
-//! Divisors, subtrahends, exponents, bounds and masks are constants of the
-//! architecture, and so is what an exporter wrote as Constant nodes, or gave a
-//! normalisation without weights. Running statistics follow the data, not a gradient.
+//! apart from their product, layer scales, class tokens, positions). Where a
+//! weight is computed of constants, its parts are the weights: direction and
+//! length of a normalised kernel, factors of a low-rank change, a temperature
+//! behind Exp. Divisors, subtrahends, exponents, bounds, masks and single
+//! numbers are constants of the architecture, unless the file notes that they
+//! are learned, and so is what an exporter wrote as Constant nodes, or gave a
+//! normalisation without weights. Running statistics follow the data, not a
+//! gradient.
 
 use std::collections::HashSet;
 
 use super::StepError;
-use crate::constant::tensor_from_proto;
 use crate::index::Index;
 use crate::model::Model;
+use crate::notes::is_noted;
 use crate::onnx::TensorProto;
-use crate::tensor::{DataType, Elements};
-use crate::weights::{learned, neutral};
-
-/// An addend as large as this is a mask, not a bias.
-const MASK_MIN: f64 = 1e4;
+use crate::tensor::DataType;
+use crate::weights::{is_mask, is_trainable_type, learned, neutral};
 
 /// Names of weights, in the file's order.
 pub(super) struct Found {
@@ -34,7 +35,7 @@ pub(super) struct Found {
 /// also name a batch normalisation without weights by its running mean.
 pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Found, StepError> {
     let index = Index::new(model);
-    let mut learned = learned(&index);
+    let mut learned = learned(&index, &HashSet::new());
     for name in neutral(&index, false) {
         learned.remove(name);
     }
@@ -42,8 +43,9 @@ pub(super) fn find(model: &Model, freeze: &[String]) -> Result<Found, StepError>
     let inputs: HashSet<&str> = graph.input.iter().map(|i| i.name()).collect();
     let weights: Vec<&TensorProto> =
         graph.initializer.iter().filter(|t| learned.contains(t.name()) && !inputs.contains(t.name())).collect();
-    let single = |t: &&&TensorProto| matches!(DataType::from_onnx(t.data_type()), Some(DataType::F32 | DataType::F64));
-    let found: Vec<&str> = weights.iter().filter(single).filter(|t| !is_mask(t)).map(|t| t.name()).collect();
+    let masks = |t: &TensorProto| is_mask(t) && !is_noted(t);
+    let found = weights.iter().filter(|t| is_trainable_type(t) && !masks(t));
+    let found: Vec<&str> = found.map(|t| t.name()).collect();
     if found.is_empty() {
         return Err(StepError::NoParameters { reason: reason(model, &weights) });
     }
@@ -72,15 +74,6 @@ fn reason(model: &Model, weights: &[&TensorProto]) -> String {
             format!(": its weights are {dtype}; export the model in f32")
         }
         _ => String::new(),
-    }
-}
-
-fn is_mask(tensor: &TensorProto) -> bool {
-    let far = |x: f64| !x.is_finite() || x.abs() >= MASK_MIN;
-    match tensor_from_proto(tensor).map(|t| t.into_parts().1) {
-        Ok(Elements::F32(v)) => v.iter().any(|&x| far(f64::from(x))),
-        Ok(Elements::F64(v)) => v.iter().any(|&x| far(x)),
-        _ => true,
     }
 }
 

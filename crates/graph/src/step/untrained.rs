@@ -9,7 +9,8 @@ use super::{StepError, matches};
 use crate::gradient::{Forward, GradientError};
 use crate::index::bodies;
 use crate::model::Model;
-use crate::onnx::{NodeProto, TensorProto};
+use crate::notes::computed_of;
+use crate::onnx::{GraphProto, NodeProto, TensorProto};
 use crate::tensor::DataType;
 
 /// Weights whose reason is looked for.
@@ -55,6 +56,28 @@ pub(super) fn untrained(
     }
     for node in &forward.index.graph.node {
         within(node, node, freeze, &mut found);
+    }
+    found.extend(lost(forward.index.graph, &trained, freeze));
+    found
+}
+
+/// Parameters of PyTorch's module that the file doesn't have any more, each
+/// once.
+fn lost(graph: &GraphProto, trained: &HashSet<&str>, freeze: &[String]) -> Vec<Untrained> {
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    for tensor in &graph.initializer {
+        let name = tensor.name();
+        let is = if trained.contains(name) { "is trained in its place" } else { "stays as it is" };
+        for parameter in computed_of(tensor).filter(|p| seen.insert(*p)) {
+            if !freeze.iter().any(|pattern| matches(pattern, parameter) || matches(pattern, name)) {
+                let reason = format!(
+                    "the exporter computed `{name}` of it, which {is}; export the model with optimize=False, which keeps \
+                     its parameters apart"
+                );
+                found.push(Untrained { weight: parameter.to_owned(), reason });
+            }
+        }
     }
     found
 }

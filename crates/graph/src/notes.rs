@@ -1,0 +1,151 @@
+//! What a file notes of its constants, where its exporter noted something.
+//!
+//! PyTorch's exporter says in the metadata of a value which initialiser is a
+//! parameter and which a buffer, and of what it computed one itself; its older
+//! one keeps the names of a module's own numbers apart from those of
+//! constants. TensorFlow's names say what is read of a variable. What is known
+//! so is written into the constants' own metadata ([`noted`]): other notes are
+//! lost when nodes are computed and models divided.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::error::LoadError;
+use crate::index::Index;
+use crate::model::Model;
+use crate::onnx::{GraphProto, NodeProto, StringStringEntryProto, TensorProto};
+use crate::weights::{is_float, is_named_constant, turns};
+
+/// Of a constant that a layer learns, wherever it stands.
+const LEARNED: &str = "tierline.learned";
+
+/// Of a constant that the exporter computed of parameters: their names, one a
+/// line.
+const COMPUTED_OF: &str = "tierline.computed_of";
+
+/// PyTorch's note of what a value is, and of what it was computed.
+const KIND: &str = "pkg.torch.export.graph_signature.InputSpec.kind";
+const FOLDED_FROM: &str = "pkg.onnxscript.optimizer.folded_from";
+
+/// PyTorch's list of all inputs, among the notes of the graph.
+const SIGNATURE: &str = "pkg.torch.export.ExportedProgram.graph_signature";
+
+/// Whether it is noted that a constant is learned.
+pub(crate) fn is_noted(tensor: &TensorProto) -> bool {
+    note(&tensor.metadata_props, LEARNED).is_some()
+}
+
+/// Parameters that the exporter computed a constant of, in whose place it is
+/// trained.
+pub(crate) fn computed_of(tensor: &TensorProto) -> impl Iterator<Item = &str> {
+    note(&tensor.metadata_props, COMPUTED_OF).into_iter().flat_map(str::lines)
+}
+
+fn note<'p>(notes: &'p [StringStringEntryProto], key: &str) -> Option<&'p str> {
+    notes.iter().find(|n| n.key() == key).map(|n| n.value())
+}
+
+/// The model with notes at its constants, and names of initialisers that the
+/// file says are learned by nothing.
+///
+/// # Errors
+/// When the model isn't valid.
+pub(crate) fn noted(model: Model) -> Result<(Model, HashSet<String>), LoadError> {
+    let notes = read(&model);
+    let constants = notes.iter().filter(|(_, note)| matches!(note, Note::Constant)).map(|(name, _)| name.clone());
+    let constants = constants.collect();
+    let of = |tensor: &TensorProto| match notes.get(tensor.name())? {
+        Note::Learned => Some((LEARNED, "yes".to_owned())),
+        Note::ComputedOf(parameters) => Some((COMPUTED_OF, parameters.join("\n"))),
+        Note::Constant => None,
+    };
+    let new = |t: &TensorProto| of(t).filter(|(key, _)| note(&t.metadata_props, key).is_none());
+    if !model.graph().initializer.iter().any(|t| new(t).is_some()) {
+        return Ok((model, constants));
+    }
+    let mut proto = model.proto().clone();
+    for tensor in &mut proto.graph.mut_or_insert_default().initializer {
+        if let Some((key, value)) = new(tensor) {
+            let (key, value) = (Some(key.to_owned()), Some(value));
+            tensor.metadata_props.push(StringStringEntryProto { key, value, ..Default::default() });
+        }
+    }
+    Ok((Model::from_proto(proto)?, constants))
+}
+
+enum Note {
+    Learned,
+    Constant,
+    ComputedOf(Vec<String>),
+}
+
+fn read(model: &Model) -> HashMap<String, Note> {
+    let graph = model.graph();
+    let said = graph.value_info.iter().map(|v| (v.name(), &v.metadata_props));
+    let said: HashMap<&str, _> = said.chain(graph.initializer.iter().map(|t| (t.name(), &t.metadata_props))).collect();
+    let kinds = said.values().any(|notes| note(notes, KIND).is_some());
+    let parameters = parameters(graph);
+    let of_module = |t: &TensorProto| !kinds && model.proto().producer_name() == "pytorch" && is_of_module(t.name());
+    let before = before_weights(model);
+    let mut found = HashMap::new();
+    for tensor in graph.initializer.iter().filter(|t| is_float(t)) {
+        let name = tensor.name();
+        let notes = said.get(name);
+        let kind = notes.and_then(|n| note(n, KIND));
+        let from = notes.and_then(|n| note(n, FOLDED_FROM)).unwrap_or_default();
+        let from: Vec<String> = quoted(from).filter(|n| parameters.contains(n)).map(str::to_owned).collect();
+        let single = tensor.dims.iter().product::<i64>() == 1;
+        let found_here = match kind {
+            Some("PARAMETER") => Note::Learned,
+            Some(_) => Note::Constant,
+            // A weight that is only transposed is as good as itself.
+            None if from.len() > 1 || from.len() == 1 && !is_turned(name) => Note::ComputedOf(from),
+            None if name.contains("ReadVariableOp") => Note::Learned,
+            // Preparation of the input isn't learned, though a module has it.
+            None if single && of_module(tensor) && !before.contains(name) => Note::Learned,
+            None => continue,
+        };
+        found.insert(name.to_owned(), found_here);
+    }
+    found
+}
+
+/// Names of all parameters that PyTorch's list has.
+fn parameters(graph: &GraphProto) -> HashSet<&str> {
+    let list = note(&graph.metadata_props, SIGNATURE).unwrap_or_default();
+    list.lines().filter_map(|line| quoted(line.split_once(": PARAMETER target=")?.1).next()).collect()
+}
+
+/// What stands between single quotes.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\'').skip(1).step_by(2)
+}
+
+/// Whether PyTorch's older exporter would name a parameter or a buffer so.
+fn is_of_module(name: &str) -> bool {
+    !name.starts_with("onnx::") && !is_named_constant(name) && !name.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Whether PyTorch's exporter would name a weight so that it turned: linear
+/// layers have no name for it, others that of the operator.
+fn is_turned(name: &str) -> bool {
+    let counted = name.rsplit_once('_').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
+    let known = ["val", "t", "transpose", "permute", "view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten"];
+    known.contains(&counted.map_or(name, |(operator, _)| operator))
+}
+
+/// Constants that inputs are shifted and scaled by before anything else.
+fn before_weights(model: &Model) -> HashSet<&str> {
+    let index = Index::new(model);
+    let mut raw: HashSet<&str> = index.inputs().into_iter().collect();
+    let mut found = HashSet::new();
+    let scales = |n: &NodeProto| matches!(n.op_type(), "Add" | "Sub" | "Mul" | "Div" | "Cast") || turns(n);
+    for &position in &index.order {
+        let node = &index.graph.node[position];
+        let (inputs, constants): (Vec<&str>, Vec<&str>) = index.reads[position].iter().partition(|n| raw.contains(*n));
+        if !inputs.is_empty() && scales(node) && constants.iter().all(|n| !index.is_dynamic(n)) {
+            raw.extend(node.output.iter().map(String::as_str));
+            found.extend(constants);
+        }
+    }
+    found
+}
