@@ -381,7 +381,10 @@ impl Pass for Computed<'_> {
         }
         self.report.folded += computed.len();
         let noted = |name: &str| notes_of_moved(&index, name);
-        let proto = |(name, tensor): (&&str, &Tensor)| TensorProto { metadata_props: noted(name), ..tensor_to_proto(name, tensor) };
+        let proto = |(name, tensor): (&&str, &Tensor)| TensorProto {
+            metadata_props: noted(name),
+            ..tensor_to_proto(name, tensor)
+        };
         patch.add_constants = computed.iter().map(proto).collect();
         Ok(patch)
     }

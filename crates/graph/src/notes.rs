@@ -40,8 +40,8 @@ pub(crate) fn computed_of(tensor: &TensorProto) -> impl Iterator<Item = &str> {
     note(&tensor.metadata_props, COMPUTED_OF).into_iter().flat_map(str::lines)
 }
 
-fn note<'p>(notes: &'p [StringStringEntryProto], key: &str) -> Option<&'p str> {
-    notes.iter().find(|n| n.key() == key).map(|n| n.value())
+fn note<'p>(notes: impl IntoIterator<Item = &'p StringStringEntryProto>, key: &str) -> Option<&'p str> {
+    notes.into_iter().find(|n| n.key() == key).map(|n| n.value())
 }
 
 /// The model with notes at its constants, and names of initialisers that the
@@ -80,28 +80,29 @@ enum Note {
 
 fn read(model: &Model) -> HashMap<String, Note> {
     let graph = model.graph();
-    let said = graph.value_info.iter().map(|v| (v.name(), &v.metadata_props));
-    let said: HashMap<&str, _> = said.chain(graph.initializer.iter().map(|t| (t.name(), &t.metadata_props))).collect();
-    let kinds = said.values().any(|notes| note(notes, KIND).is_some());
+    let mut said: HashMap<&str, Vec<&StringStringEntryProto>> = HashMap::new();
+    graph.value_info.iter().for_each(|v| said.entry(v.name()).or_default().extend(&v.metadata_props));
+    graph.initializer.iter().for_each(|t| said.entry(t.name()).or_default().extend(&t.metadata_props));
+    let of = |name: &str, key| said.get(name).and_then(|notes| note(notes.iter().copied(), key));
     let parameters = parameters(graph);
-    let of_module = |t: &TensorProto| !kinds && model.proto().producer_name() == "pytorch" && is_of_module(t.name());
+    let is_older = model.proto().producer_name() == "pytorch"
+        && note(&graph.metadata_props, SIGNATURE).is_none()
+        && !said.keys().any(|name| of(name, KIND).is_some());
     let before = before_weights(model);
     let mut found = HashMap::new();
     for tensor in graph.initializer.iter().filter(|t| is_float(t)) {
         let name = tensor.name();
-        let notes = said.get(name);
-        let kind = notes.and_then(|n| note(n, KIND));
-        let from = notes.and_then(|n| note(n, FOLDED_FROM)).unwrap_or_default();
+        let from = of(name, FOLDED_FROM).unwrap_or_default();
         let from: Vec<String> = quoted(from).filter(|n| parameters.contains(n)).map(str::to_owned).collect();
         let single = tensor.dims.iter().product::<i64>() == 1;
-        let found_here = match kind {
+        let found_here = match of(name, KIND) {
             Some("PARAMETER") => Note::Learned,
             Some(_) => Note::Constant,
             // A weight that is only transposed is as good as itself.
             None if from.len() > 1 || from.len() == 1 && !is_turned(name) => Note::ComputedOf(from),
             None if name.contains("ReadVariableOp") => Note::Learned,
             // Preparation of the input isn't learned, though a module has it.
-            None if single && of_module(tensor) && !before.contains(name) => Note::Learned,
+            None if single && is_older && is_of_module(name) && !before.contains(name) => Note::Learned,
             None => continue,
         };
         found.insert(name.to_owned(), found_here);

@@ -20,9 +20,8 @@ const LAYOUT: [&str; 7] = ["Transpose", "Reshape", "Flatten", "Squeeze", "Unsque
 
 /// Operators of one input that make a weight of a number that is learned; a
 /// mere constant would have been computed before it was written.
-const UNARY: [&str; 12] = [
-    "Exp", "Log", "Softplus", "Sigmoid", "HardSigmoid", "Tanh", "Sqrt", "Reciprocal", "Abs", "Relu", "Elu", "Erf",
-];
+const UNARY: [&str; 12] =
+    ["Exp", "Log", "Softplus", "Sigmoid", "HardSigmoid", "Tanh", "Sqrt", "Reciprocal", "Abs", "Relu", "Elu", "Erf"];
 
 /// Operators that make tables of positions of frequencies: nothing behind them
 /// is learned.
@@ -58,7 +57,11 @@ pub(crate) fn is_trainable_type(tensor: &TensorProto) -> bool {
 
 /// Whether a constant has numbers that only a mask has.
 pub(crate) fn is_mask(tensor: &TensorProto) -> bool {
-    all(tensor, |mut numbers| numbers.any(|x| !x.is_finite() || x.abs() >= FAR_MIN)).unwrap_or(true)
+    is_far(tensor).unwrap_or(true)
+}
+
+fn is_far(tensor: &TensorProto) -> Option<bool> {
+    all(tensor, |mut numbers| numbers.any(|x| !x.is_finite() || x.abs() >= FAR_MIN))
 }
 
 /// Whether a constant says of each element whether it counts.
@@ -111,7 +114,7 @@ struct Known<'m> {
     several: HashSet<&'m str>,
     /// Those that the file notes as learned, and what is moved of such.
     noted: HashSet<&'m str>,
-    /// What nodes compute of weights and constants, and of nothing else.
+    /// What nodes compute of weights and constants alone.
     made: HashSet<&'m str>,
     constants: HashMap<&'m str, &'m TensorProto>,
     /// All that depends on no input.
@@ -122,9 +125,7 @@ impl<'m> Known<'m> {
     /// `stated` are no weights, whatever they look like.
     fn new(index: &Index<'m>, stated: &HashSet<String>) -> Self {
         let graph = index.graph;
-        let held = graph.node.iter().filter(|n| n.op_type() == "Constant");
-        let held = held.filter_map(|n| Some((n.output.first()?.as_str(), n.attribute.first()?.t.as_ref()?)));
-        let constants = graph.initializer.iter().map(|t| (t.name(), t)).chain(held).collect();
+        let constants = constants(index);
         let mut several = moved_weights(index);
         several.retain(|name| !stated.contains(*name));
         let noted = graph.initializer.iter().filter(|t| is_float(t) && is_noted(t) && !stated.contains(t.name()));
@@ -137,9 +138,8 @@ impl<'m> Known<'m> {
                 continue;
             }
             let outputs = node.output.iter().map(String::as_str).filter(|o| !o.is_empty());
-            let far = |name: &&String| known.constants.get(name.as_str()).is_some_and(|t| is_float(t) && is_mask(t));
-            let mask = |name: &String| masked.contains(name.as_str()) || combines(node) && far(&name);
-            if node.input.iter().any(mask) {
+            let reads_masked = node.input.iter().any(|name| masked.contains(name.as_str()));
+            if reads_masked || makes_mask(node, &known.constants) {
                 masked.extend(outputs);
             } else if (0..node.input.len()).any(|i| known.takes(node, i, stated)) {
                 known.made.extend(outputs);
@@ -209,9 +209,17 @@ impl<'m> Known<'m> {
     }
 }
 
-/// Whether a node puts several numbers together to one.
-fn combines(node: &NodeProto) -> bool {
-    matches!(node.op_type(), "Add" | "Sub" | "Mul" | "Div" | "Where" | "Sum")
+/// Values of initialisers and Constant nodes.
+fn constants<'m>(index: &Index<'m>) -> HashMap<&'m str, &'m TensorProto> {
+    let held = index.graph.node.iter().filter(|n| n.op_type() == "Constant");
+    let held = held.filter_map(|n| Some((n.output.first()?.as_str(), n.attribute.first()?.t.as_ref()?)));
+    index.graph.initializer.iter().map(|t| (t.name(), t)).chain(held).collect()
+}
+
+/// Whether a node makes a mask: with numbers that only such have.
+fn makes_mask(node: &NodeProto, constants: &HashMap<&str, &TensorProto>) -> bool {
+    let far = |name: &String| constants.get(name.as_str()).is_some_and(|t| is_far(t) == Some(true));
+    matches!(node.op_type(), "Add" | "Sub" | "Mul" | "Div" | "Where" | "Sum") && node.input.iter().any(far)
 }
 
 /// Names that stand where layers learn, if they are constants: those in front
@@ -235,8 +243,10 @@ fn look<'m>(node: &'m NodeProto, known: &Known<'_>, stated: &HashSet<String>, le
     // is computed is learned in its parts.
     let behind = node.output.iter().any(|o| learned.contains(o.as_str()));
     let computed = behind && node.output.iter().any(|o| known.made.contains(o.as_str()));
+    // Of a constant that is computed those behind it say what it is.
+    let open = !known.computes(node);
     for (i, name) in node.input.iter().enumerate() {
-        if known.learns(node, i) || behind && moves(node, i) || computed && known.takes(node, i, stated) {
+        if open && known.learns(node, i) || behind && moves(node, i) || computed && known.takes(node, i, stated) {
             learned.insert(name);
         }
     }
@@ -254,18 +264,23 @@ fn normalises(node: &NodeProto) -> bool {
     )
 }
 
-/// Names of constants that come of Constant nodes and sizes alone: exporters
-/// keep weights as initialisers, and write constants of the architecture so.
+/// Names of constants that come of Constant nodes and sizes alone, or are masks
+/// and tables of positions: exporters keep weights as initialisers, and write
+/// constants of the architecture so.
 /// `said` are initialisers that are none, and stated as well.
 pub(crate) fn stated(model: &Model, said: HashSet<String>) -> HashSet<String> {
     let index = Index::new(model);
     let floats = index.graph.initializer.iter().filter(|t| is_float(t) && !said.contains(t.name()));
     let mut weights: HashSet<&str> = floats.map(|t| t.name()).collect();
     let mut stated = said;
+    let constants = constants(&index);
     for &position in &index.order {
         let node = &index.graph.node[position];
         let outputs = node.output.iter().filter(|o| !o.is_empty());
-        if !is_function_of_inputs(node) || index.reads[position].iter().any(|name| weights.contains(name)) {
+        let of_weights = || index.reads[position].iter().any(|name| weights.contains(name));
+        let fixed = outputs.clone().any(|o| !index.is_dynamic(o));
+        let mere = fixed && (TABLES.contains(&node.op_type()) || makes_mask(node, &constants));
+        if !is_function_of_inputs(node) || !mere && of_weights() {
             weights.extend(outputs.map(String::as_str));
         } else {
             stated.extend(outputs.filter(|o| !index.is_dynamic(o)).cloned());

@@ -78,8 +78,7 @@ fn kinds(model: &Model) -> Result<Kinds, TrainError> {
     let size = |d: &Dim| usize::try_from(d.known()?).ok();
     let known = |t: &ValueInfo| t.shape.as_ref()?.iter().map(size).collect::<Option<Vec<_>>>();
     let made = types.iter().filter(|t| !index.is_dynamic(&t.name));
-    let mut shapes: HashMap<&str, Vec<usize>> =
-        made.filter_map(|t| Some((t.name.as_str(), known(t)?))).collect();
+    let mut shapes: HashMap<&str, Vec<usize>> = made.filter_map(|t| Some((t.name.as_str(), known(t)?))).collect();
     let dims = |t: &TensorProto| t.dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).collect();
     shapes.extend(index.graph.initializer.iter().map(|t| (t.name(), dims(t))));
     let product = |dims: &[usize]| dims.iter().product::<usize>();
@@ -151,7 +150,11 @@ fn kinds(model: &Model) -> Result<Kinds, TrainError> {
                 _ if product(shape) == elements && elements > 1 => kind,
                 _ => Kind::Kept,
             };
-            kinds.weights.entry(name.clone()).and_modify(|k| *k = if *k == Kind::Kept { kind } else { *k }).or_insert(kind);
+            kinds
+                .weights
+                .entry(name.clone())
+                .and_modify(|k| *k = if *k == Kind::Kept { kind } else { *k })
+                .or_insert(kind);
         }
     }
     Ok(kinds)

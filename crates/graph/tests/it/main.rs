@@ -12,3 +12,4 @@ mod normal;
 mod real_types;
 mod rewrites;
 mod text;
+mod weights;

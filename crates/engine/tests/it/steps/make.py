@@ -31,13 +31,14 @@ ANY = -1  # as many rows as what is multiplied has columns
 
 
 def case(name, bodies, weights=None, *, x=(5, 4, 6, 6), y="N,3", classes=3, loss=CROSS_ENTROPY, optimizer=SGD, rate=0.1,
-         warmup=0, decay=None, clip=None, target="classes", logits="y", kind="float", integers=None, ir=None):
+         warmup=0, decay=None, clip=None, target="classes", logits="y", kind="float", integers=None, producer=""):
     """`bodies`: what is between the braces, by operator set. `weights`: shapes, or arrays; what begins with `k_` is a
-    constant of the architecture. `logits`: the tensor that the loss is computed of in PyTorch."""
+    constant of the architecture. `logits`: the tensor that the loss is computed of in PyTorch. `producer`: who is said to
+    have written the file."""
     schedule = {"rate": rate, "warmup": warmup, "decay": decay or {"kind": "constant"}}
     recipe = {"loss": loss, "optimizer": optimizer, "schedule": schedule, "clip": clip}
     CASES.append(dict(name=name, bodies=bodies, weights=weights or {}, x=x, y=y, classes=classes, recipe=recipe,
-                      target=target, logits=logits, kind=kind, integers=integers))
+                      target=target, logits=logits, kind=kind, integers=integers, producer=producer))
 
 
 def between(**bodies):
@@ -165,6 +166,42 @@ case("einsum", {n: "h = Einsum<equation = \"nij,jk->nik\">(x, w) f = Flatten(h) 
      {"w": (5, 4), "head": (12, 3)}, x=(4, 3, 5))
 case("embedding", {n: "e = Gather(table, x) f = Flatten(e) y = MatMul(f, head)" for n in (7, 23)},
      {"table": (7, 4), "head": (20, 3)}, x=(4, 5), integers=7)
+
+# Weights computed of weights: their parts are trained.
+layer("weight_norm", between(
+    s7="l = ReduceL2<axes = [1, 2, 3]>(v) d = Div(v, l) w = Mul(d, g) o = Conv(h, w, b)",
+    s23="l = ReduceL2(v, k_axes) d = Div(v, l) w = Mul(d, g) o = Conv(h, w, b)"),
+      {"v": (3, 4, 3, 3), "g": (3, 1, 1, 1), "b": (3,), "k_axes": i64(1, 2, 3)})
+layer("weight_norm_of_rows", between(
+    s7="s = Mul(v, v) t = ReduceSum<axes = [1]>(s) l = Sqrt(t) c = Div(g, l) w = Mul(v, c) u = Transpose(w) i = Flatten(h) "
+       "n = MatMul(i, u) o = Tanh(n)",
+    s23="s = Mul(v, v) t = ReduceSum(s, k_axes) l = Sqrt(t) c = Div(g, l) w = Mul(v, c) u = Transpose(w) i = Flatten(h) "
+        "n = MatMul(i, u) o = Tanh(n)"),
+      {"v": (5, 16), "g": (5, 1), "k_axes": i64(1)}, x=(5, 4, 2, 2), optimizer={"kind": "adamw"}, rate=0.02)
+layer("weight_standardised", between(
+    s7="m = ReduceMean<axes = [1, 2, 3]>(v) c = Sub(v, m) q = Mul(c, c) a = ReduceMean<axes = [1, 2, 3]>(q) e = Add(a, k_small) "
+       "d = Sqrt(e) z = Div(c, d) w = Mul(z, g) o = Conv(h, w)",
+    s23="m = ReduceMean(v, k_axes) c = Sub(v, m) q = Mul(c, c) a = ReduceMean(q, k_axes) e = Add(a, k_small) "
+        "d = Sqrt(e) z = Div(c, d) w = Mul(z, g) o = Conv(h, w)"),
+      {"v": (3, 4, 3, 3), "g": (3, 1, 1, 1), "k_axes": i64(1, 2, 3), "k_small": numpy.array(1e-5, numpy.float32)})
+SPECTRAL = "t = MatMul(v, k_v) s = MatMul(k_u, t) w = Div(v, s) u = Transpose(w) i = Flatten(h) o = MatMul(i, u)"
+layer("spectral_norm", both(SPECTRAL), {"v": (5, 16), "k_u": numpy.linspace(-1, 1, 5, dtype=numpy.float32),
+      "k_v": numpy.linspace(-0.5, 1, 16, dtype=numpy.float32)}, x=(5, 4, 2, 2))
+LOW_RANK = "i = Flatten(h) p = MatMul(a, b) r = Mul(p, k_share) w = Add(v, r) c = Add(d, e) u = MatMul(i, w) n = Add(u, c) o = Tanh(n)"
+layer("low_rank", both(LOW_RANK), {"v": (16, 5), "a": (16, 2), "b": (2, 5), "d": (5,), "e": (5,),
+      "k_share": numpy.array(0.5, numpy.float32)}, x=(5, 4, 2, 2))
+layer("pruned", both("w = Mul(v, k_mask) a = Sin(k_angles) t = Mul(h, a) o = Conv(t, w)"), {"v": (3, 4, 3, 3),
+      "k_mask": (numpy.arange(108) % 3 > 0).reshape(3, 4, 3, 3).astype(numpy.float32),
+      "k_angles": numpy.linspace(0.5, 2, 6, dtype=numpy.float32)})
+case("learned_numbers", {n: "h = MatMul(x, w) a = Mul(h, alpha) r = Tanh(a) z = MatMul(r, head) s = Exp(logit_scale) t = Mul(z, s) "
+     "d = Div(t, temperature) y = Add(d, logit_bias)" for n in (7, 23)},
+     {"w": (5, 6), "head": (6, 3), "alpha": numpy.array([0.8]), "logit_scale": numpy.array(0.3), "temperature": numpy.array(1.7),
+      "logit_bias": numpy.array([-0.2])}, x=(6, 5), producer="pytorch", optimizer={"kind": "adam"}, rate=0.02)
+layer("mean_of_powers", both("c = Clip(h, k_low) q = Pow(c, p) a = GlobalAveragePool(q) i = Reciprocal(p) o = Pow(a, i)", old=11),
+      {"p": numpy.array([3.0]), "k_low": numpy.array(1e-6, numpy.float32)}, producer="pytorch")
+case("double_weight_norm", {n: "l = ReduceL2<axes = [0]>(v) d = Div(g, l) w = Mul(v, d) h = MatMul(x, w) r = Tanh(h) "
+     "y = MatMul(r, head)" for n in (7, 17)}, {"v": (5, 6), "g": (1, 6), "head": (6, 3)}, x=(6, 5), kind="double",
+     optimizer={"kind": "adam"}, rate=0.02)
 
 # Activations and arithmetic.
 CURVES = "a = Relu(h) b = LeakyRelu(h) c = Elu(h) d = Selu(h) e = HardSigmoid(h) g = Softplus(h) i = Softsign(h) " \
@@ -357,6 +394,7 @@ def write(case):
             weights = initialisers(case, random, columns)
         read = {name for node in model.graph.node for name in node.input}
         model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in weights.items() if n in read)
+        model.producer_name = case["producer"]
         onnx.checker.check_model(model)
         onnx.save(model, FOLDER / f"{case['name']}-{opset}.onnx")
         made.append(model)
@@ -374,6 +412,7 @@ def steps(case, model, weights, own, random):
     recipe, kept = case["recipe"], []
     statistics = {name: torch.from_numpy(weights[name].copy()).double() for name in ("mean", "var") if name in weights}
     constants = {n: torch.from_numpy(v.copy()) for n, v in weights.items() if n.startswith("k_")}
+    constants = {n: v.double() if v.is_floating_point() else v for n, v in constants.items()}
     parameters = {n: torch.from_numpy(v.copy()).double().requires_grad_() for n, v in weights.items()
                   if n not in statistics and n not in constants}
     optimizer = optimizer_of(recipe["optimizer"], list(parameters.values()), recipe["schedule"]["rate"])
