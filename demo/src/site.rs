@@ -1,7 +1,7 @@
 //! The site of the demonstration: processes, links, and the command line
 //! that drives them, as a user would.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -137,7 +137,11 @@ impl Tierline {
         let made = cloud.ask(&["token", "create", "--role", role])?;
         let token = made["token"].as_str().context("no token")?;
         let data = self.logs.join(name).to_string_lossy().into_owned();
-        self.json(&["--data", &data, "join", url, "--token", token, "--name", name])?;
+        // On a command line every user of this machine would see it.
+        let mut file = tempfile::NamedTempFile::new_in(&self.logs)?;
+        writeln!(file, "{token}")?;
+        let token = file.path().to_string_lossy();
+        self.json(&["--data", &data, "join", url, "--token-file", &token, "--name", name])?;
         self.node(name, args)
     }
 

@@ -1,23 +1,22 @@
 //! Whether a run would fit into memory, told before it.
 //!
-//! An engine that can't have memory ends the process, and sizes may follow
-//! from what a caller gives: from shapes, and from values, as in Range, Expand
-//! or ConstantOfShape. What can be followed is computed from the inputs alone;
-//! what can't is left to the engine.
+//! An engine that can't have memory ends the process. What a run takes follows
+//! from its inputs (`sizes`); what can't be followed is left to the engine.
 
 use std::collections::HashSet;
 
 use tierline_graph::index::reads;
 use tierline_graph::infer::Largest;
 use tierline_graph::onnx::{GraphProto, NodeProto};
-use tierline_graph::{Model, Tensor, infer_types_of, memory};
+use tierline_graph::{Model, Tensor};
 
 use crate::error::EngineError;
+use crate::sizes::Sizes;
 
 /// What is needed to tell the sizes of a run.
 pub(crate) struct Bounds {
     engine: &'static str,
-    outline: Model,
+    sizes: Sizes,
     /// Inputs whose values decide sizes.
     sizing: HashSet<String>,
     /// The last inputs found to fit: shapes, and values where they count.
@@ -32,7 +31,7 @@ enum Seen {
 
 impl Bounds {
     pub(crate) fn new(engine: &'static str, model: &Model) -> Self {
-        Self { engine, outline: model.outline(), sizing: sizing(model), fitted: None }
+        Self { engine, sizes: Sizes::new(model), sizing: sizing(model), fitted: None }
     }
 
     /// Refuses a run on `inputs` whose tensors don't fit into `available` bytes.
@@ -49,12 +48,11 @@ impl Bounds {
             return Ok(());
         }
         // What contradicts itself is the engine's to refuse.
-        let Ok(types) = infer_types_of(&self.outline, inputs) else { return Ok(()) };
+        let Some(run) = self.sizes.of(inputs) else { return Ok(()) };
         let available = available();
-        refuse(self.engine, types.largest(), available)?;
+        refuse(self.engine, run.largest(), available)?;
         // Weights are there already.
-        let weights = self.outline.graph().initializer.iter().filter_map(|t| types.get(t.name())?.bytes());
-        let more = memory::peak(&self.outline, &types, 1).saturating_sub(weights.sum());
+        let more = run.bytes().saturating_sub(run.weights());
         if more > available {
             let reason = format!("all tensors together take {more} bytes at these inputs; {available} are free");
             return Err(EngineError::Memory { engine: self.engine, reason });

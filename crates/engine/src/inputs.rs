@@ -37,18 +37,14 @@ fn fits(value: &ValueInfo, tensor: &Tensor) -> Result<(), EngineError> {
     {
         return Err(EngineError::InputType { name: value.name.clone(), expected, given: tensor.dtype() });
     }
-    let Some(shape) = &value.shape else { return Ok(()) };
-    let same = shape.len() == tensor.shape().len()
-        && shape.iter().zip(tensor.shape()).all(|(d, &n)| d.known().is_none_or(|d| d == n as u64));
-    if same {
-        Ok(())
-    } else {
-        Err(EngineError::InputShape {
-            name: value.name.clone(),
-            expected: describe(shape),
-            given: tensor.shape().to_vec(),
-        })
+    if value.takes(tensor.shape().iter().map(|&n| n as u64)) {
+        return Ok(());
     }
+    Err(EngineError::InputShape {
+        name: value.name.clone(),
+        expected: describe(value.shape.as_deref().unwrap_or_default()),
+        given: tensor.shape().to_vec(),
+    })
 }
 
 fn describe(shape: &[Dim]) -> String {

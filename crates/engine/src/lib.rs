@@ -29,6 +29,7 @@ mod ort;
 pub mod profiler;
 mod refuse;
 mod rten;
+mod sizes;
 mod stateful;
 mod stop;
 
@@ -142,6 +143,12 @@ pub trait Session: Send {
         let mut outputs = Vec::with_capacity(self.outputs().len());
         self.run_into(inputs, &mut outputs)?;
         Ok(outputs)
+    }
+
+    /// Bytes of the model that the session keeps beside what the engine made
+    /// of it.
+    fn kept_bytes(&self) -> u64 {
+        0
     }
 
     /// What the caller should know about how the model was loaded, such as an

@@ -13,7 +13,7 @@ use ::ort::environment::{Environment, GlobalThreadPoolOptions};
 use ::ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider};
 use ::ort::logging::LogLevel;
 use ::ort::session::builder::{BuilderResult, GraphOptimizationLevel, SessionBuilder};
-use ::ort::session::{RunOptions, Session as OrtSession, SessionInputValue};
+use ::ort::session::{RunOptions, Session as OrtSession, SessionInputValue, SessionOutputs};
 use ::ort::value::{DynValue, Outlet, PrimitiveTensorElementType, TensorElementType, TensorRef, ValueType};
 use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 
@@ -127,7 +127,8 @@ impl Engine for OnnxRuntime {
         let values = slots.iter().zip(&state).map(|(slot, t)| owned(&slot.input, t)).collect::<Result<_, _>>()?;
         let inputs = stateful::others(&loaded.inputs, |name| slots.iter().any(|s| s.input == name));
         let outputs = stateful::others(&loaded.outputs, |name| slots.iter().any(|s| s.output == name));
-        Ok(Box::new(Kept { session: loaded.session, inputs, outputs, slots: slots.to_vec(), values, next: Vec::new() }))
+        let slots = slots.to_vec();
+        Ok(Box::new(Kept { session: loaded.session, inputs, outputs, slots, values, next: Vec::new() }))
     }
 }
 
@@ -161,7 +162,7 @@ impl OnnxRuntime {
             let inputs = all(session.inputs(), &model.inputs())?;
             let outputs = all(session.outputs(), &model.outputs())?;
             let running = Arc::new(RunOptions::new().map_err(|e| refused(e.message()))?);
-            Ok(Loaded { session, running, inputs, outputs, notes })
+            Ok(Loaded { session: Stoppable { session, running }, inputs, outputs, notes })
         })
     }
 
@@ -286,10 +287,34 @@ fn data_type(t: TensorElementType) -> Option<DataType> {
     })
 }
 
-struct Loaded {
+/// A session whose runs can be stopped.
+struct Stoppable {
     session: OrtSession,
     /// Stops a run from another thread.
     running: Arc<RunOptions>,
+}
+
+type Given<'t> = Vec<(Cow<'t, str>, SessionInputValue<'t>)>;
+
+impl Stoppable {
+    fn run(&mut self, values: Given<'_>, stop: &Stop) -> Result<SessionOutputs<'_>, EngineError> {
+        let Self { session, running } = self;
+        let (started, brake) = (Instant::now(), Arc::clone(running));
+        let brake = move || drop(brake.terminate());
+        match stop.during(brake, || session.run_with_options(values, running)) {
+            Some(Ok(made)) => Ok(made),
+            Some(Err(e)) if !stop.is_pulled() => Err(failed(&e)),
+            _ => {
+                // A flag that was raised stays so: the next run needs its own.
+                running.unterminate().map_err(|e| failed(&e))?;
+                Err(EngineError::Stopped { engine: NAME, after: started.elapsed() })
+            }
+        }
+    }
+}
+
+struct Loaded {
+    session: Stoppable,
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
     notes: Vec<String>,
@@ -322,20 +347,7 @@ impl Session for Loaded {
                 .zip(&ordered)
                 .map(|(value, tensor)| Ok((Cow::from(value.name.as_str()), view(&value.name, tensor)?)))
                 .collect::<Result<Vec<_>, EngineError>>()?;
-            let (started, running) = (Instant::now(), Arc::clone(&self.running));
-            let brake = {
-                let running = Arc::clone(&running);
-                move || drop(running.terminate())
-            };
-            let made = match stop.during(brake, || self.session.run_with_options(values, &running)) {
-                Some(Ok(made)) => made,
-                Some(Err(e)) if !stop.is_pulled() => return Err(failed(&e)),
-                _ => {
-                    // A flag that was raised stays so: the next run needs its own.
-                    self.running.unterminate().map_err(|e| failed(&e))?;
-                    return Err(EngineError::Stopped { engine: NAME, after: started.elapsed() });
-                }
-            };
+            let made = self.session.run(values, stop)?;
             for (i, value) in self.outputs.iter().enumerate() {
                 let previous = (i < outputs.len()).then(|| std::mem::replace(&mut outputs[i], empty()));
                 let tensor = take(&value.name, &made[i], previous)?;
@@ -353,7 +365,7 @@ impl Session for Loaded {
 /// A session whose state never leaves the runtime: what a run made is what
 /// the next takes.
 struct Kept {
-    session: OrtSession,
+    session: Stoppable,
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
     slots: Vec<StateSlot>,
@@ -371,7 +383,12 @@ impl Stateful for Kept {
         &self.outputs
     }
 
-    fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
+    fn run_until(
+        &mut self,
+        given: &[(&str, &Tensor)],
+        outputs: &mut Vec<Tensor>,
+        stop: &Stop,
+    ) -> Result<(), EngineError> {
         let ordered = inputs::in_order(&self.inputs, given)?;
         guarded(NAME, "running the model", || {
             let mut values = self
@@ -382,7 +399,9 @@ impl Stateful for Kept {
                 .collect::<Result<Vec<_>, EngineError>>()?;
             let state = self.slots.iter().zip(&self.values);
             values.extend(state.map(|(slot, value)| (Cow::from(slot.input.as_str()), value.into())));
-            let mut made = self.session.run(values).map_err(|e| failed(&e))?;
+            // What an earlier run made is void, however this one ends.
+            self.next.clear();
+            let mut made = self.session.run(values, stop)?;
             let taken = self
                 .outputs
                 .iter()

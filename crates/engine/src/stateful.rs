@@ -4,7 +4,7 @@
 use tierline_graph::{Tensor, ValueInfo};
 
 use crate::error::EngineError;
-use crate::{Session, inputs};
+use crate::{Session, Stop, inputs};
 
 /// A loaded model with state.
 pub trait Stateful: Send {
@@ -14,12 +14,26 @@ pub trait Stateful: Send {
     /// The outputs of each run: those that aren't state.
     fn outputs(&self) -> &[ValueInfo];
 
-    /// Runs the model once. The outputs that aren't state go into `outputs`, in
-    /// the model's order; the state stays as it is until [`Stateful::advance`].
+    /// Runs the model once, unless `stop` ends it earlier. The outputs that
+    /// aren't state go into `outputs`, in the model's order; the state stays as
+    /// it is until [`Stateful::advance`].
     ///
     /// # Errors
-    /// As [`Session::run_into`].
-    fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError>;
+    /// As [`Session::run_until`]; the state can still be had then.
+    fn run_until(
+        &mut self,
+        given: &[(&str, &Tensor)],
+        outputs: &mut Vec<Tensor>,
+        stop: &Stop,
+    ) -> Result<(), EngineError>;
+
+    /// Runs the model once, however long it takes.
+    ///
+    /// # Errors
+    /// As [`Stateful::run_until`].
+    fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
+        self.run_until(given, outputs, &Stop::never())
+    }
 
     /// Takes over the state that the last run made; nothing without a run.
     fn advance(&mut self);
@@ -101,12 +115,17 @@ impl Stateful for Swapped {
         &self.outputs
     }
 
-    fn run_into(&mut self, given: &[(&str, &Tensor)], outputs: &mut Vec<Tensor>) -> Result<(), EngineError> {
+    fn run_until(
+        &mut self,
+        given: &[(&str, &Tensor)],
+        outputs: &mut Vec<Tensor>,
+        stop: &Stop,
+    ) -> Result<(), EngineError> {
         inputs::in_order(&self.inputs, given)?;
         let state = self.slots.iter().map(|s| s.input.as_str()).zip(&self.state);
         let all: Vec<(&str, &Tensor)> = given.iter().copied().chain(state).collect();
         self.fresh = false;
-        self.session.run_into(&all, &mut self.made)?;
+        self.session.run_until(&all, &mut self.made, stop)?;
         self.fresh = true;
         outputs.clear();
         for (made, value) in self.made.iter().zip(self.session.outputs()) {

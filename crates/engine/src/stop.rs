@@ -1,8 +1,9 @@
 //! Stopping what runs: at a moment, or on a word from another thread.
 //!
-//! A [`Stop`] goes along with a load or a run. The engine hangs its brake on it
-//! for as long as that takes ([`Stop::during`]); whoever holds another handle,
-//! or the alarm at the deadline, pulls it. One thread watches all deadlines.
+//! A [`Stop`] goes along with loads and runs. The engine hangs its brake on it
+//! for as long as one takes ([`Stop::during`]); whoever holds another handle
+//! pulls all of them, the alarm at a deadline those that are due. One thread
+//! watches all deadlines.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -17,13 +18,16 @@ pub struct Stop(Option<Arc<Inner>>);
 #[derive(Default)]
 struct Inner {
     deadline: Option<Instant>,
-    state: Mutex<State>,
+    /// Shared by those with other deadlines ([`Stop::no_later_than`]).
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Default)]
 struct State {
     asked: bool,
-    brake: Option<Brake>,
+    next: u64,
+    /// Of what runs now.
+    brakes: BTreeMap<u64, Brake>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -48,7 +52,15 @@ impl Stop {
     /// Ends at `deadline`, or earlier when [`Stop::pull`] is called.
     #[must_use]
     pub fn at(deadline: Instant) -> Self {
-        Self(Some(Arc::new(Inner { deadline: Some(deadline), state: Mutex::default() })))
+        Self(Some(Arc::new(Inner { deadline: Some(deadline), state: Arc::default() })))
+    }
+
+    /// The same, but no later than `deadline`: such as for one of many steps.
+    #[must_use]
+    pub fn no_later_than(&self, deadline: Instant) -> Self {
+        let Some(own) = &self.0 else { return Self::at(deadline) };
+        let deadline = own.deadline.map_or(deadline, |earlier| earlier.min(deadline));
+        Self(Some(Arc::new(Inner { deadline: Some(deadline), state: Arc::clone(&own.state) })))
     }
 
     /// Ends what runs, and what would begin later. Nothing for [`Stop::never`].
@@ -71,9 +83,19 @@ impl Stop {
         if self.is_pulled() {
             return None;
         }
-        inner.lock().brake = Some(Box::new(brake));
+        let id = {
+            let mut state = inner.lock();
+            // It may have been pulled this moment.
+            if state.asked {
+                return None;
+            }
+            let id = state.next;
+            state.next += 1;
+            state.brakes.insert(id, Box::new(brake));
+            id
+        };
         // Taken away even when `f` panics: a brake belongs to one run.
-        let _hung = Hung { inner, alarm: inner.deadline.map(|at| alarm().set(at, inner)) };
+        let _hung = Hung { inner, id, alarm: inner.deadline.map(|at| alarm().set(at, inner, id)) };
         Some(f())
     }
 }
@@ -87,7 +109,12 @@ impl Inner {
         let mut state = self.lock();
         state.asked = true;
         // Under the lock: a brake is never pulled after its run.
-        if let Some(brake) = &state.brake {
+        state.brakes.values().for_each(|brake| brake());
+    }
+
+    /// The time of one run is over.
+    fn is_due(&self, id: u64) {
+        if let Some(brake) = self.lock().brakes.get(&id) {
             brake();
         }
     }
@@ -95,12 +122,13 @@ impl Inner {
 
 struct Hung<'s> {
     inner: &'s Arc<Inner>,
+    id: u64,
     alarm: Option<(Instant, u64)>,
 }
 
 impl Drop for Hung<'_> {
     fn drop(&mut self) {
-        self.inner.lock().brake = None;
+        self.inner.lock().brakes.remove(&self.id);
         if let Some(key) = self.alarm {
             alarm().clear(key);
         }
@@ -116,7 +144,7 @@ struct Alarm {
 #[derive(Default)]
 struct Waiting {
     next: u64,
-    stops: BTreeMap<(Instant, u64), Weak<Inner>>,
+    stops: BTreeMap<(Instant, u64), (Weak<Inner>, u64)>,
     /// When the thread looks next; an earlier deadline wakes it.
     looks: Option<Instant>,
 }
@@ -139,11 +167,11 @@ impl Alarm {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(&self, at: Instant, inner: &Arc<Inner>) -> (Instant, u64) {
+    fn set(&self, at: Instant, inner: &Arc<Inner>, brake: u64) -> (Instant, u64) {
         let mut waiting = self.lock();
         let key = (at, waiting.next);
         waiting.next += 1;
-        waiting.stops.insert(key, Arc::downgrade(inner));
+        waiting.stops.insert(key, (Arc::downgrade(inner), brake));
         // What was cleared stays in `looks`: it wakes the thread once for
         // nothing, which is cheaper than waking it for every run.
         if waiting.looks.is_none_or(|looks| at < looks) {
@@ -168,7 +196,8 @@ impl Alarm {
             if !due.is_empty() {
                 // Not under the lock: a brake may take a moment.
                 drop(waiting);
-                due.iter().filter_map(Weak::upgrade).for_each(|inner| inner.pull());
+                let due = due.iter().filter_map(|(inner, brake)| Some((inner.upgrade()?, *brake)));
+                due.for_each(|(inner, brake)| inner.is_due(brake));
                 waiting = self.lock();
                 continue;
             }
@@ -229,6 +258,25 @@ mod tests {
         let hung = late.during(|| {}, || braked(&Stop::at(Instant::now() + Duration::from_millis(20))));
         assert_eq!(hung, Some(true));
         assert!(!late.is_pulled());
+    }
+
+    #[test]
+    fn one_of_many_steps_has_its_own_deadline() {
+        let whole = Stop::asked();
+        let step = whole.no_later_than(Instant::now() + Duration::from_millis(20));
+        assert!(braked(&step) && step.is_pulled());
+        assert!(!whole.is_pulled(), "the next step may begin");
+        assert!(Stop::at(Instant::now()).no_later_than(Instant::now() + Duration::from_secs(60)).is_pulled());
+        let next = whole.no_later_than(Instant::now() + Duration::from_secs(3_600));
+        let other = std::thread::spawn({
+            let whole = whole.clone();
+            move || {
+                std::thread::sleep(Duration::from_millis(20));
+                whole.pull();
+            }
+        });
+        assert!(braked(&next) && next.is_pulled() && whole.is_pulled());
+        other.join().unwrap();
     }
 
     #[test]

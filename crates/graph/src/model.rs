@@ -83,6 +83,20 @@ impl Model {
         Ok(bytes)
     }
 
+    /// Refuses a model that doesn't fit into one file.
+    ///
+    /// # Errors
+    /// When it exceeds [`FILE_BYTES_MAX`].
+    pub fn check_one_file(&self) -> Result<(), LoadError> {
+        fits(&self.proto, FILE_BYTES_MAX).map(drop)
+    }
+
+    /// Bytes of [`Model::to_bytes`], whether or not they fit into one file.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        self.proto.compute_size()
+    }
+
     /// Writes the model: one self-contained file where that can hold it, else
     /// with its weights beside it in `<file name>.data`.
     ///

@@ -46,6 +46,16 @@ pub struct ValueInfo {
 }
 
 impl ValueInfo {
+    /// Whether an input that is declared so takes a tensor of this shape.
+    ///
+    /// No axes at all may stand for a scalar, or for a rank that the exporter
+    /// didn't know: ONNX Runtime takes any shape there, and so do we.
+    #[must_use]
+    pub fn takes(&self, shape: impl ExactSizeIterator<Item = u64>) -> bool {
+        let Some(axes) = self.shape.as_ref().filter(|axes| !axes.is_empty()) else { return true };
+        axes.len() == shape.len() && axes.iter().zip(shape).all(|(axis, n)| axis.known().is_none_or(|known| known == n))
+    }
+
     /// Number of elements when every axis is fixed.
     #[must_use]
     pub fn elements(&self) -> Option<u64> {

@@ -195,13 +195,16 @@ enum Loaded {
 
 /// Plans and sessions of one node.
 ///
-/// Invariants: the bytes of sessions loaded, loading and being dropped never
-/// exceed the limit, as far as their stated sizes are right; a plan replaces
+/// Invariants: no session is loaded beyond the room that there is for sessions
+/// loaded, loading and being dropped, as far as their stated sizes are right; a plan replaces
 /// a usable one only when its sessions here are warm, or when both plans'
 /// sessions would not fit together.
 #[derive(Debug)]
 pub struct Adapt<P> {
+    /// What sessions may take.
     memory_max: u64,
+    /// What is left of it for them now.
+    room: u64,
     models: BTreeMap<Digest, Model<P>>,
     conditions: Conditions,
     loaded: BTreeMap<SessionKey, (Loaded, u64)>,
@@ -215,11 +218,18 @@ impl<P: Plans> Adapt<P> {
     pub fn new(memory_max: u64) -> Self {
         Self {
             memory_max,
+            room: memory_max,
             models: BTreeMap::new(),
             conditions: Conditions::default(),
             loaded: BTreeMap::new(),
             refused: BTreeMap::new(),
         }
+    }
+
+    /// What sessions may take beside what else the node keeps: less of them are
+    /// kept loaded. A plan may still need all of [`Adapt::new`]'s memory.
+    pub fn set_room(&mut self, bytes: u64) {
+        self.room = bytes.min(self.memory_max);
     }
 
     /// One step.
@@ -426,7 +436,7 @@ impl<P: Plans> Adapt<P> {
         let staying = self.loaded.values().filter(|(state, _)| *state != Loaded::Evicting);
         let mut staying: u64 = staying.map(|(_, bytes)| bytes).sum();
         for (key, (state, size)) in &mut self.loaded {
-            if staying + bytes <= self.memory_max {
+            if staying + bytes <= self.room {
                 break;
             }
             if *state == Loaded::Warm && !keep.contains(key) {
@@ -435,7 +445,7 @@ impl<P: Plans> Adapt<P> {
                 out.push(Action::Evict(*key));
             }
         }
-        self.memory() + bytes <= self.memory_max
+        self.memory() + bytes <= self.room
     }
 
     /// Sessions worth their memory, most urgent first, within the limit.
@@ -453,7 +463,7 @@ impl<P: Plans> Adapt<P> {
             let plans = likely.iter().filter_map(|conditions| self.best(model, conditions));
             urgent.extend(plans.flat_map(|(plan, _)| model.plans.sessions(plan)));
         }
-        let mut left = self.memory_max;
+        let mut left = self.room;
         let mut chosen: BTreeSet<SessionKey> = BTreeSet::new();
         let size = |session: &Session| self.loaded.get(&session.key).map_or(session.bytes, |(_, bytes)| *bytes);
         urgent.retain(|session| {

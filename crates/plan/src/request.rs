@@ -220,6 +220,20 @@ pub struct PlanRequest {
 }
 
 impl PlanRequest {
+    /// Bytes that it takes in memory, about.
+    pub(crate) fn byte_len(&self) -> usize {
+        let tier = |t: &Tier| size_of::<Tier>() + t.name.len() + size_of_val(t.segment_ns.as_slice());
+        let option = |o: &CodecOption| {
+            let times = size_of_val(o.encode_ns.as_slice()) + size_of_val(o.decode_ns.as_slice());
+            size_of::<CodecOption>() + o.codec.len() + times
+        };
+        let crossing =
+            |c: &Crossing| size_of::<Crossing>() + c.tensor.len() + c.options.iter().map(option).sum::<usize>();
+        self.tiers.iter().map(tier).sum::<usize>()
+            + self.crossings.iter().flatten().map(crossing).sum::<usize>()
+            + size_of_val(self.segment_memory.as_slice())
+    }
+
     /// A request from the profiles of the path's tiers, lowest first: least
     /// latency, no limits but the loss. Sizes and losses are those that the
     /// lowest tier measured, codec times each tier's own. `None` where

@@ -100,6 +100,16 @@ struct Hop<'a> {
 }
 
 impl Prepared {
+    /// Bytes that it takes in memory, about.
+    pub(crate) fn byte_len(&self) -> usize {
+        let combination = |c: &Combination| size_of::<Combination>() + size_of_val(c.options.as_slice());
+        let combinations: usize = self.combinations.iter().flatten().flatten().map(combination).sum();
+        let places: usize = self.combinations.iter().map(|hop| hop.len() * size_of::<Vec<Combination>>()).sum();
+        let tiers = self.compute.len() * (size_of::<f64>() + size_of::<u32>());
+        let sums = (self.n + 1) * (tiers + size_of::<u64>() + size_of::<f64>());
+        combinations + places + sums + self.dreams.iter().map(|(_, _, c)| combination(c)).sum::<usize>()
+    }
+
     /// `request` has been checked.
     pub(crate) fn new(request: &PlanRequest) -> Self {
         let (n, tiers) = (request.segments(), request.tiers.len());

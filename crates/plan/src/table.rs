@@ -102,6 +102,13 @@ impl PlanTable {
         self.placements.is_empty()
     }
 
+    /// Bytes that it takes in memory, about.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        let placements = self.placements.iter().map(|bounds| size_of::<Vec<usize>>() + size_of_val(bounds.as_slice()));
+        (self.request.byte_len() + self.prepared.byte_len() + placements.sum::<usize>()) as u64
+    }
+
     /// Boundaries of placement `index`.
     #[must_use]
     pub fn bounds(&self, index: usize) -> &[usize] {

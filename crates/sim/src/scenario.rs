@@ -129,6 +129,9 @@ pub(crate) fn harmful(job: &Job, scenario: &Scenario, ends: usize) -> Vec<Option
 /// Keeps the draw of harmful ends apart from others.
 const HARM: u64 = 0x6861_726d;
 
+/// Beyond it no device is of use to anybody.
+const SPREAD_MAX: f64 = 1e6;
+
 pub(crate) fn check(scenario: &Scenario, ends: usize) -> Result<(), SimError> {
     let wrong = |what, reason: &str| Err(SimError::Scenario { what, reason: reason.to_owned() });
     if ends == 0 {
@@ -138,8 +141,8 @@ pub(crate) fn check(scenario: &Scenario, ends: usize) -> Result<(), SimError> {
         return wrong("edges", "there are more edges than ends");
     }
     let fast = scenario.examples_per_s > 0.0 && scenario.examples_per_s.is_finite();
-    if !fast || scenario.spread.is_nan() || scenario.spread < 1.0 {
-        return wrong("speed", "examples per second above 0, and a spread of 1 or more");
+    if !fast || !(1.0..=SPREAD_MAX).contains(&scenario.spread) {
+        return wrong("speed", "examples per second above 0, and a spread of 1 to 1e6");
     }
     if !(scenario.availability > 0.0 && scenario.availability <= 1.0) {
         return wrong("availability", "a share above 0 and at most 1");

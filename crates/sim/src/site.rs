@@ -7,9 +7,9 @@ mod upper;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use tierline_engine::Stop;
 use tierline_federate::gossip::Offer;
 use tierline_federate::{Channel, Contribution, Counted, Desk, Gossip, InMemory, Report, Sender, Server, Vectors};
 use tierline_graph::Model;
@@ -143,7 +143,7 @@ struct Trainee {
     model: usize,
     examples_per_s: f64,
     attack: Option<Attack>,
-    running: Option<(Work, Ticket, Arc<AtomicBool>)>,
+    running: Option<(Work, Ticket, Stop)>,
 }
 
 struct Node {

@@ -8,11 +8,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use tierline_engine::Stop;
 use tierline_federate::{Contribution, Vectors};
 use tierline_graph::Model;
 use tierline_node::Time;
@@ -33,7 +33,7 @@ pub(crate) struct Order {
     /// Whether it only looks at the model.
     pub(crate) look: bool,
     pub(crate) kept: Kept,
-    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) stop: Stop,
 }
 
 /// What came of it: `None` when it was stopped. With what the member keeps,

@@ -4,6 +4,7 @@
 //! with the nearest known one.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tierline_engine::{Apart, LoadOptions, Provider};
@@ -64,6 +65,58 @@ const PROFILE_SECONDS_MAX: u64 = 3_600;
 /// Least memory for requests under way: a few pictures at once.
 const REQUESTS_BYTES_MIN: u64 = 256 << 20;
 
+/// How many times as long something takes: `LEAST` at least, above 0 at any
+/// rate, and at most [`FACTOR_MAX`]. So whatever is computed of it is a time.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Factor<const LEAST: u32>(f64);
+
+/// Beyond it no device is of use to anybody.
+const FACTOR_MAX: f64 = 1e6;
+
+impl<const LEAST: u32> Factor<LEAST> {
+    /// As long as it takes.
+    pub const ONE: Self = Self(1.0);
+
+    /// As a number.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<const LEAST: u32> TryFrom<f64> for Factor<LEAST> {
+    type Error = String;
+
+    fn try_from(factor: f64) -> Result<Self, String> {
+        let least = f64::from(LEAST).max(1.0 / FACTOR_MAX);
+        if (least..=FACTOR_MAX).contains(&factor) {
+            return Ok(Self(factor));
+        }
+        Err(format!("{factor} is no such factor; it must be between {least} and {FACTOR_MAX}"))
+    }
+}
+
+impl<const LEAST: u32> From<Factor<LEAST>> for f64 {
+    fn from(factor: Factor<LEAST>) -> Self {
+        factor.0
+    }
+}
+
+impl<const LEAST: u32> FromStr for Factor<LEAST> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.trim().parse::<f64>().map_err(|_| format!("`{text}` is no number"))?.try_into()
+    }
+}
+
+impl<const LEAST: u32> std::fmt::Display for Factor<LEAST> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// One node's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -94,11 +147,11 @@ pub struct NodeConfig {
     /// ONNX Runtime's execution providers, most wanted first, as in `cuda`.
     pub providers: Vec<Provider>,
     /// Every run takes this many times as long: stands for a slower device.
-    pub slowdown: f64,
+    pub slowdown: Factor<1>,
     /// Don't measure: this device is so many times slower than the nearest
     /// tier above that has measured. For devices that can't be kept busy.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub scale_of_parent: Option<f64>,
+    pub scale_of_parent: Option<Factor<0>>,
     /// Bytes that sessions may take together.
     pub memory_bytes: u64,
     /// Bytes that one run of a model may take; half of this machine's memory
@@ -134,7 +187,7 @@ impl Default for NodeConfig {
             engine: "auto".to_owned(),
             threads: 0,
             providers: Vec::new(),
-            slowdown: 1.0,
+            slowdown: Factor::ONE,
             scale_of_parent: None,
             memory_bytes: MEMORY_DEFAULT,
             run_bytes: None,
@@ -173,12 +226,6 @@ impl NodeConfig {
     /// [`Exit::Configuration`], naming the key.
     pub fn check(&self) -> Outcome {
         let wrong = |text: String| Err(Failure::message(Exit::Configuration, text));
-        if !(self.slowdown >= 1.0 && self.slowdown.is_finite()) {
-            return wrong(format!("slowdown = {}: it must be 1 or more", self.slowdown));
-        }
-        if let Some(factor) = self.scale_of_parent.filter(|f| !(f.is_finite() && *f > 0.0)) {
-            return wrong(format!("scale_of_parent = {factor}: it must be above 0"));
-        }
         if !(1..=PROFILE_SECONDS_MAX).contains(&self.profile_seconds) {
             return wrong(format!(
                 "profile_seconds = {}: it must be between 1 and {PROFILE_SECONDS_MAX}",
@@ -272,8 +319,21 @@ mod tests {
     }
 
     #[test]
+    fn factors_that_make_no_time_are_refused() {
+        for wrong in ["inf", "-inf", "nan", "-1", "0", "1e300", "1000001", "fast", ""] {
+            assert!(wrong.parse::<Factor<0>>().is_err() && wrong.parse::<Factor<1>>().is_err(), "{wrong}");
+        }
+        assert!("0.5".parse::<Factor<1>>().is_err());
+        assert_eq!("0.5".parse::<Factor<0>>().map(f64::from), Ok(0.5));
+        assert_eq!("1e6".parse::<Factor<1>>().map(f64::from), Ok(1e6));
+        let failure = parse::<NodeConfig>("slowdown = inf\n", Path::new("node.toml")).unwrap_err();
+        assert!(failure.error.to_string().contains("between 1 and 1000000"), "{}", failure.error);
+    }
+
+    #[test]
     fn what_is_written_is_read() {
-        let config = NodeConfig { slowdown: 8.0, parents: vec!["https://edge:7443".into()], ..NodeConfig::default() };
+        let config =
+            NodeConfig { slowdown: Factor(8.0), parents: vec!["https://edge:7443".into()], ..NodeConfig::default() };
         let text = toml::to_string_pretty(&config).unwrap();
         assert_eq!(parse::<NodeConfig>(&text, Path::new("x")).unwrap(), config);
     }

@@ -20,6 +20,16 @@ pub enum TrainError {
     /// The engine can't run the step.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A step takes too long to be of use.
+    #[error(
+        "a step on {examples} examples took more than {seconds} s, the most that a member gives it; take smaller batches"
+    )]
+    Long {
+        /// Examples of its batch.
+        examples: usize,
+        /// Time that it had.
+        seconds: u64,
+    },
     /// The data set can't be used.
     #[error(transparent)]
     Data(#[from] DataError),

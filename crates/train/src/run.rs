@@ -4,14 +4,13 @@
 //! checkpoints are handed out to be kept. A run that is taken up from a
 //! checkpoint ends with the same weights as one that was never interrupted.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
 use crate::data::{BatchOptions, Batches, Dataset, Position};
 use crate::error::TrainError;
 use crate::trainer::{Scores, Trainer};
+use tierline_engine::Stop;
 
 /// How a run goes.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +107,7 @@ pub fn run(
     test: Option<&Dataset>,
     options: &RunOptions,
     from: Option<Checkpoint>,
-    stop: &AtomicBool,
+    stop: &Stop,
     tell: &mut dyn FnMut(Event) -> Result<(), TrainError>,
 ) -> Result<Outcome, TrainError> {
     trainer.check(train)?;
@@ -131,10 +130,15 @@ pub fn run(
     let per_epoch = batches.per_epoch();
     let mut since_checkpoint = 0;
     while let Some(batch) = batches.next() {
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_pulled() {
             return finished(trainer, at, &epochs, sums, false);
         }
-        let report = trainer.step(&batch, at)?;
+        trainer.heed(stop.clone(), None);
+        let report = match trainer.step(&batch, at) {
+            // The state is what it was before.
+            Err(_) if stop.is_pulled() => return finished(trainer, at, &epochs, sums, false),
+            report => report?,
+        };
         sums.counted += report.counted;
         sums.loss += report.loss * report.counted as f64;
         sums.correct += report.correct.unwrap_or(0);
@@ -149,6 +153,8 @@ pub fn run(
             let scores = match test.filter(|_| due) {
                 Some(test) => {
                     tell(Event::Evaluating)?;
+                    // An epoch is told with its scores, or again.
+                    trainer.heed(Stop::never(), None);
                     Some(trainer.evaluate(test, &options.batch)?)
                 }
                 None => None,

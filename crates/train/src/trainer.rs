@@ -1,8 +1,9 @@
 //! A model in training: its step and its evaluation, loaded in an engine.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tierline_engine::{Engine, LoadOptions, Session, StateSlot, Stateful};
+use tierline_engine::{Engine, EngineError, LoadOptions, Session, StateSlot, Stateful, Stop};
 use tierline_graph::infer::infer_types;
 use tierline_graph::slice::slice;
 use tierline_graph::step::{self, Evaluation, LEFT_OUT, Loss, Recipe, Role, Spec, Step};
@@ -28,6 +29,12 @@ pub struct Trainer {
     /// What steers the step, as it is now, in the order of [`Spec::steering`].
     steering: Vec<(String, Tensor)>,
     outputs: Vec<Tensor>,
+    /// Ends what runs.
+    stop: Stop,
+    /// Time for one run.
+    run_max: Option<Duration>,
+    /// A run broke off: sessions are loaded anew before the next.
+    worn: bool,
 }
 
 /// What one step gave.
@@ -71,9 +78,7 @@ impl Trainer {
         let evaluation = step::evaluation(&model, recipe, &step.spec)?;
         let (graph, state) = step.divided()?;
         let Step { spec, .. } = step;
-        let slots: Vec<StateSlot> =
-            spec.state.iter().map(|s| StateSlot { input: s.input.clone(), output: s.output.clone() }).collect();
-        let session = engine.load_stateful(&graph, options, &slots, state)?;
+        let session = engine.load_stateful(&graph, options, &slots(&spec), state)?;
         drop(graph);
         let evaluator = engine.load(&evaluation.model, options)?;
         let input = match &spec.inputs[..] {
@@ -104,6 +109,9 @@ impl Trainer {
             target,
             steering,
             outputs: Vec::new(),
+            stop: Stop::never(),
+            run_max: None,
+            worn: false,
         };
         it.set_pace(1.0);
         Ok(it)
@@ -175,12 +183,40 @@ impl Trainer {
         Ok(Some(Tensor::new([&targets.shape()[..1], &fitted].concat(), elements)?))
     }
 
+    /// From now on, steps and evaluations end when `stop` is pulled, or when a
+    /// run of one batch takes longer than `run_max`.
+    pub fn heed(&mut self, stop: Stop, run_max: Option<Duration>) {
+        (self.stop, self.run_max) = (stop, run_max);
+    }
+
+    /// What ends a run that begins now.
+    fn end_of_run(&self) -> Stop {
+        match self.run_max.and_then(|max| Instant::now().checked_add(max)) {
+            Some(deadline) => self.stop.no_later_than(deadline),
+            None => self.stop.clone(),
+        }
+    }
+
+    /// Loads the sessions anew where a run broke off, with the state as it is.
+    fn renew(&mut self) -> Result<(), TrainError> {
+        if self.worn {
+            let (graph, _) = made(self.engine.as_ref(), &self.model, &self.recipe)?.divided()?;
+            let state = self.session.state()?;
+            self.session = self.engine.load_stateful(&graph, &self.options, &slots(&self.spec), state)?;
+            self.evaluator = self.engine.load(&self.evaluation.model, &self.options)?;
+            self.worn = false;
+        }
+        Ok(())
+    }
+
     /// Takes one step.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`] when the loss or a gradient isn't; the state
-    /// is then what it was before the step.
+    /// [`TrainError::NotFinite`] when the loss or a gradient isn't; those of an
+    /// engine that was stopped ([`Trainer::heed`]). The state is then what it
+    /// was before the step.
     pub fn step(&mut self, batch: &Batch, at: Position) -> Result<StepReport, TrainError> {
+        self.renew()?;
         let features = fit(&self.input, &batch.features)?;
         let features = features.as_ref().unwrap_or(&batch.features);
         let targets = self.fit_targets(&batch.targets)?;
@@ -188,7 +224,10 @@ impl Trainer {
         let own = [(self.input.name.as_str(), features), (self.spec.target.as_str(), targets)];
         let steering = self.steering.iter().map(|(name, tensor)| (name.as_str(), tensor));
         let given: Vec<(&str, &Tensor)> = own.into_iter().chain(steering).collect();
-        self.session.run_into(&given, &mut self.outputs)?;
+        let stop = self.end_of_run();
+        let ran = self.session.run_until(&given, &mut self.outputs, &stop);
+        self.worn |= ran.as_ref().is_err_and(EngineError::is_last);
+        ran?;
         let number = |name: &str| {
             let position = self.session.outputs().iter().position(|v| v.name == name)?;
             scalar(&self.outputs[position])
@@ -299,6 +338,7 @@ impl Trainer {
     /// # Errors
     /// When the engine fails.
     pub fn evaluate(&mut self, dataset: &Dataset, options: &BatchOptions) -> Result<Scores, TrainError> {
+        self.renew()?;
         let state = self.session.state()?;
         let plain = options.for_evaluation();
         let mut batches = Batches::start(dataset, &plain, Position::default(), 1)?;
@@ -311,7 +351,10 @@ impl Trainer {
             let weights = self.evaluation.weights.iter().map(|&i| (self.spec.state[i].input.as_str(), &state[i]));
             let own = [(self.input.name.as_str(), features), (self.spec.target.as_str(), targets)];
             let all: Vec<(&str, &Tensor)> = own.into_iter().chain(weights).collect();
-            self.evaluator.run_into(&all, &mut self.outputs)?;
+            let stop = self.end_of_run();
+            let ran = self.evaluator.run_until(&all, &mut self.outputs, &stop);
+            self.worn |= ran.as_ref().is_err_and(EngineError::is_last);
+            ran?;
             let number = |at: usize| self.outputs.get(at).and_then(scalar);
             let here = number(2).map_or(batch.examples as u64, |n| n as u64);
             // The mean over nothing is not a number, and weighs nothing.
@@ -469,6 +512,11 @@ fn fitted(input: &ValueInfo, example: &[usize]) -> Result<Option<Vec<usize>>, Tr
         Some(axes) if axes.iter().product::<usize>() == example.iter().product::<usize>() => Ok(Some(axes)),
         _ => refuse("resize the data set's pictures, or export the model for this shape"),
     }
+}
+
+/// The step's state, as engines take it.
+fn slots(spec: &Spec) -> Vec<StateSlot> {
+    spec.state.iter().map(|s| StateSlot { input: s.input.clone(), output: s.output.clone() }).collect()
 }
 
 /// The step, with what operators the engine has of its own.

@@ -12,7 +12,7 @@ const TASKS: &str = "crates/tierline/src/daemon/tasks.rs";
 
 #[test]
 fn tasks_have_names_and_queues_have_limits() {
-    let parts = ["daemon", "store"].map(|part| format!("crates/tierline/src/{part}"));
+    let parts = ["daemon", "identity", "store"].map(|part| format!("crates/tierline/src/{part}"));
     let mut found = Vec::new();
     for file in files() {
         if file.ends_with(TASKS) || !parts.iter().any(|part| file.starts_with(part)) {

@@ -10,14 +10,13 @@
 //! and sessions on other devices than the processor, stay here where the engine
 //! can at least be stopped.
 //!
-//! `sizes` says what is known of a model, `process` is a worker as seen from
+//! `crate::sizes` says what is known of a run, `process` is a worker as seen from
 //! here, [`serve`] what a worker does, `frame` what they say to each other.
 //! Start at [`apart`].
 
 mod frame;
 mod process;
 mod serve;
-mod sizes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -28,7 +27,7 @@ use tierline_graph::{Model, Tensor, ValueInfo};
 pub use self::serve::serve;
 
 use self::process::Process;
-use self::sizes::Need;
+use crate::sizes::{Run, Sizes};
 use crate::stateful::{StateSlot, Stateful};
 use crate::stop::Stop;
 use crate::{Engine, EngineError, LoadOptions, Session, inputs};
@@ -43,6 +42,10 @@ pub struct Apart {
     /// Bytes that one run may take, weights included.
     pub memory_max: u64,
 }
+
+/// Multiply-adds of one operator that may run where it can't be killed: no
+/// engine stops within an operator, and this is some seconds on a small device.
+const KERNEL_MACS_MAX: u64 = 100_000_000_000;
 
 /// Sets of input shapes whose needs are remembered per session; a caller with
 /// ever new ones has them worked out again.
@@ -60,25 +63,22 @@ struct Guarded {
 }
 
 impl Guarded {
-    /// Whether this engine may run what needs `need` in this process.
-    fn place(&self, need: &Need) -> Result<Place, EngineError> {
-        match need {
-            Need::Known { bytes, .. } if *bytes > self.how.memory_max => {
-                let limit = self.how.memory_max;
-                let reason = format!("it takes about {bytes} bytes; the limit for one run on this device is {limit}");
-                Err(EngineError::Memory { engine: self.engine.name(), reason })
-            }
-            Need::Known { longest, .. } if *longest > sizes::KERNEL_MACS_MAX => Ok(Place::Apart),
-            Need::Known { .. } => Ok(Place::Here),
-            Need::Unknown => Ok(Place::Apart),
+    /// Whether this engine may do such a run in this process.
+    fn place(&self, run: Option<&Run<'_>>) -> Result<Place, EngineError> {
+        let Some(run) = run.filter(|run| run.is_known()) else { return Ok(Place::Apart) };
+        let (bytes, limit) = (run.bytes(), self.how.memory_max);
+        if bytes > limit {
+            let reason = format!("it takes about {bytes} bytes; the limit for one run on this device is {limit}");
+            return Err(EngineError::Memory { engine: self.engine.name(), reason });
         }
+        Ok(if run.longest() > KERNEL_MACS_MAX { Place::Apart } else { Place::Here })
     }
 
     /// As [`Guarded::place`], for what would lose too much apart: state that
     /// would be copied at every step, or a device whose driver a limit upsets.
     /// An engine that can be stopped runs it here, whatever it takes.
-    fn place_of(&self, need: &Need, tied: bool) -> Result<Place, EngineError> {
-        match self.place(need)? {
+    fn place_of(&self, sizes: &Sizes, tied: bool) -> Result<Place, EngineError> {
+        match self.place(sizes.declared().as_ref())? {
             Place::Apart if tied && self.engine.is_stoppable() => Ok(Place::Here),
             place => Ok(place),
         }
@@ -122,17 +122,18 @@ impl Engine for Guarded {
     }
 
     fn load_until(&self, model: &Model, options: &LoadOptions, stop: &Stop) -> Result<Box<dyn Session>, EngineError> {
-        let tied = is_tied(options);
-        match self.place_of(&sizes::need(model), tied)? {
+        let (tied, sizes) = (is_tied(options), Sizes::new(model));
+        match self.place_of(&sizes, tied)? {
             Place::Apart => Ok(Box::new(self.process(model, options, stop)?)),
             Place::Here => {
                 let here = self.engine.load_until(model, options, stop)?;
-                if tied || sizes::is_fixed(model) {
+                if tied || sizes.is_fixed() {
                     return Ok(here);
                 }
                 let guard = Self { engine: Arc::clone(&self.engine), how: Arc::clone(&self.how) };
                 Ok(Box::new(ByShape {
                     guard,
+                    sizes,
                     model: model.clone(),
                     options: options.clone(),
                     here,
@@ -150,7 +151,7 @@ impl Engine for Guarded {
         slots: &[StateSlot],
         state: Vec<Tensor>,
     ) -> Result<Box<dyn Stateful>, EngineError> {
-        match self.place_of(&sizes::need(model), true)? {
+        match self.place_of(&Sizes::new(model), true)? {
             Place::Here => self.engine.load_stateful(model, options, slots, state),
             Place::Apart => {
                 let session = self.process(model, options, &Stop::never())?;
@@ -164,6 +165,7 @@ impl Engine for Guarded {
 /// shapes it comes with.
 struct ByShape {
     guard: Guarded,
+    sizes: Sizes,
     /// Shares its weights' bytes with whoever loaded it.
     model: Model,
     options: LoadOptions,
@@ -179,6 +181,10 @@ impl Session for ByShape {
 
     fn outputs(&self) -> &[ValueInfo] {
         self.here.outputs()
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.model.byte_len()
     }
 
     fn notes(&self) -> &[String] {
@@ -199,7 +205,7 @@ impl Session for ByShape {
                 let sizes = |shape: &Vec<usize>| shape.iter().map(|&d| d as u64).collect();
                 let names = self.here.inputs().iter().map(|v| v.name.clone());
                 let shapes: BTreeMap<String, Vec<u64>> = names.zip(key.iter().map(sizes)).collect();
-                let place = self.guard.place(&sizes::need_at(&self.model, &shapes))?;
+                let place = self.guard.place(self.sizes.at(&shapes).as_ref())?;
                 if self.places.len() >= SHAPES_MAX {
                     self.places.clear();
                 }
@@ -217,6 +223,27 @@ impl Session for ByShape {
                     Some(process) => process.run_until(given, outputs, stop),
                     None => Ok(()),
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tierline_zoo::{Batch, Options};
+
+    use super::*;
+
+    /// Models in use are known before they run: none of them pays for the others.
+    #[test]
+    fn the_zoo_is_known_before_it_runs() {
+        for (name, build) in tierline_zoo::MODELS {
+            for batch in [Batch::Fixed(1), Batch::Free] {
+                let sizes = Sizes::new(&build(&Options { batch, ..Options::default() }));
+                let Some(run) = sizes.declared().filter(Run::is_known) else { panic!("{name} is not known") };
+                let (bytes, longest) = (run.bytes(), run.longest());
+                assert!(bytes > run.weights() && run.weights() > 0, "{name}: {bytes} bytes");
+                assert!(longest < KERNEL_MACS_MAX, "{name}: {longest} multiply-adds");
             }
         }
     }

@@ -1,9 +1,12 @@
 //! Types, shapes and bad input on small graphs, the same for every engine.
 
+use std::time::{Duration, Instant};
+
 use half::f16;
-use tierline_engine::{Choice, Engine, EngineError, LoadOptions, Outcome, Provider, Search, Session};
+use tierline_engine::{Choice, Engine, EngineError, LoadOptions, Outcome, Provider, Search, Session, StateSlot, Stop};
 use tierline_graph::DataType::{self, *};
 use tierline_graph::{Elements, Model, Tensor};
+use tierline_zoo::build::{Attribute, Builder};
 
 use crate::support::{Attributes, engines, f32s, model, node, onnxruntime};
 
@@ -431,4 +434,57 @@ fn what_follows_from_the_graph_is_not_refused() {
     let three = model(11, &[("x", F32, shape)], &[("y", F32, shape)], &[], nodes);
     let Err(error) = tierline_engine::rten().load(&three, &LoadOptions::default()) else { panic!("loaded") };
     assert!(error.to_string().contains("before operator set 13"), "{error}");
+}
+
+/// A step that adds to its state as often as it is told, which takes for ever
+/// if it is told so.
+#[test]
+fn a_step_that_is_stopped_leaves_its_state_as_it_was() {
+    let Some(engine) = onnxruntime() else { return };
+    let body = {
+        let mut b = Builder::new("body", 1);
+        b.input("i", DataType::I64, "");
+        let (go, v) = (b.input("go", DataType::Bool, ""), b.input("v", DataType::F32, "1"));
+        let one = b.scalar(1.0);
+        let (on, more) = (b.op("Identity", &[&go], &[]), b.op("Add", &[&v, &one], &[]));
+        b.output("on", &on, DataType::Bool, "");
+        b.output("more", &more, DataType::F32, "1");
+        b.build().graph().clone()
+    };
+    let mut b = Builder::new("counting", 1);
+    let (x, n) = (b.input("x", DataType::F32, "1"), b.input("n", DataType::I64, ""));
+    let go = b.constant(&Tensor::new([], Elements::Bool(vec![1])).unwrap());
+    let next = b.op("Loop", &[&n, &go, &x], &[("body", Attribute::Graph(body))]);
+    let told = b.op("Add", &[&next, &next], &[]);
+    b.output("next", &next, DataType::F32, "1");
+    b.output("told", &told, DataType::F32, "1");
+    let slots = [StateSlot { input: "x".into(), output: "next".into() }];
+    let state = vec![f32s(&[1], &[1.0])];
+    let mut step = engine.load_stateful(&b.build(), &LoadOptions::with_threads(1), &slots, state).unwrap();
+    let times = |n: i64| Tensor::new([], Elements::I64(vec![n])).unwrap();
+    let mut outputs = Vec::new();
+    step.run_into(&[("n", &times(2))], &mut outputs).unwrap();
+    assert_eq!(outputs, [f32s(&[1], &[6.0])]);
+    step.advance();
+    let job = Stop::asked();
+    let endless = times(1 << 40);
+    // By its own deadline, and on a word from elsewhere.
+    let soon = job.no_later_than(Instant::now() + Duration::from_millis(50));
+    let error = step.run_until(&[("n", &endless)], &mut outputs, &soon).unwrap_err();
+    assert!(matches!(error, EngineError::Stopped { .. }), "{error}");
+    assert!(!job.is_pulled());
+    let word = job.clone();
+    let caller = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        word.pull();
+    });
+    let error = step.run_until(&[("n", &endless)], &mut outputs, &job).unwrap_err();
+    assert!(matches!(error, EngineError::Stopped { .. }), "{error}");
+    caller.join().unwrap();
+    // Nothing is taken over, and the next step goes on from there.
+    step.advance();
+    assert_eq!(step.state().unwrap(), [f32s(&[1], &[3.0])]);
+    step.run_into(&[("n", &times(4))], &mut outputs).unwrap();
+    step.advance();
+    assert_eq!(step.state().unwrap(), [f32s(&[1], &[7.0])]);
 }

@@ -160,7 +160,25 @@ pub fn infer_computed_types(model: &Model) -> Result<Types, InferError> {
     infer(model, &BTreeMap::new(), &scope::Run { computed_only: true, ..scope::Run::default() })
 }
 
+/// An input that is declared without axes is a scalar, unless that contradicts
+/// the model: exporters write the same for a rank that they don't know.
 fn infer(model: &Model, inputs: &BTreeMap<String, Vec<u64>>, run: &scope::Run) -> Result<Types, InferError> {
+    let empty = |v: &ValueInfo| v.shape.as_ref().is_some_and(Vec::is_empty) && !inputs.contains_key(&v.name);
+    match infer_as(model, inputs, run, true) {
+        Err(_) if model.inputs().iter().any(empty) => {
+            (run.contradictions.take(), run.largest.take());
+            infer_as(model, inputs, run, false)
+        }
+        types => types,
+    }
+}
+
+fn infer_as(
+    model: &Model,
+    inputs: &BTreeMap<String, Vec<u64>>,
+    run: &scope::Run,
+    scalars: bool,
+) -> Result<Types, InferError> {
     let graph = model.graph();
     let free = model.inputs();
     if let Some(name) = inputs.keys().find(|name| !free.iter().any(|v| v.name == **name)) {
@@ -172,7 +190,8 @@ fn infer(model: &Model, inputs: &BTreeMap<String, Vec<u64>>, run: &scope::Run) -
     let given: Vec<Option<&[u64]>> = graph.input.iter().map(|v| inputs.get(v.name()).map(Vec::as_slice)).collect();
     let bound = scope::bind(&declared, &given);
     for ((input, value), given) in graph.input.iter().zip(&mut declared).zip(&given) {
-        value.shape = input_shape(input.name(), value.shape.take(), *given, &bound)?;
+        let declared = value.shape.take().filter(|axes| !axes.is_empty() || scalars && given.is_none());
+        value.shape = input_shape(input.name(), declared, *given, &bound)?;
     }
 
     for (input, value) in graph.input.iter().zip(&mut declared) {

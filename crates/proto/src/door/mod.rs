@@ -213,6 +213,7 @@ impl Door for LoadReport {
         self.utilisation = finite("the utilisation", self.utilisation)?.min(1.0);
         self.wait_ns = self.wait_ns.min(TIME_NS_MAX);
         self.memory_free_bytes = self.memory_free_bytes.min(BYTES_MAX);
+        self.memory_max_bytes = self.memory_max_bytes.min(BYTES_MAX);
         Ok(())
     }
 }

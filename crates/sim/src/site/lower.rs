@@ -1,8 +1,8 @@
 //! What nodes do as members: fetch, train, hold updates, send them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use tierline_engine::Stop;
 use tierline_federate::{Contribution, Vectors};
 use tierline_node::federation::{Event, MemberAction, MemberEvent, Task, Update, Work};
 use tierline_proto::Digest;
@@ -40,7 +40,7 @@ impl Site {
                     && trainee.running.as_ref().is_some_and(|(work, ..)| work.task == task)
                     && let Some((_, _, stop)) = trainee.running.take()
                 {
-                    stop.store(true, Ordering::Relaxed);
+                    stop.pull();
                 }
             }
             MemberAction::Send(update) => {
@@ -146,7 +146,7 @@ impl Site {
             below.holds = work.version;
         }
         if let Some(trainee) = &mut node.trainee {
-            let stop = Arc::new(AtomicBool::new(false));
+            let stop = Stop::asked();
             // Looking takes next to nothing beside learning.
             let epochs = if work.look { 0 } else { self.epochs };
             let examples = trainee.share.seen.len() as f64 * epochs as f64;
@@ -159,7 +159,7 @@ impl Site {
                 look: work.look,
                 model: trainee.model,
                 kept: node.below.as_ref().map_or_else(Kept::new, |b| b.kept.clone()),
-                stop: Arc::clone(&stop),
+                stop: stop.clone(),
             };
             trainee.running = Some((work, self.workers.order(done, order), stop));
             self.clock.at(done, Happening::Worked(at, work.task));

@@ -2,9 +2,8 @@
 //! told of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use tierline_engine::{Engine, LoadOptions};
+use tierline_engine::{Engine, LoadOptions, Stop};
 use tierline_federate::aggregate::mean_of;
 use tierline_federate::{Federation, HeldOut, RoundScores, Scoreboard};
 use tierline_graph::Model;
@@ -27,7 +26,7 @@ pub fn run(
     job: &Job,
     examples: Examples<'_>,
     scenario: &Scenario,
-    stop: &AtomicBool,
+    stop: &Stop,
     tell: &mut dyn FnMut(&RoundScores),
 ) -> Result<Outcome, SimError> {
     let Examples { ends: mut data, test, public } = examples;
@@ -90,7 +89,7 @@ pub fn run(
     let mut scores: Vec<RoundScores> = Vec::new();
     let mut board = Scoreboard::default();
     while !site.over {
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_pulled() {
             return Err(SimError::Stopped(scores.len() as u64));
         }
         let event = site.clock.next().filter(|_| !site.stands_still());

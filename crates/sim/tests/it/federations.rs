@@ -3,10 +3,9 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use tierline_engine::{Engine, LoadOptions};
+use tierline_engine::{Engine, LoadOptions, Stop};
 use tierline_federate::{Channel, RoundScores};
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::{Elements, Model, Tensor};
@@ -77,7 +76,7 @@ fn simulate_on(
     let data = shares.iter().map(|share| all.subset(share).unwrap()).collect();
     let test = pictures(200, 2);
     let mut told = Vec::new();
-    let stop = AtomicBool::new(false);
+    let stop = Stop::asked();
     let examples = Examples { ends: data, test: Some(&test), public: None };
     let outcome = run(&engine(), &network(), &job(federation), examples, scenario, &stop, &mut |round| {
         told.push(round.clone());
@@ -191,8 +190,7 @@ fn rules_hold_where_the_mean_breaks() {
         let test = pictures(200, 2);
         let scenario = Scenario { attack, ..Scenario::default() };
         let examples = Examples { ends, test: Some(&test), public: None };
-        let outcome =
-            run(&engine(), &network(), &job(&text), examples, &scenario, &AtomicBool::new(false), &mut |_| ());
+        let outcome = run(&engine(), &network(), &job(&text), examples, &scenario, &Stop::never(), &mut |_| ());
         accuracy(&outcome.unwrap())
     };
     let clean = accuracy_of("mean", None);
@@ -294,7 +292,7 @@ fn ends_that_look_see_what_the_cloud_would() {
         job.data.hold_out = Some(0.25);
         let mut told = Vec::new();
         let examples = Examples { ends, test, public: None };
-        let stop = AtomicBool::new(false);
+        let stop = Stop::asked();
         let outcome =
             run(&engine(), &network(), &job, examples, scenario, &stop, &mut |round| told.push(round.clone())).unwrap();
         assert_eq!(outcome.rounds, told);
@@ -371,7 +369,7 @@ fn models_of_two_kinds_learn_from_what_each_other_say() {
         let models = Models { own: network(), others: vec![network_named("lenet")] };
         let examples = Examples { ends, test: None, public: Some(&public) };
         let scenario = Scenario { edges, ..Scenario::default() };
-        let outcome = run(&engine(), models, &job, examples, &scenario, &AtomicBool::new(false), &mut |_| ()).unwrap();
+        let outcome = run(&engine(), models, &job, examples, &scenario, &Stop::never(), &mut |_| ()).unwrap();
         let sizes: HashSet<usize> = outcome.own.values().map(|m| m.to_bytes().unwrap().len()).collect();
         assert_eq!((outcome.own.len(), sizes.len()), (4, 2), "each end's model is of the kind that its name says");
         let right: Vec<f64> = outcome.own.values().map(|model| judged(model, &test)).collect();
@@ -402,7 +400,7 @@ fn the_mean_learns_what_members_say_together() {
         let mut job = job(&format!("[federation.cloud]\nrounds = 2\nstrategy = {strategy}\n"));
         job.epochs = 5;
         let examples = Examples { ends, test: Some(&test), public: Some(&public) };
-        let stop = AtomicBool::new(false);
+        let stop = Stop::asked();
         let again = || {
             let examples = Examples { ends: Vec::clone(&examples.ends), ..examples };
             run(&engine(), &network(), &job, examples, &Scenario::default(), &stop, &mut |_| ()).unwrap()
@@ -424,7 +422,7 @@ fn jobs_of_public_examples_that_make_no_sense_are_refused() {
             variants.iter().map(|ends| Variant { model: "other.onnx".into(), ends: vec![(*ends).into()] }).collect();
         job.data.hold_out = Some(0.25);
         let examples = Examples { ends: vec![pictures(40, 1), pictures(40, 2)], test: None, public };
-        let stop = AtomicBool::new(false);
+        let stop = Stop::asked();
         let ran = run(&engine(), models, &job, examples, &Scenario::default(), &stop, &mut |_| ());
         ran.map(drop).unwrap_err().to_string()
     };
@@ -468,7 +466,7 @@ fn personal(federation: &str, edges: usize) -> Outcome {
     job.epochs = 3;
     let scenario = Scenario { edges, ..Scenario::default() };
     let examples = Examples { ends: ends.collect(), test: None, public: None };
-    run(&engine(), &network(), &job, examples, &scenario, &AtomicBool::new(false), &mut |_| ()).unwrap()
+    run(&engine(), &network(), &job, examples, &scenario, &Stop::never(), &mut |_| ()).unwrap()
 }
 
 /// Edges with two ends each, which meet between their rounds.

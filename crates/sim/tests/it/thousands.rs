@@ -1,9 +1,9 @@
 //! Thousands of ends in one process, in memory that doesn't grow with models
 //! times ends.
 
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use tierline_engine::Stop;
 use tierline_sim::{Examples, Link, Scenario, run};
 use tierline_train::data::{Partition, partition};
 
@@ -30,7 +30,7 @@ fn thousands_of_ends_answer_in_a_round() {
     let link = Link { up_bytes_per_s: 1e6, down_bytes_per_s: 5e6, rtt: Duration::from_millis(20) };
     let scenario = Scenario { end_link: link, spread: 5.0, ..Scenario::default() };
     let examples = Examples { ends: data, test: None, public: None };
-    let stop = AtomicBool::new(false);
+    let stop = Stop::asked();
     let outcome = run(&engine(), &network_named("mlp"), &job(text), examples, &scenario, &stop, &mut |_| {}).unwrap();
     assert!(outcome.rounds.iter().all(|round| round.clients == ENDS), "{:?}", outcome.rounds);
     if let Some(peak) = peak() {

@@ -1,7 +1,6 @@
 //! A network that ends and the cloud train in parts (FedGKT).
 
-use std::sync::atomic::AtomicBool;
-
+use tierline_engine::Stop;
 use tierline_sim::{Examples, Outcome, Scenario, run};
 use tierline_train::data::{Partition, partition};
 
@@ -22,7 +21,7 @@ fn trained(strategy: &str, rounds: u64, up: &str, edges: usize) -> Result<Outcom
     job.epochs = 2;
     let examples = Examples { ends, test: None, public: None };
     let scenario = Scenario { edges, ..Scenario::default() };
-    let ran = run(&engine(), &network_named("lenet"), &job, examples, &scenario, &AtomicBool::new(false), &mut |_| ());
+    let ran = run(&engine(), &network_named("lenet"), &job, examples, &scenario, &Stop::never(), &mut |_| ());
     ran.map_err(|e| e.to_string())
 }
 

@@ -280,7 +280,10 @@ fn line(answer: Answer, args: &Infer) -> Outcome<Answered> {
             None => None,
             Some(folder) => {
                 std::fs::create_dir_all(folder)?;
-                let file = folder.join(format!("{}.npy", output::file_name(name)));
+                // A model may list an output twice; no name ends in `~` and a number.
+                let before = outputs.iter().filter(|o: &&OutputLine| o.name == *name).count();
+                let again = if before == 0 { String::new() } else { format!("~{}", before + 1) };
+                let file = folder.join(format!("{}{again}.npy", output::file_name(name)));
                 std::fs::write(&file, tierline_codec::npy::write(tensor)?)?;
                 Some(file.display().to_string())
             }

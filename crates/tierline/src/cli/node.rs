@@ -12,7 +12,7 @@ use tierline_proto::{Code, Role, Sound, Versions};
 
 use super::site::RoleArg;
 use super::{Global, block_on, client, usage};
-use crate::config::{self, NodeConfig};
+use crate::config::{self, Factor, NodeConfig};
 use crate::daemon::{self, transport};
 use crate::identity::{self, Identity, JoinToken, KeyRequest, tls};
 use crate::output::{Exit, ExitWith, Failure, Outcome};
@@ -47,11 +47,11 @@ pub struct NodeArgs {
     threads: Option<usize>,
     /// Run so many times slower, to stand for a weaker device
     #[arg(long, value_name = "FACTOR")]
-    slowdown: Option<f64>,
+    slowdown: Option<Factor<1>>,
     /// Don't measure models: be so many times slower than the tier above
     #[arg(long, value_name = "FACTOR")]
-    scale_of_parent: Option<f64>,
-    /// Bytes that loaded models may take together
+    scale_of_parent: Option<Factor<0>>,
+    /// Bytes that models, sessions and plans may take together
     #[arg(long, value_name = "BYTES")]
     memory: Option<u64>,
     /// An execution provider of ONNX Runtime, as in `cuda` (repeat: most wanted first)

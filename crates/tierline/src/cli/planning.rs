@@ -13,6 +13,7 @@ use tierline_plan::{Explanation, Limits, PlanError, Site};
 use tierline_proto::v1::{Empty, PlanRequest as NodePlanRequest, ProfileRequest};
 
 use super::{Global, block_on, client, usage};
+use crate::config::Factor;
 use crate::models::{self, Manifest, Prepared};
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
 use crate::profiling::{Measuring, Work};
@@ -30,7 +31,7 @@ pub struct Profile {
     device: Option<String>,
     /// State the profile of a device so many times slower
     #[arg(long, value_name = "FACTOR", default_value = "1")]
-    scale: f64,
+    scale: Factor<0>,
     /// Threads within an operator; 0 takes every core (with a file)
     #[arg(long, default_value = "0")]
     threads: usize,
@@ -51,9 +52,6 @@ fn is_file(model: &str) -> bool {
 }
 
 pub fn profile(global: &Global, args: &Profile) -> Outcome {
-    if !(args.scale > 0.0 && args.scale.is_finite()) {
-        return Err(usage(format!("--scale {}: it must be above 0", args.scale)));
-    }
     let measured = if is_file(&args.model) { profile_file(global, args)? } else { profile_on_node(global, args)? };
     let (engine, profile) = measured;
     let digest = profile.model.clone();
@@ -65,7 +63,7 @@ pub fn profile(global: &Global, args: &Profile) -> Outcome {
         models: BTreeMap::from([(digest.clone(), profile)]),
     };
     let name = device.device.clone();
-    let device = if args.scale == 1.0 { device } else { device.scaled(&name, args.scale) };
+    let device = if args.scale == Factor::ONE { device } else { device.scaled(&name, args.scale.get()) };
     if let Some(path) = &args.out {
         keep_profile(path, device.clone())?;
         global.output().say(format!("kept in {}", path.display()));

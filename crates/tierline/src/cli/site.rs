@@ -199,6 +199,9 @@ struct NodeLine {
     up_bytes_per_s: f64,
     rtt_ms: f64,
     models: u32,
+    /// What it keeps in memory of models, sessions and plans, and may keep.
+    memory_used_bytes: u64,
+    memory_max_bytes: u64,
 }
 
 pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
@@ -219,6 +222,8 @@ pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
             up_bytes_per_s: n.link.as_ref().map_or(0.0, |l| l.up_bytes_per_s),
             rtt_ms: n.link.as_ref().map_or(0.0, |l| l.rtt_ns as f64 / 1e6),
             models: n.model_count,
+            memory_used_bytes: n.load.map_or(0, |l| l.memory_max_bytes.saturating_sub(l.memory_free_bytes)),
+            memory_max_bytes: n.load.map_or(0, |l| l.memory_max_bytes),
             id: n.node_id,
             name: n.node_name,
             state: n.state,
@@ -235,10 +240,17 @@ pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
                     } else {
                         "-".into()
                     };
-                    vec![n.name.clone(), n.role.clone(), n.parent.clone(), n.state.clone(), link, n.models.to_string()]
+                    // Older nodes don't tell.
+                    let memory = match n.memory_max_bytes {
+                        0 => "-".into(),
+                        max => format!("{} of {}", output::bytes(n.memory_used_bytes), output::bytes(max)),
+                    };
+                    let (name, role, parent, state) =
+                        (n.name.clone(), n.role.clone(), n.parent.clone(), n.state.clone());
+                    vec![name, role, parent, state, link, n.models.to_string(), memory]
                 })
                 .collect();
-            let mut text = output::table(&["name", "role", "parent", "state", "link up", "models"], &rows);
+            let mut text = output::table(&["name", "role", "parent", "state", "link up", "models", "memory"], &rows);
             if l.left_out > 0 {
                 text.push_str(&format!("and {} more, which are not listed\n", l.left_out));
             }

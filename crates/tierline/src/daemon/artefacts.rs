@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::Node;
 use super::records::Records;
+use super::services::upload;
 use super::tasks::{Owned, Tasks, in_place};
 use super::transport::Chunks;
 use crate::documents::{self, Document};
@@ -65,6 +66,7 @@ pub struct Artefacts {
     /// For which there was no room, and how much they need.
     no_room: Mutex<HashMap<Digest, u64>>,
     passing: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
     store: ArtefactStore,
     state: Arc<Records>,
     tasks: Tasks,
@@ -83,6 +85,7 @@ impl Artefacts {
         Self {
             no_room: Mutex::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
+            uploads: upload::places(),
             store,
             state,
             tasks,
@@ -103,6 +106,16 @@ impl Artefacts {
     pub async fn put(&self, bytes: Bytes) -> Result<Digest, Failure> {
         let digest = self.store.put(bytes).await?;
         // It may have been here before, as garbage: whoever stores it now is about to name it.
+        in_place(|| self.store.touch(digest));
+        Ok(digest)
+    }
+
+    /// Stores what a file holds under its digest.
+    ///
+    /// # Errors
+    /// [`Code::StorageFull`] and others of the store.
+    pub async fn put_file(&self, file: &std::fs::File) -> Result<Digest, Failure> {
+        let digest = self.store.put_file(file).await?;
         in_place(|| self.store.touch(digest));
         Ok(digest)
     }
@@ -447,6 +460,20 @@ async fn fetch(
 }
 
 impl Node {
+    /// A place for an upload.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn uploads(&self) -> Result<OwnedSemaphorePermit, tokio::sync::TryAcquireError> {
+        Arc::clone(&self.artefacts.uploads).try_acquire_owned()
+    }
+
+    /// The store itself, for files that aren't artefacts yet.
+    #[must_use]
+    pub fn store(&self) -> &ArtefactStore {
+        &self.artefacts.store
+    }
+
     /// Length of an artefact that is here.
     ///
     /// # Errors

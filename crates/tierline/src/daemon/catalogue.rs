@@ -2,17 +2,19 @@
 //!
 //! The catalogue flows down from the cloud: names point at manifests,
 //! manifests at prepared models, all by digest. Bytes are fetched when they
-//! are first needed, from the parent, once per site.
+//! are first needed, from the parent, once per site. The models themselves are
+//! in memory only while there is room for them ([`super::memory`]).
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use tierline_graph::profile::ModelProfile;
 use tierline_proto::Digest;
 use tierline_proto::v1::{self, Catalogue as CatalogueMessage, Code, Failure, ModelEntry};
 
-use super::compute::Program;
+use super::compute::{Program, Source};
+use super::memory::{Key, Memory};
 use crate::models::{Manifest, Prepared};
 
 /// A name, what it points at, and what is known of it here.
@@ -55,45 +57,14 @@ impl Entry {
 /// Names and programs. Reads are many and short, writes few.
 pub struct Catalogue {
     entries: RwLock<BTreeMap<String, Entry>>,
-    programs: Mutex<Programs>,
+    /// What requests need to know of models, as large as their manifests.
+    programs: RwLock<HashMap<Digest, Arc<Program>>>,
+    /// Where the models themselves are kept.
+    memory: Memory,
     profiles: RwLock<HashMap<Digest, Arc<ModelProfile>>>,
     /// Models that can't be run here, and why.
     unfit: RwLock<HashMap<Digest, String>>,
     sequence: std::sync::atomic::AtomicU64,
-}
-
-/// The programs at hand: those used last, within a limit.
-struct Programs {
-    bytes_max: u64,
-    clock: u64,
-    held: HashMap<Digest, AtHand>,
-}
-
-struct AtHand {
-    program: Arc<Program>,
-    bytes: u64,
-    used: u64,
-}
-
-impl Programs {
-    fn get(&mut self, model: Digest) -> Option<Arc<Program>> {
-        self.clock += 1;
-        let found = self.held.get_mut(&model)?;
-        found.used = self.clock;
-        Some(Arc::clone(&found.program))
-    }
-
-    /// Keeps a program; those used longest ago go until the rest fits, never
-    /// the one that came last.
-    fn keep(&mut self, model: Digest, program: Arc<Program>, bytes: u64) {
-        self.clock += 1;
-        self.held.insert(model, AtHand { program, bytes, used: self.clock });
-        while self.held.len() > 1 && self.held.values().map(|p| p.bytes).sum::<u64>() > self.bytes_max {
-            let oldest = self.held.iter().min_by_key(|(_, p)| p.used).map(|(digest, _)| *digest);
-            let Some(oldest) = oldest else { return };
-            self.held.remove(&oldest);
-        }
-    }
 }
 
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
@@ -105,20 +76,17 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 }
 
 impl Catalogue {
-    /// No names yet; programs at hand may take `bytes_max` bytes.
+    /// No names yet; models are kept in `memory`.
     #[must_use]
-    pub fn new(bytes_max: u64) -> Self {
+    pub fn new(memory: Memory) -> Self {
         Self {
             entries: RwLock::default(),
-            programs: Mutex::new(Programs { bytes_max, clock: 0, held: HashMap::new() }),
+            programs: RwLock::default(),
+            memory,
             profiles: RwLock::default(),
             unfit: RwLock::default(),
             sequence: std::sync::atomic::AtomicU64::new(0),
         }
-    }
-
-    fn programs(&self) -> MutexGuard<'_, Programs> {
-        self.programs.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Points a name at a manifest; says whether that changed anything.
@@ -138,7 +106,7 @@ impl Catalogue {
         if let Some(entry) = &removed {
             let still_named = read(&self.entries).values().any(|e| e.model == entry.model);
             if !still_named {
-                self.programs().held.remove(&entry.model);
+                self.forget_program(entry.model);
             }
             self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
@@ -147,9 +115,14 @@ impl Catalogue {
 
     /// Drops the program and the profile of a model.
     pub fn forget(&self, model: Digest) {
-        self.programs().held.remove(&model);
+        self.forget_program(model);
         write(&self.profiles).remove(&model);
         write(&self.unfit).remove(&model);
+    }
+
+    fn forget_program(&self, model: Digest) {
+        write(&self.programs).remove(&model);
+        self.memory.forget(&Key::Model(model));
     }
 
     /// A model can't be run here.
@@ -198,29 +171,34 @@ impl Catalogue {
         }
     }
 
-    /// The program of a prepared model, if it is at hand.
+    /// What requests need to know of a prepared model, once it was loaded here.
     #[must_use]
     pub fn program(&self, model: Digest) -> Option<Arc<Program>> {
-        self.programs().get(model)
+        read(&self.programs).get(&model).cloned()
     }
 
-    /// Keeps a prepared model at hand.
+    /// A prepared model, if it is in memory.
+    #[must_use]
+    pub fn source(&self, model: Digest) -> Option<Arc<Source>> {
+        self.memory.get(&Key::Model(model))
+    }
+
+    /// Loads a prepared model, and keeps it while there is room.
     ///
     /// # Errors
     /// When the bytes are no valid model or don't fit the manifest.
-    pub fn load(&self, entry: &Entry, bytes: Bytes) -> Result<Arc<Program>, Failure> {
-        if let Some(program) = self.program(entry.model) {
-            return Ok(program);
-        }
+    pub fn load(&self, entry: &Entry, bytes: Bytes) -> Result<(Arc<Program>, Arc<Source>), Failure> {
         let corrupt =
             |e: &dyn std::fmt::Display| Failure::new(Code::Corrupt, format!("model `{}`: {e}", entry.manifest.name));
         let length = bytes.len() as u64;
         let prepared = Prepared::from_store(bytes).map_err(|e| corrupt(&e))?;
         prepared.types(&entry.manifest.input_shapes).map_err(|e| corrupt(&e.error))?;
         let types = tierline_graph::infer_computed_types(&prepared.model).map_err(|e| corrupt(&e))?;
-        let program = Arc::new(Program { model: prepared.model, manifest: entry.manifest.clone(), types });
-        self.programs().keep(entry.model, Arc::clone(&program), length);
-        Ok(program)
+        let source = Arc::new(Source { model: prepared.model, types });
+        self.memory.keep(Key::Model(entry.model), &source, length);
+        let fresh = || Arc::new(Program::new(entry.manifest.clone(), &source));
+        let program = Arc::clone(write(&self.programs).entry(entry.model).or_insert_with(fresh));
+        Ok((program, source))
     }
 
     /// This device's profile of a prepared model.

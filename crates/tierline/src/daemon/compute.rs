@@ -1,6 +1,6 @@
 //! Runs slices on this device: one worker thread, the queue before it
 //! (`tierline_node::admit`), and the sessions of recent slices kept warm within
-//! a memory limit.
+//! the node's memory for such ([`super::memory`]).
 //!
 //! One worker, because a session already uses every thread it was given: two
 //! at once would only take turns and make both late.
@@ -11,17 +11,20 @@
 //! stopped (one operator that takes for ever) is left to itself: another worker
 //! takes its place.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tierline_engine::{Engine, EngineError, LoadOptions, Session, Stop};
+use tierline_graph::infer::Types;
 use tierline_graph::slice::SliceError;
 use tierline_graph::{Model, Tensor, ValueInfo};
 use tierline_node::Time;
 use tierline_node::admit::{self, Action, Class, Event, JobId, Limits, Queue, Refusal};
 use tokio::sync::oneshot;
 
+use super::memory::{Key, Kind, Memory};
+use super::metrics::Metrics;
 use super::tasks::Tasks;
 use crate::models::Manifest;
 
@@ -54,19 +57,24 @@ pub struct SliceKey {
     pub to: usize,
 }
 
-/// A model as the worker needs it.
+/// What a request needs to know of a model: its segments, and what enters them.
 #[derive(Debug)]
 pub struct Program {
-    /// The prepared model.
-    pub model: Model,
-    /// Its manifest.
+    /// The model's manifest.
     pub manifest: Manifest,
-    /// Types for what slices declare: the model's free axes are theirs, so
-    /// that they take every size that the whole takes.
-    pub types: tierline_graph::infer::Types,
+    /// Types of the tensors at its cuts, by name.
+    at_cuts: BTreeMap<String, ValueInfo>,
 }
 
 impl Program {
+    /// The program of a model.
+    #[must_use]
+    pub fn new(manifest: Manifest, source: &Source) -> Self {
+        let at_cuts = manifest.cuts.iter().flatten();
+        let at_cuts = at_cuts.filter_map(|name| Some((name.clone(), source.types.get(name)?.clone()))).collect();
+        Self { manifest, at_cuts }
+    }
+
     /// Number of segments.
     #[must_use]
     pub fn segments(&self) -> usize {
@@ -86,7 +94,7 @@ impl Program {
     /// What the tensors that enter segment `index` must be like.
     #[must_use]
     pub fn taken(&self, index: usize) -> Vec<ValueInfo> {
-        let known = |name: String| match self.types.get(&name) {
+        let known = |name: String| match self.at_cuts.get(&name) {
             Some(value) => value.clone(),
             None => ValueInfo { name, dtype: None, shape: None },
         };
@@ -95,18 +103,31 @@ impl Program {
             i => self.entering(i).into_iter().map(known).collect(),
         }
     }
+}
 
-    /// The model of segments `from..to`.
+/// A model that sessions are loaded from.
+#[derive(Debug)]
+pub struct Source {
+    /// The prepared model.
+    pub model: Model,
+    /// Types for what slices declare: the model's free axes are theirs, so
+    /// that they take every size that the whole takes.
+    pub types: Types,
+}
+
+impl Source {
+    /// The model of segments `from..to` of `program`.
     ///
     /// # Errors
     /// When the cuts don't fit the model.
-    pub fn slice(&self, from: usize, to: usize) -> Result<Model, SliceError> {
+    pub fn slice(&self, program: &Program, from: usize, to: usize) -> Result<Model, SliceError> {
+        let cuts = &program.manifest.cuts;
         let mut at = Vec::new();
         if from > 0 {
-            at.push(self.manifest.cuts[from - 1].clone());
+            at.push(cuts[from - 1].clone());
         }
-        if to < self.segments() {
-            at.push(self.manifest.cuts[to - 1].clone());
+        if to < program.segments() {
+            at.push(cuts[to - 1].clone());
         }
         if at.is_empty() {
             return Ok(self.model.clone());
@@ -129,8 +150,11 @@ pub enum ComputeError {
     /// The queue before the engine refused it.
     #[error("this node is busy: {0}; send fewer requests or allow more time")]
     Busy(Refusal),
-    /// The session alone exceeds the memory limit.
-    #[error("segments {from}..{to} need about {needed} bytes; this node's limit for sessions is {limit}")]
+    /// The session alone exceeds the memory limit, or what is left of it by
+    /// what is in use.
+    #[error(
+        "segments {from}..{to} need about {needed} bytes; this node keeps {limit} bytes of models, sessions and plans"
+    )]
     Memory {
         /// First segment.
         from: usize,
@@ -140,6 +164,14 @@ pub enum ComputeError {
         needed: u64,
         /// Bytes allowed.
         limit: u64,
+    },
+    /// The session isn't loaded, and no model came along to load it from.
+    #[error("segments {from}..{to} are not loaded")]
+    Cold {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
     },
     /// The segments don't exist.
     #[error("segments {from}..{to} of a model with {segments}; the models differ between nodes")]
@@ -218,9 +250,18 @@ enum Work {
     Forget,
 }
 
+/// What a session is loaded from, and how it is cut out.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The model's segments.
+    pub program: Arc<Program>,
+    /// The model, where the session may have to be loaded.
+    pub source: Option<Arc<Source>>,
+}
+
 struct Job {
     /// None for evictions.
-    program: Option<Arc<Program>>,
+    part: Option<Part>,
     key: SliceKey,
     queued: Instant,
     /// Ends it.
@@ -318,12 +359,12 @@ impl Shared {
 
     /// Takes jobs one after the other, until another worker takes over.
     fn work(&self, worker: u64) {
-        let mut sessions = Sessions { options: &self.options, warm: HashMap::new(), clock: 0 };
+        let sessions = Sessions { options: &self.options };
         while let Some((id, job)) = self.next(worker) {
             let tasks = &self.options.tasks;
             if tasks.guarded("worker", || sessions.perform(job)).is_err() {
                 // Whatever panicked there may have left them half made.
-                sessions.warm.clear();
+                self.options.memory.forget_all(|key| key.kind() == Kind::Sessions);
             }
             let mut inner = self.lock();
             if inner.worker != worker {
@@ -377,8 +418,10 @@ pub struct ComputeOptions {
     /// Every run takes this many times as long: 1 runs at full speed, 8
     /// stands for a device eight times slower.
     pub slowdown: f64,
-    /// Bytes that warm sessions may hold together.
-    pub memory_max: u64,
+    /// Where warm sessions are kept.
+    pub memory: Memory,
+    /// Where loads are counted.
+    pub metrics: Metrics,
 }
 
 impl Compute {
@@ -436,13 +479,19 @@ impl Compute {
         self.0.step(&mut self.0.lock(), Event::Drain);
     }
 
+    /// Whether the session of `key` is loaded.
+    #[must_use]
+    pub fn is_warm(&self, key: &SliceKey) -> bool {
+        self.0.options.memory.has(&Key::Session(key.clone()))
+    }
+
     /// Runs segments `key.from..key.to` on `inputs`.
     ///
     /// # Errors
     /// [`ComputeError`].
     pub async fn run(
         &self,
-        program: Arc<Program>,
+        part: Part,
         key: SliceKey,
         inputs: Arc<Named>,
         turn: Turn,
@@ -452,7 +501,7 @@ impl Compute {
         let stop = Stop::at(turn.deadline);
         // A caller that goes away wants nothing more done.
         let _pulled = PullOnDrop(stop.clone());
-        self.submit(Some(program), key, Work::Run { inputs, reply }, turn, stop);
+        self.submit(Some(part), key, Work::Run { inputs, reply }, turn, stop);
         tokio::select! {
             answered = &mut answer => return answered.map_err(|_| ComputeError::Closed)?,
             () = tokio::time::sleep_until(latest.into()) => {}
@@ -466,10 +515,10 @@ impl Compute {
     ///
     /// # Errors
     /// [`ComputeError`].
-    pub async fn warm(&self, program: Arc<Program>, key: SliceKey) -> Result<u64, ComputeError> {
+    pub async fn warm(&self, part: Part, key: SliceKey) -> Result<u64, ComputeError> {
         let (reply, answer) = oneshot::channel();
         let stop = Stop::at(Instant::now() + WARM_TIME_MAX);
-        self.submit(Some(program), key, Work::Warm { reply }, background(), stop);
+        self.submit(Some(part), key, Work::Warm { reply }, background(), stop);
         answer.await.map_err(|_| ComputeError::Closed)?
     }
 
@@ -488,10 +537,10 @@ impl Compute {
         self.submit(None, SliceKey { digest, from: 0, to: 0 }, Work::Forget, turn, Stop::never());
     }
 
-    fn submit(&self, program: Option<Arc<Program>>, key: SliceKey, work: Work, turn: Turn, stop: Stop) {
+    fn submit(&self, part: Option<Part>, key: SliceKey, work: Work, turn: Turn, stop: Stop) {
         let mut inner = self.0.lock();
         let (queued, deadline) = (Instant::now(), turn.deadline.min(Instant::now() + UNSTOPPED_MAX));
-        let job = Job { program, key, queued, stop, deadline, work };
+        let job = Job { part, key, queued, stop, deadline, work };
         if inner.stuck_at.contains(&job.key) {
             let (from, to) = (job.key.from, job.key.to);
             return job.refuse(ComputeError::Stuck { from, to });
@@ -529,37 +578,37 @@ struct Due<'j> {
     deadline: Instant,
 }
 
+/// A loaded session.
 struct Warm {
-    session: Box<dyn Session>,
+    session: Mutex<Box<dyn Session>>,
     bytes: u64,
-    used: u64,
 }
 
 struct Sessions<'o> {
     options: &'o ComputeOptions,
-    warm: HashMap<SliceKey, Warm>,
-    /// Counts uses, to evict the session that was used longest ago.
-    clock: u64,
 }
 
 impl Sessions<'_> {
-    fn perform(&mut self, job: Job) {
+    fn perform(&self, job: Job) {
         let queued = job.queued.elapsed();
         // Whoever asked may be gone.
-        match (job.work, job.program) {
+        match (job.work, job.part) {
             (Work::Evict { done }, _) => {
-                self.warm.remove(&job.key);
+                self.options.memory.forget(&Key::Session(job.key));
                 let _ = done.send(());
             }
-            (Work::Forget, _) => self.warm.retain(|key, _| key.digest != job.key.digest),
-            (Work::Warm { reply }, Some(program)) => {
-                let result = self.guarded("session", &job.key, |s| s.session(&program, &job.key, &job.stop).map(drop));
-                let _ = reply.send(result.map(|()| self.warm.get(&job.key).map_or(0, |w| w.bytes)));
+            (Work::Forget, _) => self.options.memory.forget_all(|key| match key {
+                Key::Session(session) => session.digest == job.key.digest,
+                _ => false,
+            }),
+            (Work::Warm { reply }, Some(part)) => {
+                let load = |s: &Self| s.session(&part, &job.key, &job.stop).map(|warm| warm.bytes);
+                let _ = reply.send(self.guarded("session", &job.key, load));
             }
             (Work::Run { reply, .. }, _) if reply.is_closed() => {}
-            (Work::Run { inputs, reply }, Some(program)) => {
+            (Work::Run { inputs, reply }, Some(part)) => {
                 let due = Due { stop: &job.stop, deadline: job.deadline };
-                let result = self.guarded("compute", &job.key, |s| s.run(&program, &job.key, &inputs, &due));
+                let result = self.guarded("compute", &job.key, |s| s.run(&part, &job.key, &inputs, &due));
                 let _ = reply.send(result.map(|computed| Computed { queued, ..computed }));
             }
             // Only evictions come without a program.
@@ -570,10 +619,10 @@ impl Sessions<'_> {
     /// Does what `f` does; a session that panicked or is of no use any more is
     /// dropped.
     fn guarded<T>(
-        &mut self,
+        &self,
         name: &'static str,
         key: &SliceKey,
-        f: impl FnOnce(&mut Self) -> Result<T, ComputeError>,
+        f: impl FnOnce(&Self) -> Result<T, ComputeError>,
     ) -> Result<T, ComputeError> {
         let tasks = self.options.tasks.clone();
         let result = tasks.guarded(name, || f(self)).unwrap_or_else(|failure| {
@@ -585,14 +634,15 @@ impl Sessions<'_> {
             _ => false,
         };
         if last {
-            self.warm.remove(key);
+            self.options.memory.forget(&Key::Session(key.clone()));
         }
         result
     }
 
-    fn run(&mut self, program: &Program, key: &SliceKey, inputs: &Named, due: &Due) -> Result<Computed, ComputeError> {
+    fn run(&self, part: &Part, key: &SliceKey, inputs: &Named, due: &Due) -> Result<Computed, ComputeError> {
         let slowdown = self.options.slowdown;
-        let session = self.session(program, key, due.stop)?;
+        let warm = self.session(part, key, due.stop)?;
+        let mut session = warm.session.lock().unwrap_or_else(PoisonError::into_inner);
         let started = Instant::now();
         let given: Vec<(&str, &Tensor)> = session
             .inputs()
@@ -614,39 +664,25 @@ impl Sessions<'_> {
         Ok(Computed { outputs, queued: Duration::ZERO, compute: started.elapsed() })
     }
 
-    fn session(
-        &mut self,
-        program: &Program,
-        key: &SliceKey,
-        stop: &Stop,
-    ) -> Result<&mut Box<dyn Session>, ComputeError> {
-        let segments = program.segments();
-        if key.from >= key.to || key.to > segments {
-            return Err(ComputeError::Range { from: key.from, to: key.to, segments });
+    fn session(&self, part: &Part, key: &SliceKey, stop: &Stop) -> Result<Arc<Warm>, ComputeError> {
+        let (from, to, segments) = (key.from, key.to, part.program.segments());
+        if from >= to || to > segments {
+            return Err(ComputeError::Range { from, to, segments });
         }
-        self.clock += 1;
-        let now = self.clock;
-        if !self.warm.contains_key(key) {
-            let slice = program.slice(key.from, key.to)?;
-            let bytes = slice.to_bytes().map_or(0, |b| b.len() as u64);
-            let limit = self.options.memory_max;
-            if bytes > limit {
-                return Err(ComputeError::Memory { from: key.from, to: key.to, needed: bytes, limit });
-            }
-            self.make_room(limit - bytes);
-            let session = self.options.engine.load_until(&slice, &self.options.load, stop)?;
-            self.warm.insert(key.clone(), Warm { session, bytes, used: now });
+        let (memory, name) = (&self.options.memory, Key::Session(key.clone()));
+        if let Some(warm) = memory.get(&name) {
+            return Ok(warm);
         }
-        let Some(warm) = self.warm.get_mut(key) else { return Err(ComputeError::Closed) };
-        warm.used = now;
-        Ok(&mut warm.session)
-    }
-
-    /// Drops the sessions used longest ago until the rest fits in `limit`.
-    fn make_room(&mut self, limit: u64) {
-        while self.warm.values().map(|w| w.bytes).sum::<u64>() > limit {
-            let Some(oldest) = self.warm.iter().min_by_key(|(_, w)| w.used).map(|(k, _)| k.clone()) else { return };
-            self.warm.remove(&oldest);
+        let slice = part.source.as_ref().ok_or(ComputeError::Cold { from, to })?.slice(&part.program, from, to)?;
+        let bytes = slice.byte_len();
+        if !memory.make_room(bytes) {
+            return Err(ComputeError::Memory { from, to, needed: bytes, limit: memory.max() });
         }
+        let session = self.options.engine.load_until(&slice, &self.options.load, stop)?;
+        self.options.metrics.session_loaded();
+        let bytes = bytes.saturating_add(session.kept_bytes());
+        let warm = Arc::new(Warm { session: Mutex::new(session), bytes });
+        memory.keep(name, &warm, bytes);
+        Ok(warm)
     }
 }

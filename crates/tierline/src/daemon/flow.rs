@@ -280,7 +280,7 @@ impl<'n> Flow<'n> {
             }),
         };
         let fit = key.digest.parse().map_or(Ok(()), |model| self.node.catalogue.check_fit(model));
-        let (compute, program) = (self.node.compute.clone(), Arc::clone(&self.order.program));
+        let (node, program) = (Arc::clone(self.node), Arc::clone(&self.order.program));
         let (name, role, inputs) = (self.node.name().to_owned(), self.node.role().into(), Arc::clone(&self.inputs));
         let work = async move {
             let tensors = match (fit, frontier) {
@@ -292,7 +292,7 @@ impl<'n> Flow<'n> {
                 Ok(tensors) => tensors,
                 Err(failure) => return (Event::RunDone { op, result: Err(failure.at(&name)) }, None),
             };
-            match compute.run(program, key, tensors, turn).await {
+            match node.run_here(&program, key, tensors, turn).await {
                 Ok(computed) => {
                     let at_entry = first == inputs.segment;
                     let timing = StageTiming {
@@ -311,8 +311,8 @@ impl<'n> Flow<'n> {
                         Some((op, Product::Ran { outputs: computed.outputs, timing })),
                     )
                 }
-                Err(e) => {
-                    let mut failure = wire::compute_failure(&e).at(&name);
+                Err(failure) => {
+                    let mut failure = failure.at(&name);
                     // What a part of the model doesn't take, the whole may.
                     if failure.code() == Code::InvalidInput && !whole {
                         failure.code = Code::Engine.into();

@@ -16,6 +16,7 @@ pub mod events;
 pub mod federation;
 pub mod flow;
 mod library;
+pub mod memory;
 pub mod metrics;
 mod models;
 pub mod planner;
@@ -39,9 +40,9 @@ use tierline_node::request::Event as RequestEvent;
 use tierline_node::{Peer, Time};
 use tierline_proto::limits::PATH_TIERS_MAX;
 use tierline_proto::v1::{
-    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, LoadReport, NodeInfo, NodeStatus, NodesReply,
-    ReverseReply, ReverseRequest, Revocations, Subtree, UpstreamPath, UpstreamTier, child_message, parent_message,
-    reverse_reply,
+    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, KeptMemory, LoadReport, NodeInfo, NodeStatus,
+    NodesReply, ReverseReply, ReverseRequest, Revocations, Subtree, UpstreamPath, UpstreamTier, child_message,
+    parent_message, reverse_reply,
 };
 use tierline_proto::{Digest, Role};
 use tokio::sync::{broadcast, watch};
@@ -78,6 +79,8 @@ pub struct Node {
     pub compute: Compute,
     /// Memory for requests under way.
     pub budget: budget::Budget,
+    /// Memory for what may be wanted again.
+    pub memory: memory::Memory,
     /// Models by name.
     pub catalogue: Catalogue,
     /// What happened.
@@ -105,6 +108,12 @@ pub struct Node {
     catalogues_heard: AtomicU64,
     /// One catalogue is taken over at a time.
     adopting: tokio::sync::Mutex<()>,
+    /// What was uploaded is read and checked one after the other.
+    preparing: tokio::sync::Mutex<()>,
+    /// One model is loaded at a time.
+    loading: tokio::sync::Mutex<()>,
+    /// One model is measured at a time.
+    measuring: tokio::sync::Mutex<()>,
     /// One job is set up at a time.
     adopting_jobs: tokio::sync::Mutex<()>,
     /// The path as children know it.
@@ -546,7 +555,10 @@ impl Node {
     /// How busy it is.
     #[must_use]
     pub fn load(&self) -> LoadReport {
+        let memory_max_bytes = self.memory.max();
         LoadReport {
+            memory_free_bytes: memory_max_bytes.saturating_sub(self.memory.used()),
+            memory_max_bytes,
             queued: u32::try_from(self.compute.waiting()).unwrap_or(u32::MAX),
             wait_ns: flow::ns(self.compute.congestion()),
             ..LoadReport::default()
@@ -571,6 +583,7 @@ impl Node {
             store_bytes: self.artefacts.bytes().await,
             certificate_not_after_s: seconds(self.identity().peer().not_after),
             draining: *self.draining.borrow(),
+            memory: self.memory.kept().map(kept_message).into(),
         }
     }
 
@@ -650,6 +663,10 @@ fn differs(old: &UpstreamPath, new: &UpstreamPath) -> bool {
             || apart(wait(a), wait(b), WAIT_NS)
     };
     old.tiers.len() != new.tiers.len() || old.tiers.iter().zip(&new.tiers).any(tier)
+}
+
+fn kept_message(kept: memory::Kept) -> KeptMemory {
+    KeptMemory { kind: kept.kind.name().to_owned(), count: kept.count as u64, bytes: kept.bytes }
 }
 
 /// Unix time of a moment, in seconds.

@@ -2,10 +2,10 @@
 //! profiled, removed.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tierline_engine::EngineError;
 use tierline_engine::profiler::Watch;
 use tierline_graph::profile::ModelProfile;
@@ -14,10 +14,10 @@ use tierline_proto::Digest;
 use tierline_proto::limits::MODELS_MAX;
 use tierline_proto::v1::{Catalogue as CatalogueMessage, Code, Failure, ModelAddHeader, ModelEntry};
 
-use super::Node;
 use super::catalogue::{Entry, unknown_model};
-use super::compute::Program;
-use super::tasks::in_place;
+use super::compute::{ComputeError, Computed, Named, Part, Program, SliceKey, Source, Turn};
+use super::services::upload::{Uploaded, Uploads};
+use super::{Node, wire};
 use crate::documents;
 use crate::models::{Manifest, Prepared};
 use crate::profiling;
@@ -26,15 +26,18 @@ use crate::profiling;
 /// more than this share of what sessions may take.
 const UNKEPT_SHARE: u64 = 4;
 
+/// A session whose model isn't here by then gives its place to others.
+const WARM_TIME_MAX: Duration = Duration::from_secs(30);
+
 /// A model that could not be had, to take over or to measure, is tried again after this.
 pub const AGAIN: Duration = Duration::from_secs(15);
 
 impl Node {
-    /// Takes in a model: checks, folds, stores and names it.
+    /// Refuses a model that can't be added here, whatever it is.
     ///
     /// # Errors
-    /// When the name is taken, the files are no valid model, or the disk is full.
-    pub async fn add_model(self: &Arc<Self>, header: ModelAddHeader, bytes: Vec<u8>) -> Result<Entry, Failure> {
+    /// When models come from above, the name is none, or there are too many.
+    pub fn check_new_model(&self, header: &ModelAddHeader) -> Result<(), Failure> {
         if !self.uplinks.is_empty() {
             let text = format!("{} takes its models from {}", self.name(), self.uplinks[0].name());
             return Err(Failure::new(Code::Forbidden, text)
@@ -42,56 +45,77 @@ impl Node {
         }
         tierline_proto::name::check_model(&header.name)
             .map_err(|e| Failure::new(Code::InvalidInput, e.to_string()).with_help("choose another --name"))?;
+        if header.files.first().is_none_or(|file| file.name != "model.onnx") {
+            return Err(Failure::new(Code::Protocol, "the first file must be model.onnx"));
+        }
         let known = self.catalogue.list().len();
         if known >= MODELS_MAX && self.catalogue.get(&header.name).is_none() {
             let text = format!("the site has {known} models, the most that it can");
             return Err(Failure::new(Code::TooLarge, text).with_help("remove some: `tierline model rm NAME`"));
         }
-        if let Some(existing) = self.catalogue.get(&header.name)
-            && !header.replace
-            && existing.manifest.source_digest != crate::models::digest(&bytes[..first_length(&header)])
-        {
-            let text = format!("`{}` already names another model", header.name);
-            return Err(Failure::new(Code::AlreadyExists, text).with_help("add --replace, or choose another name"));
-        }
-        let mut files = split_files(&header, Bytes::from(bytes))?;
-        let source = files
-            .remove("model.onnx")
-            .ok_or_else(|| Failure::new(Code::Protocol, "the first file must be model.onnx"))?;
-        let engine = Arc::clone(&self.engine);
-        let shapes: BTreeMap<String, Vec<u64>> =
-            header.shapes.iter().map(|s| (s.name.clone(), s.shape.clone())).collect();
-        let (name, cuts_max) = (header.name.clone(), header.cuts_max as usize);
-        let samples: BTreeMap<String, Bytes> =
-            files.into_iter().filter_map(|(n, b)| Some((n.strip_prefix("sample/")?.to_owned(), b))).collect();
-        let sample_shapes = sample_shapes(&samples)?;
-        let prepare = move || {
-            let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
-            let source_digest = crate::models::digest(&source);
-            let model = tierline_graph::Model::parse(source).map_err(|e| invalid(&e))?;
-            let prepared = Prepared::fold(model, &engine).map_err(|e| invalid(&e.error))?;
-            let given = sample_shapes.into_iter().chain(shapes).collect();
-            let shapes = crate::cli::profile_shapes(&prepared, given)
-                .map_err(|e| invalid(&e.error).with_help("fix the free axes with --shape, or give a --sample"))?;
-            let manifest = prepared.manifest(&name, source_digest, shapes, cuts_max).map_err(|e| invalid(&e.error))?;
-            let bytes = prepared.to_bytes().map_err(|e| invalid(&e))?;
-            Ok::<_, Failure>((bytes, manifest))
-        };
-        let (prepared, mut manifest) = self.tasks.blocking("model preparation", prepare).await??;
+        Ok(())
+    }
+
+    /// Takes in a model: checks, folds, stores and names it.
+    ///
+    /// # Errors
+    /// When the name is taken, the files are no valid model, or the disk is full.
+    pub async fn add_model(self: &Arc<Self>, header: ModelAddHeader, uploads: Uploads) -> Result<Entry, Failure> {
+        self.check_new_model(&header)?;
+        let turn = self.preparing.lock().await;
+        let node = Arc::clone(self);
+        let prepare = move || node.prepare(&header, uploads);
+        let (uploads, prepared, mut manifest) = self.tasks.blocking("model preparation", prepare).await??;
+        drop(turn);
         // What is stored and not named yet must not be taken for what a removal left.
         let turn = self.adopting.lock().await;
-        self.artefacts.put(prepared.clone()).await?;
-        for (input, npy) in samples {
-            let digest = self.artefacts.put(npy).await?;
+        self.artefacts.put_file(&prepared).await?;
+        for (input, mut sample) in uploads {
+            let digest = self.artefacts.put_file(sample.rewound()).await?;
             manifest.sample.insert(input, digest.to_string());
         }
         manifest.check().map_err(|text| Failure::new(Code::InvalidInput, text))?;
         let entry = self.adopt_manifest(manifest).await?;
         drop(turn);
-        in_place(|| self.catalogue.load(&entry, prepared))?;
         self.tell_children_catalogue();
         self.profile_later(entry.clone());
         Ok(entry)
+    }
+
+    /// Reads what came of a model, and folds it: its samples, a file with the
+    /// prepared model, and its manifest. Blocks.
+    fn prepare(&self, header: &ModelAddHeader, uploads: Uploads) -> Result<(Samples, File, Manifest), Failure> {
+        let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
+        let mut files = header.files.iter().map(|file| file.name.as_str()).zip(uploads.files);
+        let (_, mut source) = files.next().ok_or_else(|| Failure::new(Code::Protocol, "no file came"))?;
+        let samples = files.filter_map(|(name, file)| Some((name.strip_prefix("sample/")?.to_owned(), file)));
+        let mut samples: Samples = samples.collect();
+        let bytes = source.read()?;
+        let source_digest = crate::models::digest(&bytes);
+        if let Some(existing) = self.catalogue.get(&header.name)
+            && !header.replace
+            && existing.manifest.source_digest != source_digest
+        {
+            let text = format!("`{}` already names another model", header.name);
+            return Err(Failure::new(Code::AlreadyExists, text).with_help("add --replace, or choose another name"));
+        }
+        let model = tierline_graph::Model::parse(bytes).map_err(|e| invalid(&e))?;
+        let prepared = Prepared::fold(model, &self.engine).map_err(|e| invalid(&e.error))?;
+        // Engines take them in one piece.
+        prepared.model.check_one_file().map_err(|e| invalid(&e))?;
+        let mut shapes = sample_shapes(&mut samples)?;
+        shapes.extend(header.shapes.iter().map(|s| (s.name.clone(), s.shape.clone())));
+        let shapes = crate::cli::profile_shapes(&prepared, shapes)
+            .map_err(|e| invalid(&e.error).with_help("fix the free axes with --shape, or give a --sample"))?;
+        let manifest = prepared
+            .manifest(&header.name, source_digest, shapes, header.cuts_max as usize)
+            .map_err(|e| invalid(&e.error))?;
+        let file = self.store().unnamed()?;
+        let mut writer = std::io::BufWriter::new(&file);
+        prepared.model.write(&mut writer).map_err(|e| self.store().refused(e))?;
+        std::io::Write::flush(&mut writer).map_err(|e| self.store().refused(e))?;
+        drop(writer);
+        Ok((samples, file, manifest))
     }
 
     /// Stores a manifest and points its name at it.
@@ -174,17 +198,107 @@ impl Node {
         self.compute.forget(model.to_string());
     }
 
-    /// The program of an entry, fetched from above when it isn't here.
+    /// What requests need to know of an entry's model, which is fetched from
+    /// above when it isn't here.
     ///
     /// # Errors
     /// When it can't be fetched or is damaged.
     pub async fn program(self: &Arc<Self>, entry: &Entry) -> Result<Arc<Program>, Failure> {
-        if let Some(program) = self.catalogue.program(entry.model) {
-            return Ok(program);
+        match self.catalogue.program(entry.model) {
+            Some(program) => Ok(program),
+            None => {
+                let _turn = self.turn_to_load(entry).await?;
+                Ok(self.loaded(entry).await?.0)
+            }
+        }
+    }
+
+    /// Waits until a model is here and its turn to be loaded comes: one at a
+    /// time, so that those which wait take no memory.
+    async fn turn_to_load(self: &Arc<Self>, entry: &Entry) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+        // Others have their turn while it is on its way.
+        match self.ensure_artefact(entry.model).await {
+            // Without room on the disk it comes in its turn, into memory.
+            Err(failure) if failure.code() != Code::StorageFull => Err(failure),
+            _ => Ok(self.loading.lock().await),
+        }
+    }
+
+    /// A model whose turn it is, and its program.
+    async fn loaded(self: &Arc<Self>, entry: &Entry) -> Result<(Arc<Program>, Arc<Source>), Failure> {
+        let known = self.catalogue.program(entry.model).zip(self.catalogue.source(entry.model));
+        if let Some(known) = known {
+            return Ok(known);
         }
         let bytes = self.artefact(entry.model, self.config.memory_bytes / UNKEPT_SHARE).await?;
         let (node, entry) = (Arc::clone(self), entry.clone());
         self.tasks.blocking("model loading", move || node.catalogue.load(&entry, bytes)).await?
+    }
+
+    /// Runs segments here; what isn't loaded is loaded first, as its turn comes.
+    ///
+    /// # Errors
+    /// Those of [`wire::compute_failure`], and of a model that can't be had.
+    pub async fn run_here(
+        self: &Arc<Self>,
+        program: &Arc<Program>,
+        key: SliceKey,
+        inputs: Arc<Named>,
+        turn: Turn,
+    ) -> Result<Computed, Failure> {
+        let run = |source| {
+            let part = Part { program: Arc::clone(program), source };
+            self.compute.run(part, key.clone(), Arc::clone(&inputs), turn)
+        };
+        if self.compute.is_warm(&key) {
+            match run(None).await {
+                // It went while this waited.
+                Err(ComputeError::Cold { .. }) => {}
+                other => return other.map_err(|e| wire::compute_failure(&e)),
+            }
+        }
+        let load = async {
+            let entry = self.entry_of(&key)?;
+            let loading = self.turn_to_load(&entry).await?;
+            // Somebody else may have had it loaded meanwhile.
+            let source = if self.compute.is_warm(&key) { None } else { Some(self.loaded(&entry).await?.1) };
+            Ok::<_, Failure>((loading, source))
+        };
+        let (_loading, source) = tokio::time::timeout_at(turn.deadline.into(), load).await.map_err(|_| {
+            let text = format!("{} is still being loaded on {}", program.manifest.name, self.name());
+            Failure::new(Code::DeadlineExceeded, text).with_help("allow more time, or send it again")
+        })??;
+        let computed = match run(source).await {
+            // It went in that very moment; it comes back with its model.
+            Err(ComputeError::Cold { .. }) => run(Some(self.loaded(&self.entry_of(&key)?).await?.1)).await,
+            other => other,
+        };
+        computed.map_err(|e| wire::compute_failure(&e))
+    }
+
+    /// Loads the session of `key`, as its turn comes; gives the bytes it takes.
+    ///
+    /// # Errors
+    /// As [`Node::run_here`].
+    pub async fn warm(self: &Arc<Self>, key: SliceKey) -> Result<u64, Failure> {
+        let entry = self.entry_of(&key)?;
+        let here = tokio::time::timeout(WARM_TIME_MAX, self.ensure_artefact(entry.model)).await;
+        let late = || Failure::new(Code::ModelNotReady, format!("{} is still on its way", entry.manifest.name));
+        match here.map_err(|_| late())? {
+            Err(failure) if failure.code() != Code::StorageFull => return Err(failure),
+            _ => {}
+        }
+        let _turn = self.turn_to_load(&entry).await?;
+        let (program, source) = self.loaded(&entry).await?;
+        let part = Part { program, source: Some(source) };
+        self.compute.warm(part, key).await.map_err(|e| wire::compute_failure(&e))
+    }
+
+    fn entry_of(&self, key: &SliceKey) -> Result<Entry, Failure> {
+        let model = key.digest.parse::<Digest>().ok();
+        model
+            .and_then(|model| self.catalogue.by_model(model))
+            .ok_or_else(|| Failure::new(Code::UnknownModel, format!("the model was removed from {}", self.name())))
     }
 
     /// As [`Node::program`], but no longer than until `deadline`.
@@ -230,7 +344,7 @@ impl Node {
         progress: Watch,
     ) -> Result<(Digest, Arc<ModelProfile>), Failure> {
         let profile = match self.config.scale_of_parent {
-            Some(factor) => self.scaled_profile(entry, factor).await?,
+            Some(factor) => self.scaled_profile(entry, factor.get()).await?,
             None => self.measured_profile(entry, progress).await?,
         };
         let turn = self.adopting.lock().await;
@@ -259,14 +373,24 @@ impl Node {
     }
 
     async fn measured_profile(self: &Arc<Self>, entry: &Entry, progress: Watch) -> Result<ModelProfile, Failure> {
-        let program = self.program(entry).await?;
+        // One at a time: those that wait take no memory, and blur no measurement.
+        self.program(entry).await?;
+        let _turn = self.measuring.lock().await;
+        let (program, source) = {
+            let _turn = self.turn_to_load(entry).await?;
+            self.loaded(entry).await?
+        };
         let inputs = self.sample_inputs(&entry.manifest).await?;
         let (engine, config) = (Arc::clone(&self.engine), &self.config);
         let time_max = Some(Duration::from_secs(config.profile_seconds));
-        let how =
-            profiling::Measuring { load: config.load_options(), slowdown: config.slowdown, watch: progress, time_max };
+        let how = profiling::Measuring {
+            load: config.load_options(),
+            slowdown: config.slowdown.get(),
+            watch: progress,
+            time_max,
+        };
         let measure = move || {
-            let work = profiling::Work { engine, model: &program.model, manifest: &program.manifest, inputs: &inputs };
+            let work = profiling::Work { engine, model: &source.model, manifest: &program.manifest, inputs: &inputs };
             profiling::measure(&work, how)
         };
         self.tasks.blocking("measurement", measure).await?.map_err(|e| {
@@ -385,27 +509,14 @@ async fn adopt_one(node: &Arc<Node>, model: &ModelEntry) -> Result<Option<Entry>
     node.adopt_manifest_as(manifest, digest).await.map(Some)
 }
 
-fn first_length(header: &ModelAddHeader) -> usize {
-    header.files.first().map_or(0, |f| f.length as usize)
-}
+/// Inputs' samples, as they came.
+type Samples = BTreeMap<String, Uploaded>;
 
-fn split_files(header: &ModelAddHeader, bytes: Bytes) -> Result<BTreeMap<String, Bytes>, Failure> {
-    let mut at = 0usize;
-    let mut files = BTreeMap::new();
-    for file in &header.files {
-        let end = at.checked_add(file.length as usize).filter(|e| *e <= bytes.len());
-        let end = end.ok_or_else(|| Failure::new(Code::Protocol, format!("file `{}` is cut short", file.name)))?;
-        files.insert(file.name.clone(), bytes.slice(at..end));
-        at = end;
-    }
-    Ok(files)
-}
-
-fn sample_shapes(samples: &BTreeMap<String, Bytes>) -> Result<BTreeMap<String, Vec<u64>>, Failure> {
+fn sample_shapes(samples: &mut Samples) -> Result<BTreeMap<String, Vec<u64>>, Failure> {
     samples
-        .iter()
+        .iter_mut()
         .map(|(name, npy)| {
-            let tensor = tierline_codec::npy::read(npy)
+            let tensor = tierline_codec::npy::read(&npy.read()?)
                 .map_err(|e| Failure::new(Code::InvalidInput, format!("sample `{name}`: {e}")))?;
             Ok((name.clone(), tensor.shape().iter().map(|&d| d as u64).collect()))
         })

@@ -32,6 +32,7 @@ use super::catalogue::{Catalogue, Entry};
 use super::compute::{Compute, ComputeOptions};
 use super::door::{self, Doors, Rooms};
 use super::events::Events;
+use super::memory::Memory;
 use super::planner::Planner;
 use super::records::Records;
 use super::services::bulk::BulkService;
@@ -259,12 +260,14 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
             Arc::new(Uplink::new(peer, url.clone(), tasks.clone()))
         })
         .collect();
+    let memory = Memory::new(config.memory_bytes);
     let compute = Compute::start(ComputeOptions {
         tasks: tasks.clone(),
         engine: Arc::clone(&engine),
         load: config.load_options(),
-        slowdown: config.slowdown,
-        memory_max: config.memory_bytes,
+        slowdown: config.slowdown.get(),
+        memory: memory.clone(),
+        metrics: metrics.clone(),
     })?;
     let revocations = state.revocations().exit_with(Exit::Configuration)?;
     let members = state.nodes().exit_with(Exit::Configuration)?;
@@ -284,13 +287,14 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         incarnation,
         compute,
         budget: super::budget::Budget::new(config.requests_bytes()),
-        catalogue: Catalogue::new(config.memory_bytes),
+        catalogue: Catalogue::new(memory.clone()),
+        planner: Planner::new(memory.clone()),
+        memory,
         tasks,
         events,
         children: Children::new(incarnation >> 1),
         metrics,
         artefacts,
-        planner: Planner::new(config.memory_bytes),
         federations: super::federation::Federations::default(),
         authority,
         uplinks,
@@ -301,6 +305,9 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         state,
         catalogues_heard: std::sync::atomic::AtomicU64::new(0),
         adopting: tokio::sync::Mutex::default(),
+        preparing: tokio::sync::Mutex::default(),
+        loading: tokio::sync::Mutex::default(),
+        measuring: tokio::sync::Mutex::default(),
         adopting_jobs: tokio::sync::Mutex::default(),
         told: Mutex::default(),
         draining: watch::channel(false).0,

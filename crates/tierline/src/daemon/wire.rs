@@ -12,6 +12,7 @@ use tierline_proto::v1::{self, Code, Failure};
 use tierline_proto::{Assembler, Encoded};
 use tonic::Streaming;
 
+use super::budget::Held;
 use super::compute::{ComputeError, Named};
 
 /// Tensors encoded for the wire, and the time that took.
@@ -177,6 +178,24 @@ pub async fn collect<M>(
     assembler.finish().map_err(protocol)
 }
 
+/// Collects a request's tensors as [`collect`] does, into memory that it may
+/// hold. A caller that stalls must not hold it for ever.
+///
+/// # Errors
+/// Also [`Code::DeadlineExceeded`], and those of [`Held::take`].
+pub async fn collect_by<M>(
+    deadline: Instant,
+    stream: &mut Streaming<M>,
+    declared: Vec<v1::TensorInfo>,
+    held: &Held,
+    chunk_of: impl Fn(M) -> Option<v1::TensorChunk>,
+) -> Result<Vec<Encoded>, Failure> {
+    held.take(declared_bytes(&declared))?;
+    let collected = tokio::time::timeout_at(deadline.into(), collect(stream, declared, chunk_of)).await;
+    let late = |_| Failure::new(Code::DeadlineExceeded, "the request did not arrive whole in its time");
+    collected.map_err(late)?
+}
+
 /// What a slice that didn't run means to the caller.
 #[must_use]
 pub fn compute_failure(error: &ComputeError) -> Failure {
@@ -187,6 +206,7 @@ pub fn compute_failure(error: &ComputeError) -> Failure {
         ComputeError::Memory { .. } => Code::Infeasible,
         ComputeError::Range { .. } => Code::Protocol,
         ComputeError::Closed => Code::Draining,
+        ComputeError::Cold { .. } => Code::ModelNotReady,
         ComputeError::Engine(e) if is_input_error(e) => Code::InvalidInput,
         ComputeError::Engine(EngineError::Refused { .. } | EngineError::Memory { .. } | EngineError::Ended { .. }) => {
             Code::Infeasible

@@ -3,8 +3,9 @@
 //! digest is verified.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -95,6 +96,54 @@ impl ArtefactStore {
             self.store.put(&key(digest), PutPayload::from(bytes)).await.map_err(|e| self.failed(digest, e))?;
         }
         Ok(digest)
+    }
+
+    /// Stores what a file holds under its digest, which is what was expected if
+    /// anything was. Blocks a part of the time; memory is of no matter.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn put_file(&self, mut file: &fs::File) -> Result<Digest, StoreError> {
+        let unreadable = |e| self.io(&self.partial, e);
+        let mut hasher = blake3::Hasher::new();
+        let hash = || {
+            file.seek(SeekFrom::Start(0))?;
+            blocks(file, |block| {
+                hasher.update(block);
+            })?;
+            file.seek(SeekFrom::Start(0))
+        };
+        tokio::task::block_in_place(hash).map_err(unreadable)?;
+        let digest = Digest(*hasher.finalize().as_bytes());
+        if self.length(digest).await?.is_none() {
+            self.copy(digest, file).await?;
+        }
+        Ok(digest)
+    }
+
+    /// A file without a name, which goes when it is closed, for what isn't an
+    /// artefact yet. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn unnamed(&self) -> Result<fs::File, StoreError> {
+        let path = self.partial.join(format!("upload-{:032x}", fastrand::u128(..)));
+        let open = fs::File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
+        let file = open.map_err(|e| self.io(&path, e))?;
+        fs::remove_file(&path).map_err(|e| self.io(&path, e))?;
+        Ok(file)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What it means that the disk refused a file of [`ArtefactStore::unnamed`].
+    #[must_use]
+    pub fn refused(&self, error: std::io::Error) -> StoreError {
+        self.io(&self.partial, error)
     }
 
     /// Removes an artefact; one that isn't there is as good.
@@ -249,10 +298,12 @@ impl ArtefactStore {
     pub fn hash_partial(&self, digest: Digest) -> Result<Digest, StoreError> {
         let path = self.partial_path(digest);
         let mut hasher = blake3::Hasher::new();
-        blocks(&path, |block| {
-            hasher.update(block);
-        })
-        .map_err(|e| self.io(&path, e))?;
+        let hash = |file: fs::File| {
+            blocks(&file, |block| {
+                hasher.update(block);
+            })
+        };
+        fs::File::open(&path).and_then(hash).map_err(|e| self.io(&path, e))?;
         Ok(Digest(*hasher.finalize().as_bytes()))
     }
 
@@ -262,21 +313,26 @@ impl ArtefactStore {
     /// [`StoreError`].
     pub async fn commit(&self, digest: Digest) -> Result<(), StoreError> {
         let path = self.partial_path(digest);
-        let upload = self.store.put_multipart(&key(digest)).await.map_err(|e| self.failed(digest, e))?;
-        let mut upload = WriteMultipart::new(upload);
-        let read = tokio::task::block_in_place(|| blocks(&path, |block| upload.write(block)));
-        if let Err(e) = read {
-            let _ = upload.abort().await;
-            return Err(self.io(&path, e));
-        }
-        upload.finish().await.map_err(|e| self.failed(digest, e))?;
+        let file = tokio::task::block_in_place(|| fs::File::open(&path)).map_err(|e| self.io(&path, e))?;
+        self.copy(digest, &file).await?;
         self.discard(digest);
         Ok(())
     }
+
+    /// Copies a file whose digest is known into the store.
+    async fn copy(&self, digest: Digest, file: &fs::File) -> Result<(), StoreError> {
+        let upload = self.store.put_multipart(&key(digest)).await.map_err(|e| self.failed(digest, e))?;
+        let mut upload = WriteMultipart::new(upload);
+        let read = tokio::task::block_in_place(|| blocks(file, |block| upload.write(block)));
+        if let Err(e) = read {
+            let _ = upload.abort().await;
+            return Err(self.io(&self.partial, e));
+        }
+        upload.finish().await.map_err(|e| self.failed(digest, e)).map(drop)
+    }
 }
 
-fn blocks(path: &Path, mut take: impl FnMut(&[u8])) -> std::io::Result<()> {
-    let mut file = fs::File::open(path)?;
+fn blocks(mut file: &fs::File, mut take: impl FnMut(&[u8])) -> std::io::Result<()> {
     let mut block = vec![0; BLOCK_BYTES];
     loop {
         match file.read(&mut block)? {

@@ -5,12 +5,11 @@ use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde_json::Value;
 use tierline::datasets::Datasets;
-use tierline_engine::Evaluator;
+use tierline_engine::{Evaluator, Stop};
 use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_sim::{Examples, Outcome, Scenario};
@@ -144,7 +143,7 @@ impl Federation {
         let distil = job.federation.as_ref().and_then(|federation| federation.distillation());
         let public = distil.map(|d| Datasets::of(&self.site.cloud.data).open(&d.public).unwrap());
         let data = ends.iter().map(|end| Datasets::of(&end.data).open("squares").unwrap());
-        let stop = AtomicBool::new(false);
+        let stop = Stop::asked();
         let examples = Examples { ends: data.collect(), test: None, public: public.as_ref() };
         tierline_sim::run(&engine, models, &job, examples, scenario, &stop, &mut |_| ()).unwrap()
     }

@@ -354,6 +354,7 @@ impl Anything {
             utilisation: self.number(),
             wait_ns: self.count(),
             memory_free_bytes: self.count(),
+            memory_max_bytes: self.count(),
         }
     }
 

@@ -5,6 +5,8 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use serde_json::Value;
+use tierline::store::jobs::JobRow;
+use tierline::store::{ArtefactStore, State};
 use tierline_sim::Scenario;
 
 use crate::faults::{artefacts, records};
@@ -177,4 +179,36 @@ fn who_follows_a_job_may_leave_it() {
     let before = round_of(&federation.site.cloud).unwrap();
     until("the job goes on", || (round_of(&federation.site.cloud)? > before).then_some(()));
     assert_eq!(order(&federation, "cancel").code, 0);
+}
+
+/// Kept by a version that took such times, it would stop the node at every start.
+#[test]
+fn a_stored_job_with_an_endless_deadline_ends_and_the_node_starts() {
+    let federation = Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 1, deadline_s = 5.0 }\n");
+    let data = federation.site.cloud.data.clone();
+    let watcher = federation.watch_lines();
+    let rows = || State::open(&data.join("state.db")).unwrap().jobs().unwrap();
+    let row = until("the job is stored", || rows().pop());
+    let (mut cloud, folder) = (federation.site.cloud, federation.folder);
+    cloud.kill();
+    drop(watcher.wait_with_output());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let stored = runtime.block_on(async {
+        let store = ArtefactStore::open(&data.join("artefacts")).unwrap();
+        let json = String::from_utf8(store.get(row.job).await.unwrap().to_vec()).unwrap();
+        assert!(json.contains("\"deadline_s\":5.0"), "{json}");
+        store.put(json.replace("\"deadline_s\":5.0", "\"deadline_s\":1e20").into()).await.unwrap()
+    });
+    let state = State::open(&data.join("state.db")).unwrap();
+    state.end_job(row.job, "cancelled", "").unwrap();
+    state.add_job(&JobRow { job: stored, name: "endless".to_owned(), ..row }).unwrap();
+    drop(state);
+    cloud.restart();
+    let shown = cloud.ask(&["job", "show", "endless", "--json"]).json();
+    assert_eq!(shown["state"], "failed", "{shown}");
+    assert!(shown["failure"].as_str().is_some_and(|reason| reason.contains("1e9")), "{shown}");
+    // And once more, from what the first start made of it.
+    cloud.restart();
+    assert_eq!(cloud.ask(&["job", "ls"]).code, 0);
+    drop(folder);
 }

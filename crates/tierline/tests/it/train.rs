@@ -1,5 +1,6 @@
 //! `tierline train` and what goes with it, on small made-up pictures.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -230,4 +231,45 @@ fn a_run_that_finds_no_room_is_taken_up_again() {
     // What was there is as it was, and nothing else is.
     assert!(files("parts") == before, "files of the run changed");
     assert_eq!(model(within(folder.path(), &args("parts", &["--resume"]))), whole);
+}
+
+#[test]
+fn a_second_process_does_not_train_in_the_folder_of_another() {
+    let folder = site();
+    assert_eq!(within(folder.path(), &["data", "add", "corners", "pictures", "--size", "28x28", "--grey"]).code, 0);
+    let job = std::fs::read_to_string(folder.path().join("corners.toml")).unwrap();
+    std::fs::write(folder.path().join("endless.toml"), job.replace("epochs = 3", "epochs = 1000000")).unwrap();
+    let begin = || {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tierline"))
+            .args(["train", "endless.toml", "--local", "--json", "--out", "run"])
+            .current_dir(folder.path())
+            .env("TIERLINE_ENGINE", "rten")
+            .env("TIERLINE_DATA", folder.path().join("data"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut line = String::new();
+        while !line.contains("\"epoch\"") {
+            line.clear();
+            assert!(out.read_line(&mut line).expect("a line") > 0, "it ended");
+        }
+        child
+    };
+    let mut first = begin();
+    for more in [&[][..], &["--resume"]] {
+        let args = [&["train", "endless.toml", "--local", "--out", "run"], more].concat();
+        let second = within(folder.path(), &args);
+        second.refused(1, &format!("in use by process {}", first.id()));
+        assert!(second.stderr.contains("--out DIR"), "{second:?}");
+    }
+    // The first goes on, and a folder whose holder was killed is free.
+    assert!(first.try_wait().unwrap().is_none());
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let mut next = begin();
+    next.kill().unwrap();
+    next.wait().unwrap();
 }

@@ -3,10 +3,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use fastrand::Rng;
-use tierline_engine::{Engine, LoadOptions};
+use tierline_engine::{Engine, LoadOptions, Stop};
 use tierline_federate::strategy::FedGkt;
 use tierline_federate::{Channel, Contribution, Layout, Part, Vectors};
 use tierline_graph::constant::tensor_to_proto;
@@ -232,7 +231,7 @@ impl Small {
         data: &Dataset,
         said: &[f32],
         (options, epochs, pace): (&BatchOptions, u64, f64),
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<(Vec<Tensor>, Learned)>, TrainError> {
         let rows: Vec<usize> = (0..data.len()).collect();
         let lesson = lesson(data.name(), data.features(&rows)?, &labels(data)?, said)?;
@@ -328,7 +327,7 @@ impl Server {
         self.pupil.trainer.set_pace(rate(&self.job, round));
         let options = BatchOptions { size: self.job.batch.size, ..BatchOptions::default() };
         let seed = seed_of(&[self.job.seed, round, SERVER]);
-        let (learning, never) = (BatchOptions { seed, ..options.clone() }, AtomicBool::new(false));
+        let (learning, never) = (BatchOptions { seed, ..options.clone() }, Stop::asked());
         epochs_of(&mut self.pupil.trainer, &data, &learning, self.settings.epochs, &never)?;
         self.said.clear();
         for (member, contribution) in &heard {

@@ -1,9 +1,9 @@
 //! Where a member's tasks are done.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tierline_engine::{Engine, LoadOptions};
+use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
 use tierline_federate::sender::CONTROL;
 use tierline_federate::strategy::Drift;
 use tierline_federate::strategy::FedMd;
@@ -133,7 +133,22 @@ impl Workplace {
         task: Task<'_>,
         share: &Share,
         kept: &mut Kept,
-        stop: &AtomicBool,
+        stop: &Stop,
+    ) -> Result<Option<Contribution>, TrainError> {
+        self.trainer.heed(stop.clone(), Some(STEP_TIME_MAX));
+        match self.worked(task, share, kept, stop) {
+            // Whatever broke off did so because it was told to.
+            Err(_) if stop.is_pulled() => Ok(None),
+            done => done,
+        }
+    }
+
+    fn worked(
+        &mut self,
+        task: Task<'_>,
+        share: &Share,
+        kept: &mut Kept,
+        stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         self.trainer.check(&share.seen)?;
         let mut held_out = None;
@@ -170,7 +185,21 @@ impl Workplace {
         task: Task<'_>,
         share: &Share,
         kept: &Kept,
-        stop: &AtomicBool,
+        stop: &Stop,
+    ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
+        self.trainer.heed(stop.clone(), Some(STEP_TIME_MAX));
+        match self.concluded(task, share, kept, stop) {
+            Err(_) if stop.is_pulled() => Ok(None),
+            done => done,
+        }
+    }
+
+    fn concluded(
+        &mut self,
+        task: Task<'_>,
+        share: &Share,
+        kept: &Kept,
+        stop: &Stop,
     ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
         if let Some(small) = &self.small {
             let state = self.blueprint.start(&Vectors::new(), kept)?;
@@ -194,6 +223,7 @@ impl Workplace {
     /// When the engine fails.
     pub fn evaluate(&mut self, model: &Vectors, data: &Dataset) -> Result<Scores, TrainError> {
         let state = self.blueprint.state(model)?;
+        self.trainer.heed(Stop::never(), None);
         self.trainer.set_state(&state)?;
         self.scores(data)
     }
@@ -211,7 +241,7 @@ impl Workplace {
         task: Task<'_>,
         share: &Share,
         kept: &mut Kept,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         let state = self.blueprint.start(&Vectors::new(), kept)?;
         let (data, said) = (&share.seen, vector(task.start, Channel::Logits));
@@ -240,7 +270,7 @@ impl Workplace {
         task: Task<'_>,
         share: &Share,
         kept: &mut Kept,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         let state = self.blueprint.start(task.start, kept)?;
         let Drift { pull, control } = self.blueprint.drift();
@@ -282,7 +312,7 @@ impl Workplace {
         task: Task<'_>,
         share: &Share,
         kept: &mut Kept,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         let mut state = self.blueprint.start(task.start, kept)?;
         let said = vector(task.start, Channel::Logits);
@@ -321,7 +351,7 @@ impl Workplace {
         round: u64,
         epochs: u64,
         seed: u64,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<Vec<Tensor>>, TrainError> {
         let (rate, options) = (self.rate(round), BatchOptions { seed, ..self.options()? });
         let spec = self.trainer.spec();
@@ -345,7 +375,7 @@ impl Workplace {
         let epochs = self.federation.distillation().map_or(1, |distil| distil.epochs);
         let seed = seed_of(&[self.job.seed, round, DIGEST]);
         let state = self.blueprint.state(model)?;
-        let never = AtomicBool::new(false);
+        let never = Stop::never();
         let Some(state) = self.digest(state, said, round, epochs, seed, &never)? else { return Ok(model.clone()) };
         let mut taught = model.clone();
         taught.extend(self.blueprint.vectors(&state));
@@ -360,7 +390,7 @@ impl Workplace {
         let state = self.blueprint.state(&Vectors::new())?;
         let said = vector(said, Channel::Logits);
         let seed = seed_of(&[self.job.seed, STUDENT]);
-        let never = AtomicBool::new(false);
+        let never = Stop::never();
         if let Some(state) = self.digest(state, said, 0, epochs, seed, &never)? {
             self.trainer.set_state(&state)?;
         }
@@ -400,7 +430,7 @@ impl Workplace {
         lambda: f64,
         share: &Share,
         kept: &mut Kept,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<()>, TrainError> {
         let shared = self.blueprint.weights(&self.blueprint.state(task.start)?);
         let state = self.blueprint.personal(task.start, kept)?;
@@ -418,7 +448,7 @@ impl Workplace {
         task: Task<'_>,
         share: &Share,
         kept: &Kept,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<()>, TrainError> {
         let state = self.blueprint.personal(task.start, kept)?;
         let Some(Personal::FineTune { epochs }) = self.federation.personal else {
@@ -458,13 +488,7 @@ impl Workplace {
     }
 
     /// Trains for some epochs; `None` when `stop` was set before the end.
-    fn epochs(
-        &mut self,
-        data: &Dataset,
-        epochs: u64,
-        seed: u64,
-        stop: &AtomicBool,
-    ) -> Result<Option<Learned>, TrainError> {
+    fn epochs(&mut self, data: &Dataset, epochs: u64, seed: u64, stop: &Stop) -> Result<Option<Learned>, TrainError> {
         let options = BatchOptions { seed, ..self.options()? };
         epochs_of(&mut self.trainer, data, &options, epochs, stop)
     }
@@ -533,21 +557,32 @@ fn effective(steps: u64, optimizer: &Optimizer) -> f64 {
     }
 }
 
+/// Time for a step of a federation, or for one batch of an evaluation: what
+/// takes longer is of no use to a round, and keeps a member's work for ever.
+const STEP_TIME_MAX: Duration = Duration::from_secs(600);
+
 /// Trains for some epochs; `None` when `stop` was set before the end.
 pub(super) fn epochs_of(
     trainer: &mut Trainer,
     data: &Dataset,
     options: &BatchOptions,
     epochs: u64,
-    stop: &AtomicBool,
+    stop: &Stop,
 ) -> Result<Option<Learned>, TrainError> {
     let mut batches = Batches::start(data, options, Position::default(), epochs)?;
     let (mut loss, mut correct, mut counted, mut steps) = (0f64, None, 0u64, 0u64);
+    trainer.heed(stop.clone(), Some(STEP_TIME_MAX));
     while let Some(batch) = batches.next() {
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_pulled() {
             return Ok(None);
         }
-        let step = trainer.step(&batch, batch.position)?;
+        let step = match trainer.step(&batch, batch.position) {
+            Err(TrainError::Engine(EngineError::Stopped { .. })) if !stop.is_pulled() => {
+                return Err(TrainError::Long { examples: batch.examples, seconds: STEP_TIME_MAX.as_secs() });
+            }
+            Err(_) if stop.is_pulled() => return Ok(None),
+            step => step?,
+        };
         loss += step.loss * step.counted as f64;
         correct = step.correct.map(|n| n + correct.unwrap_or(0));
         counted += step.counted;

@@ -1,9 +1,8 @@
 //! Members' tasks: what travels, and what ends keep for themselves.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 
-use tierline_engine::LoadOptions;
+use tierline_engine::{LoadOptions, Stop};
 use tierline_federate::{Channel, Contribution, Vectors};
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::{DataType, Elements, Model, Tensor};
@@ -72,13 +71,13 @@ impl Member {
 
     fn work(&mut self, round: u64, start: &Vectors) -> Contribution {
         let task = Task { member: "end", round, start };
-        self.place.work(task, &self.share, &mut self.kept, &AtomicBool::new(false)).unwrap().unwrap()
+        self.place.work(task, &self.share, &mut self.kept, &Stop::never()).unwrap().unwrap()
     }
 
     /// How its own model does, and the model.
     fn conclude(&mut self, start: &Vectors) -> (f64, Option<Model>) {
         let task = Task { member: "end", round: 4, start };
-        let stop = AtomicBool::new(false);
+        let stop = Stop::asked();
         let (report, own) = self.place.conclude(task, &self.share, &self.kept, &stop).unwrap().unwrap();
         let held_out = report.held_out.unwrap();
         assert_eq!(held_out.examples, self.share.held_out.as_ref().unwrap().len() as u64);
@@ -294,4 +293,18 @@ fn a_weight_that_would_stay_and_be_shared_is_refused_by_name() {
     let named = job("[federation.personal]\nkind = 'fedper'\nkeep = ['w1']\n");
     let layout = Blueprint::new(tied(true), &named).unwrap().layout().clone();
     assert!(layout.parameters.iter().all(|part| part.name != "w1"));
+}
+
+#[test]
+fn a_member_that_was_told_to_stop_works_on_the_next_task() {
+    let mut members = [0, 0].map(|turn| Member::new("lenet", "", turn).unwrap());
+    let model = members[0].place.blueprint().initial();
+    let stop = Stop::asked();
+    stop.pull();
+    let task = Task { member: "end", round: 0, start: &model };
+    let first = &mut members[0];
+    assert!(first.place.work(task, &first.share, &mut first.kept, &stop).unwrap().is_none());
+    assert!(first.place.conclude(task, &first.share, &first.kept, &stop).unwrap().is_none());
+    let [stopped, unbroken] = members.each_mut().map(|member| member.work(0, &model));
+    assert_eq!(stopped.vectors, unbroken.vectors);
 }

@@ -1,9 +1,9 @@
 //! Training small networks on made-up data, on both engines.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use tierline_engine::{Engine, LoadOptions, Search};
+use tierline_engine::{Engine, EngineError, LoadOptions, Search, Stop};
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::step::{Clip, Loss, Moments, Optimizer, Recipe, Role, Schedule, StepError};
 use tierline_graph::{Elements, Model, Tensor};
@@ -74,7 +74,7 @@ fn run_options(epochs: u64, size: usize) -> RunOptions {
 }
 
 fn train(trainer: &mut Trainer, train: &Dataset, test: &Dataset, options: &RunOptions) -> Outcome {
-    run(trainer, train, Some(test), options, None, &AtomicBool::new(false), &mut |_| Ok(())).unwrap()
+    run(trainer, train, Some(test), options, None, &Stop::never(), &mut |_| Ok(())).unwrap()
 }
 
 fn f32s(tensor: &Tensor) -> &[f32] {
@@ -172,13 +172,15 @@ fn a_run_taken_up_again_ends_as_an_unbroken_one() {
         let mut unbroken = trainer();
         let whole = train(&mut unbroken, &seen, &held_out, &options_of_run);
         for stop_after in [1, 5, 7, 12] {
-            let stop = AtomicBool::new(false);
+            let stop = Stop::asked();
             let mut steps = 0;
             let mut first = trainer();
             let stopped = run(&mut first, &seen, Some(&held_out), &options_of_run, None, &stop, &mut |event| {
                 if matches!(event, Event::Step { .. }) {
                     steps += 1;
-                    stop.store(steps == stop_after, Ordering::Relaxed);
+                    if steps == stop_after {
+                        stop.pull();
+                    }
                 }
                 Ok(())
             })
@@ -187,7 +189,7 @@ fn a_run_taken_up_again_ends_as_an_unbroken_one() {
             stopped.checkpoint.save(&file).unwrap();
             let from = Checkpoint::load(&file).unwrap();
             let mut second = trainer();
-            let go = AtomicBool::new(false);
+            let go = Stop::asked();
             let rest =
                 run(&mut second, &seen, Some(&held_out), &options_of_run, Some(from), &go, &mut |_| Ok(())).unwrap();
             assert_eq!(rest.epochs, whole.epochs, "{} after {stop_after}", engine.name());
@@ -218,7 +220,7 @@ fn numbers_that_overflow_stop_the_run_with_a_name() {
     let seen = pictures(64, 1, 28, 1);
     for engine in engines() {
         let mut trainer = Trainer::new(&engine, network("mlp"), &sgd(1e20, 0.0), &options()).unwrap();
-        let stop = AtomicBool::new(false);
+        let stop = Stop::asked();
         let error = run(&mut trainer, &seen, None, &run_options(2, 16), None, &stop, &mut |_| Ok(())).unwrap_err();
         let TrainError::NotFinite { step, tensor, epoch: 0, batch } = &error else { panic!("{error}") };
         assert_eq!(*step as usize, *batch);
@@ -282,7 +284,7 @@ fn broken_checkpoints_are_refused() {
     // Of another model.
     let mut other = Trainer::new(&engine, network("lenet"), &sgd(0.1, 0.9), &options()).unwrap();
     let from = Some(Checkpoint::load(&file).unwrap());
-    let stop = AtomicBool::new(false);
+    let stop = Stop::asked();
     let error = run(&mut other, &seen, None, &run_options(2, 16), from, &stop, &mut |_| Ok(())).unwrap_err();
     assert!(error.to_string().contains("another model"), "{error}");
     // Nowhere to write it: what was there stays.
@@ -297,7 +299,7 @@ fn a_full_disk_costs_no_more_than_the_checkpoint() {
     let seen = pictures(64, 1, 28, 1);
     let engine = tierline_engine::rten();
     let trainer = || Trainer::new(&engine, network("mlp"), &sgd(0.1, 0.9), &options()).unwrap();
-    let go = AtomicBool::new(false);
+    let go = Stop::asked();
     let mut unbroken = trainer();
     run(&mut unbroken, &seen, None, &run_options(3, 16), None, &go, &mut |_| Ok(())).unwrap();
 
@@ -333,4 +335,35 @@ fn a_full_disk_costs_no_more_than_the_checkpoint() {
     run(&mut second, &seen, None, &run_options(3, 16), Some(from), &go, save).unwrap();
     assert_eq!(second.state().unwrap(), unbroken.state().unwrap());
     assert_eq!(Checkpoint::load(&file).unwrap().position.epoch, 3);
+}
+
+#[test]
+fn a_step_that_was_stopped_can_be_taken_again() {
+    let seen = pictures(32, 1, 28, 1);
+    let batch_options = BatchOptions { size: 16, ..BatchOptions::default() };
+    for engine in engines() {
+        let trainer = || Trainer::new(&engine, network("mlp"), &sgd(0.1, 0.9), &options()).unwrap();
+        let (mut unbroken, mut stopped) = (trainer(), trainer());
+        let batches: Vec<_> = Batches::start(&seen, &batch_options, Position::default(), 1).unwrap().collect();
+        for batch in &batches {
+            unbroken.step(batch, batch.position).unwrap();
+            // It has no time at all, then all there is.
+            stopped.heed(Stop::never(), Some(Duration::ZERO));
+            let error = stopped.step(batch, batch.position).unwrap_err();
+            assert!(matches!(error, TrainError::Engine(EngineError::Stopped { .. })), "{error}");
+            let error = stopped.evaluate(&seen, &batch_options).unwrap_err();
+            assert!(matches!(error, TrainError::Engine(EngineError::Stopped { .. })), "{error}");
+            stopped.heed(Stop::asked(), Some(Duration::from_secs(3_600)));
+            stopped.step(batch, batch.position).unwrap();
+        }
+        assert_eq!(stopped.state().unwrap(), unbroken.state().unwrap(), "{}", engine.name());
+        stopped.heed(Stop::never(), None);
+        let scores = [&mut stopped, &mut unbroken].map(|t| t.evaluate(&seen, &batch_options).unwrap());
+        assert_eq!(scores[0], scores[1]);
+        // Told to stop within a step, a run ends as if told before it.
+        let stop = Stop::asked();
+        stop.pull();
+        let outcome = run(&mut stopped, &seen, None, &run_options(1, 16), None, &stop, &mut |_| Ok(())).unwrap();
+        assert!(!outcome.finished && outcome.checkpoint.position == Position::default());
+    }
 }

@@ -11,9 +11,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use tierline_engine::Engine;
+use tierline_engine::{Engine, Stop};
 use tierline_graph::Model;
 use tierline_train::chart::{self, Point};
 use tierline_train::data::Dataset;
@@ -171,17 +170,18 @@ const LOCK: &str = ".lock";
 const HOLDER_BYTES_MAX: u64 = 400;
 
 /// Set when the user presses ctrl-C; a second time ends the process.
-fn stopped_by_user() -> Outcome<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
+fn stopped_by_user() -> Outcome<Stop> {
+    let stop = Stop::asked();
+    let asked = stop.clone();
     let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::spawn(move || {
         signals.block_on(async {
             while tokio::signal::ctrl_c().await.is_ok() {
-                // Asked twice, it can't wait for the step.
-                if asked.swap(true, Ordering::Relaxed) {
+                // Asked twice, it can't wait for what is under way.
+                if asked.is_pulled() {
                     std::process::exit(Exit::Interrupted as i32);
                 }
+                asked.pull();
             }
         });
     });

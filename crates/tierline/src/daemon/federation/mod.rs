@@ -6,6 +6,7 @@
 //! (an end's duty, and an edge's). Where a job gives edges nothing to do, they
 //! are a `relay`. Start at [`Federations`].
 
+mod arrivals;
 mod classes;
 mod data;
 mod folder;
@@ -35,6 +36,7 @@ use tierline_proto::{Digest, Role};
 use tierline_train::Job;
 use tokio::sync::{Notify, broadcast, mpsc};
 
+use self::arrivals::Arrivals;
 pub use self::folder::Folder;
 use self::late::Late;
 use self::lower::ToLower;
@@ -116,6 +118,8 @@ pub struct Federations {
     feeds: Mutex<BTreeMap<Digest, broadcast::Sender<JobEvent>>>,
     /// Times that work for a job broke off.
     faults: Mutex<BTreeMap<Digest, u32>>,
+    /// What parents want for jobs that aren't set up here yet.
+    arriving: Mutex<Arrivals>,
     /// Rings when this node offers another model to its neighbours.
     offered: Notify,
     /// Updates on their way in.
@@ -129,6 +133,10 @@ impl Federations {
 
     fn get(&self, job: Digest) -> Option<Arc<Duty>> {
         self.lock().get(&job).cloned()
+    }
+
+    fn arriving(&self) -> MutexGuard<'_, Arrivals> {
+        self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all(&self) -> Vec<Arc<Duty>> {

@@ -8,9 +8,10 @@ use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, UpdateHeader, parent_message};
 use tokio::sync::{mpsc, oneshot};
 
+use super::arrivals::{self, Arrival};
 use super::lower::ToLower;
 use super::upper::ToUpper;
-use super::{AGAIN, Duty, Folder, JobManifest, may_pass, messages};
+use super::{AGAIN, Duty, Folder, JOBS_MAX, JobManifest, may_pass, messages};
 use crate::daemon::Node;
 use crate::daemon::uplink::Uplink;
 use crate::store::State;
@@ -52,27 +53,52 @@ impl Node {
             return;
         }
         let Ok(id) = messages::digest(&assignment.job) else { return };
+        let key = (id, uplink.peer);
+        // Not within the match: a lock would be held through it.
+        let arrival = self.federations.arriving().hear(key, assignment);
+        match arrival {
+            Arrival::First => {}
+            Arrival::Beside => return,
+            Arrival::Refused => {
+                return self.tell_unable(uplink, id, "this node is told of more jobs than it can take up");
+            }
+        }
         let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
         let (told, parent) = (Arc::clone(self), Arc::clone(&uplink));
-        let take_up = async move {
-            while let Err(failure) = node.assigned(&uplink, assignment.clone()).await {
-                node.events.record("job", format!("a job can't be taken up: {failure}"), &serde_json::json!({}));
-                if !may_pass(failure.code()) {
-                    node.tell_unable(&uplink, id, &failure.to_string());
-                    return;
-                }
-                tokio::time::sleep(AGAIN).await;
-                // Whoever took it up meanwhile has heard something newer.
-                if node.federations.get(id).is_some() || !uplink.is_up() {
-                    return;
-                }
-            }
-        };
+        let take_up = async move { node.take_up(&uplink, key).await };
         self.tasks.spawn_then("assignment", take_up, move |taken_up| async move {
             if let Err(failure) = taken_up {
+                told.federations.arriving().over(key);
                 told.tell_unable(&parent, id, &failure.to_string());
             }
         });
+    }
+
+    /// Does what a parent wants for a job that isn't known yet, until nothing is
+    /// wanted any more.
+    async fn take_up(self: &Arc<Self>, uplink: &Arc<Uplink>, key: arrivals::Key) {
+        let (id, _) = key;
+        loop {
+            let Some(wanted) = self.federations.arriving().take(key) else { return };
+            let mut again = false;
+            for assignment in wanted {
+                let Err(failure) = self.assigned(uplink, assignment.clone()).await else { continue };
+                self.events.record("job", format!("a job can't be taken up: {failure}"), &serde_json::json!({}));
+                if !may_pass(failure.code()) {
+                    self.federations.arriving().over(key);
+                    return self.tell_unable(uplink, id, &failure.to_string());
+                }
+                self.federations.arriving().put_back(key, assignment);
+                again = true;
+            }
+            if again {
+                tokio::time::sleep(AGAIN).await;
+                // Whoever took it up meanwhile has heard something newer.
+                if self.federations.get(id).is_some() || !uplink.is_up() {
+                    return self.federations.arriving().over(key);
+                }
+            }
+        }
     }
 
     /// Passes on what a parent wants of members below.
@@ -117,6 +143,11 @@ impl Node {
             // One node sets a job up once, however often it hears of it.
             let _turn = self.adopting_jobs.lock().await;
             if self.federations.get(id).is_none() {
+                let running = self.federations.lock().len();
+                if running >= JOBS_MAX {
+                    let text = format!("{running} jobs are under way, the limit here");
+                    return Err(Failure::new(Code::Overloaded, text));
+                }
                 let manifest: JobManifest = self.document(id).await?;
                 let row = JobRow {
                     job: id,

@@ -11,6 +11,7 @@ use tokio::sync::{broadcast, oneshot};
 use super::neighbours::stopped;
 use super::upper::ToUpper;
 use super::{Folder, JOBS_MAX, JobManifest, Order, data, messages};
+use crate::daemon::services::upload::Uploads;
 use crate::daemon::{Node, events};
 use crate::store::State;
 use crate::store::jobs::JobRow;
@@ -23,7 +24,7 @@ impl Node {
     /// When the job or its model makes no sense; nothing is kept then.
     ///
     /// `models`: the job's own, then those of its `models`, in their order.
-    pub async fn submit_job(self: &Arc<Self>, name: &str, toml: &str, models: Vec<Bytes>) -> Result<JobInfo, Failure> {
+    pub async fn submit_job(self: &Arc<Self>, name: &str, toml: &str, mut models: Uploads) -> Result<JobInfo, Failure> {
         let invalid = |text: String| Failure::new(Code::InvalidInput, text);
         jobs::Name::new(name).map_err(invalid)?;
         let mut job = jobs::read(toml).map_err(|reason| invalid(format!("{name}: {reason}")))?;
@@ -37,20 +38,23 @@ impl Node {
             let text = format!("{running} jobs are under way, the limit here");
             return Err(Failure::new(Code::Overloaded, text).with_help("tierline job ls; tierline job cancel JOB"));
         }
-        if models.len() != 1 + job.models.len() {
-            let text = format!("{name} names {} models, and {} came with it", 1 + job.models.len(), models.len());
+        let came = models.files.len();
+        if came != 1 + job.models.len() {
+            let text = format!("{name} names {} models, and {came} came with it", 1 + job.models.len());
             return Err(invalid(text));
         }
-        // What can't be trained is refused before anybody hears of it.
+        // What can't be trained is refused before anybody hears of it, and read
+        // one model at a time.
+        let reading = self.preparing.lock().await;
         tokio::task::block_in_place(|| {
             if let Some(distil) = federation.distillation() {
                 data::open_public(self, &job, distil)?;
             }
             let mut layout = None;
-            for (at, model) in models.iter().enumerate() {
+            for (at, model) in models.files.iter_mut().enumerate() {
                 let file = if at == 0 { &job.model } else { &job.models[at - 1].model };
                 let unfit = |e: &dyn std::fmt::Display| invalid(format!("{}: {e}", file.display()));
-                let parsed = Model::parse(model.clone()).map_err(|e| unfit(&e))?;
+                let parsed = Model::parse(model.read()?).map_err(|e| unfit(&e))?;
                 let own = Blueprint::new(parsed, &job).map_err(|e| unfit(&e))?.layout().clone();
                 if layout.get_or_insert_with(|| own.clone()) != &own {
                     return Err(unfit(&"it tells apart other classes than the job's own model"));
@@ -58,11 +62,12 @@ impl Node {
             }
             Ok(())
         })?;
+        drop(reading);
         // What is stored and not named yet must not be taken for what a removal left.
         let turn = self.adopting.lock().await;
         let mut kept = Vec::new();
-        for model in models {
-            kept.push(self.artefacts.put(model).await?);
+        for model in &mut models.files {
+            kept.push(self.artefacts.put_file(model.rewound()).await?);
         }
         let created_ms = events::now_ms();
         let models = kept.split_off(1);

@@ -25,6 +25,7 @@ struct Numbers {
     seconds: f64,
     degraded: BTreeMap<&'static str, u64>,
     plans: u64,
+    sessions: u64,
     sent_bytes: u64,
     panics: BTreeMap<&'static str, u64>,
     restarts: BTreeMap<&'static str, u64>,
@@ -67,6 +68,11 @@ impl Metrics {
     /// The plan in force changed.
     pub fn plan_switched(&self) {
         self.with(|n| n.plans += 1);
+    }
+
+    /// A session was loaded.
+    pub fn session_loaded(&self) {
+        self.with(|n| n.sessions += 1);
     }
 
     /// A task broke off.
@@ -134,6 +140,8 @@ impl Metrics {
             }
             head(&mut out, "tierline_plan_switches_total", "counter", "Changes of the plan in force.");
             let _ = writeln!(out, "tierline_plan_switches_total {}", n.plans);
+            head(&mut out, "tierline_sessions_loaded_total", "counter", "Sessions loaded, again ones included.");
+            let _ = writeln!(out, "tierline_sessions_loaded_total {}", n.sessions);
             head(
                 &mut out,
                 "tierline_sent_bytes_total",
@@ -184,9 +192,17 @@ impl super::Node {
     #[must_use]
     pub fn metrics_text(&self) -> String {
         let up = self.uplinks.iter().filter(|u| u.is_up()).count();
+        let (requests, requests_max) = self.budget.state();
         let mut gauges = vec![
             ("tierline_jobs_waiting", "Slices waiting for the engine.", self.compute.waiting() as f64),
             ("tierline_parents_up", "Parents whose lease is held.", up as f64),
+            (
+                "tierline_memory_max_bytes",
+                "Bytes that models, sessions and plans may take together.",
+                self.memory.max() as f64,
+            ),
+            ("tierline_request_memory_bytes", "Bytes that requests under way hold.", requests as f64),
+            ("tierline_request_memory_max_bytes", "Bytes that they may hold.", requests_max as f64),
         ];
         if let Some(uplink) = self.uplinks.first() {
             let estimate = uplink.estimate(self.now());
@@ -201,7 +217,13 @@ impl super::Node {
                 estimate.rtt_ns as f64 / 1e9,
             ));
         }
-        self.metrics.text(&gauges)
+        let mut text = String::new();
+        let help = "Bytes of what is kept because it may be wanted again, by kind.";
+        head(&mut text, "tierline_memory_bytes", "gauge", help);
+        for kept in self.memory.kept() {
+            let _ = writeln!(text, "tierline_memory_bytes{{kind=\"{}\"}} {}", kept.kind.name(), kept.bytes);
+        }
+        self.metrics.text(&gauges) + &text
     }
 }
 

@@ -1,6 +1,7 @@
 //! Plans in words: what decided them, and what was measured of them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tierline_plan::{Explanation, LinkCondition, Measured, PlanRequest};
@@ -91,6 +92,14 @@ impl Node {
             recent.answers.pop_front();
         }
         recent.answers.push_back((total, reply.stages.clone()));
+    }
+
+    /// Makes plans of a model again that went to make room.
+    ///
+    /// # Errors
+    /// [`Code::Infeasible`] when there are none.
+    pub async fn have_plans(self: &Arc<Self>, entry: &Entry) -> Result<(), Failure> {
+        self.planner.have(self, entry).await
     }
 
     /// Plans a model for a person: under the links as they are, with another

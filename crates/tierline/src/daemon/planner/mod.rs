@@ -15,11 +15,11 @@ mod tables;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tierline_graph::profile::ModelProfile;
-use tierline_node::Peer;
 use tierline_node::adapt::{Action, Adapt, Event, SessionKey, Why};
+use tierline_node::{Peer, Span};
 use tierline_plan::Evaluation;
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure, ModelOffer, Offers, UpstreamTier, WarmHint, WarmHints, child_message};
@@ -35,13 +35,11 @@ use super::Node;
 use super::catalogue::Entry;
 use super::compute::SliceKey;
 use super::flow::segment_after;
+use super::memory::{self, Kind, Memory};
 use super::tasks::sound;
 
 /// How often waiting times are looked at.
 const LOOK: Duration = Duration::from_millis(1_000);
-
-/// A session whose model isn't here by then gives its place to others.
-const WARM_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// A profile that could not be fetched is asked for again after this.
 const PROFILE_RETRY: Duration = Duration::from_secs(5);
@@ -74,19 +72,52 @@ struct Inner {
     keys: HashMap<Digest, Key>,
     /// Answers of the plan in force, by model.
     recent: HashMap<Digest, Recent>,
+    /// Where requests went last, by model.
+    last: HashMap<Digest, Placed>,
+    /// Models whose plans went to make room, and whether they are wanted again.
+    /// Until they are there, requests go where they went last.
+    parted: HashMap<Digest, bool>,
 }
 
 impl Inner {
     fn new(memory_max: u64) -> Self {
-        Self { adapt: Adapt::new(memory_max), keys: HashMap::new(), recent: HashMap::new() }
+        Self {
+            adapt: Adapt::new(memory_max),
+            keys: HashMap::new(),
+            recent: HashMap::new(),
+            last: HashMap::new(),
+            parted: HashMap::new(),
+        }
+    }
+
+    /// Something that went to make room.
+    fn lost(&mut self, node: &Node, key: memory::Key) -> Vec<Action> {
+        match key {
+            memory::Key::Session(key) => match session_key(&key) {
+                Some(key) => self.adapt.step(node.now(), Event::Evicted { key }),
+                None => Vec::new(),
+            },
+            memory::Key::Plans(model) => {
+                self.keys.remove(&model);
+                self.parted.insert(model, false);
+                self.adapt.step(node.now(), Event::Gone { model })
+            }
+            memory::Key::Model(_) => Vec::new(),
+        }
+    }
+
+    /// Whether plans of a model may be made: unless they went to make room and
+    /// nobody has asked for them since.
+    fn may_plan(&self, model: Digest) -> bool {
+        self.parted.get(&model).is_none_or(|wanted| *wanted)
     }
 }
 
 /// The plans of a node.
 pub struct Planner {
     inner: Mutex<Inner>,
-    /// Bytes that sessions may take.
-    memory_max: u64,
+    /// What sessions and plans share.
+    memory: Memory,
     /// This device's profiles, as artefacts, by model.
     own: RwLock<HashMap<Digest, Digest>>,
     /// Profiles of tiers above, by artefact.
@@ -102,12 +133,12 @@ pub struct Planner {
 }
 
 impl Planner {
-    /// No plans yet; sessions may take `memory_max` bytes.
+    /// No plans yet; they and sessions are kept in `memory`.
     #[must_use]
-    pub fn new(memory_max: u64) -> Self {
+    pub fn new(memory: Memory) -> Self {
         Self {
-            inner: Mutex::new(Inner::new(memory_max)),
-            memory_max,
+            inner: Mutex::new(Inner::new(memory.max())),
+            memory,
             own: RwLock::default(),
             above: Mutex::default(),
             refused: Mutex::default(),
@@ -119,7 +150,8 @@ impl Planner {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         sound(&self.inner, |inner| {
-            *inner = Inner::new(self.memory_max);
+            *inner = Inner::new(self.memory.max());
+            self.memory.forget_all(|key| key.kind() == Kind::Plans);
             // Tables are made again, and plans chosen of them.
             self.changed.notify_one();
         })
@@ -138,7 +170,14 @@ impl Planner {
 
     /// A model is gone.
     pub fn gone(&self, node: &Arc<Node>, model: Digest) {
-        self.lock().keys.remove(&model);
+        {
+            let mut inner = self.lock();
+            inner.keys.remove(&model);
+            inner.recent.remove(&model);
+            inner.last.remove(&model);
+            inner.parted.remove(&model);
+        }
+        self.memory.forget(&memory::Key::Plans(model));
         self.step(node, Event::Gone { model });
     }
 
@@ -176,7 +215,18 @@ impl Planner {
     }
 
     fn step(&self, node: &Arc<Node>, event: Event<Planned>) {
-        let actions = self.lock().adapt.step(node.now(), event);
+        let gone = self.memory.gone();
+        let plans = self.memory.kept().into_iter().filter(|kept| kept.kind == Kind::Plans);
+        let room = self.memory.max().saturating_sub(plans.map(|kept| kept.bytes).sum());
+        let mut actions = Vec::new();
+        {
+            let mut inner = self.lock();
+            inner.adapt.set_room(room);
+            for key in gone {
+                actions.extend(inner.lost(node, key));
+            }
+            actions.extend(inner.adapt.step(node.now(), event));
+        }
         for action in actions {
             self.perform(node, action);
         }
@@ -195,7 +245,7 @@ impl Planner {
             Action::Warm(key) => {
                 let node = Arc::clone(node);
                 let warming = Arc::clone(&node);
-                let work = async move { warm(&warming, key).await };
+                let work = async move { warming.warm(slice_key(key)).await.map_err(|failure| failure.to_string()) };
                 node.tasks.clone().spawn_then("warming", work, move |warmed| async move {
                     let result = warmed.unwrap_or_else(|failure| Err(failure.to_string()));
                     if let Err(reason) = &result {
@@ -219,6 +269,7 @@ impl Planner {
         let Some(entry) = node.catalogue.by_model(model) else { return };
         let placed = self.placed(model);
         let Some((placed, evaluation)) = placed else { return };
+        let before = self.lock().last.insert(model, placed.clone());
         if why != Why::First {
             node.metrics.plan_switched();
         }
@@ -230,12 +281,13 @@ impl Planner {
         };
         let name = &entry.manifest.name;
         let predicted = placed.predicted_ns as f64 / 1e6;
-        let json = serde_json::json!({ "model": name, "plan": placed.text, "predicted_ms": predicted, "why": reason });
-        node.events.record(
-            "plan",
-            format!("{name} runs as {} ({reason}; {predicted:.1} ms predicted)", placed.text),
-            &json,
-        );
+        // Plans that went to make room and came again are no news.
+        if why != Why::First || before.is_none_or(|before| before.text != placed.text) {
+            let json =
+                serde_json::json!({ "model": name, "plan": placed.text, "predicted_ms": predicted, "why": reason });
+            let text = format!("{name} runs as {} ({reason}; {predicted:.1} ms predicted)", placed.text);
+            node.events.record("plan", text, &json);
+        }
         let segments = entry.manifest.cuts.len() + 1;
         let hints: Vec<WarmHint> = evaluation
             .stages
@@ -274,11 +326,10 @@ impl Planner {
             let Ok(turn) = Arc::clone(&self.hinted).try_acquire_owned() else { return };
             node.tasks.clone().spawn("hint", async move {
                 let _turn = turn;
-                let Ok(program) = node.program(&entry).await else { return };
-                let to = hint.to_cut.map_or(program.segments(), |c| c as usize + 1);
+                let to = hint.to_cut.map_or(entry.manifest.cuts.len() + 1, |c| c as usize + 1);
                 let key = SliceKey { digest: entry.manifest.digest.clone(), from: segment_after(hint.from_cut), to };
-                if let Err(error) = node.compute.warm(program, key).await {
-                    tracing::debug!(%error, "a session asked for from below could not be loaded");
+                if let Err(failure) = node.warm(key).await {
+                    tracing::debug!(%failure, "a session asked for from below could not be loaded");
                 }
             });
         }
@@ -287,8 +338,18 @@ impl Planner {
         }
     }
 
+    /// Where requests went before the plans of their model went to make room;
+    /// they are made again.
+    fn placed_last(&self, model: Digest) -> Option<Placed> {
+        let mut inner = self.lock();
+        *inner.parted.get_mut(&model)? = true;
+        self.changed.notify_one();
+        inner.last.get(&model).cloned()
+    }
+
     /// The plan in force under the conditions as they are.
     fn placed(&self, model: Digest) -> Option<(Placed, Evaluation)> {
+        let _ = self.memory.get::<()>(&memory::Key::Plans(model));
         let inner = self.lock();
         let plan = inner.adapt.current(model)?;
         let (path, evaluation) = inner.adapt.plans(model)?.evaluate(plan, inner.adapt.conditions())?;
@@ -304,6 +365,7 @@ impl Planner {
             let wake = self.lock().adapt.wake().map(|t| node.instant_of(t));
             tokio::select! {
                 () = self.stir.notified() => {}
+                () = self.memory.until_gone() => self.step(node, Event::Wake),
                 () = super::wait_until(wake) => self.step(node, Event::Wake),
                 _ = look.tick() => {
                     self.conditions(node, false);
@@ -344,7 +406,19 @@ impl Planner {
         None
     }
 
+    /// Makes the plans of a model again, if they went to make room.
+    ///
+    /// # Errors
+    /// [`Code::Infeasible`] when there are none.
+    pub async fn have(&self, node: &Arc<Node>, entry: &Entry) -> Result<(), Failure> {
+        let parted = self.lock().parted.get_mut(&entry.model).map(|wanted| *wanted = true).is_some();
+        if parted { self.remake(node, entry).await } else { Ok(()) }
+    }
+
     async fn remake(&self, node: &Arc<Node>, entry: &Entry) -> Result<(), Failure> {
+        if !self.lock().may_plan(entry.model) {
+            return Ok(());
+        }
         let (Some(own), Some(own_digest)) = (node.catalogue.profile(entry.model), self.profile_of(entry.model)) else {
             return Ok(());
         };
@@ -368,9 +442,15 @@ impl Planner {
         if self.lock().keys.get(&entry.model) == Some(&key) {
             return Ok(());
         }
+        let made = Arc::new(());
         let (config, model, name) = (node.config().clone(), entry.model, node.name().to_owned());
         let planned = node.tasks.blocking("planning", move || tables(model, &name, &own, sources, &config)).await??;
-        self.lock().keys.insert(entry.model, key);
+        {
+            let mut inner = self.lock();
+            inner.keys.insert(entry.model, key);
+            inner.parted.remove(&entry.model);
+        }
+        self.memory.keep(memory::Key::Plans(entry.model), &made, planned.byte_len());
         self.step(node, Event::Model { model: entry.model, plans: planned });
         Ok(())
     }
@@ -425,12 +505,11 @@ impl Planner {
     }
 }
 
-fn slice_key(key: SessionKey) -> SliceKey {
-    SliceKey { digest: key.model.to_string(), from: key.span.first as usize, to: key.span.last as usize }
+fn session_key(key: &SliceKey) -> Option<SessionKey> {
+    let span = Span { first: u32::try_from(key.from).ok()?, last: u32::try_from(key.to).ok()? };
+    Some(SessionKey { model: key.digest.parse().ok()?, span })
 }
 
-async fn warm(node: &Arc<Node>, key: SessionKey) -> Result<u64, String> {
-    let entry = node.catalogue.by_model(key.model).ok_or("the model is gone")?;
-    let program = node.program_within(&entry, Instant::now() + WARM_TIME_MAX).await.map_err(|f| f.to_string())?;
-    node.compute.warm(program, slice_key(key)).await.map_err(|e| e.to_string())
+fn slice_key(key: SessionKey) -> SliceKey {
+    SliceKey { digest: key.model.to_string(), from: key.span.first as usize, to: key.span.last as usize }
 }

@@ -113,7 +113,7 @@ impl Node {
         let _ = self.planner.lock().adapt.step(self.now(), Event::Requested { model: entry.model });
         match self.planner.placed(entry.model) {
             Some((placed, _)) => placed,
-            None => self.all_here(program),
+            None => self.planner.placed_last(entry.model).unwrap_or_else(|| self.all_here(program)),
         }
     }
 

@@ -78,6 +78,12 @@ impl Planned {
         Some(Session { key: SessionKey { model: self.model, span }, bytes })
     }
 
+    /// Bytes that the plans take in memory, about.
+    pub(super) fn byte_len(&self) -> u64 {
+        let tables: u64 = self.paths.iter().map(|path| path.table.byte_len()).sum();
+        tables + (self.plans.len() * size_of::<(usize, usize)>() + self.memory.len() * size_of::<u64>()) as u64
+    }
+
     pub(super) fn path_of(&self, peer: Peer) -> Option<&Path> {
         self.paths.iter().find(|path| path.peer == Some(peer))
     }

@@ -43,11 +43,9 @@ impl Infer for InferService {
             Err(failure) => return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None))),
         };
         let held = self.0.budget.request(&peer.id);
-        if let Err(failure) = held.take(wire::declared_bytes(&header.tensors)) {
-            return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None)));
-        }
         let declared = std::mem::take(&mut header.tensors);
-        let collected = wire::collect(&mut stream, declared, |chunk| {
+        let deadline = arrived + remaining(&header);
+        let collected = wire::collect_by(deadline, &mut stream, declared, &held, |chunk| {
             // Its heartbeats wait behind its tensors.
             self.0.children.heard(&self.0, &peer.id);
             match chunk.body {
@@ -55,11 +53,10 @@ impl Infer for InferService {
                 _ => None,
             }
         });
-        // A caller that stalls must not hold its bytes here for ever.
-        let late =
-            || Failure::new(Code::DeadlineExceeded, "the request did not arrive whole in its time").at(self.0.name());
-        let encoded =
-            tokio::time::timeout_at((arrived + remaining(&header)).into(), collected).await.map_err(|_| late())??;
+        let encoded = match collected.await {
+            Ok(encoded) => encoded,
+            Err(failure) => return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None))),
+        };
         let segment = flow::segment_after(route.from);
         if let Err(mut failure) = wire::check_wanted(&encoded, &order.program.taken(segment)) {
             // What a node below made of the inputs isn't the caller's fault.

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
-use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES, JOB_MODELS_MAX};
+use tierline_proto::limits::{CHUNK_BYTES, JOB_MODELS_MAX};
 use tierline_proto::v1::job_control_request::What;
 use tierline_proto::v1::{
     Code, Failure, FetchChunk, JobControlRequest, JobEvent, JobInfo, JobSubmitChunk, job_submit_chunk,
@@ -13,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::upload;
 use crate::daemon::Node;
 use crate::daemon::federation::Order;
 
@@ -31,26 +31,11 @@ pub async fn submit(node: &Arc<Node>, mut stream: Streaming<JobSubmitChunk>) -> 
         let text = format!("a job of {} models; at most {JOB_MODELS_MAX} are taken", lengths.len());
         return Err(Failure::new(Code::TooLarge, text).into());
     }
-    let length = lengths.iter().fold(0, |sum: u64, length| sum.saturating_add(*length));
-    if length > ARTEFACT_BYTES_MAX {
-        let text = format!("models of {length} bytes; at most {ARTEFACT_BYTES_MAX} are taken");
-        return Err(Failure::new(Code::TooLarge, text).into());
-    }
-    let mut bytes = BytesMut::new();
-    while let Some(chunk) = stream.message().await? {
-        if let Some(job_submit_chunk::Body::Data(data)) = chunk.body {
-            if bytes.len() as u64 + data.len() as u64 > length {
-                return Err(Failure::new(Code::Protocol, "more bytes came than the header declared").into());
-            }
-            bytes.extend_from_slice(&data);
-        }
-    }
-    if bytes.len() as u64 != length {
-        let text = format!("{} of {length} bytes came; send the job again", bytes.len());
-        return Err(Failure::new(Code::Protocol, text).into());
-    }
-    // They add up to what is here.
-    let models = lengths.iter().map(|length| bytes.split_to(*length as usize).freeze()).collect();
+    let models = upload::take(node, &mut stream, &lengths, |chunk| match chunk.body {
+        Some(job_submit_chunk::Body::Data(data)) => Some(data),
+        _ => None,
+    });
+    let models = models.await?;
     Ok(node.submit_job(&header.name, &header.toml, models).await?)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierline_engine::profiler::Watch;
-use tierline_proto::limits::{ARTEFACT_BYTES_MAX, CHUNK_BYTES, DEADLINE_MS_MAX, MODEL_FILES_MAX};
+use tierline_proto::limits::{CHUNK_BYTES, DEADLINE_MS_MAX, MODEL_FILES_MAX};
 use tierline_proto::v1::local_server::Local;
 use tierline_proto::v1::{
     Code, DrainRequest, Empty, Event, Failure, InferChunk, InferHeader, InferReply, JobControlRequest, JobInfo,
@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::infer::pack;
-use super::jobs;
+use super::{jobs, upload};
 use crate::daemon::budget::Held;
 use crate::daemon::catalogue::unknown_model;
 use crate::daemon::flow::{self, Answer, Inputs, Order};
@@ -26,9 +26,6 @@ use crate::daemon::{Node, wire};
 
 /// Messages of a stream ahead of the connection.
 const AHEAD_MAX: usize = 8;
-
-/// The part of this machine's memory that a model may take while it is added.
-const MODEL_SHARE: u64 = 2;
 
 /// Time for a request whose caller named none.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -97,36 +94,18 @@ impl Local for LocalService {
         let Some(ModelAddChunk { body: Some(model_add_chunk::Body::Header(header)) }) = stream.message().await? else {
             return Err(Failure::new(Code::Protocol, "adding a model begins with its header").into());
         };
-        let declared: u64 = header.files.iter().map(|f| f.length).fold(0, u64::saturating_add);
-        if declared > ARTEFACT_BYTES_MAX || header.files.len() > MODEL_FILES_MAX || header.files.is_empty() {
-            let text = format!(
-                "{} files of {declared} bytes; at most {MODEL_FILES_MAX} of {ARTEFACT_BYTES_MAX} bytes are taken",
-                header.files.len()
-            );
+        if header.files.len() > MODEL_FILES_MAX {
+            let text = format!("{} files; at most {MODEL_FILES_MAX} are taken", header.files.len());
             return Err(Failure::new(Code::TooLarge, text).into());
         }
-        let memory = crate::machine::memory() / MODEL_SHARE;
-        if declared > memory {
-            let text = format!("{declared} bytes of model; this node has memory for {memory}");
-            return Err(Failure::new(Code::TooLarge, text).into());
-        }
-        let mut bytes = Vec::new();
-        while let Some(chunk) = stream.message().await? {
-            if let Some(model_add_chunk::Body::Data(data)) = chunk.body {
-                if bytes.len() as u64 + data.len() as u64 > declared {
-                    return Err(Failure::new(Code::Protocol, "more bytes came than the header declared").into());
-                }
-                bytes.extend_from_slice(&data);
-            }
-        }
-        if bytes.len() as u64 != declared {
-            return Err(Failure::new(
-                Code::Protocol,
-                format!("{} of {declared} bytes came; send the model again", bytes.len()),
-            )
-            .into());
-        }
-        let entry = self.0.add_model(header, bytes).await?;
+        // Refused before anything is sent, where that is known.
+        self.0.check_new_model(&header)?;
+        let lengths: Vec<u64> = header.files.iter().map(|file| file.length).collect();
+        let uploads = upload::take(&self.0, &mut stream, &lengths, |chunk| match chunk.body {
+            Some(model_add_chunk::Body::Data(data)) => Some(data),
+            _ => None,
+        });
+        let entry = self.0.add_model(header, uploads.await?).await?;
         Ok(Response::new(ModelAddReply { entry: Some(entry.message()), notes: Vec::new() }))
     }
 
@@ -170,12 +149,14 @@ impl Local for LocalService {
     async fn plan(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
         let request = request.into_inner();
         let entry = entry(&self.0, &request.model)?;
+        self.0.have_plans(&entry).await?;
         Ok(Response::new(self.0.plan_now(&entry, &request, false)?))
     }
 
     async fn explain(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
         let request = request.into_inner();
         let entry = entry(&self.0, &request.model)?;
+        self.0.have_plans(&entry).await?;
         Ok(Response::new(self.0.plan_now(&entry, &request, true)?))
     }
 
@@ -190,15 +171,12 @@ impl Local for LocalService {
         let mut header = Sound::read(header)?.into_inner();
         let declared = std::mem::take(&mut header.tensors);
         let held = self.0.budget.request(&caller);
-        held.take(wire::declared_bytes(&declared))?;
         let deadline = arrived + deadline(&header);
-        let collected = wire::collect(&mut stream, declared, |chunk| match chunk.body {
+        let collected = wire::collect_by(deadline, &mut stream, declared, &held, |chunk| match chunk.body {
             Some(infer_chunk::Body::Tensor(t)) => Some(t),
             _ => None,
         });
-        // A caller that stalls must not hold its bytes here for ever.
-        let late = || Failure::new(Code::DeadlineExceeded, "the request did not arrive whole in its time");
-        let encoded = tokio::time::timeout_at(deadline.into(), collected).await.map_err(|_| late())??;
+        let encoded = collected.await?;
         let (predicted, plan, answer) = enter(&self.0, &header, encoded, deadline, Arc::new(held)).await;
         let held = answer.held.clone();
         let (reply, tensors) = pack(answer, wire::raw().name());

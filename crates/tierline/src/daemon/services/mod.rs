@@ -8,3 +8,4 @@ pub mod gate;
 pub mod infer;
 mod jobs;
 pub mod local;
+pub mod upload;

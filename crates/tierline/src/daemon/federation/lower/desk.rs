@@ -1,9 +1,9 @@
 //! Where a member's work is done: its model, its data, its files.
 
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tierline_engine::Stop;
 use tierline_federate::{Contribution, Layout, Report, Sender, Vectors};
 use tierline_graph::Model;
 use tierline_node::federation::{Update, Work};
@@ -15,6 +15,9 @@ use tierline_train::federated::{self, Blueprint, Share, Workplace};
 use crate::daemon::Node;
 use crate::daemon::federation::messages::internal;
 use crate::daemon::federation::{Folder, JobManifest, data};
+
+/// A slow device looks so often whether it is to stop.
+const DOZE: Duration = Duration::from_millis(50);
 
 /// What work needs: made once, when the job is heard of.
 pub(super) struct Desk {
@@ -93,7 +96,7 @@ impl Desk {
         sender: &Sender,
         work: Work,
         start: &Vectors,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<Update>, Failure> {
         let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
         let begun = Instant::now();
@@ -108,7 +111,13 @@ impl Desk {
         };
         let Some(mut contribution) = done else { return Ok(None) };
         // A device that is said to be slower is.
-        std::thread::sleep(begun.elapsed().mul_f64((node.config().slowdown - 1.0).max(0.0)));
+        let until = begun + begun.elapsed().mul_f64(node.config().slowdown.get());
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if stop.is_pulled() {
+                return Ok(None);
+            }
+            std::thread::sleep(left.min(DOZE));
+        }
         contribution.report.seconds = begun.elapsed().as_secs_f64();
         self.hold(node, folder, sender, work, &contribution, (&before, kept)).map(Some)
     }
@@ -121,7 +130,7 @@ impl Desk {
         folder: &Folder,
         round: u64,
         start: &Vectors,
-        stop: &AtomicBool,
+        stop: &Stop,
     ) -> Result<Option<Report>, Failure> {
         let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
         let task = federated::Task { member: node.name(), round, start };

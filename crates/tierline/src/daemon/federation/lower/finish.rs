@@ -1,9 +1,9 @@
 //! The end of a job for an end with a model of its own that was away when
 //! others looked at theirs: it makes its own of the last model that it got.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tierline_engine::Stop;
 use tierline_federate::wire;
 use tierline_proto::Digest;
 use tierline_proto::v1::Failure;
@@ -48,6 +48,6 @@ pub(super) async fn conclude(
             None => desk.initial.clone(),
         };
         let round = manifest.federation().rounds_of_ends();
-        desk.conclude(node, folder, round, &model, &AtomicBool::new(false)).map(drop)
+        desk.conclude(node, folder, round, &model, &Stop::never()).map(drop)
     })
 }

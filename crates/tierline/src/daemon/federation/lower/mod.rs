@@ -5,10 +5,11 @@ mod finish;
 mod start;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tierline_engine::Stop;
 use tierline_federate::{Contribution, Sender, Vectors, wire};
 use tierline_node::Rng;
 use tierline_node::federation::{
@@ -85,7 +86,7 @@ struct Member {
     /// How the job numbers the classes that are named here.
     asked: Asked,
     /// Tells the task under way to stop.
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     /// Tasks under way, and those that were told to stop.
     at_work: Vec<Running<()>>,
     /// Its own door, for what it begins.
@@ -121,7 +122,7 @@ impl Lower {
             holds: Arc::default(),
             desk: Arc::default(),
             asked,
-            stop: Arc::default(),
+            stop: Stop::asked(),
             at_work: Vec::new(),
             door,
             over: false,
@@ -149,7 +150,7 @@ impl Lower {
 impl Drop for Member {
     fn drop(&mut self) {
         // Whoever takes the job up again begins its work anew.
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.pull();
     }
 }
 
@@ -310,7 +311,7 @@ impl Member {
                 MemberAction::Prepare => self.prepare(),
                 MemberAction::Report(standing) => self.report(&standing),
                 MemberAction::Work(work) => self.work(work),
-                MemberAction::Abandon(_) => self.stop.store(true, Ordering::Relaxed),
+                MemberAction::Abandon(_) => self.stop.pull(),
                 MemberAction::Send(update) => self.send(update),
                 MemberAction::Settle { task, counted } => self.lower.folder.settle(task.0, counted)?,
                 MemberAction::Finish { .. } => self.finish().await?,
@@ -353,7 +354,7 @@ impl Member {
         };
         self.lower.node.events.record("job", text, &serde_json::json!({ "job": self.lower.id.to_string() }));
         let (node, id, above) = (Arc::clone(&self.lower.node), self.lower.id, self.lower.above.clone());
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.pull();
         let (at_work, folder) = (std::mem::take(&mut self.at_work), self.lower.folder.clone());
         self.lower.node.tasks.spawn("job cleaning", async move {
             if let Some(above) = above {
@@ -445,8 +446,8 @@ impl Member {
         let (start, holds) = (self.start.clone(), Arc::clone(&self.holds));
         let (coordinates, sender) = (self.lower.above.is_some(), self.sender());
         let names = self.asked.known().to_vec();
-        self.stop = Arc::new(AtomicBool::new(false));
-        let stop = Arc::clone(&self.stop);
+        self.stop = Stop::asked();
+        let stop = self.stop.clone();
         self.at_work.retain(|task| !task.is_finished());
         let (tasks, done) = (self.lower.node.tasks.clone(), self.door.clone());
         let working = async move {
@@ -457,7 +458,7 @@ impl Member {
                         start::fetch(&node, id, work.version, &start, &desk).await?;
                         holds.store(work.version, Ordering::Relaxed);
                         // One that was told to stop knows no more what is needed.
-                        if !stop.load(Ordering::Relaxed) {
+                        if !stop.is_pulled() {
                             node.drop_models(id, Side::Lower, &[work.version]).await?;
                         }
                         Some(node.artefacts.get(model).await?)
@@ -465,7 +466,7 @@ impl Member {
                 };
                 // A thread of its own: training takes as long as it takes.
                 let (node, desk, folder, sender, stop) =
-                    (Arc::clone(&node), Arc::clone(&desk), folder.clone(), sender.clone(), Arc::clone(&stop));
+                    (Arc::clone(&node), Arc::clone(&desk), folder.clone(), sender.clone(), stop.clone());
                 let names = names.clone();
                 let doing = node.tasks.clone().blocking("training", move || {
                     let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
@@ -493,7 +494,7 @@ impl Member {
                         let text = format!("job {name} waits: {failure}");
                         node.events.record("job", text, &serde_json::json!({}));
                         tokio::time::sleep(AGAIN).await;
-                        if stop.load(Ordering::Relaxed) || later.is_closed() {
+                        if stop.is_pulled() || later.is_closed() {
                             return None;
                         }
                     }
