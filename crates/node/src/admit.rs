@@ -11,8 +11,13 @@
 //! deadlines are nearest and they have nowhere else to go. Within a class the
 //! order is by deadline (Liu and Layland, 1973: earliest deadline first),
 //! then by arrival.
+//!
+//! All of that holds among the jobs of one caller. Callers take turns, a job
+//! each, in rounds (Demers et al., 1989: fair queueing), and where the queue is
+//! full, whoever has most in it gives way: one that sends without end delays
+//! others by one job, whatever deadlines it names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::time::{Time, ns};
@@ -24,6 +29,10 @@ pub const QUEUE_MAX: usize = 256;
 /// Names a job for the shell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u64);
+
+/// Names who wants a job done, for the shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller(pub u64);
 
 /// Order of service; recoveries first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +50,8 @@ pub enum Class {
 pub struct Job {
     /// Its name.
     pub id: JobId,
+    /// Who wants it done.
+    pub caller: Caller,
     /// Its class.
     pub class: Class,
     /// When its result must be there.
@@ -108,18 +119,25 @@ pub enum Refusal {
     Twice(JobId),
 }
 
-/// Order of waiting jobs: class, deadline, arrival.
-type Key = (Class, Time, u64);
+/// Order of waiting jobs: what nobody waits for comes last; then the round of
+/// its caller, and within it class, deadline, arrival.
+type Key = (bool, u64, Rank);
+
+/// Order among the jobs of one caller.
+type Rank = (Class, Time, u64);
 
 /// The queue.
 ///
 /// Invariants: every submitted job is started or refused exactly once, unless
 /// cancelled before; at most `slots` are at work; nothing waits while a slot
-/// is free.
+/// is free; a caller has one job at most in each round.
 #[derive(Debug)]
 pub struct Queue {
     limits: Limits,
     waiting: BTreeMap<Key, Job>,
+    /// The round under way, and who has had its turn in it.
+    round: u64,
+    served: BTreeSet<Caller>,
     /// Started jobs and when each is expected to end.
     running: BTreeMap<JobId, Time>,
     arrivals: u64,
@@ -131,7 +149,15 @@ impl Queue {
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         let limits = Limits { slots: limits.slots.max(1), waiting: limits.waiting.min(QUEUE_MAX) };
-        Self { limits, waiting: BTreeMap::new(), running: BTreeMap::new(), arrivals: 0, draining: false }
+        Self {
+            limits,
+            waiting: BTreeMap::new(),
+            round: 0,
+            served: BTreeSet::new(),
+            running: BTreeMap::new(),
+            arrivals: 0,
+            draining: false,
+        }
     }
 
     /// One step.
@@ -139,7 +165,7 @@ impl Queue {
         let mut actions = Vec::new();
         match event {
             Event::Submit(job) => {
-                if let Err(refusal) = self.admit(now, job) {
+                if let Err(refusal) = self.admit(now, job, &mut actions) {
                     actions.push(Action::Refuse(job.id, refusal));
                 }
             }
@@ -170,10 +196,10 @@ impl Queue {
     /// Expected wait of a planned job with a far deadline, submitted now.
     #[must_use]
     pub fn expected_wait(&self, now: Time) -> Duration {
-        self.wait_before(now, (Class::Planned, Time::from_ns(u64::MAX), u64::MAX))
+        self.wait_before(now, (false, u64::MAX, (Class::Planned, Time::from_ns(u64::MAX), u64::MAX)))
     }
 
-    fn admit(&mut self, now: Time, job: Job) -> Result<(), Refusal> {
+    fn admit(&mut self, now: Time, job: Job, actions: &mut Vec<Action>) -> Result<(), Refusal> {
         if self.draining && job.class != Class::Recovery {
             return Err(Refusal::Draining);
         }
@@ -183,17 +209,62 @@ impl Queue {
         let free = self.running.len() < self.limits.slots && self.waiting.is_empty();
         // Work that nobody waits for leaves room for work that somebody does.
         let most = if job.class == Class::Background { self.limits.waiting.div_ceil(4) } else { self.limits.waiting };
-        if !free && self.waiting.len() >= most {
+        let is_full = !free && self.waiting.len() >= most;
+        let gives_way = if is_full { self.gives_way_to(job) } else { None };
+        if is_full && gives_way.is_none() {
             return Err(Refusal::Full { waiting: self.waiting.len() });
         }
-        let key = (job.class, job.deadline, self.arrivals);
+        let (key, placed) = self.placed_with(job);
         let end = now + self.wait_before(now, key) + job.service + job.after;
         if end > job.deadline {
             return Err(Refusal::TooLate { late: end.since(job.deadline) });
         }
+        if let Some(other) = gives_way.and_then(|key| self.waiting.remove(&key)) {
+            actions.push(Action::Refuse(other.id, Refusal::Full { waiting: most }));
+        }
         self.arrivals += 1;
-        self.waiting.insert(key, job);
+        if job.class != Class::Background {
+            self.waiting.retain(|key, other| key.0 || other.caller != job.caller);
+        }
+        self.waiting.extend(placed);
         Ok(())
+    }
+
+    /// The waiting jobs of a caller that aren't background work.
+    fn waiting_of(&self, caller: Caller) -> impl DoubleEndedIterator<Item = (&Key, &Job)> {
+        self.waiting.iter().filter(move |((background, ..), job)| !background && job.caller == caller)
+    }
+
+    /// The last job of whoever has most of them waiting, where that is more
+    /// than `job`'s caller has with it.
+    fn gives_way_to(&self, job: Job) -> Option<Key> {
+        if job.class == Class::Background {
+            return None;
+        }
+        let callers: BTreeSet<Caller> = self.waiting.values().map(|other| other.caller).collect();
+        let most = callers.into_iter().max_by_key(|caller| self.waiting_of(*caller).count())?;
+        let fair = self.waiting_of(most).count() > self.waiting_of(job.caller).count() + 1;
+        self.waiting_of(most).next_back().filter(|_| fair).map(|(key, _)| *key)
+    }
+
+    /// The waiting jobs of `job`'s caller and `job` itself, in the caller's
+    /// rounds by their ranks; and where `job` is among them.
+    fn placed_with(&self, job: Job) -> (Key, Vec<(Key, Job)>) {
+        let rank = (job.class, job.deadline, self.arrivals);
+        if job.class == Class::Background {
+            let key = (true, 0, rank);
+            return (key, vec![(key, job)]);
+        }
+        let (mut rounds, mut jobs): (Vec<u64>, Vec<(Rank, Job)>) =
+            self.waiting_of(job.caller).map(|((_, round, rank), job)| (*round, (*rank, *job))).unzip();
+        let next = rounds.last().map_or_else(|| self.round + u64::from(self.served.contains(&job.caller)), |r| r + 1);
+        rounds.push(next);
+        jobs.push((rank, job));
+        jobs.sort_by_key(|(rank, _)| *rank);
+        let placed: Vec<(Key, Job)> =
+            rounds.into_iter().zip(jobs).map(|(round, (rank, job))| ((false, round, rank), job)).collect();
+        let key = placed.iter().find(|((.., of), _)| *of == rank).map_or((false, next, rank), |(key, _)| *key);
+        (key, placed)
     }
 
     /// Work ahead of `key`, spread over the slots: what is left of running
@@ -220,8 +291,15 @@ impl Queue {
 
     fn fill(&mut self, now: Time, actions: &mut Vec<Action>) {
         while self.running.len() < self.limits.slots
-            && let Some((_, job)) = self.waiting.pop_first()
+            && let Some(((background, round, _), job)) = self.waiting.pop_first()
         {
+            if !background {
+                if round > self.round {
+                    self.round = round;
+                    self.served.clear();
+                }
+                self.served.insert(job.caller);
+            }
             self.running.insert(job.id, now + job.service);
             actions.push(Action::Start(job.id));
         }

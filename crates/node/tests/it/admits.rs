@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tierline_node::Time;
-use tierline_node::admit::{Action, Class, Event, Job, JobId, Limits, Queue, Refusal};
+use tierline_node::admit::{Action, Caller, Class, Event, Job, JobId, Limits, Queue, Refusal};
 
 use crate::harness::{Schedule, between, ms, seeds};
 
@@ -38,7 +38,8 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
                     let id = JobId(jobs.len() as u64);
                     let class = [Class::Recovery, Class::Planned, Class::Background][rng.usize(..3)];
                     let (service, after) = (between(rng, [ms(1), ms(60)]), between(rng, [ms(0), ms(20)]));
-                    let job = Job { id, class, deadline: now + between(rng, [ms(1), ms(400)]), service, after };
+                    let (caller, deadline) = (Caller(rng.u64(..4)), now + between(rng, [ms(1), ms(400)]));
+                    let job = Job { id, caller, class, deadline, service, after };
                     jobs.insert(id, job);
                     open.insert(id);
                     Event::Submit(job)
@@ -94,7 +95,7 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
 
 fn job(id: u64, class: Class, deadline: u64, service: u64) -> Job {
     let (deadline, service) = (Time::ZERO + ms(deadline), ms(service));
-    Job { id: JobId(id), class, deadline, service, after: Duration::ZERO }
+    Job { id: JobId(id), caller: Caller(0), class, deadline, service, after: Duration::ZERO }
 }
 
 #[test]
@@ -173,13 +174,40 @@ fn consecutive_requests_overlap_their_stages() {
 fn background_work_leaves_room_for_requests() {
     let mut queue = Queue::new(Limits { slots: 1, waiting: 8 });
     let far = Time::from_ns(u64::MAX / 2);
-    let mut submit = |id, class| {
-        let job = Job { id: JobId(id), class, deadline: far, service: Duration::ZERO, after: Duration::ZERO };
-        queue.step(Time::ZERO, Event::Submit(job))
-    };
+    let mut submit = |id, class| queue.step(Time::ZERO, Event::Submit(Job { deadline: far, ..job(id, class, 0, 0) }));
     assert_eq!(submit(0, Class::Background), [Action::Start(JobId(0))]);
     assert!(submit(1, Class::Background).is_empty() && submit(2, Class::Background).is_empty());
     assert_eq!(submit(3, Class::Background), [Action::Refuse(JobId(3), Refusal::Full { waiting: 2 })]);
     assert!((4..10).all(|id| submit(id, Class::Planned).is_empty()), "a quarter waits, the rest is free");
     assert_eq!(submit(10, Class::Recovery), [Action::Refuse(JobId(10), Refusal::Full { waiting: 8 })]);
+}
+
+/// One caller that sends without end, always more urgent, and recoveries too.
+#[test]
+fn whoever_floods_the_queue_delays_others_by_one_job() {
+    let mut queue = Queue::new(Limits { slots: 1, waiting: 8 });
+    let now = Time::ZERO;
+    let flood = |id| job(id, [Class::Recovery, Class::Planned][id as usize % 2], 500, 10);
+    let mut started = queue.step(now, Event::Submit(flood(0)));
+    for id in 1..=8 {
+        assert_eq!(queue.step(now, Event::Submit(flood(id))), []);
+    }
+    // The queue is full: of whoever has most, the last one gives way.
+    let good = Job { caller: Caller(1), ..job(100, Class::Planned, 900, 10) };
+    let gave_way = queue.step(now, Event::Submit(good));
+    assert!(matches!(gave_way[..], [Action::Refuse(JobId(1..=8), Refusal::Full { waiting: 8 })]), "{gave_way:?}");
+    let more = queue.step(now, Event::Submit(flood(9)));
+    assert_eq!(more, [Action::Refuse(JobId(9), Refusal::Full { waiting: 8 })]);
+    let mut order = vec![];
+    for id in 10..16 {
+        let [Action::Start(next)] = started[..] else { panic!("{started:?}") };
+        order.push(next.0);
+        started = queue.step(now, Event::Done(next));
+        assert_eq!(queue.step(now, Event::Submit(flood(id))), []);
+        let good = Job { caller: Caller(1), id: JobId(100 + id), ..good };
+        let gave_way = queue.step(now, Event::Submit(good));
+        assert!(matches!(gave_way[..], [] | [Action::Refuse(JobId(..100), Refusal::Full { .. })]), "{gave_way:?}");
+    }
+    let turns: Vec<bool> = order.iter().map(|id| *id >= 100).collect();
+    assert_eq!(turns, [false, true, false, true, false, true], "{order:?}");
 }

@@ -1,14 +1,16 @@
-//! Memory for requests under way: one limit for the node, and a share of it
-//! that no single caller exceeds. What would go beyond is refused as busy,
-//! before it is collected or decoded.
+//! Memory for requests under way: one limit for the node, and for each caller
+//! half of what others leave of it, so that there is something left for one
+//! more, however many are in league (dynamic thresholds: Choudhury and Hahne,
+//! 1998). What would go beyond is refused as busy, before it is collected or
+//! decoded.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierline_proto::v1::{Code, Failure};
 
-/// The part of the memory that one caller may hold: another must always find
-/// some.
+/// The part of what others leave that one caller may hold: another must always
+/// find some.
 const SHARE: u64 = 2;
 
 /// The node's memory for requests; clones share it.
@@ -25,7 +27,7 @@ struct Inner {
 struct Counts {
     all: u64,
     /// By caller; those that hold nothing aren't kept.
-    callers: HashMap<String, u64>,
+    callers: HashMap<Arc<str>, u64>,
 }
 
 impl Budget {
@@ -38,7 +40,7 @@ impl Budget {
     /// What a request of `caller` holds: nothing yet.
     #[must_use]
     pub fn request(&self, caller: &str) -> Held {
-        Held { inner: Arc::clone(&self.0), caller: caller.to_owned(), bytes: Mutex::new(0) }
+        Held { inner: Arc::clone(&self.0), caller: caller.into(), bytes: Mutex::new(0) }
     }
 
     /// Bytes that requests hold, and that they may hold.
@@ -58,11 +60,17 @@ impl Inner {
 #[derive(Debug)]
 pub struct Held {
     inner: Arc<Inner>,
-    caller: String,
+    caller: Arc<str>,
     bytes: Mutex<u64>,
 }
 
 impl Held {
+    /// Whose request it is.
+    #[must_use]
+    pub fn caller(&self) -> Arc<str> {
+        Arc::clone(&self.caller)
+    }
+
     /// Takes `bytes` more.
     ///
     /// # Errors
@@ -77,15 +85,18 @@ impl Held {
         }
         let mut counts = self.inner.lock();
         let caller = counts.callers.get(&self.caller).copied().unwrap_or(0);
-        if caller.saturating_add(bytes) > share || counts.all.saturating_add(bytes) > self.inner.max {
-            let (held, max) =
-                if caller.saturating_add(bytes) > share { (caller, share) } else { (counts.all, self.inner.max) };
-            let text = format!("requests under way hold {held} of {max} bytes; another {bytes} don't fit now");
+        let others = counts.all - caller;
+        let share = self.inner.max.saturating_sub(others) / SHARE;
+        if caller.saturating_add(bytes) > share {
+            let text = format!(
+                "requests under way hold {} of {} bytes, of which {caller} are the caller's; another {bytes} don't fit now",
+                counts.all, self.inner.max
+            );
             return Err(Failure::new(Code::Overloaded, text).with_help("send fewer at once"));
         }
         counts.all += bytes;
         if bytes > 0 {
-            *counts.callers.entry(self.caller.clone()).or_default() += bytes;
+            *counts.callers.entry(Arc::clone(&self.caller)).or_default() += bytes;
         }
         *own += bytes;
         Ok(())
@@ -99,7 +110,7 @@ impl Held {
         let bytes = bytes.min(u64::MAX - counts.all);
         counts.all += bytes;
         if bytes > 0 {
-            *counts.callers.entry(self.caller.clone()).or_default() += bytes;
+            *counts.callers.entry(Arc::clone(&self.caller)).or_default() += bytes;
         }
         *own += bytes;
     }
@@ -146,16 +157,28 @@ mod tests {
         let budget = Budget::new(100);
         let (a, b, c) = (budget.request("a"), budget.request("b"), budget.request("c"));
         assert_eq!(code(a.take(40)), None);
-        assert_eq!(code(b.take(40)), None);
-        assert_eq!(code(c.take(30)), Some(Code::Overloaded));
-        assert_eq!(code(c.take(20)), None);
-        assert_eq!(budget.state(), (100, 100));
+        assert_eq!(code(b.take(30)), None);
+        assert_eq!(code(c.take(20)), Some(Code::Overloaded));
+        assert_eq!(code(c.take(15)), None);
+        assert_eq!(budget.state(), (85, 100));
         drop(a);
         c.give_back(10);
-        assert_eq!(budget.state(), (50, 100));
+        assert_eq!(budget.state(), (35, 100));
         drop((b, c));
         assert_eq!(budget.state(), (0, 100));
         assert!(budget.0.lock().callers.is_empty());
+    }
+
+    #[test]
+    fn however_many_take_what_they_can_one_more_finds_some() {
+        let budget = Budget::new(1 << 20);
+        let mut held = Vec::new();
+        for caller in 0..8 {
+            let request = budget.request(&format!("caller {caller}"));
+            while (0..20).rev().any(|power| request.take(1 << power).is_ok()) {}
+            held.push(request);
+        }
+        assert_eq!(code(budget.request("another").take(1 << 11)), None, "{:?}", budget.state());
     }
 
     #[test]
@@ -164,7 +187,7 @@ mod tests {
         let (first, second) = (budget.request("a"), budget.request("a"));
         assert_eq!(code(first.take(30)), None);
         assert_eq!(code(second.take(30)), Some(Code::Overloaded));
-        assert_eq!(code(budget.request("b").take(50)), None);
+        assert_eq!(code(budget.request("b").take(35)), None);
         // What never fits is said to be too large, not to be tried again.
         assert_eq!(code(budget.request("c").take(51)), Some(Code::TooLarge));
         assert_eq!(code(second.take(u64::MAX)), Some(Code::TooLarge));

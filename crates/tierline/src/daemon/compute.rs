@@ -12,6 +12,7 @@
 //! takes its place.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use tierline_graph::infer::Types;
 use tierline_graph::slice::SliceError;
 use tierline_graph::{Model, Tensor, ValueInfo};
 use tierline_node::Time;
-use tierline_node::admit::{self, Action, Class, Event, JobId, Limits, Queue, Refusal};
+use tierline_node::admit::{self, Action, Caller, Class, Event, JobId, Limits, Queue, Refusal};
 use tokio::sync::oneshot;
 
 use super::memory::{Key, Kind, Memory};
@@ -223,8 +224,10 @@ pub struct Computed {
 }
 
 /// When a job must be done, and what is known of it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Turn {
+    /// Who wants it: callers take turns.
+    pub caller: Arc<str>,
     /// Recoveries go first, warming last.
     pub class: Class,
     /// When its result must be there.
@@ -303,6 +306,8 @@ struct Shared {
     /// Rings when a job may have started.
     bell: Condvar,
     origin: Instant,
+    /// Numbers callers.
+    callers: RandomState,
     options: ComputeOptions,
 }
 
@@ -442,7 +447,8 @@ impl Compute {
             stuck_at: HashSet::new(),
         };
         let (bell, origin) = (Condvar::new(), Instant::now());
-        let shared = Arc::new(Shared { inner: Mutex::new(inner), bell, origin, options });
+        let callers = RandomState::new();
+        let shared = Arc::new(Shared { inner: Mutex::new(inner), bell, origin, callers, options });
         start(&shared, 0)?;
         let watched = Arc::downgrade(&shared);
         std::thread::Builder::new().name("compute-watch".into()).spawn(move || {
@@ -548,8 +554,10 @@ impl Compute {
         let id = JobId(inner.next);
         inner.next += 1;
         inner.jobs.insert(id, job);
-        let Turn { class, deadline, service, after } = turn;
-        let job = admit::Job { id, class, deadline: self.0.time(deadline), service, after };
+        let Turn { caller, class, deadline, service, after } = turn;
+        // Keyed anew at each start: nobody can choose a name that is taken for another.
+        let caller = Caller(self.0.callers.hash_one(caller.as_ref()));
+        let job = admit::Job { id, caller, class, deadline: self.0.time(deadline), service, after };
         self.0.step(&mut inner, Event::Submit(job));
     }
 }
@@ -569,7 +577,7 @@ impl Drop for PullOnDrop {
 /// Nobody waits for it.
 fn background() -> Turn {
     let deadline = Instant::now() + Duration::from_secs(86_400);
-    Turn { class: Class::Background, deadline, service: Duration::ZERO, after: Duration::ZERO }
+    Turn { caller: "".into(), class: Class::Background, deadline, service: Duration::ZERO, after: Duration::ZERO }
 }
 
 /// When a run is to end.

@@ -53,8 +53,9 @@ const KNOWN_FOR: Duration = Duration::from_secs(15 * 60);
 const KNOWN_MAX: usize = 4_096;
 
 /// Connections of one node: it has two to each parent, and those of an earlier
-/// start may not be known to be dead yet.
-const EACH_NODE_MAX: usize = 32;
+/// start may not be known to be dead yet. Each may have some megabytes on its
+/// way that nobody reads.
+const EACH_NODE_MAX: usize = 8;
 
 /// Connections of one operator: one for every command under way.
 const EACH_OPERATOR_MAX: usize = 256;

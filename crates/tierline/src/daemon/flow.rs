@@ -272,6 +272,7 @@ impl<'n> Flow<'n> {
         let planned = !recovery && key.to < self.order.program.segments();
         let whole = key.from == 0 && key.to == self.order.program.segments();
         let turn = Turn {
+            caller: self.inputs.held.caller(),
             class: if recovery { Class::Recovery } else { Class::Planned },
             deadline: self.order.deadline,
             service: self.node.service(&self.order.program, key.from, key.to),

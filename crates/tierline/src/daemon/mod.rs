@@ -31,7 +31,6 @@ pub mod uplink;
 pub mod wire;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,7 +44,7 @@ use tierline_proto::v1::{
     parent_message, reverse_reply,
 };
 use tierline_proto::{Digest, Role};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 
 use crate::config::NodeConfig;
 use crate::identity::Identity;
@@ -64,6 +63,9 @@ const REPORT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Changes of parents that requests in flight hear of.
 const PEER_CHANGES_MAX: usize = 64;
+
+/// Calls of parents under way.
+static REVERSE_CALLS: Semaphore = Semaphore::const_new(16);
 
 /// One node, shared by everything that runs on it.
 pub struct Node {
@@ -105,7 +107,8 @@ pub struct Node {
     changes: broadcast::Sender<RequestEvent>,
     revocations: Mutex<Revocations>,
     state: Arc<records::Records>,
-    catalogues_heard: AtomicU64,
+    /// The newest catalogue of the preferred parent; older ones say nothing more.
+    catalogue_heard: watch::Sender<Option<CatalogueMessage>>,
     /// One catalogue is taken over at a time.
     adopting: tokio::sync::Mutex<()>,
     /// What was uploaded is read and checked one after the other.
@@ -352,13 +355,20 @@ impl Node {
     pub fn reverse(self: &Arc<Self>, uplink: &Arc<Uplink>, request: ReverseRequest) {
         use tierline_proto::v1::reverse_request::Body;
         let (node, uplink) = (Arc::clone(self), Arc::clone(uplink));
+        let Ok(turn) = REVERSE_CALLS.try_acquire() else {
+            let busy = Failure::new(Code::Overloaded, "too many calls of a parent are under way");
+            let body = Some(reverse_reply::Body::Failure(busy));
+            return uplink.tell(child_message::Body::Reply(ReverseReply { call: request.call, body }));
+        };
         self.tasks.spawn("reverse call", async move {
+            let _turn = turn;
             let call = request.call;
             let body = match request.body {
                 Some(Body::Status(_)) => reverse_reply::Body::Status(node.status().await),
-                Some(Body::Drain(drain)) => {
-                    node.drain(&drain);
-                    reverse_reply::Body::Done(tierline_proto::v1::Empty {})
+                // Whoever runs a node ends it; a parent that was broken into must not.
+                Some(Body::Drain(_)) => {
+                    let text = "a parent doesn't end a node; an operator on it does";
+                    reverse_reply::Body::Failure(Failure::new(Code::Forbidden, text))
                 }
                 _ => reverse_reply::Body::Failure(Failure::new(Code::Protocol, "this node does not know that call")),
             };
@@ -534,20 +544,29 @@ impl Node {
         if self.first_parent() != Some(uplink.peer) {
             return;
         }
-        let heard = self.catalogues_heard.fetch_add(1, Ordering::Relaxed) + 1;
-        let node = Arc::clone(self);
-        self.tasks.spawn("catalogue", async move {
-            loop {
-                let turn = node.adopting.lock().await;
-                // Catalogues are whole: a newer one says all that this one does.
-                let newest = || node.catalogues_heard.load(Ordering::Relaxed) == heard;
-                if !newest() || !models::adopt(&node, &message, newest).await {
-                    return;
+        self.catalogue_heard.send_replace(Some(message));
+    }
+
+    /// Takes over what the catalogue above says, until the node ends.
+    async fn keep_catalogue(self: Arc<Self>) {
+        let mut heard = self.catalogue_heard.subscribe();
+        loop {
+            let message = heard.borrow_and_update().clone();
+            let late = match message {
+                Some(message) => {
+                    let _turn = self.adopting.lock().await;
+                    // Catalogues are whole: a newer one says all that this one does.
+                    models::adopt(&self, &message, || !heard.has_changed().unwrap_or(true)).await
                 }
-                drop(turn);
-                tokio::time::sleep(models::AGAIN).await;
+                None => false,
+            };
+            tokio::select! {
+                changed = heard.changed() => if changed.is_err() {
+                    return;
+                },
+                () = tokio::time::sleep(models::AGAIN), if late => {}
             }
-        });
+        }
     }
 
     // ---- state

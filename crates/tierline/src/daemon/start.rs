@@ -148,6 +148,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     }
     keep(&node, "leases", |node| async move { node.children.watch(&node).await });
     keep(&node, "reports", |node| async move { node.keep_reporting().await });
+    keep(&node, "catalogue", |node| async move { node.keep_catalogue().await });
     keep(&node, "artefacts", |node| async move { node.artefacts.watch(&node).await });
     keep(&node, "plans", |node| async move { node.planner.watch(&node).await });
     keep(&node, "tables", |node| async move { node.planner.work(&node).await });
@@ -303,7 +304,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
         revocations: Mutex::new(revocations),
         state,
-        catalogues_heard: std::sync::atomic::AtomicU64::new(0),
+        catalogue_heard: watch::Sender::new(None),
         adopting: tokio::sync::Mutex::default(),
         preparing: tokio::sync::Mutex::default(),
         loading: tokio::sync::Mutex::default(),
@@ -427,7 +428,7 @@ fn serve_network(node: &Arc<Node>, listener: TcpListener) -> Outcome<Task<()>> {
         .layer(gate())
         .add_service(ControlServer::new(ControlService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(InferServer::new(InferService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
-        .add_service(BulkServer::new(BulkService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
+        .add_service(BulkServer::new(BulkService::new(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX))
         .add_service(
             FederateServer::new(FederateService(Arc::clone(node))).max_decoding_message_size(MESSAGE_BYTES_MAX),
         )

@@ -21,6 +21,7 @@ use tierline_proto::v1::{Code, Failure};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,6 +42,28 @@ const STEADY: Duration = Duration::from_secs(60);
 tokio::task_local! {
     /// For whoever reads of a panic.
     static NAME: &'static str;
+}
+
+/// A stream that holds something until it was read to its end, or whoever reads
+/// it is gone: what waits in it still counts.
+pub struct Holding<S, H> {
+    stream: S,
+    _held: H,
+}
+
+impl<S, H> Holding<S, H> {
+    /// `stream`, which holds `held`.
+    pub fn new(stream: S, held: H) -> Self {
+        Self { stream, _held: held }
+    }
+}
+
+impl<S: Stream + Unpin, H: Unpin> Stream for Holding<S, H> {
+    type Item = S::Item;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<S::Item>> {
+        Pin::new(&mut self.stream).poll_next(cx)
+    }
 }
 
 /// Starts tasks, and waits for them; clones share them.

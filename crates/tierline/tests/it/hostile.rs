@@ -230,6 +230,70 @@ fn absurd_links_and_profiles_of_a_parent_leave_an_end_at_work() {
 }
 
 #[test]
+fn a_parent_neither_ends_a_node_nor_fills_it() {
+    let site = Site::new();
+    let model = site.add_model();
+    let data = site.join("end", "end-1", &site.cloud.url);
+    let (floods, refused): (Arc<Mutex<u64>>, Arc<Mutex<bool>>) = Arc::default();
+    let (left, heard) = (Arc::clone(&floods), Arc::clone(&refused));
+    let rule = move |way: Way, path: &str, message: Bytes| {
+        if path != SESSION {
+            return vec![message];
+        }
+        if way == Way::Up {
+            let said = ChildMessage::decode(message.clone()).ok().and_then(|said| said.body);
+            if let Some(child_message::Body::Reply(ReverseReply { body: Some(body), .. })) = said {
+                let forbidden = |failure: Failure| failure.code() == Code::Forbidden;
+                *heard.lock().unwrap() |= matches!(body, reverse_reply::Body::Failure(f) if forbidden(f));
+            }
+            return vec![message];
+        }
+        let mut left = left.lock().unwrap();
+        if *left == 0 {
+            return vec![message];
+        }
+        *left -= 1;
+        let of = |body| Bytes::from(ParentMessage { body: Some(body) }.encode_to_vec());
+        let drain = tierline_proto::v1::DrainRequest { grace_ms: 0, reason: String::new() };
+        let drain = ReverseRequest { call: 1, timeout_ms: 0, body: Some(reverse_request::Body::Drain(drain)) };
+        let mut out = vec![message, of(parent_message::Body::Request(drain))];
+        // About 100 KB each: jobs and models of which nobody has heard.
+        let digest = |n: u64| Bytes::from(blake3::hash(&n.to_le_bytes()).as_bytes().to_vec());
+        let url = format!("https://127.0.0.1:1/{}", "x".repeat(200));
+        let neighbour = tierline_proto::v1::Neighbour { name: "edge-1".to_owned(), url };
+        for n in 0..400 {
+            let job = digest(*left * 1_000 + n);
+            let order = WorkOrder { task: 1, neighbours: vec![neighbour.clone(); 400], ..WorkOrder::default() };
+            let assignment = JobAssignment { job, want: Some(Want::Work(order)), ..JobAssignment::default() };
+            out.push(of(parent_message::Body::Assignment(assignment)));
+        }
+        for n in 0..100 {
+            let entry = |i: u64| ModelEntry {
+                name: format!("model-{i}"),
+                manifest: digest(n * 1_000 + i),
+                model: digest(i),
+                bytes: 1,
+            };
+            let models = (0..1_000).map(entry).collect();
+            let catalogue = Catalogue { sequence: n, full: false, models, removed: Vec::new() };
+            out.push(of(parent_message::Body::Catalogue(catalogue)));
+        }
+        out
+    };
+    let middle = Middle::between(&site.cloud, &site.cloud.url, &data, Box::new(rule));
+    let mut end = Node::start(&data, &["--parent", &middle.url]);
+    until_planned(&end);
+    let before = rss(&end);
+    *floods.lock().unwrap() = 5;
+    until("all of it was said", || (*floods.lock().unwrap() == 0 && *refused.lock().unwrap()).then_some(()));
+    same_outputs(&infer(&end, &model, "here"), &infer(&end, &model, "cloud"));
+    let grown = rss(&end).saturating_sub(before);
+    assert!(grown < 100 << 20, "{grown} bytes");
+    end.restart();
+    same_outputs(&infer(&end, &model, "here"), &infer(&end, &model, "cloud"));
+}
+
+#[test]
 fn what_a_child_tells_of_others_stays_within_bounds() {
     let federation = Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 1 }\n");
     let edge = federation.site.edge("edge");

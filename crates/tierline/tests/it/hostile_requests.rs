@@ -3,17 +3,17 @@
 
 use std::time::{Duration, SystemTime};
 
-use tierline::daemon::transport::{self, Pair};
+use tierline::daemon::transport::{self, Endpoint, Pair};
 use tierline::identity::Identity;
 use tierline_graph::{DataType, Elements, Tensor};
 use tierline_proto::Encoded;
 use tierline_proto::frame::{chunks, declare};
-use tierline_proto::v1::{Code, ProbeChunk, Reply, Route, RunChunk, RunHeader, TensorInfo, run_chunk};
+use tierline_proto::v1::{Code, FetchRequest, ProbeChunk, Reply, Route, RunChunk, RunHeader, TensorInfo, run_chunk};
 use tierline_zoo::build::Builder;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::harness::{Node, Site, outputs, write_npy};
+use crate::harness::{Node, Site, outputs, until, write_npy};
 
 /// Bytes that requests may hold together at the node under test.
 const REQUESTS_BYTES: u64 = 64 << 20;
@@ -22,6 +22,7 @@ const REQUESTS_BYTES: u64 = 64 << 20;
 /// member's connection to it.
 struct Attacked {
     runtime: Runtime,
+    endpoint: Endpoint,
     pair: Pair,
     model: bytes::Bytes,
     site: Site,
@@ -50,7 +51,7 @@ impl Attacked {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let endpoint = transport::endpoint(&site.cloud.url, transport::client_tls(&identity)).unwrap();
         let pair = runtime.block_on(Pair::connect(&endpoint)).unwrap();
-        Self { runtime, pair, model: digest.to_bytes(), site }
+        Self { runtime, endpoint, pair, model: digest.to_bytes(), site }
     }
 
     fn header(&self, tensors: Vec<TensorInfo>) -> RunHeader {
@@ -165,6 +166,51 @@ fn requests_under_way_hold_no_more_than_they_may() {
     assert_eq!(code(huge), Code::TooLarge);
     let grown = attacked.peak() - before;
     assert!(grown < 2 * REQUESTS_BYTES, "{grown} bytes");
+    attacked.is_well();
+}
+
+#[test]
+fn artefacts_that_nobody_reads_keep_little() {
+    let attacked = Attacked::start();
+    let mut b = Builder::new("large", 1);
+    let x = b.input("x", DataType::F32, "1 1024");
+    let w = b.weights(&[1_024, 2_048], 0.1);
+    let y = b.op("MatMul", &[&x, &w], &[]);
+    b.output("y", &y, DataType::F32, "1 2048");
+    let file = attacked.site.folder.path().join("large.onnx");
+    b.build().save(&file).unwrap();
+    assert_eq!(attacked.site.cloud.ask(&["model", "add", file.to_str().unwrap(), "--name", "large"]).code, 0);
+    let shown = attacked.site.cloud.ask(&["model", "show", "large", "--json"]).json();
+    let digest: tierline_proto::Digest = shown["digest"].as_str().expect("a digest").parse().unwrap();
+    until("it is measured", || {
+        let models = attacked.site.cloud.ask(&["model", "ls", "--json"]).json();
+        models["models"].as_array()?.iter().all(|model| model["profiled"] == true).then_some(())
+    });
+    let before = attacked.peak();
+    let unread = attacked.runtime.block_on(async {
+        let mut unread = Vec::new();
+        for _ in 0..4 {
+            let pair = Pair::connect(&attacked.endpoint).await.unwrap();
+            for _ in 0..60 {
+                let (mut bulk, digest) = (pair.bulk(), digest.to_bytes());
+                let request = FetchRequest { digest, offset: 0, length: 0 };
+                unread.push(tokio::spawn(async move { bulk.fetch(request).await }));
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        unread
+    });
+    let grown = attacked.peak() - before;
+    assert!(grown < 48 << 20, "{grown} bytes");
+    // Others are served meanwhile.
+    let other = attacked.site.join("end", "end-1", &attacked.site.cloud.url);
+    let other = Node::start(&other, &["--parent", &attacked.site.cloud.url]);
+    until("another one has fetched it", || {
+        let models = other.ask(&["model", "ls", "--json"]).json();
+        let ready = |model: &serde_json::Value| model["name"] == "large" && model["state"] == "ready";
+        models["models"].as_array()?.iter().any(ready).then_some(())
+    });
+    drop(unread);
     attacked.is_well();
 }
 

@@ -264,13 +264,22 @@ impl Folder {
         in_place(|| paths.iter().for_each(|path| drop(std::fs::remove_file(path))));
     }
 
-    /// Opens the part of an update that has come, to go on with it.
+    /// Opens the part of an update that has come, to go on with it. Whoever sends
+    /// other bytes for the same task begins anew: of a task there is one part.
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn go_on(&self, path: &Path) -> Result<(File, u64), Failure> {
+    pub fn go_on(&self, task: u64, digest: &[u8]) -> Result<(File, u64), Failure> {
+        let path = self.partial(task, digest);
         let open = || {
-            let file = OpenOptions::new().create(true).append(true).open(path)?;
+            for entry in std::fs::read_dir(self.incoming_folder())? {
+                let (other, name) = (entry?.path(), format!("{task}."));
+                let of_task = other.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(&name));
+                if of_task && other != path && other.extension() == path.extension() {
+                    std::fs::remove_file(&other)?;
+                }
+            }
+            let file = OpenOptions::new().create(true).append(true).open(&path)?;
             let length = file.metadata()?.len();
             Ok((file, length))
         };
@@ -402,5 +411,29 @@ impl Folder {
                 }
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_task_one_part_is_kept_whatever_is_sent_for_it() {
+        let data = tempfile::tempdir().unwrap();
+        let folder = Folder::open(data.path(), Digest([1; 32])).unwrap();
+        let parts = || std::fs::read_dir(folder.incoming_folder()).unwrap().count();
+        let begin = |task, digest| folder.go_on(task, &[digest; 32]).unwrap();
+        begin(7, 1).0.write_all(b"half").unwrap();
+        assert_eq!(begin(7, 1).1, 4, "it goes on");
+        // Another task's, one whose number begins alike, and what has come whole.
+        begin(8, 1);
+        begin(71, 1);
+        std::fs::write(folder.incoming(7, &[9; 32]), "whole").unwrap();
+        for digest in 2..20 {
+            assert_eq!(begin(7, digest).1, 0);
+        }
+        assert_eq!(parts(), 4);
+        assert!(folder.partial(7, &[19; 32]).exists() && folder.incoming(7, &[9; 32]).exists());
     }
 }

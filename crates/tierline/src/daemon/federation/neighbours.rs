@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tierline_proto::Digest;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, UpdateHeader, parent_message};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::arrivals::{self, Arrival};
 use super::lower::ToLower;
@@ -16,6 +16,9 @@ use crate::daemon::Node;
 use crate::daemon::uplink::Uplink;
 use crate::store::State;
 use crate::store::jobs::{JobRow, Side};
+
+/// Children that say something of jobs that aren't under way, at once.
+static NEWS: Semaphore = Semaphore::const_new(64);
 
 impl Node {
     /// A child says what it, or a member below it, is at.
@@ -30,7 +33,10 @@ impl Node {
             return;
         }
         let (Some(node), child) = (self.shared(), child.to_owned()) else { return };
+        // One that finds no turn says it again.
+        let Ok(turn) = NEWS.try_acquire() else { return };
         self.tasks.spawn("news of an end", async move {
+            let _turn = turn;
             // It was away when the job ended.
             let rows = node.state.with(State::jobs).await;
             if rows.is_ok_and(|rows| rows.iter().any(|row| row.job == job && row.ended.is_some())) {

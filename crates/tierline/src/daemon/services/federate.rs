@@ -89,10 +89,10 @@ async fn take(
     }
     let folder = node.update_folder(&header.job)?;
     let partial = folder.partial(header.task, &header.digest);
-    let (mut file, mut have) = folder.go_on(&partial)?;
+    let (mut file, mut have) = folder.go_on(header.task, &header.digest)?;
     if have > header.length {
         folder.remove(std::slice::from_ref(&partial));
-        (file, have) = folder.go_on(&partial)?;
+        (file, have) = folder.go_on(header.task, &header.digest)?;
     }
     let from = SubmitReply { body: Some(submit_reply::Body::From(have)) };
     if answers.send(Ok(from)).await.is_err() {

@@ -16,17 +16,21 @@ use tonic::{Request, Response, Status, Streaming};
 use super::gate;
 use crate::daemon::budget::Held;
 use crate::daemon::flow::{self, Answer, Inputs, Order};
+use crate::daemon::tasks::Holding;
 use crate::daemon::{Node, wire};
 
 /// Chunks of an answer ahead of the connection.
 const CHUNKS_AHEAD_MAX: usize = 8;
+
+/// An answer on its way, whose memory counts until it is read.
+type Sent = Holding<ReceiverStream<Result<RunChunk, Status>>, Option<Arc<Held>>>;
 
 /// The service.
 pub struct InferService(pub Arc<Node>);
 
 #[tonic::async_trait]
 impl Infer for InferService {
-    type RunStream = ReceiverStream<Result<RunChunk, Status>>;
+    type RunStream = Sent;
 
     async fn run(&self, request: Request<Streaming<RunChunk>>) -> Result<Response<Self::RunStream>, Status> {
         let arrived = Instant::now();
@@ -129,14 +133,8 @@ pub fn pack(answer: Answer, codec: &str) -> (Reply, Vec<Encoded>) {
 }
 
 /// Sends an answer, and holds its memory until it is out.
-fn send(
-    node: &Node,
-    reply: Reply,
-    tensors: Vec<Encoded>,
-    held: Option<Arc<Held>>,
-) -> ReceiverStream<Result<RunChunk, Status>> {
-    node.tasks.stream("answer sending", CHUNKS_AHEAD_MAX, |send| async move {
-        let _held = held;
+fn send(node: &Node, reply: Reply, tensors: Vec<Encoded>, held: Option<Arc<Held>>) -> Sent {
+    let sending = node.tasks.stream("answer sending", CHUNKS_AHEAD_MAX, |send| async move {
         let bodies = std::iter::once(run_chunk::Body::Reply(reply))
             .chain(frame::chunks(tensors, CHUNK_BYTES).map(run_chunk::Body::Tensor));
         for body in bodies {
@@ -145,5 +143,6 @@ fn send(
                 return;
             }
         }
-    })
+    });
+    Holding::new(sending, held)
 }
