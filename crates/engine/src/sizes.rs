@@ -11,7 +11,9 @@ use std::collections::BTreeMap;
 
 use tierline_graph::infer::Largest;
 use tierline_graph::onnx::GraphProto;
-use tierline_graph::{Dim, InferError, Model, Tensor, Types, ValueInfo, cost, infer_types_of, infer_types_with, memory};
+use tierline_graph::{
+    Dim, InferError, Model, Tensor, Types, ValueInfo, cost, infer_types_of, infer_types_with, memory,
+};
 
 /// Sizes that stand for free axes when a model is judged before a request
 /// says what they are; the first that doesn't contradict the model counts.
@@ -70,14 +72,10 @@ impl Sizes {
         Self { outline: model.outline(), has_bodies }
     }
 
-    /// The model without the data of its weights.
-    pub(crate) fn outline(&self) -> &Model {
-        &self.outline
-    }
-
     /// Whether the model leaves no axis of its inputs free, nor their rank.
     pub(crate) fn is_fixed(&self) -> bool {
-        let fixed = |v: &ValueInfo| v.shape.as_ref().is_some_and(|s| !s.is_empty() && s.iter().all(|d| d.known().is_some()));
+        let fixed =
+            |v: &ValueInfo| v.shape.as_ref().is_some_and(|s| !s.is_empty() && s.iter().all(|d| d.known().is_some()));
         self.outline.inputs().iter().all(fixed)
     }
 

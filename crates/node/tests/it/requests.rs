@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tierline_node::admit::{self, Caller, Class, Job, JobId, Limits, Queue};
+use tierline_node::admit::{self, Class, Job, JobId, Limits, Queue};
 use tierline_node::request::{Action, Event, Local, Op, Outcome, Recovery, Request, Setup, Upstream};
 use tierline_node::{Peer, Rng, Span, Time};
 use tierline_proto::v1::{Degraded, degraded::Cause};
@@ -182,7 +182,7 @@ impl<'a> World<'a> {
                     live.planned.push(op);
                 }
                 let class = if recovery { Class::Recovery } else { Class::Planned };
-                let (caller, service) = (Caller(0), service.mul_f64(0.99));
+                let (caller, service) = (admit::Caller(0), service.mul_f64(0.99));
                 let job = Job { id, caller, class, deadline, service, after: Duration::ZERO };
                 self.queue(node, admit::Event::Submit(job));
             }

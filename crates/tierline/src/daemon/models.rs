@@ -248,7 +248,7 @@ impl Node {
     ) -> Result<Computed, Failure> {
         let run = |source| {
             let part = Part { program: Arc::clone(program), source };
-            self.compute.run(part, key.clone(), Arc::clone(&inputs), turn)
+            self.compute.run(part, key.clone(), Arc::clone(&inputs), turn.clone())
         };
         if self.compute.is_warm(&key) {
             match run(None).await {

@@ -234,7 +234,7 @@ fn a_parent_neither_ends_a_node_nor_fills_it() {
     let site = Site::new();
     let model = site.add_model();
     let data = site.join("end", "end-1", &site.cloud.url);
-    let (floods, refused): (Arc<Mutex<u64>>, Arc<Mutex<bool>>) = Arc::default();
+    let (floods, refused): (Arc<Mutex<u64>>, Arc<Mutex<bool>>) = Default::default();
     let (left, heard) = (Arc::clone(&floods), Arc::clone(&refused));
     let rule = move |way: Way, path: &str, message: Bytes| {
         if path != SESSION {
