@@ -243,8 +243,8 @@ fn a_parent_neither_ends_a_node_nor_fills_it() {
         if way == Way::Up {
             let said = ChildMessage::decode(message.clone()).ok().and_then(|said| said.body);
             if let Some(child_message::Body::Reply(ReverseReply { body: Some(body), .. })) = said {
-                let forbidden = |failure: Failure| failure.code() == Code::Forbidden;
-                *heard.lock().unwrap() |= matches!(body, reverse_reply::Body::Failure(f) if forbidden(f));
+                let forbidden = |failure: &Failure| failure.code() == Code::Forbidden;
+                *heard.lock().unwrap() |= matches!(&body, reverse_reply::Body::Failure(f) if forbidden(f));
             }
             return vec![message];
         }
