@@ -152,9 +152,12 @@ pub(crate) struct Forward<'m> {
     model: &'m Model,
     pub(crate) index: Index<'m>,
     pub(crate) types: Types,
-    constants: HashMap<&'m str, &'m TensorProto>,
+    constants: Constants<'m>,
     kernels: &'m Kernels,
 }
+
+/// Constants by name.
+type Constants<'m> = HashMap<&'m str, &'m TensorProto>;
 
 impl<'m> Forward<'m> {
     pub(crate) fn new(model: &'m Model, kernels: &'m Kernels) -> Result<Self, InferError> {
@@ -181,6 +184,9 @@ impl<'m> Forward<'m> {
         out: &mut Emitter,
     ) -> Result<BTreeMap<String, String>, GradientError> {
         let live = self.depends_on(wanted);
+        // What is trained is a constant no more after the first step.
+        let mut constants = self.constants.clone();
+        constants.retain(|name, _| !wanted.contains(name));
         let mut parts: HashMap<&str, Vec<String>> = HashMap::new();
         for (tensor, gradient) in seeds {
             parts.entry(tensor).or_default().push(gradient.clone());
@@ -216,7 +222,7 @@ impl<'m> Forward<'m> {
             if !wants.contains(&true) {
                 continue;
             }
-            let found = self.apply(node, upstream, wants.clone(), out)?;
+            let found = self.apply(node, &constants, upstream, wants.clone(), out)?;
             for ((name, gradient), wanted) in node.input.iter().zip(found).zip(wants) {
                 if let Some(gradient) = gradient.filter(|_| wanted) {
                     parts.entry(name).or_default().push(gradient);
@@ -238,6 +244,7 @@ impl<'m> Forward<'m> {
     fn apply(
         &self,
         node: &NodeProto,
+        constants: &Constants<'_>,
         upstream: Vec<Option<String>>,
         wanted: Vec<bool>,
         out: &mut Emitter,
@@ -260,7 +267,7 @@ impl<'m> Forward<'m> {
             node,
             index: &self.index,
             types: &self.types,
-            constants: &self.constants,
+            constants,
             kernels: self.kernels,
             out,
             upstream,

@@ -10,6 +10,9 @@ use crate::onnx::NodeProto;
 /// refused: no picture is as large, and no product of them overflows.
 const FAR_MAX: i64 = 1 << 20;
 
+/// Longest axis that windows are laid over here.
+const LONG_MAX: i64 = 1 << 40;
+
 /// Positions of a kernel at most that are written one by one; each takes
 /// several nodes.
 const POSITIONS_MAX: i64 = 4_096;
@@ -259,15 +262,22 @@ pub(super) fn without_ceiling(node: &mut NodeProto, types: &Types) {
     for axis in 0..axes {
         let far = |n: u64| i64::try_from(n).ok().filter(|n| *n <= FAR_MAX);
         let (Some(stride), Some(dilation)) = (far(strides[axis]), far(dilations[axis])) else { return };
+        // Nothing below leaves the range of its type.
+        let within = |n: i64, most: i64| (-most..=most).contains(&n);
+        let given = [kernel[axis], pads[axis], pads[axis + axes]].into_iter().all(|n| within(n, FAR_MAX));
+        if !given || ![from[axis], to[axis]].into_iter().all(|n| within(n, LONG_MAX)) {
+            return;
+        }
         let reach = (kernel[axis] - 1) * dilation + 1;
         let room = from[axis] + pads[axis] + pads[axis + axes] - reach;
         dropped |= room > 0 && room / stride + 1 == to[axis] && room % stride != 0;
-        // A window that reaches beyond the padding gets more of it.
+        // A window that reaches beyond the padding gets more of it, which ONNX
+        // Runtime takes as long as it is less than the kernel.
         let beyond = ((to[axis] - 1) * stride - room).max(0);
-        if beyond > 0 && attributes.flag("count_include_pad") {
+        pads[axis + axes] += beyond;
+        if beyond > 0 && (attributes.flag("count_include_pad") || pads[axis + axes] >= kernel[axis]) {
             return;
         }
-        pads[axis + axes] += beyond;
     }
     if dropped {
         node.attribute.retain(|a| !matches!(a.name(), "ceil_mode" | "pads"));

@@ -193,10 +193,10 @@ layer("low_rank", both(LOW_RANK), {"v": (16, 5), "a": (16, 2), "b": (2, 5), "d":
 layer("pruned", both("w = Mul(v, k_mask) a = Sin(k_angles) t = Mul(h, a) o = Conv(t, w)"), {"v": (3, 4, 3, 3),
       "k_mask": (numpy.arange(108) % 3 > 0).reshape(3, 4, 3, 3).astype(numpy.float32),
       "k_angles": numpy.linspace(0.5, 2, 6, dtype=numpy.float32)})
-case("learned_numbers", {n: "h = MatMul(x, w) a = Mul(h, alpha) r = Tanh(a) z = MatMul(r, head) s = Exp(logit_scale) t = Mul(z, s) "
-     "d = Div(t, temperature) y = Add(d, logit_bias)" for n in (7, 23)},
+case("learned_numbers", {n: "h = MatMul(x, w) a = Mul(h, alpha) c = Add(a, shift) r = Tanh(c) z = MatMul(r, head) "
+     "s = Exp(logit_scale) t = Mul(z, s) y = Div(t, temperature)" for n in (7, 23)},
      {"w": (5, 6), "head": (6, 3), "alpha": numpy.array([0.8]), "logit_scale": numpy.array(0.3), "temperature": numpy.array(1.7),
-      "logit_bias": numpy.array([-0.2])}, x=(6, 5), producer="pytorch", optimizer={"kind": "adam"}, rate=0.02)
+      "shift": numpy.array([-0.2])}, x=(6, 5), producer="pytorch", optimizer={"kind": "adam"}, rate=0.02)
 layer("mean_of_powers", both("c = Clip(h, k_low) q = Pow(c, p) a = GlobalAveragePool(q) i = Reciprocal(p) o = Pow(a, i)", old=11),
       {"p": numpy.array([3.0]), "k_low": numpy.array(1e-6, numpy.float32)}, producer="pytorch")
 case("double_weight_norm", {n: "l = ReduceL2<axes = [0]>(v) d = Div(g, l) w = Mul(v, d) h = MatMul(x, w) r = Tanh(h) "

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message;
 use tierline_node::Peer;
 use tierline_proto::Digest;
 use tierline_proto::v1::JobAssignment;
@@ -11,12 +12,29 @@ use tierline_proto::v1::JobAssignment;
 /// node may have, and the members below an edge.
 const WANTED_MAX: usize = 4_096;
 
+/// Bytes of all of it: some kilobytes each are plenty.
+const WANTED_BYTES_MAX: usize = 16 << 20;
+
 /// A job, and the parent that told of it.
 pub(super) type Key = (Digest, Peer);
 
 /// What parents want for such jobs.
 #[derive(Default)]
-pub(super) struct Arrivals(BTreeMap<Key, BTreeMap<String, JobAssignment>>);
+pub(super) struct Arrivals(BTreeMap<Key, Wanted>);
+
+/// What one parent wants for one job, by member; the newest counts.
+#[derive(Default)]
+struct Wanted {
+    waiting: BTreeMap<String, JobAssignment>,
+    /// Bytes of what the task is at.
+    taken_bytes: usize,
+}
+
+impl Wanted {
+    fn bytes(&self) -> usize {
+        self.taken_bytes + self.waiting.values().map(Message::encoded_len).sum::<usize>()
+    }
+}
 
 /// What becomes of something that a parent wants.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,30 +50,35 @@ pub(super) enum Arrival {
 impl Arrivals {
     /// A parent wants something; the newest for each member counts.
     pub(super) fn hear(&mut self, key: Key, assignment: JobAssignment) -> Arrival {
-        let wanted: usize = self.0.values().map(|wanted| wanted.len().max(1)).sum();
-        let known = self.0.get(&key).is_some_and(|wanted| wanted.contains_key(&assignment.node));
-        if wanted >= WANTED_MAX && !known {
+        let before = self.0.get(&key).and_then(|wanted| wanted.waiting.get(&assignment.node));
+        let count: usize = self.0.values().map(|wanted| wanted.waiting.len().max(1)).sum();
+        let bytes: usize = self.0.values().map(Wanted::bytes).sum();
+        let bytes = bytes - before.map_or(0, Message::encoded_len) + assignment.encoded_len();
+        if bytes > WANTED_BYTES_MAX || (count >= WANTED_MAX && before.is_none()) {
             return Arrival::Refused;
         }
         let arrival = if self.0.contains_key(&key) { Arrival::Beside } else { Arrival::First };
-        self.0.entry(key).or_default().insert(assignment.node.clone(), assignment);
+        self.0.entry(key).or_default().waiting.insert(assignment.node.clone(), assignment);
         arrival
     }
 
     /// What is wanted now; `None` when it is nothing, and the task is over.
     pub(super) fn take(&mut self, key: Key) -> Option<Vec<JobAssignment>> {
-        let wanted = std::mem::take(self.0.get_mut(&key)?);
-        if wanted.is_empty() {
+        let wanted = self.0.get_mut(&key)?;
+        let taken = std::mem::take(&mut wanted.waiting);
+        wanted.taken_bytes = taken.values().map(Message::encoded_len).sum();
+        if taken.is_empty() {
             self.0.remove(&key);
             return None;
         }
-        Some(wanted.into_values().collect())
+        Some(taken.into_values().collect())
     }
 
     /// Keeps something for another try, unless there is something newer.
     pub(super) fn put_back(&mut self, key: Key, assignment: JobAssignment) {
         if let Some(wanted) = self.0.get_mut(&key) {
-            wanted.entry(assignment.node.clone()).or_insert(assignment);
+            wanted.taken_bytes = wanted.taken_bytes.saturating_sub(assignment.encoded_len());
+            wanted.waiting.entry(assignment.node.clone()).or_insert(assignment);
         }
     }
 
@@ -115,5 +138,19 @@ mod tests {
         assert_eq!(arrivals.hear(key(9), of("", "")), Arrival::Refused);
         arrivals.over(first);
         assert_eq!(arrivals.hear(key(9), of("", "")), Arrival::First);
+    }
+
+    #[test]
+    fn large_words_fill_nothing_either() {
+        let mut arrivals = Arrivals::default();
+        let large = |node: &str| of(node, &"x".repeat(WANTED_BYTES_MAX / 3));
+        assert_eq!(arrivals.hear(key(1), large("a")), Arrival::First);
+        assert_eq!(arrivals.hear(key(2), large("a")), Arrival::First);
+        // At work it still counts.
+        arrivals.take(key(2));
+        assert_eq!(arrivals.hear(key(3), large("a")), Arrival::Refused);
+        assert_eq!(arrivals.hear(key(1), large("a")), Arrival::Beside, "in place of the one before");
+        assert_eq!(arrivals.take(key(2)), None);
+        assert_eq!(arrivals.hear(key(3), large("a")), Arrival::First);
     }
 }
