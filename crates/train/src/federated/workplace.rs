@@ -189,7 +189,7 @@ impl Workplace {
     ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
         self.trainer.heed(stop.clone(), Some(STEP_TIME_MAX));
         match self.concluded(task, share, kept, stop) {
-            Err(_) if stop.is_pulled() => Ok(None),
+            _ if stop.is_pulled() => Ok(None),
             done => done,
         }
     }

@@ -12,8 +12,8 @@ use tierline_proto::v1::JobAssignment;
 /// node may have, and the members below an edge.
 const WANTED_MAX: usize = 4_096;
 
-/// Bytes of all of it: some kilobytes each are plenty.
-const WANTED_BYTES_MAX: usize = 16 << 20;
+/// Bytes of all of it: hundreds each are plenty.
+const WANTED_BYTES_MAX: usize = 4 << 20;
 
 /// A job, and the parent that told of it.
 pub(super) type Key = (Digest, Peer);
