@@ -40,6 +40,7 @@ pub(crate) fn check(proto: &ModelProto) -> Result<(), LoadError> {
         domains.insert(domain);
     }
     domains.extend(proto.functions.iter().map(|f| canonical(f.domain())));
+    domains.extend(crate::normal::UNIMPORTED.map(|(domain, _)| domain));
     check_functions(proto, &domains)?;
     check_graph(graph, &domains, None, 0)
 }

@@ -28,6 +28,14 @@ pub enum LoadError {
         /// What the decoder said.
         reason: String,
     },
+    /// The bytes are known to be something else.
+    #[error("not an ONNX model: it is {what}; {instead}")]
+    OtherFormat {
+        /// The format.
+        what: &'static str,
+        /// What to do.
+        instead: &'static str,
+    },
     /// More than one protobuf file can hold.
     #[error(
         "the model takes {bytes} bytes where one file of the format holds at most {max}; saved to a path its weights lie beside it, but nodes and engines take it in one piece"

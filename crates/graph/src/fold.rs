@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use protobuf::Message;
 
+use crate::blocked::unblocked;
 use crate::constant::{tensor_from_proto, tensor_to_proto};
 use crate::cost::cost;
 use crate::emit::{Attribute, Emitter};
@@ -73,6 +74,17 @@ pub enum FoldError {
     /// A rewrite failed.
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
+    /// What ONNX Runtime saved for another kind of machine.
+    #[error(
+        "node `{node}` is saved in the layout of one kind of machine, which can't be undone here: {reason}; take the \
+         original file, or save it optimised at ORT_ENABLE_EXTENDED at most"
+    )]
+    Blocked {
+        /// The node, by what it makes.
+        node: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What a model is folded for.
@@ -100,7 +112,8 @@ pub fn fold(model: &mut Model, evaluator: &mut dyn Evaluate) -> Result<FoldRepor
 /// As [`fold`].
 pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpose) -> Result<FoldReport, FoldError> {
     let nodes_before = model.graph().node.len();
-    let (mut folded, said) = noted(corrected(model)?)?;
+    let plain = unblocked(model, evaluator)?;
+    let (mut folded, said) = noted(corrected(plain.as_ref().unwrap_or(model))?)?;
     if purpose == Purpose::Training {
         folded = lifted(&folded)?;
     }

@@ -28,6 +28,7 @@ pub mod upgrade;
 mod weights;
 
 mod attributes;
+mod blocked;
 mod check;
 mod external;
 mod lift;

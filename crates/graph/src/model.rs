@@ -193,10 +193,32 @@ impl Model {
 }
 
 fn decode(bytes: Bytes) -> Result<ModelProto, LoadError> {
-    if let Err(reason) = check_fields(&bytes) {
-        return Err(LoadError::NotOnnx { reason: reason.to_owned() });
-    }
-    ModelProto::parse_from_tokio_bytes(&bytes).map_err(|e| LoadError::NotOnnx { reason: e.to_string() })
+    let parse = |()| ModelProto::parse_from_tokio_bytes(&bytes).map_err(|e| e.to_string());
+    check_fields(&bytes).map_err(str::to_owned).and_then(parse).map_err(|reason| match other_format(&bytes) {
+        Some((what, instead)) => LoadError::OtherFormat { what, instead },
+        None => LoadError::NotOnnx { reason },
+    })
+}
+
+/// What is often given in a model's place, by its first bytes, and what to do
+/// about it.
+fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    const EXPORT: &str = "export it to ONNX";
+    const FETCH: &str = "fetch the file itself (`git lfs pull`)";
+    const DOWNLOAD: &str = "download the file itself";
+    const FORMATS: [(usize, &[u8], &str, &str); 9] = [
+        (0, b"version https://git-lfs", "a Git LFS pointer", FETCH),
+        (4, b"ORTM", "ONNX Runtime's own format", "give the ONNX file that it was made of"),
+        (4, b"TFL3", "a TensorFlow Lite model", EXPORT),
+        (0, b"PK\x03\x04", "an archive, as PyTorch saves models", "unpack it, or export the model to ONNX"),
+        (0, b"\x89HDF", "an HDF5 file, as Keras saves models", EXPORT),
+        (0, b"\x1f\x8b", "compressed", "unpack it"),
+        (0, b"GGUF", "a GGUF file", EXPORT),
+        (0, b"<!DOCTYPE", "a web page", DOWNLOAD),
+        (0, b"<html", "a web page", DOWNLOAD),
+    ];
+    let found = FORMATS.iter().find(|(at, mark, ..)| bytes.get(*at..).is_some_and(|rest| rest.starts_with(mark)));
+    found.map(|(_, _, what, instead)| (*what, *instead))
 }
 
 /// Walks a message's outermost fields: the decoder takes a message that ends

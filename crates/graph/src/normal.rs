@@ -3,7 +3,9 @@
 //! to know the others.
 //!
 //! - Nodes stand in topological order, in bodies and functions as well.
-//! - The default operator domain is `""`; files also write `ai.onnx`.
+//! - The default operator domain is `""`; files also write `ai.onnx`. Domains in
+//!   use are imported, also those that ONNX Runtime's own tools leave out.
+//! - No two nodes of a graph have the same name; the others go without.
 //! - What has its value in the file is a weight: it isn't listed among the
 //!   inputs, as files before IR 4 had to and some exporters still do. Training
 //!   steps are the exception.
@@ -16,9 +18,10 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use crate::constant::{tensor_from_proto, tensor_to_proto};
 use crate::error::LoadError;
-use crate::index::reads;
+use crate::index::{bodies, reads};
 use crate::onnx::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, attribute_proto,
+    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, SparseTensorProto,
+    TensorProto, attribute_proto,
 };
 use crate::tensor::{DataType, Elements, Tensor, element_count};
 
@@ -28,6 +31,10 @@ const DENSE_BYTES_MAX: u64 = 512 << 20;
 
 /// The first IR version in which weights needn't be inputs.
 const IR_WITHOUT_LISTING: i64 = 4;
+
+/// Domains that ONNX Runtime takes as imported, with the versions it takes:
+/// its optimiser of transformers writes their operators without an import.
+pub(crate) const UNIMPORTED: [(&str, i64); 2] = [("com.microsoft", 1), ("com.microsoft.nchwc", 1)];
 
 pub(crate) fn normalise(model: &mut ModelProto) -> Result<(), LoadError> {
     imports(model);
@@ -54,9 +61,25 @@ fn imports(model: &mut ModelProto) {
         list.retain(|o| !(short && o.domain() == ALIAS));
         list.iter_mut().filter(|o| o.domain() == ALIAS).for_each(|o| o.domain = None);
     }
+    if let Some(graph) = model.graph.as_ref() {
+        import_used(&graph.node, &mut model.opset_import);
+    }
+    model.functions.iter_mut().for_each(|f| import_used(&f.node, &mut f.opset_import));
 }
 
 const ALIAS: &str = "ai.onnx";
+
+/// Imports what nodes, in bodies too, use of [`UNIMPORTED`].
+fn import_used(nodes: &[NodeProto], list: &mut Vec<OperatorSetIdProto>) {
+    for node in nodes {
+        let known = UNIMPORTED.iter().find(|(domain, _)| *domain == node.domain());
+        if let Some((domain, version)) = known.filter(|(domain, _)| list.iter().all(|o| o.domain() != *domain)) {
+            let domain = Some((*domain).to_owned());
+            list.push(OperatorSetIdProto { domain, version: Some(*version), ..OperatorSetIdProto::default() });
+        }
+        bodies(node).for_each(|body| import_used(&body.node, list));
+    }
+}
 
 /// Takes what has a value in the file off the list of inputs; whether there
 /// was any.
@@ -101,6 +124,12 @@ fn in_nodes(nodes: &mut Vec<NodeProto>, dense: &mut Dense) -> Result<(), LoadErr
         }
     }
     sort(nodes);
+    let mut names: HashSet<String> = HashSet::new();
+    for node in nodes.iter_mut().filter(|n| !n.name().is_empty()) {
+        if !names.insert(node.name().to_owned()) {
+            node.name = None;
+        }
+    }
     Ok(())
 }
 

@@ -90,13 +90,21 @@ pub(super) const BLOCKED: &[(&str, Rule)] = &[
     ("GlobalMaxPool", element_type),
     ("GlobalAveragePool", element_type),
     ("ReorderInput", element_type),
-    ("ReorderOutput", element_type),
+    ("ReorderOutput", reorder_output),
     ("Upsample", element_type),
 ];
 
 /// The first input's element type; the shape stays unknown.
 fn element_type(op: &Op) -> Outputs {
     one(Value::new(op.dtype(0), None))
+}
+
+/// Back from blocks: how many channels there are stands in the node.
+fn reorder_output(op: &Op) -> Outputs {
+    let channels = op.int("channels").and_then(|n| u64::try_from(n).ok()).map_or(Dim::Unknown, known);
+    let mut shape = vec![Dim::Unknown; 4];
+    shape[if op.flag("channels_last") { 3 } else { 1 }] = channels;
+    one(Value::new(op.dtype(0), Some(shape)))
 }
 
 fn element_type_of_two(op: &Op) -> Outputs {

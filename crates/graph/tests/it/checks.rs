@@ -110,6 +110,31 @@ fn a_file_without_a_graph_is_no_model() {
 }
 
 /// Puts a subgraph into the last node.
+/// Files that are given in a model's place are called by their names.
+#[test]
+fn other_formats_are_told_apart() {
+    let cases: [(&[u8], &str); 8] = [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "Git LFS"),
+        (b"\x18\0\0\0ORTM\0\0\0\0", "ONNX Runtime's own format"),
+        (b"\x1c\0\0\0TFL3\0\0\0\0", "TensorFlow Lite"),
+        (b"PK\x03\x04\0\0\x08\x08", "PyTorch"),
+        (b"\x89HDF\r\n\x1a\n\0\0\0", "Keras"),
+        (b"\x1f\x8b\x08\0\0", "compressed"),
+        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"<!DOCTYPE html>", "a web page"),
+    ];
+    for (bytes, what) in cases {
+        let error = Model::parse(bytes.to_vec().into()).unwrap_err();
+        assert!(matches!(error, LoadError::OtherFormat { .. }) && error.to_string().contains(what), "{error}");
+    }
+    // A model may bear such letters all the same.
+    let mut proto = proto("x: f32[2]\na = Relu(x)");
+    proto.producer_name = Some("ORTM".to_owned());
+    let bytes = proto.write_to_bytes().unwrap();
+    assert_eq!(&bytes[4..8], b"ORTM");
+    Model::parse(bytes.into()).unwrap();
+}
+
 fn with_body(model: &mut ModelProto, body: GraphProto) {
     let mut attribute = AttributeProto::new();
     attribute.set_name("body".to_owned());

@@ -16,6 +16,7 @@ mod hostile_models;
 mod hostile_requests;
 mod identity;
 mod jobs;
+mod layouts;
 mod memory;
 mod middle;
 mod names;

@@ -18,6 +18,8 @@ use tierline_zoo::{Batch, Options};
 
 use crate::support::{Attributes, engines, f32s, model, node, onnxruntime};
 
+mod tools;
+
 type Values = HashMap<String, Tensor>;
 
 fn run(engine: &Arc<dyn Engine>, model: &Model, given: &Values, what: &str) -> Vec<(String, Tensor)> {
