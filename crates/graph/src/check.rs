@@ -8,9 +8,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::constant::{shape, typed_len};
 use crate::error::LoadError;
-use crate::onnx::{
-    AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto,
-};
+use crate::inline;
+use crate::onnx::{AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, ValueInfoProto};
 use crate::tensor::{DataType, element_count};
 
 /// Levels of subgraphs; exporters nest two or three.
@@ -166,13 +165,12 @@ fn check_functions(proto: &ModelProto, domains: &HashSet<&str>) -> Result<(), Lo
 
 /// Functions that call each other in a circle would be taken apart for ever.
 fn check_calls(proto: &ModelProto) -> Result<(), LoadError> {
-    let key = |f: &FunctionProto| (canonical(f.domain()).to_owned(), f.name().to_owned());
-    let at: HashMap<_, usize> = proto.functions.iter().enumerate().map(|(i, f)| (key(f), i)).collect();
+    let at: HashMap<_, usize> = proto.functions.iter().enumerate().map(|(i, f)| (inline::key(f), i)).collect();
     let mut calls: Vec<Vec<(usize, &NodeProto)>> = Vec::with_capacity(proto.functions.len());
     for function in &proto.functions {
         let mut nodes: Vec<&NodeProto> = Vec::new();
         each_node(&function.node, &mut |n| nodes.push(n));
-        let called = |n: &NodeProto| at.get(&(canonical(n.domain()).to_owned(), n.op_type().to_owned())).copied();
+        let called = |n: &NodeProto| at.get(&inline::called(n)).copied();
         calls.push(nodes.into_iter().filter_map(|n| Some((called(n)?, n))).collect());
     }
     // Functions that call none but ended ones have ended.

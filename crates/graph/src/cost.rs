@@ -130,7 +130,7 @@ fn node_cost(model: &Model, node: &NodeProto, types: &Types, weights: &mut HashM
 fn macs(model: &Model, node: &NodeProto, types: &Types) -> Option<u64> {
     let input = |i: usize| node.input.get(i).filter(|n| !n.is_empty()).and_then(|n| types.get(n));
     let output = |i: usize| node.output.get(i).filter(|n| !n.is_empty()).and_then(|n| types.get(n));
-    let function = model.proto().functions.iter().any(|f| f.domain() == node.domain() && f.name() == node.op_type());
+    let function = model.proto().functions.iter().any(|f| crate::inline::key(f) == crate::inline::called(node));
     if function || node.attribute.iter().any(|a| a.g.is_some() || !a.graphs.is_empty()) {
         return None;
     }

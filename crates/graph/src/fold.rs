@@ -15,6 +15,7 @@ use crate::emit::{Attribute, Emitter};
 use crate::error::LoadError;
 use crate::index::{Index, captured, is_function_of_inputs};
 use crate::infer::{Types, infer_types};
+use crate::inline::inlined;
 use crate::lift::lifted;
 use crate::model::Model;
 use crate::notes::noted;
@@ -112,8 +113,10 @@ pub fn fold(model: &mut Model, evaluator: &mut dyn Evaluate) -> Result<FoldRepor
 /// As [`fold`].
 pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpose) -> Result<FoldReport, FoldError> {
     let nodes_before = model.graph().node.len();
-    let plain = unblocked(model, evaluator)?;
-    let (mut folded, said) = noted(corrected(plain.as_ref().unwrap_or(model))?)?;
+    let flat = inlined(model)?;
+    let whole = flat.as_ref().unwrap_or(model);
+    let plain = unblocked(whole, evaluator)?;
+    let (mut folded, said) = noted(corrected(plain.as_ref().unwrap_or(whole))?)?;
     if purpose == Purpose::Training {
         folded = lifted(&folded)?;
     }

@@ -31,6 +31,7 @@ mod attributes;
 mod blocked;
 mod check;
 mod external;
+mod inline;
 mod lift;
 mod normal;
 mod notes;

@@ -1,7 +1,7 @@
 //! Operators of ONNX Runtime's `com.microsoft` domain that quantised and
 //! fused models use.
 
-use crate::tensor::DataType::{self, F32, I32};
+use crate::tensor::DataType::{self, F32, I32, U8};
 use crate::types::Dim;
 
 use super::dims::{self, Shape, known};
@@ -299,8 +299,18 @@ fn grouped(op: &Op) -> Outputs {
     Ok(vec![Value::new(op.dtype(0), shape), Value::new(op.dtype(0), None), Value::new(op.dtype(0), None)])
 }
 
+/// Inputs: the table, the indices, its scales. Bytes hold several numbers of
+/// few bits each, along the last axis.
 fn gather_quantized(op: &Op) -> Outputs {
-    one(Value::new(op.dtype(2), None))
+    let (Some(table), Some(indices)) = (op.shape(0), op.shape(1)) else { return one(Value::new(op.dtype(2), None)) };
+    let mut shape = table.to_vec();
+    let bits = op.int("bits").and_then(|n| u64::try_from(n).ok()).filter(|n| (1..=8).contains(n)).unwrap_or(4);
+    if let (Some(U8), Some(last)) = (op.dtype(0), shape.last_mut()) {
+        *last = dims::mul(last, &known(8 / bits));
+    }
+    let axis = op.axis(0, op.int_or("gather_axis", 0), shape.len())?;
+    shape.splice(axis..=axis, indices.iter().cloned());
+    one(Value::new(op.dtype(2), Some(shape)))
 }
 
 fn expand_dims(op: &Op) -> Outputs {

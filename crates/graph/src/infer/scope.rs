@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 
 use crate::attributes::Call;
+use crate::inline::{self, Key};
 use crate::onnx::{FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TypeProto};
 use crate::tensor::DataType;
 use crate::types::Dim;
@@ -15,7 +16,7 @@ use super::{DEPTH_MAX, Largest, NODES_MAX, registry};
 
 /// What stays the same within one graph or function body.
 pub(super) struct Env<'a> {
-    pub(super) functions: &'a HashMap<(&'a str, &'a str), &'a FunctionProto>,
+    pub(super) functions: &'a HashMap<Key<'a>, &'a FunctionProto>,
     pub(super) opsets: &'a [OperatorSetIdProto],
     /// Attributes that a function was called with; empty in graphs.
     pub(super) attributes: Call<'a>,
@@ -80,9 +81,9 @@ pub(super) fn canonical(domain: &str) -> &str {
     if domain == "ai.onnx" { "" } else { domain }
 }
 
-/// Functions of a model by domain and name.
-pub(super) fn functions(model: &ModelProto) -> HashMap<(&str, &str), &FunctionProto> {
-    model.functions.iter().map(|f| ((canonical(f.domain()), f.name()), f)).collect()
+/// Functions of a model as nodes call them.
+pub(super) fn functions(model: &ModelProto) -> HashMap<Key<'_>, &FunctionProto> {
+    model.functions.iter().map(|f| (inline::key(f), f)).collect()
 }
 
 /// Values by name; inner graphs see those of the graphs around them.
@@ -161,7 +162,7 @@ fn infer_node(env: &Env<'_>, scope: &Scope<'_>, node: &NodeProto) -> Result<Vec<
     let domain = canonical(node.domain());
     let inputs = node.input.iter().map(|name| if name.is_empty() { None } else { scope.get(name) }).collect();
     let op = Op { node, inputs, opset: env.opset(domain), env, scope };
-    if let Some(function) = env.functions.get(&(domain, node.op_type())) {
+    if let Some(function) = env.functions.get(&inline::called(node)) {
         return call(&op, function);
     }
     match registry::rule(domain, node.op_type()) {

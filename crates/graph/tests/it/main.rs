@@ -6,6 +6,7 @@ mod costs;
 mod cutting;
 mod external;
 mod infer_types;
+mod inlining;
 mod mutations;
 mod node_types;
 mod normal;

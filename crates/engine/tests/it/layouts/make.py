@@ -36,7 +36,7 @@ from onnxruntime.transformers import float16, optimizer
 
 import networks
 
-FOLDER = pathlib.Path(__file__).parent / "files"
+FOLDER = pathlib.Path(__file__).resolve().parent / "files"
 LEVELS = onnxruntime.GraphOptimizationLevel
 # What a rounding step of eight bits makes of a result, where machines round differently.
 STEP = 0.05
@@ -530,6 +530,45 @@ LINES = [{"x": waves(1, 4)}, {"x": waves(3, 4)}]
 case("functions", functions, LINES)
 
 
+def functions_within(_):
+    """The whole model is one call: layers in layers, one under two overloads, attributes handed down and left out, an input left
+    out, values inside, the same names everywhere."""
+    return parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 18, "pkg.torch" : 1]>
+        network (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) <float[4, 4] w = {1, 2, 3, 4, 0, 1, 0, 1, 2, 0, 2, 0, 0, -1, 1, 1}> {
+            y, z = pkg.torch.Whole (x, w)
+        }
+        <domain: "pkg.torch", opset_import: ["" : 18, "pkg.torch" : 1]>
+        Whole (x, w) => (y, b) {
+            a = pkg.torch.Block <slope = 0.25, to = [0]> (x, w)
+            b = pkg.torch.Block (a, w, x)
+            m, t = pkg.torch.Both (b)
+            y = Add (m, t)
+        }
+        <domain: "pkg.torch", opset_import: ["" : 18, "pkg.torch" : 1]>
+        Block <slope: float = 0.1, to> (x, w, more) => (y) {
+            m = MatMul (x, w)
+            low = Constant <value_float = -2.0> ()
+            c = Clip (m, low)
+            l = LeakyRelu <alpha: float = @slope> (c)
+            total = ReduceSum <keepdims = 0> (l)
+            zero = Constant <value_float = 0.0> ()
+            positive = Greater (total, zero)
+            y = If (positive) <
+                then_branch = more () => (p) { two = Constant <value_float = 2.0> () p = Mul (l, two) },
+                else_branch = less () => (q) { q = pkg.torch.Both:half (l) }
+            >
+        }
+        <domain: "pkg.torch", opset_import: ["" : 18]>
+        Both (x) => (a, y) { a = Neg (x) y = Tanh (a) }
+        <domain: "pkg.torch", overload: "half", opset_import: ["" : 18]>
+        Both (x) => (y) { two = Constant <value_float = 2.0> () y = Div (x, two) }
+    """)
+
+
+case("functions_within", functions_within, LINES)
+
+
 case("functions_inlined", lambda f: onnx.inliner.inline_local_functions(functions(f)), LINES)
 
 
@@ -678,6 +717,13 @@ for name in "BFLOAT16", "FLOAT16", "DOUBLE", "FLOAT8E5M2":
 
 
 def main(wanted):
+    # Shape inference leaves a file where it is run.
+    FOLDER.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        write_all(wanted)
+
+
+def write_all(wanted):
     logging.disable(logging.WARNING)
     if not wanted:
         shutil.rmtree(FOLDER, ignore_errors=True)
