@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use protobuf::Message;
 use serde::Deserialize;
-use tierline_engine::{Engine, Evaluator, LoadOptions};
+use tierline_engine::{Engine, Evaluator, LoadOptions, StateSlot};
 use tierline_graph::cuts::cuts;
-use tierline_graph::fold::{FoldError, fold};
+use tierline_graph::fold::{FoldError, Purpose, fold, fold_for};
 use tierline_graph::onnx::GraphProto;
 use tierline_graph::slice::slice;
-use tierline_graph::{Elements, Model, Tensor, infer_computed_types, infer_types};
+use tierline_graph::step::{Optimizer, Recipe, Role, Schedule, Slot, trainable_with};
+use tierline_graph::{Elements, Kernels, Model, Tensor, infer_computed_types, infer_types};
 
 use crate::support::{engines, onnxruntime, tensor};
 
@@ -331,4 +332,93 @@ fn a_layout_of_another_machine_is_refused() {
     let error = fold(&mut model, &mut Evaluator(runtime)).unwrap_err();
     assert!(matches!(error, FoldError::Blocked { .. }), "{error}");
     assert!(error.to_string().contains("take the original file"), "{error}");
+}
+
+/// Files that say the same network in other ways.
+const SAME: &[&[&str]] = &[
+    &[
+        "unnamed",
+        "annotated",
+        "as_constants",
+        "beside_by_ir",
+        "beside_in_one_file",
+        "converted_cnn_17_25",
+        "converted_cnn_9_13",
+        "converted_cnn_9_7",
+        "listed_old",
+        "misdeclared",
+        "odd_names",
+        "shapes_inferred_cnn",
+        "shuffled_cnn",
+    ],
+    &[
+        "beside_in_parts",
+        "converted_transformer_22",
+        "listed_new",
+        "shapes_symbolic_transformer",
+        "shuffled_transformer",
+        "typed",
+    ],
+    &["beside_attributes", "beside_each_alone"],
+    &["converted_recurrent_22", "one_name"],
+];
+
+/// The losses of a few steps, and what becomes of the weights' sum of squares.
+fn steps(fixture: &Fixture, engine: &Arc<dyn Engine>) -> Result<Vec<f64>, String> {
+    let mut model = Model::load(&fixture.path).map_err(|e| e.to_string())?;
+    fold_for(&mut model, &mut Evaluator(Arc::clone(engine)), Purpose::Training).map_err(|e| e.to_string())?;
+    let optimizer = Optimizer::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 };
+    let recipe = Recipe { optimizer, schedule: Schedule::constant(0.1), ..Recipe::default() };
+    let step = trainable_with(&model, &recipe, &Kernels::none()).map_err(|e| e.to_string())?;
+    let (graph, before) = step.divided().map_err(|e| e.to_string())?;
+    let slot = |s: &Slot| StateSlot { input: s.input.clone(), output: s.output.clone() };
+    let slots: Vec<StateSlot> = step.spec.state.iter().map(slot).collect();
+    let loaded = engine.load_stateful(&graph, &LoadOptions::with_threads(1), &slots, before);
+    let mut session = loaded.map_err(|e| e.to_string())?;
+    let mut made = Vec::new();
+    for (given, _) in fixture.runs.iter().cycle().take(3) {
+        let rows = given.values().next().map_or(0, |t| t.shape()[0]);
+        let target = Tensor::new([rows], Elements::I64((0..rows as i64).map(|i| (i + 1) % 4).collect())).unwrap();
+        let mut inputs: Vec<(&str, &Tensor)> = given.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        inputs.push((step.spec.target.as_str(), &target));
+        let mut outputs = Vec::new();
+        session.run_into(&inputs, &mut outputs).map_err(|e| e.to_string())?;
+        session.advance();
+        let loss = session.outputs().iter().position(|v| v.name == step.spec.loss).ok_or("there is no loss")?;
+        made.extend(outputs[loss].as_f32().into_iter().flatten().map(|&x| f64::from(x)));
+    }
+    for (slot, value) in step.spec.state.iter().zip(session.state().map_err(|e| e.to_string())?) {
+        if let (Role::Parameter | Role::Statistic, Some(values)) = (slot.role, value.as_f32()) {
+            made.push(values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum());
+        }
+    }
+    // In whatever order the file lists them.
+    made[3..].sort_by(f64::total_cmp);
+    Ok(made)
+}
+
+/// What a file says is trained as what it says in another way: the same
+/// weights, to the same values.
+#[test]
+fn a_layout_makes_no_difference_to_training() {
+    let Some(runtime) = onnxruntime() else { return };
+    let mut wrong = Vec::new();
+    for group in SAME {
+        let first = steps(&Fixture::read(group[0]), &runtime).unwrap_or_else(|e| panic!("{}: {e}", group[0]));
+        assert!(first.len() > 5 && first[..3].iter().all(|l| *l > 0.1), "{}: {first:?}", group[0]);
+        for name in &group[1..] {
+            match steps(&Fixture::read(name), &runtime) {
+                Ok(made) if made.len() == first.len() => {
+                    let apart =
+                        made.iter().zip(&first).map(|(a, b)| (a - b).abs() / (b.abs() + 1e-3)).fold(0., f64::max);
+                    if apart > 1e-4 || apart.is_nan() {
+                        wrong.push(format!("{name} is {apart:e} from {}: {made:?}, {first:?}", group[0]));
+                    }
+                }
+                Ok(made) => wrong.push(format!("{name} trains {} values, {} {}", made.len(), group[0], first.len())),
+                Err(error) => wrong.push(format!("{name}: {error}")),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
