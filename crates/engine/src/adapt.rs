@@ -28,6 +28,12 @@ enum Form {
     ArgExtreme { largest: bool },
     /// Casting to boolean keeps the number (2 stays 2, 0.5 becomes 0).
     ToBool,
+    /// Sums of products of bytes are cut off on this processor, unless the
+    /// weights are half as large: so it sums the products of each half.
+    Halves,
+    /// Of constant weights that are signed it takes the zero point for 0; of
+    /// unsigned ones it doesn't.
+    Unsigned,
 }
 
 fn form(node: &NodeProto) -> Option<Form> {
@@ -37,8 +43,37 @@ fn form(node: &NodeProto) -> Option<Form> {
             Some(Form::ArgExtreme { largest: node.op_type() == "ArgMax" })
         }
         ("", "Cast") if attribute("to") == DataType::Bool as i64 => Some(Form::ToBool),
+        ("", "MatMulInteger" | "ConvInteger") if crate::overflow::in_rten() => Some(Form::Halves),
+        ("", "MatMulInteger") if node.input.get(3).is_some_and(|zero| !zero.is_empty()) => Some(Form::Unsigned),
         _ => None,
     }
+}
+
+/// Whether the weights of an integer product can be halved, or said as
+/// unsigned ones.
+pub(crate) fn has_constant_weights(site: &Site) -> bool {
+    weights(site).is_some()
+}
+
+/// Weights of an integer product as signed numbers, and their zero point, each
+/// with its axes.
+struct Weights {
+    signed: bool,
+    shape: Vec<usize>,
+    values: Vec<i16>,
+    zero_shape: Vec<usize>,
+    zero: Vec<i16>,
+}
+
+fn weights(site: &Site) -> Option<Weights> {
+    let (dtype, shape, values) = site.known.bytes(site.node.input.get(1)?)?;
+    let signed = dtype == DataType::I8;
+    let (zero_shape, zero) = match site.node.input.get(3).filter(|z| !z.is_empty()) {
+        None => (Vec::new(), vec![0]),
+        Some(name) => site.known.bytes(name).map(|(_, axes, zero)| (axes, zero))?,
+    };
+    let lower = |values: Vec<i16>| if signed { values } else { values.into_iter().map(|v| v - 128).collect() };
+    Some(Weights { signed, shape, values: lower(values), zero_shape, zero: lower(zero) })
 }
 
 fn any(graph: &GraphProto, needed: &dyn Fn(&NodeProto) -> bool) -> bool {
@@ -66,6 +101,17 @@ fn rewrite(graph: &mut GraphProto, original: &GraphProto, known: &Known) {
         }
         match form(before) {
             None => nodes.push(node),
+            Some(Form::Halves) => match weights(&site) {
+                Some(weights) => halved(node, weights, &mut nodes, &mut graph.initializer),
+                None => nodes.push(node),
+            },
+            Some(Form::Unsigned) => {
+                if let Some(weights) = weights(&site).filter(|w| w.signed) {
+                    node.input[1] = unsigned(&node, "weights", &weights.shape, &weights.values, &mut graph.initializer);
+                    node.input[3] = unsigned(&node, "zero", &weights.zero_shape, &weights.zero, &mut graph.initializer);
+                }
+                nodes.push(node);
+            }
             Some(Form::ArgExtreme { largest }) => {
                 let axis = site.int("axis").unwrap_or(0);
                 let keep = site.int("keepdims").unwrap_or(1) != 0;
@@ -107,6 +153,56 @@ fn rewrite(graph: &mut GraphProto, original: &GraphProto, known: &Known) {
         }
     }
     graph.node = nodes;
+}
+
+/// An integer product as the sum of two, each with one half of the weights:
+/// the second with what is left, and their zero point.
+fn halved(node: NodeProto, weights: Weights, nodes: &mut Vec<NodeProto>, constants: &mut Vec<TensorProto>) {
+    let half: Vec<i16> = weights.values.iter().map(|w| w >> 1).collect();
+    let rest: Vec<i16> = weights.values.iter().zip(&half).map(|(w, h)| w - h).collect();
+    let input = |at: usize| node.input.get(at).cloned().unwrap_or_default();
+    let half = signed(&node, "half", &weights.shape, &half, constants);
+    // It takes a convolution's weights for the unsigned side.
+    let write = if node.op_type() == "ConvInteger" { signed } else { unsigned };
+    let rest = write(&node, "rest", &weights.shape, &rest, constants);
+    let zero = write(&node, "zero", &weights.zero_shape, &weights.zero, constants);
+    let sums = ["lower", "upper"].map(|what| fresh(&node, what));
+    let inputs = [vec![input(0), half, input(2)], vec![input(0), rest, input(2), zero]];
+    for (inputs, sum) in inputs.into_iter().zip(&sums) {
+        let (name, output) = (Some(sum.clone()), vec![sum.clone()]);
+        nodes.push(NodeProto { name, input: inputs, output, ..node.clone() });
+    }
+    nodes.push(plain("Add", &[&sums[0], &sums[1]], &node.output[0]));
+}
+
+/// A constant of signed bytes; its name.
+fn signed(node: &NodeProto, what: &str, shape: &[usize], values: &[i16], to: &mut Vec<TensorProto>) -> String {
+    bytes(DataType::I8, 0, node, what, shape, values, to)
+}
+
+/// A constant of unsigned bytes that are 128 more than these; its name.
+fn unsigned(node: &NodeProto, what: &str, shape: &[usize], values: &[i16], to: &mut Vec<TensorProto>) -> String {
+    bytes(DataType::U8, 128, node, what, shape, values, to)
+}
+
+fn bytes(
+    dtype: DataType,
+    more: i32,
+    node: &NodeProto,
+    what: &str,
+    shape: &[usize],
+    values: &[i16],
+    to: &mut Vec<TensorProto>,
+) -> String {
+    let name = fresh(node, what);
+    to.push(TensorProto {
+        name: Some(name.clone()),
+        dims: shape.iter().map(|&d| d as i64).collect(),
+        data_type: Some(dtype as i32),
+        int32_data: values.iter().map(|&v| i32::from(v) + more).collect(),
+        ..TensorProto::default()
+    });
+    name
 }
 
 fn fresh(node: &NodeProto, what: &str) -> String {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use tierline_graph::onnx::{GraphProto, TensorProto};
-use tierline_graph::{DataType, Model, Types, ValueInfo};
+use tierline_graph::{DataType, Elements, Model, Types, ValueInfo};
 
 /// Types, shapes and constants by value name.
 #[derive(Clone, Default)]
@@ -59,6 +59,17 @@ impl<'m> Known<'m> {
             Some(weight) => Some(weight.dims.iter().map(|&d| u64::try_from(d).ok()).collect()),
             None => Some(self.values.get(name)?.shape.as_ref()?.iter().map(|d| d.known()).collect()),
         }
+    }
+
+    /// Type, axes and elements of a constant of bytes.
+    pub(crate) fn bytes(&self, name: &str) -> Option<(DataType, Vec<usize>, Vec<i16>)> {
+        let tensor = tierline_graph::constant::tensor_from_proto(self.weights.get(name)?).ok()?;
+        let elements = match tensor.elements() {
+            Elements::U8(values) => values.iter().map(|&v| v.into()).collect(),
+            Elements::I8(values) => values.iter().map(|&v| v.into()).collect(),
+            _ => return None,
+        };
+        Some((tensor.dtype(), tensor.shape().to_vec(), elements))
     }
 
     /// The elements of an f32 constant.

@@ -26,6 +26,7 @@ mod known;
 mod library;
 mod options;
 mod ort;
+mod overflow;
 pub mod profiler;
 mod refuse;
 mod rten;

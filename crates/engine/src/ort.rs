@@ -32,6 +32,10 @@ const QUANTISED_FUSIONS: &str = "QDQSelectorActionTransformer";
 /// writes in several nodes: 0 for as it says.
 const FEW_BITS_ACCURACY: &str = "session.qdq_matmulnbits_accuracy_level";
 
+/// Whether products of unsigned and signed bytes are computed as of unsigned
+/// ones where the processor would sum them in too few bits.
+const WHOLE_SUMS: &str = "session.x64quantprecision";
+
 /// ONNX's numbers of the element types of two bits.
 const TWO_BITS: [i32; 2] = [25, 26];
 
@@ -191,6 +195,8 @@ impl OnnxRuntime {
             // the other side to eight, which the file doesn't say, and finds
             // some in a slice that it doesn't find in the whole.
             .and_then(|b| b.with_config_entry(FEW_BITS_ACCURACY, "0"))
+            // Older processors would cut sums off; see [`overflow`](crate::overflow).
+            .and_then(|b| b.with_config_entry(WHOLE_SUMS, "1"))
             .map_err(|e| refused(e.message()))?;
         // The shared pool has every core and spins; anything else needs its own.
         if options.threads != 0 || !options.spin {

@@ -94,6 +94,32 @@ const RULES: &[Rule] = &[
                  inference on the model",
     },
     Rule {
+        engine: RTEN,
+        operators: &["MatMulInteger", "ConvInteger"],
+        wrong: |site| crate::overflow::in_rten() && !crate::adapt::has_constant_weights(site),
+        reason: "on this processor sums of products of bytes are cut off where the weights are computed; quantise the \
+                 model with constant weights, or run it on ONNX Runtime",
+    },
+    Rule {
+        engine: RTEN,
+        operators: &["MatMulInteger"],
+        wrong: |site| {
+            let packed = site.known.bytes(second(site)).is_some_and(|(dtype, ..)| dtype == DataType::I8);
+            packed && site.given(3) && !crate::adapt::has_constant_weights(site)
+        },
+        reason: "of constant weights that are signed it takes a computed zero point for 0; make the zero point constant",
+    },
+    Rule {
+        engine: ORT,
+        operators: &["MatMulInteger"],
+        wrong: |site| {
+            let signed = site.dtype(1).is_none_or(|t| t == DataType::I8) && site.dtype(0) != Some(DataType::I8);
+            crate::overflow::in_onnxruntime() && signed && site.known.bytes(second(site)).is_none()
+        },
+        reason: "on this processor sums of products of bytes are cut off where the weights are computed; quantise the \
+                 model with constant weights",
+    },
+    Rule {
         engine: ORT,
         operators: &["MaxUnpool"],
         wrong: |site| site.given(2),
@@ -181,6 +207,10 @@ impl Site<'_> {
     pub(crate) fn rank(&self, input: usize) -> Option<usize> {
         self.shape(input).map(|s| s.len())
     }
+}
+
+fn second<'s>(site: &'s Site) -> &'s str {
+    site.node.input.get(1).map_or("", String::as_str)
 }
 
 fn conv_integer(site: &Site) -> bool {

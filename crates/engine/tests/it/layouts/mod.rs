@@ -516,3 +516,78 @@ fn a_panic_of_the_engine_stays_behind_its_border() {
         assert_eq!(made[0].1, counted(&[2, 3, 4]), "{}", engine.name());
     }
 }
+
+/// On processors without instructions for it, engines would cut sums of
+/// products of bytes off; other engines on other tiers wouldn't.
+#[test]
+fn sums_of_products_of_bytes_are_whole() {
+    const INNER: usize = 48;
+    let (rows, columns) = (3, 5);
+    let bytes =
+        |from: usize, count: usize| (0..count).map(move |i| [255u8, 254, 3, 128, 127, 129, 0][(i * i + from) % 7]);
+    let signed = |values: Vec<u8>| Elements::I8(values.into_iter().map(|v| v as i8).collect());
+    for (a_signed, b_signed, constant) in
+        [(false, false, true), (false, true, true), (true, false, true), (true, true, true), (false, true, false)]
+    {
+        let kind = |is_signed: bool| if is_signed { DataType::I8 } else { DataType::U8 };
+        let tensor = |values: Vec<u8>, shape: &[usize], is_signed: bool| {
+            Tensor::new(shape, if is_signed { signed(values) } else { Elements::U8(values) }).unwrap()
+        };
+        let number = |v: u8, is_signed: bool| if is_signed { i64::from(v as i8) } else { i64::from(v) };
+        let a: Vec<u8> = bytes(0, rows * INNER).collect();
+        let b: Vec<u8> = bytes(1, INNER * columns).map(|v| if v == 0 && b_signed { 128 } else { v }).collect();
+        let (a_zero, b_zero) = (7u8, 130u8);
+        let sum = |row: usize, column: usize| -> i64 {
+            let zeros = (number(a_zero, a_signed), number(b_zero, b_signed));
+            let each = (0..INNER).map(|i| (a[row * INNER + i], b[i * columns + column]));
+            each.map(|(x, y)| (number(x, a_signed) - zeros.0) * (number(y, b_signed) - zeros.1)).sum()
+        };
+        let expected: Vec<i32> = (0..rows * columns).map(|i| sum(i / columns, i % columns) as i32).collect();
+        let mut weights = vec![
+            ("az", tensor(vec![a_zero], &[], a_signed)),
+            ("bz", tensor(vec![b_zero], &[], b_signed)),
+            ("b", tensor(b.clone(), &[INNER, columns], b_signed)),
+        ];
+        let mut inputs = vec![("a", kind(a_signed), &["3", "48"][..])];
+        let mut given = HashMap::from([("a".to_owned(), tensor(a.clone(), &[rows, INNER], a_signed))]);
+        if !constant {
+            inputs.push(("b", kind(b_signed), &["48", "5"][..]));
+            given.insert("b".to_owned(), weights.pop().unwrap().1);
+        }
+        let nodes = vec![node("MatMulInteger", &["a", "b", "az", "bz"], &["y"])];
+        let built = model(13, &inputs, &[("y", DataType::I32, &["3", "5"])], &weights, nodes);
+        for engine in engines() {
+            let what = format!("{} of signed {a_signed} {b_signed}", engine.name());
+            match engine.load(&built, &LoadOptions::with_threads(1)) {
+                Err(error) => assert!(!constant && error.to_string().contains("cut off"), "{what}: {error}"),
+                Ok(_) => {
+                    let made = run(&engine, &built, &given, &what);
+                    assert_eq!(made[0].1.elements(), &Elements::I32(expected.clone()), "{what}");
+                }
+            }
+        }
+    }
+    // Channels through a convolution of one place, as exporters of quantised
+    // networks write it.
+    let (channels, outputs, places) = (32, 4, 6);
+    let x: Vec<u8> = bytes(2, channels * places).collect();
+    let w: Vec<u8> = bytes(3, outputs * channels).collect();
+    let sum = |output: usize, place: usize| -> i32 {
+        (0..channels).map(|c| i32::from(x[c * places + place]) * (i32::from(w[output * channels + c]) - 128)).sum()
+    };
+    let expected: Vec<i32> = (0..outputs * places).map(|i| sum(i / places, i % places)).collect();
+    let weights = [
+        ("w", Tensor::new([outputs, channels, 1, 1], Elements::U8(w.clone())).unwrap()),
+        ("xz", Tensor::new([], Elements::U8(vec![0])).unwrap()),
+        ("wz", Tensor::new([], Elements::U8(vec![128])).unwrap()),
+    ];
+    let nodes = vec![node("ConvInteger", &["x", "w", "xz", "wz"], &["y"])];
+    let shape: &[&str] = &["1", "32", "2", "3"];
+    let built =
+        model(13, &[("x", DataType::U8, shape)], &[("y", DataType::I32, &["1", "4", "2", "3"])], &weights, nodes);
+    let given = HashMap::from([("x".to_owned(), Tensor::new([1, channels, 2, 3], Elements::U8(x.clone())).unwrap())]);
+    for engine in engines() {
+        let made = run(&engine, &built, &given, engine.name());
+        assert_eq!(made[0].1.elements(), &Elements::I32(expected.clone()), "{}", engine.name());
+    }
+}
