@@ -40,16 +40,21 @@ const INDIFFERENT: [&str; 13] = [
     "Identity",
 ];
 
-/// The model without blocks; `None` where it has none, or where no engine here
-/// knows them.
+/// The model without blocks; `None` where it has none.
 ///
 /// # Errors
-/// When the blocks aren't this machine's, or an operator isn't known.
+/// When no engine here knows blocks, they aren't this machine's, or an operator
+/// isn't known: prepared elsewhere, the model may run on any machine.
 pub(crate) fn unblocked(model: &Model, evaluator: &mut dyn Evaluate) -> Result<Option<Model>, FoldError> {
     if !any(&model.graph().node) {
         return Ok(None);
     }
-    let Some(block) = block(evaluator)? else { return Ok(None) };
+    let Some(block) = block(evaluator)? else {
+        let node = model.graph().node.iter().find(|n| any(std::slice::from_ref(n)));
+        let node = node.and_then(|n| n.output.first()).cloned().unwrap_or_default();
+        let reason = "no engine here knows how long its blocks are, ONNX Runtime does".to_owned();
+        return Err(FoldError::Blocked { node, reason });
+    };
     let types = infer_types(model).unwrap_or_default();
     let opset = model.opset("").unwrap_or(1);
     let mut proto = model.proto().clone();

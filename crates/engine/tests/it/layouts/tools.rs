@@ -335,9 +335,11 @@ fn a_layout_of_another_machine_is_refused() {
     let weight = graph.initializer.iter_mut().find(|t| t.name() == "reorder").unwrap();
     (weight.dims[0], weight.dims[1]) = (weight.dims[0] / 4, weight.dims[1] * 4);
     let mut model = Model::from_proto(proto).unwrap();
-    let error = fold(&mut model, &mut Evaluator(runtime)).unwrap_err();
-    assert!(matches!(error, FoldError::Blocked { .. }), "{error}");
-    assert!(error.to_string().contains("take the original file"), "{error}");
+    for engine in [runtime, tierline_engine::rten()] {
+        let error = fold(&mut model, &mut Evaluator(engine)).unwrap_err();
+        assert!(matches!(error, FoldError::Blocked { .. }), "{error}");
+        assert!(error.to_string().contains("take the original file"), "{error}");
+    }
 }
 
 /// Files that say the same network in other ways.
