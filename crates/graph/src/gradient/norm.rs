@@ -11,6 +11,8 @@ pub(super) const RULES: Family = &[
     ("GroupNormalization", |s| channel_groups(s, Groups::Stated)),
     ("RMSNormalization", rms_norm),
     ("LpNormalization", lp_norm),
+    ("MeanVarianceNormalization", mean_variance),
+    ("LRN", local_response),
 ];
 
 /// In training mode the statistics are the batch's own and the gradient flows
@@ -218,4 +220,73 @@ fn lp_norm(s: &mut Site) -> Gradients {
     let none = s.op("Equal", &[&norm, &zero], &[]);
     let dx = s.except_where(&none, &dx);
     s.only(dx)
+}
+
+/// `y = (x - mean) / (deviation + 1e-9)`.
+fn mean_variance(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let axes = s.ints("axes").map_or_else(|| vec![0, 2, 3], <[i64]>::to_vec);
+    let mean = s.mean(x, &axes, true);
+    let centred = s.sub(x, &mean);
+    let square = s.mul(&centred, &centred);
+    let variance = s.mean(&square, &axes, true);
+    let deviation = s.op("Sqrt", &[&variance], &[]);
+    let below = s.plus(&deviation, 1e-9);
+    let level = s.mean(&dy, &axes, true);
+    let rest = s.sub(&dy, &level);
+    let along = s.mul(&dy, &centred);
+    let along = s.mean(&along, &axes, true);
+    // Of what doesn't vary the deviation has no slope.
+    let share = s.div(&along, &deviation);
+    let share = s.div(&share, &below);
+    let zero = s.num(0.0);
+    let none = s.op("Equal", &[&deviation, &zero], &[]);
+    let share = s.except_where(&none, &share);
+    let along = s.mul(&centred, &share);
+    let rest = s.sub(&rest, &along);
+    let dx = s.div(&rest, &below);
+    s.only(dx)
+}
+
+/// `y = x d^-b`, `d = k + a/n sum x^2` over `n` channels around each
+/// (Krizhevsky et al., 2012).
+fn local_response(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let Some(channels) = s.dim(x, 1) else {
+        return Err(Fault::new("its channels are unknown; export the model with shapes"));
+    };
+    let size = s.positive_or("size", 1)?;
+    let (alpha, beta) = (s.float_or("alpha", 1e-4), s.float_or("beta", 0.75));
+    let around = [(size - 1) / 2, size / 2];
+    let square = s.mul(x, x);
+    let mean = mean_of_channels(s, &square, channels, around);
+    let mean = s.times(&mean, alpha);
+    let bias = s.float_or("bias", 1.0);
+    let d = s.plus(&mean, bias);
+    let power = s.num(-beta);
+    let power = s.op("Pow", &[&d, &power], &[]);
+    let own = s.mul(&dy, &power);
+    // What the others feel: of those around which this channel is.
+    let felt = s.mul(&own, x);
+    let felt = s.div(&felt, &d);
+    let felt = mean_of_channels(s, &felt, channels, [around[1], around[0]]);
+    let felt = s.mul(&felt, x);
+    let felt = s.times(&felt, 2.0 * alpha * beta);
+    let dx = s.sub(&own, &felt);
+    s.only(dx)
+}
+
+/// The mean of each channel and so many before and behind it, zeros beyond
+/// the first and the last.
+fn mean_of_channels(s: &mut Site, x: &str, channels: i64, [before, behind]: [i64; 2]) -> String {
+    let rows = s.reshape(x, &[0, 1, channels, -1]);
+    let attributes = [
+        ("kernel_shape", Attribute::Ints(vec![before + 1 + behind, 1])),
+        ("pads", Attribute::Ints(vec![before, 0, behind, 0])),
+        ("count_include_pad", Attribute::Int(1)),
+    ];
+    let mean = s.op("AveragePool", &[&rows], &attributes);
+    s.reshape_like(&mean, s.x(0))
 }

@@ -11,20 +11,16 @@ pub(super) const RULES: Family = &[
     ("AveragePool", average_pool),
     ("GlobalAveragePool", global_average_pool),
     ("GlobalMaxPool", global_max_pool),
+    ("LpPool", lp_pool),
+    ("GlobalLpPool", global_lp_pool),
 ];
 
-fn average_pool(s: &mut Site) -> Gradients {
-    let dy = s.dy()?;
-    let x = s.x(0);
-    let kernel = s.ints("kernel_shape").map(<[i64]>::to_vec).ok_or_else(|| Fault::new("it has no kernel_shape"))?;
-    let mut window = Window::of(s, kernel)?;
-    let axes = window.axes();
-    let channels = s.dim(x, 1).ok_or_else(|| Fault::new("its channels are unknown; export the model with shapes"))?;
-    let taps = window.taps()?;
-    // With ceil_mode the last windows may reach beyond picture and pads.
-    let mut beyond = vec![0; axes];
+/// How far the last windows reach beyond picture and pads, as they may with
+/// `ceil_mode`.
+fn beyond(s: &Site, window: &Window) -> Result<Vec<i64>, Fault> {
+    let mut beyond = vec![0; window.axes()];
     for (axis, beyond) in beyond.iter_mut().enumerate() {
-        let (Some(size), Some(out)) = (s.dim(x, axis + 2), s.dim(s.y(0), axis + 2)) else {
+        let (Some(size), Some(out)) = (s.dim(s.x(0), axis + 2), s.dim(s.y(0), axis + 2)) else {
             if s.flag("ceil_mode") {
                 return Err(Fault::new("ceil_mode needs a picture of fixed size; export the model with one"));
             }
@@ -33,6 +29,18 @@ fn average_pool(s: &mut Site) -> Gradients {
         let covered = (out - 1) * window.strides[axis] + window.reach(axis);
         *beyond = (covered - size - window.before[axis] - window.behind[axis]).max(0);
     }
+    Ok(beyond)
+}
+
+fn average_pool(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let kernel = s.ints("kernel_shape").map(<[i64]>::to_vec).ok_or_else(|| Fault::new("it has no kernel_shape"))?;
+    let window = Window::of(s, kernel)?;
+    let axes = window.axes();
+    let channels = s.dim(x, 1).ok_or_else(|| Fault::new("its channels are unknown; export the model with shapes"))?;
+    let taps = window.taps()?;
+    let beyond = beyond(s, &window)?;
     let counts_pads = s.flag("count_include_pad");
     let partial = beyond.iter().any(|&b| b > 0) || window.is_padded() && !counts_pads;
     let dy = if partial {
@@ -61,16 +69,79 @@ fn average_pool(s: &mut Site) -> Gradients {
     } else {
         dy
     };
-    for (behind, beyond) in window.behind.iter_mut().zip(&beyond) {
-        *behind += beyond;
-    }
     let scaled = s.times(&dy, 1.0 / taps as f64);
-    let mut shape = vec![channels, 1];
-    shape.extend(&window.kernel);
-    let shape = s.out.ints(&shape);
-    let weight = s.filled(&shape, s.dtype(x), 1.0);
-    let dx = window.spread(s, &scaled, &weight, channels);
+    let dx = over_windows(s, window, &beyond, &scaled, channels)?;
     s.only(dx)
+}
+
+/// `dy` of each window at every place of the picture that is within it.
+fn over_windows(s: &mut Site, mut window: Window, beyond: &[i64], dy: &str, channels: i64) -> Result<String, Fault> {
+    window.behind.iter_mut().zip(beyond).for_each(|(behind, beyond)| *behind += beyond);
+    let shape = [&[channels, 1], window.kernel.as_slice()].concat();
+    let shape = s.out.ints(&shape);
+    let weight = s.filled(&shape, s.dtype(s.x(0)), 1.0);
+    Ok(window.spread(s, dy, &weight, channels))
+}
+
+/// `y = (sum |x|^p)^(1/p)` over each window.
+fn lp_pool(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let x = s.x(0);
+    let kernel = s.ints("kernel_shape").map(<[i64]>::to_vec).ok_or_else(|| Fault::new("it has no kernel_shape"))?;
+    let window = Window::of(s, kernel)?;
+    let channels = s.dim(x, 1).ok_or_else(|| Fault::new("its channels are unknown; export the model with shapes"))?;
+    let beyond = beyond(s, &window)?;
+    let p = order(s)?;
+    let share = over_length(s, &dy, p);
+    let spread = over_windows(s, window, &beyond, &share, channels)?;
+    let dx = along_powers(s, &spread, p);
+    s.only(dx)
+}
+
+/// `y = (sum |x|^p)^(1/p)` over the picture.
+fn global_lp_pool(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let p = order(s)?;
+    let share = over_length(s, &dy, p);
+    let dx = along_powers(s, &share, p);
+    s.only(dx)
+}
+
+fn order(s: &Site) -> Result<i64, Fault> {
+    let p = s.int_or("p", 2);
+    if p < 1 {
+        return Err(Fault::new(format!("the norm of order {p} is not differentiated")));
+    }
+    Ok(p)
+}
+
+/// `dy y^(1-p)`; of no length is no direction.
+fn over_length(s: &mut Site, dy: &str, p: i64) -> String {
+    if p == 1 {
+        return dy.to_owned();
+    }
+    let y = s.y(0);
+    let less = s.num((p - 1) as f64);
+    let power = s.op("Pow", &[y, &less], &[]);
+    let share = s.div(dy, &power);
+    let zero = s.num(0.0);
+    let none = s.op("Equal", &[y, &zero], &[]);
+    s.except_where(&none, &share)
+}
+
+/// `share |x|^(p-1) sign(x)`.
+fn along_powers(s: &mut Site, share: &str, p: i64) -> String {
+    let x = s.x(0);
+    if p == 2 {
+        return s.mul(share, x);
+    }
+    let mut slope = s.sign(x);
+    if p > 2 {
+        let (size, less) = (s.op("Abs", &[x], &[]), s.num((p - 1) as f64));
+        let power = s.op("Pow", &[&size, &less], &[]);
+        slope = s.mul(&slope, &power);
+    }
+    s.mul(share, &slope)
 }
 
 fn global_average_pool(s: &mut Site) -> Gradients {

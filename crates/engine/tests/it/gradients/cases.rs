@@ -64,8 +64,12 @@ impl Case {
     }
 
     /// A node before the last.
-    pub fn through(mut self, kind: &str, inputs: &[&str], output: &str, attributes: Attributes) -> Self {
-        self.graph.node.push(node(kind, inputs, &[output], &attributes));
+    pub fn through(self, kind: &str, inputs: &[&str], output: &str, attributes: Attributes) -> Self {
+        self.node(node(kind, inputs, &[output], &attributes))
+    }
+
+    pub fn node(mut self, node: onnx::NodeProto) -> Self {
+        self.graph.node.push(node);
         self
     }
 

@@ -242,6 +242,12 @@ one(
     lambda x, scale, bias, mean, variance: F.batch_norm(x, mean, variance, scale, bias, False, 0.1, 1e-5),
     {"epsilon": 1e-5}, fixed=["mean", "variance"],
 )
+for name, x in ("training", flat), ("training/flat", np.ones((3, 2, 4))):
+    one(
+        "BatchNormalization", {"x": x, **weights, "mean": np.array([1.0, 0.0]), "variance": np.array([0.0, 1.0])},
+        lambda x, scale, bias, mean, variance: F.batch_norm(x, mean.clone(), variance.clone(), scale, bias, True, 0.1, 1e-5),
+        {"epsilon": 1e-5, "training_mode": 1}, outputs=3, fixed=["mean", "variance"], name=f"BatchNormalization/{name}",
+    )
 one("InstanceNormalization", {"x": flat, **weights}, lambda x, scale, bias: F.instance_norm(x, None, None, scale, bias), {"epsilon": 1e-5})
 one("GroupNormalization", {"x": flat, **weights}, lambda x, scale, bias: F.group_norm(x, 1, scale, bias), {"epsilon": 1e-5, "num_groups": 1})
 last = {"scale": np.array([1.0, -0.5, 2.0]), "bias": np.zeros(3)}
@@ -269,6 +275,53 @@ one(
 one("AveragePool", {"x": IMAGE}, lambda x: F.avg_pool2d(x, 2, 1, 1, count_include_pad=False), {"kernel_shape": [2, 2], "pads": [1, 1, 1, 1]})
 one("GlobalAveragePool", {"x": IMAGE}, lambda x: F.adaptive_avg_pool2d(x, 1))
 one("GlobalMaxPool", {"x": IMAGE}, lambda x: F.adaptive_max_pool2d(x, 1))
+
+
+# Lengths of windows, of pictures and of channels around each.
+def lengths(x, p, kernel, strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1)):
+    x = F.pad(x, (pads[1], pads[3], pads[0], pads[2]))
+    rows, columns = [1 + (x.shape[i + 2] - (kernel[i] - 1) * dilations[i] - 1) // strides[i] for i in range(2)]
+    seen = F.unfold(x, kernel, dilations, 0, strides).unflatten(1, (x.shape[1], -1))
+    return torch.linalg.vector_norm(seen, p, dim=2).unflatten(2, (rows, columns))
+
+
+SIGNED = np.concatenate([IMAGE - 1, 1 - IMAGE[:, :, ::-1] * 2], 1)
+for p in (1, 2, 3):
+    one("LpPool", {"x": SIGNED}, lambda x, p=p: lengths(x, p, (2, 2), (2, 2)), {"kernel_shape": [2, 2], "strides": [2, 2], "p": p}, name=f"LpPool/{p}")
+    one(
+        "LpPool", {"x": SIGNED}, lambda x, p=p: lengths(x, p, (3, 2), (2, 1), (1, 0, 1, 1)),
+        {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1], "p": p}, name=f"LpPool/{p} padded",
+    )
+    one("GlobalLpPool", {"x": SIGNED}, lambda x, p=p: torch.linalg.vector_norm(x, p, (2, 3), True), {"p": p}, name=f"GlobalLpPool/{p}")
+one("LpPool", {"x": SIGNED}, lambda x: lengths(x, 2, (2, 2)), {"kernel_shape": [2, 2]})
+one("LpPool", {"x": SIGNED}, lambda x: lengths(x, 3, (2, 3), pads=(0, 1, 1, 1)), {"kernel_shape": [2, 3], "auto_pad": "SAME_UPPER", "p": 3}, name="LpPool/same")
+one("LpPool", {"x": SIGNED}, lambda x: lengths(x, 3, (2, 2), dilations=(2, 1)), {"kernel_shape": [2, 2], "dilations": [2, 1], "p": 3}, name="LpPool/dilated")
+one(
+    "LpPool", {"x": SIGNED}, lambda x: lengths(x, 1, (3, 3), (2, 2), (0, 0, 1, 1)),
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "p": 1}, name="LpPool/ceiled",
+)
+one("GlobalLpPool", {"x": np.zeros((1, 2, 2, 2))}, lambda x: torch.linalg.vector_norm(x, 2, (2, 3), True), name="GlobalLpPool/zeros")
+
+
+def response(x, before, behind, alpha, beta, bias):
+    count = before + behind + 1
+    around = F.pad(x.square(), (0, 0, 0, 0, before, behind)).unfold(1, count, 1).sum(-1)
+    return x / (bias + alpha / count * around) ** beta
+
+
+CHANNELS = np.concatenate([SIGNED, SIGNED[:, ::-1, ::-1] / 2, np.zeros((1, 1, 4, 4))], 1)
+one("LRN", {"x": CHANNELS}, lambda x: F.local_response_norm(x, 3), {"size": 3})
+one("LRN", {"x": CHANNELS}, lambda x: response(x, 1, 2, 0.5, 0.5, 2.0), {"size": 4, "alpha": 0.5, "beta": 0.5, "bias": 2.0}, name="LRN/even")
+one("LRN", {"x": CHANNELS}, lambda x: F.local_response_norm(x, 7, 0.5), {"size": 7, "alpha": 0.5}, name="LRN/all")
+
+
+def standard(x, axes):
+    return (x - x.mean(axes, True)) / (x.std(axes, unbiased=False, keepdim=True) + 1e-9)
+
+
+one("MeanVarianceNormalization", {"x": SIGNED}, lambda x: standard(x, (0, 2, 3)))
+one("MeanVarianceNormalization", {"x": SIGNED}, lambda x: standard(x, (0, 1, 2, 3)), {"axes": [0, 1, 2, 3]}, name="MeanVarianceNormalization/all")
+one("MeanVarianceNormalization", {"x": np.ones((1, 2, 2, 2))}, lambda x: standard(x, (0, 2, 3)), name="MeanVarianceNormalization/flat")
 
 # What moves elements.
 m = np.arange(6.0).reshape(2, 3)
