@@ -10,6 +10,7 @@ use protobuf::Message;
 
 use crate::blocked::unblocked;
 use crate::constant::{tensor_from_proto, tensor_to_proto};
+use crate::copies::Copies;
 use crate::cost::cost;
 use crate::emit::{Attribute, Emitter};
 use crate::error::LoadError;
@@ -119,11 +120,13 @@ pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpos
     let (mut folded, said) = noted(corrected(plain.as_ref().unwrap_or(whole))?)?;
     if purpose == Purpose::Training {
         folded = lifted(&folded)?;
+        run(&mut folded, &mut Copies)?;
     }
+    // Constants that are cast to be like what isn't constant are stated, too.
+    run(&mut folded, &mut Casts)?;
     let mut kept = Stated { names: stated(&folded, said) };
     run(&mut folded, &mut Literals)?;
     run(&mut folded, &mut Sequences)?;
-    run(&mut folded, &mut Casts)?;
     run(&mut folded, &mut Identities { purpose })?;
     let allowed = Allowed::new(&folded);
     let weights = Weights { purpose, stated: kept.no_weights(&folded) };

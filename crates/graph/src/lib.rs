@@ -30,6 +30,7 @@ mod weights;
 mod attributes;
 mod blocked;
 mod check;
+mod copies;
 mod external;
 mod inline;
 mod lift;

@@ -13,18 +13,28 @@ use crate::error::LoadError;
 use crate::index::Index;
 use crate::model::Model;
 use crate::onnx::{GraphProto, NodeProto, StringStringEntryProto, TensorProto};
-use crate::weights::{is_float, is_named_constant, turns};
+use crate::weights::{is_float, is_named_constant, is_table, turns};
 
 /// Of a constant that a layer learns, wherever it stands.
 const LEARNED: &str = "tierline.learned";
+
+/// Of a constant that is a parameter or a buffer of a module: a layer learns it
+/// even where others have constants of their architecture.
+const OWN: &str = "tierline.own";
 
 /// Of a constant that the exporter computed of parameters: their names, one a
 /// line.
 const COMPUTED_OF: &str = "tierline.computed_of";
 
+/// Of a graph: parameters that the exporter left out of it, one a line.
+const LEFT_OUT: &str = "tierline.left_out";
+
 /// PyTorch's note of what a value is, and of what it was computed.
 const KIND: &str = "pkg.torch.export.graph_signature.InputSpec.kind";
 const FOLDED_FROM: &str = "pkg.onnxscript.optimizer.folded_from";
+
+/// How PyTorch's older exporter begins the names of what it computed.
+const OLDER_CONSTANT: &str = "onnx::";
 
 /// PyTorch's list of all inputs, among the notes of the graph.
 const SIGNATURE: &str = "pkg.torch.export.ExportedProgram.graph_signature";
@@ -34,10 +44,36 @@ pub(crate) fn is_noted(tensor: &TensorProto) -> bool {
     note(&tensor.metadata_props, LEARNED).is_some()
 }
 
+/// Whether it is noted that a constant is a module's own.
+pub(crate) fn is_own(tensor: &TensorProto) -> bool {
+    note(&tensor.metadata_props, OWN).is_some()
+}
+
 /// Parameters that the exporter computed a constant of, in whose place it is
 /// trained.
 pub(crate) fn computed_of(tensor: &TensorProto) -> impl Iterator<Item = &str> {
     note(&tensor.metadata_props, COMPUTED_OF).into_iter().flat_map(str::lines)
+}
+
+/// Parameters of a module that its exporter left out of the file, and computed
+/// nothing of that is in it.
+pub(crate) fn left_out(graph: &GraphProto) -> impl Iterator<Item = &str> {
+    note(&graph.metadata_props, LEFT_OUT).into_iter().flat_map(str::lines)
+}
+
+/// What is left out of a graph as an exporter wrote it; `None` where that is
+/// known already, or there is no telling.
+fn missing(graph: &GraphProto) -> Option<Vec<&str>> {
+    let known = note(&graph.metadata_props, LEFT_OUT).is_some();
+    let list = note(&graph.metadata_props, SIGNATURE).filter(|_| !known)?;
+    let parameters: Vec<&str> = listed(list).collect();
+    let values = graph.value_info.iter().map(|v| &v.metadata_props);
+    let all = values.chain(graph.initializer.iter().map(|t| &t.metadata_props));
+    let folded = all.filter_map(|notes| note(notes, FOLDED_FROM)).flat_map(quoted);
+    let here: HashSet<&str> = graph.initializer.iter().map(|t| t.name()).chain(folded).collect();
+    // A file whose names are others' tells nothing.
+    let any = parameters.iter().any(|name| here.contains(name));
+    any.then(|| parameters.into_iter().filter(|name| !here.contains(name)).collect())
 }
 
 fn note<'p>(notes: impl IntoIterator<Item = &'p StringStringEntryProto>, key: &str) -> Option<&'p str> {
@@ -55,14 +91,21 @@ pub(crate) fn noted(model: Model) -> Result<(Model, HashSet<String>), LoadError>
     let constants = constants.collect();
     let of = |tensor: &TensorProto| match notes.get(tensor.name())? {
         Note::Learned => Some((LEARNED, "yes".to_owned())),
+        Note::Own => Some((OWN, "yes".to_owned())),
         Note::ComputedOf(parameters) => Some((COMPUTED_OF, parameters.join("\n"))),
         Note::Constant => None,
     };
     let new = |t: &TensorProto| of(t).filter(|(key, _)| note(&t.metadata_props, key).is_none());
-    if !model.graph().initializer.iter().any(|t| new(t).is_some()) {
+    let missing = missing(model.graph()).map(|names| names.join("\n"));
+    if missing.is_none() && !model.graph().initializer.iter().any(|t| new(t).is_some()) {
         return Ok((model, constants));
     }
     let mut proto = model.proto().clone();
+    if let Some(names) = missing {
+        let (key, value) = (Some(LEFT_OUT.to_owned()), Some(names));
+        let note = StringStringEntryProto { key, value, ..Default::default() };
+        proto.graph.mut_or_insert_default().metadata_props.push(note);
+    }
     for tensor in &mut proto.graph.mut_or_insert_default().initializer {
         if let Some((key, value)) = new(tensor) {
             let (key, value) = (Some(key.to_owned()), Some(value));
@@ -72,8 +115,35 @@ pub(crate) fn noted(model: Model) -> Result<(Model, HashSet<String>), LoadError>
     Ok((Model::from_proto(proto)?, constants))
 }
 
+/// Constants that PyTorch's exporters computed, and the parameters of which, as
+/// far as that is noted: the older one only names them apart.
+pub(crate) fn made_by_exporter(model: &Model) -> HashMap<String, Vec<String>> {
+    let graph = model.graph();
+    let parameters = parameters(graph);
+    let floats: HashSet<&str> = graph.initializer.iter().filter(|t| is_float(t)).map(|t| t.name()).collect();
+    let mut found = HashMap::new();
+    for value in graph.value_info.iter().filter(|v| floats.contains(v.name())) {
+        let from = note(&value.metadata_props, FOLDED_FROM).unwrap_or_default();
+        let from: Vec<String> = quoted(from).filter(|n| parameters.contains(n)).map(str::to_owned).collect();
+        if !from.is_empty() {
+            found.insert(value.name().to_owned(), from);
+        }
+    }
+    if model.proto().producer_name() == "pytorch" {
+        let older = floats.iter().filter(|name| is_older_constant(name));
+        found.extend(older.map(|name| ((*name).to_owned(), Vec::new())));
+    }
+    found
+}
+
+/// Whether PyTorch's older exporter would name so what it computed.
+pub(crate) fn is_older_constant(name: &str) -> bool {
+    name.starts_with(OLDER_CONSTANT)
+}
+
 enum Note {
     Learned,
+    Own,
     Constant,
     ComputedOf(Vec<String>),
 }
@@ -92,17 +162,27 @@ fn read(model: &Model) -> HashMap<String, Note> {
     let mut found = HashMap::new();
     for tensor in graph.initializer.iter().filter(|t| is_float(t)) {
         let name = tensor.name();
-        let from = of(name, FOLDED_FROM).unwrap_or_default();
-        let from: Vec<String> = quoted(from).filter(|n| parameters.contains(n)).map(str::to_owned).collect();
+        let folded = of(name, FOLDED_FROM);
+        let from = quoted(folded.unwrap_or_default()).filter(|n| parameters.contains(n));
+        let from: Vec<String> = from.map(str::to_owned).collect();
+        let steps = || quoted(folded.unwrap_or_default()).chain([name]).filter(|n| !parameters.contains(n));
         let single = tensor.dims.iter().product::<i64>() == 1;
         let found_here = match of(name, KIND) {
             Some("PARAMETER") => Note::Learned,
             Some(_) => Note::Constant,
             // A weight that is only transposed is as good as itself.
-            None if from.len() > 1 || from.len() == 1 && !is_turned(name) => Note::ComputedOf(from),
+            None if from.len() > 1 || from.len() == 1 && !steps().all(is_turned) => Note::ComputedOf(from),
+            None if from.len() == 1 => Note::Learned,
+            // Of buffers and constants alone.
+            None if folded.is_some() && from.is_empty() && !parameters.is_empty() => Note::Constant,
             None if name.contains("ReadVariableOp") => Note::Learned,
+            None if is_older && is_older_constant(name) && !single && !before.contains(name) => Note::Own,
+            None if !is_older || !is_of_module(name) => continue,
             // Preparation of the input isn't learned, though a module has it.
-            None if single && is_older && is_of_module(name) && !before.contains(name) => Note::Learned,
+            None if before.contains(name) && (single || is_of_channels(tensor)) => Note::Constant,
+            None if is_table(tensor) => Note::Constant,
+            None if single => Note::Learned,
+            None if !before.contains(name) => Note::Own,
             None => continue,
         };
         found.insert(name.to_owned(), found_here);
@@ -112,8 +192,11 @@ fn read(model: &Model) -> HashMap<String, Note> {
 
 /// Names of all parameters that PyTorch's list has.
 fn parameters(graph: &GraphProto) -> HashSet<&str> {
-    let list = note(&graph.metadata_props, SIGNATURE).unwrap_or_default();
-    list.lines().filter_map(|line| quoted(line.split_once(": PARAMETER target=")?.1).next()).collect()
+    listed(note(&graph.metadata_props, SIGNATURE).unwrap_or_default()).collect()
+}
+
+fn listed(list: &str) -> impl Iterator<Item = &str> {
+    list.lines().filter_map(|line| quoted(line.split_once(": PARAMETER target=")?.1).next())
 }
 
 /// What stands between single quotes.
@@ -123,7 +206,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 
 /// Whether PyTorch's older exporter would name a parameter or a buffer so.
 fn is_of_module(name: &str) -> bool {
-    !name.starts_with("onnx::") && !is_named_constant(name) && !name.bytes().all(|b| b.is_ascii_digit())
+    !is_older_constant(name) && !is_named_constant(name) && !name.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Whether PyTorch's exporter would name a weight so that it turned: linear
@@ -132,6 +215,11 @@ fn is_turned(name: &str) -> bool {
     let counted = name.rsplit_once('_').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
     let known = ["val", "t", "transpose", "permute", "view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten"];
     known.contains(&counted.map_or(name, |(operator, _)| operator))
+}
+
+/// Whether a constant has a number for each channel of a picture.
+fn is_of_channels(tensor: &TensorProto) -> bool {
+    matches!(tensor.dims[..], [_, 1, 1] | [1, _, 1, 1] | [_, 1, 1, 1] | [1, _, 1, 1, 1])
 }
 
 /// Constants that inputs are shifted and scaled by before anything else.

@@ -11,7 +11,7 @@ use crate::constant::tensor_from_proto;
 use crate::gradient::is_differentiated;
 use crate::index::{Index, bodies, is_function_of_inputs};
 use crate::model::Model;
-use crate::notes::is_noted;
+use crate::notes::{is_noted, is_own};
 use crate::onnx::{NodeProto, TensorProto};
 use crate::tensor::{DataType, Elements};
 
@@ -80,6 +80,40 @@ fn is_switch(tensor: &TensorProto) -> bool {
     all(tensor, |mut numbers| of_both(&mut numbers)).unwrap_or(false)
 }
 
+/// Whether nobody learns such numbers: evenly spaced ones, sines beside the
+/// cosines of the same angles, or the same filter for every channel.
+pub(crate) fn is_table(tensor: &TensorProto) -> bool {
+    let sizes: Vec<usize> = tensor.dims.iter().filter(|d| **d != 1).map(|&d| usize::try_from(d).unwrap_or(0)).collect();
+    let channels = tensor.dims.first().and_then(|&n| usize::try_from(n).ok()).unwrap_or(0);
+    let depthwise = tensor.dims.len() > 2 && tensor.dims[1] == 1 && channels > 1;
+    all(tensor, |numbers| {
+        let numbers: Vec<f64> = numbers.collect();
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-4 * b.abs().max(1.0);
+        match sizes[..] {
+            _ if depthwise => {
+                let each = numbers.len() / channels;
+                let same = numbers.chunks(each.max(1)).all(|kernel| kernel == &numbers[..each]);
+                same && numbers.iter().any(|x| *x != numbers[0])
+            }
+            [n] if n > 3 => {
+                let step = (numbers[n - 1] - numbers[0]) / (n - 1) as f64;
+                step != 0.0 && (0..n).all(|i| (numbers[i] - numbers[0] - step * i as f64).abs() <= 1e-4 * step.abs())
+            }
+            [rows, width] if rows > 3 && width > 3 && width % 2 == 0 => {
+                let half = width / 2;
+                let on_circle = |pair: &dyn Fn(usize) -> (usize, usize)| {
+                    numbers
+                        .chunks(width)
+                        .all(|row| (0..half).map(pair).all(|(a, b)| close(row[a] * row[a] + row[b] * row[b], 1.0)))
+                };
+                on_circle(&|i| (2 * i, 2 * i + 1)) || on_circle(&|i| (i, half + i))
+            }
+            _ => false,
+        }
+    })
+    .unwrap_or(false)
+}
+
 /// What is said of a constant's numbers, if it has such that are known.
 fn all<T>(tensor: &TensorProto, said: impl FnOnce(Box<dyn Iterator<Item = f64> + '_>) -> T) -> Option<T> {
     match tensor_from_proto(tensor).ok()?.elements() {
@@ -114,6 +148,8 @@ struct Known<'m> {
     several: HashSet<&'m str>,
     /// Those that the file notes as learned, and what is moved of such.
     noted: HashSet<&'m str>,
+    /// Those that a module of PyTorch has, and what is moved of such.
+    own: HashSet<&'m str>,
     /// What nodes compute of weights and constants alone.
     made: HashSet<&'m str>,
     constants: HashMap<&'m str, &'m TensorProto>,
@@ -128,9 +164,12 @@ impl<'m> Known<'m> {
         let constants = constants(index);
         let mut several = moved_weights(index);
         several.retain(|name| !stated.contains(*name));
-        let noted = graph.initializer.iter().filter(|t| is_float(t) && is_noted(t) && !stated.contains(t.name()));
-        let noted = moved(index, noted.map(|t| t.name()).collect());
-        let mut known = Self { several, noted, made: HashSet::new(), constants, fixed: index.constant.clone() };
+        let of = |which: fn(&TensorProto) -> bool| {
+            let found = graph.initializer.iter().filter(|t| is_float(t) && which(t) && !stated.contains(t.name()));
+            moved(index, found.map(|t| t.name()).collect())
+        };
+        let (noted, own) = (of(is_noted), of(is_own));
+        let mut known = Self { several, noted, own, made: HashSet::new(), constants, fixed: index.constant.clone() };
         let mut masked: HashSet<&str> = HashSet::new();
         for &position in &index.order {
             let node = &index.graph.node[position];
@@ -192,17 +231,22 @@ impl<'m> Known<'m> {
         }
         let name = node.input[position].as_str();
         let (several, made) = (self.several.contains(name), self.made.contains(name) || self.noted.contains(name));
+        let own = made || self.own.contains(name);
+        let switch = || self.constants.get(name).is_some_and(|t| is_switch(t));
         match node.op_type() {
             "Conv" | "ConvTranspose" | "Gemm" => position > 0,
             "MatMul" => !self.is_direction(node, position),
             "Einsum" => true,
             "PRelu" => position == 1,
             "Gather" | "GatherND" | "GatherElements" => position == 0,
-            "LSTM" | "GRU" | "RNN" => (1..=3).contains(&position),
-            "Add" | "Mul" | "Sum" | "Concat" => several || made,
+            // A first state that is noted, or computed, is a weight as well.
+            "LSTM" | "GRU" | "RNN" => (1..=3).contains(&position) || matches!(position, 5 | 6) && own,
+            "Mul" => made || several && !switch(),
+            "Add" | "Sum" | "Concat" => several || made,
             // Of a constant's own these are the architecture's.
-            "Sub" | "Div" | "Pow" | "Max" | "Min" => made,
-            "Where" => position > 0 && made,
+            "Sub" | "Div" | "Pow" | "Max" | "Min" | "Mean" => own,
+            "Where" | "Clip" => position > 0 && own,
+            "Pad" | "ScatterND" | "ScatterElements" => position != 1 && own,
             "Expand" | "Tile" => position == 0 && (several || made),
             _ => normalises(node) && (position == 1 || position == 2),
         }
@@ -277,7 +321,9 @@ pub(crate) fn stated(model: &Model, said: HashSet<String>) -> HashSet<String> {
     for &position in &index.order {
         let node = &index.graph.node[position];
         let outputs = node.output.iter().filter(|o| !o.is_empty());
-        let of_weights = || index.reads[position].iter().any(|name| weights.contains(name));
+        // Of a weight's sizes nothing is learned.
+        let sizes = matches!(node.op_type(), "Shape" | "Size");
+        let of_weights = || !sizes && index.reads[position].iter().any(|name| weights.contains(name));
         let fixed = outputs.clone().any(|o| !index.is_dynamic(o));
         let mere = fixed && (TABLES.contains(&node.op_type()) || makes_mask(node, &constants));
         if !is_function_of_inputs(node) || !mere && of_weights() {

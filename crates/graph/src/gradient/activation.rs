@@ -239,11 +239,23 @@ fn mish(s: &mut Site) -> Gradients {
 fn softmax(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let axis = s.int_or("axis", -1);
-    let weighted = s.mul(&dy, s.y(0));
+    let y = numbers(s);
+    let weighted = s.mul(&dy, &y);
     let total = s.sum(&weighted, &[axis], true);
-    let part = s.mul(&total, s.y(0));
+    let part = s.mul(&total, &y);
     let dx = s.sub(&weighted, &part);
     s.only(dx)
+}
+
+/// The result; where somebody puts something else in the place of what is not a
+/// number, zeros there: a row that a mask leaves nothing of takes no part.
+fn numbers(s: &mut Site) -> String {
+    let y = s.y(0);
+    if !s.index.graph.node.iter().any(|n| n.op_type() == "IsNaN" && n.input.iter().any(|x| x == y)) {
+        return y.to_owned();
+    }
+    let none = s.op("IsNaN", &[y], &[]);
+    s.except_where(&none, y)
 }
 
 /// `dy - exp(y) sum(dy)`.
@@ -251,7 +263,8 @@ fn log_softmax(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let axis = s.int_or("axis", -1);
     let total = s.sum(&dy, &[axis], true);
-    let share = s.op("Exp", &[s.y(0)], &[]);
+    let y = numbers(s);
+    let share = s.op("Exp", &[&y], &[]);
     let part = s.mul(&total, &share);
     let dx = s.sub(&dy, &part);
     s.only(dx)

@@ -202,22 +202,21 @@ fn mean(s: &mut Site) -> Gradients {
 /// Max and Min: equal winners share the gradient, as in PyTorch.
 fn extreme(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
-    let count = s.node.input.len();
-    let won: Vec<String> = (0..count).map(|i| s.op("Equal", &[s.x(i), s.y(0)], &[])).collect();
+    let inputs: Vec<&str> = (0..s.node.input.len()).map(|i| s.x(i)).collect();
+    let shares = winners(s, &dy, s.y(0), &inputs);
+    let each = shares.into_iter().enumerate();
+    each.map(|(i, share)| s.wants(i).then(|| s.reduced(i, share, s.y(0))).transpose()).collect()
+}
+
+/// What each of some values gets of the gradient of the best of them, `y`, in
+/// the shape of that.
+fn winners(s: &mut Site, dy: &str, y: &str, values: &[&str]) -> Vec<String> {
+    let won: Vec<String> = values.iter().map(|x| s.op("Equal", &[x, y], &[])).collect();
     let ones: Vec<String> = won.iter().map(|won| s.cast(won, s.dtype(s.y(0)))).collect();
     let ones: Vec<&str> = ones.iter().map(String::as_str).collect();
-    let winners = s.op("Sum", &ones, &[]);
-    let share = s.div(&dy, &winners);
-    let mut gradients = Vec::with_capacity(count);
-    for (i, won) in won.iter().enumerate() {
-        gradients.push(if s.wants(i) {
-            let full = s.only_where(won, &share);
-            Some(s.reduced(i, full, s.y(0))?)
-        } else {
-            None
-        });
-    }
-    Ok(gradients)
+    let count = s.op("Sum", &ones, &[]);
+    let share = s.div(dy, &count);
+    won.iter().map(|won| s.only_where(won, &share)).collect()
 }
 
 fn choose(s: &mut Site) -> Gradients {
@@ -249,7 +248,7 @@ fn bound(s: &Site, i: usize, without: f32) -> Option<f32> {
 /// PyTorch 2.15 (which let it flow there before).
 fn clip(s: &mut Site) -> Gradients {
     if s.wants(1) || s.wants(2) {
-        return Err(Fault::new("its bounds are trained; freeze them"));
+        return clip_by(s);
     }
     let dy = s.dy()?;
     if s.has("ClipGrad")
@@ -280,6 +279,35 @@ fn clip(s: &mut Site) -> Gradients {
         None => dy,
     };
     s.only(dx)
+}
+
+/// A clip whose bounds are trained, as the smaller of the upper one and the
+/// larger of the other two: what is equal shares the gradient, as in PyTorch.
+fn clip_by(s: &mut Site) -> Gradients {
+    let dy = s.dy()?;
+    let y = s.y(0);
+    let (low, high) = (s.given(1), s.given(2));
+    let raised = if low { s.op("Max", &[s.x(0), s.x(1)], &[]) } else { s.x(0).to_owned() };
+    let mut shares = [None, None, None];
+    let mut rest = dy;
+    if high {
+        let [inner, upper] = two(winners(s, &rest, y, &[&raised, s.x(2)]));
+        (rest, shares[2]) = (inner, Some(upper));
+    }
+    if low {
+        let [inner, lower] = two(winners(s, &rest, &raised, &[s.x(0), s.x(1)]));
+        (rest, shares[1]) = (inner, Some(lower));
+    }
+    shares[0] = Some(rest);
+    let mut gradients = Vec::with_capacity(3);
+    for (i, share) in shares.into_iter().enumerate() {
+        gradients.push(share.filter(|_| s.wants(i)).map(|share| s.reduced(i, share, y)).transpose()?);
+    }
+    Ok(gradients)
+}
+
+fn two(names: Vec<String>) -> [String; 2] {
+    names.try_into().expect("one for each of two")
 }
 
 fn sqrt(s: &mut Site) -> Gradients {

@@ -260,7 +260,13 @@ fn pad(s: &mut Site) -> Gradients {
                 s.op("Pad", &inputs, &[])
             }
         };
-        return s.only(dx);
+        // All that came from around the picture is the value's.
+        let value = s.wants(2).then(|| {
+            let [all, inner] = [&dy, &dx].map(|x| s.op("ReduceSum", &[x], &[("keepdims", Attribute::Int(0))]));
+            let around = s.sub(&all, &inner);
+            s.reshape_like(&around, s.x(2))
+        });
+        return Ok(vec![Some(dx), None, value]);
     }
     let constant = || Fault::new(format!("mode {mode} needs constant pads and axes; fold the model's constants first"));
     let rank = s.rank(s.x(0))?;

@@ -223,9 +223,12 @@ impl<'m> Forward<'m> {
                 continue;
             }
             let found = self.apply(node, &constants, upstream, wants.clone(), out)?;
-            for ((name, gradient), wanted) in node.input.iter().zip(found).zip(wants) {
-                if let Some(gradient) = gradient.filter(|_| wanted) {
-                    parts.entry(name).or_default().push(gradient);
+            let mut found = found.into_iter();
+            for (i, (name, wanted)) in node.input.iter().zip(wants).enumerate() {
+                match found.next().flatten().filter(|_| wanted) {
+                    Some(gradient) => parts.entry(name).or_default().push(gradient),
+                    None if wanted && !stands_still(node, i) => return Err(unknown(node, name)),
+                    None => {}
                 }
             }
             if out.len() > NODES_MAX {
@@ -352,6 +355,21 @@ impl<'m> Forward<'m> {
 /// only the type is copied.
 fn acting(node: &NodeProto) -> usize {
     if node.op_type() == "CastLike" { 1 } else { usize::MAX }
+}
+
+/// Whether nothing flows to an input, though results depend on it: scales and
+/// zero points are taken as they are, as in PyTorch.
+fn stands_still(node: &NodeProto, position: usize) -> bool {
+    position > 0 && matches!(node.op_type(), "QuantizeLinear" | "DequantizeLinear")
+}
+
+/// What flows to an input isn't known to its operator's rule.
+fn unknown(node: &NodeProto, input: &str) -> GradientError {
+    let reason = format!(
+        "`{input}` is trained, or computed of what is, and the gradient of this input isn't known; freeze what lies before \
+         it, or export the model with other operators"
+    );
+    GradientError::Form { node: label(node), operator: node.op_type().to_owned(), reason }
 }
 
 /// A node without a name is known by what it makes.

@@ -16,7 +16,8 @@ pub(super) const RULES: Family = &[
 ];
 
 /// In training mode the statistics are the batch's own and the gradient flows
-/// through them (Ioffe and Szegedy, 2015); else they are constants.
+/// through them (Ioffe and Szegedy, 2015); else they are what they are given
+/// as, and the gradient flows to them.
 fn batch_norm(s: &mut Site) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
@@ -41,7 +42,8 @@ fn batch_norm(s: &mut Site) -> Gradients {
     if training && s.has("BatchNormGrad") {
         let attributes = [("epsilon", Attribute::Float(epsilon as f32))];
         let all = s.out.kernel("BatchNormGrad", &[&dy, x, s.x(1), mean, variance], 3, &attributes);
-        return Ok(all.into_iter().map(Some).collect());
+        let unread = unread_statistics(s);
+        return Ok(all.into_iter().map(Some).chain(unread).collect());
     }
     let mut per_channel = vec![-1];
     per_channel.extend(vec![1; rank.saturating_sub(2)]);
@@ -71,7 +73,27 @@ fn batch_norm(s: &mut Site) -> Gradients {
         let tilt = s.add(&tilt, &shift);
         dx = s.sub(&dx, &tilt);
     }
-    Ok(vec![Some(dx), Some(dscale), Some(dbias)])
+    let statistics = if training {
+        unread_statistics(s)
+    } else {
+        // y = gain * (x - mean) + bias, gain = scale / sqrt(variance + epsilon).
+        let dmean = s.wants(3).then(|| {
+            let up = s.mul(&dbias, &gain);
+            s.neg(&up)
+        });
+        let dvariance = s.wants(4).then(|| {
+            let along = s.mul(&dscale, &gain);
+            let along = s.mul(&along, &inverse);
+            s.times(&along, -0.5)
+        });
+        [dmean, dvariance]
+    };
+    Ok([Some(dx), Some(dscale), Some(dbias)].into_iter().chain(statistics).collect())
+}
+
+/// In training mode running statistics act on nothing but their successors.
+fn unread_statistics(s: &mut Site) -> [Option<String>; 2] {
+    [3, 4].map(|i| s.wants(i).then(|| s.zeros_like(s.x(i))))
 }
 
 /// `inverse * (g - mean(g) - xhat * mean(g * xhat))` over `axes`.

@@ -9,7 +9,7 @@ use super::{StepError, matches};
 use crate::gradient::{Forward, GradientError};
 use crate::index::bodies;
 use crate::model::Model;
-use crate::notes::computed_of;
+use crate::notes::{computed_of, is_noted, is_older_constant, left_out};
 use crate::onnx::{GraphProto, NodeProto, TensorProto};
 use crate::tensor::DataType;
 
@@ -50,7 +50,8 @@ pub(super) fn untrained(
             let nearer = found.len() < EXPLAINED_MAX;
             Some(if nearer { cut_off(forward, name) } else { "no gradient reaches it".to_owned() })
         } else {
-            unknown(tensor, readers.get(name).map_or(&[], Vec::as_slice))
+            let readers = readers.get(name).map_or(&[][..], Vec::as_slice);
+            unknown(tensor, readers).or_else(|| misplaced(tensor, readers))
         };
         found.extend(reason.map(|reason| Untrained { weight: name.to_owned(), reason }));
     }
@@ -58,7 +59,29 @@ pub(super) fn untrained(
         within(node, node, freeze, &mut found);
     }
     found.extend(lost(forward.index.graph, &trained, freeze));
+    found.extend(computed(forward.index.graph, &trained));
+    let left_out = left_out(forward.index.graph).filter(|name| !freeze.iter().any(|pattern| matches(pattern, name)));
+    let reason = "the exporter left it out of the file, as it does with biases of zeros and with normalisations that it \
+                  joins to a layer; export the model with optimize=False, which keeps them";
+    found.extend(left_out.map(|name| Untrained { weight: name.to_owned(), reason: reason.to_owned() }));
     found
+}
+
+/// Weights that PyTorch's older exporter computed of parameters and that are
+/// trained in their place. Where it joins a batch normalisation to a layer it
+/// computes the bias, too: that is the layer's weight as well as any.
+fn computed(graph: &GraphProto, trained: &HashSet<&str>) -> Vec<Untrained> {
+    let layers = graph.node.iter().filter(|n| matches!(n.op_type(), "Conv" | "ConvTranspose" | "Gemm"));
+    let weights = layers.filter_map(|node| {
+        let is_made = |i: usize| node.input.get(i).is_some_and(|name| is_older_constant(name));
+        let weight = node.input.get(1).filter(|name| trained.contains(name.as_str()))?;
+        (is_made(1) && !is_made(2)).then_some(weight)
+    });
+    let reason = "the exporter computed it of parameters that the file hasn't, and it is trained in their place; export the \
+                  model with do_constant_folding=False, which keeps them apart";
+    let mut seen = HashSet::new();
+    let new = weights.filter(|name| seen.insert(name.as_str()));
+    new.map(|name| Untrained { weight: name.clone(), reason: reason.to_owned() }).collect()
 }
 
 /// Parameters of PyTorch's module that the file doesn't have any more, each
@@ -133,6 +156,12 @@ fn unknown(tensor: &TensorProto, readers: &[&NodeProto]) -> Option<String> {
             Some(format!("{} reads it as integers, which have no gradients", said(node)))
         }
     }
+}
+
+/// Why a constant that the file notes as learned isn't trained.
+fn misplaced(tensor: &TensorProto, readers: &[&NodeProto]) -> Option<String> {
+    let node = readers.iter().find(|_| is_noted(tensor))?;
+    Some(format!("the file notes that it is learned, but {} reads it where no layer learns", said(node)))
 }
 
 /// Weights that only a body has.

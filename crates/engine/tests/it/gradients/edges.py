@@ -141,6 +141,13 @@ one(
 )
 one("Clip", {"x": np.array([-1.0, 0.0, 3.0]), "low": np.array(0.0)}, lambda x, low: torch.clamp(x, min=0), fixed=["low"], name="Clip/min")
 one("Clip", {"x": np.array([-1.0, 0.0, 3.0]), "high": np.array(0.0)}, lambda x, high: torch.clamp(x, max=0), fixed=["high"], skip=[1], name="Clip/max")
+around = {"x": np.array([[-1.0, 0.0, 3.0], [6.0, 7.0, 0.5]]), "low": np.array(0.0), "high": np.array(6.0)}
+one("Clip", around, lambda x, low, high: torch.clamp(x, low, high), name="Clip/bounds")
+one("Clip", {**around, "low": np.array(7.0)}, lambda x, low, high: torch.clamp(x, low, high), name="Clip/crossed")
+one(
+    "Clip", {"x": around["x"], "high": np.array(0.5)}, lambda x, high: torch.clamp(x, max=high), skip=[1],
+    name="Clip/upper bound",
+)
 one("PRelu", {"x": np.array(NUMBERS), "slope": np.array([0.25])}, F.prelu)
 one("PRelu", {"x": np.array([[2.0, -1.0]]), "slope": np.array([0.25])}, F.prelu, up=[INF, 1.0], name="PRelu/masked")
 
@@ -231,6 +238,12 @@ one("ReduceProd", {"x": np.array([[0.0, 2.0], [3.0, 4.0]])}, lambda x: x.prod(),
 one("CumSum", {"x": rows, "axis": ints(1)}, lambda x, axis: x.cumsum(1))
 logits = np.array([[0.0, 0.0, 0.0], [1000.0, 0.0, -1000.0], [-INF, 0.0, 1.0], [88.0, 88.0, 0.0]])
 one("Softmax", {"x": logits}, lambda x: x.softmax(-1))
+emit(
+    "Softmax/rows without a place",
+    [["Softmax", ["x"], ["s"], {}], ["IsNaN", ["s"], ["n"], {}], ["Where", ["n", "none", "s"], ["y"], {}]],
+    {"x": np.array([[-INF, -INF, -INF], [0.0, -INF, 1.0]]), "none": np.array(0.0)}, lambda x, none: torch._safe_softmax(x, -1),
+    fixed=["none"],
+)
 one("LogSoftmax", {"x": logits[:2]}, lambda x: x.log_softmax(-1))
 
 # Normalisations of what doesn't vary.
@@ -241,6 +254,11 @@ one(
     {"x": flat, **weights, "mean": np.array([1.0, 0.0]), "variance": np.array([0.0, 1.0])},
     lambda x, scale, bias, mean, variance: F.batch_norm(x, mean, variance, scale, bias, False, 0.1, 1e-5),
     {"epsilon": 1e-5}, fixed=["mean", "variance"],
+)
+one(
+    "BatchNormalization", {"x": flat, **weights, "mean": np.array([1.0, 0.5]), "variance": np.array([0.5, 1.0])},
+    lambda x, scale, bias, mean, variance: (x - mean[:, None]) * (scale / torch.sqrt(variance + 1e-5))[:, None] + bias[:, None],
+    {"epsilon": 1e-5}, name="BatchNormalization/statistics",
 )
 for name, x in ("training", flat), ("training/flat", np.ones((3, 2, 4))):
     one(
@@ -339,6 +357,10 @@ one(
     lambda x, starts, ends, axes, steps: x[:, ::2], up=[INF, 1, 1, 2], name="Slice/steps",
 )
 one("Pad", {"x": m, "pads": ints([0, 1, 0, 2])}, lambda x, pads: F.pad(x, (1, 2)))
+one(
+    "Pad", {"x": m, "pads": ints([0, 1, 0, 2]), "v": np.array(0.5)},
+    lambda x, pads, v: torch.cat([v.expand(2, 1), x, v.expand(2, 2)], 1), name="Pad/value",
+)
 for mode in ("reflect", "edge"):
     one(
         "Pad", {"x": m, "pads": ints([0, 2, 0, 1])},

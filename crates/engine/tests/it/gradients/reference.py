@@ -54,7 +54,8 @@ class Double:
         model = onnx.load(path)
         doubled(model.graph)
         self.names = [o.name for o in model.graph.output]
-        self.reference = ReferenceEvaluator(model, new_ops=[Scan, Pad, Conv, ConvTranspose, Mean, GlobalMaxPool])
+        own = [Scan, Pad, Conv, ConvTranspose, Mean, GlobalMaxPool, MeanVarianceNormalization]
+        self.reference = ReferenceEvaluator(model, new_ops=own)
         try:
             self.engine = session(model.SerializeToString())
         except Exception:
@@ -175,6 +176,14 @@ class Mean(OpRun):
 
     def _run(self, *inputs):
         return (sum(inputs) / len(inputs),)
+
+
+class MeanVarianceNormalization(OpRun):
+    """The reference's own knows single precision only."""
+
+    def _run(self, x, axes=None):
+        axes = tuple([0, 2, 3] if axes is None else axes)
+        return ((x - x.mean(axis=axes, keepdims=True)) / (x.std(axis=axes, keepdims=True) + 1e-9),)
 
 
 class GlobalMaxPool(OpRun):

@@ -31,14 +31,15 @@ ANY = -1  # as many rows as what is multiplied has columns
 
 
 def case(name, bodies, weights=None, *, x=(5, 4, 6, 6), y="N,3", classes=3, loss=CROSS_ENTROPY, optimizer=SGD, rate=0.1,
-         warmup=0, decay=None, clip=None, target="classes", logits="y", kind="float", integers=None, producer=""):
+         warmup=0, decay=None, clip=None, target="classes", logits="y", kind="float", integers=None, producer="", copies=None):
     """`bodies`: what is between the braces, by operator set. `weights`: shapes, or arrays; what begins with `k_` is a
     constant of the architecture. `logits`: the tensor that the loss is computed of in PyTorch. `producer`: who is said to
-    have written the file."""
+    have written the file. `copies`: what the bodies call a weight that the file has once more, turned; its name there, that of
+    the weight, and how it is turned."""
     schedule = {"rate": rate, "warmup": warmup, "decay": decay or {"kind": "constant"}}
     recipe = {"loss": loss, "optimizer": optimizer, "schedule": schedule, "clip": clip}
     CASES.append(dict(name=name, bodies=bodies, weights=weights or {}, x=x, y=y, classes=classes, recipe=recipe,
-                      target=target, logits=logits, kind=kind, integers=integers, producer=producer))
+                      target=target, logits=logits, kind=kind, integers=integers, producer=producer, copies=copies or {}))
 
 
 def between(**bodies):
@@ -92,6 +93,9 @@ layer("global_pools", both("a = GlobalAveragePool(h) m = GlobalMaxPool(h) o = Co
 NORM = {"s": (4,), "b": (4,)}
 STATISTICS = {"mean": (4,), "var": numpy.array([0.5, 1.0, 2.0, 1.5], numpy.float32)}
 layer("batch_norm", both("o = BatchNormalization(h, s, b, mean, var)"), {**NORM, **STATISTICS})
+MOMENTS = "m = ReduceMean<keepdims = 0>(h, k_axes) w = ReduceMean(h, k_axes) c = Sub(h, w) q = Mul(c, c) " \
+          "v = ReduceMean<keepdims = 0>(q, k_axes) "
+layer("batch_norm_of_the_batch", both(MOMENTS + "o = BatchNormalization(h, s, b, m, v)", old=18), {**NORM, "k_axes": i64(0, 2, 3)})
 layer("batch_norm_momentum", both("o = BatchNormalization<momentum = 0.7, epsilon = 0.01>(h, s, b, mean, var)"),
       {**NORM, **STATISTICS}, optimizer={"kind": "adam"}, rate=0.02)
 layer("batch_norm_training_mode", between(s14="o, m, v = BatchNormalization<training_mode = 1>(h, s, b, mean, var)",
@@ -197,11 +201,34 @@ case("learned_numbers", {n: "h = MatMul(x, w) a = Mul(h, alpha) c = Add(a, shift
      "s = Exp(logit_scale) t = Mul(z, s) y = Div(t, temperature)" for n in (7, 23)},
      {"w": (5, 6), "head": (6, 3), "alpha": numpy.array([0.8]), "logit_scale": numpy.array(0.3), "temperature": numpy.array(1.7),
       "shift": numpy.array([-0.2])}, x=(6, 5), producer="pytorch", optimizer={"kind": "adam"}, rate=0.02)
-layer("mean_of_powers", both("c = Clip(h, k_low) q = Pow(c, p) a = GlobalAveragePool(q) i = Reciprocal(p) o = Pow(a, i)", old=11),
-      {"p": numpy.array([3.0]), "k_low": numpy.array(1e-6, numpy.float32)}, producer="pytorch")
+POWERS = "t = Tanh(x) h = Mul(t, gain) low = Constant<value = float {0.000001}>() c = Clip(h, low) q = Pow(c, p) a = GlobalAveragePool(q) i = Reciprocal(p) o = Pow(a, i) " \
+         "f = Flatten(o) y = MatMul(f, head)"
+case("mean_of_powers", {11: POWERS, 23: POWERS}, {"gain": (4, 1, 1), "p": numpy.array([3.0]), "head": (ANY, 3)},
+     producer="pytorch")
 case("double_weight_norm", {n: "l = ReduceL2<axes = [0]>(v) d = Div(g, l) w = Mul(v, d) h = MatMul(x, w) r = Tanh(h) "
      "y = MatMul(r, head)" for n in (7, 17)}, {"v": (5, 6), "g": (1, 6), "head": (6, 3)}, x=(6, 5), kind="double",
      optimizer={"kind": "adam"}, rate=0.02)
+
+# What a module of PyTorch has stands for weights where others have constants.
+OWN = {n: "h = MatMul(x, w) a = Clip(h, low, high) b = Unsqueeze<axes = [1]>(a) d = Sub(b, centres) e = Mul(d, d) "
+       "f = ReduceSum<axes = [2], keepdims = 0>(e) y = Neg(f)" for n in (11, 12)}
+case("centres_and_bounds", OWN, {"w": (5, 4), "low": numpy.array(-0.4), "high": numpy.array(0.7), "centres": (3, 4)}, x=(6, 5),
+     producer="pytorch")
+FIRST = "t = Transpose<perm = [1, 0, 2]>(x) o = {}<hidden_size = 3>(t, w, r, b, , first{}) q = Transpose<perm = [2, 0, 1, 3]>(o) " \
+        "f = Flatten(q) y = MatMul(f, head)"
+for kind, gates, more in (("RNN", 1, ""), ("GRU", 3, ""), ("LSTM", 4, ", cell")):
+    own = {"cell": (1, 4, 3)} if more else {}
+    case(f"{kind.lower()}_first_state", {n: FIRST.format(kind, more) for n in (7, 23)}, {"w": (1, 3 * gates, 2), "r": (1, 3 * gates, 3),
+         "b": (1, 6 * gates), "first": (1, 4, 3), **own, "head": (ANY, 3)}, x=(4, 5, 2), producer="pytorch")
+case("tied_embedding", {n: "e = Gather(table, x) h = MatMul(e, w) r = Tanh(h) z = MatMul(r, copied) y = Transpose<perm = [0, 2, 1]>(z)"
+     for n in (7, 23)}, {"table": (7, 4), "w": (4, 4)}, x=(4, 5), integers=7, y="N,7,5", classes=7, producer="pytorch",
+     copies={"copied": ("onnx::MatMul_9", "table", (1, 0))})
+case("normalised_rows", {n: "h = MatMul(x, w) r = Tanh(h) least = Constant<value = float {1e-12}>() c = Clip(length, least) "
+     "d = Div(v, c) t = Transpose(d) y = MatMul(r, t)" for n in (11, 17)}, {"w": (5, 4), "v": (3, 4)}, x=(6, 5), producer="pytorch",
+     copies={"length": ("onnx::Clip_9", "v", None)})
+layer("attention", both("a = Squeeze(h, k_axis) t = Transpose<perm = [0, 2, 1]>(a) p = MatMul(a, t) q = Add(p, k_mask) s = Softmax(q) "
+      "n = IsNaN(s) c = Where(n, k_none, s) o = MatMul(c, a)", old=13), {"k_axis": i64(3), "k_none": numpy.zeros(1, numpy.float32),
+      "k_mask": numpy.log(numpy.array([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 1]], numpy.float32))}, x=(5, 4, 3, 1))
 
 # Activations and arithmetic.
 CURVES = "a = Relu(h) b = LeakyRelu(h) c = Elu(h) d = Selu(h) e = HardSigmoid(h) g = Softplus(h) i = Softsign(h) " \
@@ -360,6 +387,12 @@ def initialisers(case, random, columns=1):
     return made
 
 
+def copied(case, weights):
+    """What the file has of weights once more: turned, or their rows' lengths."""
+    copies = case["copies"].values()
+    return {name: weights[of].permute(order) if order else weights[of].norm(dim=1, keepdim=True) for name, of, order in copies}
+
+
 def width(case, model, weights):
     """Columns of what is multiplied by a weight of any rows."""
     head = next((name for name, shape in case["weights"].items() if isinstance(shape, tuple) and ANY in shape), None)
@@ -372,6 +405,7 @@ def width(case, model, weights):
     given = {n: torch.from_numpy(v.copy()) for n, v in weights.items()}
     given = {n: v.double() if v.is_floating_point() else v for n, v in given.items()}
     x = torch.zeros(case["x"], dtype=torch.int64 if case["integers"] else torch.float64)
+    given.update(copied(case, given))
     values = torch_ops.run(before, {"x": x, **given}, {n: given[n] for n in ("mean", "var") if n in given})
     return values[model.graph.node[last].input[0]].shape[-1]
 
@@ -389,11 +423,16 @@ def write(case):
         model = parser.parse_model(
             f'<ir_version: {ir}, opset_import: ["" : {opset}]> {case["name"]} ({x_kind}[{x_dims}] x) => '
             f'({case["kind"]}[{case["y"]}] y) {{ {body} }}')
+        for inner, (name, *_) in case["copies"].items():
+            for node in model.graph.node:
+                node.input[:] = [name if i == inner else i for i in node.input]
         if columns is None:
             columns = width(case, model, weights)
             weights = initialisers(case, random, columns)
         read = {name for node in model.graph.node for name in node.input}
         model.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in weights.items() if n in read)
+        copies = copied(case, {n: torch.from_numpy(v) for n, v in weights.items()})
+        model.graph.initializer.extend(numpy_helper.from_array(v.numpy().copy(), n) for n, v in copies.items())
         model.producer_name = case["producer"]
         onnx.checker.check_model(model)
         onnx.save(model, FOLDER / f"{case['name']}-{opset}.onnx")
@@ -421,7 +460,8 @@ def steps(case, model, weights, own, random):
             case["x"]).astype(own)
         x_torch = torch.from_numpy(x)
         x_torch = x_torch.double() if x_torch.is_floating_point() else x_torch
-        values = torch_ops.run(model, {"x": x_torch, **parameters, **constants, **statistics}, statistics)
+        given = {"x": x_torch, **parameters, **constants, **statistics, **copied(case, parameters)}
+        values = torch_ops.run(model, given, statistics)
         logits = values[case["logits"]]
         target = target_for(case, logits.detach().numpy(), random)
         given = torch.from_numpy(target)

@@ -115,6 +115,8 @@ def rms_norm(x, scale, **a):
 
 def softmax(x, opset, log=False, **a):
     run = F.log_softmax if log else F.softmax
+    if opset >= 13 and not log:
+        return torch._safe_softmax(x, a.get("axis", -1))  # of nothing but -inf zeros, as in attention
     if opset >= 13:
         return run(x, a.get("axis", -1))
     axis = a.get("axis", 1) % x.dim()
@@ -134,7 +136,7 @@ def reduce(kind, x, axes=None, **a):
     return along[kind]()
 
 
-def recurrent(kind, x, w, r, b=None, *_, opset, **a):
+def recurrent(kind, x, w, r, b=None, lengths=None, first=None, cell_state=None, *, opset, **a):
     """[steps, batch, inputs] -> [steps, directions, batch, hidden], by the module of PyTorch."""
     hidden, both = a["hidden_size"], w.shape[0] == 2
     order = {"RNN": [0], "LSTM": [0, 2, 3, 1], "GRU": [1, 0, 2]}[kind]
@@ -149,14 +151,15 @@ def recurrent(kind, x, w, r, b=None, *_, opset, **a):
         biases = b[d] if b is not None else torch.zeros(2 * len(w[d]), dtype=x.dtype)
         parts = {"weight_ih": w[d], "weight_hh": r[d], "bias_ih": biases[:len(w[d])], "bias_hh": biases[len(w[d]):]}
         parameters.update({name + end: turned(part) for name, part in parts.items()})
-    y, _ = torch.func.functional_call(cell, parameters, (x,))
+    states = () if first is None else (first,) if cell_state is None else ((first, cell_state),)
+    y, _ = torch.func.functional_call(cell, parameters, (x, *states))
     return y.reshape(*y.shape[:2], -1, hidden).permute(0, 2, 1, 3)
 
 
-def gru_reset_first(x, w, r, b, *_, **a):
+def gru_reset_first(x, w, r, b, lengths=None, first=None, **a):
     """The form of a GRU that ONNX has by default, and PyTorch hasn't."""
     hidden = a["hidden_size"]
-    h, outputs = torch.zeros(x.shape[1], hidden, dtype=x.dtype), []
+    h, outputs = torch.zeros(x.shape[1], hidden, dtype=x.dtype) if first is None else first[0], []
     (wz, wr, wh), (rz, rr, rh), b = w[0].split(hidden), r[0].split(hidden), b[0].split(hidden)
     for step in x:
         z = torch.sigmoid(step @ wz.T + h @ rz.T + b[0] + b[3])
@@ -195,6 +198,8 @@ def depth_to_space(x, **a):
 
 
 def clip(x, low=None, high=None, **a):
+    if any(bound is not None and bound.requires_grad for bound in (low, high)):
+        return x.clamp(low, high)
     low = a.get("min") if low is None else float(low)
     high = a.get("max") if high is None else float(high)
     return x.clamp(low, high)
@@ -225,7 +230,7 @@ ELEMENTWISE = {
     "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Softplus": F.softplus, "Softsign": F.softsign,
     "Exp": torch.exp, "Log": torch.log, "Sqrt": torch.sqrt, "Abs": torch.abs, "Neg": torch.neg, "Erf": torch.erf,
     "Reciprocal": torch.reciprocal, "Sin": torch.sin, "Cos": torch.cos, "HardSwish": F.hardswish, "Mish": F.mish,
-    "Identity": lambda x: x, "Selu": F.selu,
+    "Identity": lambda x: x, "Selu": F.selu, "IsNaN": torch.isnan,
 }
 BINARY = {
     "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow, "MatMul": torch.matmul,
@@ -280,6 +285,11 @@ def run(model, values, statistics):
                 next(iter(a.values())))
             out = out.double() if out.is_floating_point() else out
         elif kind == "BatchNormalization":
+            if node.input[3] not in statistics:  # of the graph's own making
+                shape = [-1] + [1] * (x[0].dim() - 2)
+                scale, bias, mean, variance = (value.reshape(shape) for value in x[1:])
+                values[node.output[0]] = (x[0] - mean) / (variance + a.get("epsilon", 1e-5)).sqrt() * scale + bias
+                continue
             mean, variance = (statistics[name] for name in node.input[3:5])
             out = F.batch_norm(x[0], mean, variance, x[1], x[2], True, round(1 - a.get("momentum", 0.9), 6),
                                a.get("epsilon", 1e-5))
