@@ -26,6 +26,7 @@ use crate::rewrite::{Pass, Patch, RewriteError, run};
 use crate::slice::value_info_proto;
 use crate::tensor::{DataType, Elements, Tensor};
 use crate::types::ValueInfo;
+use crate::untie::untied;
 use crate::weights::{is_float, is_trainable_type, learned, neutral, stated, turns};
 
 /// Bytes of one folded result at most: a weight of the largest layers passes,
@@ -117,7 +118,11 @@ pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpos
     let flat = inlined(model)?;
     let whole = flat.as_ref().unwrap_or(model);
     let plain = unblocked(whole, evaluator)?;
-    let (mut folded, said) = noted(corrected(plain.as_ref().unwrap_or(whole))?)?;
+    let mut apart = corrected(plain.as_ref().unwrap_or(whole))?;
+    if purpose == Purpose::Training {
+        apart = untied(apart)?;
+    }
+    let (mut folded, said) = noted(apart)?;
     if purpose == Purpose::Training {
         folded = lifted(&folded)?;
         run(&mut folded, &mut Copies)?;

@@ -37,6 +37,7 @@ mod lift;
 mod normal;
 mod notes;
 mod plain;
+mod untie;
 
 /// ONNX messages, generated from `proto/onnx.proto`.
 #[allow(missing_docs, clippy::all)]

@@ -61,6 +61,42 @@ pub(crate) fn left_out(graph: &GraphProto) -> impl Iterator<Item = &str> {
     note(&graph.metadata_props, LEFT_OUT).into_iter().flat_map(str::lines)
 }
 
+/// PyTorch's note of the call that a node was made of.
+const CALL: &str = "pkg.torch.onnx.fx_node";
+
+/// The call that PyTorch's exporter made a node of.
+pub(crate) fn call_of(node: &NodeProto) -> Option<&str> {
+    note(&node.metadata_props, CALL)
+}
+
+/// A module's parameters, as PyTorch's exporter lists them: what calls name
+/// them, and what the module does.
+pub(crate) struct Signature<'g>(HashMap<&'g str, &'g str>);
+
+impl<'g> Signature<'g> {
+    pub(crate) fn of(graph: &'g GraphProto) -> Option<Self> {
+        let list = note(&graph.metadata_props, SIGNATURE)?;
+        let entry = |line: &'g str| {
+            let (argument, rest) = line.split_once(": PARAMETER target=")?;
+            Some((argument.trim(), quoted(rest).next()?))
+        };
+        Some(Self(list.lines().filter_map(entry).collect()))
+    }
+
+    pub(crate) fn has(&self, parameter: &str) -> bool {
+        self.0.values().any(|name| *name == parameter)
+    }
+
+    /// Parameters that a call takes, in order.
+    pub(crate) fn taken_by(&self, call: &str) -> Vec<&'g str> {
+        let words = call.split('%').skip(1).map(|rest| {
+            let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
+            &rest[..end]
+        });
+        words.filter_map(|argument| self.0.get(argument).copied()).collect()
+    }
+}
+
 /// What is left out of a graph as an exporter wrote it; `None` where that is
 /// known already, or there is no telling.
 fn missing(graph: &GraphProto) -> Option<Vec<&str>> {
@@ -205,7 +241,7 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Whether PyTorch's older exporter would name a parameter or a buffer so.
-fn is_of_module(name: &str) -> bool {
+pub(crate) fn is_of_module(name: &str) -> bool {
     !is_older_constant(name) && !is_named_constant(name) && !name.bytes().all(|b| b.is_ascii_digit())
 }
 
