@@ -120,7 +120,7 @@ pub fn check(rpc: &str, caller: Caller, server: Role) -> Result<(), Failure> {
         return forbidden(format!("`{rpc}` is not a call of this protocol"));
     };
     if !rule.servers.contains(server) {
-        return forbidden(format!("a node of role {} does not serve `{rpc}`", name(server)));
+        return forbidden(format!("a node of role {} does not serve `{rpc}`", server.word()));
     }
     match caller {
         Caller::Anonymous if rule.anonymous => Ok(()),
@@ -131,18 +131,6 @@ pub fn check(rpc: &str, caller: Caller, server: Role) -> Result<(), Failure> {
         Caller::Socket if rule.callers.contains(Role::Operator) => Ok(()),
         Caller::Socket => forbidden(format!("`{rpc}` is for nodes, not for the local socket")),
         Caller::Identified(role) if rule.callers.contains(role) => Ok(()),
-        Caller::Identified(role) => forbidden(format!("role {} may not call `{rpc}`", name(role))),
-    }
-}
-
-/// The role's word on the command line.
-#[must_use]
-pub fn name(role: Role) -> &'static str {
-    match role {
-        Role::Unspecified => "unspecified",
-        Role::End => "end",
-        Role::Edge => "edge",
-        Role::Cloud => "cloud",
-        Role::Operator => "operator",
+        Caller::Identified(role) => forbidden(format!("role {} may not call `{rpc}`", role.word())),
     }
 }

@@ -13,6 +13,7 @@ pub mod failure;
 pub mod frame;
 pub mod limits;
 pub mod name;
+mod role;
 pub mod versions;
 
 /// Messages and services, generated from `proto/tierline.proto`.

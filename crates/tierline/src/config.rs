@@ -11,7 +11,7 @@ use tierline_engine::{Apart, LoadOptions, Provider};
 use tierline_plan::{Limits, Objective};
 
 use crate::output::{Exit, ExitWith, Failure, Outcome, Output};
-use crate::store::disk;
+use tierline_store::disk;
 
 /// The file's name in the data folder.
 pub const FILE: &str = "node.toml";

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use tierline_train::data::{DataError, Dataset, Source};
 
-use crate::store::disk::{self, Existing};
+use tierline_store::disk::{self, Existing};
 
 /// The folder's name in the data folder.
 const FOLDER: &str = "datasets";

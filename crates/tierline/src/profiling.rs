@@ -15,7 +15,7 @@ use tierline_graph::{DataType, Elements, Model, Tensor};
 
 use crate::daemon::flow::ns;
 use crate::models::Manifest;
-use crate::store::disk;
+use tierline_store::disk;
 
 /// Time that segments may take to be measured: enough for a stable median on
 /// a slow board, short enough to answer while the user waits.

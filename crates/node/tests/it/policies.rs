@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use tierline_node::policy::{Caller, RULES, check, name};
+use tierline_node::policy::{Caller, RULES, check};
 use tierline_proto::{Code, Role};
 
 const CALLERS: [Caller; 7] = [
@@ -19,7 +19,7 @@ fn word(caller: Caller) -> &'static str {
     match caller {
         Caller::Anonymous => "anyone",
         Caller::Socket => "socket",
-        Caller::Identified(role) => name(role),
+        Caller::Identified(role) => role.word(),
     }
 }
 
@@ -32,7 +32,7 @@ fn the_table() {
             let allowed = CALLERS.iter().filter(|caller| check(rule.rpc, **caller, server).is_ok());
             let allowed: Vec<&str> = allowed.map(|caller| word(*caller)).collect();
             let _ =
-                write!(table, " {}:{}", name(server), if allowed.is_empty() { "-".into() } else { allowed.join(",") });
+                write!(table, " {}:{}", server.word(), if allowed.is_empty() { "-".into() } else { allowed.join(",") });
         }
         table.push('\n');
     }

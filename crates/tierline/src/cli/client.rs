@@ -9,8 +9,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::Global;
 use crate::daemon::transport;
-use crate::identity::Identity;
 use crate::output::{Exit, Failure, Outcome};
+use tierline_identity::Identity;
 
 /// Time to reach a node that is there; a longer wait would only hide that it
 /// isn't.

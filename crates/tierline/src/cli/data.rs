@@ -11,7 +11,7 @@ use tierline_train::data::{
 use super::{Global, usage};
 use crate::datasets::{Datasets, DatasetsError, Found, Listed, Record};
 use crate::output::{self, Exit, Failure, Outcome};
-use crate::store::disk::Existing;
+use tierline_store::disk::Existing;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum DataVerb {

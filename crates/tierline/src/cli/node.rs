@@ -14,8 +14,9 @@ use super::site::RoleArg;
 use super::{Global, block_on, client, usage};
 use crate::config::{self, Factor, NodeConfig};
 use crate::daemon::{self, transport};
-use crate::identity::{self, Identity, JoinToken, KeyRequest, tls};
 use crate::output::{Exit, ExitWith, Failure, Outcome};
+use tierline_identity as identity;
+use tierline_identity::{Identity, JoinToken, KeyRequest, tls};
 
 /// How long joining waits for an edge that isn't connected to its cloud, and
 /// between attempts.
@@ -224,7 +225,7 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
         let joined = Joined {
             id: peer.id.clone(),
             name: peer.name.clone(),
-            role: identity::role_name(peer.role),
+            role: peer.role.word(),
             not_after_s: reply.not_after_s,
             data: data.display().to_string(),
         };

@@ -17,7 +17,7 @@ use crate::config::Factor;
 use crate::models::{self, Manifest, Prepared};
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
 use crate::profiling::{Measuring, Work};
-use crate::store::disk;
+use tierline_store::disk;
 
 #[derive(Debug, clap::Args)]
 pub struct Profile {

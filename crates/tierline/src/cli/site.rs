@@ -75,7 +75,7 @@ impl From<RoleArg> for Role {
 }
 
 fn role_name(role: i32) -> &'static str {
-    tierline_node::policy::name(Role::try_from(role).unwrap_or(Role::Unspecified))
+    Role::try_from(role).unwrap_or(Role::Unspecified).word()
 }
 
 #[derive(Serialize)]

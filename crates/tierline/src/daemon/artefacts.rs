@@ -22,8 +22,8 @@ use super::services::upload;
 use super::tasks::{Owned, Tasks, in_place};
 use super::transport::Chunks;
 use crate::documents::{self, Document};
-use crate::store::artefacts::Kept;
-use crate::store::{ArtefactStore, StoreError};
+use tierline_store::artefacts::Kept;
+use tierline_store::{ArtefactStore, StoreError};
 
 /// News for the fetching duty that wait for it; others wait with theirs.
 const NEWS_MAX: usize = 256;

@@ -15,11 +15,9 @@ use tierline_proto::{Role, Versions};
 
 use super::Node;
 use super::records::Records;
-use crate::identity::{
-    Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_new_name, role_name,
-};
-use crate::store::State;
-use crate::store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
+use tierline_identity::{Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_new_name};
+use tierline_store::State;
+use tierline_store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
 
 /// Longest life of a token: it is a secret that travels by hand.
 const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);
@@ -75,7 +73,7 @@ impl Authority {
         if !matches!(role, Role::End | Role::Edge | Role::Operator) {
             return invalid(format!(
                 "a device can't join as {}: choose end, edge or operator; a site has one cloud",
-                role_name(role)
+                role.word()
             ));
         }
         if !request.name.is_empty() {
@@ -181,8 +179,8 @@ impl Authority {
             }
         };
         self.members.write().unwrap_or_else(PoisonError::into_inner).insert(row.id.clone(), row.clone());
-        let json = serde_json::json!({ "node": row.name, "role": role_name(row.role) });
-        node.events.record("node", format!("{} got a certificate as {}", row.name, role_name(row.role)), &json);
+        let json = serde_json::json!({ "node": row.name, "role": row.role.word() });
+        node.events.record("node", format!("{} got a certificate as {}", row.name, row.role.word()), &json);
         self.sign(&row, &request.csr_der, version).await
     }
 

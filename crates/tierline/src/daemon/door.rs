@@ -30,8 +30,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::tasks::Tasks;
-use crate::identity::Peer;
-use crate::identity::tls;
+use tierline_identity::Peer;
+use tierline_identity::tls;
 
 /// Connections whose handshake is over and that nobody serves yet.
 const READY_MAX: usize = 64;

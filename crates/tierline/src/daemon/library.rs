@@ -18,7 +18,7 @@ use super::catalogue::Entry;
 use super::federation;
 use crate::documents;
 use crate::models::Manifest;
-use crate::store::State;
+use tierline_store::State;
 
 /// How often what nobody needs is looked for.
 const LOOK: Duration = Duration::from_secs(600);

@@ -47,8 +47,8 @@ use tierline_proto::{Digest, Role};
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use crate::config::NodeConfig;
-use crate::identity::Identity;
-use crate::identity::tls::LiveIdentity;
+use tierline_identity::Identity;
+use tierline_identity::tls::LiveIdentity;
 
 use self::catalogue::Catalogue;
 use self::compute::Compute;
@@ -379,7 +379,7 @@ impl Node {
     // ---- children
 
     /// A child's session opened.
-    pub fn child_up(self: &Arc<Self>, peer: &crate::identity::Peer) {
+    pub fn child_up(self: &Arc<Self>, peer: &tierline_identity::Peer) {
         self.events.record(
             "node",
             format!("{} joined", peer.name),
@@ -479,7 +479,7 @@ impl Node {
     ///
     /// # Errors
     /// [`Code::Unauthenticated`] when it is revoked.
-    pub fn check_revoked(&self, peer: &crate::identity::Peer) -> Result<(), Failure> {
+    pub fn check_revoked(&self, peer: &tierline_identity::Peer) -> Result<(), Failure> {
         let list = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
         let revoked =
             list.revoked.iter().any(|r| r.node_id == peer.id || (!r.serial.is_empty() && r.serial == peer.serial));

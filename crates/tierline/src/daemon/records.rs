@@ -7,7 +7,7 @@ use tierline_proto::v1::{Code, Failure};
 use tokio::sync::{mpsc, oneshot};
 
 use super::tasks::Tasks;
-use crate::store::{State, StoreError};
+use tierline_store::{State, StoreError};
 
 /// Requests that wait for the disk; others wait with theirs.
 const REQUESTS_MAX: usize = 256;

@@ -9,7 +9,7 @@ use tierline_proto::v1::{Code, Failure};
 
 use super::Node;
 use super::tasks::in_place;
-use crate::identity::{Identity, KeyRequest};
+use tierline_identity::{Identity, KeyRequest};
 
 /// How often it is looked at: a device that wakes for an hour a day renews.
 const LOOK: Duration = Duration::from_secs(600);

@@ -49,12 +49,12 @@ use super::{Node, PEER_CHANGES_MAX, metrics, renewal, scrape};
 use crate::cli::client::SOCKET;
 use crate::config::{self, LISTEN_DEFAULT, NodeConfig};
 use crate::documents;
-use crate::identity::tls::{self, LiveIdentity};
-use crate::identity::{Ca, Identity, check_name, role_name};
 use crate::models::{self, Manifest};
 use crate::output::{Exit, ExitWith, Failure, Outcome, Output};
-use crate::store::state::NodeRow;
-use crate::store::{ArtefactStore, State, disk};
+use tierline_identity::tls::{self, LiveIdentity};
+use tierline_identity::{Ca, Identity, check_name};
+use tierline_store::state::NodeRow;
+use tierline_store::{ArtefactStore, State, disk};
 
 /// Answers under way get so long to end once the node is told to stop.
 const GRACE: Duration = Duration::from_secs(3);
@@ -163,7 +163,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, output: Output) -> Outc
     let ready = Ready {
         event: "ready",
         node: node.name(),
-        role: role_name(node.role()),
+        role: node.role().word(),
         id: node.id(),
         url,
         metrics,
@@ -236,7 +236,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         .hint("join as end or edge into another folder with --data DIR"));
     }
     if let Some(asked) = role.filter(|asked| *asked != peer.role) {
-        let text = format!("this node joined as {}, not as {}", role_name(peer.role), role_name(asked));
+        let text = format!("this node joined as {}, not as {}", peer.role.word(), asked.word());
         return Err(Failure::message(Exit::Configuration, text)
             .hint("leave --role away, or join again with a token of that role"));
     }

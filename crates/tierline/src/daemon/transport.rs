@@ -22,8 +22,8 @@ use tonic::Streaming;
 use tonic::codegen::http::Uri;
 use tonic::transport::Channel;
 
-use crate::identity::tls::{self, LiveIdentity};
-use crate::identity::{Identity, IdentityError, SERVER_NAME};
+use tierline_identity::tls::{self, LiveIdentity};
+use tierline_identity::{Identity, IdentityError, SERVER_NAME};
 
 /// Time to connect and shake hands; on a 0.1 Mbit/s link the certificates
 /// alone take half a second.

@@ -27,7 +27,7 @@ use super::Node;
 use super::tasks::{Tasks, sound};
 use super::transport::{self, Chunks, Pair};
 use super::{wait_until, wire};
-use crate::identity::tls;
+use tierline_identity::tls;
 
 /// Messages to the parent waiting for the stream. An edge repeats at once what
 /// all members below it have said of several jobs; more mean that nothing flows.

@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime};
 
 use rustls::pki_types::ServerName;
 use tierline::daemon::transport;
-use tierline::identity::{Ca, Identity, KeyRequest, SERVER_NAME, tls};
+use tierline_identity::{Ca, Identity, KeyRequest, SERVER_NAME, tls};
 use tierline_proto::v1::JoinRequest;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::{Role, Versions};

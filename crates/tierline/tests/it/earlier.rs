@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::SystemTime;
 
-use tierline::identity::{Ca, Grant, Identity, NODE_VALIDITY};
+use tierline_identity::{Ca, Grant, Identity, NODE_VALIDITY};
 
 use crate::harness::{Node, until, write_npy};
 

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tierline::daemon::transport::{self, Pair};
-use tierline::identity::Identity;
 use tierline_engine::Evaluator;
 use tierline_federate::wire;
 use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};
+use tierline_identity::Identity;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
     ChildMessage, Code, Failure, Heartbeat, HelloRequest, JobAssignment, JobStanding, JobVerdict, NodeInfo,

@@ -4,8 +4,8 @@
 use std::time::{Duration, SystemTime};
 
 use tierline::daemon::transport::{self, Endpoint, Pair};
-use tierline::identity::Identity;
 use tierline_graph::{DataType, Elements, Tensor};
+use tierline_identity::Identity;
 use tierline_proto::Encoded;
 use tierline_proto::frame::{chunks, declare};
 use tierline_proto::v1::{Code, FetchRequest, ProbeChunk, Reply, Route, RunChunk, RunHeader, TensorInfo, run_chunk};

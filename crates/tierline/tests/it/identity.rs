@@ -8,7 +8,7 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
 use tierline::daemon::door::Rooms;
-use tierline::identity::{
+use tierline_identity::{
     Ca, Grant, Identity, IdentityError, KeyRequest, NODE_VALIDITY, Peer, PeerError, Revocations, SERVER_NAME, TlsError,
     fetch_ca, tls,
 };
@@ -383,7 +383,7 @@ fn requests_that_make_no_sense_are_refused() {
 #[test]
 fn certificates_end_with_their_authority() {
     let site = Site::new();
-    let late = SystemTime::now() + tierline::identity::CA_VALIDITY - DAY;
+    let late = SystemTime::now() + tierline_identity::CA_VALIDITY - DAY;
     let csr = KeyRequest::generate().unwrap().csr_der().unwrap();
     let id = Ca::new_node_id().unwrap();
     let grant = Grant { id: &id, role: Role::End, name: "camera", validity: NODE_VALIDITY };

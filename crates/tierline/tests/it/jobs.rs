@@ -5,9 +5,9 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use serde_json::Value;
-use tierline::store::jobs::JobRow;
-use tierline::store::{ArtefactStore, State};
 use tierline_sim::Scenario;
+use tierline_store::jobs::JobRow;
+use tierline_store::{ArtefactStore, State};
 
 use crate::faults::{artefacts, records};
 use crate::federation::{EXAMPLES, Federation, lines, round_of, rounds};

@@ -11,7 +11,7 @@ use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 
 use crate::daemon::tasks::in_place;
-use crate::store::disk::{self, Existing};
+use tierline_store::disk::{self, Existing};
 
 /// What a member's next task begins with, where it isn't a model: an artefact.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -15,8 +15,8 @@ use tierline_proto::{Digest, Sound};
 use super::{Folder, messages};
 use crate::daemon::Node;
 use crate::daemon::transport::{self, Pair};
-use crate::store::State;
-use crate::store::jobs::Side;
+use tierline_store::State;
+use tierline_store::jobs::Side;
 
 /// A neighbour that asks for a model which isn't made yet waits so long for its
 /// answer.

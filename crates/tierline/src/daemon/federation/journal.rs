@@ -6,8 +6,8 @@ use tierline_proto::v1::{Code, Failure};
 
 use crate::daemon::Node;
 use crate::documents::{self, Document};
-use crate::store::State;
-use crate::store::jobs::Side;
+use tierline_store::State;
+use tierline_store::jobs::Side;
 
 /// What a machine keeps.
 pub(super) trait Journalled: Document {

@@ -47,8 +47,8 @@ use self::upper::ToUpper;
 use super::Node;
 use super::uplink::Uplink;
 use crate::documents::{self, Document};
-use crate::store::State;
-use crate::store::jobs::Side;
+use tierline_store::State;
+use tierline_store::jobs::Side;
 
 /// Messages to one side of one job; senders wait while it is full.
 const INBOX_MAX: usize = 1_024;

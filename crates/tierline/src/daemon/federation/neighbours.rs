@@ -14,8 +14,8 @@ use super::upper::ToUpper;
 use super::{AGAIN, Duty, Folder, JOBS_MAX, JobManifest, may_pass, messages};
 use crate::daemon::Node;
 use crate::daemon::uplink::Uplink;
-use crate::store::State;
-use crate::store::jobs::{JobRow, Side};
+use tierline_store::State;
+use tierline_store::jobs::{JobRow, Side};
 
 /// Children that say something of jobs that aren't under way, at once.
 static NEWS: Semaphore = Semaphore::const_new(64);

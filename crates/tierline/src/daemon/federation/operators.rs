@@ -13,9 +13,9 @@ use super::upper::ToUpper;
 use super::{Folder, JOBS_MAX, JobManifest, Order, data, messages};
 use crate::daemon::services::upload::Uploads;
 use crate::daemon::{Node, events};
-use crate::store::State;
-use crate::store::jobs::JobRow;
 use crate::{documents, jobs};
+use tierline_store::State;
+use tierline_store::jobs::JobRow;
 
 impl Node {
     /// Begins to coordinate a job that was given to this node.

@@ -18,8 +18,8 @@ use tierline_proto::v1::{
 use super::messages;
 use crate::daemon::Node;
 use crate::daemon::uplink::Uplink;
-use crate::store::State;
-use crate::store::jobs::Side;
+use tierline_store::State;
+use tierline_store::jobs::Side;
 
 /// What passes through for one job.
 pub(super) struct Relay {

@@ -141,7 +141,7 @@ impl Node {
             Some((uplink.peer, tier + 1))
         });
         let Some((peer, links)) = found else {
-            let text = format!("no {} is above {}", crate::identity::role_name(role), self.name());
+            let text = format!("no {} is above {}", role.word(), self.name());
             return Err(Failure::new(Code::Unreachable, text).with_help("`tierline nodes` shows the site"));
         };
         Ok(self.along(program, peer, &vec![0; links]))

@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::gate;
 use crate::daemon::Node;
 use crate::daemon::tasks::sound;
-use crate::identity::Peer;
+use tierline_identity::Peer;
 
 /// Messages to one child waiting for its stream; behind an edge, a round's
 /// assignments for all of its ends come at once, and of several jobs.

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::gate;
 use crate::daemon::Node;
-use crate::identity::Peer;
+use tierline_identity::Peer;
 
 /// Answers ahead of the connection: there are two at most.
 const AHEAD_MAX: usize = 2;

@@ -11,7 +11,7 @@ use tierline_proto::v1::{Code, Failure};
 use tonic::codegen::http::{Request, Response};
 
 use crate::daemon::{Node, door};
-use crate::identity::Peer;
+use tierline_identity::Peer;
 
 /// Where a listener's callers come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

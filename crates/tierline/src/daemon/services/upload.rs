@@ -13,7 +13,7 @@ use tonic::Streaming;
 
 use crate::daemon::Node;
 use crate::daemon::tasks::in_place;
-use crate::store::StoreError;
+use tierline_store::StoreError;
 
 /// Uploads at once: each takes room on the disk.
 pub const UPLOADS_MAX: usize = 4;

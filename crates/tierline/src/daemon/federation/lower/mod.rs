@@ -29,7 +29,7 @@ use super::{AGAIN, Folder, INBOX_MAX, JobManifest, data, gossip, journal, may_pa
 use crate::daemon::tasks::Task as Running;
 use crate::daemon::uplink::Uplink;
 use crate::daemon::{Node, wait_until};
-use crate::store::jobs::Side;
+use tierline_store::jobs::Side;
 
 /// A parent that is away for so long is left for another that knows the job.
 const STRAYED: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use tierline_proto::v1::Failure;
 use super::desk::Desk;
 use crate::daemon::Node;
 use crate::daemon::federation::messages::{Start, internal};
-use crate::store::jobs::Side;
+use tierline_store::jobs::Side;
 
 /// The newest of a parent's models that are here, and its artefact: none for
 /// the first one, which every member has.

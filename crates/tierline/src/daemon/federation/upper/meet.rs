@@ -14,7 +14,7 @@ use super::{Desks, ToUpper};
 use crate::daemon::federation::gossip::{self, Meets, Met};
 use crate::daemon::federation::messages;
 use crate::daemon::tasks::Owned;
-use crate::store::jobs::Side;
+use tierline_store::jobs::Side;
 
 /// One under way; whoever drops it doesn't want it any more.
 pub(super) struct Meeting {

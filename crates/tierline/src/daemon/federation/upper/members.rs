@@ -13,8 +13,8 @@ use super::Desks;
 use crate::daemon::federation::classes;
 use crate::daemon::federation::lower::ToLower;
 use crate::daemon::federation::messages::{self, Start};
-use crate::store::State;
-use crate::store::jobs::Side;
+use tierline_store::State;
+use tierline_store::jobs::Side;
 
 impl Desks {
     /// Whether a child is no member itself, but passes on what is said to those

@@ -18,7 +18,7 @@ use crate::daemon::federation::folder::Said;
 use crate::daemon::federation::journal;
 use crate::daemon::federation::lower::ToLower;
 use crate::daemon::federation::messages::{self, internal};
-use crate::store::jobs::Side;
+use tierline_store::jobs::Side;
 
 /// What members begin with is numbered by the model and their place among
 /// members, of which there are at most 2^20.

@@ -28,7 +28,7 @@ use super::{Identity, IdentityError, Peer, TlsError};
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// gRPC's protocol name.
-pub(crate) const ALPN: &[u8] = b"h2";
+pub const ALPN: &[u8] = b"h2";
 
 /// The identity in use, which renewals replace without ending connections.
 /// Clones share it.

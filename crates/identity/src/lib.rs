@@ -22,7 +22,7 @@ pub use ca::{Ca, Grant, Issued};
 pub use error::{IdentityError, TlsError};
 pub use fetch::fetch_ca;
 pub use files::Identity;
-pub use peer::{Peer, PeerError, Revocations, parse_role, role_name};
+pub use peer::{Peer, PeerError, Revocations};
 pub use request::KeyRequest;
 pub use token::{JoinToken, TokenText};
 
@@ -54,7 +54,7 @@ pub fn fingerprint(certificate_der: &[u8]) -> tierline_proto::Digest {
 /// must reach the cloud itself, not an edge, verifies against it.
 #[must_use]
 pub fn server_name(role: tierline_proto::Role) -> String {
-    format!("{}.{SERVER_NAME}", role_name(role))
+    format!("{}.{SERVER_NAME}", role.word())
 }
 
 /// Whether `name` may name a node: a DNS label, because certificates carry it.

@@ -77,7 +77,7 @@ impl Peer {
         let (Some(("role", role)), Some(("name", name)), None) = (fields.next(), fields.next(), fields.next()) else {
             return Err(wrong("its node name is not `<id>?role=..&name=..`"));
         };
-        let role = parse_role(role).ok_or(wrong("its role is unknown"))?;
+        let role = Role::of_word(role).ok_or(wrong("its role is unknown"))?;
         if !is_node_id(id) || super::check_name(name).is_err() {
             return Err(wrong("its id or name is malformed"));
         }
@@ -121,7 +121,7 @@ impl Peer {
     }
 
     pub(super) fn uri(id: &str, role: Role, name: &str) -> String {
-        format!("{SCHEME}{id}?role={}&name={name}", role_name(role))
+        format!("{SCHEME}{id}?role={}&name={name}", role.word())
     }
 }
 
@@ -153,18 +153,6 @@ impl Revocations {
     pub fn contains(&self, peer: &Peer) -> bool {
         self.nodes.contains(&peer.id) || self.serials.contains(&peer.serial)
     }
-}
-
-/// The role's word in certificates and on the command line.
-#[must_use]
-pub fn role_name(role: Role) -> &'static str {
-    tierline_node::policy::name(role)
-}
-
-/// The role of that word, if there is one.
-#[must_use]
-pub fn parse_role(word: &str) -> Option<Role> {
-    [Role::End, Role::Edge, Role::Cloud, Role::Operator].into_iter().find(|&role| role_name(role) == word)
 }
 
 /// Node ids are 32 hexadecimal digits.

@@ -15,7 +15,7 @@ use tierline_proto::{Digest, Role};
 use super::{
     CA_VALIDITY, CLOCK_SKEW, IdentityError, Peer, SERVER_NAME, check_name, files, fingerprint, hex, pem, random,
 };
-use crate::store::disk::{Existing, write_atomically};
+use tierline_store::disk::{Existing, write_atomically};
 
 /// Key and certificate in one file, so that neither can be there without the other.
 const KEY_FILE: &str = "ca.key";

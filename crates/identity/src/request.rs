@@ -9,7 +9,7 @@ use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
 
 use super::{Identity, IdentityError, files, pem};
-use crate::store::disk::{Existing, create_private_folder, write_atomically};
+use tierline_store::disk::{Existing, create_private_folder, write_atomically};
 
 /// The key waits here until its certificate comes.
 const PENDING_FILE: &str = "pending.key";

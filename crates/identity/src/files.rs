@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use tierline_proto::Digest;
 
 use super::{Ca, Grant, IdentityError, KeyRequest, NODE_VALIDITY, Peer, fingerprint, pem, tls};
-use crate::store::disk::{Existing, create_private_folder, write_atomically};
+use tierline_store::disk::{Existing, create_private_folder, write_atomically};
 
 /// Key and certificate in one file: a renewal replaces both in one step.
 const NODE_FILE: &str = "node.pem";

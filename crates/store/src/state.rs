@@ -204,7 +204,11 @@ impl State {
         self.reserve.hold();
     }
 
-    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+    /// Runs `f` on the database, for one caller at a time.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn with<T>(&self, f: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         f(&mut connection).map_err(|source| StoreError::of_state(&self.path, source))
     }
