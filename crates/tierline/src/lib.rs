@@ -1,14 +1,6 @@
-//! The parts behind the `tierline` binary: command line, daemon, identity,
-//! storage and links. Start at [`cli::run`]; a node's life is in `daemon`.
+//! The parts behind the `tierline` binary: command line, words, and links in
+//! userspace. Start at [`cli::run`]; what a node does is in `tierline-daemon`.
 
 pub mod cli;
-pub mod config;
-pub mod daemon;
-pub mod datasets;
-pub mod documents;
-pub mod jobs;
 pub mod link;
-pub mod machine;
-pub mod models;
 pub mod output;
-pub mod profiling;

@@ -8,11 +8,11 @@ const BARE: [&str; 6] =
     ["tokio::spawn", "spawn_blocking(", "spawn_local(", "JoinSet", "unbounded_channel", "UnboundedSender"];
 
 /// Where tasks are started for everybody.
-const TASKS: &str = "crates/tierline/src/daemon/tasks.rs";
+const TASKS: &str = "crates/daemon/src/node/tasks.rs";
 
 #[test]
 fn tasks_have_names_and_queues_have_limits() {
-    let parts = ["daemon", "identity", "store"].map(|part| format!("crates/tierline/src/{part}"));
+    let parts = ["daemon", "identity", "store"].map(|part| format!("crates/{part}/src"));
     let mut found = Vec::new();
     for file in files() {
         if file.ends_with(TASKS) || !parts.iter().any(|part| file.starts_with(part)) {

@@ -11,9 +11,9 @@ use tierline_proto::v1::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Global, args, client, infer};
-use crate::models::{self, Manifest};
+use super::{Global, args, client, engines, infer};
 use crate::output::{self, Outcome};
+use tierline_daemon::models::{self, Manifest};
 
 #[derive(Debug, clap::Args)]
 pub struct Add {
@@ -83,7 +83,7 @@ pub fn add(global: &Global, args: &Add) -> Outcome {
     let shapes = args::shapes(&args.shapes)?;
     let samples = args::tensors(&args.samples)?;
     // A broken file is reported here, before anything is sent.
-    let model = models::load(&args.model, global.output())?;
+    let model = engines::load(global, &args.model)?;
     let bytes = Bytes::from(model.to_bytes()?);
     let mut files = vec![ModelFile { name: "model.onnx".into(), length: bytes.len() as u64 }];
     let mut parts = vec![bytes];
@@ -177,7 +177,7 @@ pub fn show(global: &Global, args: &Named) -> Outcome {
             for (what, values) in [("input", &m.inputs), ("output", &m.outputs)] {
                 for v in values {
                     let dtype = v.dtype.map_or("not a tensor", tierline_graph::DataType::numpy);
-                    let shape = super::model::shape_text(v.shape.as_ref());
+                    let shape = models::shape_text(v.shape.as_ref());
                     text.push_str(&format!("{what:<7} {}  {dtype} {shape}\n", v.name));
                 }
             }

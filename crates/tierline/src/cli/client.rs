@@ -8,16 +8,14 @@ use tierline_proto::v1::local_client::LocalClient;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Global;
-use crate::daemon::transport;
 use crate::output::{Exit, Failure, Outcome};
+use tierline_daemon::node::transport;
+use tierline_daemon::{config, words};
 use tierline_identity::Identity;
 
 /// Time to reach a node that is there; a longer wait would only hide that it
 /// isn't.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
-
-/// Where the socket of a node lies in its data folder.
-pub const SOCKET: &str = "tierline.sock";
 
 /// Messages between a node and its operator carry plans and profiles whole.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -26,7 +24,7 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 pub async fn connect(global: &Global, endpoint: Option<&str>) -> Outcome<LocalClient<Channel>> {
     let data = global.data_folder();
     let channel = match endpoint {
-        None => socket(&data.join(SOCKET)).await?,
+        None => socket(&data.join(config::SOCKET)).await?,
         Some(url) if url.starts_with("unix:") => {
             socket(Path::new(url.trim_start_matches("unix:").trim_start_matches("//"))).await?
         }
@@ -49,7 +47,7 @@ async fn socket(path: &Path) -> Outcome<Channel> {
     endpoint.connect().await.map_err(|e| {
         Failure::message(
             Exit::Unreachable,
-            format!("the node behind {} does not answer: {}", path.display(), chain(&e)),
+            format!("the node behind {} does not answer: {}", path.display(), words::chain(&e)),
         )
         .hint("is it still running? start it again with `tierline node`")
     })
@@ -63,22 +61,8 @@ async fn remote(url: &str, data: &Path) -> Outcome<Channel> {
     let endpoint = transport::endpoint(url, transport::client_tls(&identity))
         .map_err(|e| Failure::message(Exit::Usage, format!("--endpoint: {e}")))?;
     endpoint.connect().await.map_err(|e| {
-        Failure::message(Exit::Unreachable, format!("cannot reach {url}: {}", chain(&e))).hint("tierline doctor")
+        Failure::message(Exit::Unreachable, format!("cannot reach {url}: {}", words::chain(&e))).hint("tierline doctor")
     })
-}
-
-/// An error with everything that caused it, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// A node's refusal as a failed command.

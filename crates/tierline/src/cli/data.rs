@@ -9,8 +9,8 @@ use tierline_train::data::{
 };
 
 use super::{Global, usage};
-use crate::datasets::{Datasets, DatasetsError, Found, Listed, Record};
 use crate::output::{self, Exit, Failure, Outcome};
+use tierline_daemon::datasets::{Datasets, DatasetsError, Found, Listed, Record};
 use tierline_store::disk::Existing;
 
 #[derive(Debug, clap::Subcommand)]

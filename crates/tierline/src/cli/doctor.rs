@@ -4,6 +4,7 @@ use serde::Serialize;
 use tierline_engine::Outcome as Considered;
 
 use super::Global;
+use super::engines;
 use crate::output::Outcome;
 
 #[derive(Serialize)]
@@ -25,7 +26,7 @@ struct EngineLine {
 
 pub fn doctor(global: &Global) -> Outcome {
     let data = global.data_folder();
-    let found = crate::models::engines(global)?;
+    let found = engines::engines(global)?;
     let engines = found
         .considered
         .iter()

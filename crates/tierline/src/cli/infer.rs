@@ -10,15 +10,14 @@ use tierline_proto::frame;
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::local_client::LocalClient;
 use tierline_proto::v1::{
-    Boundary, Code, Failure as WireFailure, InferChunk, InferHeader, InferReply, Placement, Route, StageTiming,
-    infer_chunk,
+    Boundary, Code, InferChunk, InferHeader, InferReply, Placement, Route, StageTiming, infer_chunk,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::{Global, args, client};
-use crate::daemon::wire;
 use crate::output::{self, Exit, Failure, Outcome};
+use tierline_daemon::node::wire;
 
 /// The verb's arguments.
 #[derive(Debug, clap::Args)]
@@ -210,7 +209,7 @@ pub async fn ask(
     deadline: Duration,
     wanted: &Wanted,
 ) -> Outcome<Answer> {
-    let packed = wire::pack(inputs, |_| wire::raw().name()).map_err(|f| wire_failure(&f))?;
+    let packed = wire::pack(inputs, |_| wire::raw().name()).map_err(|f| Failure::of(&f))?;
     let header = InferHeader {
         model: model.to_owned(),
         tensors: frame::declare(&packed.tensors),
@@ -238,7 +237,7 @@ pub async fn ask(
     };
     let mut reply = answer.reply.take().unwrap_or_default();
     if let Some(failure) = reply.failure.as_ref().filter(|f| f.code() != Code::Ok) {
-        return Err(wire_failure(failure));
+        return Err(Failure::of(failure));
     }
     let declared = std::mem::take(&mut reply.tensors);
     let encoded = wire::collect(&mut stream, declared, |chunk| match chunk.body {
@@ -246,26 +245,11 @@ pub async fn ask(
         _ => None,
     })
     .await
-    .map_err(|f| wire_failure(&f))?;
+    .map_err(|f| Failure::of(&f))?;
     let latency = started.elapsed();
-    let (outputs, _) = wire::unpack(&encoded).map_err(|f| wire_failure(&f))?;
+    let (outputs, _) = wire::unpack(&encoded).map_err(|f| Failure::of(&f))?;
     answer.reply = Some(reply);
     Ok(Answer { reply: answer, outputs, latency })
-}
-
-/// A node's failure as a failed command.
-pub fn wire_failure(failure: &WireFailure) -> Failure {
-    let exit = match failure.code() {
-        Code::InvalidInput => Exit::Usage,
-        Code::Infeasible => Exit::Infeasible,
-        Code::DeadlineExceeded => Exit::Timeout,
-        Code::Unreachable | Code::Draining => Exit::Unreachable,
-        Code::Unauthenticated | Code::Forbidden | Code::Corrupt => Exit::Verification,
-        _ => Exit::Failure,
-    };
-    let node = if failure.node.is_empty() { String::new() } else { format!("{}: ", failure.node) };
-    let out = Failure::message(exit, format!("{node}{}", failure.message));
-    if failure.help.is_empty() { out } else { out.hint(failure.help.clone()) }
 }
 
 fn ms(ns: u64) -> f64 {

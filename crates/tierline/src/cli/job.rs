@@ -10,7 +10,7 @@ use super::client::{connect, refused};
 use super::train::{Folder, Followed, fetch_model, follow};
 use super::{Global, block_on};
 use crate::output::{self, Exit, ExitWith, Outcome};
-use crate::{jobs, models};
+use tierline_daemon::{jobs, models};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum JobVerb {

@@ -11,6 +11,7 @@ pub mod client;
 mod completions;
 mod data;
 mod doctor;
+mod engines;
 pub mod infer;
 mod job;
 mod link;
@@ -20,8 +21,6 @@ mod planning;
 mod site;
 mod train;
 mod trainable;
-
-pub use model::profile_shapes;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

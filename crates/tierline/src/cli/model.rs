@@ -1,6 +1,5 @@
 //! `tierline model`: look into models, cut them, keep them in the store.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -8,9 +7,9 @@ use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, ValueInfo, infer_computed_types};
 
-use super::{Global, args, catalogue, trainable, usage};
-use crate::models::{self, Prepared};
+use super::{Global, args, catalogue, engines, trainable, usage};
 use crate::output::{self, Exit, ExitWith, Outcome};
+use tierline_daemon::models::{self, Prepared};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum ModelVerb {
@@ -85,14 +84,10 @@ fn value(info: ValueInfo) -> Value {
     Value { name: info.name, dtype: info.dtype.map(tierline_graph::DataType::numpy), shape: info.shape }
 }
 
-pub fn shape_text(shape: Option<&Vec<Dim>>) -> String {
-    shape.map_or("any shape".into(), |s| format!("[{}]", s.iter().map(Dim::to_string).collect::<Vec<_>>().join(", ")))
-}
-
 fn inspect(global: &Global, args: &Inspect) -> Outcome {
-    let engine = models::engine(global)?;
+    let engine = engines::engine(global)?;
     let shapes = args::shapes(&args.shapes)?;
-    let given = models::load(&args.model, global.output())?;
+    let given = engines::load(global, &args.model)?;
     let nodes = given.graph().node.len();
     let prepared = Prepared::fold(given, &engine)?;
     let types = prepared.types(&shapes)?;
@@ -114,7 +109,7 @@ fn inspect(global: &Global, args: &Inspect) -> Outcome {
         for (what, values) in [("input", &r.inputs), ("output", &r.outputs)] {
             for v in values {
                 let dtype = v.dtype.unwrap_or("not a tensor");
-                text.push_str(&format!("{what:<7} {}  {dtype} {}\n", v.name, shape_text(v.shape.as_ref())));
+                text.push_str(&format!("{what:<7} {}  {dtype} {}\n", v.name, models::shape_text(v.shape.as_ref())));
             }
         }
         let macs = r.macs.map_or("unknown: fix the free axes with --shape".into(), output::count);
@@ -166,8 +161,8 @@ struct SliceLine {
 }
 
 fn slice_model(global: &Global, args: &Slice) -> Outcome {
-    let engine = models::engine(global)?;
-    let prepared = Prepared::load(&args.model, &engine, global.output())?;
+    let engine = engines::engine(global)?;
+    let prepared = engines::prepared(global, &args.model, &engine)?;
     let shapes = args::shapes(&args.shapes)?;
     let types = prepared.types(&shapes)?;
     let model = if shapes.is_empty() { prepared.model } else { prepared.model.with_input_types(&types) };
@@ -213,29 +208,4 @@ fn slice_model(global: &Global, args: &Slice) -> Outcome {
             .collect();
         output::table(&["file", "nodes", "bytes", "inputs", "outputs"], &rows)
     })
-}
-
-/// Input shapes given, or the fixed ones the model declares.
-pub fn profile_shapes(prepared: &Prepared, given: BTreeMap<String, Vec<u64>>) -> Outcome<BTreeMap<String, Vec<u64>>> {
-    let mut shapes = given;
-    for input in prepared.model.inputs() {
-        if shapes.contains_key(&input.name) {
-            continue;
-        }
-        let dims = input.shape.as_ref().and_then(|s| s.iter().map(Dim::known).collect::<Option<Vec<u64>>>());
-        match dims {
-            Some(dims) => {
-                shapes.insert(input.name, dims);
-            }
-            None => {
-                return Err(usage(format!(
-                    "input `{}` has free axes {}; say what size to plan for: --shape {}=...",
-                    input.name,
-                    shape_text(input.shape.as_ref()),
-                    input.name
-                )));
-            }
-        }
-    }
-    Ok(shapes)
 }

@@ -12,9 +12,10 @@ use tierline_proto::{Code, Role, Sound, Versions};
 
 use super::site::RoleArg;
 use super::{Global, block_on, client, usage};
-use crate::config::{self, Factor, NodeConfig};
-use crate::daemon::{self, transport};
 use crate::output::{Exit, ExitWith, Failure, Outcome};
+use tierline_daemon::config::{self, Factor, NodeConfig};
+use tierline_daemon::node::{self as daemon, Told, transport};
+use tierline_daemon::words;
 use tierline_identity as identity;
 use tierline_identity::{Identity, JoinToken, KeyRequest, tls};
 
@@ -92,7 +93,19 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
         return Err(usage("an operator runs no node; choose end, edge or cloud"));
     }
     logging();
-    block_on(daemon::run(config, args.role.map(Into::into), global.output()))
+    let output = global.output();
+    block_on(daemon::run(config, args.role.map(Into::into), |told| match told {
+        Told::Ready(ready) if output.json => output.event(ready),
+        Told::Ready(ready) => {
+            let place = ready.url.as_deref().unwrap_or("nowhere: ends call, they are not called");
+            output.say(format!("{} ({}) is ready, listening on {place}", ready.node, ready.role));
+            Ok(())
+        }
+        Told::Note(text) => {
+            output.say(text);
+            Ok(())
+        }
+    }))
 }
 
 /// Messages of the daemon to stderr, as `RUST_LOG` asks; quiet by default.
@@ -174,7 +187,9 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
         .ok_or_else(|| usage(format!("`{}` is no address; write https://host:port", args.url)))?;
     let name = args.name.clone().unwrap_or_else(host_name);
     identity::check_new_name(&name).exit_with(Exit::Usage)?;
-    config::claim(&data, global.output())?;
+    if let Some(warning) = config::claim(&data)? {
+        global.output().say(warning);
+    }
     block_on(async {
         // First the authority, by the token's fingerprint: the secret goes to nobody else.
         let ca = identity::fetch_ca(address, token.fingerprint).await.map_err(|e| {
@@ -198,7 +213,7 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
             // A new connection each time: a busy node closes those of strangers.
             let again = match endpoint.connect().await {
                 Err(e) => {
-                    Failure::message(Exit::Unreachable, format!("cannot reach {}: {}", args.url, client::chain(&e)))
+                    Failure::message(Exit::Unreachable, format!("cannot reach {}: {}", args.url, words::chain(&e)))
                 }
                 Ok(channel) => match EnrollmentClient::new(channel).join(message.clone()).await {
                     Ok(reply) => break Sound::read(reply.into_inner()).exit_with(Exit::Verification)?,

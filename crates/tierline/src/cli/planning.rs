@@ -12,11 +12,11 @@ use tierline_plan::problem::{Problem, Solution};
 use tierline_plan::{Explanation, Limits, PlanError, Site};
 use tierline_proto::v1::{Empty, PlanRequest as NodePlanRequest, ProfileRequest};
 
-use super::{Global, block_on, client, usage};
-use crate::config::Factor;
-use crate::models::{self, Manifest, Prepared};
+use super::{Global, block_on, client, engines, usage};
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
-use crate::profiling::{Measuring, Work};
+use tierline_daemon::config::Factor;
+use tierline_daemon::models::{self, Manifest, Prepared};
+use tierline_daemon::profiling::{Measuring, Work};
 use tierline_store::disk;
 
 #[derive(Debug, clap::Args)]
@@ -74,7 +74,7 @@ pub fn profile(global: &Global, args: &Profile) -> Outcome {
 
 /// Measures a file on this device.
 fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfile)> {
-    let engine = models::engine(global)?;
+    let engine = engines::engine(global)?;
     let samples = super::args::tensors(&args.samples)?;
     let (prepared, manifest) = prepare(global, Path::new(&args.model), &engine, &args.shapes, &samples)?;
     let mut inputs = Vec::new();
@@ -84,7 +84,7 @@ fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfil
         let dtype = input.dtype.unwrap_or(tierline_graph::DataType::F32);
         let tensor = match given {
             Some((_, tensor)) => tensor.clone(),
-            None => crate::profiling::synthetic(dtype, &shape).map_err(usage)?,
+            None => tierline_daemon::profiling::synthetic(dtype, &shape).map_err(usage)?,
         };
         inputs.push((input.name.clone(), tensor));
     }
@@ -96,7 +96,7 @@ fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfil
         shown.set_position((p.done * 100.0) as u64);
     });
     let load = tierline_engine::LoadOptions::with_threads(args.threads);
-    let profile = crate::profiling::measure(&work, Measuring { load, slowdown: 1.0, watch, time_max: None })?;
+    let profile = tierline_daemon::profiling::measure(&work, Measuring { load, slowdown: 1.0, watch, time_max: None })?;
     bar.finish_and_clear();
     Ok((format!("{} {}", engine.name(), engine.version()), profile))
 }
@@ -111,7 +111,7 @@ fn profile_on_node(global: &Global, args: &Profile) -> Outcome<(String, ModelPro
         let bar = global.output().progress(100, "measuring");
         let mut json = String::new();
         while let Some(progress) = stream.message().await.map_err(|s| client::refused(&s))? {
-            bar.set_message(crate::output::shown(&progress.step));
+            bar.set_message(tierline_daemon::words::shown(&progress.step));
             bar.set_position(u64::from(progress.done));
             json = progress.profile_json;
         }
@@ -130,12 +130,12 @@ fn prepare(
     shapes: &[String],
     samples: &[(String, tierline_graph::Tensor)],
 ) -> Outcome<(Prepared, Manifest)> {
-    let prepared = Prepared::load(path, engine, global.output())?;
+    let prepared = engines::prepared(global, path, engine)?;
     let mut given = super::args::shapes(shapes)?;
     for (name, tensor) in samples {
         given.insert(name.clone(), tensor.shape().iter().map(|&d| d as u64).collect());
     }
-    let shapes = super::profile_shapes(&prepared, given)?;
+    let shapes = models::profile_shapes(&prepared, given)?;
     let manifest = prepared.manifest("", String::new(), shapes, 0)?;
     Ok((prepared, manifest))
 }
@@ -163,7 +163,7 @@ fn read_profile(path: &Path) -> Outcome<DeviceProfile> {
             .map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
             .exit_with(Exit::Configuration);
     }
-    crate::config::parse(&text, path)
+    tierline_daemon::config::parse(&text, path)
 }
 
 fn profile_text(p: &ModelProfile) -> String {
@@ -330,7 +330,7 @@ fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: boo
         .exit_with(Exit::Configuration)?;
     let site =
         Site::parse(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display())).exit_with(Exit::Configuration)?;
-    let engine = models::engine(global)?;
+    let engine = engines::engine(global)?;
     let (_, manifest) = prepare(global, model, &engine, &args.shapes, &[])?;
     let mut profiles = Vec::new();
     for name in site.names() {
@@ -355,10 +355,14 @@ fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: boo
         Failure::new(exit, e)
     })?;
     let explanation = tierline_plan::explain(&request, &plan, None);
-    let placement = crate::daemon::planner::words(&plan.evaluation);
+    let placement = tierline_daemon::node::planner::words(&plan.evaluation);
     let document = SitePlan { placement, tiers: site.names(), cuts: manifest.cuts, plan, explanation };
     global.output().data(&document, |d| {
-        if explain { d.explanation.to_string() } else { crate::daemon::planner::describe_plan(&d.placement, &d.plan) }
+        if explain {
+            d.explanation.to_string()
+        } else {
+            tierline_daemon::node::planner::describe_plan(&d.placement, &d.plan)
+        }
     })
 }
 

@@ -9,9 +9,9 @@ use tierline_graph::step::{
 };
 use tierline_graph::{Model, infer_types, memory};
 
-use super::{Global, usage};
-use crate::models;
+use super::{Global, engines, usage};
 use crate::output::{self, Exit, Failure, Outcome};
+use tierline_daemon::models;
 
 /// Options that say how a model learns.
 #[derive(Debug, Clone, clap::Args)]
@@ -174,9 +174,9 @@ struct Report {
 }
 
 pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
-    let engine = models::engine(global)?;
+    let engine = engines::engine(global)?;
     let recipe = args.recipe.recipe()?;
-    let model = models::for_training(models::load(&args.model, global.output())?, &engine)?;
+    let model = models::for_training(engines::load(global, &args.model)?, &engine)?;
     let step = trainable(&model, &recipe).map_err(|e| Failure::new(Exit::Failure, e))?;
     step.model.save(&args.out)?;
     let (fixed, each) = memory(&step.model)?;
@@ -266,8 +266,8 @@ struct Fresh {
 }
 
 pub fn init_model(global: &Global, args: &Init) -> Outcome {
-    let engine = models::engine(global)?;
-    let model = models::for_training(models::load(&args.model, global.output())?, &engine)?;
+    let engine = engines::engine(global)?;
+    let model = models::for_training(engines::load(global, &args.model)?, &engine)?;
     let parameters = tierline_graph::step::parameters(&model, &[])?;
     let fresh = tierline_train::init::fresh(&model, args.seed)?;
     fresh.save(&args.out)?;

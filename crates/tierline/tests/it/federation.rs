@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use tierline::datasets::Datasets;
+use tierline_daemon::datasets::Datasets;
 use tierline_engine::{Evaluator, Stop};
 use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tierline::daemon::door::{Doors, Rooms};
-use tierline::daemon::events::Events;
-use tierline::daemon::metrics::Metrics;
-use tierline::daemon::tasks::Tasks;
+use tierline_daemon::node::door::{Doors, Rooms};
+use tierline_daemon::node::events::Events;
+use tierline_daemon::node::metrics::Metrics;
+use tierline_daemon::node::tasks::Tasks;
 use tierline_graph::{Elements, Tensor};
 
 /// The longest a node may take to start, or anything to come about.

@@ -12,9 +12,10 @@ use tierline_train::{Checkpoint, Epoch, Event, Job, TrainError, Trainer, run};
 
 use super::{Folder, Train, data, folder_beside, model, stopped_by_user};
 use crate::cli::Global;
+use crate::cli::engines;
 use crate::cli::trainable::tell_untrained;
-use crate::models;
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
+use tierline_daemon::models;
 
 /// One line of `--json`.
 #[derive(Serialize)]
@@ -59,7 +60,7 @@ pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
     } else {
         (None, None)
     };
-    let engine = models::engine(global)?;
+    let engine = engines::engine(global)?;
     let (seen, held_out) = data(global, &job)?;
     let normalize = match &job.batch.normalize {
         None => None,

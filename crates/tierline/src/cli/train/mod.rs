@@ -23,9 +23,10 @@ use tierline_train::{Job, TrainError, init};
 pub use self::sim::Sim;
 pub use self::site::{Followed, fetch_model, follow};
 use super::{Global, usage};
-use crate::datasets::{Datasets, DatasetsError};
+use crate::cli::engines;
 use crate::output::{Exit, ExitWith, Failure, Outcome};
-use crate::{jobs, models};
+use tierline_daemon::datasets::{Datasets, DatasetsError};
+use tierline_daemon::{jobs, models};
 
 #[derive(Debug, clap::Args)]
 pub struct Train {
@@ -201,7 +202,7 @@ fn job_models(global: &Global, path: &Path, job: &Job, engine: &Arc<dyn Engine>)
 
 fn ready(global: &Global, job_file: &Path, model: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
     let file = job_file.parent().unwrap_or(Path::new("")).join(model);
-    let model = models::for_training(models::load(&file, global.output())?, engine)?;
+    let model = models::for_training(engines::load(global, &file)?, engine)?;
     Ok(if job.weights == Weights::Fresh { init::fresh(&model, job.seed)? } else { model })
 }
 

@@ -9,8 +9,8 @@ use tierline_train::chart::Point;
 
 use super::Folder;
 use crate::cli::Global;
-use crate::models;
 use crate::output::{self, Outcome};
+use tierline_daemon::models;
 
 /// Between two drawings of the curves while rounds come: a picture may take
 /// longer than a round.

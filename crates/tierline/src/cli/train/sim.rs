@@ -11,8 +11,8 @@ use tierline_train::data::{Partition, partition};
 
 use super::rounds::{Rounds, Without};
 use super::{Folder, Train, data, folder_beside, job_models, learned_from, open, stopped_by_user};
+use crate::cli::engines;
 use crate::cli::{Global, usage};
-use crate::models;
 use crate::output::{Exit, ExitWith, Failure, Outcome};
 
 /// Round trip of a simulated link, at most: a day.
@@ -151,7 +151,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     let rounds = federation.cloud.rounds;
     let scenario = args.scenario(federation)?;
     check(federation, args.ends, scenario.edges)?;
-    let engine = models::engine(global)?;
+    let engine = engines::engine(global)?;
     let (seen, held_out) = if federation.looks_at_ends() {
         let hint = "add hold_out = 0.2 under [data]";
         if job.data.hold_out.is_none() {

@@ -14,8 +14,8 @@ use tonic::transport::Channel;
 use super::rounds::{Rounds, Without};
 use super::{Folder, Train, folder_beside, job_models};
 use crate::cli::client::{connect, refused};
+use crate::cli::engines;
 use crate::cli::{Global, block_on};
-use crate::models;
 use crate::output::{Exit, ExitWith, Failure, Outcome};
 
 /// Chunks ahead of the connection.
@@ -25,7 +25,7 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
     if let Some(federation) = &job.federation {
         federation.check().exit_with(Exit::Configuration)?;
     }
-    let engine = models::engine(global)?;
+    let engine = engines::engine(global)?;
     let Models { own, others } = job_models(global, &args.job, job, &engine)?;
     let files = std::iter::once(&own).chain(&others).map(Model::to_bytes).collect::<Result<Vec<_>, _>>()?;
     let name = args.job.file_stem().and_then(|stem| stem.to_str()).unwrap_or("job").to_owned();

@@ -1,0 +1,342 @@
+//! What a node is told: `node.toml` in its data folder, under flags.
+//!
+//! Precedence: flag, environment, file, default. Unknown keys are refused
+//! with the nearest known one.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use tierline_engine::{Apart, LoadOptions, Provider};
+use tierline_plan::{Limits, Objective};
+
+use crate::outcome::{Exit, ExitWith, Failure, Outcome};
+use tierline_store::disk;
+
+/// The file's name in the data folder.
+pub const FILE: &str = "node.toml";
+
+/// Where the socket of a node lies in its data folder.
+pub const SOCKET: &str = "tierline.sock";
+
+/// What a node keeps in its data folder; nobody else may open any of it.
+const KEPT: &[&str] = &[
+    FILE,
+    "artefacts",
+    "ca",
+    "datasets",
+    "identity",
+    "jobs",
+    "node.lock",
+    "reserve",
+    "state.db",
+    "state.db-shm",
+    "state.db-wal",
+];
+
+/// Makes the data folder this user's alone; a warning to say aloud where it
+/// wasn't.
+///
+/// # Errors
+/// [`Exit::Configuration`] where others keep a hold on it.
+pub fn claim(data: &Path) -> Outcome<Option<String>> {
+    let open = disk::claim(data, KEPT, &["ca", "identity"]).exit_with(Exit::Configuration)?;
+    let Some((first, mode)) = open.first() else { return Ok(None) };
+    let more = open.len() - 1;
+    let more = if more == 0 { String::new() } else { format!(" and {more} more below it") };
+    Ok(Some(format!(
+        "warning: other users could open {} (mode {mode:03o}){more}; they can't any more. \
+         Who could may have copied keys or made tokens: look at `tierline token ls` and `tierline nodes`",
+        first.display()
+    )))
+}
+
+/// Where a node that serves others listens, unless told otherwise.
+pub const LISTEN_DEFAULT: &str = "0.0.0.0:7443";
+
+/// Bytes that sessions may take together, unless told otherwise.
+const MEMORY_DEFAULT: u64 = 2 << 30;
+
+/// Time for measuring a model, unless told otherwise: enough for one that
+/// takes a second for a run.
+const PROFILE_SECONDS_DEFAULT: u64 = 120;
+
+/// Longest time for measuring a model.
+const PROFILE_SECONDS_MAX: u64 = 3_600;
+
+/// Least memory for requests under way: a few pictures at once.
+const REQUESTS_BYTES_MIN: u64 = 256 << 20;
+
+/// How many times as long something takes: `LEAST` at least, above 0 at any
+/// rate, and at most [`FACTOR_MAX`]. So whatever is computed of it is a time.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Factor<const LEAST: u32>(f64);
+
+/// Beyond it no device is of use to anybody.
+const FACTOR_MAX: f64 = 1e6;
+
+impl<const LEAST: u32> Factor<LEAST> {
+    /// As long as it takes.
+    pub const ONE: Self = Self(1.0);
+
+    /// As a number.
+    #[must_use]
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<const LEAST: u32> TryFrom<f64> for Factor<LEAST> {
+    type Error = String;
+
+    fn try_from(factor: f64) -> Result<Self, String> {
+        let least = f64::from(LEAST).max(1.0 / FACTOR_MAX);
+        if (least..=FACTOR_MAX).contains(&factor) {
+            return Ok(Self(factor));
+        }
+        Err(format!("{factor} is no such factor; it must be between {least} and {FACTOR_MAX}"))
+    }
+}
+
+impl<const LEAST: u32> From<Factor<LEAST>> for f64 {
+    fn from(factor: Factor<LEAST>) -> Self {
+        factor.0
+    }
+}
+
+impl<const LEAST: u32> FromStr for Factor<LEAST> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.trim().parse::<f64>().map_err(|_| format!("`{text}` is no number"))?.try_into()
+    }
+}
+
+impl<const LEAST: u32> std::fmt::Display for Factor<LEAST> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One node's configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Its data folder; never in the file.
+    #[serde(skip)]
+    pub data: PathBuf,
+    /// Its name; a node that joined has it in its certificate.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Address to listen on; ends don't listen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<String>,
+    /// Where other edges reach this one (`https://host:port`); without it, the
+    /// address it listens on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+    /// Address where Prometheus may read this node's numbers, over plain HTTP;
+    /// nobody may when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
+    /// Addresses of the tiers above (`https://host:port`), most wanted first.
+    pub parents: Vec<String>,
+    /// `auto`, `onnxruntime` or `rten`.
+    pub engine: String,
+    /// Threads within an operator; 0 takes every core.
+    pub threads: usize,
+    /// ONNX Runtime's execution providers, most wanted first, as in `cuda`.
+    pub providers: Vec<Provider>,
+    /// Every run takes this many times as long: stands for a slower device.
+    pub slowdown: Factor<1>,
+    /// Don't measure: this device is so many times slower than the nearest
+    /// tier above that has measured. For devices that can't be kept busy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale_of_parent: Option<Factor<0>>,
+    /// Bytes that sessions may take together.
+    pub memory_bytes: u64,
+    /// Bytes that one run of a model may take; half of this machine's memory
+    /// when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_bytes: Option<u64>,
+    /// Bytes that requests under way may hold together; an eighth of this
+    /// machine's memory when it is missing, and 256 MiB at least.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_bytes: Option<u64>,
+    /// Seconds in which a model must be measured; one that takes longer isn't
+    /// offered here.
+    pub profile_seconds: u64,
+    /// What plans make small.
+    pub objective: Objective,
+    /// What plans must keep.
+    pub limits: Limits,
+    /// Power while computing, watts; for the objectives that count energy.
+    pub watts: f64,
+    /// Price of an hour of computing; for the objectives that count money.
+    pub price_per_hour: f64,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::new(),
+            name: String::new(),
+            listen: None,
+            advertise: None,
+            metrics: None,
+            parents: Vec::new(),
+            engine: "auto".to_owned(),
+            threads: 0,
+            providers: Vec::new(),
+            slowdown: Factor::ONE,
+            scale_of_parent: None,
+            memory_bytes: MEMORY_DEFAULT,
+            run_bytes: None,
+            requests_bytes: None,
+            profile_seconds: PROFILE_SECONDS_DEFAULT,
+            objective: Objective::Latency,
+            limits: Limits::default(),
+            watts: 0.0,
+            price_per_hour: 0.0,
+        }
+    }
+}
+
+impl NodeConfig {
+    /// The configuration in a data folder; the default where there is no file.
+    ///
+    /// # Errors
+    /// [`Exit::Configuration`] for a file that can't be read or is wrong.
+    pub fn load(data: &Path) -> Outcome<Self> {
+        let path = data.join(FILE);
+        let mut config = match std::fs::read_to_string(&path) {
+            Ok(text) => parse::<Self>(&text, &path)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
+            Err(e) => {
+                return Err(Failure::message(Exit::Configuration, format!("cannot read {}: {e}", path.display())));
+            }
+        };
+        data.clone_into(&mut config.data);
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that make no sense.
+    ///
+    /// # Errors
+    /// [`Exit::Configuration`], naming the key.
+    pub fn check(&self) -> Outcome {
+        let wrong = |text: String| Err(Failure::message(Exit::Configuration, text));
+        if !(1..=PROFILE_SECONDS_MAX).contains(&self.profile_seconds) {
+            return wrong(format!(
+                "profile_seconds = {}: it must be between 1 and {PROFILE_SECONDS_MAX}",
+                self.profile_seconds
+            ));
+        }
+        if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
+            return wrong(format!("parents: `{url}` is no address; write https://host:port"));
+        }
+        if let Some(url) = self.advertise.as_ref().filter(|url| !url.starts_with("https://")) {
+            return wrong(format!("advertise: `{url}` is no address; write https://host:port"));
+        }
+        Ok(())
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn save(&self) -> Outcome {
+        let path = self.data.join(FILE);
+        let text = toml::to_string_pretty(self)?;
+        disk::write_atomically(&path, text.as_bytes(), 0o600, disk::Existing::Replace)
+            .map_err(|e| Failure::message(Exit::Failure, format!("cannot write {}: {e}", path.display())))
+    }
+
+    /// Bytes that one run of a model may take.
+    #[must_use]
+    pub fn run_bytes(&self) -> u64 {
+        self.run_bytes.unwrap_or_else(|| crate::machine::memory() / 2)
+    }
+
+    /// Bytes that requests under way may hold together.
+    #[must_use]
+    pub fn requests_bytes(&self) -> u64 {
+        self.requests_bytes.unwrap_or_else(|| (crate::machine::memory() / 8).max(REQUESTS_BYTES_MIN))
+    }
+
+    /// How models that could take the node down are run.
+    #[must_use]
+    pub fn apart(&self) -> Apart {
+        // By this name it is found though an update has put another in its place.
+        let program = if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() };
+        Apart {
+            program: program.unwrap_or_else(|_| "tierline".into()),
+            args: vec!["apart".to_owned()],
+            memory_max: self.run_bytes(),
+        }
+    }
+
+    /// How the engine loads sessions.
+    #[must_use]
+    pub fn load_options(&self) -> LoadOptions {
+        // Several processes share a device more often than not, and a waiting
+        // thread that spins takes the core another one needs.
+        LoadOptions { threads: self.threads, providers: self.providers.clone(), optimize: true, spin: false }
+    }
+}
+
+/// Parses a TOML file; an unknown key comes with the nearest known one.
+///
+/// # Errors
+/// [`Exit::Configuration`] with line, column and what to write instead.
+pub fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Outcome<T> {
+    toml::from_str(text).map_err(|e| {
+        let message = e.to_string();
+        let failure = Failure::message(Exit::Configuration, format!("{}: {}", path.display(), message.trim_end()));
+        match nearest(e.message()) {
+            Some(key) => failure.hint(format!("did you mean `{key}`?")),
+            None => failure,
+        }
+    })
+}
+
+/// The known key nearest to the one that an error calls unknown.
+fn nearest(message: &str) -> Option<String> {
+    let mut names = message.split('`').skip(1).step_by(2);
+    let wrong = names.next().filter(|_| message.starts_with("unknown field"))?;
+    names.min_by_key(|known| strsim::damerau_levenshtein(known, wrong)).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_key_names_the_right_one() {
+        let failure = parse::<NodeConfig>("threds = 2\n", Path::new("node.toml")).unwrap_err();
+        assert_eq!(failure.exit, Exit::Configuration);
+        assert_eq!(failure.hint.as_deref(), Some("did you mean `threads`?"));
+    }
+
+    #[test]
+    fn factors_that_make_no_time_are_refused() {
+        for wrong in ["inf", "-inf", "nan", "-1", "0", "1e300", "1000001", "fast", ""] {
+            assert!(wrong.parse::<Factor<0>>().is_err() && wrong.parse::<Factor<1>>().is_err(), "{wrong}");
+        }
+        assert!("0.5".parse::<Factor<1>>().is_err());
+        assert_eq!("0.5".parse::<Factor<0>>().map(f64::from), Ok(0.5));
+        assert_eq!("1e6".parse::<Factor<1>>().map(f64::from), Ok(1e6));
+        let failure = parse::<NodeConfig>("slowdown = inf\n", Path::new("node.toml")).unwrap_err();
+        assert!(failure.error.to_string().contains("between 1 and 1000000"), "{}", failure.error);
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let config =
+            NodeConfig { slowdown: Factor(8.0), parents: vec!["https://edge:7443".into()], ..NodeConfig::default() };
+        let text = toml::to_string_pretty(&config).unwrap();
+        assert_eq!(parse::<NodeConfig>(&text, Path::new("x")).unwrap(), config);
+    }
+}

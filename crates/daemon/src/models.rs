@@ -1,0 +1,369 @@
+//! From a model file to what nodes run: the *prepared* model.
+//!
+//! Preparing folds constants once, so that every node sees the same graph,
+//! the same digest and the same candidate cuts, whatever its engine.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tierline_codec::frame::RANK_MAX;
+use tierline_engine::{
+    Apart, Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session, StateSlot, Stateful, Stop,
+};
+use tierline_graph::cuts::{Cut, candidates, cuts};
+use tierline_graph::fold::{Purpose, fold, fold_for};
+use tierline_graph::infer::{Types, infer_types, infer_types_with};
+use tierline_graph::{DataType, Dim, Model, Tensor, ValueInfo};
+use tierline_proto::limits::RUN_BYTES_MAX;
+
+use crate::outcome::{Exit, ExitWith, Failure, Outcome};
+
+/// Candidate cuts a manifest keeps: more would cost every node profiling time
+/// and sessions, and past a few dozen the best plan no longer improves.
+pub const CANDIDATE_CUTS_MAX: usize = 24;
+
+/// What nodes know of a model by name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The name it is asked for by.
+    pub name: String,
+    /// Digest of the prepared model.
+    pub digest: String,
+    /// Bytes of the prepared model.
+    pub bytes: u64,
+    /// Digest of the file as it was given.
+    pub source_digest: String,
+    /// Inputs a caller gives.
+    pub inputs: Vec<ValueInfo>,
+    /// Outputs it answers with.
+    pub outputs: Vec<ValueInfo>,
+    /// Input shapes it is profiled at.
+    pub input_shapes: BTreeMap<String, Vec<u64>>,
+    /// Candidate cuts in topological order: each frontier's tensors.
+    pub cuts: Vec<Vec<String>>,
+    /// Sample inputs by name: digests of NumPy files in the store.
+    pub sample: BTreeMap<String, String>,
+    /// Nodes of the prepared model.
+    pub nodes: u64,
+    /// Elements of its weights.
+    pub parameters: u64,
+    /// Multiply-adds at `input_shapes`, where known.
+    pub macs: Option<u64>,
+}
+
+/// A model folded for training: Dropout stays, and shared weights stay one.
+///
+/// # Errors
+/// When folding breaks it.
+pub fn for_training(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Model> {
+    fold_for(&mut model, &mut Evaluator(Arc::clone(engine)), Purpose::Training)?;
+    Ok(model)
+}
+
+/// A model that is checked, folded and named by its digest.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The folded model.
+    pub model: Model,
+    /// BLAKE3 of its bytes, hexadecimal.
+    pub digest: String,
+    /// How many bytes.
+    bytes: u64,
+}
+
+impl Prepared {
+    /// Folds a loaded model.
+    ///
+    /// # Errors
+    /// When folding breaks it.
+    pub fn fold(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Self> {
+        fold(&mut model, &mut Evaluator(Arc::clone(engine)))?;
+        let (digest, bytes) = named(&model);
+        Ok(Self { model, digest, bytes })
+    }
+
+    /// Its bytes, as nodes store it and send it to each other.
+    ///
+    /// # Errors
+    /// When it exceeds one file.
+    pub fn to_bytes(&self) -> Result<Bytes, tierline_graph::LoadError> {
+        Ok(Bytes::from(self.model.to_bytes()?))
+    }
+
+    /// A prepared model read back from a store.
+    ///
+    /// # Errors
+    /// When the bytes are no valid model.
+    pub fn from_store(bytes: Bytes) -> Result<Self, tierline_graph::LoadError> {
+        let (digest, length) = (digest(&bytes), bytes.len() as u64);
+        Ok(Self { model: Model::parse(bytes)?, digest, bytes: length })
+    }
+
+    /// Types of every value, with the free axes of the inputs fixed by `shapes`.
+    ///
+    /// # Errors
+    /// When shapes contradict the model.
+    pub fn types(&self, shapes: &BTreeMap<String, Vec<u64>>) -> Outcome<Types> {
+        let inputs = self.model.inputs();
+        if let Some(name) = shapes.keys().find(|n| inputs.iter().all(|i| &i.name != *n)) {
+            let known: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
+            return Err(Failure::message(
+                Exit::Usage,
+                format!("the model has no input `{name}`; its inputs are {}", known.join(", ")),
+            ));
+        }
+        if shapes.is_empty() { Ok(infer_types(&self.model)?) } else { Ok(infer_types_with(&self.model, shapes)?) }
+    }
+
+    /// The manifest under which nodes share this model, with at most
+    /// `cuts_max` candidate cuts; 0 takes [`CANDIDATE_CUTS_MAX`].
+    ///
+    /// # Errors
+    /// When shapes contradict the model.
+    pub fn manifest(
+        &self,
+        name: &str,
+        source_digest: String,
+        shapes: BTreeMap<String, Vec<u64>>,
+        cuts_max: usize,
+    ) -> Outcome<Manifest> {
+        let cuts_max = if cuts_max == 0 { CANDIDATE_CUTS_MAX } else { cuts_max.min(CANDIDATE_CUTS_MAX) };
+        let types = self.types(&shapes)?;
+        let all = cuts(&self.model, &types);
+        let chosen = candidates(&self.model, &types, &all, cuts_max);
+        let costs = tierline_graph::cost::cost(&self.model, &types);
+        Ok(Manifest {
+            name: name.to_owned(),
+            digest: self.digest.clone(),
+            bytes: self.bytes,
+            source_digest,
+            inputs: self.model.inputs(),
+            outputs: self.model.outputs(),
+            input_shapes: shapes,
+            cuts: chosen.into_iter().map(|c| c.tensors).collect(),
+            sample: BTreeMap::new(),
+            nodes: self.model.graph().node.len() as u64,
+            parameters: tierline_graph::cost::parameters(&self.model),
+            macs: tierline_graph::cost::total_macs(&costs),
+        })
+    }
+}
+
+/// A shape in words.
+#[must_use]
+pub fn shape_text(shape: Option<&Vec<Dim>>) -> String {
+    shape.map_or("any shape".into(), |s| format!("[{}]", s.iter().map(Dim::to_string).collect::<Vec<_>>().join(", ")))
+}
+
+/// Input shapes given, or the fixed ones the model declares.
+///
+/// # Errors
+/// When one has free axes and isn't given.
+pub fn profile_shapes(prepared: &Prepared, given: BTreeMap<String, Vec<u64>>) -> Outcome<BTreeMap<String, Vec<u64>>> {
+    let mut shapes = given;
+    for input in prepared.model.inputs() {
+        if shapes.contains_key(&input.name) {
+            continue;
+        }
+        let dims = input.shape.as_ref().and_then(|s| s.iter().map(Dim::known).collect::<Option<Vec<u64>>>());
+        match dims {
+            Some(dims) => {
+                shapes.insert(input.name, dims);
+            }
+            None => {
+                return Err(Failure::message(
+                    Exit::Usage,
+                    format!(
+                        "input `{}` has free axes {}; say what size to plan for: --shape {}=...",
+                        input.name,
+                        shape_text(input.shape.as_ref()),
+                        input.name
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(shapes)
+}
+
+/// Tensors of one cut that a manifest may name.
+const CUT_TENSORS_MAX: usize = 1_024;
+
+impl Manifest {
+    /// Refuses what no manifest has: it may come from another node.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self) -> Result<(), String> {
+        tierline_proto::name::check_model(&self.name).map_err(|e| e.to_string())?;
+        self.digest.parse::<tierline_proto::Digest>().map_err(|e| e.to_string())?;
+        if self.bytes > tierline_proto::limits::ARTEFACT_BYTES_MAX {
+            return Err(format!("a model of {} bytes", self.bytes));
+        }
+        if self.cuts.len() > CANDIDATE_CUTS_MAX {
+            return Err(format!("{} candidate cuts; at most {CANDIDATE_CUTS_MAX} are planned with", self.cuts.len()));
+        }
+        if let Some(crowd) = self.cuts.iter().map(Vec::len).find(|len| *len > CUT_TENSORS_MAX) {
+            return Err(format!("{crowd} tensors at a cut; at most {CUT_TENSORS_MAX} are taken"));
+        }
+        // What can't be sent to it, it can't be measured at either.
+        let mut bytes = 0u64;
+        for input in &self.inputs {
+            let Some(shape) = self.input_shapes.get(&input.name) else { continue };
+            if shape.len() > RANK_MAX {
+                return Err(format!("input `{}` has {} axes; at most {RANK_MAX} are taken", input.name, shape.len()));
+            }
+            let size = input.dtype.and_then(DataType::size).unwrap_or(1) as u64;
+            bytes = bytes.saturating_add(shape.iter().fold(size, |n, d| n.saturating_mul(*d)));
+            if bytes > RUN_BYTES_MAX {
+                return Err(format!(
+                    "input `{}` of shape {shape:?} makes a request of more than {RUN_BYTES_MAX} bytes, which no node \
+                     takes; plan for a smaller one",
+                    input.name
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The candidate cuts with their sizes at the profiled shapes.
+    #[must_use]
+    pub fn candidate_cuts(&self, types: &Types) -> Vec<Cut> {
+        self.cuts
+            .iter()
+            .enumerate()
+            .map(|(position, tensors)| Cut {
+                tensors: tensors.clone(),
+                bytes: tensors.iter().try_fold(0u64, |sum, t| Some(sum + types.get(t)?.bytes()?)),
+                position,
+            })
+            .collect()
+    }
+}
+
+/// Shapes that a file declares wrongly, shown one by one; of the rest their number.
+const CONTRADICTIONS_SHOWN_MAX: usize = 5;
+
+/// Reads and checks a model file; `warn` hears what it declares wrongly.
+///
+/// # Errors
+/// When it is no valid model.
+pub fn load(path: &Path, warn: &mut dyn FnMut(String)) -> Outcome<Model> {
+    let loaded = Model::load(path).map_err(|e| anyhow::Error::new(e).context(format!("{}", path.display())));
+    let model = loaded.exit_with(Exit::Failure)?;
+    // A model whose operators contradict each other is refused where it is used.
+    let types = infer_types(&model).unwrap_or_default();
+    let wrong = types.contradictions();
+    for contradiction in wrong.iter().take(CONTRADICTIONS_SHOWN_MAX) {
+        warn(format!("warning: {}: {contradiction}", path.display()));
+    }
+    if let Some(more) = wrong.len().checked_sub(CONTRADICTIONS_SHOWN_MAX).filter(|more| *more > 0) {
+        warn(format!("warning: {}: {more} more shapes are declared wrongly", path.display()));
+    }
+    Ok(model)
+}
+
+/// BLAKE3 of a model's bytes, hexadecimal, and how many there are, without
+/// holding them.
+fn named(model: &Model) -> (String, u64) {
+    let mut hasher = blake3::Hasher::new();
+    let written = model.write(&mut hasher);
+    let bytes = written.unwrap_or_else(|e| unreachable!("a hasher takes any bytes: {e}"));
+    (hasher.finalize().to_hex().to_string(), bytes)
+}
+
+/// BLAKE3 of a model's bytes, hexadecimal.
+#[must_use]
+pub fn digest_of(model: &Model) -> String {
+    named(model).0
+}
+
+/// BLAKE3 in hexadecimal: the name of every artefact.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// Which engines are found from a data folder, `choice` being `auto` or a name.
+///
+/// # Errors
+/// When `choice` names no engine.
+pub fn discover(choice: &str, data: &Path) -> Outcome<Discovered> {
+    let choice = choice.parse().map_err(|e: String| Failure::message(Exit::Configuration, e))?;
+    Ok(tierline_engine::discover(&Search { choice, folders: vec![data.join("lib")], ..Search::default() }))
+}
+
+/// The engine found, unless another one was asked for by name.
+///
+/// # Errors
+/// [`Exit::Configuration`] with what was tried.
+pub fn usable(found: Discovered, choice: &str) -> Outcome<Arc<dyn Engine>> {
+    if found.fallback {
+        let text = format!("engine `{choice}` is not available here");
+        return Err(Failure::message(Exit::Configuration, text).hint("tierline doctor"));
+    }
+    Ok(found.engine)
+}
+
+/// The best engine of this device, found when the first model is loaded: a
+/// node without models needs none, and ONNX Runtime's library alone takes 20 MB.
+pub struct OnDemand {
+    data: PathBuf,
+    apart: Apart,
+    found: OnceLock<Arc<dyn Engine>>,
+}
+
+impl OnDemand {
+    /// Looks in this data folder too, later; models that could take this
+    /// process down run as `apart` says.
+    #[must_use]
+    pub fn new(data: &Path, apart: Apart) -> Self {
+        Self { data: data.to_owned(), apart, found: OnceLock::new() }
+    }
+
+    fn engine(&self) -> &Arc<dyn Engine> {
+        self.found.get_or_init(|| {
+            let search = Search { folders: vec![self.data.join("lib")], ..Search::default() };
+            tierline_engine::apart(tierline_engine::discover(&search).engine, self.apart.clone())
+        })
+    }
+}
+
+impl Engine for OnDemand {
+    fn name(&self) -> &'static str {
+        self.found.get().map_or("auto", |engine| engine.name())
+    }
+
+    fn version(&self) -> String {
+        self.found.get().map_or_else(|| "not loaded yet".to_owned(), |engine| engine.version())
+    }
+
+    fn kernels(&self) -> &'static [&'static str] {
+        self.engine().kernels()
+    }
+
+    fn library(&self) -> Option<PathBuf> {
+        self.engine().library()
+    }
+
+    fn is_stoppable(&self) -> bool {
+        self.engine().is_stoppable()
+    }
+
+    fn load_until(&self, model: &Model, options: &LoadOptions, stop: &Stop) -> Result<Box<dyn Session>, EngineError> {
+        self.engine().load_until(model, options, stop)
+    }
+
+    fn load_stateful(
+        &self,
+        model: &Model,
+        options: &LoadOptions,
+        slots: &[StateSlot],
+        state: Vec<Tensor>,
+    ) -> Result<Box<dyn Stateful>, EngineError> {
+        self.engine().load_stateful(model, options, slots, state)
+    }
+}
