@@ -1,7 +1,7 @@
 //! Well-known architectures with seeded random weights, as ONNX models in the
-//! shape that common exporters give them. For tests and benchmarks: layer
-//! shapes, parameters and multiply-adds are the published ones, the answers
-//! mean nothing.
+//! shape that common exporters give them. To try things on, for tests and
+//! benchmarks: layer shapes, parameters and multiply-adds are the published
+//! ones, the answers mean nothing.
 //!
 //! Never executes a graph. Start at [`MODELS`] or a function such as
 //! [`mobilenet_v2`]; [`build::Builder`] makes new ones, [`quantize`] and

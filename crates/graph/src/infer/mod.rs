@@ -4,7 +4,7 @@
 //! lists them; one file per family). Small tensors are followed element by
 //! element (`value.rs`), so that shapes computed by the graph itself resolve.
 //! What isn't known stays unknown; what contradicts itself is an error.
-//! Start at [`infer_types`]; to add an operator see `docs/adding-type-rules.md`.
+//! Start at [`infer_types`]; to add an operator see `docs/design/type-rules.md`.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -21,6 +21,7 @@ mod planning;
 mod site;
 mod train;
 mod trainable;
+mod zoo;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -7,7 +7,7 @@ use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, ValueInfo, infer_computed_types};
 
-use super::{Global, args, catalogue, engines, trainable, usage};
+use super::{Global, args, catalogue, engines, trainable, usage, zoo};
 use crate::output::{self, Exit, ExitWith, Outcome};
 use tierline_daemon::models::{self, Prepared};
 
@@ -21,6 +21,8 @@ pub enum ModelVerb {
     Trainable(Box<trainable::Trainable>),
     /// Draw a model's weights anew
     Init(trainable::Init),
+    /// Write a known architecture as an ONNX file, with weights drawn at random
+    Zoo(zoo::Zoo),
     /// Give a model to the site, under a name
     Add(catalogue::Add),
     /// List the models a node knows
@@ -37,6 +39,7 @@ pub fn model(global: &Global, verb: ModelVerb) -> Outcome {
         ModelVerb::Slice(args) => slice_model(global, &args),
         ModelVerb::Trainable(args) => trainable::trainable_model(global, &args),
         ModelVerb::Init(args) => trainable::init_model(global, &args),
+        ModelVerb::Zoo(args) => zoo::zoo(global, &args),
         ModelVerb::Add(args) => catalogue::add(global, &args),
         ModelVerb::Ls(args) => catalogue::ls(global, &args),
         ModelVerb::Show(args) => catalogue::show(global, &args),

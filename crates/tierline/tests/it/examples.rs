@@ -215,7 +215,7 @@ fn every_command_of_readme_runs() {
     let shown = commands(&page("README.md"));
     let has = |start: &str| shown.iter().position(|s| s.line.starts_with(start)).unwrap_or_else(|| panic!("{start}"));
     // What the tests don't fetch is fetched before it is used.
-    assert!(has("cargo run --package tierline-zoo") < has("tierline sim"));
+    assert!(has("tierline model zoo") < has("tierline sim"));
     assert!(has("apt-get download dataset-fashion-mnist") < has("dpkg -x"));
     assert!(has("dpkg -x") < has("tierline data add fashion-mnist"));
     let own: Vec<_> = shown.iter().filter(|s| s.node.is_none() && s.line.starts_with("tierline ")).collect();
