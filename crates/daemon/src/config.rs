@@ -254,6 +254,24 @@ impl NodeConfig {
             .map_err(|e| Failure::message(Exit::Failure, format!("cannot write {}: {e}", path.display())))
     }
 
+    /// What the file is to say from now on, where it says nothing yet of what
+    /// `given` sets, and the keys that are new in it.
+    ///
+    /// # Errors
+    /// When one of the configurations can't be written.
+    pub fn remembering(&self, given: &Self) -> Outcome<(Self, Vec<String>)> {
+        let table = |config: &Self| toml::Table::try_from(config);
+        let (mut file, given, default) = (table(self)?, table(given)?, table(&Self::default())?);
+        let mut new = Vec::new();
+        for (key, value) in given {
+            if file.get(&key) == default.get(&key) && Some(&value) != default.get(&key) {
+                new.push(key.clone());
+                file.insert(key, value);
+            }
+        }
+        Ok((Self { data: self.data.clone(), ..file.try_into()? }, new))
+    }
+
     /// Bytes that one run of a model may take.
     #[must_use]
     pub fn run_bytes(&self) -> u64 {
@@ -330,6 +348,16 @@ mod tests {
         assert_eq!("1e6".parse::<Factor<1>>().map(f64::from), Ok(1e6));
         let failure = parse::<NodeConfig>("slowdown = inf\n", Path::new("node.toml")).unwrap_err();
         assert!(failure.error.to_string().contains("between 1 and 1000000"), "{}", failure.error);
+    }
+
+    #[test]
+    fn what_a_node_is_first_told_is_remembered() {
+        let file = NodeConfig { name: "gateway".into(), threads: 2, ..NodeConfig::default() };
+        let given = NodeConfig { listen: Some("0.0.0.0:9".into()), threads: 4, slowdown: Factor(8.0), ..file.clone() };
+        let (kept, new) = file.remembering(&given).unwrap();
+        assert_eq!(new, ["listen", "slowdown"], "what the file says stays: a flag is for once then");
+        assert_eq!(kept, NodeConfig { threads: 2, ..given.clone() });
+        assert_eq!(kept.remembering(&given).unwrap(), (kept, vec![]));
     }
 
     #[test]

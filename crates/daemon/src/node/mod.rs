@@ -211,6 +211,12 @@ impl Node {
         self.uplinks.iter().find(|u| u.is_up()).or(self.uplinks.first()).map(|u| u.peer)
     }
 
+    /// Whether it has parents, and none is connected.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        !self.uplinks.is_empty() && self.uplinks.iter().all(|uplink| !uplink.is_up())
+    }
+
     /// A connection to the preferred parent.
     ///
     /// # Errors
@@ -614,8 +620,11 @@ impl Node {
             node_id: self.id.clone(),
             node_name: self.name().to_owned(),
             role: self.role.into(),
-            parent_id: String::new(),
-            state: "connected".to_owned(),
+            parent_id: self
+                .first_parent()
+                .and_then(|peer| self.uplink(peer).ok())
+                .map_or_else(String::new, |u| u.parent_id()),
+            state: if self.is_cut_off() { "cut off" } else { "connected" }.to_owned(),
             last_seen_ms: events::now_ms(),
             link: self.uplinks.first().map(|u| u.estimate(self.now())),
             load: Some(self.load()),

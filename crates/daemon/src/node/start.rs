@@ -102,6 +102,8 @@ pub struct Ready<'a> {
     /// Where Prometheus reads its numbers, if anywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
+    /// What it calls.
+    pub parents: &'a [String],
     /// Where its operators reach it.
     pub socket: PathBuf,
     /// What runs its models.
@@ -183,6 +185,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
         id: node.id(),
         url,
         metrics,
+        parents: &node.config().parents,
         socket: socket.clone(),
         engine: format!("{} {}", node.engine.name(), node.engine.version()),
         start_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),

@@ -79,6 +79,8 @@ struct Shared {
     copied: bool,
     state: &'static str,
     failure: Option<Failure>,
+    /// When the next try begins, where one is waited for.
+    next_try: Option<Time>,
 }
 
 /// The estimator; one that broke off measures from the beginning.
@@ -129,6 +131,12 @@ impl Uplink {
     #[must_use]
     pub fn name(&self) -> String {
         self.read().parent.as_ref().map_or_else(|| self.url.clone(), |p| p.node_name.clone())
+    }
+
+    /// The parent's identity, once it said hello.
+    #[must_use]
+    pub fn parent_id(&self) -> String {
+        self.read().parent.as_ref().map_or_else(String::new, |p| p.node_id.clone())
     }
 
     /// The tiers above, nearest first, as the parent last told.
@@ -230,6 +238,7 @@ impl Uplink {
             failure: shared.failure.clone(),
             link: Some(self.estimate(now)),
             path: shared.path.clone().map(Sound::into_inner),
+            next_try_ms: shared.next_try.map_or(0, |at| u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX)),
         }
     }
 
@@ -369,7 +378,7 @@ impl Uplink {
             while let Some(action) = actions.pop_front() {
                 self.perform(&node, &news, action);
             }
-            self.show(&child);
+            self.show(&node, &child);
             let wake = child.wake().map(|t| node.instant_of(t));
             let probe = lock(&self.link).wake().map(|t| node.instant_of(t));
             let event = tokio::select! {
@@ -403,16 +412,24 @@ impl Uplink {
         }
     }
 
-    fn show(&self, child: &Child) {
-        let (state, failure) = match child.state() {
-            ChildState::Stopped => ("stopped", None),
-            ChildState::Dialling { .. } | ChildState::Greeting { .. } => ("dialling", self.read().failure.clone()),
-            ChildState::Held(_) => ("connected", None),
-            ChildState::Waiting { failure, .. } => ("waiting", Some(failure.clone())),
-            ChildState::Refused(failure) => ("refused", Some(failure.clone())),
+    fn show(&self, node: &Node, child: &Child) {
+        let before = self.read().failure.clone();
+        let (state, failure, next_try) = match child.state() {
+            ChildState::Stopped => ("stopped", None, None),
+            ChildState::Dialling { .. } | ChildState::Greeting { .. } => ("dialling", before.clone(), None),
+            ChildState::Held(_) => ("connected", None, None),
+            ChildState::Waiting { failure, until } => ("waiting", Some(failure.clone()), Some(*until)),
+            ChildState::Refused(failure) => ("refused", Some(failure.clone()), None),
         };
+        if let (Some(failure), Some(_)) = (&failure, next_try)
+            && before.as_ref() != Some(failure)
+        {
+            // Once, however often it is tried: what was lost is told elsewhere.
+            let text = format!("no parent at {}: {}; it is tried again and again", self.url, failure.message);
+            node.events.record("link", text, &serde_json::json!({ "url": self.url, "up": false }));
+        }
         let mut shared = self.write();
-        (shared.state, shared.failure) = (state, failure);
+        (shared.state, shared.failure, shared.next_try) = (state, failure, next_try);
     }
 
     fn perform(self: &Arc<Self>, node: &Arc<Node>, news: &News, action: ChildAction) {

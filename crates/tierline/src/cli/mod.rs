@@ -18,6 +18,7 @@ mod link;
 mod model;
 mod node;
 mod planning;
+mod running;
 mod site;
 mod train;
 mod trainable;
@@ -100,8 +101,10 @@ fn default_data_folder() -> PathBuf {
 enum Verb {
     /// Say what works on this device and how to get what doesn't
     Doctor,
-    /// Run this device's node until it is stopped
-    Node(node::NodeArgs),
+    /// Run this device's node until it is stopped, look at one that runs, or stop it
+    Node(Box<node::NodeArgs>),
+    /// What happened on a node
+    Logs(running::Logs),
     /// Tokens that let devices join the site
     #[command(subcommand)]
     Token(site::TokenVerb),
@@ -164,7 +167,8 @@ fn dispatch(cli: Cli) -> Outcome {
     let global = &cli.global;
     match cli.verb {
         Verb::Doctor => doctor::doctor(global),
-        Verb::Node(args) => node::node(global, args),
+        Verb::Node(args) => node::node(global, *args),
+        Verb::Logs(args) => running::logs(global, &args),
         Verb::Token(verb) => site::token(global, verb),
         Verb::Join(args) => node::join(global, &args),
         Verb::Nodes(args) => site::nodes(global, &args),

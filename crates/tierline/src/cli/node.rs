@@ -11,7 +11,7 @@ use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::{Code, Role, Sound, Versions};
 
 use super::site::RoleArg;
-use super::{Global, block_on, client, usage};
+use super::{Global, block_on, client, running, usage};
 use crate::output::{Exit, ExitWith, Failure, Outcome};
 use tierline_daemon::config::{self, Factor, NodeConfig};
 use tierline_daemon::node::{self as daemon, Told, transport};
@@ -24,8 +24,19 @@ use tierline_identity::{Identity, JoinToken, KeyRequest, tls};
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 const JOIN_AGAIN: Duration = Duration::from_millis(250);
 
+#[derive(Debug, clap::Subcommand)]
+enum NodeVerb {
+    /// What a node that runs is at
+    Status(running::Target),
+    /// End a node once its requests are done
+    Stop(running::Stop),
+}
+
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct NodeArgs {
+    #[command(subcommand)]
+    verb: Option<NodeVerb>,
     /// What this device is; a joined one knows by itself. `cloud` starts a new site
     #[arg(long, value_enum)]
     role: Option<RoleArg>,
@@ -62,7 +73,13 @@ pub struct NodeArgs {
 }
 
 pub fn node(global: &Global, args: NodeArgs) -> Outcome {
-    let mut config = NodeConfig::load(&global.data_folder())?;
+    match &args.verb {
+        Some(NodeVerb::Status(target)) => return running::status(global, target),
+        Some(NodeVerb::Stop(stop)) => return running::stop(global, stop),
+        None => {}
+    }
+    let file = NodeConfig::load(&global.data_folder())?;
+    let mut config = file.clone();
     if global.engine != "auto" {
         config.engine.clone_from(&global.engine);
     }
@@ -94,11 +111,15 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
     }
     logging();
     let output = global.output();
+    remember(&file, &config, output)?;
     block_on(daemon::run(config, args.role.map(Into::into), |told| match told {
         Told::Ready(ready) if output.json => output.event(ready),
         Told::Ready(ready) => {
-            let place = ready.url.as_deref().unwrap_or("nowhere: ends call, they are not called");
-            output.say(format!("{} ({}) is ready, listening on {place}", ready.node, ready.role));
+            let place = match &ready.url {
+                Some(url) => format!("listening on {url}"),
+                None => format!("calling {}", ready.parents.join(", ")),
+            };
+            output.say(format!("{} ({}) is ready, {place}", ready.node, ready.role));
             Ok(())
         }
         Told::Note(text) => {
@@ -106,6 +127,18 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
             Ok(())
         }
     }))
+}
+
+/// A node comes back as it was first started, whoever starts it again.
+fn remember(file: &NodeConfig, given: &NodeConfig, output: crate::output::Output) -> Outcome {
+    let (kept, new) = file.remembering(given)?;
+    if new.is_empty() {
+        return Ok(());
+    }
+    tierline_store::disk::create_private_folder(&file.data)?;
+    kept.save()?;
+    output.say(format!("kept for later starts in {}: {}", file.data.join(config::FILE).display(), new.join(", ")));
+    Ok(())
 }
 
 /// Messages of the daemon to stderr, as `RUST_LOG` asks; quiet by default.

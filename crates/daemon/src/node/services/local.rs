@@ -221,7 +221,7 @@ impl Local for LocalService {
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Reply1<Self::WatchStream> {
-        let kinds = request.into_inner().kinds;
+        let WatchRequest { kinds, past_only } = request.into_inner();
         let (past, mut feed) = self.0.events.watch();
         let told = self.0.tasks.stream("event watch", AHEAD_MAX, |send| async move {
             let wanted = |e: &Event| kinds.is_empty() || kinds.contains(&e.kind);
@@ -230,7 +230,7 @@ impl Local for LocalService {
                     return;
                 }
             }
-            loop {
+            while !past_only {
                 match feed.recv().await {
                     Ok(event) if wanted(&event) => {
                         if send.send(Ok(event)).await.is_err() {
@@ -248,7 +248,14 @@ impl Local for LocalService {
 }
 
 fn entry(node: &Node, name: &str) -> Result<crate::node::catalogue::Entry, Failure> {
-    node.catalogue.get(name).ok_or_else(|| unknown_model(name, &node.catalogue.list()))
+    node.catalogue.get(name).ok_or_else(|| {
+        let failure = unknown_model(name, &node.catalogue.list());
+        match node.uplinks().first().filter(|_| node.is_cut_off()) {
+            // It may well be known above.
+            Some(uplink) => failure.with_help(format!("models come from above, and {}", uplink.reason())),
+            None => failure,
+        }
+    })
 }
 
 async fn info(node: &Node, entry: &crate::node::catalogue::Entry) -> Result<ModelInfo, Failure> {
