@@ -162,6 +162,8 @@ impl Door for NodeInfo {
         id_or_none(&self.parent_id)?;
         word("a node's state", &self.state, WORD_BYTES_MAX)?;
         word("a node's version", &self.version, WORD_BYTES_MAX)?;
+        // Whoever lists a node knows its parent.
+        self.parent_name.clear();
         self.link.as_mut().map_or(Ok(()), Door::check)?;
         self.load.as_mut().map_or(Ok(()), Door::check)?;
         // Nobody above needs more of them than their number.
