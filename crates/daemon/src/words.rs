@@ -93,14 +93,15 @@ pub fn duration(ns: u64) -> String {
     scaled_by(ns as f64, 1000.0, &["ns", "us", "ms", "s"])
 }
 
-/// Seconds as `12.3 ms`, `45.0 s`, `3 min 20 s` or `2 h 10 min`.
+/// Seconds as `12.3 ms`, `45.0 s`, `3 min 20 s`, `2 h 10 min` or `90 days`.
 #[must_use]
 pub fn time(seconds: f64) -> String {
     let whole = seconds.round() as u64;
     match whole {
         0..60 => duration((seconds * 1e9) as u64),
         60..3_600 => format!("{} min {} s", whole / 60, whole % 60),
-        _ => format!("{} h {} min", whole / 3_600, whole % 3_600 / 60),
+        3_600..172_800 => format!("{} h {} min", whole / 3_600, whole % 3_600 / 60),
+        _ => format!("{} days", whole / 86_400),
     }
 }
 
@@ -130,7 +131,13 @@ mod tests {
 
     #[test]
     fn times_read_well() {
-        for (seconds, text) in [(0.0123, "12.3 ms"), (45.0, "45.0 s"), (200.4, "3 min 20 s"), (7_810.0, "2 h 10 min")] {
+        for (seconds, text) in [
+            (0.0123, "12.3 ms"),
+            (45.0, "45.0 s"),
+            (200.4, "3 min 20 s"),
+            (7_810.0, "2 h 10 min"),
+            (7_776_000.0, "90 days"),
+        ] {
             assert_eq!(time(seconds), text);
         }
     }

@@ -616,14 +616,13 @@ impl Node {
     #[must_use]
     pub fn nodes(self: &Arc<Self>) -> NodesReply {
         let Listed { nodes, left_out } = self.children.list(self.now(), &self.id);
+        let parent = self.first_parent().and_then(|peer| self.uplink(peer).ok());
         let own = NodeInfo {
             node_id: self.id.clone(),
             node_name: self.name().to_owned(),
             role: self.role.into(),
-            parent_id: self
-                .first_parent()
-                .and_then(|peer| self.uplink(peer).ok())
-                .map_or_else(String::new, |u| u.parent_id()),
+            parent_id: parent.as_ref().map_or_else(String::new, |u| u.parent_id()),
+            parent_name: parent.as_ref().map_or_else(String::new, |u| u.name()),
             state: if self.is_cut_off() { "cut off" } else { "connected" }.to_owned(),
             last_seen_ms: events::now_ms(),
             link: self.uplinks.first().map(|u| u.estimate(self.now())),

@@ -425,7 +425,7 @@ impl Uplink {
             && before.as_ref() != Some(failure)
         {
             // Once, however often it is tried: what was lost is told elsewhere.
-            let text = format!("no parent at {}: {}; it is tried again and again", self.url, failure.message);
+            let text = format!("not connected to {}: {}; it is tried again and again", self.url, failure.message);
             node.events.record("link", text, &serde_json::json!({ "url": self.url, "up": false }));
         }
         let mut shared = self.write();

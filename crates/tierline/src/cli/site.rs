@@ -217,7 +217,11 @@ pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
         let names: std::collections::HashMap<String, String> =
             reply.nodes.iter().map(|n| (n.node_id.clone(), n.node_name.clone())).collect();
         let line = |n: NodeInfo| NodeLine {
-            parent: names.get(&n.parent_id).cloned().unwrap_or(n.parent_id),
+            parent: names.get(&n.parent_id).cloned().unwrap_or(if n.parent_name.is_empty() {
+                n.parent_id
+            } else {
+                n.parent_name
+            }),
             role: role_name(n.role).into(),
             up_bytes_per_s: n.link.as_ref().map_or(0.0, |l| l.up_bytes_per_s),
             rtt_ms: n.link.as_ref().map_or(0.0, |l| l.rtt_ns as f64 / 1e6),

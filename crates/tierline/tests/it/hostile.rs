@@ -445,6 +445,7 @@ impl Anything {
             models: self.list(Self::offer),
             version: self.text(),
             model_count: self.count() as u32,
+            ..NodeInfo::default()
         }
     }
 

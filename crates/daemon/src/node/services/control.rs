@@ -304,6 +304,7 @@ impl Children {
                 models: Vec::new(),
                 version: String::new(),
                 model_count: report.models,
+                ..NodeInfo::default()
             });
             listed.left_out += report.below.left_out;
             // Of one that is here itself, nobody else has anything to say.
