@@ -445,7 +445,7 @@ impl Anything {
             models: self.list(Self::offer),
             version: self.text(),
             model_count: self.count() as u32,
-            ..NodeInfo::default()
+            parent_name: self.text(),
         }
     }
 
