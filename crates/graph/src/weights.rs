@@ -211,7 +211,7 @@ impl<'m> Known<'m> {
             return !divides && !switches && !self.is_direction(node, position);
         }
         let own = |t: &&TensorProto| is_float(t) && !stated.contains(t.name()) && t.name() == name;
-        UNARY.contains(&operator) && self.constants.get(name).is_some_and(|t| own(t))
+        UNARY.contains(&operator) && self.constants.get(name).is_some_and(own)
     }
 
     /// Whether an input is a vector that a constant matrix is multiplied by: a

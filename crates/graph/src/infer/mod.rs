@@ -166,7 +166,8 @@ fn infer(model: &Model, inputs: &BTreeMap<String, Vec<u64>>, run: &scope::Run) -
     let empty = |v: &ValueInfo| v.shape.as_ref().is_some_and(Vec::is_empty) && !inputs.contains_key(&v.name);
     match infer_as(model, inputs, run, true) {
         Err(_) if model.inputs().iter().any(empty) => {
-            (run.contradictions.take(), run.largest.take());
+            run.contradictions.take();
+            run.largest.take();
             infer_as(model, inputs, run, false)
         }
         types => types,
