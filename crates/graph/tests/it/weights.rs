@@ -106,10 +106,10 @@ fn what_only_turns_is_folded_and_what_computes_stays() {
             "Transpose MatMul MatMul",
         ),
         ("x: f32[2,3]\nv = f32[3,4]\ng = f32[1,4]\nw = Mul(v, g)\ny = MatMul(x, w)", "Mul MatMul"),
-        // Sizes don't depend on what a weight becomes.
+        // Sizes don't depend on what a weight becomes, and what follows from them is no weight.
         (
             "x: f32[2,3]\nv = f32[3,4]\ng = f32[1,4]\ns = Shape(v)\nk = ConstantOfShape(s)\nw = Mul(v, g)\nz = Add(w, k)\ny = MatMul(x, z)",
-            "Mul Add MatMul",
+            "Mul Constant Add MatMul",
         ),
         ("x: f32[2,3]\nv = f32[3,2]\nu = f32[3,2]\nw = Concat(v, u) axis=1\ny = MatMul(x, w)", "Concat MatMul"),
         // What nothing learns is computed.
