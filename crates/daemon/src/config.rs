@@ -9,9 +9,9 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use tierline_engine::{Apart, LoadOptions, Provider};
 use tierline_plan::{Limits, Objective};
+use tierline_store::disk;
 
 use crate::outcome::{Exit, ExitWith, Failure, Outcome};
-use tierline_store::disk;
 
 /// The file's name in the data folder.
 pub const FILE: &str = "node.toml";

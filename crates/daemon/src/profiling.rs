@@ -12,10 +12,10 @@ use tierline_engine::profiler::{CodecProbe, ProfileOptions, Watch, profile};
 use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
 use tierline_graph::profile::{CodecProfile, DeviceProfile, ModelProfile};
 use tierline_graph::{DataType, Elements, Model, Tensor};
+use tierline_store::disk;
 
 use crate::models::Manifest;
 use crate::node::flow::ns;
-use tierline_store::disk;
 
 /// Time that segments may take to be measured: enough for a stable median on
 /// a slow board, short enough to answer while the user waits.

@@ -11,11 +11,11 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use tierline_proto::limits::CSR_BYTES_MAX;
 use tierline_proto::{Digest, Role};
+use tierline_store::disk::{Existing, write_atomically};
 
 use super::{
     CA_VALIDITY, CLOCK_SKEW, IdentityError, Peer, SERVER_NAME, check_name, files, fingerprint, hex, pem, random,
 };
-use tierline_store::disk::{Existing, write_atomically};
 
 /// Key and certificate in one file, so that neither can be there without the other.
 const KEY_FILE: &str = "ca.key";

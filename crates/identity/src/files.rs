@@ -6,9 +6,9 @@ use std::time::SystemTime;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use tierline_proto::Digest;
+use tierline_store::disk::{Existing, create_private_folder, write_atomically};
 
 use super::{Ca, Grant, IdentityError, KeyRequest, NODE_VALIDITY, Peer, fingerprint, pem, tls};
-use tierline_store::disk::{Existing, create_private_folder, write_atomically};
 
 /// Key and certificate in one file: a renewal replaces both in one step.
 const NODE_FILE: &str = "node.pem";

@@ -7,9 +7,9 @@ use std::time::SystemTime;
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::pki_types::CertificateDer;
+use tierline_store::disk::{Existing, create_private_folder, write_atomically};
 
 use super::{Identity, IdentityError, files, pem};
-use tierline_store::disk::{Existing, create_private_folder, write_atomically};
 
 /// The key waits here until its certificate comes.
 const PENDING_FILE: &str = "pending.key";

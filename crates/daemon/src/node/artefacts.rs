@@ -13,6 +13,8 @@ use tierline_node::{Peer, Rng};
 use tierline_proto::Digest;
 use tierline_proto::limits::{ARTEFACT_BYTES_MAX, DOCUMENT_BYTES_MAX};
 use tierline_proto::v1::{Code, Failure, FetchChunk};
+use tierline_store::artefacts::Kept;
+use tierline_store::{ArtefactStore, StoreError};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -22,8 +24,6 @@ use super::services::upload;
 use super::tasks::{Owned, Tasks, in_place};
 use super::transport::Chunks;
 use crate::documents::{self, Document};
-use tierline_store::artefacts::Kept;
-use tierline_store::{ArtefactStore, StoreError};
 
 /// News for the fetching duty that wait for it; others wait with theirs.
 const NEWS_MAX: usize = 256;

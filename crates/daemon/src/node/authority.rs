@@ -6,18 +6,18 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tierline_identity::{Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_new_name};
 use tierline_proto::limits::REVOCATIONS_MAX;
 use tierline_proto::v1::{
     Code, Failure, JoinReply, JoinRequest, NodeRevokeRequest, RenewRequest, TokenCreateReply, TokenCreateRequest,
     TokenInfo, TokenListReply,
 };
 use tierline_proto::{Role, Versions};
+use tierline_store::State;
+use tierline_store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
 
 use super::Node;
 use super::records::Records;
-use tierline_identity::{Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_new_name};
-use tierline_store::State;
-use tierline_store::state::{JoinAttempt, Joined, NodeRow, TokenRow};
 
 /// Longest life of a token: it is a secret that travels by hand.
 const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 86_400);

@@ -17,6 +17,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
+use tierline_identity::Peer;
+use tierline_identity::tls;
 use tierline_node::Time;
 use tierline_node::places::{Entry, Network, Place, Places, Shares};
 use tierline_proto::Role;
@@ -30,8 +32,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use super::tasks::Tasks;
-use tierline_identity::Peer;
-use tierline_identity::tls;
 
 /// Connections whose handshake is over and that nobody serves yet.
 const READY_MAX: usize = 64;

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
+use tierline_store::State;
 
 use super::Node;
 use super::catalogue::Entry;
 use super::federation;
 use crate::documents;
 use crate::models::Manifest;
-use tierline_store::State;
 
 /// How often what nobody needs is looked for.
 const LOOK: Duration = Duration::from_secs(600);

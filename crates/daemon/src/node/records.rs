@@ -4,10 +4,10 @@
 //! Start at [`Records::with`].
 
 use tierline_proto::v1::{Code, Failure};
+use tierline_store::{State, StoreError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::tasks::Tasks;
-use tierline_store::{State, StoreError};
 
 /// Requests that wait for the disk; others wait with theirs.
 const REQUESTS_MAX: usize = 256;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
+use tierline_identity::{Identity, KeyRequest};
 use tierline_proto::Sound;
 use tierline_proto::v1::{Code, Failure};
 
 use super::Node;
 use super::tasks::in_place;
-use tierline_identity::{Identity, KeyRequest};
 
 /// How often it is looked at: a device that wakes for an hour a day renews.
 const LOOK: Duration = Duration::from_secs(600);

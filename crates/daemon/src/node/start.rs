@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
+use tierline_identity::tls::{self, LiveIdentity};
+use tierline_identity::{Ca, Identity, check_name};
 use tierline_node::Peer;
 use tierline_proto::Role;
 use tierline_proto::limits::{
@@ -19,6 +21,8 @@ use tierline_proto::v1::enrollment_server::EnrollmentServer;
 use tierline_proto::v1::federate_server::FederateServer;
 use tierline_proto::v1::infer_server::InferServer;
 use tierline_proto::v1::local_server::LocalServer;
+use tierline_store::state::NodeRow;
+use tierline_store::{ArtefactStore, State, disk};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, watch};
@@ -46,15 +50,10 @@ use super::tasks::{Task, Tasks, log_panics};
 use super::transport::HEADER_BYTES_MAX;
 use super::uplink::Uplink;
 use super::{Node, PEER_CHANGES_MAX, metrics, renewal, scrape};
-use crate::config::SOCKET;
-use crate::config::{self, LISTEN_DEFAULT, NodeConfig};
+use crate::config::{self, LISTEN_DEFAULT, NodeConfig, SOCKET};
 use crate::documents;
 use crate::models::{self, Manifest};
 use crate::outcome::{Exit, ExitWith, Failure, Outcome};
-use tierline_identity::tls::{self, LiveIdentity};
-use tierline_identity::{Ca, Identity, check_name};
-use tierline_store::state::NodeRow;
-use tierline_store::{ArtefactStore, State, disk};
 
 /// Answers under way get so long to end once the node is told to stop.
 const GRACE: Duration = Duration::from_secs(3);
@@ -139,7 +138,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
         named => tierline_engine::apart(models::usable(models::discover(named, &data)?, named)?, config.apart()),
     };
     let node = build(config, role, engine)?;
-    load_models(&node).await.map_err(|f| crate::outcome::Failure::of(&f))?;
+    load_models(&node).await.map_err(|f| Failure::of(&f))?;
     node.clear_up().await;
 
     let mut stop = node.draining.subscribe();
@@ -174,7 +173,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
     keep(&node, "house", |node| async move { node.keep_house().await });
     node.replan();
     profile_missing(&node);
-    node.resume_jobs().await.map_err(|f| crate::outcome::Failure::of(&f))?;
+    node.resume_jobs().await.map_err(|f| Failure::of(&f))?;
 
     // Whoever reads "ready" may ask for the end at once.
     let mut signals = Signals::new()?;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tierline_identity::tls;
 use tierline_node::estimate::{Action as LinkAction, Direction, Estimator, Event as LinkEvent};
 use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
 use tierline_node::{Peer, Rng, Time};
@@ -27,7 +28,6 @@ use super::Node;
 use super::tasks::{Tasks, sound};
 use super::transport::{self, Chunks, Pair};
 use super::{wait_until, wire};
-use tierline_identity::tls;
 
 /// Messages to the parent waiting for the stream. An edge repeats at once what
 /// all members below it have said of several jobs; more mean that nothing flows.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use serde::Serialize;
+use tierline_daemon::models::{self, Manifest};
 use tierline_proto::Digest;
 use tierline_proto::v1::{
     Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelShowRequest,
@@ -13,7 +14,6 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Global, args, client, engines, infer};
 use crate::output::{self, Outcome};
-use tierline_daemon::models::{self, Manifest};
 
 #[derive(Debug, clap::Args)]
 pub struct Add {

@@ -4,14 +4,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use tierline_daemon::node::transport;
+use tierline_daemon::{config, words};
+use tierline_identity::Identity;
 use tierline_proto::v1::local_client::LocalClient;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Global;
 use crate::output::{Exit, Failure, Outcome};
-use tierline_daemon::node::transport;
-use tierline_daemon::{config, words};
-use tierline_identity::Identity;
 
 /// Time to reach a node that is there; a longer wait would only hide that it
 /// isn't.

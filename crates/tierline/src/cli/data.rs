@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tierline_daemon::datasets::{Datasets, DatasetsError, Found, Listed, Record};
+use tierline_store::disk::Existing;
 use tierline_train::data::{
     Color, Column, DataError, Dataset, Format, Idx, Layout, Npy, PictureOptions, Source, TargetKind, TargetOptions,
     sheet_png,
@@ -10,8 +12,6 @@ use tierline_train::data::{
 
 use super::{Global, usage};
 use crate::output::{self, Exit, Failure, Outcome};
-use tierline_daemon::datasets::{Datasets, DatasetsError, Found, Listed, Record};
-use tierline_store::disk::Existing;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum DataVerb {

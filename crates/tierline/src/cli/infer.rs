@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
+use tierline_daemon::node::wire;
 use tierline_graph::Tensor;
 use tierline_proto::frame;
 use tierline_proto::limits::CHUNK_BYTES;
@@ -17,7 +18,6 @@ use tonic::transport::Channel;
 
 use super::{Global, args, client};
 use crate::output::{self, Exit, Failure, Outcome};
-use tierline_daemon::node::wire;
 
 /// The verb's arguments.
 #[derive(Debug, clap::Args)]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use tierline_daemon::{jobs, models};
 use tierline_proto::v1::job_control_request::What;
 use tierline_proto::v1::{Empty, JobControlRequest, JobInfo, JobRequest};
 
@@ -10,7 +11,6 @@ use super::client::{connect, refused};
 use super::train::{Folder, Followed, fetch_model, follow};
 use super::{Global, block_on};
 use crate::output::{self, Exit, ExitWith, Outcome};
-use tierline_daemon::{jobs, models};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum JobVerb {

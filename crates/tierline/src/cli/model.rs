@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use tierline_daemon::models::{self, Prepared};
 use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, ValueInfo, infer_computed_types};
 
 use super::{Global, args, catalogue, engines, trainable, usage, zoo};
 use crate::output::{self, Exit, ExitWith, Outcome};
-use tierline_daemon::models::{self, Prepared};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum ModelVerb {

@@ -6,18 +6,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
+use tierline_daemon::config::{self, Factor, NodeConfig};
+use tierline_daemon::node::{self as daemon, Told, transport};
+use tierline_daemon::words;
+use tierline_identity as identity;
+use tierline_identity::{Identity, JoinToken, KeyRequest, tls};
 use tierline_proto::v1::JoinRequest;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::{Code, Role, Sound, Versions};
 
 use super::site::RoleArg;
 use super::{Global, block_on, client, running, usage};
-use crate::output::{Exit, ExitWith, Failure, Outcome};
-use tierline_daemon::config::{self, Factor, NodeConfig};
-use tierline_daemon::node::{self as daemon, Told, transport};
-use tierline_daemon::words;
-use tierline_identity as identity;
-use tierline_identity::{Identity, JoinToken, KeyRequest, tls};
+use crate::output::{Exit, ExitWith, Failure, Outcome, Output};
 
 /// How long joining waits for an edge that isn't connected to its cloud, and
 /// between attempts.
@@ -80,9 +80,6 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
     }
     let file = NodeConfig::load(&global.data_folder())?;
     let mut config = file.clone();
-    if global.engine != "auto" {
-        config.engine.clone_from(&global.engine);
-    }
     if let Some(name) = args.name {
         config.name = name;
     }
@@ -110,11 +107,18 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
         return Err(usage("an operator runs no node; choose end, edge or cloud"));
     }
     logging();
-    let output = global.output();
-    remember(&file, &config, output)?;
+    let (output, given) = (global.output(), config.clone());
+    // It may come from the environment, which isn't the node's.
+    if global.engine != "auto" {
+        config.engine.clone_from(&global.engine);
+    }
     block_on(daemon::run(config, args.role.map(Into::into), |told| match told {
-        Told::Ready(ready) if output.json => output.event(ready),
         Told::Ready(ready) => {
+            // Only now: what a node can't be started with isn't worth keeping.
+            remember(&file, &given, output);
+            if output.json {
+                return output.event(ready);
+            }
             let place = match &ready.url {
                 Some(url) => format!("listening on {url}"),
                 None => format!("calling {}", ready.parents.join(", ")),
@@ -129,16 +133,21 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
     }))
 }
 
-/// A node comes back as it was first started, whoever starts it again.
-fn remember(file: &NodeConfig, given: &NodeConfig, output: crate::output::Output) -> Outcome {
-    let (kept, new) = file.remembering(given)?;
-    if new.is_empty() {
-        return Ok(());
+/// A node comes back as it was first started, whoever starts it again. One
+/// that can't keep that, on a full disk say, runs all the same.
+fn remember(file: &NodeConfig, given: &NodeConfig, output: Output) {
+    let kept = file.remembering(given).and_then(|(kept, new)| {
+        if !new.is_empty() {
+            kept.save()?;
+        }
+        Ok(new)
+    });
+    let path = file.data.join(config::FILE);
+    match kept {
+        Ok(new) if new.is_empty() => {}
+        Ok(new) => output.say(format!("kept for later starts in {}: {}", path.display(), new.join(", "))),
+        Err(failure) => output.say(format!("warning: what it was started with isn't kept: {}", failure.error)),
     }
-    tierline_store::disk::create_private_folder(&file.data)?;
-    kept.save()?;
-    output.say(format!("kept for later starts in {}: {}", file.data.join(config::FILE).display(), new.join(", ")));
-    Ok(())
 }
 
 /// Messages of the daemon to stderr, as `RUST_LOG` asks; quiet by default.

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
+use tierline_daemon::config::Factor;
+use tierline_daemon::models::{self, Manifest, Prepared};
+use tierline_daemon::profiling::{Measuring, Work};
 use tierline_engine::profiler::Watch;
 use tierline_graph::profile::{CutProfile, DeviceProfile, ModelProfile, TensorProfile};
 use tierline_plan::problem::{Problem, Solution};
 use tierline_plan::{Explanation, Limits, PlanError, Site};
 use tierline_proto::v1::{Empty, PlanRequest as NodePlanRequest, ProfileRequest};
+use tierline_store::disk;
 
 use super::{Global, block_on, client, engines, usage};
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
-use tierline_daemon::config::Factor;
-use tierline_daemon::models::{self, Manifest, Prepared};
-use tierline_daemon::profiling::{Measuring, Work};
-use tierline_store::disk;
 
 #[derive(Debug, clap::Args)]
 pub struct Profile {

@@ -180,14 +180,16 @@ pub fn stop(global: &Global, args: &Stop) -> Outcome {
         let grace_ms = u32::try_from(args.grace.as_millis()).unwrap_or(u32::MAX);
         let request = DrainRequest { grace_ms, reason: "an operator stops it".to_owned() };
         node.drain(request).await.map_err(|s| client::refused(&s))?;
-        if args.target.endpoint.is_none() {
-            let (socket, begun) = (global.data_folder().join(config::SOCKET), Instant::now());
-            while socket.exists() {
-                if begun.elapsed() > args.grace + END_TIME_MAX {
-                    return Err(Failure::message(Exit::Timeout, format!("{name} is still stopping")));
-                }
-                tokio::time::sleep(LOOK).await;
+        if args.target.endpoint.is_some() {
+            global.output().say(format!("{name} is stopping"));
+            return Ok(());
+        }
+        let (socket, begun) = (global.data_folder().join(config::SOCKET), Instant::now());
+        while socket.exists() {
+            if begun.elapsed() > args.grace + END_TIME_MAX {
+                return Err(Failure::message(Exit::Timeout, format!("{name} is still stopping")));
             }
+            tokio::time::sleep(LOOK).await;
         }
         global.output().say(format!("{name} has stopped"));
         Ok(())

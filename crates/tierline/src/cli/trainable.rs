@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
+use tierline_daemon::models;
 use tierline_graph::step::{
     Clip, Decay, Loss, Moments, Optimizer, Recipe, Role, Schedule, Targets, Untrained, trainable,
 };
@@ -11,7 +12,6 @@ use tierline_graph::{Model, infer_types, memory};
 
 use super::{Global, engines, usage};
 use crate::output::{self, Exit, Failure, Outcome};
-use tierline_daemon::models;
 
 /// Options that say how a model learns.
 #[derive(Debug, Clone, clap::Args)]

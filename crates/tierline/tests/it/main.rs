@@ -22,6 +22,7 @@ mod middle;
 mod names;
 mod panics;
 mod reference;
+mod running;
 mod site;
 mod train;
 mod transfer;

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use tierline_federate::{RoundScores, wire};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
+use tierline_store::disk::{self, Existing};
 
 use crate::node::tasks::in_place;
-use tierline_store::disk::{self, Existing};
 
 /// What a member's next task begins with, where it isn't a model: an artefact.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,12 +11,12 @@ use tierline_node::federation::Task;
 use tierline_proto::limits::UPDATE_BYTES_MAX;
 use tierline_proto::v1::{Code, Failure, MeetReply, MeetRequest, Neighbour};
 use tierline_proto::{Digest, Sound};
+use tierline_store::State;
+use tierline_store::jobs::Side;
 
 use super::{Folder, messages};
 use crate::node::Node;
 use crate::node::transport::{self, Pair};
-use tierline_store::State;
-use tierline_store::jobs::Side;
 
 /// A neighbour that asks for a model which isn't made yet waits so long for its
 /// answer.

@@ -3,11 +3,11 @@
 use tierline_node::federation::{MemberRecord, Record};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
+use tierline_store::State;
+use tierline_store::jobs::Side;
 
 use crate::documents::{self, Document};
 use crate::node::Node;
-use tierline_store::State;
-use tierline_store::jobs::Side;
 
 /// What a machine keeps.
 pub(super) trait Journalled: Document {

@@ -6,6 +6,8 @@ use bytes::Bytes;
 use tierline_proto::Digest;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, UpdateHeader, parent_message};
+use tierline_store::State;
+use tierline_store::jobs::{JobRow, Side};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::arrivals::{self, Arrival};
@@ -14,8 +16,6 @@ use super::upper::ToUpper;
 use super::{AGAIN, Duty, Folder, JOBS_MAX, JobManifest, may_pass, messages};
 use crate::node::Node;
 use crate::node::uplink::Uplink;
-use tierline_store::State;
-use tierline_store::jobs::{JobRow, Side};
 
 /// Children that say something of jobs that aren't under way, at once.
 static NEWS: Semaphore = Semaphore::const_new(64);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tierline_graph::Model;
 use tierline_proto::v1::{Code, Failure, JobEvent, JobInfo};
+use tierline_store::State;
+use tierline_store::jobs::JobRow;
 use tierline_train::federated::Blueprint;
 use tokio::sync::{broadcast, oneshot};
 
@@ -14,8 +16,6 @@ use super::{Folder, JOBS_MAX, JobManifest, Order, data, messages};
 use crate::node::services::upload::Uploads;
 use crate::node::{Node, events};
 use crate::{documents, jobs};
-use tierline_store::State;
-use tierline_store::jobs::JobRow;
 
 impl Node {
     /// Begins to coordinate a job that was given to this node.

@@ -14,12 +14,12 @@ use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
     Code, Empty, Failure, JobAssignment, JobStanding, WorkOrder, child_message, job_standing, parent_message,
 };
+use tierline_store::State;
+use tierline_store::jobs::Side;
 
 use super::messages;
 use crate::node::Node;
 use crate::node::uplink::Uplink;
-use tierline_store::State;
-use tierline_store::jobs::Side;
 
 /// What passes through for one job.
 pub(super) struct Relay {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use tierline_identity::Peer;
 use tierline_node::Time;
 use tierline_node::lease::{Entry, Hello, Lost, Parent, ParentAction, ParentEvent};
 use tierline_proto::door::session::FromChild;
@@ -23,7 +24,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::gate;
 use crate::node::Node;
 use crate::node::tasks::sound;
-use tierline_identity::Peer;
 
 /// Messages to one child waiting for its stream; behind an edge, a round's
 /// assignments for all of its ends come at once, and of several jobs.

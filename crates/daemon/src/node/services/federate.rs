@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
+use tierline_identity::Peer;
 use tierline_proto::v1::federate_server::Federate;
 use tierline_proto::v1::{
     Code, Failure, JobVerdict, MeetReply, MeetRequest, SubmitChunk, SubmitReply, UpdateHeader, submit_chunk,
@@ -15,7 +16,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::gate;
 use crate::node::Node;
-use tierline_identity::Peer;
 
 /// Answers ahead of the connection: there are two at most.
 const AHEAD_MAX: usize = 2;

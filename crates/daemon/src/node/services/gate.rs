@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tierline_identity::Peer;
 use tierline_node::policy::{self, Caller};
 use tierline_proto::v1::{Code, Failure};
 use tonic::codegen::http::{Request, Response};
 
 use crate::node::{Node, door};
-use tierline_identity::Peer;
 
 /// Where a listener's callers come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,12 +8,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use tierline_proto::limits::ARTEFACT_BYTES_MAX;
 use tierline_proto::v1::{Code, Failure};
+use tierline_store::StoreError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Streaming;
 
 use crate::node::Node;
 use crate::node::tasks::in_place;
-use tierline_store::StoreError;
 
 /// Uploads at once: each takes room on the disk.
 pub const UPLOADS_MAX: usize = 4;

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use serde::Serialize;
+use tierline_daemon::models;
 use tierline_engine::LoadOptions;
 use tierline_graph::step::Role;
 use tierline_train::chart::Point;
@@ -15,7 +16,6 @@ use crate::cli::Global;
 use crate::cli::engines;
 use crate::cli::trainable::tell_untrained;
 use crate::output::{self, Exit, ExitWith, Failure, Outcome};
-use tierline_daemon::models;
 
 /// One line of `--json`.
 #[derive(Serialize)]

@@ -4,13 +4,13 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use tierline_daemon::models;
 use tierline_federate::RoundScores;
 use tierline_train::chart::Point;
 
 use super::Folder;
 use crate::cli::Global;
 use crate::output::{self, Outcome};
-use tierline_daemon::models;
 
 /// Between two drawings of the curves while rounds come: a picture may take
 /// longer than a round.

@@ -7,11 +7,11 @@ use bytes::Bytes;
 use tierline_federate::{down, wire};
 use tierline_proto::Digest;
 use tierline_proto::v1::Failure;
+use tierline_store::jobs::Side;
 
 use super::desk::Desk;
 use crate::node::Node;
 use crate::node::federation::messages::{Start, internal};
-use tierline_store::jobs::Side;
 
 /// The newest of a parent's models that are here, and its artefact: none for
 /// the first one, which every member has.

@@ -8,13 +8,13 @@ use tierline_federate::gossip::{Mix, Offer};
 use tierline_federate::{Counted, FederateError, Report};
 use tierline_node::federation::Event;
 use tierline_proto::v1::{Failure, Neighbour};
+use tierline_store::jobs::Side;
 use tierline_train::federated::{seed_of_meeting, seed_of_update};
 
 use super::{Desks, ToUpper};
 use crate::node::federation::gossip::{self, Meets, Met};
 use crate::node::federation::messages;
 use crate::node::tasks::Owned;
-use tierline_store::jobs::Side;
 
 /// One under way; whoever drops it doesn't want it any more.
 pub(super) struct Meeting {

@@ -7,14 +7,14 @@ use tierline_proto::v1::{
     ClassNames, Failure, JobAssignment, JobStanding, JobVerdict, UpdateHeader, job_standing, parent_message,
 };
 use tierline_proto::{Digest, Role};
+use tierline_store::State;
+use tierline_store::jobs::Side;
 use tokio::sync::oneshot;
 
 use super::Desks;
 use crate::node::federation::classes;
 use crate::node::federation::lower::ToLower;
 use crate::node::federation::messages::{self, Start};
-use tierline_store::State;
-use tierline_store::jobs::Side;
 
 impl Desks {
     /// Whether a child is no member itself, but passes on what is said to those

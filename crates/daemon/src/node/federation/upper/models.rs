@@ -10,6 +10,7 @@ use tierline_federate::{
 use tierline_node::federation::{Event, Record, Task};
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Code, Empty, Failure, parent_message};
+use tierline_store::jobs::Side;
 use tierline_train::Scores;
 use tierline_train::federated::seed_of_model;
 
@@ -18,7 +19,6 @@ use crate::node::federation::folder::Said;
 use crate::node::federation::journal;
 use crate::node::federation::lower::ToLower;
 use crate::node::federation::messages::{self, internal};
-use tierline_store::jobs::Side;
 
 /// What members begin with is numbered by the model and their place among
 /// members, of which there are at most 2^20.
