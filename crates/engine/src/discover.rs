@@ -191,13 +191,7 @@ fn folders(search: &Search) -> Vec<(&'static str, PathBuf)> {
     if !search.system {
         return folders;
     }
-    let home = std::env::var_os("HOME").map(PathBuf::from);
-    let environment = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
-    let prefixes = environment
-        .into_iter()
-        .chain(home.map(|h| h.join(".local")))
-        .chain([PathBuf::from("/usr/local"), PathBuf::from("/usr")]);
-    for prefix in prefixes {
+    for prefix in prefixes() {
         for python in entries(&prefix.join("lib"), "python3") {
             for packages in ["site-packages", "dist-packages"] {
                 folders.push(("python package", python.join(packages).join("onnxruntime").join("capi")));
@@ -220,6 +214,30 @@ fn folders(search: &Search) -> Vec<(&'static str, PathBuf)> {
     ];
     folders.extend(fixed.iter().map(|p| ("system", PathBuf::from(p))));
     folders
+}
+
+/// Where Python keeps packages, the environment in use first: `pip install`
+/// puts them into the one whose `python3` is found first.
+fn prefixes() -> Vec<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home = variable("HOME");
+    let mut prefixes: Vec<PathBuf> = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(variable).collect();
+    for folder in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()) {
+        // Links lead from a folder of programs to the installation.
+        let python = folder.join("python3").canonicalize().ok().filter(|python| python.is_file());
+        prefixes.extend(python.and_then(|python| Some(python.parent()?.parent()?.to_owned())));
+        prefixes.extend(folder.parent().filter(|_| folder.join("python3").exists()).map(Path::to_owned));
+    }
+    prefixes.extend(home.as_ref().map(|home| home.join(".local")));
+    // Its `python3` is a script that says which installation is in use.
+    let pyenv = variable("PYENV_ROOT").or_else(|| Some(home?.join(".pyenv")));
+    let mut versions = pyenv.map_or_else(Vec::new, |root| entries(&root.join("versions"), ""));
+    versions.reverse();
+    prefixes.extend(versions);
+    prefixes.extend([PathBuf::from("/usr/local"), PathBuf::from("/usr")]);
+    let mut seen = HashSet::new();
+    prefixes.retain(|prefix| seen.insert(prefix.clone()));
+    prefixes
 }
 
 /// ONNX Runtime libraries directly in `folder`, newest version first.

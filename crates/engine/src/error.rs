@@ -10,8 +10,8 @@ use tierline_graph::DataType;
 pub enum EngineError {
     /// No ONNX Runtime library where it was looked for.
     #[error(
-        "no ONNX Runtime library found ({}); install it with `pip install onnxruntime` and set ORT_DYLIB_PATH to its \
-         capi/libonnxruntime.so.*, or use the embedded engine `rten`",
+        "no ONNX Runtime library found ({}); `pip install onnxruntime` is enough where its folder is among \
+         these; elsewhere set ORT_DYLIB_PATH to its capi/libonnxruntime.so.*, or use the embedded engine `rten`",
         looked(.tried)
     )]
     LibraryMissing {

@@ -120,7 +120,14 @@ pub fn check(rpc: &str, caller: Caller, server: Role) -> Result<(), Failure> {
         return forbidden(format!("`{rpc}` is not a call of this protocol"));
     };
     if !rule.servers.contains(server) {
-        return forbidden(format!("a node of role {} does not serve `{rpc}`", server.word()));
+        let who: Vec<&str> =
+            [Role::End, Role::Edge, Role::Cloud].iter().filter(|r| rule.servers.contains(**r)).map(|r| r.word()).collect();
+        let text = format!("this node is an {}, and only {} nodes do that (`{rpc}`)", server.word(), who.join(" and "));
+        let help = match rule.servers {
+            Roles::CLOUD => "run it on the cloud, or give the cloud's address with --endpoint",
+            _ => "ask a node of that role",
+        };
+        return Err(Failure::new(Code::Forbidden, text).with_help(help));
     }
     match caller {
         Caller::Anonymous if rule.anonymous => Ok(()),

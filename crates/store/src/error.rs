@@ -36,6 +36,12 @@ pub enum StoreError {
         /// The database's words.
         source: rusqlite::Error,
     },
+    /// The state file is sound, as far as is known, but can't be written or read.
+    #[error("`{path}` can't be opened for writing; this node's user must own the folder and be able to write to it: look at `ls -ld {folder}`, and at whether its file system is mounted read-only", path = path.display(), folder = path.parent().unwrap_or(path).display())]
+    NoAccess {
+        /// The file.
+        path: PathBuf,
+    },
     /// Written by a later version.
     #[error("the state in `{path}` was written by a newer version (schema {found}, this one knows {known}); update this node", path = path.display())]
     Newer {
@@ -77,13 +83,21 @@ impl StoreError {
         if super::disk::is_full(&source) {
             return Self::Full { folder: path.parent().unwrap_or(path).to_owned() };
         }
-        Self::Io { path: path.to_owned(), source }
+        match source.kind() {
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                Self::NoAccess { path: path.to_owned() }
+            }
+            _ => Self::Io { path: path.to_owned(), source },
+        }
     }
 
     /// What an error of the database means for a node.
     pub(super) fn of_state(path: &Path, source: rusqlite::Error) -> Self {
-        if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
-            return Self::Full { folder: path.parent().unwrap_or(path).to_owned() };
+        use rusqlite::ErrorCode::{CannotOpen, DiskFull, PermissionDenied, ReadOnly};
+        match source.sqlite_error_code() {
+            Some(DiskFull) => return Self::Full { folder: path.parent().unwrap_or(path).to_owned() },
+            Some(ReadOnly | CannotOpen | PermissionDenied) => return Self::NoAccess { path: path.to_owned() },
+            _ => {}
         }
         Self::State { path: path.to_owned(), source }
     }

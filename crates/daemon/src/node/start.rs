@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 use tierline_identity::tls::{self, LiveIdentity};
-use tierline_identity::{Ca, Identity, check_name};
+use tierline_identity::{Ca, Identity, IdentityError, check_name};
 use tierline_node::Peer;
 use tierline_proto::Role;
 use tierline_proto::limits::{
@@ -234,7 +234,8 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         (identity, Some(ca))
     } else {
         let identity = Identity::load(&folder, now).map_err(|e| {
-            Failure::new(Exit::Verification, e).hint(
+            let missing = matches!(e, IdentityError::NotJoined { .. });
+            Failure::new(if missing { Exit::Configuration } else { Exit::Verification }, e).hint(
                 "`tierline node --role cloud` starts a new site here; `tierline join URL --token-file FILE` joins one",
             )
         })?;

@@ -101,9 +101,14 @@ pub fn decoded_bytes(encoded: &[Encoded]) -> Result<u64, Failure> {
 /// [`Code::InvalidInput`], naming the tensor.
 pub fn check_wanted(encoded: &[Encoded], wanted: &[ValueInfo]) -> Result<(), Failure> {
     let failure = |text: String| Err(Failure::new(Code::InvalidInput, text));
+    let takes = || wanted.iter().map(|w| format!("`{}`", w.name)).collect::<Vec<_>>().join(", ");
+    // Before what is missing: a wrong name makes a right one miss.
+    if let Some(extra) = encoded.iter().find(|e| wanted.iter().all(|w| w.name != e.name)) {
+        return failure(format!("the model has no input `{}`; it takes {}", extra.name, takes()));
+    }
     for want in wanted {
         let Some(given) = encoded.iter().find(|e| e.name == want.name) else {
-            return failure(format!("input `{}` is missing", want.name));
+            return failure(format!("input `{}` is missing; the model takes {}", want.name, takes()));
         };
         let Header { dtype, shape } = head(given)?;
         if let Some(wanted) = want.dtype
@@ -124,10 +129,7 @@ pub fn check_wanted(encoded: &[Encoded], wanted: &[ValueInfo]) -> Result<(), Fai
             }
         }
     }
-    match encoded.iter().find(|e| wanted.iter().all(|w| w.name != e.name)) {
-        Some(extra) => failure(format!("the model has no input `{}`", extra.name)),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// The codec that carries everything unchanged.

@@ -55,7 +55,7 @@ async fn socket(path: &Path) -> Outcome<Channel> {
 
 async fn remote(url: &str, data: &Path) -> Outcome<Channel> {
     let identity = Identity::load(&data.join("identity"), std::time::SystemTime::now()).map_err(|e| {
-        Failure::new(Exit::Verification, e)
+        Failure::new(identity_exit(&e), e)
             .hint("a node answers operators only: `tierline token create --role operator` there, `tierline join URL --token-file FILE` here")
     })?;
     let endpoint = transport::endpoint(url, transport::client_tls(&identity))
@@ -63,6 +63,14 @@ async fn remote(url: &str, data: &Path) -> Outcome<Channel> {
     endpoint.connect().await.map_err(|e| {
         Failure::message(Exit::Unreachable, format!("cannot reach {url}: {}", words::chain(&e))).hint("tierline doctor")
     })
+}
+
+/// What it means that there is no usable identity.
+fn identity_exit(error: &tierline_identity::IdentityError) -> Exit {
+    match error {
+        tierline_identity::IdentityError::NotJoined { .. } => Exit::Configuration,
+        _ => Exit::Verification,
+    }
 }
 
 /// A node's refusal as a failed command.

@@ -48,11 +48,25 @@ pub(super) fn place(peer: Option<Peer>, evaluation: &Evaluation, wait: Duration)
     }
 }
 
-/// `end 0..12 > cloud 12..25`.
+/// `segments 0..12 on end, segments 12..25 on cloud`.
 #[must_use]
 pub fn words(evaluation: &Evaluation) -> String {
-    let busy = evaluation.stages.iter().filter(|stage| stage.last > stage.first);
-    busy.map(|stage| format!("{} {}..{}", stage.tier, stage.first, stage.last)).collect::<Vec<_>>().join(" > ")
+    let busy = || evaluation.stages.iter().filter(|stage| stage.last > stage.first);
+    match (busy().next(), busy().nth(1)) {
+        (Some(only), None) => everything_on(&only.tier),
+        _ => busy().map(|stage| segments_on(stage.first, stage.last, &stage.tier)).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn everything_on(tier: &str) -> String {
+    format!("everything on {tier}")
+}
+
+fn segments_on(first: usize, last: usize, tier: &str) -> String {
+    match last - first {
+        1 => format!("segment {first} on {tier}"),
+        _ => format!("segments {first}..{last} on {tier}"),
+    }
 }
 
 impl Node {
@@ -122,7 +136,7 @@ impl Node {
     pub fn all_here(&self, program: &Program) -> Placed {
         let segments = program.segments();
         let predicted_ns = ns(self.predicted(program, 0, segments));
-        Placed { predicted_ns, text: format!("{} 0..{segments}", self.name()), ..Placed::default() }
+        Placed { predicted_ns, text: everything_on(self.name()), ..Placed::default() }
     }
 
     /// Everything on the nearest tier of a role.

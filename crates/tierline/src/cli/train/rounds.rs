@@ -99,10 +99,10 @@ impl<'a> Rounds<'a> {
         if self.global.json {
             return self.global.output().event(&Line::Round { round });
         }
-        let left = self.left().map_or(String::new(), |seconds| format!("  {} left", output::time(seconds)));
+        let left = self.left().map_or(String::new(), |seconds| format!("  done in {}", output::time(seconds)));
         self.bar.set_message(format!("{}{left}", self.summary()));
         self.bar.set_position(round.round);
-        self.bar.suspend(|| output::line(&format!("{}{left}", line(round, self.total))))
+        self.bar.suspend(|| output::line(&format!("{}{left}", line(round, self.total, self.simulated.is_some()))))
     }
 
     /// Where the job is, in few words.
@@ -194,17 +194,20 @@ impl Drop for Rounds<'_> {
 }
 
 /// One round, for people.
-fn line(round: &RoundScores, total: u64) -> String {
+/// A round, in a line. What it took is of the site: where that is simulated,
+/// another time than the user's.
+fn line(round: &RoundScores, total: u64, simulated: bool) -> String {
     let share = |accuracy: Option<f64>| accuracy.map_or(String::new(), |a| format!("  accuracy {:6.2}%", 100.0 * a));
     let held_out = round.loss.map_or(String::new(), |l| format!("   held out: loss {l:.4}{}", share(round.accuracy)));
     format!(
-        "round {:>3}/{total}  loss {:.4}{held_out}   {} clients  {} up  {} down  {}",
+        "round {:>3}/{total}  loss {:.4}{held_out}   {} clients  {} up  {} down  {}{}",
         round.round,
         round.train_loss,
         round.clients,
         output::bytes(round.bytes_up),
         output::bytes(round.bytes_down),
-        output::time(round.seconds)
+        output::time(round.seconds),
+        if simulated { " simulated" } else { "" }
     )
 }
 
@@ -235,7 +238,7 @@ mod tests {
         assert_eq!(rounds.summary(), "loss 1.2500  accuracy 50.00%  2.0 MB up  4.0 MB down");
         assert_eq!(rounds.left().map(output::time).as_deref(), Some("48.0 s"));
         assert_eq!(
-            line(&rounds.seen[0], 10),
+            line(&rounds.seen[0], 10, false),
             "round   1/10  loss 1.2500   held out: loss 0.5000  accuracy  50.00%   3 clients  1.0 MB up  2.0 MB down  6.0 s"
         );
         rounds.draw().unwrap();
