@@ -135,7 +135,7 @@ fn ours(folder: &Path, counted: bool) -> Result<Side> {
     let ends: Vec<Node> = (0..CLIENTS).map(end).collect::<Result<_>>()?;
     let watch = counted.then(|| Watch::start(std::iter::once(&cloud).chain(&ends).map(Node::process_id).collect()));
     let before = counts.now();
-    let lines = cloud.ask(&["train", &job])?;
+    let lines = cloud.ask(&["train", &job, "--replace"])?;
     let after = counts.now();
     let (server_bytes, client_bytes) = peaks(watch)?;
     let lines = lines.as_array().context("a line for each round")?;

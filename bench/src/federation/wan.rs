@@ -193,7 +193,7 @@ impl Site {
     fn train(&self, folder: &Path, name: &str, job: &str) -> Result<Vec<Round>> {
         let file = folder.join(format!("{name}.toml"));
         std::fs::write(&file, format!("model = \"network.onnx\"\n{job}"))?;
-        let lines = self.cloud.ask(&["train", &file.to_string_lossy()])?;
+        let lines = self.cloud.ask(&["train", &file.to_string_lossy(), "--replace"])?;
         let lines = lines.as_array().context("a line for each round")?;
         let rounds = lines.iter().filter(|line: &&Value| line["event"] == "round").cloned();
         Ok(rounds.map(serde_json::from_value).collect::<Result<_, _>>()?)

@@ -117,7 +117,7 @@ fn ours(folder: &Path, data: &Path, seed: u64) -> Result<Run> {
     let out = folder.join(format!("run-{seed}"));
     let threads = THREADS.to_string();
     let mut command = tierline();
-    command.arg("train").arg(&job).args(["--local", "--json", "--threads", &threads, "--out"]).arg(&out);
+    command.arg("train").arg(&job).args(["--local", "--json", "--threads", &threads, "--replace", "--out"]).arg(&out);
     watched(&mut command, |line| line["event"] == "start", |line| line["test"]["accuracy"].as_f64())
 }
 

@@ -160,6 +160,18 @@ impl Catalogue {
         read(&self.entries).values().cloned().collect()
     }
 
+    /// Names and what they point at, as one number that isn't 0.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        let mut hasher = blake3::Hasher::new();
+        for entry in read(&self.entries).values() {
+            hasher.update(entry.manifest.name.as_bytes()).update(&[0]).update(&entry.manifest_digest.0);
+        }
+        let mut first = [0; 8];
+        hasher.finalize_xof().fill(&mut first);
+        u64::from_le_bytes(first).max(1)
+    }
+
     /// The whole catalogue as it travels to children.
     #[must_use]
     pub fn message(&self) -> CatalogueMessage {

@@ -553,6 +553,12 @@ impl Node {
         self.catalogue_heard.send_replace(Some(message));
     }
 
+    /// Whether a parent has told of a model of this name.
+    #[must_use]
+    pub fn is_announced(&self, name: &str) -> bool {
+        self.catalogue_heard.borrow().as_ref().is_some_and(|heard| heard.models.iter().any(|model| model.name == name))
+    }
+
     /// Takes over what the catalogue above says, until the node ends.
     async fn keep_catalogue(self: Arc<Self>) {
         let mut heard = self.catalogue_heard.subscribe();
@@ -630,6 +636,7 @@ impl Node {
             models: Vec::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             model_count: u32::try_from(self.planner.offers(self).models.len()).unwrap_or(u32::MAX),
+            catalogue: self.catalogue.mark(),
         };
         NodesReply { nodes: std::iter::once(own).chain(nodes).collect(), left_out }
     }

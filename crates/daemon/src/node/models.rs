@@ -107,9 +107,18 @@ impl Node {
         shapes.extend(header.shapes.iter().map(|s| (s.name.clone(), s.shape.clone())));
         let shapes = crate::models::profile_shapes(&prepared, shapes)
             .map_err(|e| invalid(&e.error).with_help("fix the free axes with --shape, or give a --sample"))?;
-        let manifest = prepared
+        let mut manifest = prepared
             .manifest(&header.name, source_digest, shapes, header.cuts_max as usize)
             .map_err(|e| invalid(&e.error))?;
+        for (input, sample) in &mut samples {
+            manifest.sample.insert(input.clone(), crate::models::digest(&sample.read()?));
+        }
+        if let Some(existing) = self.catalogue.get(&header.name)
+            && !header.replace
+            && existing.manifest != manifest
+        {
+            return Err(measured_otherwise(&existing.manifest, &manifest));
+        }
         let file = self.store().unnamed()?;
         let mut writer = std::io::BufWriter::new(&file);
         prepared.model.write(&mut writer).map_err(|e| self.store().refused(e))?;
@@ -507,6 +516,24 @@ async fn adopt_one(node: &Arc<Node>, model: &ModelEntry) -> Result<Option<Entry>
     }
     // As it came: a newer version may say more in it than this one knows.
     node.adopt_manifest_as(manifest, digest).await.map(Some)
+}
+
+/// The same file under the same name, to be measured at other sizes: every
+/// node would do it again.
+fn measured_otherwise(existing: &Manifest, given: &Manifest) -> Failure {
+    let shapes = |manifest: &Manifest| {
+        let all = manifest.input_shapes.iter().map(|(name, shape)| {
+            format!("{name}={}", shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+        });
+        all.collect::<Vec<_>>().join(" ")
+    };
+    let text = if existing.input_shapes == given.input_shapes {
+        format!("`{}` is that model already, with other cuts or samples", given.name)
+    } else {
+        format!("`{}` is that model already, measured at {}", given.name, shapes(existing))
+    };
+    Failure::new(Code::AlreadyExists, text)
+        .with_help("with --replace every node drops its measurements and measures it again")
 }
 
 /// Inputs' samples, as they came.

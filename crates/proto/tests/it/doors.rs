@@ -119,8 +119,8 @@ fn links_have_a_bandwidth_that_can_be_or_none() {
 #[test]
 fn lists_and_names_are_bounded() {
     let offer = ModelOffer { model: DIGEST, ..ModelOffer::default() };
-    refused(Offers { sequence: 1, models: vec![offer.clone(); MODELS_MAX + 1] }, "models in an offer");
-    refused(Offers { sequence: 1, models: vec![ModelOffer::default()] }, "a digest has 32 bytes");
+    refused(Offers { models: vec![offer.clone(); MODELS_MAX + 1], ..Offers::default() }, "models in an offer");
+    refused(Offers { models: vec![ModelOffer::default()], ..Offers::default() }, "a digest has 32 bytes");
     let hint = WarmHint { model: DIGEST, ..WarmHint::default() };
     refused(WarmHints { hints: vec![hint; HINTS_MAX + 1] }, "sessions to be loaded");
     let revoked = Revoked { node_id: ID.into(), ..Revoked::default() };

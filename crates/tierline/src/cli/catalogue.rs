@@ -1,6 +1,7 @@
 //! `tierline model add | ls | show | rm`: the models of a site.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -10,7 +11,9 @@ use tierline_proto::v1::{
     Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelShowRequest,
     ModelState, model_add_chunk,
 };
+use tierline_proto::v1::local_client::LocalClient;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 
 use super::{Global, args, client, engines, infer};
 use crate::output::{self, Outcome};
@@ -31,9 +34,12 @@ pub struct Add {
     /// Consider at most so many cuts: fewer are measured sooner
     #[arg(long, default_value = "24", value_name = "N")]
     cuts: u32,
-    /// Point the name at this model when it points at another
+    /// Point the name at this model when it points at another, or at this one measured at other sizes
     #[arg(long)]
     replace: bool,
+    /// Time to wait until every node that is connected knows the model; 0 s doesn't wait
+    #[arg(long, default_value = "10 s", value_parser = infer::parse_time, value_name = "TIME")]
+    wait: Duration,
     /// The node: https://host:port or unix:PATH
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -53,6 +59,37 @@ pub struct Ls {
     /// The node: https://host:port or unix:PATH
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
+}
+
+/// A model that was added.
+#[derive(Serialize)]
+struct Added {
+    #[serde(flatten)]
+    model: ModelLine,
+    /// Nodes that are connected, and know it by this name.
+    known_by: usize,
+    /// Those that are connected and didn't within the time.
+    not_yet: Vec<String>,
+}
+
+/// Between two looks at who knows a model.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Waits until every node that is connected knows the same models as this
+/// one; how many do, and the names of those that don't.
+async fn spread(node: &mut LocalClient<Channel>, wait: Duration) -> Outcome<(usize, Vec<String>)> {
+    let begun = Instant::now();
+    loop {
+        let nodes = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner().nodes;
+        let own = nodes.first().map_or(0, |own| own.catalogue);
+        // Older nodes don't tell.
+        let here = nodes.into_iter().filter(|n| matches!(n.state.as_str(), "connected" | "doubled"));
+        let (known, late): (Vec<_>, Vec<_>) = here.partition(|n| n.catalogue == own);
+        if late.is_empty() || begun.elapsed() >= wait {
+            return Ok((known.len(), late.into_iter().map(|n| n.node_name).collect()));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 #[derive(Serialize)]
@@ -113,10 +150,21 @@ pub fn add(global: &Global, args: &Add) -> Outcome {
             }
         });
         let reply = node.model_add(ReceiverStream::new(receive)).await.map_err(|s| client::refused(&s))?.into_inner();
-        let added = line(reply.entry.unwrap_or_default());
-        global.output().data(&added, |m| {
-            format!("{}  {}  {}", m.name, &m.digest[..m.digest.len().min(12)], output::bytes(m.bytes))
-        })
+        let model = line(reply.entry.unwrap_or_default());
+        let (known_by, not_yet) = spread(&mut node, args.wait).await?;
+        let said = match (known_by + not_yet.len(), not_yet.is_empty()) {
+            (1, _) => None,
+            (all, true) => Some(format!("all {all} nodes know it, and measure it next")),
+            (all, false) => Some(format!("{known_by} of {all} nodes know it; not yet: {}", not_yet.join(", "))),
+        };
+        global.output().data(&Added { model, known_by, not_yet }, |added| {
+            let m = &added.model;
+            format!("{}  {}  {}", m.name, infer::short(&m.digest), output::bytes(m.bytes))
+        })?;
+        if let Some(said) = said {
+            global.output().say(said);
+        }
+        Ok(())
     })
 }
 

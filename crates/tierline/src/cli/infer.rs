@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use tierline_daemon::node::wire;
 use tierline_graph::Tensor;
-use tierline_proto::frame;
+use tierline_proto::{Digest, frame};
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::local_client::LocalClient;
 use tierline_proto::v1::{
@@ -95,6 +95,8 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
 pub struct Answered {
     /// The model asked for.
     pub model: String,
+    /// Digest of the model that answered; empty where an older node answered.
+    pub digest: String,
     /// Whether it came another way than planned.
     pub degraded: bool,
     /// Why, when degraded.
@@ -293,6 +295,7 @@ fn line(answer: Answer, args: &Infer) -> Outcome<Answered> {
     };
     Ok(Answered {
         model: args.model.clone(),
+        digest: Digest::try_from(&answer.reply.model).map_or_else(|_| String::new(), |d| d.to_string()),
         degraded: reply.degraded.is_some(),
         reason: reply.degraded.map(|d| d.reason),
         latency_ms: answer.latency.as_secs_f64() * 1e3,
@@ -325,8 +328,13 @@ fn values(tensor: &Tensor) -> serde_json::Value {
     }
 }
 
+/// As many digits of a digest as people compare.
+pub(super) fn short(digest: &str) -> &str {
+    &digest[..digest.len().min(12)]
+}
+
 fn text(a: &Answered) -> String {
-    let mut text = format!("{:.1} ms", a.latency_ms);
+    let mut text = format!("{} {}: {:.1} ms", a.model, short(&a.digest), a.latency_ms);
     if let Some(predicted) = a.predicted_ms {
         text.push_str(&format!(" (predicted {predicted:.1} ms)"));
     }

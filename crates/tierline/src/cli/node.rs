@@ -1,7 +1,7 @@
 //! `tierline node`, `tierline join`: this device as part of a site.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::CertificateDer;
@@ -175,6 +175,9 @@ pub struct Join {
     /// This device's name; the token may fix another
     #[arg(long)]
     name: Option<String>,
+    /// Give up the identity that is in the folder already
+    #[arg(long)]
+    replace: bool,
 }
 
 #[derive(Serialize)]
@@ -231,6 +234,9 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
     identity::check_new_name(&name).exit_with(Exit::Usage)?;
     if let Some(warning) = config::claim(&data)? {
         global.output().say(warning);
+    }
+    if !args.replace {
+        check_free(&data, &folder)?;
     }
     block_on(async {
         // First the authority, by the token's fingerprint: the secret goes to nobody else.
@@ -295,6 +301,22 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
             format!("{} joined as {}; its identity is in {}\n{next}", j.name, j.role, j.data)
         })
     })
+}
+
+/// Refuses a folder that holds an identity which is still good: that of a node
+/// which may be running, or a site's cloud.
+fn check_free(data: &Path, folder: &Path) -> Outcome {
+    let Ok(identity) = Identity::load(folder, SystemTime::now()) else { return Ok(()) };
+    let peer = identity.peer();
+    if SystemTime::now() > peer.not_after {
+        return Ok(());
+    }
+    let text = format!("{} is {} ({}) already", data.display(), peer.name, peer.role.word());
+    let hint = match peer.role {
+        Role::Cloud => "another folder with --data DIR: a cloud's identity can't be had again",
+        _ => "another folder with --data DIR; or --replace to give that identity up",
+    };
+    Err(Failure::message(Exit::Configuration, text).hint(hint))
 }
 
 /// Whether a join that failed so may go well a moment later.

@@ -105,20 +105,20 @@ impl Federation {
 
     pub fn train(&self) -> Ran {
         let job = self.folder.path().join("squares.toml");
-        self.site.cloud.ask(&["train", job.to_str().unwrap(), "--json"])
+        self.site.cloud.ask(&["train", job.to_str().unwrap(), "--json", "--replace"])
     }
 
     /// Gives the job to the site, and follows it.
     pub fn watch(&self) -> std::process::Child {
         let job = self.folder.path().join("squares.toml");
-        let mut command = self.site.cloud.command(&["train", job.to_str().unwrap(), "--quiet"]);
+        let mut command = self.site.cloud.command(&["train", job.to_str().unwrap(), "--quiet", "--replace"]);
         command.stdout(Stdio::null()).spawn().unwrap()
     }
 
     /// As [`Self::watch`], for what it prints.
     pub fn watch_lines(&self) -> std::process::Child {
         let job = self.folder.path().join("squares.toml");
-        let mut command = self.site.cloud.command(&["train", job.to_str().unwrap(), "--json"]);
+        let mut command = self.site.cloud.command(&["train", job.to_str().unwrap(), "--json", "--replace"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 

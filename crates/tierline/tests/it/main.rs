@@ -20,6 +20,7 @@ mod layouts;
 mod memory;
 mod middle;
 mod names;
+mod newcomer;
 mod panics;
 mod reference;
 mod running;

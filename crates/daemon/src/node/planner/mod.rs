@@ -202,7 +202,7 @@ impl Planner {
                 state: node.catalogue.state(entry, true).into(),
             })
             .collect();
-        Offers { sequence: super::events::now_ms(), models }
+        Offers { sequence: super::events::now_ms(), models, catalogue: node.catalogue.mark() }
     }
 
     /// Links or waits moved; `changed` when a change was detected.

@@ -36,6 +36,8 @@ struct Report {
     load: Option<LoadReport>,
     /// Models that it offers. Which they are, nobody above needs.
     models: u32,
+    /// What it knows by name, as one number.
+    catalogue: u64,
     below: Below,
     heard_ms: u64,
 }
@@ -304,6 +306,7 @@ impl Children {
                 models: Vec::new(),
                 version: String::new(),
                 model_count: report.models,
+                catalogue: report.catalogue,
                 ..NodeInfo::default()
             });
             listed.left_out += report.below.left_out;
@@ -460,7 +463,10 @@ fn hear(node: &Arc<Node>, peer: &Peer, session: u64, said: FromChild) {
     match said {
         FromChild::Heartbeat(beat) => report.link = beat.link,
         FromChild::Load(load) => report.load = Some(load.into_inner()),
-        FromChild::Offers(offers) => report.models = u32::try_from(offers.models.len()).unwrap_or(u32::MAX),
+        FromChild::Offers(offers) => {
+            report.models = u32::try_from(offers.models.len()).unwrap_or(u32::MAX);
+            report.catalogue = offers.catalogue;
+        }
         FromChild::Subtree(subtree) => {
             // Ends have nobody below them.
             if peer.role != Role::Edge {

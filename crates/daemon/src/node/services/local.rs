@@ -13,7 +13,7 @@ use tierline_proto::v1::{
     PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, Route, TokenCreateReply, TokenCreateRequest,
     TokenListReply, TokenRevokeRequest, WatchRequest, infer_chunk, model_add_chunk,
 };
-use tierline_proto::{Encoded, Sound, frame};
+use tierline_proto::{Digest, Encoded, Sound, frame};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -177,13 +177,13 @@ impl Local for LocalService {
             _ => None,
         });
         let encoded = collected.await?;
-        let (predicted, plan, answer) = enter(&self.0, &header, encoded, deadline, Arc::new(held)).await;
+        let Entered { predicted, plan, model, answer } = enter(&self.0, &header, encoded, deadline, Arc::new(held)).await;
         let held = answer.held.clone();
         let (reply, tensors) = pack(answer, wire::raw().name());
         let total = arrived.elapsed();
         self.0.count_request(total, &reply);
         self.0.observe_answer(&header, &plan, total, &reply);
-        let reply = InferReply { reply: Some(reply), total_ns: flow::ns(total), predicted_ns: predicted, plan };
+        let reply = InferReply { reply: Some(reply), total_ns: flow::ns(total), predicted_ns: predicted, plan, model };
         Ok(Response::new(send(&self.0, reply, tensors, held)))
     }
 
@@ -249,6 +249,10 @@ impl Local for LocalService {
 
 fn entry(node: &Node, name: &str) -> Result<crate::node::catalogue::Entry, Failure> {
     node.catalogue.get(name).ok_or_else(|| {
+        if node.is_announced(name) {
+            let text = format!("model `{name}` is on its way to {}", node.name());
+            return Failure::new(Code::ModelNotReady, text).with_help("send the request again in a moment");
+        }
         let failure = unknown_model(name, &node.catalogue.list());
         match node.uplinks().first().filter(|_| node.is_cut_off()) {
             // It may well be known above.
@@ -279,6 +283,17 @@ fn deadline(header: &InferHeader) -> Duration {
     }
 }
 
+/// What became of a request that entered the site here.
+struct Entered {
+    /// Expected time, nanoseconds.
+    predicted: u64,
+    /// The plan in force.
+    plan: String,
+    /// Digest of the model that its name pointed at.
+    model: bytes::Bytes,
+    answer: Answer,
+}
+
 /// A request that enters the site here.
 async fn enter(
     node: &Arc<Node>,
@@ -286,13 +301,17 @@ async fn enter(
     encoded: Vec<Encoded>,
     deadline: Instant,
     held: Arc<Held>,
-) -> (u64, String, Answer) {
+) -> Entered {
     let id = fastrand::u128(..).to_be_bytes().to_vec();
     match prepare(node, header, encoded, deadline, &id, held).await {
-        Ok((order, inputs, predicted, plan)) => (predicted, plan, flow::answer(node, order, inputs).await),
+        Ok((order, inputs, predicted, plan)) => {
+            let model = order.program.manifest.digest.parse().map(Digest::to_bytes).unwrap_or_default();
+            Entered { predicted, plan, model, answer: flow::answer(node, order, inputs).await }
+        }
         Err(failure) => {
             let reply = Reply { request: id.into(), failure: Some(failure.at(node.name())), ..Reply::default() };
-            (0, String::new(), Answer { outputs: Vec::new(), held: None, reply })
+            let answer = Answer { outputs: Vec::new(), held: None, reply };
+            Entered { predicted: 0, plan: String::new(), model: bytes::Bytes::new(), answer }
         }
     }
 }

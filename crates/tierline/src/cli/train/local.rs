@@ -73,7 +73,7 @@ pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
     let recipe = job.recipe(per_epoch);
     let load = LoadOptions::with_threads(args.threads);
     let mut trainer = Trainer::new(&engine, model(global, &args.job, &job, &engine)?, &recipe, &load)?;
-    let folder = folder.map_or_else(|| Folder::take(path), Ok)?;
+    let folder = folder.map_or_else(|| Folder::take_new(path, args.replace), Ok)?;
 
     let stop = stopped_by_user()?;
 

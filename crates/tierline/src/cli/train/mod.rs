@@ -47,6 +47,9 @@ pub struct Train {
     /// Go on from the folder's checkpoint
     #[arg(long, requires = "local")]
     resume: bool,
+    /// Put the files over those of the folder's last run
+    #[arg(long, conflicts_with = "resume")]
+    replace: bool,
     /// Run more or fewer epochs than the job says
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
@@ -126,6 +129,26 @@ impl Folder {
         // For people only.
         let _ = lock.set_len(0).and_then(|()| lock.write_all(holder.as_bytes()));
         Ok(Self { path, _lock: lock })
+    }
+
+    /// As [`Folder::take`], and refuses one with the files of a run, unless
+    /// they may be replaced.
+    ///
+    /// # Errors
+    /// Those of [`Folder::take`], and when a run's files would be lost.
+    pub fn take_new(path: PathBuf, replace: bool) -> Outcome<Self> {
+        let folder = Self::take(path)?;
+        let model = Some(folder.model()).filter(|model| model.exists());
+        let checkpoint = Some(folder.checkpoint()).filter(|checkpoint| checkpoint.exists());
+        match (model.or(checkpoint.clone()), replace) {
+            (Some(file), false) => {
+                let text = format!("{} is of an earlier run", file.display());
+                let resume = if checkpoint.is_some() { "--resume goes on from it, " } else { "" };
+                let hint = format!("{resume}--replace puts this run's files in its place, --out DIR elsewhere");
+                Err(Failure::message(Exit::Configuration, text).hint(hint))
+            }
+            _ => Ok(folder),
+        }
     }
 
     /// Where it is.

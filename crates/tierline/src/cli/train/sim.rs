@@ -52,6 +52,9 @@ pub struct Sim {
     /// Folder for the trained model and the curves; beside the job unless said
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Put the files over those of the folder's last run
+    #[arg(long)]
+    replace: bool,
     /// Save each end's own model, too, where ends have one: as DIR/ends/END.onnx
     #[arg(long)]
     ends_too: bool,
@@ -75,6 +78,7 @@ impl Sim {
             availability: 1.0,
             attack: None,
             out: args.out.clone(),
+            replace: args.replace,
             ends_too: false,
             threads: args.threads,
         }
@@ -168,7 +172,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     let public = federation.distillation().map(|distil| open(global, &distil.public)).transpose()?;
     let stop = stopped_by_user()?;
 
-    let folder = Folder::take(folder_beside(&args.job, args.out.as_deref()))?;
+    let folder = Folder::take_new(folder_beside(&args.job, args.out.as_deref()), args.replace)?;
     let mut shown = Rounds::begin(global, &args.job.display().to_string(), rounds, Some(args.ends), folder)?;
     let mut closed = Ok(());
     let examples = Examples { ends: shares, test: held_out.as_ref(), public: public.as_ref() };

@@ -30,7 +30,7 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
     let files = std::iter::once(&own).chain(&others).map(Model::to_bytes).collect::<Result<Vec<_>, _>>()?;
     let name = args.job.file_stem().and_then(|stem| stem.to_str()).unwrap_or("job").to_owned();
     let toml = toml::to_string(job)?;
-    let folder = Folder::take(folder_beside(&args.job, args.out.as_deref()))?;
+    let folder = Folder::take_new(folder_beside(&args.job, args.out.as_deref()), args.replace)?;
     block_on(async {
         let connected = connect(global, args.endpoint.as_deref()).await;
         let mut node = connected.map_err(|failure| match failure.hint.clone() {
