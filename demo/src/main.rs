@@ -314,7 +314,10 @@ impl Demo {
         self.link.set(&["--bandwidth", "100mbit"])?;
         screen.doing("100 Mbit/s: until the plan uses the gateway again");
         let shared = || {
-            self.end.ask(&["explain", "text"]).ok().filter(|p| p["in_force"].as_str().is_some_and(|f| f.starts_with("segment")))
+            self.end
+                .ask(&["explain", "text"])
+                .ok()
+                .filter(|p| p["in_force"].as_str().is_some_and(|f| f.starts_with("segment")))
         };
         wait(Duration::from_secs(30), shared).context("the plan did not follow the link back up")?;
         screen.say("the board's cable is pulled");

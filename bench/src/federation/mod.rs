@@ -95,7 +95,14 @@ impl Lab {
         let file = self.folder.path().join("job.toml");
         let out = self.folder.path().join("run");
         std::fs::write(&file, format!("model = \"network.onnx\"\n{job}"))?;
-        let output = self.tierline().arg("sim").arg(&file).args(args).args(["--json", "--replace", "--out"]).arg(&out).output()?;
+        let output = self
+            .tierline()
+            .arg("sim")
+            .arg(&file)
+            .args(args)
+            .args(["--json", "--replace", "--out"])
+            .arg(&out)
+            .output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "`tierline sim {}` failed on\n{job}\n{said}", args.join(" "));
         let lines = output.stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());

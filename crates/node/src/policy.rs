@@ -88,10 +88,13 @@ pub const RULES: &[Rule] = &[
     rule("/tierline.v1.Local/TokenList", Roles::OPERATOR, Roles::CLOUD),
     rule("/tierline.v1.Local/TokenRevoke", Roles::OPERATOR, Roles::CLOUD),
     rule("/tierline.v1.Local/NodeRevoke", Roles::OPERATOR, Roles::CLOUD),
+    rule("/tierline.v1.Local/NodeRemove", Roles::OPERATOR, Roles::CLOUD),
+    rule("/tierline.v1.Local/NodeRename", Roles::OPERATOR, Roles::CLOUD),
     rule("/tierline.v1.Local/ModelList", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/ModelShow", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/ModelAdd", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/ModelRemove", Roles::OPERATOR, Roles::NODES),
+    rule("/tierline.v1.Local/ModelRename", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/Profile", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/Plan", Roles::OPERATOR, Roles::NODES),
     rule("/tierline.v1.Local/Explain", Roles::OPERATOR, Roles::NODES),
@@ -120,8 +123,11 @@ pub fn check(rpc: &str, caller: Caller, server: Role) -> Result<(), Failure> {
         return forbidden(format!("`{rpc}` is not a call of this protocol"));
     };
     if !rule.servers.contains(server) {
-        let who: Vec<&str> =
-            [Role::End, Role::Edge, Role::Cloud].iter().filter(|r| rule.servers.contains(**r)).map(|r| r.word()).collect();
+        let who: Vec<&str> = [Role::End, Role::Edge, Role::Cloud]
+            .iter()
+            .filter(|r| rule.servers.contains(**r))
+            .map(|r| r.word())
+            .collect();
         let text = format!("this node is an {}, and only {} nodes do that (`{rpc}`)", server.word(), who.join(" and "));
         let help = match rule.servers {
             Roles::CLOUD => "run it on the cloud, or give the cloud's address with --endpoint",

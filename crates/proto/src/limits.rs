@@ -68,6 +68,10 @@ pub const HINTS_MAX: usize = 16;
 /// Entries of a revocation list carried in one message.
 pub const REVOCATIONS_MAX: usize = 16_384;
 
+/// Nodes that were given another name and haven't renewed their certificates
+/// yet; more would crowd a session's first messages.
+pub const RENAMES_MAX: usize = 256;
+
 /// Children of one node.
 pub const CHILDREN_MAX: usize = 1_024;
 

@@ -96,6 +96,22 @@ impl State {
         })
     }
 
+    /// Keeps what is known of a job's members at its end.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn keep_end(&self, job: Digest, info: &[u8]) -> Result<(), StoreError> {
+        self.with(|c| c.execute("INSERT OR REPLACE INTO job_ends VALUES (?1, ?2)", params![job.0, info]).map(drop))
+    }
+
+    /// What was kept of a job's members at its end.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn kept_end(&self, job: Digest) -> Result<Option<Vec<u8>>, StoreError> {
+        self.with(|c| c.query_row("SELECT info FROM job_ends WHERE job = ?1", [job.0], |row| row.get(0)).optional())
+    }
+
     /// Says how a job ended.
     ///
     /// # Errors

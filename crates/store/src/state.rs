@@ -50,6 +50,13 @@ const STEPS: &[&str] = &["
     ) STRICT;
     INSERT INTO job_models SELECT job, 0, version, artefact FROM job_versions;
     DROP TABLE job_versions;
+", "
+    CREATE TABLE seen (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, role INTEGER NOT NULL, parent TEXT NOT NULL, via TEXT NOT NULL,
+        seen_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE renamed (node TEXT PRIMARY KEY, was TEXT NOT NULL, renewed INTEGER NOT NULL DEFAULT 0) STRICT;
+    CREATE TABLE job_ends (job BLOB PRIMARY KEY, info BLOB NOT NULL) STRICT;
 "];
 
 /// The state of one node.
@@ -87,6 +94,19 @@ pub struct NodeRow {
     pub name: String,
     /// Its role.
     pub role: Role,
+}
+
+/// A node that was below this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenRow {
+    /// Who.
+    pub node: NodeRow,
+    /// Identity of its parent.
+    pub parent: String,
+    /// Identity of the child that told of it; empty for a child.
+    pub via: String,
+    /// When it came last, Unix time in milliseconds.
+    pub seen_ms: u64,
 }
 
 /// What became of a join.
@@ -352,6 +372,12 @@ impl State {
                 }
                 t.execute("DELETE FROM nodes WHERE id = ?1", [&holder.id])?;
             }
+            // As long as a certificate says it, a name that was given up isn't free.
+            let said = "SELECT node FROM renamed WHERE was = ?1 AND renewed = 0";
+            let said: Option<String> = t.query_row(said, [wished], |row| row.get(0)).optional()?;
+            if said.is_some_and(|id| !revoked(&t, &id).unwrap_or(false)) {
+                return Ok(Joined::NameTaken);
+            }
             let node = NodeRow { id: attempt.new_id.to_owned(), name: wished.to_owned(), role: token.role };
             t.execute("UPDATE tokens SET uses_left = uses_left - 1 WHERE id = ?1", [&token.id])?;
             t.execute("INSERT INTO nodes VALUES (?1, ?2, ?3)", params![node.id, node.name, i32::from(node.role)])?;
@@ -411,6 +437,107 @@ impl State {
     /// [`StoreError`].
     pub fn node_names(&self) -> Result<Vec<String>, StoreError> {
         self.with(|c| c.prepare("SELECT name FROM nodes ORDER BY name")?.query_map([], |row| row.get(0))?.collect())
+    }
+
+    /// Forgets a node that is shut out: its name, and where it was.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove_node(&self, id: &str) -> Result<(), StoreError> {
+        self.essential(|c| {
+            let t = c.transaction()?;
+            t.execute("DELETE FROM nodes WHERE id = ?1", [id])?;
+            t.execute("DELETE FROM renamed WHERE node = ?1", [id])?;
+            t.execute("DELETE FROM seen WHERE id = ?1", [id])?;
+            t.commit()
+        })
+    }
+
+    /// Gives a node another name, unless another one has it that isn't shut
+    /// out; says whether it could.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn rename_node(&self, node: &NodeRow, name: &str) -> Result<bool, StoreError> {
+        self.with(|c| {
+            let t = c.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let holder: Option<String> =
+                t.query_row("SELECT id FROM nodes WHERE name = ?1", [name], |row| row.get(0)).optional()?;
+            if let Some(holder) = holder.filter(|holder| *holder != node.id) {
+                let out = t.query_row("SELECT 1 FROM revoked WHERE node = ?1", [&holder], |_| Ok(())).optional()?;
+                if out.is_none() {
+                    return Ok(false);
+                }
+                t.execute("DELETE FROM nodes WHERE id = ?1", [&holder])?;
+            }
+            t.execute("UPDATE nodes SET name = ?2 WHERE id = ?1", params![node.id, name])?;
+            t.execute(
+                "INSERT INTO renamed (node, was) VALUES (?1, ?2) \
+                 ON CONFLICT (node) DO UPDATE SET was = excluded.was, renewed = 0",
+                params![node.id, node.name],
+            )?;
+            t.commit()?;
+            Ok(true)
+        })
+    }
+
+    /// A node has a certificate of its newest name.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn renewed(&self, id: &str) -> Result<(), StoreError> {
+        self.with(|c| c.execute("UPDATE renamed SET renewed = 1 WHERE node = ?1", [id]).map(drop))
+    }
+
+    /// Nodes that were given another name: identity, the name before, whether
+    /// their certificate says the new one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn renames(&self) -> Result<Vec<(String, String, bool)>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT node, was, renewed FROM renamed ORDER BY node")?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+                .collect()
+        })
+    }
+
+    /// Remembers nodes that are below this one; of more than `max`, those that
+    /// came last.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn see(&self, nodes: &[SeenRow], max: usize) -> Result<(), StoreError> {
+        self.with(|c| {
+            let t = c.transaction()?;
+            for seen in nodes {
+                let SeenRow { node, parent, via, seen_ms } = seen;
+                t.execute(
+                    "INSERT OR REPLACE INTO seen VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    params![node.id, node.name, i32::from(node.role), parent, via, number(*seen_ms)],
+                )?;
+            }
+            t.execute(
+                "DELETE FROM seen WHERE id NOT IN (SELECT id FROM seen ORDER BY seen_ms DESC LIMIT ?1)",
+                [number(max as u64)],
+            )?;
+            t.commit()
+        })
+    }
+
+    /// Nodes that are or were below this one, as far as is remembered.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn seen(&self) -> Result<Vec<SeenRow>, StoreError> {
+        self.with(|c| {
+            let row = |row: &rusqlite::Row<'_>| {
+                let seen: i64 = row.get("seen_ms")?;
+                let (parent, via) = (row.get("parent")?, row.get("via")?);
+                Ok(SeenRow { node: node_row(row)?, parent, via, seen_ms: u64::try_from(seen).unwrap_or(0) })
+            };
+            c.prepare("SELECT * FROM seen ORDER BY seen_ms")?.query_map([], row)?.collect()
+        })
     }
 
     // ---- revocations

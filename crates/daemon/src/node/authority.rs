@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tierline_identity::{Ca, Grant, Identity, IdentityError, Issued, JoinToken, NODE_VALIDITY, Peer, check_new_name};
-use tierline_proto::limits::REVOCATIONS_MAX;
+use tierline_proto::limits::{RENAMES_MAX, REVOCATIONS_MAX};
 use tierline_proto::v1::{
-    Code, Failure, JoinReply, JoinRequest, NodeRevokeRequest, RenewRequest, TokenCreateReply, TokenCreateRequest,
-    TokenInfo, TokenListReply,
+    Code, Failure, JoinReply, JoinRequest, NamedNode, Names, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest,
+    RenewRequest, TokenCreateReply, TokenCreateRequest, TokenInfo, TokenListReply,
 };
 use tierline_proto::{Role, Versions};
 use tierline_store::State;
@@ -31,6 +31,9 @@ pub struct Authority {
     state: Arc<Records>,
     /// Every node that was ever let in, by identity.
     members: RwLock<HashMap<String, NodeRow>>,
+    /// Those that were given another name: the one before, and whether their
+    /// certificates say the new one.
+    renamed: RwLock<HashMap<String, (String, bool)>>,
 }
 
 fn now_s() -> u64 {
@@ -51,16 +54,43 @@ fn refused(error: &IdentityError) -> Failure {
 impl Authority {
     /// The authority, recording in `state`, over those that were ever let in.
     #[must_use]
-    pub fn new(ca: Ca, state: Arc<Records>, members: Vec<NodeRow>) -> Self {
+    pub fn new(ca: Ca, state: Arc<Records>, members: Vec<NodeRow>, renames: Vec<(String, String, bool)>) -> Self {
         let members = members.into_iter().map(|row| (row.id.clone(), row)).collect();
-        Self { ca, state, members: RwLock::new(members) }
+        let renamed = renames.into_iter().map(|(id, was, renewed)| (id, (was, renewed))).collect();
+        Self { ca, state, members: RwLock::new(members), renamed: RwLock::new(renamed) }
     }
 
     /// Whether a node of this identity, name and role was let in.
     #[must_use]
     pub fn knows(&self, id: &str, name: &str, role: Role) -> bool {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        members.get(id).is_some_and(|row| row.name == name && row.role == role)
+        let renamed = || {
+            let renamed = self.renamed.read().unwrap_or_else(PoisonError::into_inner);
+            renamed.get(id).is_some_and(|(was, _)| was == name)
+        };
+        self.member(id).is_some_and(|row| row.role == role && (row.name == name || renamed()))
+    }
+
+    /// A node that was let in, under the name it has now.
+    #[must_use]
+    pub fn member(&self, id: &str) -> Option<NodeRow> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Everybody who was let in.
+    #[must_use]
+    pub fn members(&self) -> Vec<NodeRow> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Nodes whose certificates don't say their newest names yet.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        let renamed = self.renamed.read().unwrap_or_else(PoisonError::into_inner);
+        let pending = renamed.iter().filter(|(_, (_, renewed))| !renewed).filter_map(|(id, _)| self.member(id));
+        let mut nodes: Vec<NamedNode> =
+            pending.map(|row| NamedNode { node_id: row.id, name: row.name }).take(RENAMES_MAX).collect();
+        nodes.sort_by(|a, b| a.node_id.cmp(&b.node_id));
+        Names { nodes }
     }
 
     /// Makes a token.
@@ -196,8 +226,19 @@ impl Authority {
             .renewing(request, SystemTime::now())
             .map_err(|e| Failure::new(Code::Unauthenticated, e.to_string()).with_help("join again with a new token"))?;
         node.check_revoked(&peer)?;
-        let row = NodeRow { id: peer.id, name: peer.name, role: peer.role };
-        self.sign(&row, &request.csr_der, Versions::OURS.max).await
+        // Under the name that it was given meanwhile, if it was.
+        let given = self.member(&peer.id).map_or(peer.name, |row| row.name);
+        let row = NodeRow { id: peer.id, name: given, role: peer.role };
+        let reply = self.sign(&row, &request.csr_der, Versions::OURS.max).await?;
+        let pending = {
+            let mut renamed = self.renamed.write().unwrap_or_else(PoisonError::into_inner);
+            renamed.get_mut(&row.id).is_some_and(|(_, renewed)| !std::mem::replace(renewed, true))
+        };
+        if pending {
+            self.state.with(move |state| state.renewed(&row.id)).await?;
+            node.tell_names();
+        }
+        Ok(reply)
     }
 
     /// A new identity for the cloud itself.
@@ -223,19 +264,104 @@ impl Authority {
         })
     }
 
+    /// The node of this identity or name.
+    async fn row(&self, wanted: &str) -> Result<NodeRow, Failure> {
+        let asked = wanted.to_owned();
+        if let Some(row) = self.state.with(move |state| state.node(&asked)).await? {
+            return Ok(row);
+        }
+        let names = self.state.with(State::node_names).await?;
+        let near = names.iter().find(|n| strsim::damerau_levenshtein(n, wanted) <= 2);
+        let help = near.map_or_else(|| "`tierline nodes` lists them".to_owned(), |n| format!("did you mean `{n}`?"));
+        Err(Failure::new(Code::NotFound, format!("there is no node `{wanted}`")).with_help(help))
+    }
+
+    /// Gives a node another name: at once here, on itself once it has renewed
+    /// its certificate, which says its name.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] for an unknown node, [`Code::AlreadyExists`] for a
+    /// name that is taken, [`Code::Infeasible`] while jobs are under way, and
+    /// for the cloud.
+    pub async fn node_rename(&self, node: &Arc<Node>, request: &NodeRenameRequest) -> Result<(), Failure> {
+        check_new_name(&request.name).map_err(|e| refused(&e))?;
+        let row = self.row(&request.node).await?;
+        if row.name == request.name {
+            return Ok(());
+        }
+        if row.id == node.id() {
+            return Err(Failure::new(Code::Infeasible, "the cloud keeps the name that its site began with"));
+        }
+        if node.is_revoked(&row.id) {
+            return Err(Failure::new(Code::Infeasible, format!("{} is shut out", row.name)));
+        }
+        let jobs = node.federations.under_way();
+        if jobs > 0 {
+            let text = format!("{jobs} jobs are under way, which know their members by name");
+            return Err(Failure::new(Code::Infeasible, text).with_help("wait for them, or end them: `tierline job ls`"));
+        }
+        if self.names().nodes.len() >= RENAMES_MAX {
+            let text = format!("{RENAMES_MAX} nodes have new names and haven't renewed their certificates yet");
+            return Err(Failure::new(Code::TooLarge, text).with_help("wait until some are connected"));
+        }
+        let (renamed, name) = (row.clone(), request.name.clone());
+        if !self.state.with(move |state| state.rename_node(&renamed, &name)).await? {
+            let text = format!("another node is called `{}`", request.name);
+            return Err(Failure::new(Code::AlreadyExists, text).with_help("choose another name"));
+        }
+        let new = NodeRow { name: request.name.clone(), ..row.clone() };
+        self.members.write().unwrap_or_else(PoisonError::into_inner).insert(row.id.clone(), new);
+        self.renamed.write().unwrap_or_else(PoisonError::into_inner).insert(row.id.clone(), (row.name.clone(), false));
+        let json = serde_json::json!({ "node": request.name, "was": row.name });
+        node.events.record("node", format!("{} is called {} from now on", row.name, request.name), &json);
+        node.tell_names();
+        Ok(())
+    }
+
+    /// Shuts a node out, and forgets it.
+    ///
+    /// # Errors
+    /// As [`Authority::node_revoke`]; [`Code::Infeasible`] for a node that is
+    /// connected, unless that is wanted.
+    pub async fn node_remove(&self, node: &Arc<Node>, request: &NodeRemoveRequest) -> Result<(), Failure> {
+        let listed = node.nodes().nodes;
+        // Of those that share a name, one at most isn't shut out.
+        let mut named = listed.iter().filter(|n| n.node_id == request.node || n.node_name == request.node);
+        let gone = named.clone().find(|n| n.state != "connected" && n.state != "doubled");
+        let row = match gone.or_else(|| named.next()) {
+            Some(found) => NodeRow { id: found.node_id.clone(), name: found.node_name.clone(), role: found.role() },
+            None => self.row(&request.node).await?,
+        };
+        let state = listed.iter().find(|n| n.node_id == row.id).map_or("", |n| n.state.as_str());
+        if matches!(state, "connected" | "doubled") && !request.force && row.id != node.id() {
+            let text = format!("{} is connected", row.name);
+            return Err(Failure::new(Code::Infeasible, text)
+                .with_help("stop it first, or say --force to shut it out as it runs"));
+        }
+        if !node.is_revoked(&row.id) {
+            self.revoke(node, &row, "removed").await?;
+        }
+        let id = row.id.clone();
+        self.state.with(move |state| state.remove_node(&id)).await?;
+        self.members.write().unwrap_or_else(PoisonError::into_inner).remove(&row.id);
+        self.renamed.write().unwrap_or_else(PoisonError::into_inner).remove(&row.id);
+        node.children.forget(&row.id);
+        let json = serde_json::json!({ "node": row.name, "removed": true });
+        node.events.record("node", format!("{} is removed", row.name), &json);
+        node.tell_names();
+        Ok(())
+    }
+
     /// Shuts a node out, everywhere.
     ///
     /// # Errors
     /// [`Code::NotFound`] for an unknown node; the cloud can't shut itself out.
     pub async fn node_revoke(&self, node: &Arc<Node>, request: &NodeRevokeRequest) -> Result<(), Failure> {
-        let wanted = request.node.clone();
-        let Some(row) = self.state.with(move |state| state.node(&wanted)).await? else {
-            let names = self.state.with(State::node_names).await?;
-            let near = names.iter().find(|n| strsim::damerau_levenshtein(n, &request.node) <= 2);
-            let help =
-                near.map_or_else(|| "`tierline nodes` lists them".to_owned(), |n| format!("did you mean `{n}`?"));
-            return Err(Failure::new(Code::NotFound, format!("there is no node `{}`", request.node)).with_help(help));
-        };
+        let row = self.row(&request.node).await?;
+        self.revoke(node, &row, &request.reason).await
+    }
+
+    async fn revoke(&self, node: &Arc<Node>, row: &NodeRow, reason: &str) -> Result<(), Failure> {
         if row.id == node.id() {
             return Err(Failure::new(Code::Forbidden, "the cloud can't shut itself out"));
         }
@@ -246,9 +372,9 @@ impl Authority {
                 Failure::new(Code::TooLarge, text).with_help("a site with another CA begins with an empty list")
             );
         }
-        let (revoked, reason) = (row.clone(), request.reason.clone());
-        self.state.with(move |state| state.revoke_node(&revoked, &reason, now_s())).await?;
-        let json = serde_json::json!({ "node": row.name, "reason": request.reason });
+        let (revoked, why) = (row.clone(), reason.to_owned());
+        self.state.with(move |state| state.revoke_node(&revoked, &why, now_s())).await?;
+        let json = serde_json::json!({ "node": row.name, "reason": reason });
         node.events.record("node", format!("{} is shut out", row.name), &json);
         let list = self.state.with(State::revocations).await?;
         node.hear_revocations(&list).await;

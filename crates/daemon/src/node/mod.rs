@@ -30,20 +30,22 @@ pub mod transport;
 pub mod uplink;
 pub mod wire;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tierline_node::lease::Lost;
 use tierline_node::request::Event as RequestEvent;
 use tierline_node::{Peer, Time};
-use tierline_proto::limits::PATH_TIERS_MAX;
+use tierline_proto::limits::{NODES_BELOW_MAX, PATH_TIERS_MAX};
 use tierline_proto::v1::{
-    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, KeptMemory, LoadReport, NodeInfo, NodeStatus,
+    Catalogue as CatalogueMessage, Code, DrainRequest, Failure, KeptMemory, LoadReport, Names, NodeInfo, NodeStatus,
     NodesReply, ReverseReply, ReverseRequest, Revocations, Subtree, UpstreamPath, UpstreamTier, child_message,
     parent_message, reverse_reply,
 };
 use tierline_proto::{Digest, Role};
+use tierline_store::state::{NodeRow, SeenRow};
 use tokio::sync::{Semaphore, broadcast, watch};
 
 use crate::config::NodeConfig;
@@ -56,7 +58,7 @@ use self::events::Events;
 use self::services::control::{Children, Listed};
 use self::uplink::Uplink;
 
-pub use self::start::{Ready, Told, run};
+pub use self::start::{Ended, Ready, Told, run};
 
 /// Between two reports to parents, at least.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
@@ -106,6 +108,10 @@ pub struct Node {
     url: std::sync::OnceLock<String>,
     changes: broadcast::Sender<RequestEvent>,
     revocations: Mutex<Revocations>,
+    /// Nodes whose certificates don't say their newest names, as is told above.
+    names: Mutex<Names>,
+    /// Whether it is to begin anew once it has ended.
+    begins_anew: AtomicBool,
     state: Arc<records::Records>,
     /// The newest catalogue of the preferred parent; older ones say nothing more.
     catalogue_heard: watch::Sender<Option<CatalogueMessage>>,
@@ -309,7 +315,7 @@ impl Node {
     fn report(self: &Arc<Self>, uplink: &Arc<Uplink>) {
         uplink.tell(child_message::Body::Offers(self.planner.offers(self)));
         uplink.tell(child_message::Body::Load(self.load()));
-        for part in self.children.list(self.now(), &self.id).reports() {
+        for part in self.listed().reports() {
             uplink.tell(child_message::Body::Subtree(part));
         }
     }
@@ -330,9 +336,71 @@ impl Node {
         }
     }
 
+    /// Children, all below them, and who was there before: what this node
+    /// lists.
+    fn listed(&self) -> Listed {
+        let mut listed = self.children.list(self.now(), &self.id);
+        // Of one that moved, the place where it is now.
+        let mut best: HashMap<String, usize> = HashMap::new();
+        let rank = |node: &NodeInfo| (matches!(node.state.as_str(), "connected" | "doubled"), node.last_seen_ms);
+        for (at, node) in listed.nodes.iter().enumerate() {
+            let first = best.entry(node.node_id.clone()).or_insert(at);
+            if rank(node) > rank(&listed.nodes[*first]) {
+                *first = at;
+            }
+        }
+        let mut at = 0..;
+        listed.nodes.retain(|node| at.next() == best.get(&node.node_id).copied());
+        if let Some(authority) = &self.authority {
+            let known = |node: &NodeInfo| authority.member(&node.node_id);
+            listed.nodes.retain(|node| known(node).is_some());
+            for node in &mut listed.nodes {
+                // Under its newest name, whatever its certificate says.
+                node.node_name = known(node).map_or_else(|| node.node_name.clone(), |row| row.name);
+            }
+            let mut never: Vec<_> = authority.members();
+            never.retain(|row| row.id != self.id && row.role != Role::Operator && !best.contains_key(&row.id));
+            never.sort_by(|a, b| a.name.cmp(&b.name));
+            listed.nodes.extend(never.into_iter().map(|row| NodeInfo {
+                node_id: row.id,
+                node_name: row.name,
+                role: row.role.into(),
+                state: "never".to_owned(),
+                ..NodeInfo::default()
+            }));
+        }
+        for node in listed.nodes.iter_mut().filter(|node| self.is_revoked(&node.node_id)) {
+            "revoked".clone_into(&mut node.state);
+        }
+        listed
+    }
+
+    /// Remembers who came, over a restart.
+    fn keep_seen(&self, nodes: &[NodeInfo], via: &str) {
+        let rows: Vec<SeenRow> = nodes
+            .iter()
+            .map(|node| SeenRow {
+                node: NodeRow { id: node.node_id.clone(), name: node.node_name.clone(), role: node.role() },
+                parent: node.parent_id.clone(),
+                via: via.to_owned(),
+                seen_ms: node.last_seen_ms,
+            })
+            .collect();
+        let state = Arc::clone(&self.state);
+        self.tasks.spawn("memory of nodes", async move {
+            // On a full disk, say, they are only not remembered.
+            if let Err(failure) = state.with(move |state| state.see(&rows, NODES_BELOW_MAX)).await {
+                tracing::debug!(%failure, "who came is not remembered");
+            }
+        });
+    }
+
     /// Nodes have come below this one: parents hear of them at once, since what
     /// these nodes say of jobs is believed from then on.
-    pub fn tell_of_new(&self, nodes: Vec<NodeInfo>) {
+    ///
+    /// `via`: the child that told of them; empty for a child itself.
+    pub fn tell_of_new(&self, nodes: Vec<NodeInfo>, via: &str) {
+        self.keep_seen(&nodes, via);
         for part in (Listed { nodes, left_out: 0 }).reports() {
             let news = Subtree { news: true, more: false, left_out: 0, ..part };
             for uplink in &self.uplinks {
@@ -391,15 +459,18 @@ impl Node {
             format!("{} joined", peer.name),
             &serde_json::json!({ "node": peer.name, "up": true }),
         );
-        self.tell_of_new(vec![NodeInfo {
-            node_id: peer.id.clone(),
-            node_name: peer.name.clone(),
-            role: peer.role.into(),
-            parent_id: self.id.clone(),
-            state: "connected".to_owned(),
-            last_seen_ms: events::now_ms(),
-            ..NodeInfo::default()
-        }]);
+        self.tell_of_new(
+            vec![NodeInfo {
+                node_id: peer.id.clone(),
+                node_name: peer.name.clone(),
+                role: peer.role.into(),
+                parent_id: self.id.clone(),
+                state: "connected".to_owned(),
+                last_seen_ms: events::now_ms(),
+                ..NodeInfo::default()
+            }],
+            "",
+        );
         self.report_up();
         self.federations.child_up(self, &peer.name);
     }
@@ -496,7 +567,9 @@ impl Node {
         Ok(())
     }
 
-    fn is_revoked(&self, id: &str) -> bool {
+    /// Whether a node is shut out.
+    #[must_use]
+    pub fn is_revoked(&self, id: &str) -> bool {
         let list = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
         list.revoked.iter().any(|r| r.node_id == id)
     }
@@ -539,6 +612,47 @@ impl Node {
         self.tasks.spawn("last words", async move {
             tokio::time::sleep(LAST_WORDS).await;
             doors.shut(&out);
+        });
+    }
+
+    // ---- names
+
+    /// Nodes with newer names than their certificates say, as this node knows
+    /// them.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        match &self.authority {
+            Some(authority) => authority.names(),
+            None => self.names.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Tells every child of nodes with newer names.
+    pub fn tell_names(&self) {
+        self.children.tell_all(&parent_message::Body::Names(self.names()));
+    }
+
+    /// A parent tells of nodes with newer names: one that is meant itself gets
+    /// a certificate of that name, and begins anew with it.
+    pub fn hear_names(self: &Arc<Self>, names: Names) {
+        let own = names.nodes.iter().find(|named| named.node_id == self.id && named.name != self.name());
+        let meant = own.is_some();
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        self.tell_names();
+        if !meant {
+            return;
+        }
+        let node = Arc::clone(self);
+        self.tasks.spawn("renaming", async move {
+            if let Err(failure) = renewal::renew(&node).await {
+                // Heard again with the next session, or at the next start.
+                tracing::warn!(%failure, "this node could not take its new name yet");
+                return;
+            }
+            if node.identity().peer().name != node.name() {
+                node.begins_anew.store(true, Ordering::Relaxed);
+                let _ = node.draining.send(true);
+            }
         });
     }
 
@@ -609,7 +723,7 @@ impl Node {
             uptime_ms: u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX),
             load: Some(self.load()),
             parents: self.uplinks.iter().map(|u| u.status(self.now())).collect(),
-            children: self.children.list(self.now(), &self.id).nodes,
+            children: self.listed().nodes,
             sessions: Vec::new(),
             store_bytes: self.artefacts.bytes().await,
             certificate_not_after_s: seconds(self.identity().peer().not_after),
@@ -621,7 +735,7 @@ impl Node {
     /// This node and everything below it.
     #[must_use]
     pub fn nodes(self: &Arc<Self>) -> NodesReply {
-        let Listed { nodes, left_out } = self.children.list(self.now(), &self.id);
+        let Listed { nodes, left_out } = self.listed();
         let parent = self.first_parent().and_then(|peer| self.uplink(peer).ok());
         let own = NodeInfo {
             node_id: self.id.clone(),

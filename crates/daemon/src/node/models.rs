@@ -169,6 +169,38 @@ impl Node {
         Ok(entry)
     }
 
+    /// Gives a model another name, here and below; nothing is measured again.
+    ///
+    /// # Errors
+    /// When it is unknown, the new name is taken or none, the catalogue is kept
+    /// above, or the disk refuses.
+    pub async fn rename_model(self: &Arc<Self>, name: &str, new: &str) -> Result<Entry, Failure> {
+        if !self.uplinks.is_empty() {
+            return Err(
+                Failure::new(Code::Forbidden, "the catalogue is kept on the cloud").with_help("rename the model there")
+            );
+        }
+        tierline_proto::name::check_model(new).map_err(|e| Failure::new(Code::InvalidInput, e.to_string()))?;
+        let turn = self.adopting.lock().await;
+        let known = self.catalogue.list();
+        let entry = self.catalogue.get(name).ok_or_else(|| unknown_model(name, &known))?;
+        if entry.manifest.name == new {
+            return Ok(entry);
+        }
+        if known.iter().any(|other| other.manifest.name == new) {
+            let text = format!("`{new}` names a model already");
+            return Err(Failure::new(Code::AlreadyExists, text)
+                .with_help(format!("choose another name, or remove it: `tierline model rm {new}`")));
+        }
+        // First the new name: at no moment is the model without one.
+        let renamed = self.adopt_manifest(Manifest { name: new.to_owned(), ..entry.manifest.clone() }).await?;
+        self.forget_name(&entry).await?;
+        drop(turn);
+        self.tell_children_catalogue();
+        self.let_go(&entry).await;
+        Ok(renamed)
+    }
+
     /// Forgets a name, here and below, and what nothing else needs.
     ///
     /// # Errors
@@ -464,15 +496,11 @@ pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage, newest: impl Fn
         }
     }
     gone.extend(message.removed.iter().filter_map(|name| node.catalogue.get(name)));
-    for entry in &gone {
-        match node.forget_name(entry).await {
-            Ok(removed) => changed |= removed,
-            Err(failure) => {
-                late = true;
-                let text = format!("model {} can't be forgotten yet: {failure}", entry.manifest.name);
-                node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
-            }
-        }
+    // A model that only changes its name keeps what was measured of it.
+    let named: Vec<Digest> = message.models.iter().filter_map(|m| Digest::try_from(&m.model).ok()).collect();
+    let (renamed, others): (Vec<_>, Vec<_>) = gone.iter().partition(|entry| named.contains(&entry.model));
+    for entry in others {
+        forget(node, entry, &mut changed, &mut late).await;
     }
     for model in message.models.iter().take_while(|_| newest()) {
         match adopt_one(node, model).await {
@@ -490,6 +518,9 @@ pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage, newest: impl Fn
             }
         }
     }
+    for entry in renamed {
+        forget(node, entry, &mut changed, &mut late).await;
+    }
     if changed {
         node.tell_children_catalogue();
         node.report_up();
@@ -501,6 +532,17 @@ pub async fn adopt(node: &Arc<Node>, message: &CatalogueMessage, newest: impl Fn
         }
     }
     late
+}
+
+async fn forget(node: &Arc<Node>, entry: &Entry, changed: &mut bool, late: &mut bool) {
+    match node.forget_name(entry).await {
+        Ok(removed) => *changed |= removed,
+        Err(failure) => {
+            *late = true;
+            let text = format!("model {} can't be forgotten yet: {failure}", entry.manifest.name);
+            node.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+        }
+    }
 }
 
 async fn adopt_one(node: &Arc<Node>, model: &ModelEntry) -> Result<Option<Entry>, Failure> {

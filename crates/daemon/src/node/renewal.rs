@@ -10,6 +10,7 @@ use tierline_proto::v1::{Code, Failure};
 
 use super::Node;
 use super::tasks::in_place;
+use crate::config::NodeConfig;
 
 /// How often it is looked at: a device that wakes for an hour a day renews.
 const LOOK: Duration = Duration::from_secs(600);
@@ -51,5 +52,16 @@ pub async fn renew(node: &Arc<Node>) -> Result<(), Failure> {
         }
     };
     in_place(|| renewed.save(&node.config().data.join("identity"))).map_err(|e| internal(&e))?;
+    if renewed.peer().name != node.name() {
+        in_place(|| keep_name(&node.config().data, &renewed.peer().name));
+    }
     node.identity.replace(renewed).map_err(|e| internal(&e))
+}
+
+/// The configuration says the name that the certificate says, which counts.
+fn keep_name(data: &std::path::Path, name: &str) {
+    let kept = NodeConfig::load(data).and_then(|file| NodeConfig { name: name.to_owned(), ..file }.save());
+    if let Err(failure) = kept {
+        tracing::warn!(error = %failure.error, "the configuration still says the node's name of before");
+    }
 }

@@ -4,6 +4,7 @@ use std::fs::TryLockError;
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -77,6 +78,15 @@ const STRANGER_WINDOW_BYTES: u32 = 128 << 10;
 /// Calls at once of a caller without a certificate.
 const STRANGER_STREAMS_MAX: u32 = 4;
 
+/// How a node came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// Its certificate says another name: it is to be started again.
+    Renamed,
+}
+
 /// What a node tells whoever started it.
 pub enum Told<'t> {
     /// A sentence.
@@ -115,7 +125,7 @@ pub struct Ready<'a> {
 ///
 /// # Errors
 /// When it can't start: a wrong configuration, no identity, an address in use.
-pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>) -> Outcome) -> Outcome {
+pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>) -> Outcome) -> Outcome<Ended> {
     let started = Instant::now();
     log_panics();
     let data = config.data.clone();
@@ -209,7 +219,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
     // Left behind, it would only look like a node.
     let _ = std::fs::remove_file(&socket);
     drop(lock);
-    Ok(())
+    Ok(if node.begins_anew.load(Ordering::Relaxed) { Ended::Renamed } else { Ended::Stopped })
 }
 
 /// Everything that a node holds, not yet running.
@@ -286,12 +296,16 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
     })?;
     let revocations = state.revocations().exit_with(Exit::Configuration)?;
     let members = state.nodes().exit_with(Exit::Configuration)?;
+    let renames = state.renames().exit_with(Exit::Configuration)?;
+    let seen = state.seen().exit_with(Exit::Configuration)?;
     // From here on only one thread touches it.
     let state = Arc::new(Records::keep(state, tasks.clone())?);
-    let authority = ca.map(|ca| Authority::new(ca, Arc::clone(&state), members));
+    let authority = ca.map(|ca| Authority::new(ca, Arc::clone(&state), members, renames));
     let artefacts = Artefacts::new(store, Arc::clone(&state), tasks.clone());
     let incarnation = fastrand::u64(1..);
     let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
+    let children = Children::new(incarnation >> 1);
+    children.remember(tierline_node::Time::ZERO, seen);
     Ok(Arc::new_cyclic(|this| Node {
         identity,
         doors: Doors::new(Rooms::within(door::raise_descriptors()), tasks.clone()),
@@ -307,7 +321,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         memory,
         tasks,
         events,
-        children: Children::new(incarnation >> 1),
+        children,
         metrics,
         artefacts,
         federations: super::federation::Federations::default(),
@@ -317,6 +331,8 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         unreported: tokio::sync::Notify::new(),
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
         revocations: Mutex::new(revocations),
+        names: Mutex::default(),
+        begins_anew: AtomicBool::new(false),
         state,
         catalogue_heard: watch::Sender::new(None),
         adopting: tokio::sync::Mutex::default(),

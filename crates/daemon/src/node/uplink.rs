@@ -598,6 +598,7 @@ impl Uplink {
                 node.refresh_children_path();
             }
             FromParent::Revocations(list) => node.hear_revocations(&list).await,
+            FromParent::Names(names) => node.hear_names(names.into_inner()),
             FromParent::Request(request) => node.reverse(self, request.into_inner()),
             FromParent::Assignment(assignment) => node.hear_assignment(self, assignment.into_inner()),
             FromParent::Goodbye(goodbye) => {

@@ -283,6 +283,21 @@ impl Parent {
         self.children.iter().map(|(node, entry)| (node.as_str(), entry))
     }
 
+    /// A child of before this start, which isn't here; one that is known stays
+    /// as it is.
+    pub fn remember(&mut self, now: Time, hello: Hello) {
+        let lost = Some(Lost::Ended);
+        let entry = Entry { hello, session: None, seen: now, lost, gave_way: VecDeque::new(), copied: None };
+        self.children.entry(entry.hello.node.clone()).or_insert(entry);
+    }
+
+    /// Forgets a child that isn't here.
+    pub fn forget(&mut self, node: &str) {
+        if self.children.get(node).is_some_and(|entry| entry.session.is_none()) {
+            self.children.remove(node);
+        }
+    }
+
     /// The node that holds `session`, if it is live at `now`.
     #[must_use]
     pub fn holder(&self, now: Time, session: u64) -> Option<&str> {

@@ -4,14 +4,15 @@ use super::{
     BYTES_MAX, Breach, Door, Sound, bytes, count, digest, digest_or_none, failure, finite, id, id_or_none, long, word,
 };
 use crate::limits::{
-    CERTIFICATE_BYTES_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, REVERSE_BYTES_MAX, REVOCATIONS_MAX,
+    CERTIFICATE_BYTES_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, RENAMES_MAX, REVERSE_BYTES_MAX, REVOCATIONS_MAX,
     SUBTREE_NODES_MAX, WORD_BYTES_MAX,
 };
 use crate::name::{self, NodeName};
 use crate::v1::{
     Catalogue, ChildMessage, Goodbye, Heartbeat, HeartbeatAck, HelloReply, HelloRequest, JobAssignment, JobStanding,
-    LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ReverseReply, ReverseRequest, Revocations,
-    Subtree, UpstreamPath, UpstreamTier, WarmHints, child_message, parent_message, reverse_reply, reverse_request,
+    LoadReport, ModelEntry, ModelOffer, Names, NodeInfo, Offers, ParentMessage, ReverseReply, ReverseRequest,
+    Revocations, Subtree, UpstreamPath, UpstreamTier, WarmHints, child_message, parent_message, reverse_reply,
+    reverse_request,
 };
 
 /// What a child says.
@@ -60,6 +61,7 @@ pub enum FromParent {
     Request(Sound<ReverseRequest>),
     Goodbye(Sound<Goodbye>),
     Assignment(Sound<JobAssignment>),
+    Names(Sound<Names>),
 }
 
 impl FromParent {
@@ -78,6 +80,7 @@ impl FromParent {
             Body::Request(m) => Self::Request(Sound::read(m)?),
             Body::Goodbye(m) => Self::Goodbye(Sound::read(m)?),
             Body::Assignment(m) => Self::Assignment(Sound::read(m)?),
+            Body::Names(m) => Self::Names(Sound::read(m)?),
         }))
     }
 }
@@ -218,6 +221,17 @@ impl Door for Revocations {
             bytes("a certificate's serial number", &revoked.serial, WORD_BYTES_MAX)?;
             revoked.serial = bytes::Bytes::copy_from_slice(&revoked.serial);
             id_or_none(&revoked.node_id)?;
+        }
+        Ok(())
+    }
+}
+
+impl Door for Names {
+    fn check(&mut self) -> Result<(), Breach> {
+        count("nodes with another name", self.nodes.len(), RENAMES_MAX)?;
+        for node in &self.nodes {
+            id(&node.node_id)?;
+            NodeName::new(&node.name)?;
         }
         Ok(())
     }

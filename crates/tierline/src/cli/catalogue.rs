@@ -7,11 +7,11 @@ use bytes::Bytes;
 use serde::Serialize;
 use tierline_daemon::models::{self, Manifest};
 use tierline_proto::Digest;
-use tierline_proto::v1::{
-    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelShowRequest,
-    ModelState, model_add_chunk,
-};
 use tierline_proto::v1::local_client::LocalClient;
+use tierline_proto::v1::{
+    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelRenameRequest,
+    ModelShowRequest, ModelState, model_add_chunk,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
@@ -241,6 +241,27 @@ pub fn show(global: &Global, args: &Named) -> Outcome {
             ));
             text
         })
+    })
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Rename {
+    /// The model's name or digest
+    model: String,
+    /// Its new name
+    name: String,
+    /// The node: https://host:port or unix:PATH
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+}
+
+pub fn rename(global: &Global, args: &Rename) -> Outcome {
+    super::block_on(async {
+        let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        let request = ModelRenameRequest { model: args.model.clone(), name: args.name.clone() };
+        node.model_rename(request).await.map_err(|s| client::refused(&s))?;
+        global.output().say(format!("{} is called {} from now on; nothing is measured again", args.model, args.name));
+        Ok(())
     })
 }
 

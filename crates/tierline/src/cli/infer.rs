@@ -7,12 +7,12 @@ use bytes::Bytes;
 use serde::Serialize;
 use tierline_daemon::node::wire;
 use tierline_graph::Tensor;
-use tierline_proto::{Digest, frame};
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::local_client::LocalClient;
 use tierline_proto::v1::{
     Boundary, Code, InferChunk, InferHeader, InferReply, Placement, Route, StageTiming, infer_chunk,
 };
+use tierline_proto::{Digest, frame};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 

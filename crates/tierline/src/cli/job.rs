@@ -90,6 +90,10 @@ struct Shown {
     members: u32,
     excluded: Vec<Excluded>,
     #[serde(skip_serializing_if = "String::is_empty")]
+    waits_for: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
     failure: String,
     created_ms: u64,
 }
@@ -118,6 +122,8 @@ impl From<JobInfo> for Shown {
             ready: info.ready,
             members: info.members,
             excluded: info.excluded.into_iter().map(|m| Excluded { node: m.node, reason: m.reason }).collect(),
+            waits_for: info.waits_for,
+            notes: info.notes,
             failure: info.failure,
             created_ms: info.created_ms,
         }
@@ -167,11 +173,23 @@ async fn show(global: &Global, named: &Named) -> Outcome {
 
 fn say(global: &Global, info: JobInfo) -> Outcome {
     global.output().data(&Shown::from(info), |job| {
+        let over = matches!(job.state.as_str(), "done" | "cancelled" | "failed");
         let mut text = format!(
-            "job      {}\ndigest   {}\nstate    {}\nrounds   {} of {}\nmembers  {} known, {} ready\nanswers  {} of {} \
-             for the round under way",
-            job.name, job.job, job.state, job.round, job.rounds, job.members, job.ready, job.counted, job.goal
+            "job      {}\ndigest   {}\nstate    {}\nrounds   {} of {}",
+            job.name, job.job, job.state, job.round, job.rounds
         );
+        if over {
+            text.push_str(&format!("\nmembers  {} took part", job.members));
+        } else {
+            text.push_str(&format!("\nmembers  {} known, {} ready", job.members, job.ready));
+            text.push_str(&format!("\nanswers  {} of {} for the round under way", job.counted, job.goal));
+        }
+        if !job.waits_for.is_empty() {
+            text.push_str(&format!("\nwaits    for {}", job.waits_for));
+        }
+        for note in &job.notes {
+            text.push_str(&format!("\nnote     {note}"));
+        }
         if !job.failure.is_empty() {
             text.push_str(&format!("\nfailure  {}", job.failure));
         }

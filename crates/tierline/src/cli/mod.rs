@@ -194,7 +194,7 @@ fn usage(text: impl std::fmt::Display) -> Failure {
 }
 
 /// Runs a command that talks to nodes.
-fn block_on(command: impl Future<Output = Outcome>) -> Outcome {
+fn block_on<T>(command: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     // Four workers at least: one may encode tensors while others keep leases.
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get().max(4));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;

@@ -31,6 +31,8 @@ pub enum ModelVerb {
     Show(catalogue::Named),
     /// Take a model's name back, on the whole site
     Rm(catalogue::Named),
+    /// Give a model another name
+    Rename(catalogue::Rename),
 }
 
 pub fn model(global: &Global, verb: ModelVerb) -> Outcome {
@@ -44,6 +46,7 @@ pub fn model(global: &Global, verb: ModelVerb) -> Outcome {
         ModelVerb::Ls(args) => catalogue::ls(global, &args),
         ModelVerb::Show(args) => catalogue::show(global, &args),
         ModelVerb::Rm(args) => catalogue::rm(global, &args),
+        ModelVerb::Rename(args) => catalogue::rename(global, &args),
     }
 }
 

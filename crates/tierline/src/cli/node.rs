@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use tierline_daemon::config::{self, Factor, NodeConfig};
-use tierline_daemon::node::{self as daemon, Told, transport};
+use tierline_daemon::node::{self as daemon, Ended, Told, transport};
 use tierline_daemon::words;
 use tierline_identity as identity;
 use tierline_identity::{Identity, JoinToken, KeyRequest, tls};
@@ -112,7 +112,8 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
     if global.engine != "auto" {
         config.engine.clone_from(&global.engine);
     }
-    block_on(daemon::run(config, args.role.map(Into::into), |told| match told {
+    let mut role = args.role.map(Into::into);
+    let told = |told: Told<'_>| match told {
         Told::Ready(ready) => {
             // Only now: what a node can't be started with isn't worth keeping.
             remember(&file, &given, output);
@@ -130,7 +131,12 @@ pub fn node(global: &Global, args: NodeArgs) -> Outcome {
             output.say(text);
             Ok(())
         }
-    }))
+    };
+    // A node that was given another name begins anew with it.
+    while block_on(daemon::run(config.clone(), role, told))? == Ended::Renamed {
+        role = None;
+    }
+    Ok(())
 }
 
 /// A node comes back as it was first started, whoever starts it again. One

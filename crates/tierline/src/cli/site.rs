@@ -2,7 +2,11 @@
 
 use serde::Serialize;
 use tierline_proto::Role;
-use tierline_proto::v1::{Empty, NodeInfo, NodeRevokeRequest, TokenCreateRequest, TokenRevokeRequest};
+use tierline_proto::v1::local_client::LocalClient;
+use tierline_proto::v1::{
+    Empty, NodeInfo, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest, TokenCreateRequest, TokenRevokeRequest,
+};
+use tonic::transport::Channel;
 
 use super::{Global, client, infer::parse_time};
 use crate::output::{self, Outcome};
@@ -169,7 +173,7 @@ pub struct Nodes {
     target: Target,
 }
 
-#[derive(Debug, clap::Subcommand)]
+#[derive(Debug, Clone, clap::Subcommand)]
 enum NodesVerb {
     /// Shut a node out: its certificate is refused everywhere from now on
     Revoke {
@@ -178,6 +182,21 @@ enum NodesVerb {
         /// Why, for the record
         #[arg(long, default_value = "")]
         reason: String,
+    },
+    /// Shut a node out and take it from every list
+    Rm {
+        /// The node's name or id
+        node: String,
+        /// Also one that is connected
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a node another name, which its certificate says once the node has renewed it
+    Rename {
+        /// The node's name or id
+        node: String,
+        /// Its new name
+        name: String,
     },
 }
 
@@ -207,58 +226,75 @@ struct NodeLine {
 pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
     super::block_on(async {
         let mut node = client::connect(global, args.target.endpoint.as_deref()).await?;
-        if let Some(NodesVerb::Revoke { node: name, reason }) = &args.verb {
-            let request = NodeRevokeRequest { node: name.clone(), reason: reason.clone() };
-            node.node_revoke(request).await.map_err(|s| client::refused(&s))?;
-            global.output().say(format!("{name} is shut out of the site"));
-            return Ok(());
-        }
-        let reply = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
-        let names: std::collections::HashMap<String, String> =
-            reply.nodes.iter().map(|n| (n.node_id.clone(), n.node_name.clone())).collect();
-        let line = |n: NodeInfo| NodeLine {
-            parent: names.get(&n.parent_id).cloned().unwrap_or(if n.parent_name.is_empty() {
-                n.parent_id
-            } else {
-                n.parent_name
-            }),
-            role: role_name(n.role).into(),
-            up_bytes_per_s: n.link.as_ref().map_or(0.0, |l| l.up_bytes_per_s),
-            rtt_ms: n.link.as_ref().map_or(0.0, |l| l.rtt_ns as f64 / 1e6),
-            models: n.model_count,
-            memory_used_bytes: n.load.map_or(0, |l| l.memory_max_bytes.saturating_sub(l.memory_free_bytes)),
-            memory_max_bytes: n.load.map_or(0, |l| l.memory_max_bytes),
-            id: n.node_id,
-            name: n.node_name,
-            state: n.state,
-            last_seen_ms: n.last_seen_ms,
-        };
-        let list = NodeList { left_out: reply.left_out, nodes: reply.nodes.into_iter().map(line).collect() };
-        global.output().data(&list, |l| {
-            let rows: Vec<Vec<String>> = l
-                .nodes
-                .iter()
-                .map(|n| {
-                    let link = if n.up_bytes_per_s > 0.0 {
-                        format!("{:.2} Mbit/s, {:.0} ms", n.up_bytes_per_s * 8.0 / 1e6, n.rtt_ms)
-                    } else {
-                        "-".into()
-                    };
-                    // Older nodes don't tell.
-                    let memory = match n.memory_max_bytes {
-                        0 => "-".into(),
-                        max => format!("{} of {}", output::bytes(n.memory_used_bytes), output::bytes(max)),
-                    };
-                    let (name, role, parent, state) =
-                        (n.name.clone(), n.role.clone(), n.parent.clone(), n.state.clone());
-                    vec![name, role, parent, state, link, n.models.to_string(), memory]
-                })
-                .collect();
-            let mut text = output::table(&["name", "role", "parent", "state", "link up", "models", "memory"], &rows);
-            if l.left_out > 0 {
-                text.push_str(&format!("and {} more, which are not listed\n", l.left_out));
+        let done = match args.verb.clone() {
+            Some(NodesVerb::Revoke { node: name, reason }) => {
+                let request = NodeRevokeRequest { node: name.clone(), reason };
+                node.node_revoke(request).await.map(|_| format!("{name} is shut out of the site"))
             }
-            text
-        })
+            Some(NodesVerb::Rm { node: name, force }) => {
+                let request = NodeRemoveRequest { node: name.clone(), force };
+                node.node_remove(request).await.map(|_| format!("{name} is shut out of the site and forgotten"))
+            }
+            Some(NodesVerb::Rename { node: was, name }) => {
+                let request = NodeRenameRequest { node: was.clone(), name: name.clone() };
+                node.node_rename(request).await.map(|_| {
+                    format!(
+                        "{was} is called {name} from now on; it begins anew under that name as soon as it is connected"
+                    )
+                })
+            }
+            None => return list(global, node).await,
+        };
+        global.output().say(done.map_err(|s| client::refused(&s))?);
+        Ok(())
+    })
+}
+
+async fn list(global: &Global, mut node: LocalClient<Channel>) -> Outcome {
+    let reply = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
+    let names: std::collections::HashMap<String, String> =
+        reply.nodes.iter().map(|n| (n.node_id.clone(), n.node_name.clone())).collect();
+    let line = |n: NodeInfo| NodeLine {
+        parent: names.get(&n.parent_id).cloned().unwrap_or(if n.parent_name.is_empty() {
+            n.parent_id
+        } else {
+            n.parent_name
+        }),
+        role: role_name(n.role).into(),
+        up_bytes_per_s: n.link.as_ref().map_or(0.0, |l| l.up_bytes_per_s),
+        rtt_ms: n.link.as_ref().map_or(0.0, |l| l.rtt_ns as f64 / 1e6),
+        models: n.model_count,
+        memory_used_bytes: n.load.map_or(0, |l| l.memory_max_bytes.saturating_sub(l.memory_free_bytes)),
+        memory_max_bytes: n.load.map_or(0, |l| l.memory_max_bytes),
+        id: n.node_id,
+        name: n.node_name,
+        state: n.state,
+        last_seen_ms: n.last_seen_ms,
+    };
+    let list = NodeList { left_out: reply.left_out, nodes: reply.nodes.into_iter().map(line).collect() };
+    global.output().data(&list, |l| {
+        let rows: Vec<Vec<String>> = l
+            .nodes
+            .iter()
+            .map(|n| {
+                let link = if n.up_bytes_per_s > 0.0 {
+                    format!("{:.2} Mbit/s, {:.0} ms", n.up_bytes_per_s * 8.0 / 1e6, n.rtt_ms)
+                } else {
+                    "-".into()
+                };
+                // Older nodes don't tell.
+                let memory = match n.memory_max_bytes {
+                    0 => "-".into(),
+                    max => format!("{} of {}", output::bytes(n.memory_used_bytes), output::bytes(max)),
+                };
+                let (name, role, parent, state) = (n.name.clone(), n.role.clone(), n.parent.clone(), n.state.clone());
+                vec![name, role, parent, state, link, n.models.to_string(), memory]
+            })
+            .collect();
+        let mut text = output::table(&["name", "role", "parent", "state", "link up", "models", "memory"], &rows);
+        if l.left_out > 0 {
+            text.push_str(&format!("and {} more, which are not listed\n", l.left_out));
+        }
+        text
     })
 }

@@ -251,7 +251,8 @@ fn every_example_job_learns_with_as_many_edges_as_it_needs(part: usize) {
         assert_eq!(done["event"], "done", "{job}");
         assert!(done["accuracy"].as_f64().unwrap() >= FLOOR, "{job}: {done}");
         if job == "hierarchical.toml" {
-            let more = place.run("examples", &["train", &file, "--sim", "8", "--edges", "4", "--json", "--quiet", "--replace"]);
+            let more = place
+                .run("examples", &["train", &file, "--sim", "8", "--edges", "4", "--json", "--quiet", "--replace"]);
             assert_ne!(last(&more)["model"], done["model"], "{job}: other edges, another model");
         }
     }

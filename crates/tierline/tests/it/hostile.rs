@@ -476,7 +476,11 @@ impl Anything {
                 Some(Body::Heartbeat(Heartbeat { session, sequence, sent_ns, link: self.maybe(Self::link) }))
             }
             2 => Some(Body::Load(self.load())),
-            3 => Some(Body::Offers(Offers { sequence: self.count(), models: self.list(Self::offer), catalogue: self.count() })),
+            3 => Some(Body::Offers(Offers {
+                sequence: self.count(),
+                models: self.list(Self::offer),
+                catalogue: self.count(),
+            })),
             4 => {
                 let (nodes, left_out) = (self.list(Self::node), self.count());
                 Some(Body::Subtree(Subtree { nodes, more: self.rng.bool(), news: self.rng.bool(), left_out }))

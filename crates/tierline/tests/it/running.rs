@@ -89,3 +89,134 @@ fn architectures_of_the_zoo_are_models() {
     assert_eq!(run(&["model", "trainable", "a.onnx", "--out", "step.onnx"]).code, 0);
     run(&["model", "zoo", "nothing", "--out", "c.onnx"]).refused(2, "no architecture here; there are mlp, lenet");
 }
+
+/// States by name, as a node lists them.
+fn states(node: &Node) -> std::collections::BTreeMap<String, String> {
+    let nodes = node.ask(&["nodes", "--json"]).json();
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    nodes["nodes"].as_array().unwrap().iter().map(|n| (text(&n["name"]), text(&n["state"]))).collect()
+}
+
+fn becomes(node: &Node, expected: &[(&str, &str)]) {
+    let expected = expected.iter().map(|(name, state)| ((*name).to_owned(), (*state).to_owned())).collect();
+    until(&format!("{expected:?}"), || {
+        let now = states(node);
+        (now == expected).then_some(()).or_else(|| {
+            eprintln!("{now:?}");
+            None
+        })
+    });
+}
+
+#[test]
+fn a_list_remembers_who_was_there() {
+    let site = Site::new();
+    let mut edge = site.edge("gateway");
+    let mut kept = site.end("kept", &edge.url, &[]);
+    let mut lost = site.end("lost", &edge.url, &[]);
+    let mut sold = site.end("sold", &edge.url, &[]);
+    site.join("end", "boxed", &site.cloud.url);
+    let all = |edge: &'static str, kept: &'static str, lost: &'static str, sold: &'static str| {
+        [("cloud", "connected"), ("gateway", edge), ("kept", kept), ("lost", lost), ("sold", sold), ("boxed", "never")]
+    };
+    becomes(&site.cloud, &all("connected", "connected", "connected", "connected"));
+    // One that is away when it is shut out is known to be.
+    lost.kill();
+    sold.kill();
+    becomes(&site.cloud, &all("connected", "connected", "lost", "lost"));
+    assert_eq!(site.cloud.ask(&["nodes", "revoke", "sold"]).code, 0);
+    becomes(&site.cloud, &all("connected", "connected", "lost", "revoked"));
+    // An edge that begins anew still knows them all.
+    edge.restart();
+    becomes(&site.cloud, &all("connected", "connected", "lost", "revoked"));
+    becomes(&edge, &[("gateway", "connected"), ("kept", "connected"), ("lost", "lost"), ("sold", "revoked")]);
+    // Whom a lost edge had below it, nobody reaches.
+    edge.kill();
+    becomes(&site.cloud, &all("lost", "lost", "lost", "revoked"));
+    let mut cloud = site.cloud;
+    cloud.restart();
+    becomes(&cloud, &all("lost", "lost", "lost", "revoked"));
+    assert_eq!(listed(&cloud, "kept")["parent"], "gateway");
+    kept.kill();
+}
+
+#[test]
+fn a_node_that_is_removed_leaves_every_list_and_its_name() {
+    let site = Site::new();
+    let mut cam = site.end("cam", &site.cloud.url, &[]);
+    becomes(&site.cloud, &[("cloud", "connected"), ("cam", "connected")]);
+    site.cloud.ask(&["nodes", "rm", "cam"]).refused(5, "cam is connected");
+    cam.kill();
+    becomes(&site.cloud, &[("cloud", "connected"), ("cam", "lost")]);
+    assert_eq!(site.cloud.ask(&["nodes", "rm", "cam"]).code, 0);
+    becomes(&site.cloud, &[("cloud", "connected")]);
+    // Its certificate is refused, and its name is free.
+    let refused = crate::harness::Node::start(&cam.data, &[]);
+    let status = || refused.ask(&["node", "status", "--json"]).json()["parents"][0].to_string();
+    until("it hears that it is out", || status().contains("revoked").then_some(()));
+    let other = site.folder.path().join("other");
+    let token = site.token("end");
+    let joined = crate::harness::tierline([
+        "--data",
+        other.to_str().unwrap(),
+        "join",
+        &site.cloud.url,
+        "--token",
+        &token,
+        "--name",
+        "cam",
+    ]);
+    assert_eq!(joined.code, 0, "{joined:?}");
+    becomes(&site.cloud, &[("cloud", "connected"), ("cam", "never")]);
+    site.cloud.ask(&["nodes", "rm", "nobody"]).refused(1, "there is no node `nobody`");
+    site.cloud.ask(&["nodes", "rm", "cloud"]).refused(6, "can't shut itself out");
+}
+
+#[test]
+fn a_node_takes_the_name_that_it_is_given() {
+    let site = Site::new();
+    let edge = site.edge("gateway");
+    let cam = site.end("cam", &edge.url, &[]);
+    becomes(&site.cloud, &[("cloud", "connected"), ("gateway", "connected"), ("cam", "connected")]);
+    site.cloud.ask(&["nodes", "rename", "cam", "gateway"]).refused(1, "another node is called `gateway`");
+    site.cloud.ask(&["nodes", "rename", "cam", "Not A Name"]).refused(2, "can't name a node");
+    assert_eq!(site.cloud.ask(&["nodes", "rename", "cam", "front-door"]).code, 0);
+    becomes(&site.cloud, &[("cloud", "connected"), ("gateway", "connected"), ("front-door", "connected")]);
+    // It has a certificate of that name, by which the edge knows it, and keeps it.
+    becomes(&edge, &[("gateway", "connected"), ("front-door", "connected")]);
+    let status = || cam.ask(&["node", "status", "--json"]);
+    until("it knows itself by it", || {
+        let status = status();
+        (status.code == 0 && status.json()["name"] == "front-door").then_some(())
+    });
+    let toml = std::fs::read_to_string(cam.data.join("node.toml")).unwrap();
+    assert!(toml.contains("name = \"front-door\""), "{toml}");
+    // An edge, with those below it, and one that is away meanwhile.
+    assert_eq!(site.cloud.ask(&["nodes", "rename", "gateway", "hall"]).code, 0);
+    becomes(&site.cloud, &[("cloud", "connected"), ("hall", "connected"), ("front-door", "connected")]);
+    until("the end knows its parent by it", || {
+        let status = status();
+        (status.code == 0 && status.json()["parents"][0]["name"] == "hall").then_some(())
+    });
+}
+
+#[test]
+fn a_model_keeps_what_was_measured_under_another_name() {
+    let site = Site::new();
+    let end = site.end("cam", &site.cloud.url, &[]);
+    let model = site.add_model();
+    crate::harness::until_planned(&end);
+    let profile = || end.ask(&["model", "ls", "--json"]).json()["models"].clone();
+    let before = profile();
+    site.cloud.ask(&["model", "rename", "digits", "no such name!"]).refused(2, "name");
+    end.ask(&["model", "rename", "digits", "letters"]).refused(6, "kept on the cloud");
+    assert_eq!(site.cloud.ask(&["model", "rename", "digits", "letters"]).code, 0);
+    until("the end knows it", || (profile()[0]["name"] == "letters").then_some(()));
+    let after = profile();
+    assert_eq!(after.as_array().unwrap().len(), 1);
+    assert_eq!((&after[0]["digest"], &after[0]["profiled"]), (&before[0]["digest"], &true.into()));
+    let logs = end.ask(&["logs", "--kind", "model"]).stdout;
+    assert_eq!(logs.matches("profiled").count(), 1, "it was measured once: {logs}");
+    assert_eq!(end.ask(&["infer", "--model", "letters", "--input", &model.input]).code, 0);
+    end.ask(&["infer", "--model", "digits", "--input", &model.input]).refused(1, "no model `digits`");
+}

@@ -127,6 +127,12 @@ pub struct Federations {
 }
 
 impl Federations {
+    /// How many jobs are under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.lock().len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Digest, Arc<Duty>>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }

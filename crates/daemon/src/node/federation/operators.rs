@@ -142,6 +142,13 @@ impl Node {
         if row.coordinates {
             let left_out = Folder::at(&self.config.data, row.job).load_left_out()?;
             info.excluded = messages::listed(left_out);
+            // Of before this version, nothing was kept.
+            if let Some(kept) = self.state.with(move |state| state.kept_end(job)).await? {
+                let kept = <JobInfo as prost::Message>::decode(&*kept)
+                    .map_err(|e| Failure::new(Code::Corrupt, format!("what is known of job {}: {e}", row.name)))?;
+                let JobInfo { members, ready, excluded, notes, .. } = kept;
+                info = JobInfo { members, ready, excluded, notes, ..info };
+            }
         }
         if let Some(upper) = self.federations.get(row.job).and_then(|duty| duty.upper.clone()) {
             let (ask, answer) = oneshot::channel();

@@ -16,6 +16,7 @@ use tierline_proto::v1::{
     ParentMessage, Subtree, parent_message,
 };
 use tierline_proto::{Role, Sound, Versions};
+use tierline_store::state::{NodeRow, SeenRow};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
@@ -249,6 +250,38 @@ impl Children {
         self.lock().named(name).map(|entry| entry.hello.role)
     }
 
+    /// Nodes of before this start: none of them is here yet.
+    pub fn remember(&self, now: Time, seen: Vec<SeenRow>) {
+        let mut inner = self.lock();
+        let (children, below): (Vec<_>, Vec<_>) = seen.into_iter().partition(|row| row.via.is_empty());
+        for SeenRow { node, seen_ms, .. } in children {
+            inner.reports.entry(node.id.clone()).or_default().heard_ms = seen_ms;
+            let NodeRow { id, name, role } = node;
+            inner.register.remember(now, Hello { node: id, role, name, versions: Versions::OURS, incarnation: 0 });
+        }
+        for SeenRow { node, parent, via, seen_ms } in below {
+            let Some(report) = inner.reports.get_mut(&via) else { continue };
+            report.below.nodes.push(NodeInfo {
+                node_id: node.id,
+                node_name: node.name,
+                role: node.role.into(),
+                parent_id: parent,
+                state: "lost".to_owned(),
+                last_seen_ms: seen_ms,
+                ..NodeInfo::default()
+            });
+        }
+    }
+
+    /// Forgets a node that isn't here, wherever it was.
+    pub fn forget(&self, id: &str) {
+        let mut inner = self.lock();
+        inner.register.forget(id);
+        for report in inner.reports.values_mut() {
+            report.below.nodes.retain(|node| node.node_id != id);
+        }
+    }
+
     /// A node's certificate is revoked: its lease ends now.
     pub fn revoke(&self, node: &Node, id: &str) {
         self.step(node, ParentEvent::Revoked { node: id.to_owned() });
@@ -412,6 +445,7 @@ impl Control for ControlService {
             reports.retain(|id, _| known.contains(id.as_str()));
             reports.entry(peer.id.clone()).or_default();
             inner.send(session, parent_message::Body::Revocations(node.revocations()));
+            inner.send(session, parent_message::Body::Names(node.names()));
             inner.send(session, parent_message::Body::Catalogue(node.catalogue.message()));
             inner.send(session, parent_message::Body::Path(node.path_for_children()));
         }
@@ -478,7 +512,7 @@ fn hear(node: &Arc<Node>, peer: &Peer, session: u64, said: FromChild) {
             let new = report.below.take(subtree, room);
             drop(inner);
             if !new.is_empty() {
-                node.tell_of_new(new);
+                node.tell_of_new(new, &peer.id);
             }
             node.report_up();
         }

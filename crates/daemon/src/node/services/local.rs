@@ -9,9 +9,10 @@ use tierline_proto::v1::local_server::Local;
 use tierline_proto::v1::{
     Code, DrainRequest, Empty, Event, Failure, InferChunk, InferHeader, InferReply, JobControlRequest, JobInfo,
     JobListReply, JobRequest, JobSubmitChunk, MetricsReply, ModelAddChunk, ModelAddReply, ModelInfo, ModelListReply,
-    ModelRemoveRequest, ModelShowReply, ModelShowRequest, NodeRevokeRequest, NodeStatus, NodesReply, Placement,
-    PlanReply, PlanRequest, ProfileProgress, ProfileRequest, Reply, Route, TokenCreateReply, TokenCreateRequest,
-    TokenListReply, TokenRevokeRequest, WatchRequest, infer_chunk, model_add_chunk,
+    ModelRemoveRequest, ModelRenameRequest, ModelShowReply, ModelShowRequest, NodeRemoveRequest, NodeRenameRequest,
+    NodeRevokeRequest, NodeStatus, NodesReply, Placement, PlanReply, PlanRequest, ProfileProgress, ProfileRequest,
+    Reply, Route, TokenCreateReply, TokenCreateRequest, TokenListReply, TokenRevokeRequest, WatchRequest, infer_chunk,
+    model_add_chunk,
 };
 use tierline_proto::{Digest, Encoded, Sound, frame};
 use tokio_stream::wrappers::ReceiverStream;
@@ -70,6 +71,16 @@ impl Local for LocalService {
         Ok(Response::new(Empty {}))
     }
 
+    async fn node_remove(&self, request: Request<NodeRemoveRequest>) -> Reply1<Empty> {
+        self.0.the_authority()?.node_remove(&self.0, &request.into_inner()).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn node_rename(&self, request: Request<NodeRenameRequest>) -> Reply1<Empty> {
+        self.0.the_authority()?.node_rename(&self.0, &request.into_inner()).await?;
+        Ok(Response::new(Empty {}))
+    }
+
     async fn model_list(&self, _: Request<Empty>) -> Reply1<ModelListReply> {
         let mut models = Vec::new();
         for entry in self.0.catalogue.list() {
@@ -113,6 +124,12 @@ impl Local for LocalService {
         let name = request.into_inner().model;
         self.0.remove_model(&name).await?;
         Ok(Response::new(Empty {}))
+    }
+
+    async fn model_rename(&self, request: Request<ModelRenameRequest>) -> Reply1<ModelAddReply> {
+        let ModelRenameRequest { model, name } = request.into_inner();
+        let entry = self.0.rename_model(&model, &name).await?;
+        Ok(Response::new(ModelAddReply { entry: Some(entry.message()), notes: Vec::new() }))
     }
 
     async fn profile(&self, request: Request<ProfileRequest>) -> Reply1<Self::ProfileStream> {
@@ -177,7 +194,8 @@ impl Local for LocalService {
             _ => None,
         });
         let encoded = collected.await?;
-        let Entered { predicted, plan, model, answer } = enter(&self.0, &header, encoded, deadline, Arc::new(held)).await;
+        let Entered { predicted, plan, model, answer } =
+            enter(&self.0, &header, encoded, deadline, Arc::new(held)).await;
         let held = answer.held.clone();
         let (reply, tensors) = pack(answer, wire::raw().name());
         let total = arrived.elapsed();

@@ -56,6 +56,7 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
         let nodes = if wanted == 1 { "node" } else { "nodes" };
         let text = format!("job {} ({}) begins with {wanted} {nodes} or more", info.name, &digest[..8]);
         global.output().say(text);
+        info.notes.iter().for_each(|note| global.output().say(format!("note: {note}")));
         match follow(global, &mut node, &info, folder).await? {
             Followed::Ended => Ok(()),
             Followed::Left => {

@@ -158,8 +158,12 @@ impl Upper {
     async fn coordinate(self, inbox: &mut mpsc::Receiver<ToUpper>) -> Result<bool, Failure> {
         let node = Arc::clone(&self.node);
         let mut desks = self.set_up().await?;
+        // An end leaves no members; those before it are kept.
+        let (mut members, mut ready) = (0, 0);
         while !desks.over {
-            node.metrics.progress(desks.upper.metrics_key(), &desks.coordinator.progress());
+            let progress = desks.coordinator.progress();
+            node.metrics.progress(desks.upper.metrics_key(), &progress);
+            (members, ready) = (progress.members.max(members), progress.ready.max(ready));
             let wake = desks.coordinator.wake().map(|t| node.instant_of(t));
             tokio::select! {
                 message = inbox.recv() => match message {
@@ -170,6 +174,16 @@ impl Upper {
             }
             if inbox.is_empty() {
                 desks.catch_up().await?;
+            }
+        }
+        if desks.upper.below.is_none() {
+            let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let (members, ready) = (number(members), number(ready));
+            let end = JobInfo { members, ready, ..desks.info()? };
+            let (id, kept) = (desks.upper.id, prost::Message::encode_to_vec(&end));
+            // For people only: the job itself has ended well without it.
+            if let Err(failure) = node.state.with(move |state| state.keep_end(id, &kept)).await {
+                tracing::warn!(%failure, "the members of a job that ended are not kept");
             }
         }
         Ok(true)
@@ -323,7 +337,16 @@ impl Desks {
         let away = away.map(|node| (node.to_owned(), "it can't be reached".to_owned()));
         let excluded = messages::listed(out.chain(self.unable.clone()).chain(away));
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let least = self.upper.hop.clients.min;
+        let waits_for = match self.coordinator.phase() {
+            Phase::Gathering if progress.ready < least => {
+                format!("{least} nodes that can take part; {} can", progress.ready)
+            }
+            _ => String::new(),
+        };
         Ok(JobInfo {
+            waits_for,
+            notes: self.notes(),
             state: state.to_owned(),
             round: progress.round,
             rounds: self.upper.manifest.federation().cloud.rounds,
@@ -334,6 +357,24 @@ impl Desks {
             excluded,
             ..JobInfo::default()
         })
+    }
+
+    /// What the job's operator should know of it.
+    fn notes(&self) -> Vec<String> {
+        let (job, federation) = (&self.upper.manifest.job, self.upper.manifest.federation());
+        if self.upper.below.is_some() || self.judge.is_some() || federation.looks_at_ends() {
+            return Vec::new();
+        }
+        let name = self.node().name().to_owned();
+        let set = match &job.data.test {
+            Some(test) => format!("no data set `{test}`"),
+            None => format!("no data set `{}` with a part for tests", job.data.train),
+        };
+        let add = job.data.test.as_ref().unwrap_or(&job.data.train);
+        vec![format!(
+            "nothing is held out, so no accuracy is known: {name} has {set} (before the job begins: `tierline data add \
+             {add} PATH` there)"
+        )]
     }
 
     async fn step(&mut self, event: Event) -> Result<(), Failure> {

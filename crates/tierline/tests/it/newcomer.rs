@@ -1,0 +1,94 @@
+//! What somebody tries who has just begun: what is asked twice, in the wrong
+//! place, or by a wrong name, and what nothing may replace without a word.
+
+use crate::harness::{Site, binary, outputs, tierline, until_planned, write_npy};
+
+#[test]
+fn a_folder_that_is_a_member_keeps_its_identity_unless_told_otherwise() {
+    let site = Site::new();
+    let data = site.join("end", "cam", &site.cloud.url);
+    let identity = || std::fs::read(data.join("identity/node.pem")).unwrap();
+    let before = identity();
+    let token = site.token("end");
+    let join = |folder: &std::path::Path, more: &[&str]| {
+        let folder = folder.to_str().unwrap();
+        let args = ["--data", folder, "join", &site.cloud.url, "--token", &token, "--name", "other"];
+        tierline([&args[..], more].concat())
+    };
+    join(&data, &[]).refused(3, "is cam (end) already");
+    assert!(identity() == before, "it is the same as before");
+    // A cloud's would be the end of its site.
+    join(&site.cloud.data, &[]).refused(3, "is cloud (cloud) already");
+    assert_eq!(join(&data, &["--replace"]).code, 0);
+    assert!(identity() != before);
+}
+
+#[test]
+fn a_model_is_measured_anew_only_when_that_is_wanted() {
+    let site = Site::new();
+    let end = site.end("cam", &site.cloud.url, &[]);
+    let file = site.folder.path().join("net.onnx");
+    let file = file.to_str().unwrap();
+    assert_eq!(tierline(["model", "zoo", "lenet", "--out", file]).code, 0);
+    let add = |more: &[&str]| site.cloud.ask(&[&["model", "add", file, "--name", "digits"], more].concat());
+    let added = add(&["--shape", "input=1,1,28,28"]);
+    assert!(added.code == 0 && added.stderr.contains("all 2 nodes know it"), "{added:?}");
+    assert_eq!(end.ask(&["model", "show", "digits"]).code, 0, "it does indeed");
+    until_planned(&end);
+    add(&["--shape", "input=4,1,28,28"]).refused(1, "measured at input=1,1,28,28");
+    add(&["--shape", "input=1,1,28,28", "--cuts", "2"]).refused(1, "with other cuts");
+    assert_eq!(add(&["--shape", "input=1,1,28,28"]).code, 0, "the same again changes nothing");
+    let models = end.ask(&["model", "ls", "--json"]).json();
+    assert_eq!(models["models"][0]["profiled"], true, "nothing was dropped: {models}");
+
+    // An answer says which model it is of.
+    let npy = site.folder.path().join("input.npy");
+    write_npy(&npy, vec![1, 1, 28, 28], vec![0.5; 784]);
+    let input = format!("input=@{}", npy.display());
+    let infer = || end.ask(&["infer", "--model", "digits", "--input", &input, "--json"]).json();
+    let first = infer();
+    assert_eq!(first["digest"], models["models"][0]["digest"]);
+    assert_eq!(tierline(["model", "zoo", "lenet", "--seed", "9", "--out", file]).code, 0);
+    let replaced = add(&["--shape", "input=1,1,28,28", "--replace", "--json"]).json();
+    assert_eq!((&replaced["known_by"], &replaced["not_yet"]), (&2.into(), &serde_json::json!([])));
+    let second = infer();
+    assert_eq!(second["digest"], replaced["digest"], "every node knows it once the command has ended");
+    assert_ne!(outputs(&first), outputs(&second));
+
+    // A wrong name is told from a missing one.
+    let wrong = end.ask(&["infer", "--model", "digits", "--input", &input.replace("input=", "image=")]);
+    wrong.refused(2, "the model has no input `image`; it takes `input`");
+}
+
+#[test]
+fn what_only_the_cloud_does_is_asked_of_the_cloud() {
+    let site = Site::new();
+    let end = site.end("cam", &site.cloud.url, &[]);
+    let refused = end.ask(&["token", "create"]);
+    refused.refused(6, "this node is an end, and only cloud nodes do that");
+    assert!(refused.stderr.contains("run it on the cloud"), "{refused:?}");
+    let lost = site.folder.path().join("nobody");
+    tierline(["--data", lost.to_str().unwrap(), "node"]).refused(3, "no identity in");
+}
+
+#[test]
+fn a_run_is_not_lost_to_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    crate::train::corners(folder.path());
+    let run = |args: &[&str]| {
+        let mut command = binary();
+        command.current_dir(folder.path()).env("TIERLINE_DATA", folder.path().join("data")).args(args);
+        crate::harness::Ran::of(command.output().unwrap())
+    };
+    assert_eq!(run(&["data", "add", "corners", "pictures", "--size", "28x28", "--grey"]).code, 0);
+    let train = |more: &[&str]| run(&[&["train", "corners.toml", "--local", "--epochs", "1"], more].concat());
+    assert_eq!(train(&[]).code, 0);
+    let model = || std::fs::read(folder.path().join("corners.run/model.onnx")).unwrap();
+    let before = model();
+    let refused = train(&[]);
+    refused.refused(3, "is of an earlier run");
+    assert!(refused.stderr.contains("--resume") && refused.stderr.contains("--replace"), "{refused:?}");
+    assert!(model() == before);
+    assert_eq!(train(&["--out", "elsewhere"]).code, 0);
+    assert_eq!(train(&["--replace"]).code, 0);
+}
