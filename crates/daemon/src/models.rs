@@ -177,10 +177,13 @@ pub fn profile_shapes(prepared: &Prepared, given: BTreeMap<String, Vec<u64>>) ->
                 return Err(Failure::message(
                     Exit::Usage,
                     format!(
-                        "input `{}` has free axes {}; say what size to plan for: --shape {}=...",
+                        "input `{0}` has free axes {1}; say what size to plan for: --shape {0}={2}",
                         input.name,
                         shape_text(input.shape.as_ref()),
-                        input.name
+                        input.shape.as_ref().map_or("1,3,224,224".to_owned(), |axes| {
+                            let size = |axis: &Dim| axis.known().unwrap_or(1).to_string();
+                            axes.iter().map(size).collect::<Vec<_>>().join(",")
+                        })
                     ),
                 ));
             }

@@ -487,7 +487,16 @@ impl Node {
 
     /// A child's lease ended.
     pub fn child_down(&self, id: &str, why: Lost) {
-        self.events.record("node", format!("{id} is gone: {why:?}"), &serde_json::json!({ "node": id, "up": false }));
+        let name = self.children.name_of(id).unwrap_or_else(|| id.to_owned());
+        let why = match why {
+            Lost::Expired => "nothing was heard of it in time",
+            Lost::Ended => "its connection ended",
+            Lost::Replaced => "it said hello again",
+            Lost::Revoked => "it is shut out",
+            Lost::Draining => "this node stops",
+        };
+        let json = serde_json::json!({ "node": id, "name": name, "up": false });
+        self.events.record("node", format!("{name} is gone: {why}"), &json);
         if let Some(node) = self.shared() {
             node.report_up();
             if let Some(name) = node.children.name_of(id) {

@@ -78,7 +78,10 @@ impl Node {
         let entry = self.adopt_manifest(manifest).await?;
         drop(turn);
         self.tell_children_catalogue();
-        self.profile_later(entry.clone());
+        // The same model under another name is measured already.
+        if self.catalogue.profile(entry.model).is_none() {
+            self.profile_later(entry.clone());
+        }
         Ok(entry)
     }
 

@@ -49,8 +49,8 @@ fn the_example_makes_a_plan() {
     let site = Site::parse(&example()).unwrap();
     assert_eq!(site.names(), ["camera", "gateway", "server"]);
     assert_eq!(site.tiers.iter().map(|t| t.role).collect::<Vec<_>>(), [Role::End, Role::Edge, Role::Cloud]);
-    assert_eq!(site.source("camera"), Ok(Source { profile: "profiles/gateway.toml", factor: 6.0 }));
-    assert_eq!(site.source("server"), Ok(Source { profile: "profiles/server.toml", factor: 1.0 }));
+    assert_eq!(site.source("camera"), Ok(Source { profile: "../../try/gateway.toml", factor: 6.0 }));
+    assert_eq!(site.source("server"), Ok(Source { profile: "../../try/gateway.toml", factor: 0.25 }));
     let [up, next] = site.conditions()[..] else { panic!("two links") };
     assert_eq!((up.up_bytes_per_s, up.down_bytes_per_s, up.rtt_ns), (2.5e6, 6.25e6, 3_000_000));
     assert_eq!((next.up_bytes_per_s, next.down_bytes_per_s), (5e6, 5e6));

@@ -341,7 +341,7 @@ fn text(a: &Answered) -> String {
     if let Some(reason) = &a.reason {
         text.push_str(&format!("  degraded: {reason}"));
     }
-    text.push('\n');
+    text.push_str(&format!("\nplan: {}\n", if a.plan.is_empty() { "none" } else { &a.plan }));
     let rows: Vec<Vec<String>> = a
         .stages
         .iter()

@@ -167,7 +167,7 @@ fn dispatch(cli: Cli) -> Outcome {
     let global = &cli.global;
     match cli.verb {
         Verb::Doctor => doctor::doctor(global),
-        Verb::Node(args) => node::node(global, *args),
+        Verb::Node(args) => node::node(global, &args),
         Verb::Logs(args) => running::logs(global, &args),
         Verb::Token(verb) => site::token(global, verb),
         Verb::Join(args) => node::join(global, &args),

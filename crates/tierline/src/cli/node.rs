@@ -72,71 +72,81 @@ pub struct NodeArgs {
     providers: Vec<tierline_engine::Provider>,
 }
 
-pub fn node(global: &Global, args: NodeArgs) -> Outcome {
+pub fn node(global: &Global, args: &NodeArgs) -> Outcome {
     match &args.verb {
         Some(NodeVerb::Status(target)) => return running::status(global, target),
         Some(NodeVerb::Stop(stop)) => return running::stop(global, stop),
         None => {}
     }
-    let file = NodeConfig::load(&global.data_folder())?;
-    let mut config = file.clone();
-    if let Some(name) = args.name {
-        config.name = name;
-    }
-    if args.listen.is_some() {
-        config.listen = args.listen;
-    }
-    if args.advertise.is_some() {
-        config.advertise = args.advertise;
-    }
-    if args.metrics.is_some() {
-        config.metrics = args.metrics;
-    }
-    if !args.parents.is_empty() {
-        config.parents = args.parents;
-    }
-    if !args.providers.is_empty() {
-        config.providers = args.providers;
-    }
-    config.threads = args.threads.unwrap_or(config.threads);
-    config.slowdown = args.slowdown.unwrap_or(config.slowdown);
-    config.scale_of_parent = args.scale_of_parent.or(config.scale_of_parent);
-    config.memory_bytes = args.memory.unwrap_or(config.memory_bytes);
-    config.check()?;
     if args.role == Some(RoleArg::Operator) {
         return Err(usage("an operator runs no node; choose end, edge or cloud"));
     }
     logging();
-    let (output, given) = (global.output(), config.clone());
-    // It may come from the environment, which isn't the node's.
-    if global.engine != "auto" {
-        config.engine.clone_from(&global.engine);
-    }
-    let mut role = args.role.map(Into::into);
-    let told = |told: Told<'_>| match told {
-        Told::Ready(ready) => {
-            // Only now: what a node can't be started with isn't worth keeping.
-            remember(&file, &given, output);
-            if output.json {
-                return output.event(ready);
+    let output = global.output();
+    loop {
+        // Anew for each start: a node that was given another name has it in its file.
+        let file = NodeConfig::load(&global.data_folder())?;
+        let given = args.over(file.clone())?;
+        let mut config = given.clone();
+        // It may come from the environment, which isn't the node's.
+        if global.engine != "auto" {
+            config.engine.clone_from(&global.engine);
+        }
+        let told = |told: Told<'_>| match told {
+            Told::Ready(ready) => {
+                // Only now: what a node can't be started with isn't worth keeping.
+                remember(&file, &given, output);
+                if output.json {
+                    return output.event(ready);
+                }
+                let place = match &ready.url {
+                    Some(url) => format!("listening on {url}"),
+                    None => format!("calling {}", ready.parents.join(", ")),
+                };
+                output.say(format!("{} ({}) is ready, {place}", ready.node, ready.role));
+                Ok(())
             }
-            let place = match &ready.url {
-                Some(url) => format!("listening on {url}"),
-                None => format!("calling {}", ready.parents.join(", ")),
-            };
-            output.say(format!("{} ({}) is ready, {place}", ready.node, ready.role));
-            Ok(())
+            Told::Note(text) => {
+                output.say(text);
+                Ok(())
+            }
+        };
+        if block_on(daemon::run(config, args.role.map(Into::into), told))? == Ended::Stopped {
+            return Ok(());
         }
-        Told::Note(text) => {
-            output.say(text);
-            Ok(())
-        }
-    };
-    // A node that was given another name begins anew with it.
-    while block_on(daemon::run(config.clone(), role, told))? == Ended::Renamed {
-        role = None;
     }
-    Ok(())
+}
+
+impl NodeArgs {
+    /// What the file says, and what is said here over it.
+    fn over(&self, file: NodeConfig) -> Outcome<NodeConfig> {
+        let mut config = file;
+        // A node that joined has its name in its certificate.
+        if let Some(name) = self.name.as_ref().filter(|_| config.name.is_empty()) {
+            config.name.clone_from(name);
+        }
+        for (value, given) in [
+            (&mut config.listen, &self.listen),
+            (&mut config.advertise, &self.advertise),
+            (&mut config.metrics, &self.metrics),
+        ] {
+            if given.is_some() {
+                value.clone_from(given);
+            }
+        }
+        if !self.parents.is_empty() {
+            config.parents.clone_from(&self.parents);
+        }
+        if !self.providers.is_empty() {
+            config.providers.clone_from(&self.providers);
+        }
+        config.threads = self.threads.unwrap_or(config.threads);
+        config.slowdown = self.slowdown.unwrap_or(config.slowdown);
+        config.scale_of_parent = self.scale_of_parent.or(config.scale_of_parent);
+        config.memory_bytes = self.memory.unwrap_or(config.memory_bytes);
+        config.check()?;
+        Ok(config)
+    }
 }
 
 /// A node comes back as it was first started, whoever starts it again. One
@@ -299,10 +309,11 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
             data: data.display().to_string(),
         };
         global.output().data(&joined, |j| {
+            let folder = global.data.as_ref().map_or(String::new(), |data| format!(" --data {}", data.display()));
             let next = if j.role == "operator" {
-                format!("try: tierline nodes --endpoint {}", args.url)
+                format!("try: tierline{folder} nodes --endpoint {}", args.url)
             } else {
-                "try: tierline node".to_owned()
+                format!("try: tierline{folder} node")
             };
             format!("{} joined as {}; its identity is in {}\n{next}", j.name, j.role, j.data)
         })

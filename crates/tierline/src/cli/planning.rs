@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tierline_daemon::config::Factor;
@@ -17,7 +17,7 @@ use tierline_proto::v1::{Empty, PlanRequest as NodePlanRequest, ProfileRequest};
 use tierline_store::disk;
 
 use super::{Global, block_on, client, engines, usage};
-use crate::output::{self, Exit, ExitWith, Failure, Outcome};
+use crate::output::{self, Exit, ExitWith, Failure, Outcome, Output};
 
 #[derive(Debug, clap::Args)]
 pub struct Profile {
@@ -89,15 +89,12 @@ fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfil
         inputs.push((input.name.clone(), tensor));
     }
     let work = Work { engine: Arc::clone(&engine), model: &prepared.model, manifest: &manifest, inputs: &inputs };
-    let bar = global.output().progress(100, "measuring");
-    let shown = bar.clone();
-    let watch = Watch::new(move |p| {
-        shown.set_message(p.phase.to_string());
-        shown.set_position((p.done * 100.0) as u64);
-    });
+    let steps = Arc::new(Steps::new(global));
+    let shown = Arc::clone(&steps);
+    let watch = Watch::new(move |p| shown.at((p.done * 100.0) as u64, &p.phase.to_string()));
     let load = tierline_engine::LoadOptions::with_threads(args.threads);
     let profile = tierline_daemon::profiling::measure(&work, Measuring { load, slowdown: 1.0, watch, time_max: None })?;
-    bar.finish_and_clear();
+    steps.bar.finish_and_clear();
     Ok((format!("{} {}", engine.name(), engine.version()), profile))
 }
 
@@ -108,18 +105,47 @@ fn profile_on_node(global: &Global, args: &Profile) -> Outcome<(String, ModelPro
         let status = node.status(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
         let request = ProfileRequest { model: args.model.clone(), ..ProfileRequest::default() };
         let mut stream = node.profile(request).await.map_err(|s| client::refused(&s))?.into_inner();
-        let bar = global.output().progress(100, "measuring");
+        let steps = Steps::new(global);
         let mut json = String::new();
         while let Some(progress) = stream.message().await.map_err(|s| client::refused(&s))? {
-            bar.set_message(tierline_daemon::words::shown(&progress.step));
-            bar.set_position(u64::from(progress.done));
+            steps.at(u64::from(progress.done), &progress.step);
             json = progress.profile_json;
         }
-        bar.finish_and_clear();
+        steps.bar.finish_and_clear();
         found = Some((format!("{} {}", status.engine, status.engine_version), serde_json::from_str(&json)?));
         Ok(())
     })?;
     found.ok_or_else(|| Failure::message(Exit::Failure, "the node sent no profile"))
+}
+
+/// Between two lines about a measurement where no bar can be drawn.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// How far a measurement is: a bar on a terminal, a line now and then elsewhere.
+struct Steps {
+    output: Output,
+    bar: indicatif::ProgressBar,
+    told: Mutex<Instant>,
+}
+
+impl Steps {
+    fn new(global: &Global) -> Self {
+        let output = global.output();
+        Self { output, bar: output.progress(100, "measuring"), told: Mutex::new(Instant::now()) }
+    }
+
+    fn at(&self, percent: u64, step: &str) {
+        if !self.bar.is_hidden() {
+            self.bar.set_message(tierline_daemon::words::shown(step));
+            self.bar.set_position(percent);
+            return;
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.elapsed() >= TOLD_EVERY {
+            *told = Instant::now();
+            self.output.say(format!("measuring: {percent} %, {step}"));
+        }
+    }
 }
 
 /// A model file prepared as nodes prepare it, with its manifest.

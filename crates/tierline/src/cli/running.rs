@@ -153,9 +153,9 @@ fn describe(status: &Status) -> String {
     if status.role != Role::End.word() {
         rows.push(vec!["nodes below".to_owned(), status.below.to_string()]);
     }
-    rows.push(vec!["waiting".to_owned(), format!("{} requests", status.queued)]);
+    rows.push(vec!["waiting".to_owned(), counted(status.queued.into(), "requests")]);
     let kept: Vec<String> =
-        status.memory.iter().map(|m| format!("{} {}, {}", m.count, m.kind, output::bytes(m.bytes))).collect();
+        status.memory.iter().map(|m| format!("{}, {}", counted(m.count, &m.kind), output::bytes(m.bytes))).collect();
     rows.push(vec![
         "memory".to_owned(),
         format!("{} (at most {})", kept.join("; "), output::bytes(status.memory_max_bytes)),
@@ -164,6 +164,11 @@ fn describe(status: &Status) -> String {
     rows.push(vec!["certificate".to_owned(), format!("good for {}", time(left as f64))]);
     let width = rows.iter().map(|row| row[0].len()).max().unwrap_or(0);
     rows.iter().map(|row| format!("{:width$}  {}\n", row[0], row[1])).collect()
+}
+
+/// `1 model`, `2 models`.
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {}", if count == 1 { what.trim_end_matches('s') } else { what })
 }
 
 /// Between two looks at whether a node is gone.

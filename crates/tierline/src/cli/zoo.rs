@@ -1,9 +1,11 @@
 //! `tierline model zoo`: known architectures with weights drawn at random, to
 //! try things on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use tierline_daemon::profiling;
+use tierline_graph::{DataType, Model};
 use tierline_zoo::{Batch, Bn, MODELS, Options, by_name, half, quantize};
 
 use super::{Global, usage};
@@ -32,6 +34,9 @@ pub struct Zoo {
     /// Keep weights and activations in 16 bits
     #[arg(long)]
     fp16: bool,
+    /// Write numbers at random for each of its inputs, as FOLDER/NAME.npy
+    #[arg(long, value_name = "FOLDER", requires = "out")]
+    sample: Option<PathBuf>,
     /// Where weights come from: the same seed gives the same file
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -71,7 +76,13 @@ pub fn zoo(global: &Global, args: &Zoo) -> Outcome {
         (_, true) => half::fp16(&model),
         _ => model,
     };
+    if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder)?;
+    }
     model.save(out).exit_with(Exit::Failure)?;
+    if let Some(folder) = &args.sample {
+        write_sample(&model, folder)?;
+    }
     let written = Written {
         file: out.display().to_string(),
         inputs: model.inputs(),
@@ -86,4 +97,17 @@ pub fn zoo(global: &Global, args: &Zoo) -> Outcome {
             output::bytes(w.bytes)
         )
     })
+}
+
+/// An example of each input, its free axes one long.
+fn write_sample(model: &Model, folder: &Path) -> Outcome {
+    std::fs::create_dir_all(folder)?;
+    for input in model.inputs() {
+        let shape: Vec<u64> = input.shape.iter().flatten().map(|axis| axis.known().unwrap_or(1)).collect();
+        let tensor = profiling::synthetic(input.dtype.unwrap_or(DataType::F32), &shape).map_err(usage)?;
+        let file = folder.join(format!("{}.npy", output::file_name(&input.name)));
+        std::fs::write(&file, tierline_codec::npy::write(&tensor)?)
+            .map_err(|e| anyhow::anyhow!("cannot write {}: {e}", file.display()))?;
+    }
+    Ok(())
 }

@@ -111,7 +111,8 @@ fn wrong_requests_are_told_apart_and_the_next_one_works() {
     write_npy(&small, vec![1, 1, 2, 2], vec![0.0; 4]);
     infer(&["--model", "digits", "--input", &format!("{}=@{}", model.name, small.display())])
         .refused(2, "has shape [1, 1, 2, 2]");
-    infer(&["--model", "digits", "--input", &format!("other=@{}", small.display())]).refused(2, "`input` is missing");
+    infer(&["--model", "digits", "--input", &format!("other=@{}", small.display())])
+        .refused(2, "no input `other`; it takes `input`");
     infer(&["--model", "digits", "--input", "input"]).refused(2, "NAME=@FILE.npy");
     std::fs::write(folder.join("broken.npy"), b"\x93NUMPY\x01\x00").unwrap();
     infer(&["--model", "digits", "--input", &format!("input=@{}", folder.join("broken.npy").display())])

@@ -86,7 +86,7 @@ fn programs_read_the_same_lines_of_nodes_and_of_a_simulation() {
     assert_eq!(rounds(&logs), rounds(&followed));
     let job = federation.folder.path().join("squares.toml");
     federation.add_data(cloud, "squares", 200, 5);
-    pinned(&lines(&cloud.ask(&["train", job.to_str().unwrap(), "--sim", "3", "--json"])), true);
+    pinned(&lines(&cloud.ask(&["train", job.to_str().unwrap(), "--sim", "3", "--json", "--replace"])), true);
     drop(bare);
 }
 

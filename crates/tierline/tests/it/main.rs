@@ -10,6 +10,7 @@ mod faults;
 mod federation;
 mod ghost;
 mod gossip;
+mod guides;
 mod harness;
 mod hostile;
 mod hostile_models;

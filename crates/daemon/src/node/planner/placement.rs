@@ -127,8 +127,19 @@ impl Node {
         let _ = self.planner.lock().adapt.step(self.now(), Event::Requested { model: entry.model });
         match self.planner.placed(entry.model) {
             Some((placed, _)) => placed,
-            None => self.planner.placed_last(entry.model).unwrap_or_else(|| self.all_here(program)),
+            None => self.planner.placed_last(entry.model).unwrap_or_else(|| self.not_planned(entry, program)),
         }
+    }
+
+    /// Everything on this node, for want of a plan.
+    fn not_planned(&self, entry: &Entry, program: &Program) -> Placed {
+        let why = match (self.catalogue.profile(entry.model), self.catalogue.check_fit(entry.model)) {
+            (Some(_), _) => "no plan is made yet",
+            (None, Ok(())) => "the model is still being measured here",
+            (None, Err(_)) => "the model couldn't be measured here",
+        };
+        let here = self.all_here(program);
+        Placed { text: format!("{}: {why}", here.text), ..here }
     }
 
     /// Everything on this node.

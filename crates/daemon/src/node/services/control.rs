@@ -499,7 +499,10 @@ fn hear(node: &Arc<Node>, peer: &Peer, session: u64, said: FromChild) {
         FromChild::Load(load) => report.load = Some(load.into_inner()),
         FromChild::Offers(offers) => {
             report.models = u32::try_from(offers.models.len()).unwrap_or(u32::MAX);
-            report.catalogue = offers.catalogue;
+            if std::mem::replace(&mut report.catalogue, offers.catalogue) != offers.catalogue {
+                drop(inner);
+                node.report_up();
+            }
         }
         FromChild::Subtree(subtree) => {
             // Ends have nobody below them.
