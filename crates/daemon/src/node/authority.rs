@@ -290,7 +290,8 @@ impl Authority {
             return Ok(());
         }
         if row.id == node.id() {
-            return Err(Failure::new(Code::Infeasible, "the cloud keeps the name that its site began with"));
+            return Err(Failure::new(Code::Infeasible, "the cloud is called as it is started")
+                .with_help("start it again with `tierline node --name NAME`"));
         }
         if node.is_revoked(&row.id) {
             return Err(Failure::new(Code::Infeasible, format!("{} is shut out", row.name)));

@@ -121,8 +121,7 @@ impl NodeArgs {
     /// What the file says, and what is said here over it.
     fn over(&self, file: NodeConfig) -> Outcome<NodeConfig> {
         let mut config = file;
-        // A node that joined has its name in its certificate.
-        if let Some(name) = self.name.as_ref().filter(|_| config.name.is_empty()) {
+        if let Some(name) = &self.name {
             config.name.clone_from(name);
         }
         for (value, given) in [

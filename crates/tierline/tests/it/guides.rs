@@ -69,6 +69,11 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+fn script(path: &Path, text: &str) {
+    std::fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 /// A reader at the root of a clone.
 struct Reader {
     folder: tempfile::TempDir,
@@ -80,7 +85,9 @@ impl Reader {
     /// `examples`: how many pictures the package has.
     fn new(examples: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        copy(&root().join("examples"), &folder.path().join("clone/examples"));
+        for part in ["examples", "crates/proto/proto"] {
+            copy(&root().join(part), &folder.path().join("clone").join(part));
+        }
         let (bin, package) = (folder.path().join("bin"), folder.path().join("package"));
         std::fs::create_dir_all(&bin).unwrap();
         symlink(env!("CARGO_BIN_EXE_tierline"), bin.join("tierline")).unwrap();
@@ -98,10 +105,8 @@ impl Reader {
                 ),
             ),
         ];
-        for (name, script) in stand_ins {
-            let path = bin.join(name);
-            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        for (name, text) in stand_ins {
+            script(&bin.join(name), &text);
         }
         // Held until all are found: no two are the same.
         let listeners: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
@@ -194,6 +199,39 @@ fn first_site() {
     let ran = reader.follow(&page("docs/guide/first-site.md"), |_| true);
     assert!(ran > 35, "{ran}");
     reader.made(&["try/answer/logits.npy"]);
+}
+
+/// Where the tests' Python can speak gRPC; it stands in for the one that the
+/// guide installs.
+fn with_grpc() -> Option<String> {
+    let python = std::env::var("TIERLINE_PYTHON").ok()?;
+    let found = Command::new(&python).args(["-c", "import grpc, grpc_tools, numpy"]).stderr(Stdio::null()).status();
+    found.is_ok_and(|status| status.success()).then_some(python)
+}
+
+#[test]
+fn operating() {
+    let mut reader = Reader::new(10);
+    let python = with_grpc();
+    match &python {
+        Some(python) => {
+            std::fs::create_dir_all(reader.path("try/python/bin")).unwrap();
+            // A link would lead away from the packages beside it.
+            script(&reader.path("try/python/bin/python"), &format!("exec '{python}' \"$@\""));
+        }
+        None => eprintln!("skipped: the tests' Python has no grpcio; run cargo xtask test"),
+    }
+    let openssl = Command::new("openssl").arg("version").stdout(Stdio::null()).status().is_ok();
+    if !openssl {
+        eprintln!("skipped: there is no openssl");
+    }
+    let ran = reader.follow(&page("docs/guide/operating.md"), |line| match line {
+        _ if line.contains("pip install") => false,
+        _ if line.contains("try/python") => python.is_some(),
+        _ if line.contains("try/ops/own") || line.contains("openssl") || line.contains("umask") => openssl,
+        _ => true,
+    });
+    assert!(ran > 15, "{ran}");
 }
 
 #[test]

@@ -222,3 +222,43 @@ fn a_model_keeps_what_was_measured_under_another_name() {
     assert_eq!(end.ask(&["infer", "--model", "letters", "--input", &model.input]).code, 0);
     end.ask(&["infer", "--model", "digits", "--input", &model.input]).refused(1, "no model `digits`");
 }
+
+fn folder_copied(from: &std::path::Path, to: &std::path::Path) {
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
+}
+
+#[test]
+fn a_cloud_is_restored_from_a_copy_and_its_nodes_come_back() {
+    let mut site = Site::new();
+    // At one address, as in life.
+    site.cloud.restart();
+    let edge = site.edge("gateway");
+    let end = site.end("cam", &edge.url, &[]);
+    let sold = site.end("sold", &site.cloud.url.clone(), &[]);
+    let model = site.add_model();
+    crate::harness::until_planned(&end);
+    assert_eq!(site.cloud.ask(&["nodes", "revoke", "sold"]).code, 0);
+    let before = site.cloud.ask(&["infer", "--model", "digits", "--input", &model.input, "--json"]).json();
+    assert_eq!(site.cloud.ask(&["node", "stop"]).code, 0);
+    let (data, copy) = (site.cloud.data.clone(), site.folder.path().join("copy"));
+    folder_copied(&data, &copy);
+    site.cloud.restart();
+    // What happens behind the copy isn't in it.
+    let late = site.join("end", "late", &site.cloud.url);
+    site.cloud.kill();
+    std::fs::remove_dir_all(&data).unwrap();
+    folder_copied(&copy, &data);
+    site.cloud.restart();
+    let known = [("cloud", "connected"), ("gateway", "connected"), ("cam", "connected"), ("sold", "revoked")];
+    becomes(&site.cloud, &known);
+    let after = site.cloud.ask(&["infer", "--model", "digits", "--input", &model.input, "--json"]).json();
+    assert_eq!((&after["digest"], &after["outputs"]), (&before["digest"], &before["outputs"]));
+    // It signs as before: others join, whoever was shut out stays out.
+    let _new = site.end("new", &edge.url, &[]);
+    becomes(&site.cloud, &[&known[..], &[("new", "connected")]].concat());
+    until("who was shut out hears it", || {
+        sold.ask(&["node", "status", "--json"]).json()["parents"][0].to_string().contains("revoked").then_some(())
+    });
+    assert!(late.exists());
+}
