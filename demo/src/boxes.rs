@@ -1,13 +1,13 @@
 //! Boxes around text from the detector's map of probabilities.
 //!
 //! The steps of DB's post-processing (Liao et al., 2020): threshold,
-//! connected regions, the smallest rectangle of each, its mean probability,
+//! connected regions, their mean probability, the smallest rectangle of each,
 //! and growth by the margin that the detector was trained to leave out.
 
 /// A pixel above this is text.
 const PIXEL_MIN: f32 = 0.3;
 
-/// A box whose mean probability is below this is dropped.
+/// A region whose mean probability is below this is dropped.
 const SCORE_MIN: f32 = 0.5;
 
 /// Growth: distance = area * ratio / perimeter.
@@ -27,7 +27,7 @@ pub type Point = [f32; 2];
 pub struct TextBox {
     /// Corners in order around the box.
     pub corners: [Point; 4],
-    /// Mean probability inside, before growth.
+    /// Mean probability of its pixels.
     pub score: f32,
 }
 
@@ -71,7 +71,7 @@ fn text_box(map: Map<'_>, region: &[(usize, usize)]) -> Option<TextBox> {
     if rectangle.sides.iter().any(|s| *s < SIDE_MIN) {
         return None;
     }
-    let score = mean_inside(map, &rectangle);
+    let score = mean(map, region);
     if score < SCORE_MIN {
         return None;
     }
@@ -146,12 +146,6 @@ impl Rectangle {
             [0, 1].map(|i| self.center[i] + a * self.sides[0] * self.along[i] + b * self.sides[1] * across[i])
         })
     }
-
-    fn contains(&self, point: Point) -> bool {
-        let [dx, dy] = [0, 1].map(|i| point[i] - self.center[i]);
-        let (u, v) = (dx * self.along[0] + dy * self.along[1], dy * self.along[0] - dx * self.along[1]);
-        u.abs() <= self.sides[0] / 2.0 && v.abs() <= self.sides[1] / 2.0
-    }
 }
 
 /// The rectangle of least area around a convex polygon: one of its sides lies
@@ -179,24 +173,11 @@ fn around(hull: &[Point], along: Point) -> Rectangle {
     Rectangle { center, along, sides: [u.1 - u.0 + 1.0, v.1 - v.0 + 1.0] }
 }
 
-/// Mean probability of the pixels in a rectangle.
-fn mean_inside(map: Map<'_>, rectangle: &Rectangle) -> f32 {
-    let corners = rectangle.corners();
-    let range = |axis: usize, limit: usize| {
-        let ends = corners.iter().map(|c| c[axis]);
-        let (low, high) = ends.fold((f32::INFINITY, 0f32), |(low, high), v| (low.min(v), high.max(v)));
-        low.floor().max(0.0) as usize..(high.ceil() as usize + 1).min(limit)
-    };
-    let (mut sum, mut count) = (0f64, 0u32);
-    for y in range(1, map.height()) {
-        for x in range(0, map.width) {
-            if rectangle.contains([x as f32, y as f32]) {
-                sum += f64::from(map.values[y * map.width + x]);
-                count += 1;
-            }
-        }
-    }
-    if count == 0 { 0.0 } else { (sum / f64::from(count)) as f32 }
+/// Mean probability of a region's own pixels: the rectangle around a line that
+/// a bent page curves holds much that is no text.
+fn mean(map: Map<'_>, region: &[(usize, usize)]) -> f32 {
+    let sum: f64 = region.iter().map(|&(x, y)| f64::from(map.values[y * map.width + x])).sum();
+    (sum / region.len().max(1) as f64) as f32
 }
 
 #[cfg(test)]
@@ -255,6 +236,15 @@ mod tests {
         let values = map(60, |x, y| if x < 40.0 && (band(y, 40.0) || band(y, 10.0)) { 0.8 } else { 0.0 });
         let tops: Vec<bool> = found(&values).iter().map(|b| extent(b)[1] < 20.0).collect();
         assert_eq!(tops, [true, false]);
+    }
+
+    #[test]
+    fn a_line_that_is_bent_is_one_box() {
+        // Half of the rectangle around it is no text.
+        let values = map(40, |x, y| if (y - 10.0 - 0.01 * (x - 30.0).powi(2)).abs() < 3.0 { 0.9 } else { 0.0 });
+        let boxes = found(&values);
+        assert_eq!(boxes.len(), 1);
+        assert!((boxes[0].score - 0.9).abs() < 1e-4, "{}", boxes[0].score);
     }
 
     #[test]

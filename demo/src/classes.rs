@@ -23,6 +23,10 @@ open(sys.argv[2], 'wb').write(gzip.decompress(wheel.read('sklearn/datasets/data/
 const DIGIT: usize = 8;
 const SIDE: usize = 28;
 
+/// What Fashion-MNIST's classes are, in their order (Xiao et al., 2017).
+const FASHION: [&str; 10] =
+    ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"];
+
 /// Pictures to learn from, and others.
 pub struct Pictures {
     /// `[examples, 1, 28, 28]`, u8.
@@ -31,6 +35,8 @@ pub struct Pictures {
     pub test: Dataset,
     /// For people.
     pub name: &'static str,
+    /// Names of the classes, for people.
+    pub classes: Vec<String>,
     /// Passes over its pictures that an end makes each round: many where they
     /// are few.
     pub epochs: usize,
@@ -46,12 +52,18 @@ pub fn fetch(assets: &Path) -> Result<Pictures> {
     match asked.unwrap_or_else(|| fashion(assets)) {
         Ok(all) => {
             let (train, test) = (all.named_split("train")?, all.named_split("test")?);
-            Ok(Pictures { train, test, name: "Fashion-MNIST", epochs: 1 })
+            Ok(Pictures { train, test, name: "Fashion-MNIST", classes: FASHION.map(str::to_owned).into(), epochs: 1 })
         }
         Err(error) => {
             eprintln!("no Fashion-MNIST here ({error:#}): small digits instead");
             let (test, train) = digits(assets)?.split(0.2, 1)?;
-            Ok(Pictures { train, test, name: "handwritten digits", epochs: 8 })
+            Ok(Pictures {
+                train,
+                test,
+                name: "handwritten digits",
+                classes: (0..10).map(|digit| digit.to_string()).collect(),
+                epochs: 8,
+            })
         }
     }
 }

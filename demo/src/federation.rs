@@ -155,7 +155,7 @@ pub fn run(binary: PathBuf, assets: &Path, output: &Path, screen: &Screen) -> Re
     let right = given.iter().zip(served.classes().unwrap_or_default()).filter(|(given, class)| *given == class).count();
     let sheet = output.join("classes.png");
     let classes = given.iter().map(|class| *class as u32).collect();
-    let names = served.class_names().unwrap_or_default().to_vec();
+    let names = pictures.classes.clone();
     let rows: Vec<usize> = (0..served.len()).collect();
     let by_class = Dataset::new("given", served.features(&rows)?, Targets::Classes { classes, count: 10, names })?;
     std::fs::write(&sheet, sheet_png(&by_class, 12)?)?;

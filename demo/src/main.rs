@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use image::RgbImage;
+use image::imageops::{crop_imm, rotate180};
 use serde_json::{Value, json};
 use tierline_graph::Model;
 
@@ -37,7 +39,15 @@ const ANSWER: &str = "25 s";
 /// What training, serving included, may add to the demonstration, seconds.
 const TRAINING_LIMIT_S: u64 = 120;
 
-const PICTURES: [&str; 4] = ["page.png", "text.png", "coffee.png", "astronaut.png"];
+/// A picture made of the scanned page.
+type View = fn(&RgbImage) -> RgbImage;
+
+/// The scanned page as a camera may see it: whole, upside down, and from nearer.
+const VIEWS: [(&str, View); 3] = [
+    ("page", RgbImage::clone),
+    ("page-turned", rotate180),
+    ("page-part", |page| crop_imm(page, 0, 0, page.width() / 2, page.height() / 2).to_image()),
+];
 
 fn main() -> Result<()> {
     let variable = |name: &str| {
@@ -194,7 +204,7 @@ impl Demo {
         let detector = detector::with_pixels(&Model::load(&assets.join("models/ppocr-det.onnx"))?, CANVAS)?;
         let model = folder.join("detector.onnx");
         detector.save(&model)?;
-        let input = prepare(&assets.join("pictures/page.png"), folder)?;
+        let input = prepare("page", &picture::load(&assets.join("pictures/page.png"))?, folder)?;
         cloud.ask(&["model", "add", &model.to_string_lossy(), "--name", "text", "--sample", &input, "--cuts", "10"])?;
         let demo =
             Self { cloud, edge, end, other_end, link, _links: [wan, other_link], input, folder: folder.to_owned() };
@@ -346,13 +356,14 @@ impl Demo {
         })
     }
 
-    /// Finds the text in every picture, and draws boxes around it.
+    /// Finds the text in every view of the page, and draws boxes around it.
     fn read(&self, assets: &Path, output: &Path, screen: &Screen) -> Result<Vec<(PathBuf, usize)>> {
         let mut found = Vec::new();
-        for name in PICTURES {
+        let page = picture::load(&assets.join("pictures/page.png"))?;
+        for (name, view) in VIEWS {
             screen.doing(format!("reading {name}"));
-            let path = assets.join("pictures").join(name);
-            let input = prepare(&path, &self.folder)?;
+            let picture = view(&page);
+            let input = prepare(name, &picture, &self.folder)?;
             let answer = self.end.ask(&[
                 "infer",
                 "--model",
@@ -364,7 +375,6 @@ impl Demo {
             ])?;
             let map = answer["outputs"][0]["file"].as_str().context("no map of text")?;
             let map = tierline_codec::npy::read(&std::fs::read(map)?)?;
-            let picture = picture::load(&path)?;
             let fitted = picture::fit(&picture, CANVAS)?;
             let values = map.as_f32().context("the map holds no floats")?;
             let boxes: Vec<_> = boxes::find(boxes::Map { values, width: CANVAS[1] as usize })
@@ -380,9 +390,9 @@ impl Demo {
 }
 
 /// A picture as the detector takes it, in a file; gives `--input`'s value.
-fn prepare(path: &Path, folder: &Path) -> Result<String> {
-    let fitted = picture::fit(&picture::load(path)?, CANVAS)?;
-    let file = folder.join(path.file_stem().context("a picture has a name")?).with_extension("npy");
+fn prepare(name: &str, picture: &RgbImage, folder: &Path) -> Result<String> {
+    let fitted = picture::fit(picture, CANVAS)?;
+    let file = folder.join(name).with_extension("npy");
     std::fs::write(&file, tierline_codec::npy::write(&fitted.tensor)?)?;
     Ok(format!("{}=@{}", detector::INPUT, file.display()))
 }

@@ -221,6 +221,14 @@ fn put(image: &mut RgbImage, x: i64, y: i64, color: [u8; 3]) {
     }
 }
 
+/// A word in letters of 8 by 8 pixels, on a picture of just its size.
+pub(crate) fn word(text: &str, ink: [u8; 3], paper: [u8; 3]) -> RgbImage {
+    let width = 8 * text.chars().count().max(1) as u32;
+    let mut image = RgbImage::from_pixel(width, 8, Rgb(paper));
+    write_text(&mut image, (0.0, 8.0), text, ink, Anchor::Start);
+    image
+}
+
 /// Letters of 8 by 8 pixels, their feet at `at`.
 fn write_text(image: &mut RgbImage, at: (f64, f64), text: &str, color: [u8; 3], anchor: Anchor) {
     let length = 8.0 * text.chars().count() as f64;

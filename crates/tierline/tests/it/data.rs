@@ -186,7 +186,8 @@ fn a_contact_sheet_is_a_png() {
     assert_eq!(shown["picture"], "$/sheet.png");
     let sheet = image::open(desk.path("sheet.png")).unwrap();
     // Two of 3 pixels, three classes of 4, sixteenfold, with gaps of 2.
-    assert_eq!((sheet.width(), sheet.height()), (2 + 2 * (3 * 16 + 2), 2 + 3 * (4 * 16 + 2)));
+    // Before them are the names, of one letter.
+    assert_eq!((sheet.width(), sheet.height()), (2 + 16 + 8 + 2 + 2 * (3 * 16 + 2), 2 + 3 * (4 * 16 + 2)));
     desk.data("show digits --picture $/sheet.gif").refused(2, "end the name in .png");
     desk.data("show digits --picture $/sheet.png --per-class 0").refused(2, "--per-class N");
     desk.data("show digits --picture $/none/sheet.png").refused(1, "cannot write $/none/sheet.png");

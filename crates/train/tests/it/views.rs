@@ -68,12 +68,18 @@ fn what_a_data_set_must_not_be() {
 fn a_sheet_has_a_row_per_class() {
     let sheet = sheet(&four(), 3).unwrap();
     // Pictures of 2 by 2 are enlarged 24 times, with 2 pixels around each.
-    assert_eq!(sheet.dimensions(), (3 * 50 + 2, 2 * 50 + 2));
-    assert_eq!(sheet.get_pixel(2, 2), &Rgb([0, 4, 8]));
-    assert_eq!(sheet.get_pixel(52 + 47, 2 + 47), &Rgb([39, 43, 47]));
-    assert_eq!(sheet.get_pixel(2, 52), &Rgb([12, 16, 20]));
+    // Before them are the names, of one letter here.
+    let left = 2 + 16 + 8;
+    assert_eq!(sheet.dimensions(), (left + 3 * 50 + 2, 2 * 50 + 2));
+    assert_eq!(sheet.get_pixel(left + 2, 2), &Rgb([0, 4, 8]));
+    assert_eq!(sheet.get_pixel(left + 52 + 47, 2 + 47), &Rgb([39, 43, 47]));
+    assert_eq!(sheet.get_pixel(left + 2, 52), &Rgb([12, 16, 20]));
     // Neither class has a third picture.
-    assert_eq!(sheet.get_pixel(110, 20), sheet.get_pixel(0, 0));
+    assert_eq!(sheet.get_pixel(left + 110, 20), sheet.get_pixel(0, 0));
+    let inked = |rows: std::ops::Range<u32>| {
+        rows.map(|y| (0..left).filter(|x| sheet.get_pixel(*x, y).0[0] > 200).count()).sum::<usize>()
+    };
+    assert!(inked(2..50) > 20 && inked(52..100) > 20, "each row has its name");
 }
 
 #[test]
