@@ -102,3 +102,25 @@ impl StoreError {
         Self::State { path: path.to_owned(), source }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error, ErrorKind};
+
+    #[test]
+    fn a_folder_that_cant_be_written_is_no_damage() {
+        let path = Path::new("/data/state.db");
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
+            let said = StoreError::of_file(path, Error::from(kind)).to_string();
+            assert!(said.contains("ls -ld /data") && !said.contains("backup"), "{said}");
+        }
+        let code = |code| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        for refused in [rusqlite::ffi::SQLITE_READONLY, rusqlite::ffi::SQLITE_CANTOPEN, rusqlite::ffi::SQLITE_PERM] {
+            let said = StoreError::of_state(path, code(refused)).to_string();
+            assert!(said.contains("ls -ld /data"), "{said}");
+        }
+        let said = StoreError::of_state(path, code(rusqlite::ffi::SQLITE_CORRUPT)).to_string();
+        assert!(said.contains("restore it from a backup"), "{said}");
+    }
+}

@@ -63,6 +63,9 @@ pub use self::start::{Ended, Ready, Told, run};
 /// Between two reports to parents, at least.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 
+/// Nodes that come within this are remembered in one go.
+const SEEN_PAUSE: Duration = Duration::from_millis(200);
+
 /// Changes of parents that requests in flight hear of.
 const PEER_CHANGES_MAX: usize = 64;
 
@@ -110,6 +113,8 @@ pub struct Node {
     revocations: Mutex<Revocations>,
     /// Nodes whose certificates don't say their newest names, as is told above.
     names: Mutex<Names>,
+    /// Nodes that came, and are not remembered on the disk yet.
+    seen: Mutex<Vec<SeenRow>>,
     /// Whether it is to begin anew once it has ended.
     begins_anew: AtomicBool,
     state: Arc<records::Records>,
@@ -375,21 +380,26 @@ impl Node {
         listed
     }
 
-    /// Remembers who came, over a restart.
+    /// Remembers who came, over a restart: those who come together in one go.
     fn keep_seen(&self, nodes: &[NodeInfo], via: &str) {
-        let rows: Vec<SeenRow> = nodes
-            .iter()
-            .map(|node| SeenRow {
-                node: NodeRow { id: node.node_id.clone(), name: node.node_name.clone(), role: node.role() },
-                parent: node.parent_id.clone(),
-                via: via.to_owned(),
-                seen_ms: node.last_seen_ms,
-            })
-            .collect();
-        let state = Arc::clone(&self.state);
+        let rows = nodes.iter().map(|node| SeenRow {
+            node: NodeRow { id: node.node_id.clone(), name: node.node_name.clone(), role: node.role() },
+            parent: node.parent_id.clone(),
+            via: via.to_owned(),
+            seen_ms: node.last_seen_ms,
+        });
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = seen.is_empty();
+        seen.extend(rows);
+        // More would only be forgotten again.
+        let surplus = seen.len().saturating_sub(NODES_BELOW_MAX);
+        seen.drain(..surplus);
+        let Some(node) = self.shared().filter(|_| begins && !seen.is_empty()) else { return };
         self.tasks.spawn("memory of nodes", async move {
+            tokio::time::sleep(SEEN_PAUSE).await;
+            let rows = std::mem::take(&mut *node.seen.lock().unwrap_or_else(PoisonError::into_inner));
             // On a full disk, say, they are only not remembered.
-            if let Err(failure) = state.with(move |state| state.see(&rows, NODES_BELOW_MAX)).await {
+            if let Err(failure) = node.state.with(move |state| state.see(&rows, NODES_BELOW_MAX)).await {
                 tracing::debug!(%failure, "who came is not remembered");
             }
         });

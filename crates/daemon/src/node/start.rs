@@ -332,6 +332,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn tierline_en
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
         revocations: Mutex::new(revocations),
         names: Mutex::default(),
+        seen: Mutex::default(),
         begins_anew: AtomicBool::new(false),
         state,
         catalogue_heard: watch::Sender::new(None),

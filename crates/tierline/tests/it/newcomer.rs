@@ -92,3 +92,54 @@ fn a_run_is_not_lost_to_the_next() {
     assert_eq!(train(&["--out", "elsewhere"]).code, 0);
     assert_eq!(train(&["--replace"]).code, 0);
 }
+
+#[test]
+fn a_library_beside_the_python_in_use_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let capi = folder.path().join("env/lib/python3.12/site-packages/onnxruntime/capi");
+    std::fs::create_dir_all(&capi).unwrap();
+    std::fs::create_dir_all(folder.path().join("env/bin")).unwrap();
+    std::fs::write(folder.path().join("env/bin/python3"), "").unwrap();
+    std::fs::write(capi.join("libonnxruntime.so.1.99.0"), "no library").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tierline"));
+    command.args(["doctor", "--json"]).env_clear();
+    command.env("PATH", folder.path().join("env/bin")).env("HOME", folder.path());
+    let report = crate::harness::Ran::of(command.output().unwrap()).json();
+    let found = report["engines"].as_array().unwrap().iter().find(|engine| engine["name"] == "onnxruntime").unwrap();
+    let detail = found["detail"].as_str().unwrap();
+    assert!(detail.contains("env/lib/python3.12") && detail.contains("(python package)"), "{detail}");
+}
+
+#[test]
+fn a_job_says_what_it_waits_for_and_is_known_after_its_end() {
+    let federation = crate::federation::Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 2 }\n");
+    let cloud = &federation.site.cloud;
+    let first = federation.end(0, &cloud.url);
+    let bare = federation.site.end("bare", &cloud.url, &[]);
+    let mut watcher = federation.watch();
+    let show = || cloud.ask(&["job", "show", "squares"]).stdout;
+    crate::harness::until("one is ready, the other can't", || {
+        let said = show();
+        (said.contains("waits    for 2 nodes that can take part; 1 can") && said.contains("without  bare: "))
+            .then_some(())
+    });
+    federation.add_data(&bare, "squares", 60, 7);
+    assert!(watcher.wait().unwrap().success());
+    let said = show();
+    assert!(said.contains("state    done") && said.contains("members  2 took part"), "{said}");
+    assert!(!said.contains("waits") && !said.contains("note"), "{said}");
+    drop(first);
+}
+
+#[test]
+fn a_cloud_that_holds_nothing_out_says_so() {
+    let federation = crate::federation::Federation::new("[federation.cloud]\nrounds = 1\nclients = { min = 1 }\n");
+    let cloud = &federation.site.cloud;
+    let _end = federation.end(0, &cloud.url);
+    assert_eq!(cloud.ask(&["data", "rm", "held-out"]).code, 0);
+    let job = federation.folder.path().join("squares.toml");
+    let ran = cloud.ask(&["train", job.to_str().unwrap(), "--replace"]);
+    assert!(ran.code == 0 && ran.stderr.contains("nothing is held out, so no accuracy is known"), "{ran:?}");
+    let shown = cloud.ask(&["job", "show", "squares"]).stdout;
+    assert!(shown.contains("no data set `held-out`"), "{shown}");
+}
