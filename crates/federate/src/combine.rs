@@ -110,6 +110,7 @@ impl Federation {
         if self.cloud.gossip.is_some() {
             return refuse("federation.cloud.gossip", "it is edges that gossip; move the table to federation.edge");
         }
+        self.modifiers_go()?;
         self.personal_goes()?;
         self.edge_goes()
     }
@@ -134,6 +135,12 @@ impl Federation {
             return refuse(what, reason);
         }
         Ok(())
+    }
+
+    fn modifiers_go(&self) -> Result<(), FederateError> {
+        let strategy = &self.of_ends().strategy;
+        let refused = self.modifiers.iter().find_map(|modifier| modifier.behaviour().refuses(strategy));
+        refused.map_or(Ok(()), |reason| refuse("federation.modifiers", reason))
     }
 
     fn edge_goes(&self) -> Result<(), FederateError> {

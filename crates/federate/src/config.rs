@@ -9,7 +9,9 @@ use tierline_codec::update::Pipeline;
 
 use crate::down::{self, Down};
 use crate::strategy::{Distillation, FedGkt};
-use crate::{FederateError, Gossip, Memory, Personal, RoundScores, Rule, Seconds, Select, Sender, Strategy, Vectors};
+use crate::{
+    FederateError, Gossip, Memory, Modifier, Personal, RoundScores, Rule, Seconds, Select, Sender, Strategy, Vectors,
+};
 
 /// Rounds of a hop, at most: numbers of rounds are added and multiplied.
 pub const ROUNDS_MAX: u64 = 1 << 32;
@@ -39,6 +41,10 @@ pub struct Federation {
     /// What each end keeps for itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub personal: Option<Personal>,
+    /// What is done to each end's update before anybody else sees it, in this
+    /// order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modifiers: Vec<Modifier>,
     /// Ends the job before its last round.
     pub stop: Stop,
     /// Rounds between two looks at the examples held out; the last round is
@@ -66,6 +72,7 @@ impl Default for Federation {
             cloud: Hop::default(),
             edge: None,
             personal: None,
+            modifiers: Vec::new(),
             stop: Stop::default(),
             evaluate_every: 1,
             evaluate_at: None,
@@ -264,6 +271,7 @@ impl Federation {
         self.cloud.check("federation.cloud")?;
         self.edge.as_ref().map_or(Ok(()), |edge| edge.check("federation.edge"))?;
         self.personal.as_ref().map_or(Ok(()), Personal::check)?;
+        self.modifiers.iter().try_for_each(|modifier| modifier.behaviour().check())?;
         self.goes_together()?;
         if let Some(value) = self.stop.accuracy
             && !(value > 0.0 && value <= 1.0)

@@ -3,6 +3,7 @@
 
 mod down;
 mod gossip;
+mod modifiers;
 mod reports;
 mod rules;
 mod select;

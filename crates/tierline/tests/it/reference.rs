@@ -99,15 +99,17 @@ fn every_kind_is_documented_with_its_settings_and_their_defaults() {
         ("### `rule`", "federation.cloud.rule", "`rule.kind`"),
         ("### `memory`", "federation.cloud.memory", "`memory.kind`"),
         ("### `[federation.personal]`", "federation.personal", "`personal.kind`"),
+        ("### `[[federation.modifiers]]`", "federation.modifiers", "`modifiers.kind`"),
     ] {
         let documented = table(heading, column);
-        same(&documented, known(&format!("{path} = {{ kind = 'zzz' }}")));
+        same(&documented, known(&one(path, "kind = 'zzz'")));
         for (kind, cells) in documented {
             // Those without a default.
             let required = match kind {
                 "fedmd" | "feddf" => ", distil = { public = 'p' }",
                 "fedgkt" => ", features = 'f'",
                 "fedper" => ", keep = ['k']",
+                "clip" => ", norm = 1.0",
                 _ => "",
             };
             let mut settings = known_of_kind(path, kind);
@@ -118,12 +120,13 @@ fn every_kind_is_documented_with_its_settings_and_their_defaults() {
             let rest = "model = 'm'\nepochs = 1\ndata = { train = 'd' }\noptimizer = { kind = 'sgd' }\nschedule = { rate = 0.1 }\n";
             // Some memories are of what is left out.
             let beside = if path.ends_with("memory") { "federation.cloud.up = ['topk:0.01']\n" } else { "" };
-            let text = format!("{rest}{beside}{path} = {{ kind = '{kind}'{required} }}");
+            let text = format!("{rest}{beside}{}", one(path, &format!("kind = '{kind}'{required}")));
             let job: Job = toml::from_str(&text).unwrap();
             let job = Value::try_from(job).unwrap();
             let made = path.split('.').fold(&job, |value, key| &value[key]);
+            let made = made.as_array().map_or(made, |list| &list[0]);
             for (key, value) in made.as_table().unwrap() {
-                let without = ["kind", "distil", "features", "keep"].contains(&key.as_str());
+                let without = ["kind", "distil", "features", "keep", "norm"].contains(&key.as_str());
                 let wanted = format!("`{key}` {value}");
                 let found = cells[0].split(", ").any(|setting| setting == wanted);
                 assert!(without || found, "{path}: {kind} lacks {wanted}: {}", cells[0]);
@@ -132,9 +135,17 @@ fn every_kind_is_documented_with_its_settings_and_their_defaults() {
     }
 }
 
+/// One thing of a kind, in a list where there may be several.
+fn one(path: &str, settings: &str) -> String {
+    match path {
+        "federation.modifiers" => format!("{path} = [{{ {settings} }}]"),
+        _ => format!("{path} = {{ {settings} }}"),
+    }
+}
+
 /// Settings of a kind; of one that has none, nothing is said.
 fn known_of_kind(path: &str, kind: &str) -> Vec<String> {
-    let text = format!("{path} = {{ kind = '{kind}', zzz = 0 }}");
+    let text = one(path, &format!("kind = '{kind}', zzz = 0"));
     let error = toml::from_str::<Job>(&text).expect_err("parts of a job are missing").to_string();
     if error.contains("`zzz`") { known(&text) } else { Vec::new() }
 }

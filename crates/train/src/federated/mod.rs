@@ -8,6 +8,7 @@
 
 mod blueprint;
 mod knowledge;
+mod local;
 mod transfer;
 mod workplace;
 

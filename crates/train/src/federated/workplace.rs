@@ -4,17 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
-use tierline_federate::sender::CONTROL;
-use tierline_federate::strategy::Drift;
-use tierline_federate::strategy::FedMd;
-use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Strategy, Vectors, desk};
+use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Vectors};
 use tierline_graph::step::Optimizer;
 use tierline_graph::{Model, Tensor};
 
 use super::blueprint::{Blueprint, NO_CLASSES, recipe, vector};
 use super::knowledge::{Pupil, public};
 use super::transfer::{Divided, Small, part_recipe};
-use super::{Kept, Share, Task};
+use super::{Kept, Share, Task, local};
 use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
 use crate::error::TrainError;
 use crate::job::Job;
@@ -25,19 +22,18 @@ use crate::trainer::{Scores, Trainer};
 const OWN: u64 = 0x6f77_6e00;
 
 /// And those of what is learned from public examples.
-const PRETRAIN: u64 = 0x7072_6574;
-const DIGEST: u64 = 0x6469_6765;
+pub(super) const DIGEST: u64 = 0x6469_6765;
 const STUDENT: u64 = 0x7374_7564;
 
 /// A model's training step, ready for any member's tasks.
 pub struct Workplace {
-    blueprint: Blueprint,
-    trainer: Trainer,
+    pub(super) blueprint: Blueprint,
+    pub(super) trainer: Trainer,
     /// Where models learn from each other's answers.
     pupil: Option<Pupil>,
     /// Where ends train a part of the model.
-    small: Option<Small>,
-    job: Job,
+    pub(super) small: Option<Small>,
+    pub(super) job: Job,
     federation: Federation,
 }
 
@@ -156,15 +152,11 @@ impl Workplace {
             let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
             held_out = self.look(share)?;
         }
-        let contribution = match self.federation.of_ends().strategy {
-            Strategy::FedMd(ref settings) => {
-                let settings = settings.clone();
-                self.exchange(&settings, task, share, kept, stop)?
-            }
-            Strategy::FedGkt(_) => self.transfer(task, share, kept, stop)?,
-            _ => self.learn(task, share, kept, stop)?,
-        };
-        let Some(mut contribution) = contribution else { return Ok(None) };
+        let local = local::of(&self.federation);
+        let Some(mut contribution) = local.work(self, task, share, kept, stop)? else { return Ok(None) };
+        for modifier in &self.federation.modifiers {
+            modifier.behaviour().modify(&mut contribution)?;
+        }
         if let Some(Personal::Ditto { lambda }) = self.federation.personal {
             let Some(()) = self.follow(task, lambda, share, kept, stop)? else { return Ok(None) };
         }
@@ -234,117 +226,8 @@ impl Workplace {
         rate(&self.job, round)
     }
 
-    /// Trains the member's part of the model, and says what it makes of the
-    /// member's examples (FedGKT).
-    fn transfer(
-        &mut self,
-        task: Task<'_>,
-        share: &Share,
-        kept: &mut Kept,
-        stop: &Stop,
-    ) -> Result<Option<Contribution>, TrainError> {
-        let state = self.blueprint.start(&Vectors::new(), kept)?;
-        let (data, said) = (&share.seen, vector(task.start, Channel::Logits));
-        let (seed, pace, options) = (self.seed(task), self.rate(task.round), self.options()?);
-        let Some(small) = &mut self.small else { return Ok(None) };
-        let learned = if small.says_of(data, said) {
-            let how = (&BatchOptions { seed, ..options.clone() }, self.job.epochs, pace);
-            let learned = small.learn(self.blueprint.spec(), &state, data, said, how, stop)?;
-            let Some((state, learned)) = learned else { return Ok(None) };
-            self.trainer.set_state(&state)?;
-            learned
-        } else {
-            self.begin(&state, task.round, 0.0, &[])?;
-            let Some(learned) = self.epochs(data, self.job.epochs, seed, stop)? else { return Ok(None) };
-            learned
-        };
-        self.blueprint.keep_own(&self.trainer.state()?, kept);
-        let Some(small) = &self.small else { return Ok(None) };
-        let vectors = small.vectors(&self.trainer, data, &options)?;
-        Ok(Some(Contribution { vectors, report: self.report(share, &learned) }))
-    }
-
-    /// Trains what is shared.
-    fn learn(
-        &mut self,
-        task: Task<'_>,
-        share: &Share,
-        kept: &mut Kept,
-        stop: &Stop,
-    ) -> Result<Option<Contribution>, TrainError> {
-        let state = self.blueprint.start(task.start, kept)?;
-        let Drift { pull, control } = self.blueprint.drift();
-        let mut corrections = pull_to(&self.blueprint.weights(&state), pull);
-        if control {
-            self.blueprint.add_shared(&mut corrections, vector(task.start, Channel::Control), 1.0);
-            if let Some(own) = kept.get(CONTROL) {
-                self.blueprint.add_shared(&mut corrections, own, -1.0);
-            }
-        }
-        self.begin(&state, task.round, pull, &corrections)?;
-        let Some(learned) = self.epochs(&share.seen, self.job.epochs, self.seed(task), stop)? else {
-            return Ok(None);
-        };
-
-        let state = self.trainer.state()?;
-        if !self.has_second() {
-            self.blueprint.keep_own(&state, kept);
-        }
-        let mut vectors = self.blueprint.vectors(&state);
-        for (channel, now) in &mut vectors {
-            *now = desk::apart(*channel, now, vector(task.start, *channel));
-        }
-        let report = self.report(share, &learned);
-        if control {
-            let path = self.rate(task.round) * report.effective_steps;
-            let change = vector(&vectors, Channel::Model);
-            let control = controlled(change, vector(task.start, Channel::Control), path, kept);
-            vectors.insert(Channel::Control, control);
-        }
-        Ok(Some(Contribution { vectors, report }))
-    }
-
-    /// Learns what all say of public examples, then from the member's own, and
-    /// says what its model makes of them now (FedMD).
-    fn exchange(
-        &mut self,
-        settings: &FedMd,
-        task: Task<'_>,
-        share: &Share,
-        kept: &mut Kept,
-        stop: &Stop,
-    ) -> Result<Option<Contribution>, TrainError> {
-        let mut state = self.blueprint.start(task.start, kept)?;
-        let said = vector(task.start, Channel::Logits);
-        let seed = self.seed(task);
-        if settings.pretrain > 0 && !self.blueprint.has_own(kept) {
-            let examples = self.job.data.numbered(&self.pupil()?.examples)?;
-            self.trainer.check(&examples)?;
-            self.begin(&state, task.round, 0.0, &[])?;
-            let Some(_) = self.epochs(&examples, settings.pretrain, seed_of(&[seed, PRETRAIN]), stop)? else {
-                return Ok(None);
-            };
-            state = self.trainer.state()?;
-        }
-        // Before anybody has spoken there is nothing to learn.
-        if said.iter().any(|x| *x != 0.0) {
-            let epochs = settings.distil.epochs;
-            match self.digest(state, said, task.round, epochs, seed_of(&[seed, DIGEST]), stop)? {
-                Some(learned) => state = learned,
-                None => return Ok(None),
-            }
-        }
-        self.begin(&state, task.round, 0.0, &[])?;
-        let Some(learned) = self.epochs(&share.seen, self.job.epochs, seed, stop)? else { return Ok(None) };
-        self.blueprint.keep_own(&self.trainer.state()?, kept);
-        let mut answers = self.trainer.answers(&self.pupil()?.examples, &self.options()?)?;
-        subtract(&mut answers, said);
-        let report = self.report(share, &learned);
-        Ok(Some(Contribution { vectors: Vectors::from([(Channel::Logits, answers)]), report }))
-    }
-
     /// A state that has learned what is said of the public examples.
-    fn digest(
+    pub(super) fn digest(
         &mut self,
         state: Vec<Tensor>,
         said: &[f32],
@@ -397,7 +280,7 @@ impl Workplace {
         self.trainer.export()
     }
 
-    fn pupil(&self) -> Result<&Pupil, TrainError> {
+    pub(super) fn pupil(&self) -> Result<&Pupil, TrainError> {
         self.pupil.as_ref().ok_or_else(no_public)
     }
 
@@ -411,7 +294,7 @@ impl Workplace {
         classes.ok_or_else(|| TrainError::Public { name: self.job.data.train.clone(), reason: NO_CLASSES.to_owned() })
     }
 
-    fn report(&self, share: &Share, learned: &Learned) -> Report {
+    pub(super) fn report(&self, share: &Share, learned: &Learned) -> Report {
         Report {
             examples: share.seen.len() as u64,
             steps: learned.steps,
@@ -463,7 +346,7 @@ impl Workplace {
         Ok(self.epochs(&share.seen, epochs, seed, stop)?.map(drop))
     }
 
-    fn has_second(&self) -> bool {
+    pub(super) fn has_second(&self) -> bool {
         matches!(self.federation.personal, Some(Personal::Ditto { .. }))
     }
 
@@ -480,7 +363,13 @@ impl Workplace {
     }
 
     /// Puts a state into the trainer, and what steers a round.
-    fn begin(&mut self, state: &[Tensor], round: u64, pull: f64, corrections: &[f32]) -> Result<(), TrainError> {
+    pub(super) fn begin(
+        &mut self,
+        state: &[Tensor],
+        round: u64,
+        pull: f64,
+        corrections: &[f32],
+    ) -> Result<(), TrainError> {
         self.trainer.set_state(state)?;
         self.trainer.set_pace(self.rate(round));
         self.trainer.set_pull(pull);
@@ -488,17 +377,23 @@ impl Workplace {
     }
 
     /// Trains for some epochs; `None` when `stop` was set before the end.
-    fn epochs(&mut self, data: &Dataset, epochs: u64, seed: u64, stop: &Stop) -> Result<Option<Learned>, TrainError> {
+    pub(super) fn epochs(
+        &mut self,
+        data: &Dataset,
+        epochs: u64,
+        seed: u64,
+        stop: &Stop,
+    ) -> Result<Option<Learned>, TrainError> {
         let options = BatchOptions { seed, ..self.options()? };
         epochs_of(&mut self.trainer, data, &options, epochs, stop)
     }
 
-    fn options(&self) -> Result<BatchOptions, TrainError> {
+    pub(super) fn options(&self) -> Result<BatchOptions, TrainError> {
         let normalize = self.job.stated_normalization()?;
         Ok(self.job.options(normalize)?.batch)
     }
 
-    fn seed(&self, task: Task<'_>) -> u64 {
+    pub(super) fn seed(&self, task: Task<'_>) -> u64 {
         let mut words = vec![self.job.seed, task.round];
         words.extend(task.member.bytes().map(u64::from));
         seed_of(&words)
@@ -522,23 +417,8 @@ pub(super) fn rate(job: &Job, round: u64) -> f64 {
 }
 
 /// What is added to gradients so that weights are pulled to a point.
-fn pull_to(point: &[f32], pull: f64) -> Vec<f32> {
+pub(super) fn pull_to(point: &[f32], pull: f64) -> Vec<f32> {
     point.iter().map(|x| -(pull as f32) * x).collect()
-}
-
-/// SCAFFOLD's second option: a member's control variate becomes its mean
-/// gradient over the task, `c_i - c + (x - y) / (K eta)`; gives the change.
-fn controlled(change: &[f32], control: &[f32], path: f64, kept: &mut Kept) -> Vec<f32> {
-    let moved = |(d, c): (&f32, &f32)| (-f64::from(*d) / path - f64::from(*c)) as f32;
-    let change: Vec<f32> = change.iter().zip(control).map(moved).collect();
-    let own = kept.entry(CONTROL.to_owned()).or_default();
-    own.resize(change.len(), 0.0);
-    own.iter_mut().zip(&change).for_each(|(own, d)| *own += d);
-    change
-}
-
-fn subtract(from: &mut [f32], what: &[f32]) {
-    from.iter_mut().zip(what).for_each(|(x, y)| *x -= y);
 }
 
 /// What steps amount to where momentum carries each on into those behind it:

@@ -55,6 +55,28 @@ fn pictures(examples: usize, turn: usize, seed: u64) -> Dataset {
     Dataset::new("pictures", features, Targets::Classes { classes, count: 10, names: Vec::new() }).unwrap()
 }
 
+/// What each end sends is what it would have sent without, made shorter.
+#[test]
+fn modifiers_change_what_is_sent_whatever_the_strategy() {
+    for strategy in ["", "[federation.cloud.strategy]\nkind = 'fedprox'\nmu = 0.1\n"] {
+        let sent = |modifiers: &str| {
+            let mut member = Member::new("lenet", &format!("{modifiers}{strategy}"), 0).unwrap();
+            let start = member.place.initial();
+            member.work(0, &start)
+        };
+        let (plain, clipped) = (sent(""), sent("[[federation.modifiers]]\nkind = 'clip'\nnorm = 0.25\n"));
+        let norm =
+            |c: &Contribution| c.vectors[&Channel::Model].iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let (long, short) = (norm(&plain), norm(&clipped));
+        assert!(long > 0.3 && (short - 0.25).abs() < 1e-6, "{long} {short}");
+        let factor = 0.25 / long;
+        for (x, y) in plain.vectors[&Channel::Model].iter().zip(&clipped.vectors[&Channel::Model]) {
+            assert!((f64::from(*x) * factor - f64::from(*y)).abs() <= 1e-9 + 1e-6 * f64::from(y.abs()), "{x} {y}");
+        }
+        assert_eq!(plain.report, clipped.report);
+    }
+}
+
 struct Member {
     place: Workplace,
     share: Share,
