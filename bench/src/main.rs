@@ -4,6 +4,7 @@
 //! part of its own, and without names, all of it anew. Start at
 //! [`BENCHMARKS`]; `page` keeps the parts.
 
+mod beside;
 mod federation;
 mod footprint;
 mod overhead;
@@ -46,6 +47,7 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("overhead", "Engine overhead over ONNX Runtime called directly", || both(overhead::run()?)),
     alone("planner", "Planner beside petgraph's maximum flow", || both(planner::run()?)),
     alone("placement", "Plans beside every single cut", || both(placement::run()?)),
+    alone("beside", "Requests beside training", || both(beside::run()?)),
     alone("footprint", "Footprint of a node", || both(footprint::run()?)),
     alone("training", "Training steps beside PyTorch", || both(training::run()?)),
     alone("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),

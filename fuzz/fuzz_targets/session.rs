@@ -7,8 +7,13 @@ use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use tierline_proto::door::session::{FromChild, FromParent};
 use tierline_proto::door::{BANDWIDTH_RANGE, TIME_NS_MAX};
+use tierline_proto::envelope::{to_child, to_parent};
 use tierline_proto::limits::{MODELS_MAX, PATH_TIERS_MAX, SUBTREE_NODES_MAX};
-use tierline_proto::v1::{ChildMessage, LinkEstimate, ParentMessage};
+use tierline_proto::Sound;
+use tierline_proto::v1::{
+    Catalogue, ChildMessage, EnrolmentNews, Envelope, JobAssignment, JobStanding, LinkEstimate, ParentMessage, ReverseRequest,
+    SiteReport, UpstreamPath, WarmHints, site_report,
+};
 
 fn sound(link: &LinkEstimate) {
     for rate in [link.up_bytes_per_s, link.down_bytes_per_s] {
@@ -17,27 +22,46 @@ fn sound(link: &LinkEstimate) {
     assert!(link.rtt_ns <= TIME_NS_MAX && (0.0..=1.0).contains(&link.confidence));
 }
 
+/// What a duty makes of its payload: whichever duty it is, all of them try.
+fn opened(envelope: &Envelope) {
+    let payload = || envelope.payload.clone();
+    if let Ok(path) = Sound::<UpstreamPath>::decode(payload()) {
+        assert!(path.tiers.len() <= PATH_TIERS_MAX);
+        path.tiers.iter().filter_map(|tier| tier.link_above.as_ref()).for_each(sound);
+    }
+    if let Ok(catalogue) = Sound::<Catalogue>::decode(payload()) {
+        assert!(catalogue.models.len() <= MODELS_MAX);
+    }
+    if let Ok(report) = Sound::<SiteReport>::decode(payload())
+        && let Some(site_report::Body::Subtree(subtree)) = &report.body
+    {
+        assert!(subtree.nodes.len() <= SUBTREE_NODES_MAX);
+        subtree.nodes.iter().filter_map(|node| node.link.as_ref()).for_each(sound);
+    }
+    let _ = Sound::<EnrolmentNews>::decode(payload());
+    let _ = Sound::<ReverseRequest>::decode(payload());
+    let _ = Sound::<WarmHints>::decode(payload());
+    let _ = Sound::<JobStanding>::decode(payload());
+    let _ = Sound::<JobAssignment>::decode(payload());
+}
+
 fuzz_target!(|input: &[u8]| {
     let Some((whose, message)) = input.split_first() else { return };
     if whose % 2 == 0 {
         let Ok(message) = ChildMessage::decode(message) else { return };
         match FromChild::read(message) {
             Ok(Some(FromChild::Heartbeat(beat))) => beat.link.iter().for_each(sound),
-            Ok(Some(FromChild::Subtree(subtree))) => {
-                assert!(subtree.nodes.len() <= SUBTREE_NODES_MAX);
-                subtree.nodes.iter().filter_map(|node| node.link.as_ref()).for_each(sound);
+            Ok(Some(FromChild::Envelope(envelope))) => {
+                opened(&envelope);
+                let _ = to_parent(envelope.into_inner(), false);
             }
             _ => {}
         }
         return;
     }
     let Ok(message) = ParentMessage::decode(message) else { return };
-    match FromParent::read(message) {
-        Ok(Some(FromParent::Path(path))) => {
-            assert!(path.tiers.len() <= PATH_TIERS_MAX);
-            path.tiers.iter().filter_map(|tier| tier.link_above.as_ref()).for_each(sound);
-        }
-        Ok(Some(FromParent::Catalogue(catalogue))) => assert!(catalogue.models.len() <= MODELS_MAX),
-        _ => {}
+    if let Ok(Some(FromParent::Envelope(envelope))) = FromParent::read(message) {
+        opened(&envelope);
+        let _ = to_child(envelope.into_inner(), false);
     }
 });

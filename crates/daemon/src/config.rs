@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use tierline_engine::{Apart, LoadOptions, Provider};
+use tierline_node::admit::{Share, Shares};
 use tierline_plan::{Limits, Objective};
 use tierline_store::disk;
 
@@ -54,8 +55,9 @@ pub fn claim(data: &Path) -> Outcome<Option<String>> {
 /// Where a node that serves others listens, unless told otherwise.
 pub const LISTEN_DEFAULT: &str = "0.0.0.0:7443";
 
-/// Bytes that sessions may take together, unless told otherwise.
-const MEMORY_DEFAULT: u64 = 2 << 30;
+/// The part of this machine's memory that models, sessions and plans may take
+/// together, unless told otherwise.
+const MEMORY_SHARE: u64 = 4;
 
 /// Time for measuring a model, unless told otherwise: enough for one that
 /// takes a second for a run.
@@ -119,6 +121,46 @@ impl<const LEAST: u32> std::fmt::Display for Factor<LEAST> {
     }
 }
 
+/// What a class of background work gets of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// Beside other background work: in proportion to these, above 0.
+    pub weight: f64,
+    /// Part of the device's time that it gets also while requests wait, 0 to
+    /// 0.5, where no request is late for it.
+    pub floor: f64,
+}
+
+/// The table `[shares]`: background work beside requests.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SharesConfig {
+    /// Loading sessions, and requests of those who can wait.
+    pub batch: ShareConfig,
+    /// Training and evaluation.
+    pub training: ShareConfig,
+    /// Measuring models.
+    pub profiling: ShareConfig,
+}
+
+impl Default for SharesConfig {
+    fn default() -> Self {
+        let Shares { batch, training, profiling } = Shares::default();
+        let of = |Share { weight, floor }| ShareConfig { weight, floor };
+        Self { batch: of(batch), training: of(training), profiling: of(profiling) }
+    }
+}
+
+impl SharesConfig {
+    /// As the executor takes them.
+    #[must_use]
+    pub fn shares(self) -> Shares {
+        let of = |ShareConfig { weight, floor }| Share { weight, floor };
+        Shares { batch: of(self.batch), training: of(self.training), profiling: of(self.profiling) }
+    }
+}
+
 /// One node's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -154,8 +196,10 @@ pub struct NodeConfig {
     /// tier above that has measured. For devices that can't be kept busy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_of_parent: Option<Factor<0>>,
-    /// Bytes that sessions may take together.
-    pub memory_bytes: u64,
+    /// Bytes that models, sessions and plans may take together; a quarter of
+    /// this machine's memory when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// Bytes that one run of a model may take; half of this machine's memory
     /// when it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,6 +208,8 @@ pub struct NodeConfig {
     /// machine's memory when it is missing, and 256 MiB at least.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests_bytes: Option<u64>,
+    /// What loading, training and profiling get of the device beside requests.
+    pub shares: SharesConfig,
     /// Seconds in which a model must be measured; one that takes longer isn't
     /// offered here.
     pub profile_seconds: u64,
@@ -191,9 +237,10 @@ impl Default for NodeConfig {
             providers: Vec::new(),
             slowdown: Factor::ONE,
             scale_of_parent: None,
-            memory_bytes: MEMORY_DEFAULT,
+            memory_bytes: None,
             run_bytes: None,
             requests_bytes: None,
+            shares: SharesConfig::default(),
             profile_seconds: PROFILE_SECONDS_DEFAULT,
             objective: Objective::Latency,
             limits: Limits::default(),
@@ -234,6 +281,15 @@ impl NodeConfig {
                 self.profile_seconds
             ));
         }
+        let SharesConfig { batch, training, profiling } = self.shares;
+        for (class, share) in [("batch", batch), ("training", training), ("profiling", profiling)] {
+            if !(share.weight > 0.0 && share.weight.is_finite()) {
+                return wrong(format!("shares.{class}.weight = {}: it must be above 0", share.weight));
+            }
+            if !(0.0..=0.5).contains(&share.floor) {
+                return wrong(format!("shares.{class}.floor = {}: it must be between 0 and 0.5", share.floor));
+            }
+        }
         if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
             return wrong(format!("parents: `{url}` is no address; write https://host:port"));
         }
@@ -241,6 +297,12 @@ impl NodeConfig {
             return wrong(format!("advertise: `{url}` is no address; write https://host:port"));
         }
         Ok(())
+    }
+
+    /// Bytes that models, sessions and plans may take together.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes.unwrap_or_else(|| crate::machine::memory() / MEMORY_SHARE)
     }
 
     /// Writes the file, whole or not at all.

@@ -1,15 +1,19 @@
 //! A node of a site: its configuration, what it keeps, and the Tokio shell
 //! around the machines of `tierline-node`.
 //!
-//! Start at [`node::run`]. Nothing here knows of a command line.
+//! Start at [`runtime::start::run`], then [`duties`], what a node does. Nothing
+//! here knows of a command line.
 
 pub mod config;
 pub mod datasets;
+pub mod device;
 pub mod documents;
+pub mod duties;
 pub mod jobs;
 pub mod machine;
 pub mod models;
-pub mod node;
+pub mod net;
 pub mod outcome;
 pub mod profiling;
+pub mod runtime;
 pub mod words;

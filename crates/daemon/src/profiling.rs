@@ -15,7 +15,7 @@ use tierline_graph::{DataType, Elements, Model, Tensor};
 use tierline_store::disk;
 
 use crate::models::Manifest;
-use crate::node::flow::ns;
+use crate::runtime::ns;
 
 /// Time that segments may take to be measured: enough for a stable median on
 /// a slow board, short enough to answer while the user waits.

@@ -12,6 +12,11 @@
 //! order is by deadline (Liu and Layland, 1973: earliest deadline first),
 //! then by arrival.
 //!
+//! Background work (loading, training, profiling) gets what requests leave, in
+//! proportion to its classes' weights, and of a busy device a floor: when a
+//! class had less than that lately, its next piece goes before requests that
+//! can wait for it.
+//!
 //! All of that holds among the jobs of one caller. Callers take turns, a job
 //! each, in rounds (Demers et al., 1989: fair queueing), and where the queue is
 //! full, whoever has most in it gives way: one that sends without end delays
@@ -34,15 +39,104 @@ pub struct JobId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub u64);
 
-/// Order of service; recoveries first.
+/// Order of service; recoveries first. What comes behind interactive work is
+/// background work: it runs in pieces, between which others have their turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
     /// The last way to answer a request in time.
     Recovery,
-    /// Planned work.
-    Planned,
-    /// Work nobody waits for (profiling, warming a session).
-    Background,
+    /// Requests that somebody waits for.
+    Interactive,
+    /// What is wanted soon (loading a session), or by whoever can wait.
+    Batch,
+    /// Training and evaluation, a step at a time.
+    Training,
+    /// Measuring models, a run at a time.
+    Profiling,
+}
+
+impl Class {
+    /// Every class, in the order of service.
+    pub const ALL: [Self; 5] = [Self::Recovery, Self::Interactive, Self::Batch, Self::Training, Self::Profiling];
+
+    /// Whether nobody waits for it.
+    #[must_use]
+    pub const fn is_background(self) -> bool {
+        matches!(self, Self::Batch | Self::Training | Self::Profiling)
+    }
+}
+
+/// What a class of background work gets of the slots.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share {
+    /// Beside other background work: in proportion to these.
+    pub weight: f64,
+    /// Part of the time that it gets also while requests wait, 0 to 1, where no
+    /// request is late for it.
+    pub floor: f64,
+}
+
+/// The shares of background work.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Shares {
+    /// Of [`Class::Batch`].
+    pub batch: Share,
+    /// Of [`Class::Training`].
+    pub training: Share,
+    /// Of [`Class::Profiling`].
+    pub profiling: Share,
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self {
+            batch: Share { weight: 4.0, floor: 0.05 },
+            training: Share { weight: 2.0, floor: 0.05 },
+            profiling: Share { weight: 1.0, floor: 0.02 },
+        }
+    }
+}
+
+impl Shares {
+    /// That of a class; none of those that go first anyway.
+    fn of(&self, class: Class) -> Option<Share> {
+        match class {
+            Class::Recovery | Class::Interactive => None,
+            Class::Batch => Some(self.batch),
+            Class::Training => Some(self.training),
+            Class::Profiling => Some(self.profiling),
+        }
+    }
+}
+
+/// Time in slots that each class had lately: what is long ago counts less and
+/// less.
+#[derive(Debug, Default)]
+struct Used {
+    seconds: [f64; Class::ALL.len()],
+    at: Time,
+}
+
+/// Time after which what was used counts for a third (1/e).
+const REMEMBERED: Duration = Duration::from_secs(10);
+
+impl Used {
+    fn count(&mut self, now: Time, class: Class, took: Duration) {
+        let faded = (-now.since(self.at).as_secs_f64() / REMEMBERED.as_secs_f64()).exp();
+        self.seconds.iter_mut().for_each(|seconds| *seconds *= faded);
+        self.at = now;
+        self.seconds[class as usize] += took.as_secs_f64();
+    }
+
+    fn of(&self, class: Class) -> f64 {
+        self.seconds[class as usize]
+    }
+
+    /// Part of all of it, 0 to 1; of nothing it is all.
+    fn part(&self, class: Class) -> f64 {
+        let all: f64 = self.seconds.iter().sum();
+        if all > 0.0 { self.of(class) / all } else { 1.0 }
+    }
 }
 
 /// A piece of work for one slot.
@@ -126,6 +220,15 @@ type Key = (bool, u64, Rank);
 /// Order among the jobs of one caller.
 type Rank = (Class, Time, u64);
 
+/// A job at work.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    class: Class,
+    began: Time,
+    /// When it is expected to end.
+    end: Time,
+}
+
 /// The queue.
 ///
 /// Invariants: every submitted job is started or refused exactly once, unless
@@ -138,8 +241,10 @@ pub struct Queue {
     /// The round under way, and who has had its turn in it.
     round: u64,
     served: BTreeSet<Caller>,
-    /// Started jobs and when each is expected to end.
-    running: BTreeMap<JobId, Time>,
+    /// Started jobs.
+    running: BTreeMap<JobId, Running>,
+    shares: Shares,
+    used: Used,
     arrivals: u64,
     draining: bool,
 }
@@ -148,6 +253,12 @@ impl Queue {
     /// An empty queue; limits are brought into their ranges.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
+        Self::sharing(limits, Shares::default())
+    }
+
+    /// As [`Queue::new`], with these shares for background work.
+    #[must_use]
+    pub fn sharing(limits: Limits, shares: Shares) -> Self {
         let limits = Limits { slots: limits.slots.max(1), waiting: limits.waiting.min(QUEUE_MAX) };
         Self {
             limits,
@@ -155,6 +266,8 @@ impl Queue {
             round: 0,
             served: BTreeSet::new(),
             running: BTreeMap::new(),
+            shares,
+            used: Used::default(),
             arrivals: 0,
             draining: false,
         }
@@ -170,7 +283,9 @@ impl Queue {
                 }
             }
             Event::Done(id) => {
-                self.running.remove(&id);
+                if let Some(Running { class, began, .. }) = self.running.remove(&id) {
+                    self.used.count(now, class, now.since(began));
+                }
             }
             Event::Cancel(id) => self.waiting.retain(|_, job| job.id != id),
             Event::Drain => self.draining = true,
@@ -193,10 +308,16 @@ impl Queue {
         (self.waiting.len(), self.running.len())
     }
 
-    /// Expected wait of a planned job with a far deadline, submitted now.
+    /// Requests waiting: jobs that aren't background work.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.waiting.keys().take_while(|(background, ..)| !background).count()
+    }
+
+    /// Expected wait of a request with a far deadline, submitted now.
     #[must_use]
     pub fn expected_wait(&self, now: Time) -> Duration {
-        self.wait_before(now, (false, u64::MAX, (Class::Planned, Time::from_ns(u64::MAX), u64::MAX)))
+        self.wait_before(now, (false, u64::MAX, (Class::Interactive, Time::from_ns(u64::MAX), u64::MAX)))
     }
 
     fn admit(&mut self, now: Time, job: Job, actions: &mut Vec<Action>) -> Result<(), Refusal> {
@@ -208,7 +329,7 @@ impl Queue {
         }
         let free = self.running.len() < self.limits.slots && self.waiting.is_empty();
         // Work that nobody waits for leaves room for work that somebody does.
-        let most = if job.class == Class::Background { self.limits.waiting.div_ceil(4) } else { self.limits.waiting };
+        let most = if job.class.is_background() { self.limits.waiting.div_ceil(4) } else { self.limits.waiting };
         let is_full = !free && self.waiting.len() >= most;
         let gives_way = if is_full { self.gives_way_to(job) } else { None };
         if is_full && gives_way.is_none() {
@@ -223,7 +344,7 @@ impl Queue {
             actions.push(Action::Refuse(other.id, Refusal::Full { waiting: most }));
         }
         self.arrivals += 1;
-        if job.class != Class::Background {
+        if !job.class.is_background() {
             self.waiting.retain(|key, other| key.0 || other.caller != job.caller);
         }
         self.waiting.extend(placed);
@@ -238,7 +359,7 @@ impl Queue {
     /// The last job of whoever has most of them waiting, where that is more
     /// than `job`'s caller has with it.
     fn gives_way_to(&self, job: Job) -> Option<Key> {
-        if job.class == Class::Background {
+        if job.class.is_background() {
             return None;
         }
         let callers: BTreeSet<Caller> = self.waiting.values().map(|other| other.caller).collect();
@@ -251,7 +372,7 @@ impl Queue {
     /// rounds by their ranks; and where `job` is among them.
     fn placed_with(&self, job: Job) -> (Key, Vec<(Key, Job)>) {
         let rank = (job.class, job.deadline, self.arrivals);
-        if job.class == Class::Background {
+        if job.class.is_background() {
             let key = (true, 0, rank);
             return (key, vec![(key, job)]);
         }
@@ -273,7 +394,7 @@ impl Queue {
         if self.running.len() < self.limits.slots && self.waiting.is_empty() {
             return Duration::ZERO;
         }
-        let running: u64 = self.running.values().map(|end| ns(now.until(*end))).sum();
+        let running: u64 = self.running.values().map(|running| ns(now.until(running.end))).sum();
         let ahead: u64 = self.waiting.range(..key).map(|(_, job)| ns(job.service)).sum();
         Duration::from_nanos((running + ahead) / self.limits.slots as u64)
     }
@@ -289,9 +410,38 @@ impl Queue {
         });
     }
 
+    /// Which waiting job is next.
+    fn next(&self, now: Time) -> Option<Key> {
+        let (first @ (background, ..), _) = self.waiting.first_key_value()?;
+        let candidates =
+            Class::ALL.into_iter().filter_map(|class| Some((class, self.shares.of(class)?, self.first_of(class)?)));
+        if *background {
+            let used = |class: Class, share: Share| self.used.of(class) / share.weight.max(f64::MIN_POSITIVE);
+            let least = candidates.min_by(|(a, of_a, _), (b, of_b, _)| used(*a, *of_a).total_cmp(&used(*b, *of_b)));
+            return least.map(|(.., key)| key);
+        }
+        let mut short = candidates.filter(|(class, share, _)| self.used.part(*class) < share.floor);
+        let starved = short
+            .find_map(|(.., key)| self.waiting.get(&key).filter(|job| self.can_wait(now, job.service)).map(|_| key));
+        Some(starved.unwrap_or(*first))
+    }
+
+    /// The next job of a background class.
+    fn first_of(&self, class: Class) -> Option<Key> {
+        let from = (true, 0, (class, Time::ZERO, 0));
+        self.waiting.range(from..).next().filter(|(_, job)| job.class == class).map(|(key, _)| *key)
+    }
+
+    /// Whether every waiting request can start so much later.
+    fn can_wait(&self, now: Time, service: Duration) -> bool {
+        let requests = self.waiting.iter().take_while(|((background, ..), _)| !background);
+        requests.map(|(_, job)| job).all(|job| job.class != Class::Recovery && latest_start(job) > now + service)
+    }
+
     fn fill(&mut self, now: Time, actions: &mut Vec<Action>) {
         while self.running.len() < self.limits.slots
-            && let Some(((background, round, _), job)) = self.waiting.pop_first()
+            && let Some(key @ (background, round, _)) = self.next(now)
+            && let Some(job) = self.waiting.remove(&key)
         {
             if !background {
                 if round > self.round {
@@ -300,7 +450,7 @@ impl Queue {
                 }
                 self.served.insert(job.caller);
             }
-            self.running.insert(job.id, now + job.service);
+            self.running.insert(job.id, Running { class: job.class, began: now, end: now + job.service });
             actions.push(Action::Start(job.id));
         }
     }

@@ -1,7 +1,8 @@
-//! Which role may call what, as one table.
+//! Which role may call what.
 //!
-//! The shell asks [`check`] before every call, with the role from the
-//! caller's certificate; what the table does not name is refused. Membership
+//! Each duty states the [`Rule`]s of its calls. The shell asks [`check`] before
+//! every call, with the role from the caller's certificate; what no rule names
+//! is refused. Membership
 //! in a node's own subtree and revocation are checked by the shell as well:
 //! a role is necessary, never sufficient.
 
@@ -12,18 +13,26 @@ use tierline_proto::{Code, Failure, Role};
 pub struct Roles(u8);
 
 impl Roles {
-    const NONE: Self = Self(0);
-    const END: Self = Self(1);
-    const EDGE: Self = Self(2);
-    const CLOUD: Self = Self(4);
-    const OPERATOR: Self = Self(8);
+    /// Nobody.
+    pub const NONE: Self = Self(0);
+    /// Ends.
+    pub const END: Self = Self(1);
+    /// Edges.
+    pub const EDGE: Self = Self(2);
+    /// The cloud.
+    pub const CLOUD: Self = Self(4);
+    /// Operators.
+    pub const OPERATOR: Self = Self(8);
     /// Nodes that have a parent.
-    const CHILDREN: Self = Self::END.and(Self::EDGE);
+    pub const CHILDREN: Self = Self::END.and(Self::EDGE);
     /// Nodes that have children.
-    const PARENTS: Self = Self::EDGE.and(Self::CLOUD);
-    const NODES: Self = Self::CHILDREN.and(Self::CLOUD);
+    pub const PARENTS: Self = Self::EDGE.and(Self::CLOUD);
+    /// Every node.
+    pub const NODES: Self = Self::CHILDREN.and(Self::CLOUD);
 
-    const fn and(self, other: Self) -> Self {
+    /// These and those.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
@@ -52,7 +61,7 @@ pub enum Caller {
     Socket,
 }
 
-/// One line of the table.
+/// Who may call one thing.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule {
     /// gRPC path.
@@ -65,61 +74,35 @@ pub struct Rule {
     pub anonymous: bool,
 }
 
-const fn rule(rpc: &'static str, callers: Roles, servers: Roles) -> Rule {
-    Rule { rpc, callers, servers, anonymous: false }
+impl Rule {
+    /// Callers of these roles, at nodes of those.
+    #[must_use]
+    pub const fn new(rpc: &'static str, callers: Roles, servers: Roles) -> Self {
+        Self { rpc, callers, servers, anonymous: false }
+    }
+
+    /// Also without a certificate.
+    #[must_use]
+    pub const fn for_strangers(self) -> Self {
+        Self { anonymous: true, ..self }
+    }
 }
 
-/// The table. An edge passes enrolments on to the cloud, which holds the CA.
-pub const RULES: &[Rule] = &[
-    Rule { rpc: "/tierline.v1.Enrollment/Join", callers: Roles::NODES, servers: Roles::PARENTS, anonymous: true },
-    rule("/tierline.v1.Enrollment/Renew", Roles::NODES.and(Roles::OPERATOR), Roles::PARENTS),
-    rule("/tierline.v1.Control/Hello", Roles::CHILDREN, Roles::PARENTS),
-    rule("/tierline.v1.Control/Session", Roles::CHILDREN, Roles::PARENTS),
-    rule("/tierline.v1.Infer/Run", Roles::CHILDREN, Roles::PARENTS),
-    rule("/tierline.v1.Federate/Submit", Roles::CHILDREN, Roles::PARENTS),
-    rule("/tierline.v1.Federate/Meet", Roles::EDGE, Roles::EDGE),
-    rule("/tierline.v1.Bulk/Stat", Roles::CHILDREN, Roles::PARENTS),
-    rule("/tierline.v1.Bulk/Fetch", Roles::CHILDREN, Roles::PARENTS),
-    rule("/tierline.v1.Bulk/Probe", Roles::CHILDREN, Roles::PARENTS),
-    rule("/tierline.v1.Local/Status", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/Nodes", Roles::OPERATOR, Roles::NODES),
-    // Only the cloud has the CA's key and the lists that go with it.
-    rule("/tierline.v1.Local/TokenCreate", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/TokenList", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/TokenRevoke", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/NodeRevoke", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/NodeRemove", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/NodeRename", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/ModelList", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/ModelShow", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/ModelAdd", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/ModelRemove", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/ModelRename", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/Profile", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/Plan", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/Explain", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/Infer", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/Drain", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/Metrics", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/Watch", Roles::OPERATOR, Roles::NODES),
-    // Jobs begin at the cloud; other nodes take part.
-    rule("/tierline.v1.Local/JobSubmit", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/JobList", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/JobShow", Roles::OPERATOR, Roles::NODES),
-    rule("/tierline.v1.Local/JobControl", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/JobWatch", Roles::OPERATOR, Roles::CLOUD),
-    rule("/tierline.v1.Local/JobModel", Roles::OPERATOR, Roles::NODES),
-];
-
-/// Whether `caller` may call `rpc` (a gRPC path) on a node of role `server`.
+/// Whether `caller` may call `rpc` (a gRPC path) on a node of role `server`, by
+/// these rules.
 ///
 /// # Errors
 /// [`Code::Unauthenticated`] without a certificate where one is needed,
 /// [`Code::Forbidden`] where the role is not allowed or the node does not
 /// serve it, or nobody does.
-pub fn check(rpc: &str, caller: Caller, server: Role) -> Result<(), Failure> {
+pub fn check<'r>(
+    rules: impl IntoIterator<Item = &'r Rule>,
+    rpc: &str,
+    caller: Caller,
+    server: Role,
+) -> Result<(), Failure> {
     let forbidden = |message: String| Err(Failure::new(Code::Forbidden, message));
-    let Some(rule) = RULES.iter().find(|rule| rule.rpc == rpc) else {
+    let Some(rule) = rules.into_iter().find(|rule| rule.rpc == rpc) else {
         return forbidden(format!("`{rpc}` is not a call of this protocol"));
     };
     if !rule.servers.contains(server) {

@@ -9,6 +9,7 @@
 
 pub mod digest;
 pub mod door;
+pub mod envelope;
 pub mod failure;
 pub mod frame;
 pub mod limits;

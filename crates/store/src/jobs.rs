@@ -5,6 +5,26 @@ use tierline_proto::Digest;
 
 use super::{State, StoreError};
 
+/// Steps of the tables.
+pub const TABLES: &[&str] = &["
+    CREATE TABLE jobs (
+        job BLOB PRIMARY KEY, name TEXT NOT NULL, coordinates INTEGER NOT NULL, created_ms INTEGER NOT NULL,
+        ended TEXT, failure TEXT NOT NULL DEFAULT ''
+    ) STRICT;
+    CREATE TABLE job_journal (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, job BLOB NOT NULL, side INTEGER NOT NULL, record TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX job_journal_of ON job_journal (job, side, seq);
+    CREATE TABLE job_rounds (
+        job BLOB NOT NULL, round INTEGER NOT NULL, scores TEXT NOT NULL, PRIMARY KEY (job, round)
+    ) STRICT;
+    CREATE TABLE job_models (
+        job BLOB NOT NULL, side INTEGER NOT NULL, version INTEGER NOT NULL, artefact BLOB NOT NULL,
+        PRIMARY KEY (job, side, version)
+    ) STRICT;
+    CREATE TABLE job_ends (job BLOB PRIMARY KEY, info BLOB NOT NULL) STRICT;
+"];
+
 /// A job as a node knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobRow {

@@ -4,6 +4,8 @@ pub mod artefacts;
 pub mod disk;
 mod error;
 pub mod jobs;
+pub mod members;
+pub mod models;
 pub mod needs;
 pub mod reserve;
 pub mod state;

@@ -19,6 +19,8 @@
 //! stay in the shell.
 
 mod coordinator;
+pub mod exchange;
+pub mod home;
 mod participant;
 mod routes;
 
@@ -27,6 +29,8 @@ use tierline_federate::Report;
 use tierline_proto::Digest;
 
 pub use coordinator::{Action, Coordinator, Event, Ledger, Phase, Progress, Record, Terms};
+pub use exchange::Exchange;
+pub use home::Home;
 pub use participant::{Action as MemberAction, Event as MemberEvent, Participant, Record as MemberRecord, Work};
 pub use routes::Routes;
 

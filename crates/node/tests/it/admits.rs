@@ -17,6 +17,82 @@ enum Ev {
     Wake,
 }
 
+/// Of each class one job waits at all times; what each gets of the time.
+fn parts(with_requests: bool) -> BTreeMap<Class, f64> {
+    const STEPS: u32 = 20_000;
+    let mut queue = Queue::new(Limits { slots: 1, waiting: 64 });
+    let mut now = Time::ZERO;
+    let (mut classes, mut waiting) = (Vec::new(), BTreeSet::new());
+    let (mut running, mut got) = (None, BTreeMap::<Class, f64>::new());
+    for _ in 0..STEPS {
+        for class in Class::ALL {
+            let wanted = class.is_background() || (with_requests && class == Class::Interactive);
+            if wanted && waiting.insert(class) {
+                let id = JobId(classes.len() as u64);
+                classes.push(class);
+                let deadline = now + ms(3_600_000);
+                let job = Job { id, caller: Caller(0), class, deadline, service: ms(10), after: ms(0) };
+                begin(&queue.step(now, Event::Submit(job)), &classes, &mut waiting, &mut running);
+            }
+        }
+        let JobId(id) = running.take().expect("something runs");
+        *got.entry(classes[id as usize]).or_default() += 1.0 / f64::from(STEPS);
+        now = now + ms(10);
+        begin(&queue.step(now, Event::Done(JobId(id))), &classes, &mut waiting, &mut running);
+    }
+    got
+}
+
+fn begin(actions: &[Action], classes: &[Class], waiting: &mut BTreeSet<Class>, running: &mut Option<JobId>) {
+    for action in actions {
+        let Action::Start(id) = action else { panic!("{action:?}") };
+        waiting.remove(&classes[id.0 as usize]);
+        *running = Some(*id);
+    }
+}
+
+#[test]
+fn background_work_shares_what_is_left_by_weight() {
+    let parts = parts(false);
+    for (class, part) in [(Class::Batch, 4.0 / 7.0), (Class::Training, 2.0 / 7.0), (Class::Profiling, 1.0 / 7.0)] {
+        assert!((parts[&class] - part).abs() < 0.01, "{parts:?}");
+    }
+}
+
+#[test]
+fn background_work_keeps_its_floor_beside_requests() {
+    let parts = parts(true);
+    for (class, floor) in [(Class::Batch, 0.05), (Class::Training, 0.05), (Class::Profiling, 0.02)] {
+        assert!((parts[&class] - floor).abs() < 0.005, "{parts:?}");
+    }
+    assert!(parts[&Class::Interactive] > 0.87, "{parts:?}");
+}
+
+#[test]
+fn a_floor_makes_no_request_late() {
+    for (deadline, first) in [(ms(35), Class::Training), (ms(25), Class::Interactive)] {
+        let mut queue = Queue::new(Limits { slots: 1, waiting: 64 });
+        let job = |id: u64, class, deadline| {
+            let caller = Caller(id);
+            Event::Submit(Job { id: JobId(id), caller, class, deadline, service: ms(10), after: ms(0) })
+        };
+        let far = Time::ZERO + ms(10_000);
+        assert_eq!(queue.step(Time::ZERO, job(0, Class::Interactive, far)), [Action::Start(JobId(0))]);
+        assert_eq!(queue.step(Time::ZERO, job(1, Class::Training, far)), []);
+        assert_eq!(queue.step(Time::ZERO, job(2, Class::Interactive, Time::ZERO + deadline)), []);
+        let next = if first == Class::Training { JobId(1) } else { JobId(2) };
+        assert_eq!(queue.step(Time::ZERO + ms(10), Event::Done(JobId(0))), [Action::Start(next)], "{deadline:?}");
+    }
+    // A recovery waits for nobody.
+    let mut queue = Queue::new(Limits { slots: 1, waiting: 64 });
+    let far = Time::ZERO + ms(10_000);
+    for (id, class) in [Class::Interactive, Class::Training, Class::Recovery].into_iter().enumerate() {
+        let (id, caller) = (JobId(id as u64), Caller(id as u64));
+        queue.step(Time::ZERO, Event::Submit(Job { id, caller, class, deadline: far, service: ms(10), after: ms(0) }));
+    }
+    assert_eq!(queue.step(Time::ZERO + ms(10), Event::Done(JobId(0))), [Action::Start(JobId(2))]);
+}
+
 #[test]
 fn every_job_is_started_or_refused_once_and_slots_are_kept() {
     seeds(SCHEDULES, |rng| {
@@ -36,7 +112,7 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
             let event = match event {
                 Ev::Submit => {
                     let id = JobId(jobs.len() as u64);
-                    let class = [Class::Recovery, Class::Planned, Class::Background][rng.usize(..3)];
+                    let class = [Class::Recovery, Class::Interactive, Class::Batch][rng.usize(..3)];
                     let (service, after) = (between(rng, [ms(1), ms(60)]), between(rng, [ms(0), ms(20)]));
                     let (caller, deadline) = (Caller(rng.u64(..4)), now + between(rng, [ms(1), ms(400)]));
                     let job = Job { id, caller, class, deadline, service, after };
@@ -73,7 +149,7 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
                     Action::Refuse(id, refusal) => {
                         assert!(open.remove(&id));
                         if let Refusal::Full { waiting } = refusal {
-                            let background = jobs[&id].class == Class::Background;
+                            let background = jobs[&id].class == Class::Batch;
                             let most = if background { limits.waiting.div_ceil(4) } else { limits.waiting };
                             assert!(waiting >= most && waiting <= limits.waiting, "{waiting} of {most}");
                         }
@@ -102,13 +178,13 @@ fn job(id: u64, class: Class, deadline: u64, service: u64) -> Job {
 fn recoveries_first_then_the_nearest_deadline() {
     let mut queue = Queue::new(Limits { slots: 1, waiting: 9 });
     let now = Time::ZERO;
-    assert_eq!(queue.step(now, Event::Submit(job(0, Class::Planned, 900, 10))), [Action::Start(JobId(0))]);
+    assert_eq!(queue.step(now, Event::Submit(job(0, Class::Interactive, 900, 10))), [Action::Start(JobId(0))]);
     for waiting in [
-        job(1, Class::Background, 50, 1),
-        job(2, Class::Planned, 800, 10),
-        job(3, Class::Planned, 200, 10),
+        job(1, Class::Batch, 50, 1),
+        job(2, Class::Interactive, 800, 10),
+        job(3, Class::Interactive, 200, 10),
         job(4, Class::Recovery, 700, 10),
-        job(5, Class::Planned, 200, 10),
+        job(5, Class::Interactive, 200, 10),
     ] {
         assert_eq!(queue.step(now, Event::Submit(waiting)), []);
     }
@@ -125,20 +201,20 @@ fn recoveries_first_then_the_nearest_deadline() {
 fn who_cannot_make_it_is_refused_at_once() {
     let mut queue = Queue::new(Limits { slots: 1, waiting: 2 });
     let now = Time::ZERO;
-    let _ = queue.step(now, Event::Submit(job(0, Class::Planned, 900, 100)));
-    let late = queue.step(now, Event::Submit(job(1, Class::Planned, 110, 20)));
+    let _ = queue.step(now, Event::Submit(job(0, Class::Interactive, 900, 100)));
+    let late = queue.step(now, Event::Submit(job(1, Class::Interactive, 110, 20)));
     assert_eq!(late, [Action::Refuse(JobId(1), Refusal::TooLate { late: ms(10) })]);
-    assert_eq!(queue.step(now, Event::Submit(job(2, Class::Planned, 150, 20))), []);
+    assert_eq!(queue.step(now, Event::Submit(job(2, Class::Interactive, 150, 20))), []);
     assert_eq!(queue.expected_wait(now), ms(120));
-    assert_eq!(queue.step(now, Event::Submit(job(3, Class::Planned, 900, 20))), []);
-    let full = queue.step(now, Event::Submit(job(4, Class::Planned, 900, 1)));
+    assert_eq!(queue.step(now, Event::Submit(job(3, Class::Interactive, 900, 20))), []);
+    let full = queue.step(now, Event::Submit(job(4, Class::Interactive, 900, 1)));
     assert_eq!(full, [Action::Refuse(JobId(4), Refusal::Full { waiting: 2 })]);
     // The one at work takes longer than predicted: who waits is told in time.
     assert_eq!(queue.wake(), Some(Time::ZERO + ms(130) + Duration::from_nanos(1)));
     let gone = queue.step(Time::ZERO + ms(131), Event::Wake);
     assert_eq!(gone, [Action::Refuse(JobId(2), Refusal::TooLate { late: ms(1) })]);
     let _ = queue.step(now, Event::Drain);
-    let draining = queue.step(now, Event::Submit(job(5, Class::Planned, 900, 1)));
+    let draining = queue.step(now, Event::Submit(job(5, Class::Interactive, 900, 1)));
     assert_eq!(draining, [Action::Refuse(JobId(5), Refusal::Draining)]);
     assert_eq!(queue.step(now, Event::Submit(job(6, Class::Recovery, 900, 1))), []);
 }
@@ -149,14 +225,14 @@ fn consecutive_requests_overlap_their_stages() {
     let mut stages = [0, 1].map(|_| Queue::new(Limits { slots: 1, waiting: 16 }));
     let mut schedule: Schedule<(usize, Event)> = Schedule::new();
     for id in 0..10 {
-        schedule.after(ms(0), (0, Event::Submit(job(id, Class::Planned, 900, 10))));
+        schedule.after(ms(0), (0, Event::Submit(job(id, Class::Interactive, 900, 10))));
     }
     let mut sent = 0;
     let mut end = Time::ZERO;
     while let Some((stage, event)) = schedule.next(Time::from_ns(u64::MAX)) {
         if let Event::Done(id) = event {
             if stage == 0 {
-                schedule.after(ms(0), (1, Event::Submit(job(id.0, Class::Planned, 900, 10))));
+                schedule.after(ms(0), (1, Event::Submit(job(id.0, Class::Interactive, 900, 10))));
             } else {
                 sent += 1;
                 end = schedule.now();
@@ -175,10 +251,10 @@ fn background_work_leaves_room_for_requests() {
     let mut queue = Queue::new(Limits { slots: 1, waiting: 8 });
     let far = Time::from_ns(u64::MAX / 2);
     let mut submit = |id, class| queue.step(Time::ZERO, Event::Submit(Job { deadline: far, ..job(id, class, 0, 0) }));
-    assert_eq!(submit(0, Class::Background), [Action::Start(JobId(0))]);
-    assert!(submit(1, Class::Background).is_empty() && submit(2, Class::Background).is_empty());
-    assert_eq!(submit(3, Class::Background), [Action::Refuse(JobId(3), Refusal::Full { waiting: 2 })]);
-    assert!((4..10).all(|id| submit(id, Class::Planned).is_empty()), "a quarter waits, the rest is free");
+    assert_eq!(submit(0, Class::Batch), [Action::Start(JobId(0))]);
+    assert!(submit(1, Class::Batch).is_empty() && submit(2, Class::Batch).is_empty());
+    assert_eq!(submit(3, Class::Batch), [Action::Refuse(JobId(3), Refusal::Full { waiting: 2 })]);
+    assert!((4..10).all(|id| submit(id, Class::Interactive).is_empty()), "a quarter waits, the rest is free");
     assert_eq!(submit(10, Class::Recovery), [Action::Refuse(JobId(10), Refusal::Full { waiting: 8 })]);
 }
 
@@ -187,13 +263,13 @@ fn background_work_leaves_room_for_requests() {
 fn whoever_floods_the_queue_delays_others_by_one_job() {
     let mut queue = Queue::new(Limits { slots: 1, waiting: 8 });
     let now = Time::ZERO;
-    let flood = |id| job(id, [Class::Recovery, Class::Planned][id as usize % 2], 500, 10);
+    let flood = |id| job(id, [Class::Recovery, Class::Interactive][id as usize % 2], 500, 10);
     let mut started = queue.step(now, Event::Submit(flood(0)));
     for id in 1..=8 {
         assert_eq!(queue.step(now, Event::Submit(flood(id))), []);
     }
     // The queue is full: of whoever has most, the last one gives way.
-    let good = Job { caller: Caller(1), ..job(100, Class::Planned, 900, 10) };
+    let good = Job { caller: Caller(1), ..job(100, Class::Interactive, 900, 10) };
     let gave_way = queue.step(now, Event::Submit(good));
     assert!(matches!(gave_way[..], [Action::Refuse(JobId(1..=8), Refusal::Full { waiting: 8 })]), "{gave_way:?}");
     let more = queue.step(now, Event::Submit(flood(9)));

@@ -10,5 +10,4 @@ mod federations;
 mod fetches;
 mod harness;
 mod leases;
-mod policies;
 mod requests;

@@ -181,7 +181,7 @@ impl<'a> World<'a> {
                 if let Some(live) = self.nodes[node].live.get_mut(&key).filter(|_| !recovery) {
                     live.planned.push(op);
                 }
-                let class = if recovery { Class::Recovery } else { Class::Planned };
+                let class = if recovery { Class::Recovery } else { Class::Interactive };
                 let (caller, service) = (admit::Caller(0), service.mul_f64(0.99));
                 let job = Job { id, caller, class, deadline, service, after: Duration::ZERO };
                 self.queue(node, admit::Event::Submit(job));

@@ -40,6 +40,18 @@ impl<M: Door> Sound<M> {
         message.check()?;
         Ok(Self(message))
     }
+
+    /// Reads an envelope's payload.
+    ///
+    /// # Errors
+    /// [`Breach::Unreadable`] for bytes that are no such message, and what
+    /// breaks the protocol in it.
+    pub fn decode(payload: Bytes) -> Result<Self, Breach>
+    where
+        M: prost::Message + Default,
+    {
+        Self::read(M::decode(payload).map_err(|error| Breach::Unreadable(error.to_string()))?)
+    }
 }
 
 impl<M> Sound<M> {
@@ -87,6 +99,9 @@ pub enum Breach {
     /// A part that must be there.
     #[error("there is no {0}")]
     Missing(&'static str),
+    /// Bytes that are not the message that they should be.
+    #[error("that is no message of this kind: {0}")]
+    Unreadable(String),
     /// A list is longer than its limit.
     #[error("{count} {what}; the limit is {max}")]
     TooMany {

@@ -3,16 +3,17 @@
 use super::{
     BYTES_MAX, Breach, Door, Sound, bytes, count, digest, digest_or_none, failure, finite, id, id_or_none, long, word,
 };
+use crate::envelope;
 use crate::limits::{
     CERTIFICATE_BYTES_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, RENAMES_MAX, REVERSE_BYTES_MAX, REVOCATIONS_MAX,
     SUBTREE_NODES_MAX, WORD_BYTES_MAX,
 };
 use crate::name::{self, NodeName};
 use crate::v1::{
-    Catalogue, ChildMessage, Goodbye, Heartbeat, HeartbeatAck, HelloReply, HelloRequest, JobAssignment, JobStanding,
-    LoadReport, ModelEntry, ModelOffer, Names, NodeInfo, Offers, ParentMessage, ReverseReply, ReverseRequest,
-    Revocations, Subtree, UpstreamPath, UpstreamTier, WarmHints, child_message, parent_message, reverse_reply,
-    reverse_request,
+    Catalogue, ChildMessage, EnrolmentNews, Envelope, Goodbye, Heartbeat, HeartbeatAck, HelloReply, HelloRequest,
+    ModelEntry, ModelOffer, Names, NodeInfo, Offers, ParentMessage, ReverseReply, ReverseRequest, Revocations,
+    SiteReport, Subtree, UpstreamPath, UpstreamTier, WarmHints, child_message, enrolment_news, parent_message,
+    reverse_reply, reverse_request, site_report,
 };
 
 /// What a child says.
@@ -20,13 +21,9 @@ use crate::v1::{
 #[allow(missing_docs)]
 pub enum FromChild {
     Heartbeat(Sound<Heartbeat>),
-    Load(Sound<LoadReport>),
-    Offers(Sound<Offers>),
-    Reply(Sound<ReverseReply>),
     Goodbye(Sound<Goodbye>),
-    Subtree(Sound<Subtree>),
-    Hints(Sound<WarmHints>),
-    Standing(Sound<JobStanding>),
+    /// What one of its duties says.
+    Envelope(Sound<Envelope>),
 }
 
 impl FromChild {
@@ -36,16 +33,14 @@ impl FromChild {
     /// How it breaks the protocol.
     pub fn read(message: ChildMessage) -> Result<Option<Self>, Breach> {
         use child_message::Body;
-        let Some(body) = message.body else { return Ok(None) };
-        Ok(Some(match body {
-            Body::Heartbeat(m) => Self::Heartbeat(Sound::read(m)?),
-            Body::Load(m) => Self::Load(Sound::read(m)?),
-            Body::Offers(m) => Self::Offers(Sound::read(m)?),
-            Body::Reply(m) => Self::Reply(Sound::read(m)?),
-            Body::Goodbye(m) => Self::Goodbye(Sound::read(m)?),
-            Body::Subtree(m) => Self::Subtree(Sound::read(m)?),
-            Body::Hints(m) => Self::Hints(Sound::read(m)?),
-            Body::Standing(m) => Self::Standing(Sound::read(m)?),
+        Ok(Some(match message.body {
+            None => return Ok(None),
+            Some(Body::Heartbeat(m)) => Self::Heartbeat(Sound::read(m)?),
+            Some(Body::Goodbye(m)) => Self::Goodbye(Sound::read(m)?),
+            Some(other) => match envelope::of_child(other) {
+                Some(envelope) => Self::Envelope(Sound::read(envelope)?),
+                None => return Ok(None),
+            },
         }))
     }
 }
@@ -55,13 +50,9 @@ impl FromChild {
 #[allow(missing_docs)]
 pub enum FromParent {
     Ack(Sound<HeartbeatAck>),
-    Catalogue(Sound<Catalogue>),
-    Path(Sound<UpstreamPath>),
-    Revocations(Sound<Revocations>),
-    Request(Sound<ReverseRequest>),
     Goodbye(Sound<Goodbye>),
-    Assignment(Sound<JobAssignment>),
-    Names(Sound<Names>),
+    /// What one of its duties says.
+    Envelope(Sound<Envelope>),
 }
 
 impl FromParent {
@@ -71,26 +62,53 @@ impl FromParent {
     /// How it breaks the protocol.
     pub fn read(message: ParentMessage) -> Result<Option<Self>, Breach> {
         use parent_message::Body;
-        let Some(body) = message.body else { return Ok(None) };
-        Ok(Some(match body {
-            Body::Ack(m) => Self::Ack(Sound::read(m)?),
-            Body::Catalogue(m) => Self::Catalogue(Sound::read(m)?),
-            Body::Path(m) => Self::Path(Sound::read(m)?),
-            Body::Revocations(m) => Self::Revocations(Sound::read(m)?),
-            Body::Request(m) => Self::Request(Sound::read(m)?),
-            Body::Goodbye(m) => Self::Goodbye(Sound::read(m)?),
-            Body::Assignment(m) => Self::Assignment(Sound::read(m)?),
-            Body::Names(m) => Self::Names(Sound::read(m)?),
+        Ok(Some(match message.body {
+            None => return Ok(None),
+            Some(Body::Ack(m)) => Self::Ack(Sound::read(m)?),
+            Some(Body::Goodbye(m)) => Self::Goodbye(Sound::read(m)?),
+            Some(other) => match envelope::of_parent(other) {
+                Some(envelope) => Self::Envelope(Sound::read(envelope)?),
+                None => return Ok(None),
+            },
         }))
+    }
+}
+
+impl Door for Envelope {
+    fn check(&mut self) -> Result<(), Breach> {
+        word("a duty", &self.duty, WORD_BYTES_MAX)
+    }
+}
+
+impl Door for EnrolmentNews {
+    fn check(&mut self) -> Result<(), Breach> {
+        use enrolment_news::Body;
+        match &mut self.body {
+            Some(Body::Revocations(list)) => list.check(),
+            Some(Body::Names(names)) => names.check(),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Door for SiteReport {
+    fn check(&mut self) -> Result<(), Breach> {
+        use site_report::Body;
+        match &mut self.body {
+            Some(Body::Load(load)) => load.check(),
+            Some(Body::Offers(offers)) => offers.check(),
+            Some(Body::Subtree(subtree)) => subtree.check(),
+            Some(Body::Reply(reply)) => reply.check(),
+            None => Ok(()),
+        }
     }
 }
 
 impl Door for HelloRequest {
     fn check(&mut self) -> Result<(), Breach> {
-        // Who it is, its certificate says; what it can do that isn't known
-        // here, matters to nobody here.
+        // Who it is, its certificate says.
         self.node_name.clear();
-        self.features.clear();
+        features(&mut self.features);
         Ok(())
     }
 }
@@ -99,9 +117,15 @@ impl Door for HelloReply {
     fn check(&mut self) -> Result<(), Breach> {
         id(&self.node_id)?;
         NodeName::new(&self.node_name)?;
-        self.features.clear();
+        features(&mut self.features);
         Ok(())
     }
+}
+
+/// What isn't known here matters to nobody here.
+fn features(said: &mut Vec<String>) {
+    let knows = said.iter().any(|feature| feature == envelope::FEATURE);
+    *said = if knows { envelope::features() } else { Vec::new() };
 }
 
 impl Door for Heartbeat {

@@ -6,16 +6,18 @@ use proptest::prelude::*;
 use prost::Message;
 use tierline_proto::door::session::{FromChild, FromParent};
 use tierline_proto::door::{BANDWIDTH_RANGE, Breach, Door, Sound, TIME_NS_MAX};
+use tierline_proto::envelope;
 use tierline_proto::limits::{
     BOUNDARIES_MAX, HINTS_MAX, HOPS_MAX, LEADING_MAX, MODELS_MAX, PATH_TIERS_MAX, REVERSE_BYTES_MAX, REVOCATIONS_MAX,
     STAGES_MAX, SUBTREE_NODES_MAX, TEXT_BYTES_MAX, UPDATE_BYTES_MAX,
 };
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    Boundary, Catalogue, ChildMessage, Code, Failure, Heartbeat, JobAssignment, JobStanding, JoinRequest, LinkEstimate,
-    LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ProbeChunk, Reply, ReverseReply, Revocations,
-    Revoked, Route, RunHeader, StageTiming, Subtree, TensorInfo, UpdateHeader, UpstreamPath, UpstreamTier, WarmHint,
-    WarmHints, WorkOrder, child_message, job_standing, reverse_reply,
+    Boundary, Catalogue, ChildMessage, Code, Envelope, Failure, Heartbeat, JobAssignment, JobStanding, JoinRequest,
+    LinkEstimate, LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ProbeChunk, Reply, ReverseReply,
+    ReverseRequest, Revocations, Revoked, Route, RunHeader, SiteReport, StageTiming, Subtree, TensorInfo, UpdateHeader,
+    UpstreamPath, UpstreamTier, WarmHint, WarmHints, WorkOrder, child_message, job_standing, parent_message,
+    reverse_reply, site_report,
 };
 
 const DIGEST: Bytes = Bytes::from_static(&[2; 32]);
@@ -185,8 +187,52 @@ fn what_a_newer_node_says_is_passed_by() {
     let known = ChildMessage { body: Some(child_message::Body::Load(load)) };
     let mut bytes = known.encode_to_vec();
     bytes.extend_from_slice(&unknown_kind);
-    let Ok(Some(FromChild::Load(load))) = FromChild::read(ChildMessage::decode(&bytes[..]).unwrap()) else { panic!() };
-    assert_eq!(load.queued, 3);
+    let said = FromChild::read(ChildMessage::decode(&bytes[..]).unwrap());
+    let Ok(Some(FromChild::Envelope(envelope))) = said else { panic!("{said:?}") };
+    assert_eq!(envelope.duty, envelope::SITE);
+    let report = Sound::<SiteReport>::decode(envelope.payload.clone()).unwrap();
+    assert_eq!(report.body, Some(site_report::Body::Load(load)));
+}
+
+#[test]
+fn duties_hear_the_same_of_nodes_that_know_no_envelopes() {
+    let child = [
+        child_message::Body::Load(LoadReport { queued: 3, ..LoadReport::default() }),
+        child_message::Body::Offers(Offers { sequence: 4, ..Offers::default() }),
+        child_message::Body::Subtree(Subtree { left_out: 5, ..Subtree::default() }),
+        child_message::Body::Reply(ReverseReply { call: 6, body: None }),
+        child_message::Body::Hints(WarmHints { hints: vec![WarmHint { model: DIGEST, ..WarmHint::default() }] }),
+        child_message::Body::Standing(JobStanding { job: DIGEST, holds: 7, ..JobStanding::default() }),
+    ];
+    for body in child {
+        let envelope = envelope::of_child(body.clone()).unwrap();
+        assert_eq!(envelope::to_parent(envelope.clone(), false), Some(ChildMessage { body: Some(body) }));
+        let whole = envelope::to_parent(envelope.clone(), true).unwrap();
+        assert_eq!(whole.body.and_then(envelope::of_child), Some(envelope));
+    }
+    let parent = [
+        parent_message::Body::Catalogue(Catalogue { sequence: 3, ..Catalogue::default() }),
+        parent_message::Body::Path(UpstreamPath { sequence: 4, tiers: vec![tier(LinkEstimate::default())] }),
+        parent_message::Body::Revocations(Revocations { sequence: 5, revoked: Vec::new() }),
+        parent_message::Body::Request(ReverseRequest { call: 6, ..ReverseRequest::default() }),
+        parent_message::Body::Assignment(JobAssignment { job: DIGEST, ..JobAssignment::default() }),
+    ];
+    for body in parent {
+        let envelope = envelope::of_parent(body.clone()).unwrap();
+        assert_eq!(envelope::to_child(envelope.clone(), false), Some(ParentMessage { body: Some(body) }));
+        let whole = envelope::to_child(envelope.clone(), true).unwrap();
+        assert_eq!(whole.body.and_then(envelope::of_parent), Some(envelope));
+    }
+    // A duty that such a node doesn't have is not said to it, nor is nonsense.
+    let new = Envelope { duty: "tides".into(), payload: DIGEST };
+    assert_eq!((envelope::to_parent(new.clone(), false), envelope::to_child(new, false)), (None, None));
+    let nonsense = Envelope { duty: envelope::PLANNING.into(), payload: Bytes::from_static(&[0xff; 8]) };
+    assert_eq!(
+        (envelope::to_parent(nonsense.clone(), false), envelope::to_child(nonsense.clone(), false)),
+        (None, None)
+    );
+    assert!(matches!(Sound::<WarmHints>::decode(nonsense.payload), Err(Breach::Unreadable(_))));
+    refused(Envelope { duty: "x".repeat(1 << 10), payload: DIGEST }, "a duty");
 }
 
 proptest! {

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tierline_daemon::node::transport;
+use tierline_daemon::net::transport;
 use tierline_daemon::{config, words};
 use tierline_identity::Identity;
 use tierline_proto::v1::local_client::LocalClient;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
-use tierline_daemon::node::wire;
+use tierline_daemon::duties::inference::wire;
 use tierline_graph::Tensor;
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::local_client::LocalClient;

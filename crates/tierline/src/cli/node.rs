@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use tierline_daemon::config::{self, Factor, NodeConfig};
-use tierline_daemon::node::{self as daemon, Ended, Told, transport};
+use tierline_daemon::net::transport;
+use tierline_daemon::runtime::start::{self as daemon, Ended, Told};
 use tierline_daemon::words;
 use tierline_identity as identity;
 use tierline_identity::{Identity, JoinToken, KeyRequest, tls};
@@ -142,7 +143,7 @@ impl NodeArgs {
         config.threads = self.threads.unwrap_or(config.threads);
         config.slowdown = self.slowdown.unwrap_or(config.slowdown);
         config.scale_of_parent = self.scale_of_parent.or(config.scale_of_parent);
-        config.memory_bytes = self.memory.unwrap_or(config.memory_bytes);
+        config.memory_bytes = self.memory.or(config.memory_bytes);
         config.check()?;
         Ok(config)
     }

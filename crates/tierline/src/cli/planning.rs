@@ -381,13 +381,13 @@ fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: boo
         Failure::new(exit, e)
     })?;
     let explanation = tierline_plan::explain(&request, &plan, None);
-    let placement = tierline_daemon::node::planner::words(&plan.evaluation);
+    let placement = tierline_daemon::duties::planning::words(&plan.evaluation);
     let document = SitePlan { placement, tiers: site.names(), cuts: manifest.cuts, plan, explanation };
     global.output().data(&document, |d| {
         if explain {
             d.explanation.to_string()
         } else {
-            tierline_daemon::node::planner::describe_plan(&d.placement, &d.plan)
+            tierline_daemon::duties::planning::describe_plan(&d.placement, &d.plan)
         }
     })
 }

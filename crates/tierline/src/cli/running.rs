@@ -127,7 +127,7 @@ pub fn status(global: &Global, target: &Target) -> Outcome {
 }
 
 fn describe(status: &Status) -> String {
-    let left = status.certificate_not_after_s.saturating_sub(tierline_daemon::node::events::now_ms() / 1_000);
+    let left = status.certificate_not_after_s.saturating_sub(tierline_daemon::runtime::events::now_ms() / 1_000);
     let stopping = if status.draining { ", stopping" } else { "" };
     let mut rows = vec![
         vec!["node".to_owned(), format!("{} ({}{stopping}), {}", status.name, status.role, status.id)],

@@ -156,7 +156,7 @@ pub fn token(global: &Global, verb: TokenVerb) -> Outcome {
 }
 
 fn until(not_after_s: u64) -> String {
-    let left = not_after_s.saturating_sub(tierline_daemon::node::events::now_ms() / 1_000);
+    let left = not_after_s.saturating_sub(tierline_daemon::runtime::events::now_ms() / 1_000);
     match left {
         0 => "expired".into(),
         s if s < 3_600 => format!("{} min", s.div_ceil(60)),

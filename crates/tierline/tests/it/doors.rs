@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use rustls::pki_types::ServerName;
-use tierline_daemon::node::transport;
+use tierline_daemon::net::transport;
 use tierline_identity::{Ca, Identity, KeyRequest, SERVER_NAME, tls};
 use tierline_proto::v1::JoinRequest;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;

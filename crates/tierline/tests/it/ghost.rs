@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use tierline_daemon::node::transport::{self, Pair};
+use tierline_daemon::net::transport::{self, Pair};
 use tierline_engine::Evaluator;
 use tierline_federate::wire;
 use tierline_graph::Model;

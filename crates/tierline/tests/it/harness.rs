@@ -8,10 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tierline_daemon::node::door::{Doors, Rooms};
-use tierline_daemon::node::events::Events;
-use tierline_daemon::node::metrics::Metrics;
-use tierline_daemon::node::tasks::Tasks;
+use tierline_daemon::net::door::{Doors, Rooms};
+use tierline_daemon::runtime::events::Events;
+use tierline_daemon::runtime::tasks::Tasks;
 use tierline_graph::{Elements, Tensor};
 
 /// The longest a node may take to start, or anything to come about.
@@ -284,7 +283,7 @@ impl Drop for SmallDisk {
 
 /// The doors of a node with the usual number of descriptors, without the node.
 pub fn doors() -> Arc<Doors> {
-    Doors::new(Rooms::within(1_024), Tasks::new(Events::default(), Metrics::default()))
+    Doors::new(Rooms::within(1_024), Tasks::new(Events::default()))
 }
 
 /// A site in a folder of its own.

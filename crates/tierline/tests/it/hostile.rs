@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use prost::Message;
 use serde_json::Value;
-use tierline_proto::Digest;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    Catalogue, ChildMessage, Code, Empty, Failure, Goodbye, Heartbeat, HeartbeatAck, JobAssignment, JobStanding,
-    LinkEstimate, LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ReverseReply, ReverseRequest,
-    Revocations, Revoked, RunChunk, Subtree, TaskFailure, UpstreamPath, UpstreamTier, WarmHint, WarmHints, WorkOrder,
-    child_message, job_standing, parent_message, reverse_reply, reverse_request, run_chunk,
+    Catalogue, ChildMessage, Code, Empty, Envelope, Failure, Goodbye, Heartbeat, HeartbeatAck, JobAssignment,
+    JobStanding, LinkEstimate, LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ReverseReply,
+    ReverseRequest, Revocations, Revoked, RunChunk, Subtree, TaskFailure, UpstreamPath, UpstreamTier, WarmHint,
+    WarmHints, WorkOrder, child_message, job_standing, parent_message, reverse_reply, reverse_request, run_chunk,
 };
+use tierline_proto::{Digest, envelope};
 
 use crate::federation::Federation;
 use crate::ghost::Ghost;
@@ -24,6 +24,39 @@ use crate::middle::{Middle, SESSION, Way};
 
 /// Memory of a node that serves the small model, at most.
 const RSS_MAX: u64 = 600 << 20;
+
+/// What a child says, opened.
+fn child_said(message: &Bytes) -> Option<child_message::Body> {
+    let body = ChildMessage::decode(message.clone()).ok()?.body?;
+    match envelope::of_child(body.clone()) {
+        Some(envelope) => envelope::to_parent(envelope, false)?.body,
+        None => Some(body),
+    }
+}
+
+/// What a parent says, opened.
+fn parent_said(message: &Bytes) -> Option<parent_message::Body> {
+    let body = ParentMessage::decode(message.clone()).ok()?.body?;
+    match envelope::of_parent(body.clone()) {
+        Some(envelope) => envelope::to_child(envelope, false)?.body,
+        None => Some(body),
+    }
+}
+
+/// As a parent says it, in an envelope if it belongs into one.
+fn enveloped_parent(body: parent_message::Body) -> ParentMessage {
+    let envelope = envelope::of_parent(body.clone()).map(parent_message::Body::Envelope);
+    ParentMessage { body: Some(envelope.unwrap_or(body)) }
+}
+
+/// As a newer parent says it: with more in it, inside its envelope too.
+fn of_newer(body: parent_message::Body) -> Bytes {
+    let mut message = enveloped_parent(body);
+    if let Some(parent_message::Body::Envelope(envelope)) = &mut message.body {
+        envelope.payload = [&envelope.payload[..], &UNKNOWN].concat().into();
+    }
+    grown(&message.encode_to_vec()).into()
+}
 
 /// A field, and a kind of message, that this version doesn't know.
 const UNKNOWN: [u8; 6] = [0xfa, 0x3f, 0x03, b'n', b'e', b'w'];
@@ -77,9 +110,8 @@ fn a_node_takes_part_in_a_site_whose_cloud_has_more_to_say() {
     let (replaced, unable) = (Arc::clone(&said), Arc::clone(&heard));
     let rule = move |way: Way, path: &str, message: Bytes| {
         if way == Way::Up {
-            if let Ok(ChildMessage { body: Some(child_message::Body::Standing(standing)) }) =
-                ChildMessage::decode(message.clone())
-                && path == SESSION
+            if path == SESSION
+                && let Some(child_message::Body::Standing(standing)) = child_said(&message)
             {
                 unable.lock().unwrap().push(standing);
             }
@@ -88,16 +120,16 @@ fn a_node_takes_part_in_a_site_whose_cloud_has_more_to_say() {
         if path != SESSION {
             return vec![grown(&message).into()];
         }
-        let Ok(mut parsed) = ParentMessage::decode(message.clone()) else { return vec![message] };
+        let Some(mut parsed) = parent_said(&message) else { return vec![message] };
         let other = |digest: &Bytes| {
             let list = replaced.lock().unwrap();
             list.iter().find(|(old, _)| old == digest).map_or_else(|| digest.clone(), |(_, new)| new.clone())
         };
-        match &mut parsed.body {
-            Some(parent_message::Body::Catalogue(catalogue)) => {
+        match &mut parsed {
+            parent_message::Body::Catalogue(catalogue) => {
                 catalogue.models.iter_mut().for_each(|entry| entry.manifest = other(&entry.manifest));
             }
-            Some(parent_message::Body::Path(path)) => {
+            parent_message::Body::Path(path) => {
                 let offers = path.tiers.iter_mut().flat_map(|tier| &mut tier.models);
                 offers.for_each(|offer| offer.profile = other(&offer.profile));
             }
@@ -106,12 +138,11 @@ fn a_node_takes_part_in_a_site_whose_cloud_has_more_to_say() {
         // A kind of message, and a kind of work, of which nobody here has heard.
         let strange =
             JobAssignment { job: Bytes::from_static(&[7; 32]), want: None, node: String::new(), classes: None };
-        let strange = ParentMessage { body: Some(parent_message::Body::Assignment(strange)) };
-        vec![
-            Bytes::from_static(&UNKNOWN),
-            grown(&parsed.encode_to_vec()).into(),
-            grown(&strange.encode_to_vec()).into(),
-        ]
+        let strange = parent_message::Body::Assignment(strange);
+        // A duty of which nobody here has heard, either.
+        let other = Envelope { duty: "tides".to_owned(), payload: Bytes::from_static(&UNKNOWN) };
+        let other = ParentMessage { body: Some(parent_message::Body::Envelope(other)) };
+        vec![Bytes::from_static(&UNKNOWN), of_newer(parsed), of_newer(strange), other.encode_to_vec().into()]
     };
     let middle = Middle::between(&site.cloud, &site.cloud.url, &data, Box::new(rule));
     // Documents that this version understands though they say more, and one
@@ -184,10 +215,7 @@ fn absurd_links_and_profiles_of_a_parent_leave_an_end_at_work() {
         if way == Way::Up || path != SESSION {
             return vec![message];
         }
-        let Ok(ParentMessage { body: Some(parent_message::Body::Path(path)) }) = ParentMessage::decode(message.clone())
-        else {
-            return vec![message];
-        };
+        let Some(parent_message::Body::Path(path)) = parent_said(&message) else { return vec![message] };
         let mut out = vec![message];
         let mut turn = turns.lock().unwrap();
         for rate in rates {
@@ -241,8 +269,7 @@ fn a_parent_neither_ends_a_node_nor_fills_it() {
             return vec![message];
         }
         if way == Way::Up {
-            let said = ChildMessage::decode(message.clone()).ok().and_then(|said| said.body);
-            if let Some(child_message::Body::Reply(ReverseReply { body: Some(body), .. })) = said {
+            if let Some(child_message::Body::Reply(ReverseReply { body: Some(body), .. })) = child_said(&message) {
                 let forbidden = |failure: &Failure| failure.code() == Code::Forbidden;
                 *heard.lock().unwrap() |= matches!(&body, reverse_reply::Body::Failure(f) if forbidden(f));
             }
@@ -253,7 +280,7 @@ fn a_parent_neither_ends_a_node_nor_fills_it() {
             return vec![message];
         }
         *left -= 1;
-        let of = |body| Bytes::from(ParentMessage { body: Some(body) }.encode_to_vec());
+        let of = |body| Bytes::from(enveloped_parent(body).encode_to_vec());
         let drain = tierline_proto::v1::DrainRequest { grace_ms: 0, reason: String::new() };
         let drain = ReverseRequest { call: 1, timeout_ms: 0, body: Some(reverse_request::Body::Drain(drain)) };
         let mut out = vec![message, of(parent_message::Body::Request(drain))];
@@ -501,7 +528,22 @@ impl Anything {
             }
             _ => Some(Body::Goodbye(Goodbye { reason: self.maybe(Self::failure), return_after_ms: 0 })),
         };
-        ChildMessage { body }
+        // What isn't about the lease, in an envelope half of the time.
+        let envelope = body.clone().filter(|_| self.rng.bool()).and_then(envelope::of_child);
+        ChildMessage { body: envelope.map(|envelope| Body::Envelope(self.crumpled(envelope))).or(body) }
+    }
+
+    /// An envelope as it was, of another duty, or with a payload that is none.
+    fn crumpled(&mut self, envelope: Envelope) -> Envelope {
+        match self.rng.u8(..4) {
+            0 => Envelope { duty: self.text(), ..envelope },
+            1 => {
+                let duties = [envelope::SITE, envelope::CATALOGUE, envelope::PLANNING, envelope::FEDERATION];
+                Envelope { duty: duties[self.rng.usize(..duties.len())].to_owned(), ..envelope }
+            }
+            2 => Envelope { payload: self.broken(&envelope.payload), ..envelope },
+            _ => envelope,
+        }
     }
 
     fn tier(&mut self) -> UpstreamTier {
@@ -576,7 +618,8 @@ impl Anything {
                 Some(Body::Assignment(JobAssignment { job: self.bytes(), want, node: self.text(), classes }))
             }
         };
-        ParentMessage { body }
+        let envelope = body.clone().filter(|_| self.rng.bool()).and_then(envelope::of_parent);
+        ParentMessage { body: envelope.map(|envelope| Body::Envelope(self.crumpled(envelope))).or(body) }
     }
 
     /// A message with bytes that were not in it.

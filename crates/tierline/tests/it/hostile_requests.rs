@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use tierline_daemon::node::transport::{self, Endpoint, Pair};
+use tierline_daemon::net::transport::{self, Endpoint, Pair};
 use tierline_graph::{DataType, Elements, Tensor};
 use tierline_identity::Identity;
 use tierline_proto::Encoded;

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
-use tierline_daemon::node::door::Rooms;
+use tierline_daemon::net::door::Rooms;
 use tierline_identity::{
     Ca, Grant, Identity, IdentityError, KeyRequest, NODE_VALIDITY, Peer, PeerError, Revocations, SERVER_NAME, TlsError,
     fetch_ca, tls,

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tierline_sim::Scenario;
-use tierline_store::jobs::JobRow;
+use tierline_store::jobs::{self, JobRow};
+use tierline_store::state::Tables;
 use tierline_store::{ArtefactStore, State};
 
 use crate::faults::{artefacts, records};
 use crate::federation::{EXAMPLES, Federation, lines, round_of, rounds};
 use crate::harness::{Node, Ran, until};
+
+const TABLES: Tables = Tables { of: "federation", steps: jobs::TABLES };
 
 /// Keys of a line, sorted.
 fn keys(line: &Value) -> Vec<&str> {
@@ -187,7 +190,7 @@ fn a_stored_job_with_an_endless_deadline_ends_and_the_node_starts() {
     let federation = Federation::new("[federation.cloud]\nrounds = 2\nclients = { min = 1, deadline_s = 5.0 }\n");
     let data = federation.site.cloud.data.clone();
     let watcher = federation.watch_lines();
-    let rows = || State::open(&data.join("state.db")).unwrap().jobs().unwrap();
+    let rows = || State::open(&data.join("state.db"), &[TABLES]).unwrap().jobs().unwrap();
     let row = until("the job is stored", || rows().pop());
     let (mut cloud, folder) = (federation.site.cloud, federation.folder);
     cloud.kill();
@@ -199,7 +202,7 @@ fn a_stored_job_with_an_endless_deadline_ends_and_the_node_starts() {
         assert!(json.contains("\"deadline_s\":5.0"), "{json}");
         store.put(json.replace("\"deadline_s\":5.0", "\"deadline_s\":1e20").into()).await.unwrap()
     });
-    let state = State::open(&data.join("state.db")).unwrap();
+    let state = State::open(&data.join("state.db"), &[TABLES]).unwrap();
     state.end_job(row.job, "cancelled", "").unwrap();
     state.add_job(&JobRow { job: stored, name: "endless".to_owned(), ..row }).unwrap();
     drop(state);

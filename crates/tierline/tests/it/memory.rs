@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tierline_daemon::node::services::upload::UPLOADS_MAX;
+use tierline_daemon::duties::artefacts::upload::UPLOADS_MAX;
 use tierline_graph::{DataType, Elements, Tensor};
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::local_client::LocalClient;

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use bytes::{Buf, BufMut, Bytes};
 use prost::Message;
-use tierline_daemon::node::transport::{self, Pair};
+use tierline_daemon::net::transport::{self, Pair};
 use tierline_identity::{Ca, Grant, Identity, NODE_VALIDITY, tls};
 use tierline_proto::v1::{FetchChunk, FetchRequest};
 use tierline_proto::{Digest, Role};

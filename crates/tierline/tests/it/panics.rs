@@ -50,19 +50,19 @@ fn a_call_that_breaks_off_is_answered() {
 }
 
 #[test]
-fn duties_that_break_off_begin_again() {
-    const DUTIES: [&str; 9] =
+fn lasting_tasks_that_break_off_begin_again() {
+    const LASTING: [&str; 9] =
         ["uplink", "leases", "artefacts", "plans", "tables", "renewal", "scrape", "socket", "network"];
     let mut site = Site::new();
     let model = site.add_model();
     let data = site.join("edge", "edge-1", &site.cloud.url);
-    let all = DUTIES.map(|duty| format!("{duty}:1")).join(",");
+    let all = LASTING.map(|task| format!("{task}:1")).join(",");
     let args = [&["--listen", "127.0.0.1:0"][..], &numbers()].concat();
     let mut edge = Node::start_by(breaking(&all), &data, &args);
     until_planned(&edge);
-    for duty in DUTIES {
-        broke_off(&edge, duty, 1);
-        let line = format!("tierline_duty_restarts_total{{duty=\"{duty}\"}} 1");
+    for task in LASTING {
+        broke_off(&edge, task, 1);
+        let line = format!("tierline_task_restarts_total{{task=\"{task}\"}} 1");
         assert!(edge.scrape().lines().any(|l| l == line), "{line}");
         assert!(edge.log().contains("it begins again in 100 ms"), "{}", edge.log());
     }

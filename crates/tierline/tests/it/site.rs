@@ -488,7 +488,7 @@ fn a_link_is_as_fast_as_it_is_told_to_be() {
 
 #[test]
 fn a_certificate_is_renewed_through_the_edge_by_its_holder_only() {
-    use tierline_daemon::node::transport;
+    use tierline_daemon::net::transport;
     use tierline_identity::{Identity, KeyRequest};
     use tierline_proto::v1::enrollment_client::EnrollmentClient;
     let site = Site::new();

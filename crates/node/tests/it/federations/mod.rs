@@ -1,5 +1,7 @@
 //! Federations: rounds, journals and members, alone and in a whole [`world`].
 
+mod exchanges;
+mod homes;
 mod world;
 
 use std::collections::BTreeSet;

@@ -1,0 +1,907 @@
+//! The executor of this device: whatever computes asks it for its turn, by the
+//! queue before it (`tierline_node::admit`). Requests run on its one worker
+//! thread, from sessions of recent slices that are kept warm within the node's
+//! memory for such ([`super::memory`]); training, evaluation and profiling hold
+//! the device a step at a time ([`Compute::hold`], [`super::scheduled`]).
+//!
+//! One at a time, because a session already uses every thread it was given:
+//! two at once would only make both late.
+//!
+//! Nothing that a model does ends the worker for good. A run is stopped at its
+//! request's deadline, or when nobody waits for it any more; one that panics or
+//! is stopped fails its request, and its session is dropped. What can't be
+//! stopped (one operator that takes for ever) is left to itself: another worker
+//! takes its place.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tierline_engine::{Engine, EngineError, LoadOptions, Session, Stop};
+use tierline_graph::infer::Types;
+use tierline_graph::slice::SliceError;
+use tierline_graph::{Model, Tensor, ValueInfo};
+use tierline_node::Time;
+use tierline_node::admit::{self, Action, Caller, Class, Event, JobId, Limits, Queue, Refusal, Shares};
+use tierline_proto::v1::{Code, Failure};
+use tokio::sync::oneshot;
+
+use super::memory::{Key, Kind, Memory};
+use crate::models::Manifest;
+use crate::runtime::tasks::Tasks;
+
+/// Jobs waiting for the worker; a request that would wait longer is better
+/// refused at once than answered after its deadline.
+pub const JOBS_WAITING_MAX: usize = 64;
+
+/// A run that was to end and hasn't by then can't be stopped.
+const STUCK: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Workers left to themselves at once. With more, whatever keeps them would
+/// have every core.
+const STUCK_MAX: usize = 2;
+
+/// Loading a session that nobody waits for may take so long.
+const WARM_TIME_MAX: Duration = Duration::from_secs(120);
+
+/// A run of consecutive segments of a model: `from..to` counted in segments
+/// between the manifest's candidate cuts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SliceKey {
+    /// Digest of the prepared model.
+    pub digest: String,
+    /// First segment.
+    pub from: usize,
+    /// One past the last segment.
+    pub to: usize,
+}
+
+/// What a request needs to know of a model: its segments, and what enters them.
+#[derive(Debug)]
+pub struct Program {
+    /// The model's manifest.
+    pub manifest: Manifest,
+    /// Types of the tensors at its cuts, by name.
+    at_cuts: BTreeMap<String, ValueInfo>,
+}
+
+impl Program {
+    /// The program of a model.
+    #[must_use]
+    pub fn new(manifest: Manifest, source: &Source) -> Self {
+        let at_cuts = manifest.cuts.iter().flatten();
+        let at_cuts = at_cuts.filter_map(|name| Some((name.clone(), source.types.get(name)?.clone()))).collect();
+        Self { manifest, at_cuts }
+    }
+
+    /// Number of segments.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.manifest.cuts.len() + 1
+    }
+
+    /// Names of the tensors that enter segment `index`: the model's inputs
+    /// for the first, else the frontier before it.
+    #[must_use]
+    pub fn entering(&self, index: usize) -> Vec<String> {
+        match index {
+            0 => self.manifest.inputs.iter().map(|i| i.name.clone()).collect(),
+            i => self.manifest.cuts[i - 1].clone(),
+        }
+    }
+
+    /// What the tensors that enter segment `index` must be like.
+    #[must_use]
+    pub fn taken(&self, index: usize) -> Vec<ValueInfo> {
+        let known = |name: String| match self.at_cuts.get(&name) {
+            Some(value) => value.clone(),
+            None => ValueInfo { name, dtype: None, shape: None },
+        };
+        match index {
+            0 => self.manifest.inputs.clone(),
+            i => self.entering(i).into_iter().map(known).collect(),
+        }
+    }
+}
+
+/// A model that sessions are loaded from.
+#[derive(Debug)]
+pub struct Source {
+    /// The prepared model.
+    pub model: Model,
+    /// Types for what slices declare: the model's free axes are theirs, so
+    /// that they take every size that the whole takes.
+    pub types: Types,
+}
+
+impl Source {
+    /// The model of segments `from..to` of `program`.
+    ///
+    /// # Errors
+    /// When the cuts don't fit the model.
+    pub fn slice(&self, program: &Program, from: usize, to: usize) -> Result<Model, SliceError> {
+        let cuts = &program.manifest.cuts;
+        let mut at = Vec::new();
+        if from > 0 {
+            at.push(cuts[from - 1].clone());
+        }
+        if to < program.segments() {
+            at.push(cuts[to - 1].clone());
+        }
+        if at.is_empty() {
+            return Ok(self.model.clone());
+        }
+        let mut parts = tierline_graph::slice::slice(&self.model, &self.types, &at)?;
+        Ok(parts.swap_remove(usize::from(from > 0)))
+    }
+}
+
+/// Why a slice didn't run here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ComputeError {
+    /// The engine refused or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The cut doesn't fit the model.
+    #[error(transparent)]
+    Slice(#[from] SliceError),
+    /// The queue before the engine refused it.
+    #[error("this node is busy: {0}; send fewer requests or allow more time")]
+    Busy(Refusal),
+    /// The session alone exceeds the memory limit, or what is left of it by
+    /// what is in use.
+    #[error(
+        "segments {from}..{to} need about {needed} bytes; this node keeps {limit} bytes of models, sessions and plans"
+    )]
+    Memory {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The session isn't loaded, and no model came along to load it from.
+    #[error("segments {from}..{to} are not loaded")]
+    Cold {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+    },
+    /// The segments don't exist.
+    #[error("segments {from}..{to} of a model with {segments}; the models differ between nodes")]
+    Range {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+        /// Segments there are.
+        segments: usize,
+    },
+    /// The worker ended.
+    #[error("this node is shutting down")]
+    Closed,
+    /// What ran panicked; the worker goes on.
+    #[error("segments {from}..{to}: {message}")]
+    Panicked {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+        /// What the panic said.
+        message: String,
+    },
+    /// An earlier run of the same segments could not be stopped.
+    #[error(
+        "segments {from}..{to} of this model could not be stopped before; they run here no more until the node starts again"
+    )]
+    Stuck {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+    },
+}
+
+/// What a slice that didn't run means to the caller.
+impl From<ComputeError> for Failure {
+    fn from(error: ComputeError) -> Self {
+        let code = match &error {
+            ComputeError::Busy(Refusal::Draining) => Code::Draining,
+            ComputeError::Busy(_) => Code::Overloaded,
+            ComputeError::Memory { .. } => Code::Infeasible,
+            ComputeError::Range { .. } => Code::Protocol,
+            ComputeError::Closed => Code::Draining,
+            ComputeError::Cold { .. } => Code::ModelNotReady,
+            ComputeError::Engine(e) if is_input_error(e) => Code::InvalidInput,
+            ComputeError::Engine(
+                EngineError::Refused { .. } | EngineError::Memory { .. } | EngineError::Ended { .. },
+            ) => Code::Infeasible,
+            ComputeError::Engine(EngineError::Stopped { .. }) => Code::DeadlineExceeded,
+            ComputeError::Stuck { .. } => Code::Infeasible,
+            _ => Code::Engine,
+        };
+        Failure::new(code, error.to_string())
+    }
+}
+
+/// Whether the caller's tensors, not the engine, are at fault.
+fn is_input_error(error: &EngineError) -> bool {
+    use EngineError as E;
+    matches!(
+        error,
+        E::MissingInput { .. }
+            | E::ExtraInput { .. }
+            | E::DuplicateInput { .. }
+            | E::InputType { .. }
+            | E::InputShape { .. }
+    )
+}
+
+/// Tensors by name.
+pub type Named = Vec<(String, Tensor)>;
+
+/// What running a slice gave.
+#[derive(Debug)]
+pub struct Computed {
+    /// Outputs by name, in the slice's order.
+    pub outputs: Named,
+    /// Time waited for the worker.
+    pub queued: Duration,
+    /// Time computed, the slowdown factor included.
+    pub compute: Duration,
+}
+
+/// When a job must be done, and what is known of it.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// Who wants it: callers take turns.
+    pub caller: Arc<str>,
+    /// Recoveries go first, warming last.
+    pub class: Class,
+    /// When its result must be there.
+    pub deadline: Instant,
+    /// Expected time in the engine.
+    pub service: Duration,
+    /// Expected time from there to the request's answer.
+    pub after: Duration,
+}
+
+enum Work {
+    Run {
+        inputs: Arc<Named>,
+        reply: oneshot::Sender<Result<Computed, ComputeError>>,
+    },
+    Warm {
+        reply: oneshot::Sender<Result<u64, ComputeError>>,
+    },
+    Evict {
+        done: oneshot::Sender<()>,
+    },
+    /// Drops every session of the key's model.
+    Forget,
+    /// The device itself, for a piece of work that another thread does.
+    Hold {
+        granted: mpsc::SyncSender<()>,
+    },
+}
+
+/// What a session is loaded from, and how it is cut out.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// The model's segments.
+    pub program: Arc<Program>,
+    /// The model, where the session may have to be loaded.
+    pub source: Option<Arc<Source>>,
+}
+
+struct Job {
+    /// None for evictions.
+    part: Option<Part>,
+    key: SliceKey,
+    queued: Instant,
+    /// Ends it.
+    stop: Stop,
+    /// When it is to end by itself.
+    deadline: Instant,
+    work: Work,
+}
+
+impl Job {
+    fn refuse(self, error: ComputeError) {
+        // A caller that went away doesn't want to know.
+        match self.work {
+            Work::Run { reply, .. } => drop(reply.send(Err(error))),
+            Work::Warm { reply } => drop(reply.send(Err(error))),
+            Work::Evict { done } => drop(done.send(())),
+            // Whoever waits hears that nothing comes.
+            Work::Forget | Work::Hold { .. } => {}
+        }
+    }
+}
+
+struct Inner {
+    queue: Queue,
+    jobs: HashMap<JobId, Job>,
+    started: Option<JobId>,
+    next: u64,
+    /// What the worker does, and when that is to end.
+    running: Option<(JobId, SliceKey, Instant)>,
+    /// Which worker is at work; others are left to themselves.
+    worker: u64,
+    /// How many those are.
+    stuck: usize,
+    /// What they do.
+    stuck_at: HashSet<SliceKey>,
+}
+
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Rings when a job may have started.
+    bell: Condvar,
+    origin: Instant,
+    /// Numbers callers.
+    callers: RandomState,
+    options: ComputeOptions,
+    /// Sessions loaded so far.
+    loaded: AtomicU64,
+    draining: AtomicBool,
+    /// Whether memory was freed that the allocator may keep.
+    freed: AtomicBool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn time(&self, at: Instant) -> Time {
+        Time::ZERO + at.saturating_duration_since(self.origin)
+    }
+
+    /// Steps the queue and performs what it asks.
+    fn step(&self, inner: &mut Inner, event: Event) {
+        let mut actions = VecDeque::from(inner.queue.step(self.time(Instant::now()), event));
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Start(id) => match inner.jobs.get(&id).map(|job| &job.work) {
+                    // Another thread waits for it; the worker has nothing to do.
+                    Some(Work::Hold { granted }) => {
+                        let heard = granted.try_send(()).is_ok();
+                        inner.jobs.remove(&id);
+                        if !heard {
+                            // That thread is gone.
+                            actions.extend(inner.queue.step(self.time(Instant::now()), Event::Done(id)));
+                        }
+                    }
+                    _ => inner.started = Some(id),
+                },
+                Action::Refuse(id, refusal) => {
+                    if let Some(job) = inner.jobs.remove(&id) {
+                        job.refuse(ComputeError::Busy(refusal));
+                    }
+                }
+            }
+        }
+        self.bell.notify_one();
+    }
+
+    /// The next job to run; blocks until there is one. None for a worker in
+    /// whose place another one is.
+    fn next(&self, worker: u64) -> Option<(JobId, Job)> {
+        let mut inner = self.lock();
+        loop {
+            if inner.worker != worker {
+                return None;
+            }
+            if let Some(id) = inner.started.take()
+                && let Some(job) = inner.jobs.remove(&id)
+            {
+                inner.running = Some((id, job.key.clone(), job.deadline));
+                return Some((id, job));
+            }
+            let now = self.time(Instant::now());
+            let wake = inner.queue.wake().map(|at| now.until(at));
+            inner = match wake {
+                Some(wait) => self.bell.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.bell.wait(inner).unwrap_or_else(PoisonError::into_inner),
+            };
+            // A wake that comes too early does nothing.
+            if inner.started.is_none() {
+                self.step(&mut inner, Event::Wake);
+            }
+        }
+    }
+
+    /// Takes jobs one after the other, until another worker takes over.
+    fn work(&self, worker: u64) {
+        let sessions = Sessions { options: &self.options, loaded: &self.loaded, freed: &self.freed };
+        while let Some((id, job)) = self.next(worker) {
+            let tasks = &self.options.tasks;
+            if tasks.guarded("worker", || sessions.perform(job)).is_err() {
+                // Whatever panicked there may have left them half made.
+                self.options.memory.forget_all(|key| key.kind() == Kind::Sessions);
+            }
+            let mut inner = self.lock();
+            if inner.worker != worker {
+                inner.stuck -= 1;
+                return;
+            }
+            inner.running = None;
+            self.step(&mut inner, Event::Done(id));
+        }
+    }
+
+    /// Puts another worker in the place of one whose run can't be stopped.
+    fn look(self: &Arc<Self>) {
+        let mut inner = self.lock();
+        let late = |(_, _, deadline): &(JobId, SliceKey, Instant)| Instant::now() > *deadline + STUCK;
+        if inner.stuck >= STUCK_MAX || !inner.running.as_ref().is_some_and(late) {
+            return;
+        }
+        let Some((id, key, _)) = inner.running.take() else { return };
+        tracing::error!(model = key.digest, key.from, key.to, "a run can't be stopped; it is left to itself");
+        inner.worker += 1;
+        inner.stuck += 1;
+        inner.stuck_at.insert(key);
+        let next = inner.worker;
+        self.step(&mut inner, Event::Done(id));
+        drop(inner);
+        if let Err(error) = start(self, next) {
+            tracing::error!(%error, "no thread to compute on");
+        }
+    }
+}
+
+/// Starts a worker.
+fn start(shared: &Arc<Shared>, worker: u64) -> std::io::Result<()> {
+    let shared = Arc::clone(shared);
+    std::thread::Builder::new().name("compute".into()).spawn(move || shared.work(worker)).map(drop)
+}
+
+/// Handle of the worker; clones share it.
+#[derive(Clone)]
+pub struct Compute(Arc<Shared>);
+
+/// How the worker runs.
+pub struct ComputeOptions {
+    /// Where panics are counted and told.
+    pub tasks: Tasks,
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+    /// How sessions are loaded.
+    pub load: LoadOptions,
+    /// Every run takes this many times as long: 1 runs at full speed, 8
+    /// stands for a device eight times slower.
+    pub slowdown: f64,
+    /// Where warm sessions are kept.
+    pub memory: Memory,
+    /// What background work gets of the device.
+    pub shares: Shares,
+}
+
+impl Compute {
+    /// Starts the worker thread.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(options: ComputeOptions) -> std::io::Result<Self> {
+        let queue = Queue::sharing(Limits { slots: 1, waiting: JOBS_WAITING_MAX }, options.shares);
+        let inner = Inner {
+            queue,
+            jobs: HashMap::new(),
+            started: None,
+            next: 0,
+            running: None,
+            worker: 0,
+            stuck: 0,
+            stuck_at: HashSet::new(),
+        };
+        let (bell, origin) = (Condvar::new(), Instant::now());
+        let callers = RandomState::new();
+        let shared = Arc::new(Shared {
+            inner: Mutex::new(inner),
+            bell,
+            origin,
+            callers,
+            options,
+            loaded: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            freed: AtomicBool::new(false),
+        });
+        start(&shared, 0)?;
+        let watched = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("compute-watch".into()).spawn(move || {
+            while let Some(shared) = watched.upgrade() {
+                shared.look();
+                if shared.freed.swap(false, Ordering::Relaxed) {
+                    tierline_engine::give_back_memory();
+                }
+                drop(shared);
+                std::thread::sleep(LOOK);
+            }
+        })?;
+        Ok(Self(shared))
+    }
+
+    /// Jobs waiting for the worker.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.0.lock().queue.requests()
+    }
+
+    /// How long a job that comes now is likely to wait.
+    #[must_use]
+    pub fn expected_wait(&self) -> Duration {
+        self.0.lock().queue.expected_wait(self.0.time(Instant::now()))
+    }
+
+    /// The wait that requests have from now on, as plans count it: a job that
+    /// runs while nobody waits is no queue.
+    #[must_use]
+    pub fn congestion(&self) -> Duration {
+        if self.waiting() == 0 { Duration::ZERO } else { self.expected_wait() }
+    }
+
+    /// No new jobs from now on, but recoveries.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+        self.0.step(&mut self.0.lock(), Event::Drain);
+    }
+
+    /// Sessions loaded so far, those loaded again included.
+    #[must_use]
+    pub fn loaded(&self) -> u64 {
+        self.0.loaded.load(Ordering::Relaxed)
+    }
+
+    /// The device itself, for a piece of work of a background class that the
+    /// caller does: a step of training, a run of a measurement. It is expected
+    /// to take `service`, and others have their turn between two pieces. Blocks;
+    /// `None` when `stop` is pulled first.
+    #[must_use]
+    pub fn hold(&self, class: Class, service: Duration, stop: &Stop) -> Option<Hold> {
+        /// How often it is looked whether it is still wanted.
+        const LOOK: Duration = Duration::from_millis(20);
+        loop {
+            if stop.is_pulled() {
+                return None;
+            }
+            // Nobody has turns any more; what is under way must not fail for it.
+            if self.0.draining.load(Ordering::Relaxed) {
+                return Some(Hold { shared: Arc::clone(&self.0), id: None });
+            }
+            let (granted, waiting) = mpsc::sync_channel(1);
+            let key = SliceKey { digest: String::new(), from: 0, to: 0 };
+            let turn = Turn { class, service, ..background() };
+            let Some(id) = self.submit(None, key, Work::Hold { granted }, turn, Stop::never()) else { return None };
+            loop {
+                match waiting.recv_timeout(LOOK) {
+                    Ok(()) => return Some(Hold { shared: Arc::clone(&self.0), id: Some(id) }),
+                    Err(RecvTimeoutError::Timeout) if !stop.is_pulled() => {}
+                    Err(RecvTimeoutError::Timeout) => {
+                        let mut inner = self.0.lock();
+                        // Granted in that moment, it is given back.
+                        let waits = inner.jobs.remove(&id).is_some();
+                        self.0.step(&mut inner, if waits { Event::Cancel(id) } else { Event::Done(id) });
+                        return None;
+                    }
+                    // Too many wait; it is asked again.
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Much may have been freed: soon, what the allocator keeps of it is given
+    /// back to the system.
+    pub fn give_back(&self) {
+        self.0.freed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the session of `key` is loaded.
+    #[must_use]
+    pub fn is_warm(&self, key: &SliceKey) -> bool {
+        self.0.options.memory.has(&Key::Session(key.clone()))
+    }
+
+    /// Runs segments `key.from..key.to` on `inputs`.
+    ///
+    /// # Errors
+    /// [`ComputeError`].
+    pub async fn run(
+        &self,
+        part: Part,
+        key: SliceKey,
+        inputs: Arc<Named>,
+        turn: Turn,
+    ) -> Result<Computed, ComputeError> {
+        let (reply, mut answer) = oneshot::channel();
+        let latest = turn.deadline.checked_sub(turn.service + turn.after).unwrap_or(turn.deadline);
+        let stop = Stop::at(turn.deadline);
+        // A caller that goes away wants nothing more done.
+        let _pulled = PullOnDrop(stop.clone());
+        self.submit(Some(part), key, Work::Run { inputs, reply }, turn, stop);
+        tokio::select! {
+            answered = &mut answer => return answered.map_err(|_| ComputeError::Closed)?,
+            () = tokio::time::sleep_until(latest.into()) => {}
+        }
+        // The worker may be busy: refused now, it leaves time for another way.
+        self.0.step(&mut self.0.lock(), Event::Wake);
+        answer.await.map_err(|_| ComputeError::Closed)?
+    }
+
+    /// Loads the session of `key`; gives the bytes it takes.
+    ///
+    /// # Errors
+    /// [`ComputeError`].
+    pub async fn warm(&self, part: Part, key: SliceKey) -> Result<u64, ComputeError> {
+        let (reply, answer) = oneshot::channel();
+        let stop = Stop::at(Instant::now() + WARM_TIME_MAX);
+        self.submit(Some(part), key, Work::Warm { reply }, background(), stop);
+        answer.await.map_err(|_| ComputeError::Closed)?
+    }
+
+    /// Drops the session of `key`, if it is loaded.
+    pub async fn evict(&self, key: SliceKey) {
+        let (done, gone) = oneshot::channel();
+        // At once and never refused: whoever asks counts on the room.
+        let turn = Turn { class: Class::Recovery, ..background() };
+        self.submit(None, key, Work::Evict { done }, turn, Stop::never());
+        let _ = gone.await;
+    }
+
+    /// Drops every session of a model.
+    pub fn forget(&self, digest: String) {
+        let turn = Turn { class: Class::Recovery, ..background() };
+        self.submit(None, SliceKey { digest, from: 0, to: 0 }, Work::Forget, turn, Stop::never());
+    }
+
+    fn submit(&self, part: Option<Part>, key: SliceKey, work: Work, turn: Turn, stop: Stop) -> Option<JobId> {
+        let mut inner = self.0.lock();
+        let (queued, deadline) = (Instant::now(), turn.deadline.min(Instant::now() + UNSTOPPED_MAX));
+        let job = Job { part, key, queued, stop, deadline, work };
+        if inner.stuck_at.contains(&job.key) {
+            let (from, to) = (job.key.from, job.key.to);
+            job.refuse(ComputeError::Stuck { from, to });
+            return None;
+        }
+        let id = JobId(inner.next);
+        inner.next += 1;
+        inner.jobs.insert(id, job);
+        let Turn { caller, class, deadline, service, after } = turn;
+        // Keyed anew at each start: nobody can choose a name that is taken for another.
+        let caller = Caller(self.0.callers.hash_one(caller.as_ref()));
+        let job = admit::Job { id, caller, class, deadline: self.0.time(deadline), service, after };
+        self.0.step(&mut inner, Event::Submit(job));
+        Some(id)
+    }
+}
+
+/// The device, for one piece of work; given back when it goes.
+pub struct Hold {
+    shared: Arc<Shared>,
+    /// None on a node that is ending.
+    id: Option<JobId>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.shared.step(&mut self.shared.lock(), Event::Done(id));
+        }
+    }
+}
+
+/// No job takes longer: a request's longest deadline.
+const UNSTOPPED_MAX: Duration = Duration::from_millis(tierline_proto::limits::DEADLINE_MS_MAX);
+
+/// Pulls a stop when it goes.
+struct PullOnDrop(Stop);
+
+impl Drop for PullOnDrop {
+    fn drop(&mut self) {
+        self.0.pull();
+    }
+}
+
+/// Nobody waits for it.
+fn background() -> Turn {
+    let deadline = Instant::now() + Duration::from_secs(86_400);
+    Turn { caller: "".into(), class: Class::Batch, deadline, service: Duration::ZERO, after: Duration::ZERO }
+}
+
+/// When a run is to end.
+struct Due<'j> {
+    stop: &'j Stop,
+    deadline: Instant,
+}
+
+/// A loaded session.
+struct Warm {
+    session: Mutex<Box<dyn Session>>,
+    bytes: u64,
+}
+
+struct Sessions<'o> {
+    options: &'o ComputeOptions,
+    /// Counts loads.
+    loaded: &'o AtomicU64,
+    freed: &'o AtomicBool,
+}
+
+impl Sessions<'_> {
+    fn perform(&self, job: Job) {
+        let queued = job.queued.elapsed();
+        // Whoever asked may be gone.
+        match (job.work, job.part) {
+            (Work::Evict { done }, _) => {
+                self.options.memory.forget(&Key::Session(job.key));
+                self.freed.store(true, Ordering::Relaxed);
+                let _ = done.send(());
+            }
+            (Work::Forget, _) => {
+                self.options.memory.forget_all(|key| match key {
+                    Key::Session(session) => session.digest == job.key.digest,
+                    _ => false,
+                });
+                self.freed.store(true, Ordering::Relaxed);
+            }
+            (Work::Warm { reply }, Some(part)) => {
+                let load = |s: &Self| s.session(&part, &job.key, &job.stop).map(|warm| warm.bytes);
+                let _ = reply.send(self.guarded("session", &job.key, load));
+            }
+            (Work::Run { reply, .. }, _) if reply.is_closed() => {}
+            (Work::Run { inputs, reply }, Some(part)) => {
+                let due = Due { stop: &job.stop, deadline: job.deadline };
+                let result = self.guarded("compute", &job.key, |s| s.run(&part, &job.key, &inputs, &due));
+                let _ = reply.send(result.map(|computed| Computed { queued, ..computed }));
+            }
+            // Only evictions come without a program; who holds the device does its own work.
+            (Work::Hold { .. }, _) | (_, None) => {}
+        }
+    }
+
+    /// Does what `f` does; a session that panicked or is of no use any more is
+    /// dropped.
+    fn guarded<T>(
+        &self,
+        name: &'static str,
+        key: &SliceKey,
+        f: impl FnOnce(&Self) -> Result<T, ComputeError>,
+    ) -> Result<T, ComputeError> {
+        let tasks = self.options.tasks.clone();
+        let result = tasks.guarded(name, || f(self)).unwrap_or_else(|failure| {
+            Err(ComputeError::Panicked { from: key.from, to: key.to, message: failure.message })
+        });
+        let last = match &result {
+            Err(ComputeError::Engine(e)) => e.is_last(),
+            Err(ComputeError::Panicked { .. }) => true,
+            _ => false,
+        };
+        if last {
+            self.options.memory.forget(&Key::Session(key.clone()));
+        }
+        result
+    }
+
+    fn run(&self, part: &Part, key: &SliceKey, inputs: &Named, due: &Due) -> Result<Computed, ComputeError> {
+        let slowdown = self.options.slowdown;
+        let warm = self.session(part, key, due.stop)?;
+        let mut session = warm.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let started = Instant::now();
+        let given: Vec<(&str, &Tensor)> = session
+            .inputs()
+            .iter()
+            .filter_map(|want| inputs.iter().find(|(n, _)| *n == want.name).map(|(n, t)| (n.as_str(), t)))
+            .collect();
+        // Names the slice doesn't know are passed on, so that the engine
+        // names them in its error.
+        let extra = inputs.iter().filter(|(n, _)| key.from == 0 && !given.iter().any(|(g, _)| g == n));
+        let given: Vec<(&str, &Tensor)> = given.iter().copied().chain(extra.map(|(n, t)| (n.as_str(), t))).collect();
+        let mut tensors = Vec::with_capacity(session.outputs().len());
+        session.run_until(&given, &mut tensors, due.stop)?;
+        let outputs = session.outputs().iter().map(|v| v.name.clone()).zip(tensors).collect();
+        if slowdown > 1.0 {
+            // Who waits for it gives up at the deadline all the same.
+            let left = due.deadline.saturating_duration_since(Instant::now());
+            std::thread::sleep(started.elapsed().mul_f64(slowdown - 1.0).min(left));
+        }
+        Ok(Computed { outputs, queued: Duration::ZERO, compute: started.elapsed() })
+    }
+
+    fn session(&self, part: &Part, key: &SliceKey, stop: &Stop) -> Result<Arc<Warm>, ComputeError> {
+        let (from, to, segments) = (key.from, key.to, part.program.segments());
+        if from >= to || to > segments {
+            return Err(ComputeError::Range { from, to, segments });
+        }
+        let (memory, name) = (&self.options.memory, Key::Session(key.clone()));
+        if let Some(warm) = memory.get(&name) {
+            return Ok(warm);
+        }
+        let slice = part.source.as_ref().ok_or(ComputeError::Cold { from, to })?.slice(&part.program, from, to)?;
+        let bytes = slice.byte_len();
+        if !memory.make_room(bytes) {
+            return Err(ComputeError::Memory { from, to, needed: bytes, limit: memory.max() });
+        }
+        let session = self.options.engine.load_until(&slice, &self.options.load, stop)?;
+        self.loaded.fetch_add(1, Ordering::Relaxed);
+        let bytes = bytes.saturating_add(session.kept_bytes());
+        let warm = Arc::new(Warm { session: Mutex::new(session), bytes });
+        memory.keep(name, &warm, bytes);
+        Ok(warm)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::events::Events;
+
+    fn compute() -> Compute {
+        Compute::start(ComputeOptions {
+            tasks: Tasks::new(Events::default()),
+            engine: tierline_engine::rten(),
+            load: LoadOptions::with_threads(1),
+            slowdown: 1.0,
+            memory: Memory::new(1 << 20),
+            shares: Shares::default(),
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn the_device_is_held_by_one_at_a_time() {
+        let (compute, held) = (compute(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for class in [Class::Training, Class::Profiling, Class::Training] {
+                let (compute, held) = (&compute, &held);
+                scope.spawn(move || {
+                    for _ in 0..50 {
+                        let hold = compute.hold(class, Duration::from_micros(100), &Stop::never()).unwrap();
+                        assert!(!held.swap(true, Ordering::SeqCst), "held twice");
+                        std::thread::sleep(Duration::from_micros(100));
+                        held.store(false, Ordering::SeqCst);
+                        drop(hold);
+                    }
+                });
+            }
+        });
+        assert_eq!(compute.waiting(), 0);
+    }
+
+    #[test]
+    fn who_stops_waiting_for_the_device_keeps_nobody_from_it() {
+        let (compute, stop) = (compute(), Stop::asked());
+        let held = compute.hold(Class::Training, Duration::ZERO, &Stop::never()).unwrap();
+        let waits = std::thread::scope(|scope| {
+            let waits = scope.spawn(|| compute.hold(Class::Training, Duration::ZERO, &stop).is_none());
+            std::thread::sleep(Duration::from_millis(30));
+            stop.pull();
+            waits.join().unwrap()
+        });
+        assert!(waits);
+        assert_eq!(compute.waiting(), 0, "background work is no request that waits");
+        drop(held);
+        assert!(compute.hold(Class::Profiling, Duration::ZERO, &Stop::never()).is_some());
+    }
+
+    #[test]
+    fn work_under_way_goes_on_where_a_node_ends() {
+        let compute = compute();
+        let _held = compute.hold(Class::Training, Duration::ZERO, &Stop::never()).unwrap();
+        compute.drain();
+        assert!(compute.hold(Class::Training, Duration::ZERO, &Stop::never()).is_some());
+    }
+}

@@ -1,0 +1,744 @@
+//! Which models there are: added at the cloud, taken over from the catalogue
+//! above, fetched, loaded, removed.
+
+mod known;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tierline_node::policy::{Roles, Rule};
+use tierline_proto::envelope::CATALOGUE;
+use tierline_proto::limits::MODELS_MAX;
+use tierline_proto::v1::{
+    Catalogue as CatalogueMessage, Code, Envelope, Failure, ModelAddHeader, ModelEntry, ModelInfo, ModelOffer, Offers,
+};
+use tierline_proto::{Breach, Digest, Sound};
+use tierline_store::{State, models};
+use tokio::sync::watch;
+
+use self::known::unknown_model;
+pub use self::known::{Entry, Known};
+use super::artefacts::Artefacts;
+use super::artefacts::upload::{Uploaded, Uploads};
+use crate::device::compute::{ComputeError, Computed, Named, Part, Program, SliceKey, Source, Turn};
+use crate::documents;
+use crate::models::{Manifest, Prepared};
+use crate::net::Uplink;
+use crate::runtime::Context;
+use crate::runtime::duty::{Assembly, Duty, Registration};
+use crate::runtime::events::now_ms;
+
+/// A model that the disk has no room for is held in memory only if it takes no
+/// more than this share of what sessions may take.
+pub const UNKEPT_SHARE: u64 = 4;
+
+/// A session whose model isn't here by then gives its place to others.
+const WARM_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// A model that could not be had, to take over or to measure, is tried again after this.
+pub const AGAIN: Duration = Duration::from_secs(15);
+
+/// Its line in the registry.
+pub const DUTY: Registration = Registration {
+    name: CATALOGUE,
+    tables: models::TABLES,
+    rules: &[
+        Rule::new("/tierline.v1.Local/ModelList", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/ModelShow", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/ModelAdd", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/ModelRemove", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/ModelRename", Roles::OPERATOR, Roles::NODES),
+    ],
+    make: |assembly| {
+        let catalogue = Catalogue::new(assembly);
+        Box::new(assembly.add(catalogue))
+    },
+};
+
+/// What happens to models, for duties that make something of them.
+pub enum Change<'c> {
+    /// A name points at a model that this device hasn't measured.
+    Unprofiled(&'c Entry),
+    /// This device has measured a model.
+    Profiled,
+    /// A model couldn't be measured here.
+    Unmeasured,
+    /// What was made of a model is void: no name points at it any more, or at
+    /// other cuts of it.
+    Gone(Digest),
+    /// Names changed as the catalogue above says.
+    Renamed,
+}
+
+type Listener = Box<dyn Fn(&Change<'_>) + Send + Sync>;
+
+/// The duty.
+pub struct Catalogue {
+    cx: Context,
+    artefacts: Arc<Artefacts>,
+    /// Names, programs and profiles that are here.
+    pub known: Arc<Known>,
+    /// The newest catalogue of the preferred parent; older ones say nothing more.
+    heard: watch::Sender<Option<CatalogueMessage>>,
+    /// One model is loaded at a time.
+    loading: tokio::sync::Mutex<()>,
+    listeners: RwLock<Vec<Listener>>,
+}
+
+impl Manifest {
+    /// The artefacts that it names.
+    fn artefacts(&self) -> impl Iterator<Item = Digest> + '_ {
+        std::iter::once(&self.digest).chain(self.sample.values()).filter_map(|digest| digest.parse().ok())
+    }
+}
+
+impl Catalogue {
+    fn new(assembly: &Assembly) -> Arc<Self> {
+        let cx = assembly.cx.clone();
+        let known = Arc::new(Known::new(cx.device.memory.clone()));
+        Arc::new(Self {
+            cx,
+            artefacts: assembly.get(),
+            known,
+            heard: watch::Sender::new(None),
+            loading: tokio::sync::Mutex::default(),
+            listeners: RwLock::default(),
+        })
+    }
+
+    /// Whoever makes something of models hears of their changes, from where
+    /// they happen.
+    pub fn on_change(&self, listener: impl Fn(&Change<'_>) + Send + Sync + 'static) {
+        self.listeners.write().unwrap_or_else(PoisonError::into_inner).push(Box::new(listener));
+    }
+
+    /// Tells of a change.
+    pub fn tell(&self, change: &Change<'_>) {
+        self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter().for_each(|listener| listener(change));
+    }
+
+    /// The entry of a name or of a model's digest.
+    ///
+    /// # Errors
+    /// [`Code::UnknownModel`].
+    pub fn entry(&self, name: &str) -> Result<Entry, Failure> {
+        self.known.get(name).ok_or_else(|| {
+            if self.is_announced(name) {
+                let text = format!("model `{name}` is on its way to {}", self.cx.me.name());
+                return Failure::new(Code::ModelNotReady, text).with_help("send the request again in a moment");
+            }
+            let failure = unknown_model(name, &self.known.list());
+            let parents = &self.cx.parents;
+            match parents.iter().next().filter(|_| parents.are_cut_off()) {
+                // It may well be known above.
+                Some(uplink) => failure.with_help(format!("models come from above, and {}", uplink.reason())),
+                None => failure,
+            }
+        })
+    }
+
+    /// Whether a parent has told of a model of this name.
+    fn is_announced(&self, name: &str) -> bool {
+        self.heard.borrow().as_ref().is_some_and(|heard| heard.models.iter().any(|model| model.name == name))
+    }
+
+    /// What is known of an entry here.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn info(&self, entry: &Entry) -> Result<ModelInfo, Failure> {
+        let stored = self.artefacts.length(entry.model).await?.is_some();
+        Ok(ModelInfo {
+            entry: Some(entry.message()),
+            state: self.known.state(entry, stored).into(),
+            profiled: self.known.profile(entry.model).is_some(),
+        })
+    }
+
+    /// What this node offers to those below.
+    #[must_use]
+    pub fn offers(&self) -> Offers {
+        // What can't be run here is passed on, not offered.
+        let fit = self.known.list().into_iter().filter(|entry| self.known.check_fit(entry.model).is_ok());
+        let offer = |entry: Entry| ModelOffer {
+            model: entry.model.to_bytes(),
+            profile: self.known.profile_artefact(entry.model).map(Digest::to_bytes).unwrap_or_default(),
+            state: self.known.state(&entry, true).into(),
+        };
+        Offers { sequence: now_ms(), models: fit.map(offer).collect(), catalogue: self.known.mark() }
+    }
+
+    /// Sends every child the catalogue.
+    fn tell_children(&self) {
+        self.cx.children.tell_all(CATALOGUE, &self.known.message());
+    }
+
+    /// Takes over what the catalogue above says, until the node ends.
+    async fn keep(self: Arc<Self>) {
+        let mut heard = self.heard.subscribe();
+        loop {
+            let message = heard.borrow_and_update().clone();
+            let late = match message {
+                Some(message) => {
+                    let _turn = self.artefacts.naming.lock().await;
+                    // Catalogues are whole: a newer one says all that this one does.
+                    self.adopt(&message, || !heard.has_changed().unwrap_or(true)).await
+                }
+                None => false,
+            };
+            tokio::select! {
+                changed = heard.changed() => if changed.is_err() {
+                    return;
+                },
+                () = tokio::time::sleep(AGAIN), if late => {}
+            }
+        }
+    }
+
+    async fn load_profile(&self, entry: &Entry) {
+        let model = entry.model;
+        let Ok(Some(digest)) = self.cx.state.with(move |state| state.profile(model)).await else { return };
+        let Ok(json) = self.artefacts.get(digest).await else { return };
+        // A profile of another version is measured again.
+        let Ok(profile) = documents::read(&json) else { return };
+        self.known.set_profile(model, profile, digest);
+    }
+
+    /// Refuses a model that can't be added here, whatever it is.
+    ///
+    /// # Errors
+    /// When models come from above, the name is none, or there are too many.
+    pub fn check_new_model(&self, header: &ModelAddHeader) -> Result<(), Failure> {
+        if !self.cx.parents.is_empty() {
+            let above = self.cx.parents.first().map_or_else(String::new, |parent| parent.name());
+            let text = format!("{} takes its models from {above}", self.cx.me.name());
+            return Err(Failure::new(Code::Forbidden, text)
+                .with_help("add the model on the cloud node; every node below gets it from there"));
+        }
+        tierline_proto::name::check_model(&header.name)
+            .map_err(|e| Failure::new(Code::InvalidInput, e.to_string()).with_help("choose another --name"))?;
+        if header.files.first().is_none_or(|file| file.name != "model.onnx") {
+            return Err(Failure::new(Code::Protocol, "the first file must be model.onnx"));
+        }
+        let known = self.known.list().len();
+        if known >= MODELS_MAX && self.known.get(&header.name).is_none() {
+            let text = format!("the site has {known} models, the most that it can");
+            return Err(Failure::new(Code::TooLarge, text).with_help("remove some: `tierline model rm NAME`"));
+        }
+        Ok(())
+    }
+
+    /// Takes in a model: checks, folds, stores and names it.
+    ///
+    /// # Errors
+    /// When the name is taken, the files are no valid model, or the disk is full.
+    pub async fn add_model(self: &Arc<Self>, header: ModelAddHeader, uploads: Uploads) -> Result<Entry, Failure> {
+        self.check_new_model(&header)?;
+        let turn = self.artefacts.reading.lock().await;
+        let catalogue = Arc::clone(self);
+        let prepare = move || catalogue.prepare(&header, uploads);
+        let (uploads, prepared, mut manifest) = self.cx.tasks.blocking("model preparation", prepare).await??;
+        drop(turn);
+        // What is stored and not named yet must not be taken for what a removal left.
+        let turn = self.artefacts.naming.lock().await;
+        self.artefacts.put_file(&prepared).await?;
+        for (input, mut sample) in uploads {
+            let digest = self.artefacts.put_file(sample.rewound()).await?;
+            manifest.sample.insert(input, digest.to_string());
+        }
+        manifest.check().map_err(|text| Failure::new(Code::InvalidInput, text))?;
+        let entry = self.adopt_manifest(manifest).await?;
+        drop(turn);
+        self.tell_children();
+        // The same model under another name is measured already.
+        if self.known.profile(entry.model).is_none() {
+            self.tell(&Change::Unprofiled(&entry));
+        }
+        Ok(entry)
+    }
+
+    /// Reads what came of a model, and folds it: its samples, a file with the
+    /// prepared model, and its manifest. Blocks.
+    fn prepare(&self, header: &ModelAddHeader, uploads: Uploads) -> Result<(Samples, File, Manifest), Failure> {
+        let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
+        let mut files = header.files.iter().map(|file| file.name.as_str()).zip(uploads.files);
+        let (_, mut source) = files.next().ok_or_else(|| Failure::new(Code::Protocol, "no file came"))?;
+        let samples = files.filter_map(|(name, file)| Some((name.strip_prefix("sample/")?.to_owned(), file)));
+        let mut samples: Samples = samples.collect();
+        let bytes = source.read()?;
+        let source_digest = crate::models::digest(&bytes);
+        if let Some(existing) = self.known.get(&header.name)
+            && !header.replace
+            && existing.manifest.source_digest != source_digest
+        {
+            let text = format!("`{}` already names another model", header.name);
+            return Err(Failure::new(Code::AlreadyExists, text).with_help("add --replace, or choose another name"));
+        }
+        let model = tierline_graph::Model::parse(bytes).map_err(|e| invalid(&e))?;
+        let prepared = Prepared::fold(model, &self.cx.device.engine).map_err(|e| invalid(&e.error))?;
+        // Engines take them in one piece.
+        prepared.model.check_one_file().map_err(|e| invalid(&e))?;
+        let mut shapes = sample_shapes(&mut samples)?;
+        shapes.extend(header.shapes.iter().map(|s| (s.name.clone(), s.shape.clone())));
+        let shapes = crate::models::profile_shapes(&prepared, shapes)
+            .map_err(|e| invalid(&e.error).with_help("fix the free axes with --shape, or give a --sample"))?;
+        let mut manifest = prepared
+            .manifest(&header.name, source_digest, shapes, header.cuts_max as usize)
+            .map_err(|e| invalid(&e.error))?;
+        for (input, sample) in &mut samples {
+            manifest.sample.insert(input.clone(), crate::models::digest(&sample.read()?));
+        }
+        if let Some(existing) = self.known.get(&header.name)
+            && !header.replace
+            && existing.manifest != manifest
+        {
+            return Err(measured_otherwise(&existing.manifest, &manifest));
+        }
+        let file = self.artefacts.store().unnamed()?;
+        let mut writer = std::io::BufWriter::new(&file);
+        prepared.model.write(&mut writer).map_err(|e| self.artefacts.store().refused(e))?;
+        std::io::Write::flush(&mut writer).map_err(|e| self.artefacts.store().refused(e))?;
+        drop(writer);
+        Ok((samples, file, manifest))
+    }
+
+    /// Stores a manifest and points its name at it.
+    async fn adopt_manifest(&self, manifest: Manifest) -> Result<Entry, Failure> {
+        let digest = self.artefacts.put(documents::write(&manifest)?.into()).await?;
+        self.adopt_manifest_as(manifest, digest).await
+    }
+
+    /// Points a manifest's name at it; it is kept under this digest.
+    async fn adopt_manifest_as(&self, manifest: Manifest, digest: Digest) -> Result<Entry, Failure> {
+        let entry = Entry::new(manifest, digest)?;
+        match self.artefacts.name(&entry.manifest.name, digest).await {
+            // A node below another goes on without: it hears of the model again
+            // at every start, and passes it on to those below.
+            Err(failure) if failure.code() == Code::StorageFull && !self.cx.parents.is_empty() => {
+                let text = format!("model {} is known here but not kept: {failure}", entry.manifest.name);
+                self.cx.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+            }
+            other => other?,
+        }
+        let before = self.known.get(&entry.manifest.name);
+        if let Some(old) =
+            before.as_ref().filter(|old| old.manifest_digest != entry.manifest_digest && old.model == entry.model)
+        {
+            // The same model under other cuts: what was made for the old ones is void.
+            self.forget_model(old.model);
+        }
+        if self.known.insert(entry.clone()) {
+            let text = format!("model {} is {}", entry.manifest.name, entry.model.short());
+            self.cx.events.record(
+                "model",
+                text,
+                &serde_json::json!({ "name": entry.manifest.name, "digest": entry.manifest.digest }),
+            );
+        }
+        if let Some(old) = before.filter(|old| old.manifest_digest != entry.manifest_digest) {
+            if self.known.by_model(old.model).is_none() {
+                self.forget_model(old.model);
+            }
+            self.let_go(&old).await;
+        }
+        Ok(entry)
+    }
+
+    /// Gives a model another name, here and below; nothing is measured again.
+    ///
+    /// # Errors
+    /// When it is unknown, the new name is taken or none, the catalogue is kept
+    /// above, or the disk refuses.
+    pub async fn rename_model(&self, name: &str, new: &str) -> Result<Entry, Failure> {
+        if !self.cx.parents.is_empty() {
+            return Err(
+                Failure::new(Code::Forbidden, "the catalogue is kept on the cloud").with_help("rename the model there")
+            );
+        }
+        tierline_proto::name::check_model(new).map_err(|e| Failure::new(Code::InvalidInput, e.to_string()))?;
+        let turn = self.artefacts.naming.lock().await;
+        let known = self.known.list();
+        let entry = self.known.get(name).ok_or_else(|| unknown_model(name, &known))?;
+        if entry.manifest.name == new {
+            return Ok(entry);
+        }
+        if known.iter().any(|other| other.manifest.name == new) {
+            let text = format!("`{new}` names a model already");
+            return Err(Failure::new(Code::AlreadyExists, text)
+                .with_help(format!("choose another name, or remove it: `tierline model rm {new}`")));
+        }
+        // First the new name: at no moment is the model without one.
+        let renamed = self.adopt_manifest(Manifest { name: new.to_owned(), ..entry.manifest.clone() }).await?;
+        self.forget_name(&entry).await?;
+        drop(turn);
+        self.tell_children();
+        self.let_go(&entry).await;
+        Ok(renamed)
+    }
+
+    /// Forgets a name, here and below, and what nothing else needs.
+    ///
+    /// # Errors
+    /// When it is unknown, the catalogue is kept above, or the disk refuses;
+    /// then the name is still known.
+    pub async fn remove_model(&self, name: &str) -> Result<(), Failure> {
+        if !self.cx.parents.is_empty() {
+            return Err(
+                Failure::new(Code::Forbidden, "the catalogue is kept on the cloud").with_help("remove the model there")
+            );
+        }
+        let _turn = self.artefacts.naming.lock().await;
+        let known = self.known.list();
+        let entry = self.known.get(name).ok_or_else(|| unknown_model(name, &known))?;
+        self.forget_name(&entry).await?;
+        self.tell_children();
+        self.let_go(&entry).await;
+        Ok(())
+    }
+
+    /// Forgets a name: on the disk first, so that it doesn't come back.
+    async fn forget_name(&self, entry: &Entry) -> Result<bool, Failure> {
+        self.artefacts.unname(&entry.manifest.name).await?;
+        let removed = self.known.remove(&entry.manifest.name);
+        // Another name may point at the same model.
+        if self.known.by_model(entry.model).is_none() {
+            self.forget_model(entry.model);
+        }
+        Ok(removed)
+    }
+
+    /// Drops what was made of a model: program, profile, plans, sessions.
+    fn forget_model(&self, model: Digest) {
+        self.known.forget(model);
+        self.tell(&Change::Gone(model));
+        self.cx.device.compute.forget(model.to_string());
+    }
+
+    /// What requests need to know of an entry's model, which is fetched from
+    /// above when it isn't here.
+    ///
+    /// # Errors
+    /// When it can't be fetched or is damaged.
+    pub async fn program(&self, entry: &Entry) -> Result<Arc<Program>, Failure> {
+        match self.known.program(entry.model) {
+            Some(program) => Ok(program),
+            None => {
+                let _turn = self.turn_to_load(entry).await?;
+                Ok(self.loaded(entry).await?.0)
+            }
+        }
+    }
+
+    /// Waits until a model is here and its turn to be loaded comes: one at a
+    /// time, so that those which wait take no memory.
+    pub async fn turn_to_load(&self, entry: &Entry) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+        // Others have their turn while it is on its way.
+        match self.artefacts.ensure(entry.model).await {
+            // Without room on the disk it comes in its turn, into memory.
+            Err(failure) if failure.code() != Code::StorageFull => Err(failure),
+            _ => Ok(self.loading.lock().await),
+        }
+    }
+
+    /// A model whose turn it is, and its program.
+    pub async fn loaded(&self, entry: &Entry) -> Result<(Arc<Program>, Arc<Source>), Failure> {
+        let known = self.known.program(entry.model).zip(self.known.source(entry.model));
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let bytes = self.artefacts.whole(entry.model, self.cx.me.config().memory_bytes() / UNKEPT_SHARE).await?;
+        let (known, entry) = (Arc::clone(&self.known), entry.clone());
+        self.cx.tasks.blocking("model loading", move || known.load(&entry, bytes)).await?
+    }
+
+    /// Runs segments here; what isn't loaded is loaded first, as its turn comes.
+    ///
+    /// # Errors
+    /// Those of [`wire::compute_failure`], and of a model that can't be had.
+    pub async fn run_here(
+        &self,
+        program: &Arc<Program>,
+        key: SliceKey,
+        inputs: Arc<Named>,
+        turn: Turn,
+    ) -> Result<Computed, Failure> {
+        let run = |source| {
+            let part = Part { program: Arc::clone(program), source };
+            self.cx.device.compute.run(part, key.clone(), Arc::clone(&inputs), turn.clone())
+        };
+        if self.cx.device.compute.is_warm(&key) {
+            match run(None).await {
+                // It went while this waited.
+                Err(ComputeError::Cold { .. }) => {}
+                other => return other.map_err(Failure::from),
+            }
+        }
+        let load = async {
+            let entry = self.entry_of(&key)?;
+            let loading = self.turn_to_load(&entry).await?;
+            // Somebody else may have had it loaded meanwhile.
+            let source = if self.cx.device.compute.is_warm(&key) { None } else { Some(self.loaded(&entry).await?.1) };
+            Ok::<_, Failure>((loading, source))
+        };
+        let (_loading, source) = tokio::time::timeout_at(turn.deadline.into(), load).await.map_err(|_| {
+            let text = format!("{} is still being loaded on {}", program.manifest.name, self.cx.me.name());
+            Failure::new(Code::DeadlineExceeded, text).with_help("allow more time, or send it again")
+        })??;
+        let computed = match run(source).await {
+            // It went in that very moment; it comes back with its model.
+            Err(ComputeError::Cold { .. }) => run(Some(self.loaded(&self.entry_of(&key)?).await?.1)).await,
+            other => other,
+        };
+        computed.map_err(Failure::from)
+    }
+
+    /// Loads the session of `key`, as its turn comes; gives the bytes it takes.
+    ///
+    /// # Errors
+    /// As [`Catalogue::run_here`].
+    pub async fn warm(&self, key: SliceKey) -> Result<u64, Failure> {
+        let entry = self.entry_of(&key)?;
+        let here = tokio::time::timeout(WARM_TIME_MAX, self.artefacts.ensure(entry.model)).await;
+        let late = || Failure::new(Code::ModelNotReady, format!("{} is still on its way", entry.manifest.name));
+        match here.map_err(|_| late())? {
+            Err(failure) if failure.code() != Code::StorageFull => return Err(failure),
+            _ => {}
+        }
+        let _turn = self.turn_to_load(&entry).await?;
+        let (program, source) = self.loaded(&entry).await?;
+        let part = Part { program, source: Some(source) };
+        self.cx.device.compute.warm(part, key).await.map_err(Failure::from)
+    }
+
+    fn entry_of(&self, key: &SliceKey) -> Result<Entry, Failure> {
+        let model = key.digest.parse::<Digest>().ok();
+        model.and_then(|model| self.known.by_model(model)).ok_or_else(|| {
+            Failure::new(Code::UnknownModel, format!("the model was removed from {}", self.cx.me.name()))
+        })
+    }
+
+    /// As [`Catalogue::program`], but no longer than until `deadline`.
+    ///
+    /// # Errors
+    /// [`Code::DeadlineExceeded`] when it isn't here by then.
+    pub async fn program_within(&self, entry: &Entry, deadline: Instant) -> Result<Arc<Program>, Failure> {
+        match tokio::time::timeout_at(deadline.into(), self.program(entry)).await {
+            Ok(program) => program,
+            Err(_) => {
+                let text = format!("{} is still on its way to {}", entry.manifest.name, self.cx.me.name());
+                Err(Failure::new(Code::DeadlineExceeded, text).with_help("`tierline model ls` says when it is ready"))
+            }
+        }
+    }
+
+    /// Takes over what the parent's catalogue says; whether a model could not be
+    /// had yet, so that it should be tried again.
+    ///
+    /// Stops where a newer catalogue has come meanwhile, which says all of it anew.
+    async fn adopt(self: &Arc<Self>, message: &CatalogueMessage, newest: impl Fn() -> bool) -> bool {
+        let (mut changed, mut late, mut gone) = (false, false, Vec::new());
+        if message.full {
+            let named: Vec<&str> = message.models.iter().map(|m| m.name.as_str()).collect();
+            for entry in self.known.list() {
+                if !named.contains(&entry.manifest.name.as_str()) {
+                    gone.push(entry);
+                }
+            }
+        }
+        gone.extend(message.removed.iter().filter_map(|name| self.known.get(name)));
+        // A model that only changes its name keeps what was measured of it.
+        let named: Vec<Digest> = message.models.iter().filter_map(|m| Digest::try_from(&m.model).ok()).collect();
+        let (renamed, others): (Vec<_>, Vec<_>) = gone.iter().partition(|entry| named.contains(&entry.model));
+        for entry in others {
+            self.forget_adopted(entry, &mut changed, &mut late).await;
+        }
+        for model in message.models.iter().take_while(|_| newest()) {
+            match self.adopt_one(model).await {
+                Ok(Some(entry)) => {
+                    changed = true;
+                    if self.known.profile(entry.model).is_none() {
+                        self.tell(&Change::Unprofiled(&entry));
+                    }
+                }
+                Ok(None) => {}
+                Err(failure) => {
+                    late |= is_late(&failure) || failure.code() == Code::StorageFull;
+                    let text = format!("model {} could not be taken over: {failure}", model.name);
+                    self.cx.events.record("model", text, &serde_json::json!({ "name": model.name }));
+                }
+            }
+        }
+        for entry in renamed {
+            self.forget_adopted(entry, &mut changed, &mut late).await;
+        }
+        if changed {
+            self.tell_children();
+            self.tell(&Change::Renamed);
+        }
+        for entry in gone {
+            // Unless it is still named: then it is tried again.
+            if self.known.get(&entry.manifest.name).is_none_or(|now| now.manifest_digest != entry.manifest_digest) {
+                self.let_go(&entry).await;
+            }
+        }
+        late
+    }
+
+    async fn forget_adopted(&self, entry: &Entry, changed: &mut bool, late: &mut bool) {
+        match self.forget_name(entry).await {
+            Ok(removed) => *changed |= removed,
+            Err(failure) => {
+                *late = true;
+                let text = format!("model {} can't be forgotten yet: {failure}", entry.manifest.name);
+                self.cx.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+            }
+        }
+    }
+
+    async fn adopt_one(&self, model: &ModelEntry) -> Result<Option<Entry>, Failure> {
+        let digest = Digest::try_from(&model.manifest).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
+        if self.known.get(&model.name).is_some_and(|e| e.manifest_digest == digest) {
+            return Ok(None);
+        }
+        let manifest: Manifest = self.artefacts.document(digest).await?;
+        let named = Digest::try_from(&model.model).is_ok_and(|digest| digest.to_string() == manifest.digest);
+        if manifest.name != model.name || !named {
+            let text = format!("the catalogue's `{}` points at the manifest of `{}`", model.name, manifest.name);
+            return Err(Failure::new(Code::Corrupt, text));
+        }
+        // As it came: a newer version may say more in it than this one knows.
+        self.adopt_manifest_as(manifest, digest).await.map(Some)
+    }
+
+    /// Removes what an entry that lost its name leaves behind, but for what
+    /// another name or a job needs. Trouble is told of and tried again later.
+    async fn let_go(&self, entry: &Entry) {
+        let gone = async {
+            let mut candidates = vec![entry.manifest_digest, entry.model];
+            candidates.extend(entry.manifest.artefacts());
+            if self.known.by_model(entry.model).is_none() {
+                let model = entry.model;
+                let forget = move |state: &State| {
+                    let profile = state.profile(model)?;
+                    state.remove_profile(model)?;
+                    Ok(profile)
+                };
+                candidates.extend(self.cx.state.with(forget).await?);
+            }
+            self.artefacts.remove_unneeded(candidates).await
+        };
+        if let Err(failure) = gone.await {
+            let text = format!("what {} left behind can't be removed yet: {failure}", entry.manifest.name);
+            self.cx.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+        }
+    }
+}
+
+/// What is only late comes later; what can't be is not tried again.
+pub fn is_late(failure: &Failure) -> bool {
+    matches!(failure.code(), Code::Unreachable | Code::ModelNotReady | Code::NotFound)
+}
+
+/// The same file under the same name, to be measured at other sizes: every
+/// node would do it again.
+fn measured_otherwise(existing: &Manifest, given: &Manifest) -> Failure {
+    let shapes = |manifest: &Manifest| {
+        let all = manifest.input_shapes.iter().map(|(name, shape)| {
+            format!("{name}={}", shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
+        });
+        all.collect::<Vec<_>>().join(" ")
+    };
+    let text = if existing.input_shapes == given.input_shapes {
+        format!("`{}` is that model already, with other cuts or samples", given.name)
+    } else {
+        format!("`{}` is that model already, measured at {}", given.name, shapes(existing))
+    };
+    Failure::new(Code::AlreadyExists, text)
+        .with_help("with --replace every node drops its measurements and measures it again")
+}
+
+/// Inputs' samples, as they came.
+type Samples = BTreeMap<String, Uploaded>;
+
+fn sample_shapes(samples: &mut Samples) -> Result<BTreeMap<String, Vec<u64>>, Failure> {
+    samples
+        .iter_mut()
+        .map(|(name, npy)| {
+            let tensor = tierline_codec::npy::read(&npy.read()?)
+                .map_err(|e| Failure::new(Code::InvalidInput, format!("sample `{name}`: {e}")))?;
+            Ok((name.clone(), tensor.shape().iter().map(|&d| d as u64).collect()))
+        })
+        .collect()
+}
+
+#[tonic::async_trait]
+impl Duty for Arc<Catalogue> {
+    async fn open(&self) -> Result<(), Failure> {
+        for (name, digest) in self.cx.state.with(State::names).await? {
+            let manifest = async { documents::read::<Manifest>(&self.artefacts.get(digest).await?) };
+            match manifest.await.and_then(|manifest| Entry::new(manifest, digest)) {
+                Ok(entry) => {
+                    self.load_profile(&entry).await;
+                    self.known.insert(entry);
+                }
+                // One damaged manifest must not keep the others from answering.
+                Err(failure) => {
+                    let text = format!("model {name} can't be used here: {failure}");
+                    self.cx.events.record("model", text, &serde_json::json!({ "name": name }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn begin(&self) -> Result<(), Failure> {
+        self.cx.keep("catalogue", self, Catalogue::keep);
+        Ok(())
+    }
+
+    fn greetings(&self) -> Vec<Envelope> {
+        vec![Envelope::new(CATALOGUE, &self.known.message())]
+    }
+
+    async fn hear_parent(&self, parent: &Arc<Uplink>, payload: Bytes) -> Result<(), Breach> {
+        let message = Sound::<CatalogueMessage>::decode(payload)?;
+        // Parents of one site tell the same; the preferred one that is up counts.
+        if self.cx.parents.first().is_some_and(|first| first.peer == parent.peer) {
+            self.heard.send_replace(Some(message.into_inner()));
+        }
+        Ok(())
+    }
+
+    /// What names point at, with its samples, and this device's profiles of it.
+    async fn needs(&self, needed: &mut HashSet<Digest>) -> Result<(), Failure> {
+        let named = self.cx.state.with(State::named).await?;
+        needed.extend(&named.manifests);
+        let (mut models, mut known) = (HashSet::new(), HashSet::new());
+        for entry in self.known.list() {
+            known.insert(entry.manifest_digest);
+            needed.insert(entry.manifest_digest);
+            needed.extend(entry.manifest.artefacts());
+            models.insert(entry.model);
+        }
+        for digest in named.manifests {
+            if !known.insert(digest) {
+                continue;
+            }
+            // One that isn't in the catalogue is damaged or not here; its digest is all there is to go by.
+            let Ok(json) = self.artefacts.get(digest).await else { continue };
+            match documents::read::<Manifest>(&json) {
+                Ok(manifest) => {
+                    needed.extend(manifest.artefacts());
+                    models.extend(manifest.digest.parse::<Digest>().ok());
+                }
+                Err(failure) if failure.code() == Code::Corrupt => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        needed.extend(named.profiles.iter().filter(|(model, _)| models.contains(model)).map(|(_, profile)| *profile));
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! Certificates are renewed by themselves, long before they end.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::CertificateDer;
+use tierline_identity::{Identity, KeyRequest};
+use tierline_proto::Sound;
+use tierline_proto::v1::{Code, Failure};
+
+use super::Enrolment;
+use crate::config::NodeConfig;
+use crate::runtime::tasks::in_place;
+
+/// How often it is looked at: a device that wakes for an hour a day renews.
+const LOOK: Duration = Duration::from_secs(600);
+
+/// Renews when it is due, until the node ends.
+pub async fn keep(enrolment: Arc<Enrolment>) {
+    loop {
+        let cx = &enrolment.cx;
+        let due = cx.me.identity().peer().renewal_due(SystemTime::now());
+        if due {
+            match renew(&enrolment).await {
+                Ok(()) => {
+                    cx.events.record("node", "the certificate is renewed", &serde_json::json!({ "renewed": true }))
+                }
+                // There are weeks left to try again.
+                Err(failure) => tracing::warn!(%failure, "the certificate could not be renewed yet"),
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Gets a certificate for a new key, keeps it, and uses it from now on.
+///
+/// # Errors
+/// When the cloud can't be reached or refuses.
+pub async fn renew(enrolment: &Enrolment) -> Result<(), Failure> {
+    let internal = |e: &dyn std::fmt::Display| Failure::new(Code::Internal, e.to_string());
+    let me = &enrolment.cx.me;
+    let current = me.identity();
+    let renewed: Identity = match enrolment.authority() {
+        Some(authority) => authority.renew_own(current.peer())?,
+        None => {
+            let key = KeyRequest::generate().map_err(|e| internal(&e))?;
+            let request = current.renewal(&key).map_err(|e| internal(&e))?;
+            let mut above = enrolment.cx.parents.first_connection()?.enrollment();
+            let reply = above.renew(request).await.map_err(|s| Failure::from_status(&s))?.into_inner();
+            let reply = Sound::read(reply)?;
+            let chain = reply.certificate_chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
+            key.accept(chain, current.ca().clone(), SystemTime::now()).map_err(|e| internal(&e))?
+        }
+    };
+    in_place(|| renewed.save(&me.config().data.join("identity"))).map_err(|e| internal(&e))?;
+    if renewed.peer().name != me.name() {
+        in_place(|| keep_name(&me.config().data, &renewed.peer().name));
+    }
+    me.live_identity().replace(renewed).map_err(|e| internal(&e))
+}
+
+/// The configuration says the name that the certificate says, which counts.
+fn keep_name(data: &std::path::Path, name: &str) {
+    let kept = NodeConfig::load(data).and_then(|file| NodeConfig { name: name.to_owned(), ..file }.save());
+    if let Err(failure) = kept {
+        tracing::warn!(error = %failure.error, "the configuration still says the node's name of before");
+    }
+}

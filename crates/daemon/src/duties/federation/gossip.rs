@@ -1,0 +1,199 @@
+//! Edges that meet: what they offer each other, and how one gets to a
+//! neighbour's model.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tierline_federate::gossip::{Mix, Offer};
+use tierline_federate::{Gossip, Layout, Vectors};
+use tierline_node::federation::exchange::{ANSWER_PATIENCE, Action, Event};
+use tierline_node::federation::{Exchange, Task};
+use tierline_proto::limits::UPDATE_BYTES_MAX;
+use tierline_proto::v1::{Code, Failure, MeetReply, MeetRequest, Neighbour};
+use tierline_proto::{Digest, Sound};
+use tierline_store::State;
+use tierline_store::jobs::Side;
+
+use super::{Folder, messages};
+use crate::duties::federation::Jobs;
+use crate::net::transport::{self, Pair};
+use crate::runtime::wait_until;
+
+/// Whom an edge meets, as its parent last said: outlives the process, since
+/// edges go on without their parent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Circle {
+    pub(super) task: u64,
+    /// The parent's.
+    pub(super) round: u64,
+    /// Names, and where they are reached.
+    neighbours: Vec<(String, String)>,
+}
+
+impl Circle {
+    /// In the order in which they are met.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.neighbours.iter().map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// What is known of a job's circle; none where its edges don't gossip.
+pub(super) fn circle(folder: &Folder) -> Option<Circle> {
+    serde_json::from_slice(&folder.read(&folder.neighbours()).ok()?).ok()
+}
+
+/// Keeps what a parent says. Of one task, neighbours only become more: a parent
+/// that has just started hasn't heard of all.
+pub(super) fn remember(folder: &Folder, task: Task, round: u64, neighbours: &[Neighbour]) -> Result<(), Failure> {
+    let before = circle(folder);
+    let said = neighbours.iter().map(|n| (n.name.clone(), n.url.clone()));
+    let mut all: std::collections::BTreeMap<_, _> = match &before {
+        Some(circle) if circle.task == task.0 => circle.neighbours.iter().cloned().collect(),
+        _ => Default::default(),
+    };
+    all.extend(said);
+    let circle = Circle { task: task.0, round, neighbours: all.into_iter().collect() };
+    if before.as_ref() == Some(&circle) {
+        return Ok(());
+    }
+    let json = serde_json::to_vec(&circle).map_err(messages::internal)?;
+    folder.write(&folder.neighbours(), &json)
+}
+
+/// What came of a meeting.
+pub(super) struct Met {
+    pub(super) number: u64,
+    pub(super) model: Vectors,
+    /// Fetched from neighbours.
+    pub(super) bytes: u64,
+    /// Who wasn't met, and why.
+    pub(super) absent: Vec<(String, String)>,
+}
+
+/// An edge on its way to its neighbours.
+pub(super) struct Meets {
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) id: Digest,
+    pub(super) folder: Folder,
+    pub(super) layout: Layout,
+    pub(super) gossip: Gossip,
+    pub(super) number: u64,
+}
+
+impl Meets {
+    /// Meets one neighbour behind the other, by name: no more than two models
+    /// are in memory, and sums don't depend on who is first.
+    pub(super) async fn all(self, mut mix: Mix) -> Met {
+        let names = circle(&self.folder).map_or_else(Vec::new, |circle| circle.names());
+        let clock = self.jobs.cx.clock;
+        let mut exchange = Exchange::new(names, &self.gossip);
+        let mut actions = VecDeque::from(exchange.step(clock.now(), Event::Start));
+        let (mut bytes, mut absent) = (0, Vec::new());
+        loop {
+            let event = match actions.pop_front() {
+                Some(Action::Ask { neighbour, patience }) => match self.mixed(&neighbour, patience, &mut mix).await {
+                    Ok(fetched) => {
+                        bytes += fetched;
+                        Event::Mixed
+                    }
+                    Err(failure) => Event::Failed(failure),
+                },
+                Some(Action::Absent { neighbour, reason }) => {
+                    absent.push((neighbour, reason.to_string()));
+                    continue;
+                }
+                Some(Action::Done) => break,
+                None => {
+                    wait_until(exchange.wake().map(|t| clock.instant_of(t))).await;
+                    Event::Wake
+                }
+            };
+            actions.extend(exchange.step(clock.now(), event));
+        }
+        let model = tokio::task::block_in_place(|| mix.mixed());
+        Met { number: self.number, model, bytes, absent }
+    }
+
+    /// Fetches a neighbour's model and mixes it in: its bytes.
+    async fn mixed(&self, name: &str, patience: Duration, mix: &mut Mix) -> Result<u64, Failure> {
+        let bytes = self.fetch(name, patience).await?;
+        let mixed = tokio::task::block_in_place(|| mix.meet(&Offer::decode(&bytes, &self.layout)?));
+        mixed.map(|()| bytes.len() as u64).map_err(|e| Failure::new(Code::InvalidInput, e.to_string()))
+    }
+
+    async fn fetch(&self, name: &str, patience: Duration) -> Result<Vec<u8>, Failure> {
+        let unreachable = |text: String| Failure::new(Code::Unreachable, text);
+        // Its address may have changed since the last try.
+        let known = circle(&self.folder).into_iter().flat_map(|circle| circle.neighbours);
+        let url = known.filter(|(known, _)| known == name).map(|(_, url)| url).next();
+        let url = url.ok_or_else(|| unreachable(format!("nobody says where {name} is")))?;
+        let cannot = |e: &dyn std::error::Error| {
+            unreachable(format!("cannot reach {name} at {url}: {}", crate::words::chain(e)))
+        };
+        let endpoint = transport::endpoint(&url, transport::client_tls(&self.jobs.cx.me.identity()));
+        let pair = Pair::connect(&endpoint.map_err(|e| cannot(&e))?).await.map_err(|e| cannot(&e))?;
+        let request = MeetRequest { job: self.id.to_bytes(), meeting: self.number };
+        let asked = async { pair.federate().meet(request).await.map_err(|status| Failure::from_status(&status)) };
+        let late = |_| Failure::new(Code::DeadlineExceeded, format!("the model of {name} isn't made yet"));
+        let reply = tokio::time::timeout(patience, asked).await.map_err(late)??.into_inner();
+        let MeetReply { offer, node } = Sound::read(reply)?.into_inner();
+        if node != name {
+            return Err(unreachable(format!("it is {node} that answers at {url}, not {name}")));
+        }
+        let digest = messages::digest(&offer)?;
+        let mut bytes = Vec::new();
+        let mut chunks = pair.fetch(digest, 0).await?;
+        while let Some(chunk) = chunks.next().await? {
+            let total = chunk.total;
+            if total > UPDATE_BYTES_MAX || (bytes.len() + chunk.data.len()) as u64 > total {
+                return Err(Failure::new(Code::TooLarge, format!("a model of {total} bytes")));
+            }
+            bytes.extend_from_slice(&chunk.data);
+        }
+        if blake3::hash(&bytes).as_bytes() != &digest.0 {
+            return Err(Failure::new(Code::Corrupt, format!("the model of {name} came damaged")));
+        }
+        Ok(bytes)
+    }
+}
+
+impl Jobs {
+    /// This edge's model of a meeting, once it is made.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotReady`] when it takes long, [`Code::NotFound`] when there
+    /// won't be one any more, or the job is none in which edges gossip.
+    pub async fn meet(&self, caller: &str, request: &MeetRequest) -> Result<MeetReply, Failure> {
+        let id = messages::digest(&request.job)?;
+        let patience = tokio::time::sleep(ANSWER_PATIENCE);
+        tokio::pin!(patience);
+        loop {
+            let offered = self.offered.notified();
+            tokio::pin!(offered);
+            // From here on no offer is missed.
+            offered.as_mut().enable();
+            let offers = self.cx.state.with(move |state| state.versions(id, Side::Offers)).await?;
+            if let Some((_, offer)) = offers.iter().find(|(number, _)| *number == request.meeting) {
+                return Ok(MeetReply { offer: offer.to_bytes(), node: self.cx.me.name().to_owned() });
+            }
+            if let Some((newest, _)) = offers.last().filter(|(number, _)| *number > request.meeting) {
+                let text =
+                    format!("{} is at meeting {newest}; {caller} asks for {}", self.cx.me.name(), request.meeting);
+                return Err(Failure::new(Code::NotFound, text));
+            }
+            if self.cx.state.with(State::jobs).await?.iter().any(|row| row.job == id && row.ended.is_some()) {
+                return Err(Failure::new(Code::NotFound, format!("the job is over on {}", self.cx.me.name())));
+            }
+            let not_ready = || {
+                let text = format!("{} has not made its model of meeting {} yet", self.cx.me.name(), request.meeting);
+                Failure::new(Code::ModelNotReady, text)
+            };
+            tokio::select! {
+                () = offered => {}
+                () = &mut patience => return Err(not_ready()),
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Where a member's work is done: its model, its data, its files.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tierline_engine::Stop;
+use tierline_federate::{Contribution, Layout, Report, Sender, Vectors};
+use tierline_graph::Model;
+use tierline_node::admit::Class;
+use tierline_node::federation::{Update, Work};
+use tierline_proto::Digest;
+use tierline_proto::v1::{Code, Failure};
+use tierline_train::data::{Others, names_together};
+use tierline_train::federated::{self, Blueprint, Share, Workplace};
+
+use crate::duties::federation::Jobs;
+use crate::duties::federation::messages::internal;
+use crate::duties::federation::{Folder, JobManifest, data};
+
+/// A slow device looks so often whether it is to stop.
+const DOZE: Duration = Duration::from_millis(50);
+
+/// What work needs: made once, when the job is heard of.
+pub(super) struct Desk {
+    pub(super) layout: Layout,
+    pub(super) initial: Vectors,
+    /// Classes that the data sets here name, where the job's file says none.
+    pub(super) names: Vec<String>,
+    others: Others,
+    /// The job's.
+    seed: u64,
+    /// Of an end.
+    place: Option<(Workplace, Share)>,
+}
+
+impl Desk {
+    /// Opens what a job needs on this node, and counts the examples it learns
+    /// from.
+    pub(super) fn open(
+        jobs: &Jobs,
+        manifest: &JobManifest,
+        model: Bytes,
+        coordinates: bool,
+    ) -> Result<(Self, u64), Failure> {
+        let unfit = |e: tierline_train::TrainError| Failure::new(Code::Infeasible, e.to_string());
+        let job = &manifest.job;
+        let model = Model::parse(model).map_err(internal)?;
+        if coordinates {
+            let blueprint = Blueprint::new(model, job).map_err(internal)?;
+            let (layout, initial) = (blueprint.layout().clone(), blueprint.initial());
+            let (names, others) = (Vec::new(), job.data.other_classes);
+            return Ok((Self { layout, initial, names, others, seed: job.seed, place: None }, 1));
+        }
+        let share = data::share(jobs, job)?;
+        let (engine, options) = (jobs.cx.device.engine_for(Class::Training), jobs.cx.me.config().load_options());
+        let mut public = None;
+        let mut place = Workplace::new(&engine, model, job, &options).map_err(internal)?;
+        if let Some(distil) = manifest.federation().of_ends().strategy.behaviour().members_distil() {
+            let whole = data::open_public(jobs, job, distil)?;
+            public = whole.class_names().filter(|_| manifest.federation().learns_public_classes()).map(<[_]>::to_vec);
+            place = place.with_public(&engine, &whole, &options).map_err(unfit)?;
+        }
+        for data in [&share.seen].into_iter().chain(&share.held_out) {
+            place.check(data).map_err(unfit)?;
+        }
+        let examples = share.seen.len() as u64;
+        let layout = place.blueprint().layout().of_examples(examples).map_err(|e| unfit(e.into()))?;
+        let initial = place.initial();
+        let names = match job.data.classes.is_empty() {
+            true => {
+                let own = [&share.seen].into_iter().chain(&share.held_out).filter_map(|data| data.class_names());
+                names_together(own.chain(public.as_deref()))
+            }
+            false => Vec::new(),
+        };
+        let others = job.data.other_classes;
+        Ok((Self { layout, initial, names, others, seed: job.seed, place: Some((place, share)) }, examples))
+    }
+
+    /// Numbers classes as the job does; nothing where its names are none.
+    pub(super) fn name_classes(&mut self, names: &[String]) -> Result<(), Failure> {
+        let Some((place, share)) = self.place.as_mut().filter(|_| !names.is_empty()) else { return Ok(()) };
+        place.name_classes(names);
+        let unfit = |e: tierline_train::data::DataError| Failure::new(Code::Infeasible, e.to_string());
+        share.seen = share.seen.numbered(names, self.others).map_err(unfit)?;
+        if let Some(held_out) = &mut share.held_out {
+            *held_out = held_out.numbered(names, self.others).map_err(unfit)?;
+        }
+        Ok(())
+    }
+
+    /// Does an end's task; `None` when it was told to stop.
+    pub(super) fn train(
+        &mut self,
+        jobs: &Jobs,
+        folder: &Folder,
+        sender: &Sender,
+        work: Work,
+        start: &Vectors,
+        stop: &Stop,
+    ) -> Result<Option<Update>, Failure> {
+        let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
+        let begun = Instant::now();
+        let before = folder.load_kept()?;
+        let mut kept = before.clone();
+        let task = federated::Task { member: jobs.cx.me.name(), round: work.round, start };
+        let done = if work.look {
+            let report = self.conclude(jobs, folder, work.round, start, stop)?;
+            report.map(|report| Contribution { vectors: Vectors::new(), report })
+        } else {
+            place.work(task, share, &mut kept, stop).map_err(internal)?
+        };
+        let Some(mut contribution) = done else { return Ok(None) };
+        // A device that is said to be slower is.
+        let until = begun + begun.elapsed().mul_f64(jobs.cx.me.config().slowdown.get());
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            if stop.is_pulled() {
+                return Ok(None);
+            }
+            std::thread::sleep(left.min(DOZE));
+        }
+        contribution.report.seconds = begun.elapsed().as_secs_f64();
+        self.hold(jobs, folder, sender, work, &contribution, (&before, kept)).map(Some)
+    }
+
+    /// Looks at the model that a job led to, and keeps an end's own if it has
+    /// one; `None` when it was told to stop.
+    pub(super) fn conclude(
+        &mut self,
+        jobs: &Jobs,
+        folder: &Folder,
+        round: u64,
+        start: &Vectors,
+        stop: &Stop,
+    ) -> Result<Option<Report>, Failure> {
+        let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
+        let task = federated::Task { member: jobs.cx.me.name(), round, start };
+        let Some((report, own)) = place.conclude(task, share, &folder.load_kept()?, stop).map_err(internal)? else {
+            return Ok(None);
+        };
+        if let Some(own) = own {
+            folder.write(&folder.result(), &own.to_bytes().map_err(internal)?)?;
+        }
+        Ok(Some(report))
+    }
+
+    /// Puts an update of this member on the disk.
+    pub(super) fn hold(
+        &self,
+        jobs: &Jobs,
+        folder: &Folder,
+        sender: &Sender,
+        work: Work,
+        contribution: &Contribution,
+        (before, after): (&federated::Kept, federated::Kept),
+    ) -> Result<Update, Failure> {
+        let seed = federated::seed_of_update(self.seed, jobs.cx.me.name(), work.task.number());
+        let sent = sender.encode(&self.layout, &contribution.vectors, before, after, work.round, seed);
+        let sent = sent.map_err(internal)?;
+        let task = work.task;
+        folder.write(&folder.outgoing(task.0), &sent.bytes)?;
+        folder.save_kept(task.0, &sent.counted, before)?;
+        let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
+        Ok(Update { task, digest, bytes: sent.bytes.len() as u64, report: contribution.report })
+    }
+}

@@ -1,0 +1,53 @@
+//! The end of a job for an end with a model of its own that was away when
+//! others looked at theirs: it makes its own of the last model that it got.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tierline_engine::Stop;
+use tierline_federate::wire;
+use tierline_proto::Digest;
+use tierline_proto::v1::Failure;
+
+use super::desk::Desk;
+use super::start;
+use crate::duties::federation::Jobs;
+use crate::duties::federation::messages::internal;
+use crate::duties::federation::{Folder, JobManifest};
+
+/// Whether an end has no model of its own yet though it should.
+pub(super) fn lacks_own(manifest: &JobManifest, folder: &Folder) -> bool {
+    manifest.federation().own_models() && !folder.has_result()
+}
+
+/// Makes it.
+pub(super) async fn conclude(
+    jobs: &Arc<Jobs>,
+    id: Digest,
+    manifest: &JobManifest,
+    folder: &Folder,
+    desk: &Mutex<Option<Desk>>,
+) -> Result<(), Failure> {
+    if desk.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+        let (made, _) = super::open(jobs, manifest, false).await?;
+        *desk.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+    }
+    if let (Some(names), Some(desk)) =
+        (folder.load_classes()?, desk.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
+    {
+        desk.name_classes(&names)?;
+    }
+    let held = match start::newest(jobs, id).await? {
+        (_, Some(artefact)) => Some(jobs.artefacts.get(artefact).await?),
+        (_, None) => None,
+    };
+    tokio::task::block_in_place(|| {
+        let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
+        let desk = desk.as_mut().ok_or_else(|| internal("the job isn't prepared"))?;
+        let model = match held {
+            Some(held) => wire::decode(&held, &desk.layout).map_err(internal)?,
+            None => desk.initial.clone(),
+        };
+        let round = manifest.federation().rounds_of_ends();
+        desk.conclude(jobs, folder, round, &model, &Stop::never()).map(drop)
+    })
+}

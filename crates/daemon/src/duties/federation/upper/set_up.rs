@@ -1,0 +1,196 @@
+//! Takes a job up: its model, its journal, the data that judges it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tierline_federate::{Desk, Federation, Layout, Scoreboard, Server, Vectors, wire};
+use tierline_graph::Model;
+use tierline_node::Time;
+use tierline_node::admit::Class;
+use tierline_node::federation::{Action, Coordinator, Event, Record, Routes, Terms};
+use tierline_proto::v1::Failure;
+use tierline_train::data::{Dataset, seed_of};
+use tierline_train::federated::{Blueprint, Tutor, Workplace};
+
+use super::{Desks, Upper};
+use crate::duties::federation::Jobs;
+use crate::duties::federation::classes::Classes;
+use crate::duties::federation::data;
+use crate::duties::federation::journal;
+use crate::duties::federation::messages::internal;
+use crate::duties::federation::shelf::OnDisk;
+
+impl Upper {
+    /// Takes up the job where its journal ends.
+    pub(super) async fn set_up(self) -> Result<Desks, Failure> {
+        let jobs = Arc::clone(&self.jobs);
+        jobs.artefacts.ensure(self.manifest.model).await?;
+        let model = jobs.artefacts.get(self.manifest.model).await?;
+        let model_bytes = model.len() as u64;
+        let said = self.folder.load_said()?;
+        let blueprint = tokio::task::block_in_place(|| {
+            let model = Model::parse(model).map_err(internal)?;
+            Blueprint::new(model, &self.manifest.job).map_err(internal)
+        })?;
+        let id = self.id;
+        let past = jobs.cx.state.with(move |state| state.rounds(id)).await?;
+        let past: Vec<_> = past.iter().filter_map(|scores| serde_json::from_str(scores).ok()).collect();
+        jobs.numbers.begin(self.metrics_key(), &self.manifest.name, &past);
+        let behaviour = self.hop.strategy.behaviour();
+        let terms = Terms {
+            clients: self.hop.clients.clone(),
+            timing: behaviour.timing(),
+            seed: seed_of(&[self.manifest.job.seed, u64::from(self.below.is_some())]),
+            tag: if self.below.is_some() { tag_of(&jobs) } else { 0 },
+            sums_up: self.below.is_some(),
+        };
+        let journal = self.journal(&terms, blueprint.layout()).await?;
+        let (coordinator, actions) = Coordinator::restored(terms, journal, jobs.cx.clock.now());
+        let channels = self.hop.strategy.makes();
+        let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
+        let version = coordinator.version();
+        let server = Server { model: initial, kept: self.folder.load_server(version)? };
+        let shelf = Box::new(OnDisk::new(self.folder.incoming_folder()));
+        let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server, shelf);
+        let kept = self.folder.load_classes()?;
+        let classes = match (&self.below, kept) {
+            // The node above decides.
+            (Some(_), kept) => Classes::decided(kept.unwrap_or_default(), 0),
+            (None, Some(kept)) => Classes::decided(kept, blueprint.classes()),
+            (None, None) => Classes::new(blueprint.classes()),
+        };
+        let mut desks = Desks {
+            judge: None,
+            tutor: None,
+            board: Scoreboard::default(),
+            blueprint,
+            coordinator,
+            desk,
+            waiting: HashMap::new(),
+            checked: HashMap::new(),
+            routes: Routes::default(),
+            told: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            urls: BTreeMap::new(),
+            meeting: None,
+            classes,
+            held: BTreeMap::new(),
+            unable: BTreeMap::new(),
+            said,
+            tells_apart: self.manifest.federation().transfer().is_some(),
+            bytes_up: 0,
+            bytes_down: 0,
+            artefact_bytes: model_bytes,
+            round_began: Instant::now(),
+            over: false,
+            upper: self,
+        };
+        if version > 0 {
+            let model = desks.load_own(version).await?;
+            desks.desk.replace(version, &model);
+            desks.take_up_way_down(version).await?;
+            if desks.desk.looks_back() {
+                for past in desks.coordinator.versions_in_use() {
+                    let model = if past > 0 { desks.load(past).await? } else { desks.blueprint.initial() };
+                    desks.desk.remember(past, model);
+                }
+            }
+        }
+        if desks.upper.below.is_none() {
+            desks.judge = desks.judge()?;
+            desks.tutor = desks.tutor()?;
+            desks.board = Scoreboard::behind(desks.upper.folder.load_round()?);
+        }
+        desks.perform(actions).await?;
+        if desks.upper.below.is_none() {
+            let (rounds, look) = (desks.upper.hop.rounds, desks.upper.manifest.federation().looks_at_ends());
+            desks.step(Event::Begin { version: 0, rounds, look, stretch: 1 }).await?;
+        }
+        Ok(desks)
+    }
+}
+
+impl Upper {
+    /// What was decided so far. Updates that count but whose bytes the disk has
+    /// lost, or holds as an older version sent them, count no more: all else
+    /// goes on.
+    async fn journal(&self, terms: &Terms, layout: &Layout) -> Result<Vec<Record>, Failure> {
+        let (jobs, id, channels) = (&self.jobs, self.id, self.hop.strategy.channels());
+        let journal: Vec<Record> = journal::read(jobs, id).await?;
+        let (_, pending) = Coordinator::restored(terms.clone(), journal.iter().cloned(), Time::ZERO);
+        let mut lost = Vec::new();
+        for action in pending {
+            let Action::Add { member, update, .. } = action else { continue };
+            let file = self.folder.incoming(update.task.0, &update.digest.0);
+            let there = tokio::task::block_in_place(|| {
+                Ok::<_, Failure>(
+                    wire::is_current(self.folder.first_byte(&file)?, layout, &channels)
+                        && self.folder.holds(&file, &update.digest.0)?,
+                )
+            })?;
+            if !there {
+                let text = format!("job {}: the disk has no usable update of {member} any more", self.manifest.name);
+                jobs.cx.events.record("job", text, &serde_json::json!({ "node": member }));
+                lost.push(Record::Dropped { task: update.task });
+            }
+        }
+        if lost.is_empty() {
+            return Ok(journal);
+        }
+        journal::write(jobs, id, &lost).await?;
+        journal::read(jobs, id).await
+    }
+}
+
+/// Tells this edge's tasks from those of others.
+fn tag_of(jobs: &Jobs) -> u32 {
+    let hash = blake3::hash(jobs.cx.me.id().as_bytes());
+    let [a, b, c, d, ..] = *hash.as_bytes();
+    // The cloud's is 0.
+    u32::from_le_bytes([a, b, c, d]).max(1)
+}
+
+impl Desks {
+    /// The data held out for the job, if this node has it.
+    fn judge(&self) -> Result<Option<(Workplace, Dataset)>, Failure> {
+        let jobs = self.jobs();
+        let job = &self.upper.manifest.job;
+        if self.upper.manifest.federation().looks_at_ends() {
+            return Ok(None);
+        }
+        let (name, own) = match &job.data.test {
+            Some(name) => (name, true),
+            None => (&job.data.train, false),
+        };
+        let prepare = || {
+            let Some(held_out) = data::held_out(&jobs, name, own)? else { return Ok(None) };
+            let (engine, options) = (jobs.cx.device.engine_for(Class::Training), jobs.cx.me.config().load_options());
+            let place = Workplace::new(&engine, self.model()?, job, &options).map_err(internal)?;
+            let held_out = job.data.numbered(&held_out).map_err(internal)?;
+            place.check(&held_out).map_err(internal)?;
+            Ok(Some((place, held_out)))
+        };
+        tokio::task::block_in_place(prepare)
+    }
+
+    /// Where the cloud's models learn of public examples, or of features.
+    fn tutor(&self) -> Result<Option<Tutor>, Failure> {
+        let (jobs, job) = (self.jobs(), &self.upper.manifest.job);
+        let (engine, options) = (jobs.cx.device.engine_for(Class::Training), jobs.cx.me.config().load_options());
+        let Some(distil) = job.federation.as_ref().and_then(Federation::distillation) else {
+            let prepare = || Tutor::transfer(&engine, &self.blueprint, job, &options);
+            return tokio::task::block_in_place(prepare).map_err(internal);
+        };
+        let prepare = || {
+            let whole = data::open_public(&jobs, job, distil)?;
+            Tutor::new(&engine, &self.model()?, job, &whole, &options).map(Some).map_err(internal)
+        };
+        tokio::task::block_in_place(prepare)
+    }
+
+    /// The model as the job begins with it.
+    fn model(&self) -> Result<Model, Failure> {
+        self.blueprint.export(&self.blueprint.initial()).map_err(internal)
+    }
+}

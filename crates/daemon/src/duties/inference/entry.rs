@@ -1,0 +1,158 @@
+//! Requests that enter the site here: where they go, and their answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierline_proto::limits::{CHUNK_BYTES, DEADLINE_MS_MAX};
+use tierline_proto::v1::{Code, Failure, InferChunk, InferHeader, InferReply, Placement, Reply, Route, infer_chunk};
+use tierline_proto::{Digest, Encoded, Role, Sound, frame};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::flow::{self, Answer, Inputs, Order};
+use super::service::pack;
+use super::{Inference, wire};
+use crate::device::budget::Held;
+use crate::net::gate;
+use crate::runtime::ns;
+
+/// Messages of an answer ahead of the connection.
+const AHEAD_MAX: usize = 8;
+
+/// Time for a request whose caller named none.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+
+/// An answer on its way.
+pub type Answered = ReceiverStream<Result<InferChunk, Status>>;
+
+/// Answers a request of an application.
+///
+/// # Errors
+/// When it doesn't come whole, or there is no room for it; what else goes wrong
+/// is in the answer.
+pub async fn infer(
+    duty: &Arc<Inference>,
+    request: Request<Streaming<InferChunk>>,
+) -> Result<Response<Answered>, Status> {
+    let arrived = Instant::now();
+    // Operators on the socket are one caller.
+    let caller = gate::caller(&request).map_or_else(|_| String::new(), |peer| peer.id);
+    let mut stream = request.into_inner();
+    let Some(InferChunk { body: Some(infer_chunk::Body::Header(header)) }) = stream.message().await? else {
+        return Err(Failure::new(Code::Protocol, "a request begins with its header").into());
+    };
+    let mut header = Sound::read(header)?.into_inner();
+    let declared = std::mem::take(&mut header.tensors);
+    let held = duty.cx.device.budget.request(&caller);
+    let deadline = arrived + deadline(&header);
+    let collected = wire::collect_by(deadline, &mut stream, declared, &held, |chunk| match chunk.body {
+        Some(infer_chunk::Body::Tensor(t)) => Some(t),
+        _ => None,
+    });
+    let encoded = collected.await?;
+    let Entered { predicted, plan, model, answer } = enter(duty, &header, encoded, deadline, Arc::new(held)).await;
+    let held = answer.held.clone();
+    let (reply, tensors) = pack(answer, wire::raw().name());
+    let total = arrived.elapsed();
+    duty.count_request(total, &reply);
+    duty.planning.observe_answer(&header, &plan, total, &reply);
+    let reply = InferReply { reply: Some(reply), total_ns: ns(total), predicted_ns: predicted, plan, model };
+    Ok(Response::new(send(duty, reply, tensors, held)))
+}
+
+/// Time for a request.
+fn deadline(header: &InferHeader) -> Duration {
+    match header.deadline_ms {
+        0 => DEADLINE_DEFAULT,
+        ms => Duration::from_millis(ms.min(DEADLINE_MS_MAX)),
+    }
+}
+
+/// What became of a request that entered the site here.
+struct Entered {
+    /// Expected time, nanoseconds.
+    predicted: u64,
+    /// The plan in force.
+    plan: String,
+    /// Digest of the model that its name pointed at.
+    model: bytes::Bytes,
+    answer: Answer,
+}
+
+/// A request that enters the site here.
+async fn enter(
+    duty: &Arc<Inference>,
+    header: &InferHeader,
+    encoded: Vec<Encoded>,
+    deadline: Instant,
+    held: Arc<Held>,
+) -> Entered {
+    let id = fastrand::u128(..).to_be_bytes().to_vec();
+    match prepare(duty, header, encoded, deadline, &id, held).await {
+        Ok((order, inputs, predicted, plan)) => {
+            let model = order.program.manifest.digest.parse().map(Digest::to_bytes).unwrap_or_default();
+            Entered { predicted, plan, model, answer: flow::answer(duty, order, inputs).await }
+        }
+        Err(failure) => {
+            let reply = Reply { request: id.into(), failure: Some(failure.at(duty.cx.me.name())), ..Reply::default() };
+            let answer = Answer { outputs: Vec::new(), held: None, reply };
+            Entered { predicted: 0, plan: String::new(), model: bytes::Bytes::new(), answer }
+        }
+    }
+}
+
+async fn prepare(
+    duty: &Arc<Inference>,
+    header: &InferHeader,
+    encoded: Vec<Encoded>,
+    deadline: Instant,
+    id: &[u8],
+    held: Arc<Held>,
+) -> Result<(Order, Inputs, u64, String), Failure> {
+    let entry = duty.catalogue.entry(&header.model)?;
+    // Where the request enters, so that a wrong one costs no transfer.
+    wire::check_wanted(&encoded, &entry.manifest.inputs)
+        .map_err(|f| f.with_help(format!("`tierline model show {}` lists the inputs", entry.manifest.name)))?;
+    let program = duty.catalogue.program_within(&entry, deadline).await?;
+    let placed = match header.placement() {
+        Placement::Plan => duty.planning.current_plan(&entry, &program),
+        Placement::Here => duty.planning.all_here(&program),
+        Placement::Edge => duty.planning.all_at_role(&program, Role::Edge)?,
+        Placement::Cloud => duty.planning.all_at_role(&program, Role::Cloud)?,
+        Placement::Fixed => duty.planning.fixed(&program, header.route.as_ref().unwrap_or(&Route::default()))?,
+    };
+    // What is asked for by name is waited for; a plan only has to be quick.
+    let hedged = header.placement() == Placement::Plan;
+    let order = Order {
+        id: id.to_vec(),
+        program,
+        boundaries: placed.boundaries,
+        peer: placed.peer,
+        deadline,
+        hops: 0,
+        trace: header.trace.clone(),
+        fallback: true,
+        reply_codec: duty.planning.reply_codec(entry.model),
+        hedged,
+    };
+    Ok((order, Inputs::new(0, encoded, held), placed.predicted_ns, placed.text))
+}
+
+/// Sends an answer, and holds its memory until it is out.
+fn send(
+    duty: &Inference,
+    reply: InferReply,
+    tensors: Vec<Encoded>,
+    held: Option<Arc<Held>>,
+) -> ReceiverStream<Result<InferChunk, Status>> {
+    duty.cx.tasks.stream("answer sending", AHEAD_MAX, |send| async move {
+        let _held = held;
+        let bodies = std::iter::once(infer_chunk::Body::Reply(reply))
+            .chain(frame::chunks(tensors, CHUNK_BYTES).map(infer_chunk::Body::Tensor));
+        for body in bodies {
+            if send.send(Ok(InferChunk { body: Some(body) })).await.is_err() {
+                return;
+            }
+        }
+    })
+}

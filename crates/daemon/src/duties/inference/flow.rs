@@ -1,0 +1,529 @@
+//! One request through this node: performs what the request machine asks
+//! (`tierline_node::request`), with real tensors, sessions and connections.
+//!
+//! Entry and relay are the same flow; they differ in where the tensors come
+//! from and who chose the route.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierline_node::admit::Class;
+use tierline_node::request::{Action, Event, Local, Op, Outcome, Recovery, Request, Setup, Upstream};
+use tierline_node::{Peer, Span};
+use tierline_proto::v1::{Boundary, Code, Degraded, Failure, Reply, Route, RunHeader, StageTiming};
+use tierline_proto::{Digest, Encoded};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::{Inference, calls, wire};
+use crate::device::budget::Held;
+use crate::device::compute::{Named, Program, SliceKey, Turn};
+use crate::duties::planning::segment_after;
+use crate::runtime::tasks::in_place;
+use crate::runtime::{ns, wait_until};
+
+/// A plan's next tier is given up on after this many times its prediction
+/// and [`PATIENCE_FLOOR`]: past that a cut link is likelier than a slow one.
+const PATIENCE_FACTOR: u32 = 4;
+
+/// Noise that no prediction sees.
+const PATIENCE_FLOOR: Duration = Duration::from_millis(300);
+
+/// Runs and calls of one request that have ended and are not looked at yet;
+/// others wait with what they have.
+const DONE_MAX: usize = 16;
+
+/// A request's tensors, and the segment they enter.
+pub struct Inputs {
+    /// First segment they feed.
+    pub segment: usize,
+    /// Bytes received.
+    pub received: u64,
+    /// As they came over the wire: to be decoded when something runs here, and
+    /// relayed without another encoding.
+    encoded: Vec<Encoded>,
+    decoded: tokio::sync::OnceCell<(Arc<Named>, Duration)>,
+    /// What the request holds of the node's memory.
+    held: Arc<Held>,
+}
+
+impl Inputs {
+    /// Tensors that enter segment `segment`; `held` covers them as they came.
+    #[must_use]
+    pub fn new(segment: usize, encoded: Vec<Encoded>, held: Arc<Held>) -> Self {
+        let received = wire::total(&encoded);
+        Self { segment, received, encoded, decoded: tokio::sync::OnceCell::new(), held }
+    }
+
+    /// The tensors, decoded when they are first needed.
+    async fn tensors(&self) -> Result<Arc<Named>, Failure> {
+        let decode = || async {
+            self.held.take(wire::decoded_bytes(&self.encoded)?)?;
+            let (tensors, time) = in_place(|| wire::unpack(&self.encoded))?;
+            Ok::<_, Failure>((Arc::new(tensors), time))
+        };
+        self.decoded.get_or_try_init(decode).await.map(|(tensors, _)| Arc::clone(tensors))
+    }
+
+    /// Time spent decoding; none where they were only passed on.
+    fn decode_time(&self) -> Duration {
+        self.decoded.get().map_or(Duration::ZERO, |(_, time)| *time)
+    }
+}
+
+/// What is to be done with a request.
+pub struct Order {
+    /// 16 bytes that name it at every node it passes.
+    pub id: Vec<u8>,
+    /// The model.
+    pub program: Arc<Program>,
+    /// Boundaries from here on, nearest first.
+    pub boundaries: Vec<Boundary>,
+    /// Who runs what lies behind the first boundary.
+    pub peer: Option<Peer>,
+    /// When it must be answered.
+    pub deadline: Instant,
+    /// Relays it has passed.
+    pub hops: u32,
+    /// Trace context, passed on.
+    pub trace: String,
+    /// Whether this node may answer by itself when the next tier fails.
+    pub fallback: bool,
+    /// Codec of outputs on their way back through this node's uplink.
+    pub reply_codec: String,
+    /// Whether to run here as well once the next tier is much later than
+    /// predicted, rather than wait until the deadline is near.
+    pub hedged: bool,
+}
+
+/// A request's end.
+pub struct Answer {
+    /// Outputs, decoded; empty when failed.
+    pub outputs: Named,
+    /// Stages and how it ended.
+    pub reply: Reply,
+    /// What the request holds of the node's memory, until the answer is out.
+    pub held: Option<Arc<Held>>,
+}
+
+/// What a run or call produced.
+enum Product {
+    Ran { outputs: Named, timing: StageTiming },
+    Called { outputs: Named, sent: u64, encode: Duration, waited: Duration, stages: Vec<StageTiming>, received: u64 },
+}
+
+/// What became of a run or call.
+type Done = (Event, Option<(Op, Product)>);
+
+/// Runs one request to its end.
+pub async fn answer(duty: &Arc<Inference>, order: Order, inputs: Inputs) -> Answer {
+    Flow::new(duty, order, inputs).run().await
+}
+
+struct Flow<'n> {
+    duty: &'n Arc<Inference>,
+    order: Arc<Order>,
+    inputs: Arc<Inputs>,
+    /// Segment of the first boundary: where the planned local run ends.
+    split: usize,
+    /// The frontier at `split`, once computed.
+    frontier: Option<Arc<Named>>,
+    products: HashMap<Op, Product>,
+    tasks: HashMap<Op, AbortHandle>,
+    done: mpsc::Sender<Done>,
+    inbox: mpsc::Receiver<Done>,
+    /// Stages that ran here, in order.
+    stages: Vec<StageTiming>,
+}
+
+impl<'n> Flow<'n> {
+    fn new(duty: &'n Arc<Inference>, order: Order, inputs: Inputs) -> Self {
+        let split = order.boundaries.first().map_or(order.program.segments(), |b| segment_after(b.cut));
+        let (done, inbox) = mpsc::channel(DONE_MAX);
+        Self {
+            duty,
+            order: Arc::new(order),
+            inputs: Arc::new(inputs),
+            split,
+            frontier: None,
+            products: HashMap::new(),
+            tasks: HashMap::new(),
+            done,
+            inbox,
+            stages: Vec::new(),
+        }
+    }
+
+    fn setup(&self) -> Result<Setup, Failure> {
+        let (first, segments) = (self.inputs.segment, self.order.program.segments());
+        if self.split < first || self.split > segments || first > segments {
+            let text = format!(
+                "a route from segment {first} to {} of {segments}; the nodes hold different models",
+                self.split
+            );
+            return Err(Failure::new(Code::Protocol, text).with_help("add the model again on the cloud"));
+        }
+        let predict = |from: usize, to: usize| self.duty.planning.predicted(&self.order.program, from, to);
+        let local = |from: usize, to: usize| Local { span: span(from, to), predicted: predict(from, to) };
+        let upstream = self.order.peer.filter(|_| self.split < segments).map(|peer| Upstream {
+            peer,
+            predicted: self.duty.planning.predicted_upstream(peer, &self.order.program, &self.order.boundaries),
+            back: Duration::ZERO,
+        });
+        let mut recoveries = Vec::new();
+        if self.order.fallback && upstream.is_some() {
+            // From the frontier when it is there, which costs least.
+            recoveries.push(Recovery::Here(local(self.split.max(first), segments)));
+        }
+        let others = if self.order.fallback { self.duty.cx.parents.others(self.order.peer) } else { Vec::new() };
+        for other in others {
+            recoveries.push(Recovery::Above(Upstream {
+                peer: other,
+                predicted: self.duty.planning.predicted_upstream(other, &self.order.program, &[]),
+                back: Duration::ZERO,
+            }));
+        }
+        let patience = upstream
+            .filter(|u| self.order.hedged && !u.predicted.is_zero())
+            .map(|u| u.predicted.saturating_mul(PATIENCE_FACTOR) + PATIENCE_FLOOR);
+        // Without a next tier everything runs here.
+        let split = if upstream.is_some() { self.split } else { segments };
+        Ok(Setup {
+            node: self.duty.cx.me.name().to_owned(),
+            deadline: self.duty.cx.clock.time_of(self.order.deadline),
+            local: (split > first).then(|| local(first, split)),
+            upstream,
+            patience,
+            recoveries,
+        })
+    }
+
+    async fn run(mut self) -> Answer {
+        let setup = match self.setup() {
+            Ok(setup) => setup,
+            Err(failure) => return self.failed(failure),
+        };
+        let mut changes = self.duty.cx.parents.changes();
+        let mut machine = Request::new(setup, self.duty.cx.parents.down());
+        let mut actions = machine.step(self.duty.cx.clock.now(), Event::Start);
+        loop {
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    Action::Run { op, span, recovery, .. } => self.start_run(op, span, recovery),
+                    Action::Call { op, peer, remaining, whole } => self.start_call(op, peer, remaining, whole),
+                    Action::Abandon { op } => {
+                        if let Some(task) = self.tasks.remove(&op) {
+                            task.abort();
+                        }
+                    }
+                    Action::Finish(outcome) => return self.finish(outcome),
+                }
+            }
+            let wake = machine.wake().map(|t| self.duty.cx.clock.instant_of(t));
+            let event = tokio::select! {
+                Some((event, product)) = self.inbox.recv() => {
+                    if let Some((op, product)) = product {
+                        self.keep(op, product);
+                    }
+                    event
+                }
+                change = changes.recv() => match change {
+                    Ok(change) => change,
+                    // What was missed is how things are now.
+                    Err(_) => {
+                        for change in self.duty.cx.parents.now() {
+                            actions.extend(machine.step(self.duty.cx.clock.now(), change));
+                        }
+                        continue;
+                    }
+                },
+                () = wait_until(wake) => Event::Wake,
+            };
+            actions = machine.step(self.duty.cx.clock.now(), event);
+        }
+    }
+
+    fn keep(&mut self, op: Op, product: Product) {
+        if let Product::Ran { outputs, .. } = &product {
+            self.inputs.held.count(wire::bytes(outputs));
+        }
+        if let Product::Ran { outputs, timing } = &product
+            && timing.last_segment as usize == self.split
+            && self.split < self.order.program.segments()
+        {
+            self.frontier = Some(Arc::new(outputs.clone()));
+            self.stages.push(timing.clone());
+        }
+        self.products.insert(op, product);
+    }
+
+    fn start_run(&mut self, op: Op, span: Span, recovery: bool) {
+        let (first, last) = (span.first as usize, span.last as usize);
+        let from_frontier = first != self.inputs.segment && first == self.split;
+        let frontier = self.frontier.clone().filter(|_| from_frontier);
+        // Without the frontier a recovery starts from the inputs.
+        let first = if from_frontier && self.frontier.is_none() { self.inputs.segment } else { first };
+        let key = SliceKey { digest: self.order.program.manifest.digest.clone(), from: first, to: last };
+        let planned = !recovery && key.to < self.order.program.segments();
+        let whole = key.from == 0 && key.to == self.order.program.segments();
+        let turn = Turn {
+            caller: self.inputs.held.caller(),
+            class: if recovery { Class::Recovery } else { Class::Interactive },
+            deadline: self.order.deadline,
+            service: self.duty.planning.service(&self.order.program, key.from, key.to),
+            after: self.order.peer.filter(|_| planned).map_or(Duration::ZERO, |peer| {
+                self.duty.planning.predicted_upstream(peer, &self.order.program, &self.order.boundaries)
+            }),
+        };
+        let fit = key.digest.parse().map_or(Ok(()), |model| self.duty.catalogue.known.check_fit(model));
+        let (catalogue, program) = (Arc::clone(&self.duty.catalogue), Arc::clone(&self.order.program));
+        let (name, role, inputs) =
+            (self.duty.cx.me.name().to_owned(), self.duty.cx.me.role().into(), Arc::clone(&self.inputs));
+        let work = async move {
+            let tensors = match (fit, frontier) {
+                (Err(failure), _) => Err(failure),
+                (Ok(()), Some(frontier)) => Ok(frontier),
+                (Ok(()), None) => inputs.tensors().await,
+            };
+            let tensors = match tensors {
+                Ok(tensors) => tensors,
+                Err(failure) => return (Event::RunDone { op, result: Err(failure.at(&name)) }, None),
+            };
+            match catalogue.run_here(&program, key, tensors, turn).await {
+                Ok(computed) => {
+                    let at_entry = first == inputs.segment;
+                    let timing = StageTiming {
+                        node: name,
+                        role,
+                        first_segment: first as u32,
+                        last_segment: last as u32,
+                        queue_ns: ns(computed.queued),
+                        decode_ns: if at_entry { ns(inputs.decode_time()) } else { 0 },
+                        compute_ns: ns(computed.compute),
+                        received_bytes: if at_entry { inputs.received } else { 0 },
+                        ..StageTiming::default()
+                    };
+                    (
+                        Event::RunDone { op, result: Ok(()) },
+                        Some((op, Product::Ran { outputs: computed.outputs, timing })),
+                    )
+                }
+                Err(failure) => {
+                    let mut failure = failure.at(&name);
+                    // What a part of the model doesn't take, the whole may.
+                    if failure.code() == Code::InvalidInput && !whole {
+                        failure.code = Code::Engine.into();
+                    }
+                    (Event::RunDone { op, result: Err(failure) }, None)
+                }
+            }
+        };
+        self.begin(op, "run", work, |op, failure| Event::RunDone { op, result: Err(failure) });
+    }
+
+    fn start_call(&mut self, op: Op, peer: Peer, remaining: Duration, whole: bool) {
+        let (duty, order, inputs) = (Arc::clone(self.duty), Arc::clone(&self.order), Arc::clone(&self.inputs));
+        let (frontier, split) = (self.frontier.clone(), self.split);
+        let work = async move {
+            let result = call(&duty, &order, &inputs, frontier, Call { peer, remaining, whole, split }).await;
+            match result {
+                Ok((product, degraded)) => (Event::CallDone { op, result: Ok(degraded) }, Some((op, product))),
+                Err(failure) => (Event::CallDone { op, result: Err(failure) }, None),
+            }
+        };
+        self.begin(op, "call above", work, |op, failure| Event::CallDone { op, result: Err(failure) });
+    }
+
+    /// Starts a run or call; the machine hears of its end, also when it breaks
+    /// off.
+    fn begin(
+        &mut self,
+        op: Op,
+        name: &'static str,
+        work: impl Future<Output = Done> + Send + 'static,
+        broken: fn(Op, Failure) -> Event,
+    ) {
+        let (done, node) = (self.done.clone(), self.duty.cx.me.name().to_owned());
+        let task = self.duty.cx.tasks.spawn_then(name, work, move |ended| async move {
+            let message = ended.unwrap_or_else(|failure| (broken(op, failure.at(&node)), None));
+            // A request that is answered wants no more.
+            let _ = done.send(message).await;
+        });
+        self.tasks.insert(op, task.abort_handle());
+    }
+
+    fn finish(mut self, outcome: Outcome) -> Answer {
+        for (_, task) in self.tasks.drain() {
+            task.abort();
+        }
+        let (op, degraded) = match outcome {
+            Outcome::Failed(failure) => return self.failed(failure),
+            Outcome::Answer { op, degraded } => (op, degraded),
+        };
+        if let Some(degraded) = &degraded {
+            self.duty.numbers.degraded(degraded);
+        }
+        let mut stages = std::mem::take(&mut self.stages);
+        let outputs = match self.products.remove(&op) {
+            None => return self.failed(Failure::new(Code::Internal, "the answer was lost on its way")),
+            Some(Product::Ran { outputs, timing }) => {
+                stages.push(timing);
+                outputs
+            }
+            Some(Product::Called { outputs, sent, encode, waited, stages: above, received }) => {
+                if stages.is_empty() {
+                    // Nothing ran here: the stage is the relaying itself.
+                    let at = self.inputs.segment as u32;
+                    stages.push(StageTiming {
+                        node: self.duty.cx.me.name().to_owned(),
+                        role: self.duty.cx.me.role().into(),
+                        first_segment: at,
+                        last_segment: at,
+                        decode_ns: ns(self.inputs.decode_time()),
+                        received_bytes: self.inputs.received,
+                        ..StageTiming::default()
+                    });
+                }
+                if let Some(own) = stages.last_mut() {
+                    (own.sent_bytes, own.encode_ns, own.upstream_ns) = (sent, ns(encode), ns(waited));
+                }
+                let _ = received;
+                stages.extend(above);
+                outputs
+            }
+        };
+        Answer {
+            outputs,
+            held: Some(Arc::clone(&self.inputs.held)),
+            reply: Reply {
+                request: self.order.id.clone().into(),
+                failure: None,
+                degraded,
+                stages,
+                tensors: Vec::new(),
+            },
+        }
+    }
+
+    fn failed(&self, failure: Failure) -> Answer {
+        let failure = failure.at(self.duty.cx.me.name());
+        Answer {
+            outputs: Vec::new(),
+            held: None,
+            reply: Reply {
+                request: self.order.id.clone().into(),
+                failure: Some(failure),
+                degraded: None,
+                stages: self.stages.clone(),
+                tensors: Vec::new(),
+            },
+        }
+    }
+}
+
+impl Drop for Flow<'_> {
+    fn drop(&mut self) {
+        // A caller that went away wants nothing more done.
+        for task in self.tasks.values() {
+            task.abort();
+        }
+    }
+}
+
+struct Call {
+    peer: Peer,
+    remaining: Duration,
+    whole: bool,
+    split: usize,
+}
+
+/// Hands a request to a parent and waits for its answer.
+async fn call(
+    duty: &Arc<Inference>,
+    order: &Order,
+    inputs: &Inputs,
+    frontier: Option<Arc<Named>>,
+    call: Call,
+) -> Result<(Product, Option<Degraded>), Failure> {
+    let Call { peer, remaining, whole, split } = call;
+    let uplink = duty.cx.parents.get(peer)?;
+    let first = order.boundaries.first().filter(|_| !whole);
+    let codec_of = |name: &str| {
+        first.and_then(|b| b.tensors.iter().find(|t| t.name == name)).map_or(wire::raw().name(), |t| t.codec.as_str())
+    };
+    let at_inputs = whole || split == inputs.segment;
+    // Relayed as they came where they can be: decoding and encoding again would
+    // only cost.
+    let relayed = order.hops > 0 || inputs.encoded.iter().all(|e| e.codec == codec_of(&e.name));
+    let (tensors, encode) = match &frontier {
+        Some(frontier) if !at_inputs => encode_blocking(Arc::clone(frontier), codec_of).await?,
+        _ if relayed => (inputs.encoded.clone(), Duration::ZERO),
+        _ => encode_blocking(inputs.tensors().await?, codec_of).await?,
+    };
+    let sent = wire::total(&tensors);
+    // What was made for this call is held until its answer is here.
+    let made = if at_inputs && relayed { 0 } else { sent };
+    inputs.held.count(made);
+    let _given_back = GiveBack { held: &inputs.held, bytes: made };
+    let segment = if at_inputs { inputs.segment } else { split };
+    let header = RunHeader {
+        request: order.id.clone().into(),
+        model: digest_bytes(&order.program.manifest.digest)?,
+        route: Some(Route {
+            from: segment.checked_sub(1).map(|c| c as u32),
+            boundaries: if whole { Vec::new() } else { order.boundaries.iter().skip(1).cloned().collect() },
+            reply_codec: order.reply_codec.clone(),
+        }),
+        remaining_us: u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX),
+        hops: order.hops + 1,
+        trace: order.trace.clone(),
+        tensors: tierline_proto::frame::declare(&tensors),
+        no_fallback: !order.fallback,
+    };
+    let started = Instant::now();
+    let predicted = duty.planning.predicted_upstream(peer, &order.program, if whole { &[] } else { &order.boundaries });
+    let (reply, encoded) = tokio::select! {
+        answered = calls::run(&duty.cx, &uplink, header, tensors, &inputs.held) => answered?,
+        never = uplink.report_pending(sent, predicted) => match never {},
+    };
+    let waited = started.elapsed();
+    let received = wire::total(&encoded);
+    uplink.observe_transfer(sent, received, waited, &reply.stages);
+    if let Some(failure) = reply.failure.filter(|f| f.code() != Code::Ok) {
+        return Err(failure);
+    }
+    inputs.held.take(wire::decoded_bytes(&encoded)?)?;
+    let (outputs, _) = in_place(|| wire::unpack(&encoded))?;
+    inputs.held.give_back(received);
+    Ok((Product::Called { outputs, sent, encode, waited, stages: reply.stages, received }, reply.degraded))
+}
+
+/// Gives back what a call held of a request's memory.
+struct GiveBack<'h> {
+    held: &'h Held,
+    bytes: u64,
+}
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        self.held.give_back(self.bytes);
+    }
+}
+
+async fn encode_blocking<'a>(
+    tensors: Arc<Named>,
+    codec_of: impl Fn(&str) -> &'a str,
+) -> Result<(Vec<Encoded>, Duration), Failure> {
+    let packed = in_place(|| wire::pack(&tensors, codec_of))?;
+    Ok((packed.tensors, packed.time))
+}
+
+fn span(from: usize, to: usize) -> Span {
+    Span { first: from as u32, last: to as u32 }
+}
+
+/// A model's digest as a message field.
+fn digest_bytes(digest: &str) -> Result<bytes::Bytes, Failure> {
+    digest.parse::<Digest>().map(Digest::to_bytes).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))
+}

@@ -1,0 +1,37 @@
+//! What a node does: one folder for each duty, and one line below.
+
+pub mod artefacts;
+pub mod catalogue;
+pub mod enrolment;
+pub mod federation;
+pub mod inference;
+mod operators;
+pub mod planning;
+pub mod profiling;
+pub mod site;
+#[cfg(test)]
+mod tests;
+
+use tierline_proto::v1::{Code, Failure};
+
+use crate::runtime::duty::Registration;
+
+/// Every duty, each behind those that it asks for. They hear of parents and
+/// children in this order: what is said of who is there comes before what they
+/// say.
+pub const REGISTRY: &[Registration] = &[
+    enrolment::DUTY,
+    artefacts::DUTY,
+    catalogue::DUTY,
+    site::DUTY,
+    planning::DUTY,
+    profiling::DUTY,
+    inference::DUTY,
+    federation::DUTY,
+    operators::DUTY,
+];
+
+/// A document for an operator.
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|e| Failure::new(Code::Internal, e.to_string()))
+}

@@ -1,0 +1,260 @@
+//! Operators and applications: everything the command line asks of a node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tierline_proto::limits::MODEL_FILES_MAX;
+use tierline_proto::v1::local_server::{Local, LocalServer};
+use tierline_proto::v1::{
+    Code, DrainRequest, Empty, Event, Failure, InferChunk, JobControlRequest, JobInfo, JobListReply, JobRequest,
+    JobSubmitChunk, MetricsReply, ModelAddChunk, ModelAddReply, ModelListReply, ModelRemoveRequest, ModelRenameRequest,
+    ModelShowReply, ModelShowRequest, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest, NodeStatus, NodesReply,
+    PlanReply, PlanRequest, ProfileProgress, ProfileRequest, TokenCreateReply, TokenCreateRequest, TokenListReply,
+    TokenRevokeRequest, WatchRequest, model_add_chunk,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::RoutesBuilder;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::artefacts::{Artefacts, upload};
+use super::catalogue::Catalogue;
+use super::enrolment::Enrolment;
+use super::federation::{Jobs, watching};
+use super::inference::{self, Inference};
+use super::json;
+use super::planning::Planning;
+use super::profiling::Profiling;
+use super::site::Site;
+use crate::net::gate::Door;
+use crate::runtime::duty::{Assembly, Duty, Registration};
+use crate::runtime::{Context, numbers};
+
+/// Messages of a stream ahead of the connection.
+const AHEAD_MAX: usize = 8;
+
+/// Messages between a node and its operator carry plans and profiles whole.
+const LOCAL_MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Its line in the registry; each call's rule is stated by the duty that answers.
+pub const DUTY: Registration =
+    Registration { name: "operators", tables: &[], rules: &[], make: |assembly| Box::new(LocalService::new(assembly)) };
+
+/// The service, and the duties that answer its calls.
+#[derive(Clone)]
+pub struct LocalService {
+    cx: Context,
+    site: Arc<Site>,
+    enrolment: Arc<Enrolment>,
+    artefacts: Arc<Artefacts>,
+    catalogue: Arc<Catalogue>,
+    planning: Arc<Planning>,
+    profiling: Arc<Profiling>,
+    inference: Arc<Inference>,
+    federation: Arc<Jobs>,
+}
+
+impl LocalService {
+    fn new(assembly: &Assembly) -> Self {
+        Self {
+            cx: assembly.cx.clone(),
+            site: assembly.get(),
+            enrolment: assembly.get(),
+            artefacts: assembly.get(),
+            catalogue: assembly.get(),
+            planning: assembly.get(),
+            profiling: assembly.get(),
+            inference: assembly.get(),
+            federation: assembly.get(),
+        }
+    }
+}
+
+impl Duty for LocalService {
+    fn serve(&self, door: Door, routes: &mut RoutesBuilder) {
+        if door != Door::Strangers {
+            let service = LocalServer::new(self.clone());
+            routes.add_service(service.max_decoding_message_size(LOCAL_MESSAGE_BYTES_MAX));
+        }
+    }
+}
+
+type Reply1<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Local for LocalService {
+    type ProfileStream = ReceiverStream<Result<ProfileProgress, Status>>;
+    type InferStream = inference::Answered;
+    type WatchStream = ReceiverStream<Result<Event, Status>>;
+    type JobWatchStream = watching::Events;
+    type JobModelStream = watching::Model;
+
+    async fn status(&self, _: Request<Empty>) -> Reply1<NodeStatus> {
+        Ok(Response::new(self.site.status().await))
+    }
+
+    async fn nodes(&self, _: Request<Empty>) -> Reply1<NodesReply> {
+        Ok(Response::new(self.site.nodes()))
+    }
+
+    async fn token_create(&self, request: Request<TokenCreateRequest>) -> Reply1<TokenCreateReply> {
+        Ok(Response::new(self.enrolment.the_authority()?.token_create(&request.into_inner()).await?))
+    }
+
+    async fn token_list(&self, _: Request<Empty>) -> Reply1<TokenListReply> {
+        Ok(Response::new(self.enrolment.the_authority()?.token_list().await?))
+    }
+
+    async fn token_revoke(&self, request: Request<TokenRevokeRequest>) -> Reply1<Empty> {
+        self.enrolment.the_authority()?.token_revoke(&request.into_inner().token_id).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn node_revoke(&self, request: Request<NodeRevokeRequest>) -> Reply1<Empty> {
+        let request = request.into_inner();
+        self.enrolment.node_revoke(&request).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn node_remove(&self, request: Request<NodeRemoveRequest>) -> Reply1<Empty> {
+        self.site.node_remove(&request.into_inner()).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn node_rename(&self, request: Request<NodeRenameRequest>) -> Reply1<Empty> {
+        self.enrolment.node_rename(&request.into_inner()).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn model_list(&self, _: Request<Empty>) -> Reply1<ModelListReply> {
+        let mut models = Vec::new();
+        for entry in self.catalogue.known.list() {
+            models.push(self.catalogue.info(&entry).await?);
+        }
+        Ok(Response::new(ModelListReply { models }))
+    }
+
+    async fn model_show(&self, request: Request<ModelShowRequest>) -> Reply1<ModelShowReply> {
+        let name = request.into_inner().model;
+        let entry = self.catalogue.entry(&name)?;
+        let profile = self.catalogue.known.profile(entry.model);
+        Ok(Response::new(ModelShowReply {
+            info: Some(self.catalogue.info(&entry).await?),
+            manifest_json: json(&entry.manifest)?,
+            profile_json: profile.map_or(Ok(String::new()), |p| json(p.as_ref()))?,
+        }))
+    }
+
+    async fn model_add(&self, request: Request<Streaming<ModelAddChunk>>) -> Reply1<ModelAddReply> {
+        let mut stream = request.into_inner();
+        let Some(ModelAddChunk { body: Some(model_add_chunk::Body::Header(header)) }) = stream.message().await? else {
+            return Err(Failure::new(Code::Protocol, "adding a model begins with its header").into());
+        };
+        if header.files.len() > MODEL_FILES_MAX {
+            let text = format!("{} files; at most {MODEL_FILES_MAX} are taken", header.files.len());
+            return Err(Failure::new(Code::TooLarge, text).into());
+        }
+        // Refused before anything is sent, where that is known.
+        self.catalogue.check_new_model(&header)?;
+        let lengths: Vec<u64> = header.files.iter().map(|file| file.length).collect();
+        let uploads = upload::take(&self.artefacts, &mut stream, &lengths, |chunk| match chunk.body {
+            Some(model_add_chunk::Body::Data(data)) => Some(data),
+            _ => None,
+        });
+        let entry = self.catalogue.add_model(header, uploads.await?).await?;
+        Ok(Response::new(ModelAddReply { entry: Some(entry.message()), notes: Vec::new() }))
+    }
+
+    async fn model_remove(&self, request: Request<ModelRemoveRequest>) -> Reply1<Empty> {
+        let name = request.into_inner().model;
+        self.catalogue.remove_model(&name).await?;
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn model_rename(&self, request: Request<ModelRenameRequest>) -> Reply1<ModelAddReply> {
+        let ModelRenameRequest { model, name } = request.into_inner();
+        let entry = self.catalogue.rename_model(&model, &name).await?;
+        Ok(Response::new(ModelAddReply { entry: Some(entry.message()), notes: Vec::new() }))
+    }
+
+    async fn profile(&self, request: Request<ProfileRequest>) -> Reply1<Self::ProfileStream> {
+        let entry = self.catalogue.entry(&request.into_inner().model)?;
+        Ok(Response::new(self.profiling.watched(entry)))
+    }
+
+    async fn plan(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
+        let request = request.into_inner();
+        let entry = self.catalogue.entry(&request.model)?;
+        self.planning.have(&entry).await?;
+        Ok(Response::new(self.planning.plan_now(&entry, &request, false)?))
+    }
+
+    async fn explain(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
+        let request = request.into_inner();
+        let entry = self.catalogue.entry(&request.model)?;
+        self.planning.have(&entry).await?;
+        Ok(Response::new(self.planning.plan_now(&entry, &request, true)?))
+    }
+
+    async fn infer(&self, request: Request<Streaming<InferChunk>>) -> Reply1<Self::InferStream> {
+        inference::infer(&self.inference, request).await
+    }
+
+    async fn job_submit(&self, request: Request<Streaming<JobSubmitChunk>>) -> Reply1<JobInfo> {
+        Ok(Response::new(watching::submit(&self.federation, request.into_inner()).await?))
+    }
+
+    async fn job_list(&self, _: Request<Empty>) -> Reply1<JobListReply> {
+        Ok(Response::new(JobListReply { jobs: self.federation.job_list().await? }))
+    }
+
+    async fn job_show(&self, request: Request<JobRequest>) -> Reply1<JobInfo> {
+        Ok(Response::new(self.federation.job_info(&request.into_inner().job).await?))
+    }
+
+    async fn job_control(&self, request: Request<JobControlRequest>) -> Reply1<JobInfo> {
+        Ok(Response::new(watching::control(&self.federation, &request.into_inner()).await?))
+    }
+
+    async fn job_watch(&self, request: Request<JobRequest>) -> Reply1<Self::JobWatchStream> {
+        Ok(Response::new(watching::watch(&self.federation, &request.into_inner().job).await?))
+    }
+
+    async fn job_model(&self, request: Request<JobRequest>) -> Reply1<Self::JobModelStream> {
+        Ok(Response::new(watching::model(&self.federation, &request.into_inner().job).await?))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Reply1<Empty> {
+        self.cx.drain(Duration::from_millis(request.into_inner().grace_ms.into()));
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn metrics(&self, _: Request<Empty>) -> Reply1<MetricsReply> {
+        Ok(Response::new(MetricsReply { text: numbers::text(&self.cx) }))
+    }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Reply1<Self::WatchStream> {
+        let WatchRequest { kinds, past_only } = request.into_inner();
+        let (past, mut feed) = self.cx.events.watch();
+        let told = self.cx.tasks.stream("event watch", AHEAD_MAX, |send| async move {
+            let wanted = |e: &Event| kinds.is_empty() || kinds.contains(&e.kind);
+            for event in past.into_iter().filter(wanted) {
+                if send.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+            while !past_only {
+                match feed.recv().await {
+                    Ok(event) if wanted(&event) => {
+                        if send.send(Ok(event)).await.is_err() {
+                            return;
+                        }
+                    }
+                    // A slow watcher misses events rather than slowing the node.
+                    Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+                }
+            }
+        });
+        Ok(Response::new(told))
+    }
+}

@@ -1,0 +1,218 @@
+//! Plans in words: what decided them, and what was measured of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tierline_plan::{Explanation, LinkCondition, Measured, PlanRequest};
+use tierline_proto::v1::{Code, Failure, InferHeader, Reply, StageTiming};
+
+use super::Planning;
+use super::placement::words;
+use super::tables::Path;
+use crate::duties::catalogue::Entry;
+use crate::runtime::ns;
+
+/// Answers kept for `explain`.
+const RECENT_MAX: usize = 64;
+
+/// Recent answers that ran one placement.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    placement: String,
+    answers: VecDeque<(Duration, Vec<StageTiming>)>,
+}
+
+impl Recent {
+    /// Medians per stage and link.
+    fn measured(&self) -> Measured {
+        let mut stages: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let mut links: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for (_, timings) in &self.answers {
+            for (i, t) in timings.iter().enumerate() {
+                let own = t.queue_ns + t.decode_ns + t.compute_ns + t.encode_ns;
+                stages.entry(t.node.clone()).or_default().push(own as f64);
+                if let Some(above) = timings.get(i + 1) {
+                    let spent =
+                        above.queue_ns + above.decode_ns + above.compute_ns + above.encode_ns + above.upstream_ns;
+                    links.entry(t.node.clone()).or_default().push(t.upstream_ns.saturating_sub(spent) as f64);
+                }
+            }
+        }
+        let median = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let medians =
+            |all: BTreeMap<String, Vec<f64>>| all.into_iter().map(|(name, values)| (name, median(values))).collect();
+        let totals: Vec<f64> = self.answers.iter().map(|(total, _)| ns(*total) as f64).collect();
+        Measured {
+            stage_ns: medians(stages),
+            link_ns: medians(links),
+            latency_ns: (!totals.is_empty()).then(|| median(totals)),
+        }
+    }
+}
+
+/// What is asked of plans for people.
+#[derive(Debug, serde::Serialize)]
+struct PlanDocument {
+    model: String,
+    /// The placement in words.
+    placement: String,
+    /// Names of the tiers on the path, lowest first.
+    tiers: Vec<String>,
+    /// Tiers that have not measured the model yet: they only pass on.
+    unmeasured: Vec<String>,
+    /// The links as they are, lowest first.
+    links: Vec<LinkCondition>,
+    #[serde(flatten)]
+    plan: tierline_plan::Plan,
+    /// What decided it, and what was measured of it.
+    explanation: Explanation,
+    /// The plan that requests run now.
+    in_force: String,
+    /// Distinct optimal placements over all link conditions.
+    alternatives: usize,
+}
+
+impl Planning {
+    /// Remembers how an answer came about, for `explain`.
+    pub fn observe_answer(&self, header: &InferHeader, placement: &str, total: Duration, reply: &Reply) {
+        let Some(entry) = self.catalogue.known.get(&header.model) else { return };
+        if reply.failure.is_some() || reply.degraded.is_some() {
+            return;
+        }
+        let mut inner = self.lock();
+        let recent = inner.recent.entry(entry.model).or_default();
+        if recent.placement != placement {
+            *recent = Recent { placement: placement.to_owned(), answers: VecDeque::new() };
+        }
+        if recent.answers.len() == RECENT_MAX {
+            recent.answers.pop_front();
+        }
+        recent.answers.push_back((total, reply.stages.clone()));
+    }
+
+    /// Plans a model for a person: under the links as they are, with another
+    /// goal or other limits if asked.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotReady`] before it is profiled, [`Code::Infeasible`]
+    /// when no placement keeps the limits.
+    pub fn plan_now(
+        &self,
+        entry: &Entry,
+        request: &tierline_proto::v1::PlanRequest,
+        explain: bool,
+    ) -> Result<tierline_proto::v1::PlanReply, Failure> {
+        let invalid = |text: String| Failure::new(Code::InvalidInput, text);
+        let inner = self.lock();
+        let planned = inner.adapt.plans(entry.model).ok_or_else(|| {
+            Failure::new(
+                Code::ModelNotReady,
+                format!("{} is not planned on {} yet", entry.manifest.name, self.cx.me.name()),
+            )
+            .with_help(format!("`tierline profile {}` measures it now", entry.manifest.name))
+        })?;
+        let mut best: Option<(&Path, PlanRequest, tierline_plan::Plan, Vec<LinkCondition>)> = None;
+        let mut failed = None;
+        for path in &planned.paths {
+            let mut wanted = path.table.request().clone();
+            if !request.objective.is_empty() {
+                wanted.objective = request.objective.parse().map_err(invalid)?;
+            }
+            if !request.limits_json.is_empty() {
+                wanted.limits =
+                    serde_json::from_str(&request.limits_json).map_err(|e| invalid(format!("limits: {e}")))?;
+            }
+            for (tier, at) in wanted.tiers.iter_mut().zip(std::iter::once(0).chain(path.first_wait..)) {
+                tier.wait_ns = inner.adapt.conditions().waits.get(at).map_or(0, |w| ns(*w));
+            }
+            let links = path.links(inner.adapt.conditions());
+            match tierline_plan::plan(&wanted, &links) {
+                Ok(plan) if best.as_ref().is_none_or(|(_, _, b, _)| plan.objective_value < b.objective_value) => {
+                    best = Some((path, wanted, plan, links));
+                }
+                Ok(_) => {}
+                Err(e) => failed = Some(e),
+            }
+        }
+        let Some((path, wanted, plan, links)) = best else {
+            let text = failed.map_or_else(|| "there is no path".to_owned(), |e| e.to_string());
+            return Err(Failure::new(Code::Infeasible, text)
+                .with_help("relax the limits, or check the links with `tierline nodes`"));
+        };
+        let in_force = inner
+            .adapt
+            .current(entry.model)
+            .and_then(|p| planned.evaluate(p, inner.adapt.conditions()))
+            .map_or_else(|| "none".to_owned(), |(_, evaluation)| words(&evaluation));
+        let placement = words(&plan.evaluation);
+        let measured = inner.recent.get(&entry.model).filter(|r| r.placement == placement).map(Recent::measured);
+        let document = PlanDocument {
+            model: entry.manifest.name.clone(),
+            explanation: tierline_plan::explain(&wanted, &plan, measured.as_ref()),
+            placement,
+            tiers: wanted.tiers.iter().map(|t| t.name.clone()).collect(),
+            unmeasured: wanted
+                .tiers
+                .iter()
+                .filter(|t| t.segment_ns.iter().all(Option::is_none))
+                .map(|t| t.name.clone())
+                .collect(),
+            links,
+            plan,
+            in_force,
+            alternatives: path.table.len(),
+        };
+        let text = describe(&document, explain);
+        let plan_json = serde_json::to_string(&document).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+        Ok(tierline_proto::v1::PlanReply { plan_json, text })
+    }
+}
+
+fn describe(document: &PlanDocument, explain: bool) -> String {
+    let mut text = describe_plan(&document.placement, &document.plan);
+    if !document.unmeasured.is_empty() {
+        text.push_str(&format!("not measured yet: {}\n", document.unmeasured.join(", ")));
+    }
+    if explain {
+        text = format!("{}\n", document.explanation);
+        text.push_str(&format!(
+            "in force   {}\ntable      {} placements are best under some link\n",
+            document.in_force, document.alternatives
+        ));
+    }
+    text
+}
+
+/// A plan in a few lines: stages, links, prediction.
+#[must_use]
+pub fn describe_plan(placement: &str, plan: &tierline_plan::Plan) -> String {
+    use crate::words::{bytes, duration, table};
+    let mut text = format!("{placement}\n\n");
+    let mut rows = Vec::new();
+    for (k, stage) in plan.evaluation.stages.iter().enumerate() {
+        let span =
+            if stage.last > stage.first { format!("{}..{}", stage.first, stage.last) } else { "passes on".to_owned() };
+        rows.push(vec![stage.tier.clone(), span, duration(stage.compute_ns as u64), String::new()]);
+        if let Some(link) = plan.evaluation.links.get(k) {
+            let codecs: Vec<&str> = link.tensors.iter().map(|(_, codec)| codec.as_str()).collect();
+            rows.push(vec![
+                "  link".to_owned(),
+                codecs.join(","),
+                duration((link.link_ns + link.codec_ns) as u64),
+                bytes(link.bytes),
+            ]);
+        }
+    }
+    text.push_str(&table(&["tier", "segments", "time", "sent"], &rows));
+    text.push_str(&format!("\npredicted  {}", duration(plan.evaluation.cost.latency_ns as u64)));
+    let proof = if plan.gap > 0.0 {
+        format!("at most {:.1}% from the best", plan.gap * 100.0)
+    } else {
+        "proved the best".to_owned()
+    };
+    text.push_str(&format!(", {proof}\n"));
+    text
+}

@@ -1,0 +1,235 @@
+//! Every plan of one model: a table per path upwards, and the links and waits
+//! that choose among them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tierline_graph::profile::{ModelProfile, SegmentProfile};
+use tierline_node::adapt::{Conditions, Link, Plans, Session, SessionKey};
+use tierline_node::{Peer, Span};
+use tierline_plan::{Evaluation, Grid, LinkCondition, PlanRequest, PlanTable};
+use tierline_proto::v1::{Code, Failure, LinkEstimate, UpstreamTier};
+use tierline_proto::{Digest, Role};
+
+use crate::runtime::{Context, ns};
+
+/// Assumed of a link that nothing is known of yet: 10 Mbit/s. Probes replace
+/// it within a round trip.
+const UP_UNKNOWN: f64 = 1.25e6;
+
+/// Tiers above that a plan may use; more multiply the grid beyond use.
+pub(super) const TIERS_ABOVE_MAX: usize = 3;
+
+/// A parent and the tiers from there up, as plans see them.
+#[derive(Debug)]
+pub(super) struct Path {
+    pub(super) peer: Option<Peer>,
+    /// Names and roles above this node, nearest first.
+    above: Vec<(String, Role)>,
+    pub(super) table: PlanTable,
+    /// Where its links begin in the conditions' row.
+    first_link: usize,
+    /// Where the waits of its tiers begin; this node's is at 0.
+    pub(super) first_wait: usize,
+}
+
+impl Path {
+    pub(super) fn links(&self, conditions: &Conditions) -> Vec<LinkCondition> {
+        let own = conditions.links.iter().skip(self.first_link).take(self.above.len());
+        own.take_while(|link| link.up > 0.0)
+            .map(|link| LinkCondition { up_bytes_per_s: link.up, down_bytes_per_s: link.down, rtt_ns: ns(link.rtt) })
+            .collect()
+    }
+
+    /// Expected wait of the stages that run something.
+    pub(super) fn waits(&self, evaluation: &Evaluation, conditions: &Conditions) -> Duration {
+        let busy = evaluation.stages.iter().enumerate().filter(|(_, stage)| stage.last > stage.first);
+        busy.filter_map(|(tier, _)| match tier {
+            0 => conditions.waits.first(),
+            above => conditions.waits.get(self.first_wait + above - 1),
+        })
+        .sum()
+    }
+}
+
+/// Every plan of one model on this node.
+#[derive(Debug)]
+pub struct Planned {
+    model: Digest,
+    pub(super) paths: Vec<Path>,
+    /// Path and placement of each plan.
+    plans: Vec<(usize, usize)>,
+    /// Memory of each segment, bytes.
+    memory: Vec<u64>,
+}
+
+impl Planned {
+    pub(super) fn evaluate(&self, plan: usize, conditions: &Conditions) -> Option<(&Path, Evaluation)> {
+        let &(path, placement) = self.plans.get(plan)?;
+        let path = &self.paths[path];
+        let evaluation = path.table.evaluate(placement, &path.links(conditions)).ok()?;
+        Some((path, evaluation))
+    }
+
+    fn session(&self, first: usize, last: usize) -> Option<Session> {
+        let bytes = self.memory.get(first..last).filter(|part| !part.is_empty())?.iter().sum();
+        let span = Span { first: first as u32, last: last as u32 };
+        Some(Session { key: SessionKey { model: self.model, span }, bytes })
+    }
+
+    /// Bytes that the plans take in memory, about.
+    pub(super) fn byte_len(&self) -> u64 {
+        let tables: u64 = self.paths.iter().map(|path| path.table.byte_len()).sum();
+        tables + (self.plans.len() * size_of::<(usize, usize)>() + self.memory.len() * size_of::<u64>()) as u64
+    }
+
+    pub(super) fn path_of(&self, peer: Peer) -> Option<&Path> {
+        self.paths.iter().find(|path| path.peer == Some(peer))
+    }
+}
+
+impl Plans for Planned {
+    fn count(&self) -> usize {
+        self.plans.len()
+    }
+
+    fn predicted(&self, plan: usize, conditions: &Conditions) -> Option<Duration> {
+        let (path, evaluation) = self.evaluate(plan, conditions)?;
+        // The machine compares numbers of one kind; other goals than time
+        // are as good in its seconds.
+        let value = evaluation.cost.objective(path.table.request().objective);
+        Some(
+            Duration::try_from_secs_f64(value)
+                .unwrap_or(Duration::MAX)
+                .saturating_add(path.waits(&evaluation, conditions)),
+        )
+    }
+
+    fn sessions(&self, plan: usize) -> Vec<Session> {
+        let Some(&(path, placement)) = self.plans.get(plan) else { return Vec::new() };
+        let table = &self.paths[path].table;
+        let last = table.bounds(placement).first().copied().unwrap_or(self.memory.len());
+        self.session(0, last).into_iter().collect()
+    }
+
+    fn whole(&self) -> Option<Session> {
+        self.session(0, self.memory.len())
+    }
+}
+
+/// Links of all paths and waits of all tiers as they are now.
+pub(super) fn conditions(cx: &Context) -> Conditions {
+    let mut conditions = Conditions { links: Vec::new(), waits: vec![cx.device.compute.congestion()] };
+    for uplink in cx.parents.iter() {
+        let tiers = uplink.path().map(|path| path.tiers).unwrap_or_default();
+        let mut reachable = uplink.is_up();
+        let mut link = Some(uplink.estimate());
+        let base = conditions.links.len();
+        for tier in tiers.into_iter().take(TIERS_ABOVE_MAX) {
+            conditions.links.push(if reachable { as_link(link.as_ref()) } else { DOWN });
+            conditions.waits.push(Duration::from_nanos(tier.load.map_or(0, |load| load.wait_ns)));
+            reachable &= tier.reachable;
+            link = tier.link_above;
+        }
+        // Every parent has its places, however many tiers it tells of now.
+        conditions.links.resize(base + TIERS_ABOVE_MAX, DOWN);
+        conditions.waits.resize(1 + base + TIERS_ABOVE_MAX, Duration::ZERO);
+    }
+    conditions
+}
+
+const DOWN: Link = Link { up: 0.0, down: 0.0, rtt: Duration::ZERO };
+
+fn as_link(estimate: Option<&LinkEstimate>) -> Link {
+    let known = |bytes_per_s: f64| Some(bytes_per_s).filter(|b| *b > 0.0);
+    let (up, down) = estimate.map_or((None, None), |e| (known(e.up_bytes_per_s), known(e.down_bytes_per_s)));
+    let either = up.or(down).unwrap_or(UP_UNKNOWN);
+    Link {
+        up: up.unwrap_or(either),
+        down: down.unwrap_or(either),
+        rtt: Duration::from_nanos(estimate.map_or(0, |e| e.rtt_ns)),
+    }
+}
+
+/// A tier and its profile, if it is to be had.
+pub(super) type Above = (UpstreamTier, Option<(Digest, Arc<ModelProfile>)>);
+
+pub(super) type Source = (Option<Peer>, Vec<Above>);
+
+/// Tables of all paths.
+pub(super) fn tables(
+    model: Digest,
+    name: &str,
+    own: &Arc<ModelProfile>,
+    sources: Vec<Source>,
+    config: &crate::config::NodeConfig,
+) -> Result<Planned, Failure> {
+    let infeasible = |text: String| {
+        Failure::new(Code::Infeasible, text).with_help("`tierline explain` says which limit is in the way")
+    };
+    let mut planned = Planned {
+        model,
+        paths: Vec::new(),
+        plans: Vec::new(),
+        memory: own.segments.iter().map(|s| s.memory_bytes).collect(),
+    };
+    let (mut first_link, mut first_wait) = (0, 1);
+    let mut last_error = None;
+    for (peer, above) in sources {
+        let names: Vec<String> =
+            std::iter::once(name.to_owned()).chain(above.iter().map(|(t, _)| t.node_name.clone())).collect();
+        let stand_ins: Vec<Arc<ModelProfile>> = std::iter::once(Arc::clone(own))
+            .chain(above.iter().map(|(_, profile)| match profile {
+                // A profile of other cuts is of no use here.
+                Some((_, p)) if p.segments.len() == own.segments.len() => Arc::clone(p),
+                _ => Arc::new(unknown(own)),
+            }))
+            .collect();
+        let profiles: Vec<&ModelProfile> = stand_ins.iter().map(AsRef::as_ref).collect();
+        let roles: Vec<(String, Role)> = above.iter().map(|(t, _)| (t.node_name.clone(), t.role())).collect();
+        let mut request = PlanRequest::from_profiles(&names, &profiles)
+            .ok_or_else(|| infeasible("profiles of different models".to_owned()))?;
+        (request.objective, request.limits) = (config.objective, config.limits.clone());
+        if let Some(tier) = request.tiers.first_mut() {
+            (tier.memory_max, tier.watts, tier.price_per_hour) =
+                (config.memory_bytes(), config.watts, config.price_per_hour);
+        }
+        match PlanTable::precompute(request, &grid(above.len())) {
+            Ok(table) => {
+                let path = planned.paths.len();
+                let here =
+                    |placement: usize| table.bounds(placement).first().is_none_or(|&b| b == planned.memory.len());
+                // All here is the same plan on every path.
+                let new = (0..table.len()).filter(|&p| path == 0 || !here(p)).map(|p| (path, p));
+                planned.plans.extend(new);
+                planned.paths.push(Path { peer, above: roles, table, first_link, first_wait });
+            }
+            Err(e) => last_error = Some(e),
+        }
+        first_link += TIERS_ABOVE_MAX;
+        first_wait += TIERS_ABOVE_MAX;
+    }
+    match last_error {
+        Some(e) if planned.plans.is_empty() => Err(infeasible(e.to_string())),
+        _ => Ok(planned),
+    }
+}
+
+fn grid(links: usize) -> Grid {
+    let bandwidth_points = match links {
+        0 | 1 => 40,
+        2 => 14,
+        _ => 6,
+    };
+    Grid { bandwidth_points, ..Grid::default() }
+}
+
+/// Stands for a tier whose profile isn't there: it passes on, but runs nothing.
+fn unknown(like: &ModelProfile) -> ModelProfile {
+    let segment = |s: &SegmentProfile| SegmentProfile {
+        time_ns: None,
+        refused: Some("not profiled there yet".to_owned()),
+        ..s.clone()
+    };
+    ModelProfile { segments: like.segments.iter().map(segment).collect(), ..like.clone() }
+}

@@ -1,0 +1,277 @@
+//! How long models take on this device: measured here, or scaled from a tier
+//! above.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tierline_engine::profiler::{Progress, Watch};
+use tierline_engine::{EngineError, Stop};
+use tierline_graph::profile::ModelProfile;
+use tierline_graph::{DataType, Tensor};
+use tierline_node::admit::Class;
+use tierline_node::policy::{Roles, Rule};
+use tierline_proto::Digest;
+use tierline_proto::v1::{Code, Failure, ProfileProgress};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::artefacts::Artefacts;
+use super::catalogue::{AGAIN, Catalogue, Change, Entry, UNKEPT_SHARE, is_late};
+use super::planning::Planning;
+use crate::device::compute::{Compute, Hold};
+use crate::models::Manifest;
+use crate::runtime::Context;
+use crate::runtime::duty::{Assembly, Duty, Registration};
+use crate::{documents, profiling};
+
+/// Steps of a measurement ahead of whoever watches it.
+const AHEAD_MAX: usize = 8;
+
+/// A measurement waits so long, in all, for those who compute beside it; better
+/// one that they blurred than none.
+const WAITS_MAX: Duration = Duration::from_secs(60);
+
+/// Who hears of a measurement's steps.
+type Told = Box<dyn Fn(Progress) + Send + Sync>;
+
+/// A measurement's turns on the device: it holds it from one step to the next.
+struct Turns {
+    compute: Compute,
+    now: Mutex<Now>,
+}
+
+#[derive(Default)]
+struct Now {
+    held: Option<(Hold, Instant)>,
+    /// What a step takes.
+    took: Duration,
+    /// Waited so far.
+    waited: Duration,
+}
+
+impl Turns {
+    fn new(compute: Compute) -> Self {
+        Self { compute, now: Mutex::default() }
+    }
+
+    /// Lets others have their turn, and takes the next.
+    fn next(&self) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((held, since)) = now.held.take() {
+            now.took = since.elapsed();
+            drop(held);
+        }
+        let asked = Instant::now();
+        let patience = asked + WAITS_MAX.saturating_sub(now.waited);
+        let held = self.compute.hold(Class::Profiling, now.took, &Stop::at(patience));
+        now.waited += asked.elapsed();
+        now.held = held.map(|held| (held, Instant::now()));
+    }
+
+    fn end(&self) {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).held = None;
+    }
+}
+
+/// Its line in the registry.
+pub const DUTY: Registration = Registration {
+    name: "profiling",
+    tables: &[],
+    rules: &[Rule::new("/tierline.v1.Local/Profile", Roles::OPERATOR, Roles::NODES)],
+    make: |assembly| {
+        let profiling = Profiling::new(assembly);
+        Box::new(assembly.add(profiling))
+    },
+};
+
+/// The duty.
+pub struct Profiling {
+    cx: Context,
+    artefacts: Arc<Artefacts>,
+    catalogue: Arc<Catalogue>,
+    planning: Arc<Planning>,
+    /// One model is measured at a time.
+    measuring: tokio::sync::Mutex<()>,
+}
+
+impl Profiling {
+    fn new(assembly: &Assembly) -> Arc<Self> {
+        let profiling = Arc::new(Self {
+            cx: assembly.cx.clone(),
+            artefacts: assembly.get(),
+            catalogue: assembly.get(),
+            planning: assembly.get(),
+            measuring: tokio::sync::Mutex::default(),
+        });
+        let this = Arc::clone(&profiling);
+        profiling.catalogue.on_change(move |change| {
+            if let Change::Unprofiled(entry) = change {
+                this.later((*entry).clone());
+            }
+        });
+        profiling
+    }
+
+    /// Measures a model for somebody who watches.
+    #[must_use]
+    pub fn watched(self: &Arc<Self>, entry: Entry) -> ReceiverStream<Result<ProfileProgress, Status>> {
+        let profiling = Arc::clone(self);
+        self.cx.tasks.stream("profile command", AHEAD_MAX, |send| async move {
+            let report = send.clone();
+            let told: Told = Box::new(move |p: Progress| {
+                let step = ProfileProgress {
+                    done: (p.done * 100.0) as u32,
+                    total: 100,
+                    step: p.phase.to_string(),
+                    ..ProfileProgress::default()
+                };
+                // A watcher that is slow to read misses steps.
+                let _ = report.try_send(Ok(step));
+            });
+            let last = match profiling.measure(&entry, Some(told)).await {
+                Ok((digest, profile)) => super::json(profile.as_ref()).map(|profile_json| ProfileProgress {
+                    done: 100,
+                    total: 100,
+                    step: "done".into(),
+                    profile: digest.to_bytes(),
+                    profile_json,
+                }),
+                Err(failure) => Err(failure),
+            };
+            let _ = send.send(last.map_err(Failure::into_status)).await;
+        })
+    }
+
+    /// Profiles a model in the background, then plans with it.
+    fn later(self: &Arc<Self>, entry: Entry) {
+        let profiling = Arc::clone(self);
+        self.cx.tasks.spawn("profiling", async move {
+            while let Err(failure) = profiling.measure(&entry, None).await {
+                if profiling.catalogue.known.by_model(entry.model).is_none() {
+                    return;
+                }
+                let text = format!("{} could not be profiled: {failure}", entry.manifest.name);
+                profiling.cx.events.record("model", text, &serde_json::json!({ "name": entry.manifest.name }));
+                profiling.catalogue.tell(&Change::Unmeasured);
+                if !is_late(&failure) || profiling.cx.me.config().scale_of_parent.is_some() {
+                    return;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
+    }
+
+    /// Measures a model on this device, keeps and reports the profile.
+    ///
+    /// # Errors
+    /// When the model can't be had or run here, or was removed meanwhile.
+    pub async fn measure(&self, entry: &Entry, progress: Option<Told>) -> Result<(Digest, Arc<ModelProfile>), Failure> {
+        let profile = match self.cx.me.config().scale_of_parent {
+            Some(factor) => self.scaled(entry, factor.get()).await?,
+            None => self.measured(entry, progress).await?,
+        };
+        let turn = self.artefacts.naming.lock().await;
+        if self.catalogue.known.by_model(entry.model).is_none() {
+            // Kept now, it would outlive what a removal takes along.
+            let text = format!("{} was removed while it was measured", entry.manifest.name);
+            return Err(Failure::new(Code::UnknownModel, text));
+        }
+        let digest = self.artefacts.put(documents::write(&profile)?.into()).await?;
+        self.artefacts.keep_profile(entry.model, digest).await?;
+        self.catalogue.known.set_profile(entry.model, profile, digest);
+        drop(turn);
+        let profile = self
+            .catalogue
+            .known
+            .profile(entry.model)
+            .ok_or_else(|| Failure::new(Code::Internal, "the profile was lost"))?;
+        let text = format!("profiled {}: {:.1} ms whole", entry.manifest.name, profile.whole_ns as f64 / 1e6);
+        self.cx.events.record(
+            "model",
+            text,
+            &serde_json::json!({ "name": entry.manifest.name, "whole_ns": profile.whole_ns }),
+        );
+        self.catalogue.tell(&Change::Profiled);
+        Ok((digest, profile))
+    }
+
+    async fn measured(&self, entry: &Entry, progress: Option<Told>) -> Result<ModelProfile, Failure> {
+        // One at a time: those that wait take no memory, and blur no measurement.
+        self.catalogue.program(entry).await?;
+        let _turn = self.measuring.lock().await;
+        let (program, source) = {
+            let _turn = self.catalogue.turn_to_load(entry).await?;
+            self.catalogue.loaded(entry).await?
+        };
+        let inputs = self.sample_inputs(&entry.manifest).await?;
+        let (engine, config) = (Arc::clone(&self.cx.device.engine), self.cx.me.config());
+        // What it waits for others, it may take longer.
+        let time_max = Some(Duration::from_secs(config.profile_seconds) + WAITS_MAX);
+        let (load, slowdown) = (config.load_options(), config.slowdown.get());
+        let turns = Arc::new(Turns::new(self.cx.device.compute.clone()));
+        let taken = Arc::clone(&turns);
+        let watch = Watch::new(move |step| {
+            progress.iter().for_each(|told| told(step));
+            taken.next();
+        });
+        let how = profiling::Measuring { load, slowdown, watch, time_max };
+        let measure = move || {
+            let work = profiling::Work { engine, model: &source.model, manifest: &program.manifest, inputs: &inputs };
+            profiling::measure(&work, how)
+        };
+        let measured = self.cx.tasks.blocking("measurement", measure).await;
+        turns.end();
+        self.cx.device.compute.give_back();
+        measured?.map_err(|e| {
+            let failure = Failure::new(Code::Engine, e.to_string());
+            if !matches!(e, EngineError::Stopped { .. } | EngineError::Memory { .. } | EngineError::Ended { .. }) {
+                return failure;
+            }
+            self.catalogue.known.set_unfit(entry.model, e.to_string());
+            failure.with_help("it is not offered here")
+        })
+    }
+
+    /// The nearest measured profile above, for a device `factor` times slower.
+    async fn scaled(&self, entry: &Entry, factor: f64) -> Result<ModelProfile, Failure> {
+        let above = self.planning.nearest_above(entry.model).await;
+        let measured = above.ok_or_else(|| {
+            Failure::new(Code::ModelNotReady, format!("no tier above {} has measured the model yet", self.cx.me.name()))
+                .with_help("it is scaled as soon as one has; `tierline nodes` shows who is there")
+        })?;
+        Ok(profiling::slowed(measured.as_ref().clone(), factor))
+    }
+
+    /// The manifest's sample inputs, or noise of the profiled shapes.
+    async fn sample_inputs(&self, manifest: &Manifest) -> Result<Vec<(String, Tensor)>, Failure> {
+        let mut inputs = Vec::new();
+        for input in &manifest.inputs {
+            let tensor = match manifest.sample.get(&input.name) {
+                Some(digest) => {
+                    let digest = digest.parse().map_err(|e| Failure::new(Code::Corrupt, format!("{e}")))?;
+                    let npy = self.artefacts.whole(digest, self.cx.me.config().memory_bytes() / UNKEPT_SHARE).await?;
+                    tierline_codec::npy::read(&npy).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))?
+                }
+                None => {
+                    let shape = manifest.input_shapes.get(&input.name).cloned().unwrap_or_default();
+                    profiling::synthetic(input.dtype.unwrap_or(DataType::F32), &shape)
+                        .map_err(|text| Failure::new(Code::InvalidInput, text))?
+                }
+            };
+            inputs.push((input.name.clone(), tensor));
+        }
+        Ok(inputs)
+    }
+}
+
+#[tonic::async_trait]
+impl Duty for Arc<Profiling> {
+    async fn begin(&self) -> Result<(), Failure> {
+        for entry in self.catalogue.known.list() {
+            if self.catalogue.known.profile(entry.model).is_none() {
+                self.later(entry);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,314 @@
+//! A node's start and end.
+
+use std::fs::TryLockError;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+use tierline_engine::Engine;
+use tierline_identity::tls::LiveIdentity;
+use tierline_identity::{Ca, Identity, IdentityError, check_name};
+use tierline_node::policy::Rule;
+use tierline_proto::Role;
+use tierline_store::members::NodeRow;
+use tierline_store::state::Tables;
+use tierline_store::{ArtefactStore, State, disk};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::broadcast;
+
+use super::duty::{Assembly, Duties};
+use super::events::Events;
+use super::records::Records;
+use super::tasks::{Tasks, log_panics};
+use super::{Clock, Context, End, Me};
+use crate::config::{self, NodeConfig, SOCKET};
+use crate::device::Device;
+use crate::device::budget::Budget;
+use crate::device::compute::{Compute, ComputeOptions};
+use crate::device::memory::Memory;
+use crate::duties::REGISTRY;
+use crate::models;
+use crate::net::door::{self, Doors, Rooms};
+use crate::net::{Children, Net, Parents, Revoked, children, serving};
+use crate::outcome::{Exit, ExitWith, Failure, Outcome};
+
+/// Answers under way get so long to end once the node is told to stop.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// Tasks get so long to come to an end behind that.
+const END_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Changes of parents that requests in flight hear of.
+const PEER_CHANGES_MAX: usize = 64;
+
+/// How a node came to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// Its certificate says another name: it is to be started again.
+    Renamed,
+}
+
+/// What a node tells whoever started it.
+pub enum Told<'t> {
+    /// A sentence.
+    Note(String),
+    /// Everything answers from now on.
+    Ready(&'t Ready<'t>),
+}
+
+/// A node that answers.
+#[derive(Debug, Serialize)]
+pub struct Ready<'a> {
+    event: &'static str,
+    /// Its name.
+    pub node: &'a str,
+    /// Its role, in a word.
+    pub role: &'a str,
+    /// Its identity.
+    pub id: &'a str,
+    /// Where children reach it; none for ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Where Prometheus reads its numbers, if anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<String>,
+    /// What it calls.
+    pub parents: &'a [String],
+    /// Where its operators reach it.
+    pub socket: PathBuf,
+    /// What runs its models.
+    pub engine: String,
+    /// Time that its start took, milliseconds.
+    pub start_ms: u64,
+}
+
+/// A node that isn't running yet.
+struct Node {
+    net: Net,
+    cx: Context,
+    doors: Arc<Doors>,
+    rules: Arc<[Rule]>,
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// When it can't start: a wrong configuration, no identity, an address in use.
+pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>) -> Outcome) -> Outcome<Ended> {
+    let started = Instant::now();
+    log_panics();
+    let data = config.data.clone();
+    // Whatever is made from here on is this user's alone, also by libraries.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    if let Some(warning) = config::claim(&data)? {
+        tell(Told::Note(warning))?;
+    }
+    let socket = data.join(SOCKET);
+    // The lock is the process's; on file systems that know no locks, one that answers owns the folder.
+    let lock = disk::open_private(&data.join("node.lock")).exit_with(Exit::Configuration)?;
+    let taken = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+    if taken || tokio::net::UnixStream::connect(&socket).await.is_ok() {
+        return Err(Failure::message(Exit::Configuration, format!("a node already runs on {}", data.display()))
+            .hint("stop it first, or choose another folder with --data DIR"));
+    }
+    let engine: Arc<dyn Engine> = match config.engine.as_str() {
+        "auto" => Arc::new(models::OnDemand::new(&data, config.apart())),
+        // What was asked for by name must be there.
+        named => tierline_engine::apart(models::usable(models::discover(named, &data)?, named)?, config.apart()),
+    };
+    let node = build(config, role, engine)?;
+    let (net, cx) = (&node.net, &node.cx);
+    for duty in cx.duties.all() {
+        duty.open().await.map_err(|f| Failure::of(&f))?;
+    }
+
+    let listener = serving::listen(&cx.me).await?;
+    let address = listener.as_ref().and_then(|l| l.local_addr().ok());
+    let url = address.map(|a| {
+        let local = if a.ip().is_unspecified() { std::net::Ipv4Addr::LOCALHOST.into() } else { a.ip() };
+        format!("https://{}", SocketAddr::new(local, a.port()))
+    });
+    let told = cx.me.config().advertise.clone();
+    if let Some(advertised) = told.or_else(|| serving::advertised(&cx.me, address?)) {
+        cx.me.is_reached_at(advertised);
+    }
+    let scraped = serving::listen_for_scrapes(&cx.me).await?;
+    let metrics = scraped.as_ref().and_then(|l| l.local_addr().ok()).map(|a| format!("http://{a}/metrics"));
+    if let Some(listener) = scraped {
+        serving::serve_scrapes(cx, listener);
+    }
+    let serve = |listener| serving::serve_network(net, cx, &node.doors, &node.rules, listener);
+    let network = listener.map(serve).transpose()?;
+    let local = serving::serve_socket(net, cx, &node.rules, &socket)?;
+    cx.parents.keep();
+    let children = cx.children.clone();
+    cx.tasks.keep("leases", move || children.clone().watch());
+    for duty in cx.duties.all() {
+        duty.begin().await.map_err(|f| Failure::of(&f))?;
+    }
+
+    // Whoever reads "ready" may ask for the end at once.
+    let mut signals = Signals::new()?;
+    let ready = Ready {
+        event: "ready",
+        node: cx.me.name(),
+        role: cx.me.role().word(),
+        id: cx.me.id(),
+        url,
+        metrics,
+        parents: &cx.me.config().parents,
+        socket: socket.clone(),
+        engine: format!("{} {}", cx.device.engine.name(), cx.device.engine.version()),
+        start_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    tell(Told::Ready(&ready))?;
+    tokio::select! {
+        () = signals.any() => {}
+        () = cx.end.begun() => {}
+    }
+    tell(Told::Note(format!("{} says goodbye", cx.me.name())))?;
+    cx.children.drain();
+    cx.end.begin();
+    // Servers end by themselves once their answers are out.
+    let servers = async {
+        if let Some(network) = network {
+            let _ = network.await;
+        }
+        let _ = local.await;
+    };
+    let _ = tokio::time::timeout(GRACE, servers).await;
+    cx.tasks.end(END_TIME_MAX).await;
+    // Left behind, it would only look like a node.
+    let _ = std::fs::remove_file(&socket);
+    drop(lock);
+    Ok(if cx.end.is_anew() { Ended::Renamed } else { Ended::Stopped })
+}
+
+/// Everything that a node holds, not yet running.
+fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) -> Outcome<Node> {
+    let data = config.data.clone();
+    let now = SystemTime::now();
+    let state = State::open(&data.join("state.db"), &tables()).exit_with(Exit::Configuration)?;
+    let folder = data.join("identity");
+    let ca_folder = data.join("ca");
+    let is_cloud = Ca::key_path(&ca_folder).exists() || (role == Some(Role::Cloud) && !folder.exists());
+    let (identity, ca) = if is_cloud {
+        let ca = Ca::open_or_create(&ca_folder, now).exit_with(Exit::Configuration)?;
+        if config.name.is_empty() {
+            "cloud".clone_into(&mut config.name);
+        }
+        check_name(&config.name).exit_with(Exit::Configuration)?;
+        let identity = Identity::load_or_issue(&ca, &folder, &config.name, now).exit_with(Exit::Verification)?;
+        let peer = identity.peer();
+        state
+            .add_node(&NodeRow { id: peer.id.clone(), name: peer.name.clone(), role: peer.role })
+            .exit_with(Exit::Configuration)?;
+        (identity, Some(Arc::new(ca)))
+    } else {
+        let identity = Identity::load(&folder, now).map_err(|e| {
+            let missing = matches!(e, IdentityError::NotJoined { .. });
+            Failure::new(if missing { Exit::Configuration } else { Exit::Verification }, e).hint(
+                "`tierline node --role cloud` starts a new site here; `tierline join URL --token-file FILE` joins one",
+            )
+        })?;
+        (identity, None)
+    };
+    let peer = identity.peer().clone();
+    if peer.role == Role::Operator {
+        return Err(Failure::message(
+            Exit::Configuration,
+            "this folder holds an operator's identity, which runs no node",
+        )
+        .hint("join as end or edge into another folder with --data DIR"));
+    }
+    if let Some(asked) = role.filter(|asked| *asked != peer.role) {
+        let text = format!("this node joined as {}, not as {}", peer.role.word(), asked.word());
+        return Err(Failure::message(Exit::Configuration, text)
+            .hint("leave --role away, or join again with a token of that role"));
+    }
+    if now > peer.not_after {
+        return Err(Failure::message(Exit::Verification, "this node's certificate has expired")
+            .hint("join again with a new token: `tierline join URL --token-file FILE`"));
+    }
+    if config.parents.is_empty() && peer.role != Role::Cloud {
+        return Err(Failure::message(Exit::Configuration, "this node has no parent")
+            .hint("name one with --parent URL, or join again"));
+    }
+    config.name.clone_from(&peer.name);
+    let store = ArtefactStore::open(&data.join("artefacts")).exit_with(Exit::Configuration)?;
+    let (events, duties) = (Events::default(), Duties::default());
+    let tasks = Tasks::new(events.clone());
+    let memory = Memory::new(config.memory_bytes());
+    let compute = Compute::start(ComputeOptions {
+        tasks: tasks.clone(),
+        engine: Arc::clone(&engine),
+        load: config.load_options(),
+        slowdown: config.slowdown.get(),
+        memory: memory.clone(),
+        shares: config.shares.shares(),
+    })?;
+    let device = Device { engine, compute, memory, budget: Budget::new(config.requests_bytes()) };
+    // From here on only one thread touches it.
+    let state = Records::keep(state, tasks.clone())?;
+    let incarnation = fastrand::u64(1..);
+    let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
+    let net = Net {
+        me: Arc::new(Me::new(config, identity, incarnation)),
+        clock: Clock::start(),
+        tasks: tasks.clone(),
+        events: events.clone(),
+        duties: duties.clone(),
+        revoked: Revoked::default(),
+        changes: broadcast::channel(PEER_CHANGES_MAX).0,
+    };
+    let cx = Context {
+        me: Arc::clone(&net.me),
+        clock: net.clock,
+        tasks: tasks.clone(),
+        events,
+        state,
+        parents: Parents::new(net.clone()),
+        children: Children::new(net.clone(), incarnation >> 1),
+        revoked: net.revoked.clone(),
+        device,
+        duties: duties.clone(),
+        end: End::default(),
+    };
+    let mut assembly = Assembly::new(cx.clone());
+    let doors = assembly.add(Doors::new(Rooms::within(door::raise_descriptors()), tasks));
+    assembly.add(Arc::new(store));
+    if let Some(ca) = ca {
+        assembly.add(ca);
+    }
+    duties.make(REGISTRY, &mut assembly);
+    let rules = children::RULES.iter().chain(REGISTRY.iter().flat_map(|duty| duty.rules)).copied().collect();
+    Ok(Node { net, cx, doors, rules })
+}
+
+/// The tables of every duty.
+fn tables() -> Vec<Tables> {
+    REGISTRY.iter().map(|duty| Tables { of: duty.name, steps: duty.tables }).collect()
+}
+
+/// What asks a process to end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
