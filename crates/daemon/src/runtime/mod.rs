@@ -70,6 +70,7 @@ impl Context {
 
     /// Ends the node once running requests are done.
     pub fn drain(&self, grace: Duration) {
+        self.end.is_for_good();
         self.children.drain();
         self.duties.each(|duty| duty.drain());
         let end = self.end.clone();
@@ -193,11 +194,13 @@ pub struct End {
     begun: watch::Sender<bool>,
     /// Whether it is to begin anew behind its end.
     anew: Arc<AtomicBool>,
+    /// Whether somebody wants it to end, and not to begin anew.
+    for_good: Arc<AtomicBool>,
 }
 
 impl Default for End {
     fn default() -> Self {
-        Self { begun: watch::Sender::new(false), anew: Arc::default() }
+        Self { begun: watch::Sender::new(false), anew: Arc::default(), for_good: Arc::default() }
     }
 }
 
@@ -213,10 +216,15 @@ impl End {
         self.begin();
     }
 
+    /// It is not to begin anew, whatever it ends for.
+    pub fn is_for_good(&self) {
+        self.for_good.store(true, Ordering::Relaxed);
+    }
+
     /// Whether it is to begin anew behind its end.
     #[must_use]
     pub fn is_anew(&self) -> bool {
-        self.anew.load(Ordering::Relaxed)
+        self.anew.load(Ordering::Relaxed) && !self.for_good.load(Ordering::Relaxed)
     }
 
     /// Whether it is to end.

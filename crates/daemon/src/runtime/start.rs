@@ -167,7 +167,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
     };
     tell(Told::Ready(&ready))?;
     tokio::select! {
-        () = signals.any() => {}
+        () = signals.any() => cx.end.is_for_good(),
         () = cx.end.begun() => {}
     }
     tell(Told::Note(format!("{} says goodbye", cx.me.name())))?;
@@ -185,6 +185,10 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
     // Left behind, it would only look like a node.
     let _ = std::fs::remove_file(&socket);
     drop(lock);
+    // Whoever wants its end may have said so while it was ending for another reason.
+    if tokio::time::timeout(Duration::ZERO, signals.any()).await.is_ok() {
+        cx.end.is_for_good();
+    }
     Ok(if cx.end.is_anew() { Ended::Renamed } else { Ended::Stopped })
 }
 

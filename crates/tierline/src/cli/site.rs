@@ -1,5 +1,7 @@
 //! `tierline token`, `tierline nodes`: who belongs to the site.
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 use tierline_proto::Role;
 use tierline_proto::v1::local_client::LocalClient;
@@ -35,7 +37,7 @@ pub struct TokenCreate {
     role: RoleArg,
     /// How long it can be used, as in `1 h`
     #[arg(long, default_value = "1 h", value_parser = parse_time, value_name = "TIME")]
-    valid: std::time::Duration,
+    valid: Duration,
     /// How many devices may join with it
     #[arg(long, default_value = "1")]
     uses: u32,
@@ -237,17 +239,45 @@ pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
             }
             Some(NodesVerb::Rename { node: was, name }) => {
                 let request = NodeRenameRequest { node: was.clone(), name: name.clone() };
-                node.node_rename(request).await.map(|_| {
-                    format!(
-                        "{was} is called {name} from now on; it begins anew under that name as soon as it is connected"
-                    )
-                })
+                match node.node_rename(request).await {
+                    Ok(_) => Ok(renamed(&mut node, &was, &name).await?),
+                    Err(status) => Err(status),
+                }
             }
             None => return list(global, node).await,
         };
         global.output().say(done.map_err(|s| client::refused(&s))?);
         Ok(())
     })
+}
+
+/// Between two looks at whether a node has its new name.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Time in which a node that is connected renews its certificate and begins
+/// anew, at most.
+const RENAMING_MAX: Duration = Duration::from_secs(15);
+
+/// Waits until a node that is connected has its new name.
+async fn renamed(node: &mut LocalClient<Channel>, was: &str, name: &str) -> Outcome<String> {
+    let begun = Instant::now();
+    // It goes, and comes back.
+    let mut left = false;
+    loop {
+        let nodes = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner().nodes;
+        let state = nodes.iter().find(|n| n.node_name == name).map_or("", |n| n.state.as_str());
+        left |= state == "renaming";
+        match state {
+            "connected" => return Ok(format!("{was} is called {name} from now on")),
+            "renaming" => {}
+            "lost" if left => {}
+            _ => return Ok(format!("{was} is called {name} here from now on; it takes that name when it is back")),
+        }
+        if begun.elapsed() > RENAMING_MAX {
+            return Ok(format!("{was} is called {name} here from now on; it is about to take that name"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 async fn list(global: &Global, mut node: LocalClient<Channel>) -> Outcome {

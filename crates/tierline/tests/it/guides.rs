@@ -88,6 +88,7 @@ impl Reader {
         for part in ["examples", "crates/proto/proto"] {
             copy(&root().join(part), &folder.path().join("clone").join(part));
         }
+        std::fs::copy(root().join(".gitignore"), folder.path().join("clone/.gitignore")).unwrap();
         let (bin, package) = (folder.path().join("bin"), folder.path().join("package"));
         std::fs::create_dir_all(&bin).unwrap();
         symlink(env!("CARGO_BIN_EXE_tierline"), bin.join("tierline")).unwrap();
@@ -112,7 +113,17 @@ impl Reader {
         let listeners: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let free = listeners.iter().map(|listener| listener.local_addr().unwrap().port());
         let ports = [7443, 7444, 7500, 7501].into_iter().zip(free).collect();
-        Self { folder, ports, running: Vec::new() }
+        let reader = Self { folder, ports, running: Vec::new() };
+        reader.git(&["init", "--quiet"]);
+        reader.git(&["add", "--all"]);
+        reader
+    }
+
+    /// What git says of the clone.
+    fn git(&self, args: &[&str]) -> String {
+        let output = Command::new("git").args(args).current_dir(self.path(".")).output().expect("git runs");
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -168,6 +179,9 @@ impl Reader {
                 Step::Run(_) => {}
             }
         }
+        let left: Vec<String> =
+            self.git(&["status", "--porcelain"]).lines().filter(|l| !l.starts_with("A ")).map(str::to_owned).collect();
+        assert!(left.is_empty(), "git doesn't ignore what the page leaves: {left:?}");
         ran
     }
 

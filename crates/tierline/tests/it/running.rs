@@ -182,7 +182,10 @@ fn a_node_takes_the_name_that_it_is_given() {
     becomes(&site.cloud, &[("cloud", "connected"), ("gateway", "connected"), ("cam", "connected")]);
     site.cloud.ask(&["nodes", "rename", "cam", "gateway"]).refused(1, "another node is called `gateway`");
     site.cloud.ask(&["nodes", "rename", "cam", "Not A Name"]).refused(2, "can't name a node");
-    assert_eq!(site.cloud.ask(&["nodes", "rename", "cam", "front-door"]).code, 0);
+    let renamed = site.cloud.ask(&["nodes", "rename", "cam", "front-door"]);
+    assert!(renamed.code == 0 && renamed.stderr.contains("cam is called front-door from now on"), "{renamed:?}");
+    // It is back when that is said.
+    assert_eq!(cam.ask(&["node", "status", "--json"]).json()["name"], "front-door");
     becomes(&site.cloud, &[("cloud", "connected"), ("gateway", "connected"), ("front-door", "connected")]);
     // It has a certificate of that name, by which the edge knows it, and keeps it.
     becomes(&edge, &[("gateway", "connected"), ("front-door", "connected")]);
@@ -193,7 +196,7 @@ fn a_node_takes_the_name_that_it_is_given() {
     });
     let toml = std::fs::read_to_string(cam.data.join("node.toml")).unwrap();
     assert!(toml.contains("name = \"front-door\""), "{toml}");
-    // An edge, with those below it, and one that is away meanwhile.
+    // An edge, with those below it.
     assert_eq!(site.cloud.ask(&["nodes", "rename", "gateway", "hall"]).code, 0);
     becomes(&site.cloud, &[("cloud", "connected"), ("hall", "connected"), ("front-door", "connected")]);
     until("the end knows its parent by it", || {

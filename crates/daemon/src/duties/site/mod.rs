@@ -174,7 +174,11 @@ impl Site {
             listed.nodes.retain(|node| known(node).is_some());
             for node in &mut listed.nodes {
                 // Under its newest name, whatever its certificate says.
-                node.node_name = known(node).map_or_else(|| node.node_name.clone(), |row| row.name);
+                let Some(row) = known(node).filter(|row| row.name != node.node_name) else { continue };
+                node.node_name = row.name;
+                if node.state == "connected" {
+                    "renaming".clone_into(&mut node.state);
+                }
             }
             let mut never: Vec<_> = authority.members();
             never.retain(|row| row.id != self.cx.me.id() && row.role != Role::Operator && !best.contains_key(&row.id));
@@ -231,13 +235,14 @@ impl Site {
         let listed = self.nodes().nodes;
         // Of those that share a name, one at most isn't shut out.
         let mut named = listed.iter().filter(|n| n.node_id == request.node || n.node_name == request.node);
-        let gone = named.clone().find(|n| n.state != "connected" && n.state != "doubled");
+        let here = |state: &str| matches!(state, "connected" | "doubled" | "renaming");
+        let gone = named.clone().find(|n| !here(&n.state));
         let row = match gone.or_else(|| named.next()) {
             Some(found) => NodeRow { id: found.node_id.clone(), name: found.node_name.clone(), role: found.role() },
             None => authority.row(&request.node).await?,
         };
         let state = listed.iter().find(|n| n.node_id == row.id).map_or("", |n| n.state.as_str());
-        if matches!(state, "connected" | "doubled") && !request.force && row.id != self.cx.me.id() {
+        if here(state) && !request.force && row.id != self.cx.me.id() {
             let text = format!("{} is connected", row.name);
             return Err(Failure::new(Code::Infeasible, text)
                 .with_help("stop it first, or say --force to shut it out as it runs"));

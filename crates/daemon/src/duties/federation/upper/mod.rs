@@ -160,12 +160,8 @@ impl Upper {
     async fn coordinate(self, inbox: &mut mpsc::Receiver<ToUpper>) -> Result<bool, Failure> {
         let jobs = Arc::clone(&self.jobs);
         let mut desks = self.set_up().await?;
-        // An end leaves no members; those before it are kept.
-        let (mut members, mut ready) = (0, 0);
         while !desks.over {
-            let progress = desks.coordinator.progress();
-            jobs.numbers.progress(desks.upper.metrics_key(), &progress);
-            (members, ready) = (progress.members.max(members), progress.ready.max(ready));
+            jobs.numbers.progress(desks.upper.metrics_key(), &desks.coordinator.progress());
             let wake = desks.coordinator.wake().map(|t| jobs.cx.clock.instant_of(t));
             tokio::select! {
                 message = inbox.recv() => match message {
@@ -176,16 +172,6 @@ impl Upper {
             }
             if inbox.is_empty() {
                 desks.catch_up().await?;
-            }
-        }
-        if desks.upper.below.is_none() {
-            let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-            let (members, ready) = (number(members), number(ready));
-            let end = JobInfo { members, ready, ..desks.info()? };
-            let (id, kept) = (desks.upper.id, prost::Message::encode_to_vec(&end));
-            // For people only: the job itself has ended well without it.
-            if let Err(failure) = jobs.cx.state.with(move |state| state.keep_end(id, &kept)).await {
-                tracing::warn!(%failure, "the members of a job that ended are not kept");
             }
         }
         Ok(true)
@@ -312,6 +298,7 @@ impl Desks {
                     Order::Resume => self.step(Event::Resume).await?,
                     Order::Cancel => {
                         let id = self.upper.id;
+                        self.keep_end().await?;
                         self.jobs().cx.state.with(move |state| state.end_job(id, "cancelled", "")).await?;
                         self.step(Event::End).await?;
                         self.tell_watchers("cancelled", &serde_json::json!({ "reason": "" }));
@@ -359,6 +346,12 @@ impl Desks {
             excluded,
             ..JobInfo::default()
         })
+    }
+
+    /// Keeps who takes part and who doesn't: the end leaves nobody.
+    async fn keep_end(&mut self) -> Result<(), Failure> {
+        let (id, kept) = (self.upper.id, prost::Message::encode_to_vec(&self.info()?));
+        self.jobs().cx.state.with(move |state| state.keep_end(id, &kept)).await
     }
 
     /// What the job's operator should know of it.

@@ -221,6 +221,7 @@ impl Desks {
         })?;
         self.upper.folder.write(&self.upper.folder.result(), &model)?;
         let id = self.upper.id;
+        self.keep_end().await?;
         jobs.cx.state.with(move |state| state.end_job(id, "done", "")).await?;
         let json = serde_json::json!({ "version": version });
         jobs.cx.events.record("job", format!("job {} is done", self.upper.manifest.name), &json);
