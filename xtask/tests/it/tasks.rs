@@ -8,7 +8,7 @@ const BARE: [&str; 6] =
     ["tokio::spawn", "spawn_blocking(", "spawn_local(", "JoinSet", "unbounded_channel", "UnboundedSender"];
 
 /// Where tasks are started for everybody.
-const TASKS: &str = "crates/daemon/src/node/tasks.rs";
+const TASKS: &str = "crates/daemon/src/runtime/tasks.rs";
 
 #[test]
 fn tasks_have_names_and_queues_have_limits() {

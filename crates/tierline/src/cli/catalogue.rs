@@ -82,7 +82,7 @@ async fn spread(node: &mut LocalClient<Channel>, wait: Duration) -> Outcome<(usi
     loop {
         let nodes = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner().nodes;
         let own = nodes.first().map_or(0, |own| own.catalogue);
-        // Older nodes don't tell.
+        // Older nodes don't tell, and count as those that don't know it yet.
         let here = nodes.into_iter().filter(|n| matches!(n.state.as_str(), "connected" | "doubled"));
         let (known, late): (Vec<_>, Vec<_>) = here.partition(|n| n.catalogue == own);
         if late.is_empty() || begun.elapsed() >= wait {
