@@ -123,6 +123,8 @@ fn a_job_says_what_it_waits_for_and_is_known_after_its_end() {
         (said.contains("waits    for 2 nodes that can take part; 1 can") && said.contains("without  bare: "))
             .then_some(())
     });
+    // Jobs know their members by name.
+    cloud.ask(&["nodes", "rename", "bare", "other"]).refused(5, "under way, which know their members by name");
     federation.add_data(&bare, "squares", 60, 7);
     assert!(watcher.wait().unwrap().success());
     let said = show();
