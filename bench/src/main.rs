@@ -5,6 +5,7 @@
 //! [`BENCHMARKS`]; `page` keeps the parts.
 
 mod beside;
+mod build;
 mod federation;
 mod footprint;
 mod overhead;
@@ -49,6 +50,7 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("placement", "Plans beside every single cut", || both(placement::run()?)),
     alone("beside", "Requests beside training", || both(beside::run()?)),
     alone("footprint", "Footprint of a node", || both(footprint::run()?)),
+    alone("build", "Building from nothing", || both(build::run()?)),
     alone("training", "Training steps beside PyTorch", || both(training::run()?)),
     alone("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),
     alone("fashion", "Fashion-MNIST beside PyTorch", || both(training::fashion::run()?)),

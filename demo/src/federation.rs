@@ -87,7 +87,7 @@ impl fmt::Display for Federation {
         let sum = |key: &str| self.rounds.iter().filter_map(|round| round[key].as_u64()).sum::<u64>() as f64 / 1e6;
         writeln!(
             f,
-            "Trained:    LeNet on {} by {} ends below {} edges, no picture left its end: {:.1}% of those held out",
+            "Federated:  LeNet on {}, {} ends below {} edges, hierarchical FedAvg; no picture left its end: {:.1}% test accuracy",
             self.pictures,
             ENDS * EDGES.len(),
             EDGES.len(),
@@ -95,14 +95,18 @@ impl fmt::Display for Federation {
         )?;
         writeln!(
             f,
-            "            {} rounds, {:.1} MB up, {:.1} MB down",
+            "            {} rounds, {:.1} MB up, {:.1} MB down at the cloud",
             self.rounds.len(),
             sum("bytes_up"),
             sum("bytes_down")
         )?;
-        writeln!(f, "Served:     {} of {} pictures right, answered by {}", self.right, self.asked, self.served_by)?;
-        writeln!(f, "{}: pictures by the class they were given", self.sheet.display())?;
-        write!(f, "{}: accuracy and loss, round by round", self.curves.display())
+        writeln!(
+            f,
+            "Served:     {} of {} test pictures classified correctly by {}",
+            self.right, self.asked, self.served_by
+        )?;
+        writeln!(f, "{}: pictures by predicted class", self.sheet.display())?;
+        write!(f, "{}: accuracy and loss of each round", self.curves.display())
     }
 }
 
@@ -136,13 +140,13 @@ pub fn run(binary: PathBuf, assets: &Path, output: &Path, screen: &Screen) -> Re
         if event["event"] == "round" {
             let number = |key: &str| event[key].as_f64().unwrap_or(f64::NAN);
             screen.say(format!(
-                "round {}: {:.1}% of the pictures held out, {:.0} kB up, {:.1} s",
+                "round {}: {:.1}% test accuracy, {:.0} kB up, {:.1} s",
                 event["round"],
                 100.0 * number("accuracy"),
                 number("bytes_up") / 1e3,
                 number("seconds")
             ));
-            screen.doing("training, end by end and edge by edge");
+            screen.doing("local training, then aggregation at the edges and the cloud");
             rounds.push(event.clone());
         }
     })?;
@@ -195,10 +199,7 @@ impl Site {
             counts.push(format!("{} ({:.0}%)", share.len(), 100.0 * common as f64 / share.len().max(1) as f64));
             register(end, &share, &folder.join(format!("share-{number}")))?;
         }
-        screen.say(format!(
-            "pictures of each end, and how many of them are of its commonest class: {}",
-            counts.join(", ")
-        ));
+        screen.say(format!("pictures of each end (share of its largest class): {}", counts.join(", ")));
         register(&self.cloud, test, &folder.join("held-out"))
     }
 

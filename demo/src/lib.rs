@@ -9,6 +9,7 @@ pub mod classes;
 pub mod detector;
 pub mod draw;
 pub mod federation;
+pub mod kept;
 pub mod picture;
 pub mod screen;
 pub mod site;

@@ -5,12 +5,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use image::RgbImage;
 use image::imageops::{crop_imm, rotate180};
 use serde_json::{Value, json};
 use tierline_graph::Model;
 
+use tierline_demo::kept::{Kept, digest};
 use tierline_demo::screen::Screen;
 use tierline_demo::site::{Link, Node, Tierline, wait};
 use tierline_demo::table::{Table, milliseconds};
@@ -49,36 +50,114 @@ const VIEWS: [(&str, View); 3] = [
     ("page-part", |page| crop_imm(page, 0, 0, page.width() / 2, page.height() / 2).to_image()),
 ];
 
+/// The text detector and the page, in the assets.
+const DETECTOR: &str = "models/ppocr-det.onnx";
+const PAGE: &str = "pictures/page.png";
+
+/// Runs although nothing has changed.
+const AGAIN: &str = "--again";
+
 fn main() -> Result<()> {
     let variable = |name: &str| {
         std::env::var_os(name).map(PathBuf::from).with_context(|| format!("{name} is not set; run `cargo xtask demo`"))
     };
     let assets = variable("TIERLINE_ASSETS")?;
-    let output = std::env::args().nth(1).map_or(variable("TIERLINE_REPOSITORY")?.join("demo-output"), PathBuf::from);
+    let repository = variable("TIERLINE_REPOSITORY")?;
+    let (flags, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|arg| arg.starts_with("--"));
+    ensure!(flags.iter().all(|flag| flag == AGAIN), "the demonstration takes a folder for what it makes, and {AGAIN}");
+    let output = words.first().map_or(repository.join("demo-output"), PathBuf::from);
     std::fs::create_dir_all(&output)?;
-    let begun = Instant::now();
-    let folder = tempfile::tempdir()?;
-    let screen = Screen::default();
     let binary = variable("TIERLINE_BINARY")?;
-    let demo = Demo::start(binary.clone(), &assets, folder.path(), &screen)?;
-    let rows = demo.degrade(&screen)?;
-    let breakage = demo.cut(&screen)?;
-    let found = demo.read(&assets, &output, &screen)?;
-    drop(demo);
-    let inferred = begun.elapsed();
-    let federation = federation::run(binary, &assets, &output, &screen)?;
-    screen.done();
+    let key = key(&binary, &assets)?;
+    let next = next_steps(&binary, &repository, &assets);
+    if let Some(kept) = Kept::find(&output, &key).filter(|_| flags.is_empty()) {
+        println!("{}\n", kept.text);
+        println!(
+            "These are the results of a run that ended {}: program, model and pictures are the same. \
+             `cargo xtask demo {AGAIN}` measures anew.\n\n{next}",
+            kept.age()
+        );
+        return Ok(());
+    }
+    let run = Run::new(binary, &assets, &output)?;
+    println!("\n{}\n\n{next}", run.text);
+    Kept::of(&key, &run.text, &run.files)?.keep(&output)
+}
 
-    let mut table = Table::new([
-        "link to the edge",
-        "end only",
-        "edge only",
-        "cloud only",
-        "the plan",
-        "predicted",
-        "the plan runs as",
-    ]);
-    for row in &rows {
+/// Names everything that the results come from, the machine aside.
+fn key(binary: &Path, assets: &Path) -> Result<String> {
+    let mut files = vec![binary.to_owned(), std::env::current_exe()?, assets.join(DETECTOR), assets.join(PAGE)];
+    files.extend(std::env::var_os("ORT_DYLIB_PATH").map(PathBuf::from).filter(|path| path.is_file()));
+    let digits = std::env::var_os("TIERLINE_DEMO_DIGITS").is_some();
+    Ok(format!("{}{}", digest(&files)?, if digits { "-digits" } else { "" }))
+}
+
+/// What to try with the binary that is there now.
+fn next_steps(binary: &Path, repository: &Path, assets: &Path) -> String {
+    let here = |path: &Path| path.strip_prefix(repository).unwrap_or(path).display().to_string();
+    let (tierline, model) = (here(binary), assets.join(DETECTOR).display().to_string());
+    let steps = [
+        ("which engines work on this machine", "doctor".to_owned()),
+        ("where the text detector can be cut, and what a cut sends", format!("model inspect {model}")),
+        ("latency of each of its segments here", format!("profile {model} --out here.toml")),
+        ("a network to train", "model zoo lenet --out examples/jobs/lenet.onnx".to_owned()),
+    ];
+    let mut text = "Next, from the repository's root:\n\n".to_owned();
+    for (what, command) in steps {
+        text += &format!("  # {what}\n  {tierline} {command}\n");
+    }
+    text + "\ndocs/guide/first-site.md sets a site up on machines of your own; docs/guide/training.md trains on your own\n\
+            pictures; docs/guide/federations.md trains across nodes."
+}
+
+/// What a run found.
+struct Run {
+    text: String,
+    files: Vec<PathBuf>,
+}
+
+impl Run {
+    fn new(binary: PathBuf, assets: &Path, output: &Path) -> Result<Self> {
+        let begun = Instant::now();
+        let folder = tempfile::tempdir()?;
+        let screen = Screen::default();
+        let demo = Demo::start(binary.clone(), assets, folder.path(), &screen)?;
+        let rows = demo.degrade(&screen)?;
+        let breakage = demo.cut(&screen)?;
+        let found = demo.read(assets, output, &screen)?;
+        drop(demo);
+        let inferred = begun.elapsed();
+        let federation = federation::run(binary, assets, output, &screen)?;
+        screen.done();
+
+        let report = output.join("report.json");
+        let json = json!({
+            "links": rows.iter().map(Row::json).collect::<Vec<_>>(), "cut": breakage.json(), "federation": federation,
+        });
+        std::fs::write(&report, serde_json::to_string_pretty(&json)?)?;
+        let mut text = latencies(&rows).to_string();
+        text += &format!("\n{breakage}\n\n");
+        for (file, boxes) in &found {
+            let boxes =
+                if *boxes == 0 { "no printed text".to_owned() } else { format!("{boxes} lines of text, boxed") };
+            text += &format!("{}: {boxes}\n", file.display());
+        }
+        text += &format!(
+            "\n{federation}\n\nDone in {:.0} s, of which training {:.0} s (goal: {TRAINING_LIMIT_S} s).",
+            begun.elapsed().as_secs_f64(),
+            (begun.elapsed() - inferred).as_secs_f64()
+        );
+        let mut files: Vec<PathBuf> = found.into_iter().map(|(file, _)| file).collect();
+        files.extend([report, federation.sheet, federation.curves]);
+        Ok(Self { text, files })
+    }
+}
+
+/// Latency of every placement on every link.
+fn latencies(rows: &[Row]) -> impl std::fmt::Display {
+    let mut table =
+        Table::new(["uplink", "end only", "edge only", "cloud only", "planned", "predicted", "placement of the plan"]);
+    for row in rows {
         let late = |ns: Option<u64>| ns.map_or_else(|| format!("> {ANSWER}"), |ns| milliseconds(Some(ns)));
         table.row([
             row.link.to_owned(),
@@ -90,33 +169,10 @@ fn main() -> Result<()> {
             row.placement.clone(),
         ]);
     }
-    println!(
-        "\nOne answer of the text detector, median, end to end (gateway {EDGE_SLOWER}x, board {END_SLOWER}x slower than the cloud):\n"
-    );
-    println!("{table}");
-    println!(
-        "Link cut:   answered by {} in {}, degraded: {}",
-        breakage.node,
-        milliseconds(Some(breakage.latency)),
-        breakage.reason
-    );
-    println!("            meanwhile the other end was answered by {}", breakage.other);
-    println!("Link back:  answered as planned again after {:.1} s\n", breakage.recovery.as_secs_f64());
-    for (file, boxes) in &found {
-        let boxes = if *boxes == 0 { "no printed text".to_owned() } else { format!("{boxes} lines of text, boxed") };
-        println!("{}: {boxes}", file.display());
-    }
-    println!("\n{federation}");
-    let report = json!({
-        "links": rows.iter().map(Row::json).collect::<Vec<_>>(), "cut": breakage.json(), "federation": federation,
-    });
-    std::fs::write(output.join("report.json"), serde_json::to_string_pretty(&report)?)?;
-    println!(
-        "\nDone in {:.0} s, of which training {:.0} s (the limit is {TRAINING_LIMIT_S}). Next: docs/guide/first-site.md sets this up on your own machines.",
-        begun.elapsed().as_secs_f64(),
-        (begun.elapsed() - inferred).as_secs_f64()
-    );
-    Ok(())
+    format!(
+        "End-to-end latency of the text detector, medians (gateway {EDGE_SLOWER}x, board {END_SLOWER}x slower than the \
+         cloud):\n\n{table}"
+    )
 }
 
 /// The site and what is sent to it.
@@ -162,6 +218,20 @@ struct Breakage {
     recovery: Duration,
 }
 
+impl std::fmt::Display for Breakage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(
+            f,
+            "Link down:  fell back to {} in {}, degraded: {}",
+            self.node,
+            milliseconds(Some(self.latency)),
+            self.reason
+        )?;
+        writeln!(f, "            the other board, on a link of its own, was answered by {}", self.other)?;
+        write!(f, "Link up:    answered as planned again after {:.1} s", self.recovery.as_secs_f64())
+    }
+}
+
 impl Breakage {
     fn json(&self) -> Value {
         json!({
@@ -201,15 +271,15 @@ impl Demo {
         let other_end = tierline.join(&cloud, "end", "other-board", &other_link.url(), &like)?;
 
         screen.doing("adding the model: PP-OCRv4 text detection");
-        let detector = detector::with_pixels(&Model::load(&assets.join("models/ppocr-det.onnx"))?, CANVAS)?;
+        let detector = detector::with_pixels(&Model::load(&assets.join(DETECTOR))?, CANVAS)?;
         let model = folder.join("detector.onnx");
         detector.save(&model)?;
-        let input = prepare("page", &picture::load(&assets.join("pictures/page.png"))?, folder)?;
+        let input = prepare("page", &picture::load(&assets.join(PAGE))?, folder)?;
         cloud.ask(&["model", "add", &model.to_string_lossy(), "--name", "text", "--sample", &input, "--cuts", "10"])?;
         let demo =
             Self { cloud, edge, end, other_end, link, _links: [wan, other_link], input, folder: folder.to_owned() };
         demo.show_nodes(screen)?;
-        screen.doing("every node measures the model, one after the other");
+        screen.doing("profiling the model on every node, one at a time");
         for (node, name) in
             [(&demo.cloud, "cloud"), (&demo.edge, "gateway"), (&demo.end, "board"), (&demo.other_end, "other-board")]
         {
@@ -217,15 +287,15 @@ impl Demo {
                 let shown = node.ask(&["model", "ls"]).ok()?;
                 (shown["models"][0]["profiled"] == true).then_some(())
             });
-            profile.with_context(|| format!("{name} did not measure the model in time"))?;
-            screen.doing(format!("{name} has measured the model"));
+            profile.with_context(|| format!("{name} did not profile the model in time"))?;
+            screen.doing(format!("{name} has profiled the model"));
         }
         let plan = wait(Duration::from_secs(30), || {
             let plan = demo.end.ask(&["explain", "text"]).ok()?;
             (plan["tiers"].as_array()?.len() == 3 && plan["unmeasured"].as_array()?.is_empty()).then_some(plan)
         })
         .context("the board has no plan")?;
-        screen.say(format!("plan of the board: {}", plan["placement"].as_str().unwrap_or_default()));
+        screen.say(format!("the board's plan: {}", plan["placement"].as_str().unwrap_or_default()));
         Ok(demo)
     }
 
@@ -269,10 +339,10 @@ impl Demo {
     fn degrade(&self, screen: &Screen) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for (link, bandwidth) in LINKS {
-            screen.say(format!("the board's link is {link} from now on"));
+            screen.say(format!("uplink of the board: {link}"));
             self.link.set(&["--bandwidth", bandwidth])?;
             self.settle(screen, link)?;
-            screen.doing(format!("{link}: measuring every placement"));
+            screen.doing(format!("{link}: latency of every placement"));
             let end = self.measure("here", 5);
             let edge = self.measure("edge", 5);
             let cloud = self.measure("cloud", 5);
@@ -291,7 +361,7 @@ impl Demo {
                 placement: explained["in_force"].as_str().unwrap_or_default().to_owned(),
             };
             screen.say(format!(
-                "  {} answers in {} ({} predicted)",
+                "  {}: {} measured, {} predicted",
                 row.placement,
                 milliseconds(row.plan),
                 milliseconds(row.predicted)
@@ -311,7 +381,7 @@ impl Demo {
             let late = if answer["degraded"] == true { ", degraded" } else { "" };
             screen.doing(format!("{link}: {plan} in {}{late}", milliseconds(ns(&answer["latency_ms"]))));
             if !last.is_empty() && plan != last {
-                screen.say(format!("  another plan: {plan}"));
+                screen.say(format!("  replanned: {plan}"));
             }
             same = if plan == last { same + 1 } else { 0 };
             last = plan;
@@ -322,7 +392,7 @@ impl Demo {
     /// Cuts the link, and mends it.
     fn cut(&self, screen: &Screen) -> Result<Breakage> {
         self.link.set(&["--bandwidth", "100mbit"])?;
-        screen.doing("100 Mbit/s: until the plan uses the gateway again");
+        screen.doing("100 Mbit/s: until the plan offloads to the gateway again");
         let shared = || {
             self.end
                 .ask(&["explain", "text"])
@@ -330,23 +400,23 @@ impl Demo {
                 .filter(|p| p["in_force"].as_str().is_some_and(|f| f.starts_with("segment")))
         };
         wait(Duration::from_secs(30), shared).context("the plan did not follow the link back up")?;
-        screen.say("the board's cable is pulled");
+        screen.say("uplink of the board: down");
         self.link.set(&["--cut"])?;
         let answer = self.infer(&self.end, &["--deadline", "5 s"])?;
         let other = self.infer(&self.other_end, &["--deadline", "5 s"])?;
         screen.say(format!(
-            "  answered by {}, degraded: {}",
+            "  fell back to {}, degraded: {}",
             last_node(&answer),
             answer["reason"].as_str().unwrap_or("no")
         ));
         self.link.set(&["--restore"])?;
         let mended = Instant::now();
-        screen.say("the cable is back");
+        screen.say("uplink of the board: up again");
         wait(Duration::from_secs(60), || {
             let answer = self.infer(&self.end, &["--placement", "edge", "--deadline", "5 s"]).ok()?;
             (answer["degraded"] == false).then_some(())
         })
-        .context("the board did not find back to its edge")?;
+        .context("the board did not reconnect to its edge")?;
         Ok(Breakage {
             node: last_node(&answer),
             latency: ns(&answer["latency_ms"]).unwrap_or_default(),
@@ -359,9 +429,9 @@ impl Demo {
     /// Finds the text in every view of the page, and draws boxes around it.
     fn read(&self, assets: &Path, output: &Path, screen: &Screen) -> Result<Vec<(PathBuf, usize)>> {
         let mut found = Vec::new();
-        let page = picture::load(&assets.join("pictures/page.png"))?;
+        let page = picture::load(&assets.join(PAGE))?;
         for (name, view) in VIEWS {
-            screen.doing(format!("reading {name}"));
+            screen.doing(format!("detecting text in {name}"));
             let picture = view(&page);
             let input = prepare(name, &picture, &self.folder)?;
             let answer = self.end.ask(&[

@@ -9,14 +9,17 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
+use assets::Assets;
 use summary::Summary;
 
 const HELP: &str = "\
-cargo xtask demo [..]   fetch what is missing, build, and run the demonstration
+cargo xtask demo [..]   fetch what is missing, build, and run the demonstration (--again: though nothing changed)
 cargo xtask test [..]   install what the tests need and run them all; words filter by name
 cargo xtask check       everything a change must pass: format, lints, docs, tests
 cargo xtask bench [..]  run the benchmarks and write docs/reference/benchmarks.md
+cargo xtask dist [..]   pack what users install: an archive, a Debian package, a container image
 cargo xtask fuzz [..]   fuzz every parser for a minute, or: --seconds N, --keep, TARGET, TARGET FILE
+cargo xtask generate    write the Rust of messages from the .proto files
 cargo xtask assets      only fetch models, pictures, operator tests and ONNX Runtime
 
 What is fetched, and .ci/run's build output, lives in TIERLINE_CACHE (default ~/.cache/tierline).";
@@ -35,8 +38,9 @@ fn main() -> ExitCode {
 fn run(args: &[String]) -> Result<()> {
     let rest = args.get(1..).unwrap_or_default();
     match args.first().map(String::as_str) {
-        Some("demo") => program("tierline-demo", rest),
-        Some("bench") => program("tierline-bench", rest),
+        Some("demo") => program("tierline-demo", &assets::ensure()?, rest),
+        Some("bench") => program("tierline-bench", &assets::ensure()?, rest),
+        Some("dist") => dist(rest),
         Some("test") => {
             let mut summary = Summary::default();
             test(&mut summary, rest);
@@ -44,6 +48,7 @@ fn run(args: &[String]) -> Result<()> {
         }
         Some("check") => check(),
         Some("fuzz") => fuzz::run(rest),
+        Some("generate") => generate(&[]),
         Some("assets") => {
             println!("{}", assets::ensure()?.folder.display());
             Ok(())
@@ -90,6 +95,7 @@ fn check() -> Result<()> {
     summary.part("documentation", || {
         command::cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings").run()
     });
+    summary.part("generated code", || generate(&["--check"]));
     // A workspace of its own: nothing else sees whether they compile.
     summary.part("fuzz targets", || command::cargo(["check", "--manifest-path", "fuzz/Cargo.toml"]).run());
     // Dependency edges, licences and pages are tests of xtask itself.
@@ -97,15 +103,40 @@ fn check() -> Result<()> {
     summary.finish()
 }
 
-/// Builds the users' binary and a program of ours, and runs the program.
-fn program(package: &str, rest: &[String]) -> Result<()> {
-    let assets = assets::ensure()?;
-    command::cargo(["build", "--profile", "fast", "--package", "tierline", "--package", package]).run()?;
-    let folder = command::target_folder()?.join("fast");
-    assets
-        .environment(command::program(folder.join(package)))
-        .env("TIERLINE_BINARY", folder.join("tierline"))
-        .env("TIERLINE_REPOSITORY", command::root())
-        .args(rest)
+/// The Rust of messages, by a workspace of its own.
+fn generate(args: &[&str]) -> Result<()> {
+    let manifest = command::root().join("codegen/Cargo.toml");
+    let target = command::target_folder()?.join("codegen");
+    command::cargo(["run", "--quiet", "--locked", "--manifest-path"])
+        .args([manifest])
+        .args(["--"])
+        .args(args)
+        .env("CARGO_TARGET_DIR", target)
         .run()
+}
+
+/// Builds the users' binary and a program of ours, and runs the program.
+fn program(package: &str, assets: &Assets, rest: &[String]) -> Result<()> {
+    let task = built(package)?;
+    assets.environment(task).args(rest).run()
+}
+
+/// Packs the users' binary.
+fn dist(rest: &[String]) -> Result<()> {
+    let task = built("tierline-dist")?;
+    // The same commit gives the same files.
+    let time = std::env::var("SOURCE_DATE_EPOCH").ok().or_else(|| {
+        command::program("git").args(["-C"]).args([command::root()]).args(["log", "-1", "--format=%ct"]).output().ok()
+    });
+    task.env("SOURCE_DATE_EPOCH", time.unwrap_or_default().trim()).args(rest).run()
+}
+
+/// A program of ours, built beside the users' binary: both in the profile that
+/// users get, so that nothing is built twice.
+fn built(package: &str) -> Result<command::Task> {
+    command::cargo(["build", "--release", "--package", "tierline", "--package", package]).run()?;
+    let folder = command::target_folder()?.join("release");
+    Ok(command::program(folder.join(package))
+        .env("TIERLINE_BINARY", folder.join("tierline"))
+        .env("TIERLINE_REPOSITORY", command::root()))
 }

@@ -182,6 +182,9 @@ pub struct NodeConfig {
     /// nobody may when it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
+    /// What is logged, as in `warn,tierline=debug`; TIERLINE_LOG goes before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
     /// Addresses of the tiers above (`https://host:port`), most wanted first.
     pub parents: Vec<String>,
     /// `auto`, `onnxruntime` or `rten`.
@@ -231,6 +234,7 @@ impl Default for NodeConfig {
             listen: None,
             advertise: None,
             metrics: None,
+            log: None,
             parents: Vec::new(),
             engine: "auto".to_owned(),
             threads: 0,
@@ -334,6 +338,16 @@ impl NodeConfig {
         Ok((Self { data: self.data.clone(), ..file.try_into()? }, new))
     }
 
+    /// Keys whose values differ in another configuration.
+    ///
+    /// # Errors
+    /// When one of the configurations can't be written.
+    pub fn differences(&self, other: &Self) -> Outcome<Vec<String>> {
+        let (own, other) = (toml::Table::try_from(self)?, toml::Table::try_from(other)?);
+        let keys: std::collections::BTreeSet<&String> = own.keys().chain(other.keys()).collect();
+        Ok(keys.into_iter().filter(|key| own.get(*key) != other.get(*key)).cloned().collect())
+    }
+
     /// Bytes that one run of a model may take.
     #[must_use]
     pub fn run_bytes(&self) -> u64 {
@@ -420,6 +434,14 @@ mod tests {
         assert_eq!(new, ["listen", "slowdown"], "what the file says stays: a flag is for once then");
         assert_eq!(kept, NodeConfig { threads: 2, ..given.clone() });
         assert_eq!(kept.remembering(&given).unwrap(), (kept, vec![]));
+    }
+
+    #[test]
+    fn differences_are_named() {
+        let file = NodeConfig { threads: 2, memory_bytes: Some(1), ..NodeConfig::default() };
+        let other = NodeConfig { memory_bytes: Some(2), log: Some("debug".into()), ..file.clone() };
+        assert_eq!(file.differences(&other).unwrap(), ["log", "memory_bytes"]);
+        assert_eq!(other.differences(&other).unwrap(), Vec::<String>::new());
     }
 
     #[test]

@@ -41,10 +41,8 @@ mod untie;
 
 /// ONNX messages, generated from `proto/onnx.proto`.
 #[allow(missing_docs, clippy::all)]
-pub mod onnx {
-    include!(concat!(env!("OUT_DIR"), "/onnx/mod.rs"));
-    pub use self::onnx::*;
-}
+#[rustfmt::skip]
+pub mod onnx;
 
 pub use error::LoadError;
 pub use infer::{InferError, Types, infer_computed_types, infer_types, infer_types_of, infer_types_with};

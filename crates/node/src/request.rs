@@ -11,6 +11,9 @@
 //! out, and whichever answers first wins. A call that would have been in time
 //! is therefore never thrown away, and one that hangs costs no deadline.
 //!
+//! A next tier that shows no sign of life is not waited for either: a recovery
+//! starts beside the call, or with it where the silence began before.
+//!
 //! A request that is wrong in itself (tensors that don't fit the model) fails
 //! at once, whoever says so: no other node would answer it.
 //!
@@ -118,6 +121,13 @@ pub enum Event {
         /// Why, for people.
         reason: String,
     },
+    /// A parent shows no sign of life, though its lease isn't lost yet.
+    Silent {
+        /// Which parent.
+        peer: Peer,
+        /// What was waited for, for people.
+        reason: String,
+    },
     /// It is held again.
     PeerUp {
         /// Which parent.
@@ -210,6 +220,8 @@ pub struct Request {
     down: Vec<(Peer, String)>,
     /// When a recovery starts beside a call that is out.
     hedge_at: Option<Time>,
+    /// The parent that shows no sign of life, and what was waited for.
+    silent: Option<(Peer, String)>,
     /// Recoveries begun or ruled out.
     tried: BTreeSet<usize>,
     /// What went wrong first: the cause of a degraded answer.
@@ -228,6 +240,7 @@ impl Request {
             next_op: 0,
             down,
             hedge_at: None,
+            silent: None,
             tried: BTreeSet::new(),
             trouble: None,
             done: false,
@@ -252,6 +265,7 @@ impl Request {
             Event::Start => self.start(now, out),
             Event::PeerDown { peer, reason } => self.peer_down(now, peer, reason, out),
             Event::PeerUp { peer } => self.down.retain(|(other, _)| *other != peer),
+            Event::Silent { peer, reason } => self.silent(now, peer, reason, out),
             Event::Wake => self.hedge(now, out),
         }
         if late && !self.done {
@@ -342,9 +356,20 @@ impl Request {
         let reserve = self.setup.recoveries.iter().map(reserve).min();
         let by_reserve = reserve.map(|reserve| self.setup.deadline - reserve);
         let by_patience = self.setup.patience.filter(|_| reserve.is_some()).map(|patience| now + patience);
-        self.hedge_at = by_reserve.into_iter().chain(by_patience).min();
+        let by_silence = self.silent.as_ref().filter(|(peer, _)| *peer == upstream.peer).map(|_| now);
+        self.hedge_at = by_reserve.into_iter().chain(by_patience).chain(by_silence).min();
         // With less time than that there is no point in waiting first.
         self.hedge(now, out);
+    }
+
+    /// The next tier may be gone: a call to it that is out gets a recovery
+    /// beside it now, one that is still to come as it begins.
+    fn silent(&mut self, now: Time, peer: Peer, reason: String, out: &mut Vec<Action>) {
+        self.silent = Some((peer, reason));
+        if self.hedge_at.is_some() && self.active.iter().any(|a| a.kind == Kind::Planned && a.peer == Some(peer)) {
+            self.hedge_at = Some(now);
+            self.hedge(now, out);
+        }
     }
 
     /// Starts a recovery beside the call that is out, when it is time.
@@ -354,9 +379,14 @@ impl Request {
         }
         self.hedge_at = None;
         if let Some(recovery) = self.next_recovery(now) {
-            let text = "the next tier did not answer in its share of the deadline";
-            let failure = Failure::new(Code::DeadlineExceeded, text);
-            self.trouble.get_or_insert((Cause::UpstreamTimeout, failure));
+            let trouble = match &self.silent {
+                Some((_, reason)) => (Cause::LinkDown, Failure::new(Code::Unreachable, reason.clone())),
+                None => {
+                    let text = "the next tier did not answer in its share of the deadline";
+                    (Cause::UpstreamTimeout, Failure::new(Code::DeadlineExceeded, text))
+                }
+            };
+            self.trouble.get_or_insert(trouble);
             self.recover(now, recovery, out);
         }
     }

@@ -19,9 +19,8 @@ pub mod versions;
 
 /// Messages and services, generated from `proto/tierline.proto`.
 #[allow(missing_docs, clippy::all, rustdoc::all)]
-pub mod v1 {
-    tonic::include_proto!("tierline.v1");
-}
+#[rustfmt::skip]
+pub mod v1;
 
 pub use digest::Digest;
 pub use door::{Breach, Sound};

@@ -1,20 +1,16 @@
-//! Artefacts by digest, behind `object_store`: a local folder here, a bucket
-//! by configuration later. What is fetched lies in a partial file until its
-//! digest is verified.
+//! Artefacts by digest, each a file that is there whole or not at all. What is
+//! fetched lies in a partial file until its digest is verified.
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use object_store::local::LocalFileSystem;
-use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart};
 use tierline_proto::Digest;
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::{StoreError, disk};
 
@@ -24,7 +20,6 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// The artefacts of one node.
 #[derive(Debug, Clone)]
 pub struct ArtefactStore {
-    store: Arc<dyn ObjectStore>,
     folder: PathBuf,
     whole: PathBuf,
     partial: PathBuf,
@@ -41,10 +36,44 @@ pub struct Kept {
     pub age: Duration,
 }
 
-fn key(digest: Digest) -> Key {
-    // Two digits as folders keep directories short.
-    let hex = digest.to_string();
-    Key::from(format!("{}/{hex}", &hex[..2]))
+/// A file of an artefact until it is whole, beside its place; removed with
+/// this value where it never came to that.
+struct Staged {
+    path: PathBuf,
+    place: PathBuf,
+}
+
+impl Staged {
+    /// A name of its own for what is to lie at `place`. `#` is in no digest.
+    fn beside(place: PathBuf) -> io::Result<Self> {
+        let folder = place.parent().unwrap_or(&place);
+        if !folder.is_dir() {
+            disk::create_private_folder(folder)?;
+            folder.parent().map_or(Ok(()), disk::sync_folder)?;
+        }
+        let mut name = place.file_name().unwrap_or_default().to_owned();
+        name.push(format!("#{:016x}", fastrand::u64(..)));
+        Ok(Self { path: place.with_file_name(name), place })
+    }
+
+    fn options() -> fs::OpenOptions {
+        let mut options = fs::File::options();
+        options.write(true).create_new(true).mode(0o600);
+        options
+    }
+
+    /// Its bytes are on the disk: what names it may be written the moment after.
+    fn finish(self) -> io::Result<()> {
+        fs::rename(&self.path, &self.place)?;
+        self.place.parent().map_or(Ok(()), disk::sync_folder)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // Behind the renaming there is none.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 impl ArtefactStore {
@@ -58,27 +87,23 @@ impl ArtefactStore {
         for path in [&partial, &whole] {
             disk::create_private_folder(path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
         }
-        let store = LocalFileSystem::new_with_prefix(&whole).map_err(|e| StoreError::Artefacts(e.to_string()))?;
-        // What names an artefact may be written the moment after.
-        let store = store.with_fsync(true);
-        Ok(Self { store: Arc::new(store), folder: folder.to_owned(), whole, partial })
+        Ok(Self { folder: folder.to_owned(), whole, partial })
     }
 
-    fn failed(&self, digest: Digest, error: object_store::Error) -> StoreError {
-        if let object_store::Error::NotFound { .. } = error {
-            return StoreError::Missing(digest);
-        }
-        let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
-        while let Some(cause) = source {
-            if cause.downcast_ref::<std::io::Error>().is_some_and(disk::is_full) {
-                return StoreError::Full { folder: self.folder.clone() };
-            }
-            source = cause.source();
-        }
-        StoreError::Artefacts(error.to_string())
+    fn path(&self, digest: Digest) -> PathBuf {
+        // Two digits as folders keep directories short.
+        let hex = digest.to_string();
+        self.whole.join(&hex[..2]).join(hex)
     }
 
-    fn io(&self, path: &Path, source: std::io::Error) -> StoreError {
+    fn failed(&self, digest: Digest, error: io::Error) -> StoreError {
+        match error.kind() {
+            ErrorKind::NotFound => StoreError::Missing(digest),
+            _ => self.io(&self.path(digest), error),
+        }
+    }
+
+    fn io(&self, path: &Path, source: io::Error) -> StoreError {
         if disk::is_full(&source) {
             StoreError::Full { folder: self.folder.clone() }
         } else {
@@ -93,9 +118,18 @@ impl ArtefactStore {
     pub async fn put(&self, bytes: Bytes) -> Result<Digest, StoreError> {
         let digest = Digest(*blake3::hash(&bytes).as_bytes());
         if self.length(digest).await?.is_none() {
-            self.store.put(&key(digest), PutPayload::from(bytes)).await.map_err(|e| self.failed(digest, e))?;
+            self.write(digest, &bytes).await.map_err(|e| self.io(&self.path(digest), e))?;
         }
         Ok(digest)
+    }
+
+    async fn write(&self, digest: Digest, bytes: &[u8]) -> io::Result<()> {
+        let staged = Staged::beside(self.path(digest))?;
+        let mut file = tokio::fs::OpenOptions::from(Staged::options()).open(&staged.path).await?;
+        file.write_all(bytes).await?;
+        file.flush().await?;
+        file.sync_all().await?;
+        staged.finish()
     }
 
     /// Stores what a file holds under its digest, which is what was expected if
@@ -116,7 +150,7 @@ impl ArtefactStore {
         tokio::task::block_in_place(hash).map_err(unreadable)?;
         let digest = Digest(*hasher.finalize().as_bytes());
         if self.length(digest).await?.is_none() {
-            self.copy(digest, file).await?;
+            self.copy(digest, file)?;
         }
         Ok(digest)
     }
@@ -142,7 +176,7 @@ impl ArtefactStore {
 
     /// What it means that the disk refused a file of [`ArtefactStore::unnamed`].
     #[must_use]
-    pub fn refused(&self, error: std::io::Error) -> StoreError {
+    pub fn refused(&self, error: io::Error) -> StoreError {
         self.io(&self.partial, error)
     }
 
@@ -151,9 +185,9 @@ impl ArtefactStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn remove(&self, digest: Digest) -> Result<(), StoreError> {
-        match self.store.delete(&key(digest)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(e) => Err(self.failed(digest, e)),
+        match tokio::fs::remove_file(self.path(digest)).await {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(self.failed(digest, e)),
+            _ => Ok(()),
         }
     }
 
@@ -162,27 +196,31 @@ impl ArtefactStore {
     /// # Errors
     /// [`StoreError::Missing`] where it isn't or its bytes are damaged.
     pub async fn get(&self, digest: Digest) -> Result<Bytes, StoreError> {
-        let got = self.store.get(&key(digest)).await.map_err(|e| self.failed(digest, e))?;
-        let bytes = got.bytes().await.map_err(|e| self.failed(digest, e))?;
+        let bytes = Bytes::from(tokio::fs::read(self.path(digest)).await.map_err(|e| self.failed(digest, e))?);
         if blake3::hash(&bytes).as_bytes() != &digest.0 {
             // Gone is better than wrong: it is fetched again.
             tracing::warn!(%digest, "a damaged artefact is removed");
-            self.store.delete(&key(digest)).await.map_err(|e| self.failed(digest, e))?;
+            self.remove(digest).await?;
             return Err(StoreError::Missing(digest));
         }
         Ok(bytes)
     }
 
-    /// A range of an artefact.
+    /// A range of an artefact, as far as it goes.
     ///
     /// # Errors
     /// [`StoreError::Missing`] where it isn't.
     pub async fn range(&self, digest: Digest, range: Range<u64>) -> Result<Bytes, StoreError> {
-        // Object stores refuse empty ranges.
-        if range.is_empty() {
-            return Ok(Bytes::new());
-        }
-        self.store.get_range(&key(digest), range).await.map_err(|e| self.failed(digest, e))
+        let read = async {
+            let mut file = tokio::fs::File::open(self.path(digest)).await?;
+            let end = file.metadata().await?.len().min(range.end);
+            let length = end.saturating_sub(range.start);
+            let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+            file.seek(SeekFrom::Start(range.start)).await?;
+            file.take(length).read_to_end(&mut bytes).await?;
+            Ok(bytes)
+        };
+        read.await.map(Bytes::from).map_err(|e| self.failed(digest, e))
     }
 
     /// Length of an artefact that is here.
@@ -190,9 +228,9 @@ impl ArtefactStore {
     /// # Errors
     /// [`StoreError`].
     pub async fn length(&self, digest: Digest) -> Result<Option<u64>, StoreError> {
-        match self.store.head(&key(digest)).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+        match tokio::fs::metadata(self.path(digest)).await {
+            Ok(meta) => Ok(Some(meta.len())),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(self.failed(digest, e)),
         }
     }
@@ -200,7 +238,7 @@ impl ArtefactStore {
     /// An artefact that is here is wanted again: it counts as new, so that it
     /// isn't taken for garbage before anything names it. Blocks.
     pub fn touch(&self, digest: Digest) {
-        let path = self.whole.join(key(digest).as_ref());
+        let path = self.path(digest);
         // Where it can't be, it isn't: then there is nothing to keep.
         let _ = fs::File::options().write(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
     }
@@ -230,7 +268,6 @@ impl ArtefactStore {
     /// Removes what was half written and left behind for longer than `age`:
     /// copies that a crash broke off. Blocks.
     pub fn clear_staged(&self, age: Duration) {
-        // As the store for folders names them until they are whole.
         let staged = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains('#'));
         for path in entries(&self.whole).filter(|e| e.is_dir()).flat_map(|folder| entries(&folder)).filter(staged) {
             if age_of(&path).is_some_and(|old| old >= age) {
@@ -314,25 +351,25 @@ impl ArtefactStore {
     pub async fn commit(&self, digest: Digest) -> Result<(), StoreError> {
         let path = self.partial_path(digest);
         let file = tokio::task::block_in_place(|| fs::File::open(&path)).map_err(|e| self.io(&path, e))?;
-        self.copy(digest, &file).await?;
+        self.copy(digest, &file)?;
         self.discard(digest);
         Ok(())
     }
 
-    /// Copies a file whose digest is known into the store.
-    async fn copy(&self, digest: Digest, file: &fs::File) -> Result<(), StoreError> {
-        let upload = self.store.put_multipart(&key(digest)).await.map_err(|e| self.failed(digest, e))?;
-        let mut upload = WriteMultipart::new(upload);
-        let read = tokio::task::block_in_place(|| blocks(file, |block| upload.write(block)));
-        if let Err(e) = read {
-            let _ = upload.abort().await;
-            return Err(self.io(&self.partial, e));
-        }
-        upload.finish().await.map_err(|e| self.failed(digest, e)).map(drop)
+    /// Copies a file whose digest is known into the store. Blocks a part of the time.
+    fn copy(&self, digest: Digest, mut from: &fs::File) -> Result<(), StoreError> {
+        let copy = || {
+            let staged = Staged::beside(self.path(digest))?;
+            let mut file = Staged::options().open(&staged.path)?;
+            io::copy(&mut from, &mut file)?;
+            file.sync_all()?;
+            staged.finish()
+        };
+        tokio::task::block_in_place(copy).map_err(|e| self.io(&self.path(digest), e))
     }
 }
 
-fn blocks(mut file: &fs::File, mut take: impl FnMut(&[u8])) -> std::io::Result<()> {
+fn blocks(mut file: &fs::File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     let mut block = vec![0; BLOCK_BYTES];
     loop {
         match file.read(&mut block)? {
@@ -379,7 +416,7 @@ mod tests {
         let digest = store.put(Bytes::from_static(b"whole")).await.unwrap();
         let other = Digest([7; 32]);
         store.append(other, b"part").unwrap();
-        let staged = store.whole.join(key(digest).as_ref()).with_extension("x#1");
+        let staged = store.path(digest).with_extension("x#1");
         fs::write(&staged, "half").unwrap();
         let listed = |all: Vec<Kept>| all.into_iter().map(|kept| (kept.digest, kept.bytes)).collect::<Vec<_>>();
         assert_eq!((listed(store.list()), listed(store.list_partial())), (vec![(digest, 5)], vec![(other, 4)]));
@@ -389,7 +426,7 @@ mod tests {
         assert!(!staged.exists());
 
         let old = SystemTime::now() - Duration::from_secs(900);
-        let path = store.whole.join(key(digest).as_ref());
+        let path = store.path(digest);
         fs::File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
         assert!(store.list()[0].age >= Duration::from_secs(890));
         store.touch(digest);

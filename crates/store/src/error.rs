@@ -55,9 +55,6 @@ pub enum StoreError {
     /// An artefact isn't there.
     #[error("artefact {0} is not in the store")]
     Missing(tierline_proto::Digest),
-    /// The artefact store failed.
-    #[error("the artefact store failed: {0}")]
-    Artefacts(String),
 }
 
 impl From<StoreError> for Failure {

@@ -3,4 +3,6 @@
 
 pub mod cli;
 pub mod link;
+pub mod logging;
+pub mod notify;
 pub mod output;

@@ -1,6 +1,7 @@
 //! The repository held to its own rules.
 
 mod edges;
+mod generated;
 mod licences;
 mod pages;
 mod tasks;

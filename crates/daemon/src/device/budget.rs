@@ -5,6 +5,7 @@
 //! decoded.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierline_proto::v1::{Code, Failure};
@@ -19,7 +20,7 @@ pub struct Budget(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    max: u64,
+    max: AtomicU64,
     held: Mutex<Counts>,
 }
 
@@ -34,7 +35,12 @@ impl Budget {
     /// Requests may hold `max` bytes together.
     #[must_use]
     pub fn new(max: u64) -> Self {
-        Self(Arc::new(Inner { max, held: Mutex::default() }))
+        Self(Arc::new(Inner { max: max.into(), held: Mutex::default() }))
+    }
+
+    /// From now on they may hold `max` bytes; what is held stays.
+    pub fn set_max(&self, max: u64) {
+        self.0.max.store(max, Ordering::Relaxed);
     }
 
     /// What a request of `caller` holds: nothing yet.
@@ -46,11 +52,15 @@ impl Budget {
     /// Bytes that requests hold, and that they may hold.
     #[must_use]
     pub fn state(&self) -> (u64, u64) {
-        (self.0.lock().all, self.0.max)
+        (self.0.lock().all, self.0.max())
     }
 }
 
 impl Inner {
+    fn max(&self) -> u64 {
+        self.max.load(Ordering::Relaxed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Counts> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -77,7 +87,7 @@ impl Held {
     /// [`Code::Overloaded`] when that is more than is left, [`Code::TooLarge`]
     /// when it is more than any request may hold here.
     pub fn take(&self, bytes: u64) -> Result<(), Failure> {
-        let share = self.inner.max / SHARE;
+        let share = self.inner.max() / SHARE;
         let mut own = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         if own.saturating_add(bytes) > share {
             let text = format!("the request's tensors take more than {share} bytes, the most that one may hold here");
@@ -86,11 +96,12 @@ impl Held {
         let mut counts = self.inner.lock();
         let caller = counts.callers.get(&self.caller).copied().unwrap_or(0);
         let others = counts.all - caller;
-        let share = self.inner.max.saturating_sub(others) / SHARE;
+        let share = self.inner.max().saturating_sub(others) / SHARE;
         if caller.saturating_add(bytes) > share {
             let text = format!(
                 "requests under way hold {} of {} bytes, of which {caller} are the caller's; another {bytes} don't fit now",
-                counts.all, self.inner.max
+                counts.all,
+                self.inner.max()
             );
             return Err(Failure::new(Code::Overloaded, text).with_help("send fewer at once"));
         }

@@ -12,6 +12,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierline_proto::Digest;
@@ -91,7 +92,7 @@ struct Entries {
 }
 
 struct Inner {
-    max: u64,
+    max: AtomicU64,
     entries: Mutex<Entries>,
     /// Rings when something went to make room.
     bell: Notify,
@@ -116,13 +117,19 @@ impl Memory {
     /// Nothing yet; all that is kept may take `max` bytes.
     #[must_use]
     pub fn new(max: u64) -> Self {
-        Self(Arc::new(Inner { max, entries: Mutex::default(), bell: Notify::new() }))
+        Self(Arc::new(Inner { max: max.into(), entries: Mutex::default(), bell: Notify::new() }))
     }
 
     /// Bytes that all of it may take.
     #[must_use]
     pub fn max(&self) -> u64 {
-        self.0.max
+        self.0.max.load(Ordering::Relaxed)
+    }
+
+    /// From now on it may take `max` bytes; what is beyond and not in use goes.
+    pub fn set_max(&self, max: u64) {
+        self.0.max.store(max, Ordering::Relaxed);
+        self.make_room(0);
     }
 
     /// How much is kept of each kind.
@@ -162,7 +169,7 @@ impl Memory {
 
     /// Lets go what was used longest ago until `bytes` more fit; whether they do.
     pub fn make_room(&self, bytes: u64) -> bool {
-        let (fits, gone) = self.lock().make_room(self.0.max.checked_sub(bytes));
+        let (fits, gone) = self.lock().make_room(self.max().checked_sub(bytes));
         self.went(gone);
         fits
     }
@@ -174,7 +181,7 @@ impl Memory {
         let entry = Entry { value: Arc::clone(value) as Value, bytes, used: entries.clock };
         entries.gone.remove(&key);
         let before = entries.entries.insert(key, entry);
-        let (_, gone) = entries.make_room(Some(self.0.max));
+        let (_, gone) = entries.make_room(Some(self.max()));
         drop(entries);
         drop(before);
         self.went(gone);

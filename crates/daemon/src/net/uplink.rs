@@ -2,6 +2,7 @@
 //! (`tierline_node::lease`), and carries requests and artefacts upwards.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,16 @@ const STILL_PENDING: Duration = Duration::from_millis(300);
 /// A call is late after this many times its prediction.
 const LATE_FACTOR: u32 = 2;
 
+/// A parent that shows no sign of life for so many round trips, and for
+/// [`SILENCE_MIN`], may be gone: a request no longer relies on it.
+const SILENT_ROUND_TRIPS: u32 = 4;
+
+/// What a busy parent may take to answer a heartbeat.
+const SILENCE_MIN: Duration = Duration::from_millis(200);
+
+/// Between two questions whether the parent is there, while a request waits.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
 /// Where one keeper of the lease hears of its connections.
 type News = mpsc::Sender<ChildEvent>;
 
@@ -80,6 +91,10 @@ struct Shared {
     failure: Option<Failure>,
     /// When the next try begins, where one is waited for.
     next_try: Option<Time>,
+    /// Where whoever keeps the lease listens.
+    news: Option<News>,
+    /// When the parent last said something.
+    heard: Option<Instant>,
 }
 
 /// The estimator; one that broke off measures from the beginning.
@@ -324,12 +339,44 @@ impl Uplink {
         }
     }
 
+    /// Asks again and again whether the parent is there, while a request needs
+    /// it; ends when it has shown no sign of life for longer than it may take,
+    /// `sending` bytes before the answer included.
+    pub async fn silence(&self, sending: &AtomicU64) -> (Peer, String) {
+        loop {
+            let asked = Instant::now();
+            let news = self.read().news.clone();
+            if let Some(news) = news {
+                let _ = news.send(ChildEvent::Urge).await;
+            }
+            loop {
+                let estimate = lock(&self.link).estimate(self.net.clock.now());
+                let ahead = estimate.up.filter(|up| *up > 0.0).map_or(Duration::ZERO, |up| {
+                    Duration::try_from_secs_f64(sending.load(Ordering::Relaxed) as f64 / up).unwrap_or(PROBE_TIME_MAX)
+                });
+                let round_trips = estimate.rtt.unwrap_or_default().saturating_mul(SILENT_ROUND_TRIPS);
+                let limit = ahead + round_trips.max(SILENCE_MIN);
+                let (heard, waited) = (self.read().heard, asked.elapsed());
+                if heard.is_some_and(|heard| heard >= asked) {
+                    break;
+                }
+                if waited >= limit {
+                    return (self.peer, format!("{} has shown no sign of life for {waited:.0?}", self.name()));
+                }
+                // Short, since what there is to send may have become known meanwhile.
+                tokio::time::sleep((limit - waited).min(SILENCE_MIN / 8)).await;
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    }
+
     /// Keeps the lease until the node ends.
     pub async fn keep(self: Arc<Self>) {
         let clock = self.net.clock;
         self.begin_anew();
         // What is under way from before a fault has no say any more.
         let (news, mut inbox) = mpsc::channel(NEWS_MAX);
+        self.write().news = Some(news.clone());
         let (mut child, mut left) = (Child::default(), false);
         let mut rng = Rng::new();
         let mut actions = VecDeque::from(child.step(clock.now(), &mut rng, ChildEvent::Start));
@@ -534,6 +581,7 @@ impl Uplink {
         };
         match said {
             FromParent::Ack(ack) => {
+                self.write().heard = Some(Instant::now());
                 self.told_of_copy(ack.copied);
                 let held = Duration::from_nanos(ack.held_ns);
                 let lease = Duration::from_millis(ack.lease_ms.into());

@@ -12,6 +12,7 @@ use tierline_identity::tls::LiveIdentity;
 use tierline_identity::{Ca, Identity, IdentityError, check_name};
 use tierline_node::policy::Rule;
 use tierline_proto::Role;
+use tierline_proto::v1::Event;
 use tierline_store::members::NodeRow;
 use tierline_store::state::Tables;
 use tierline_store::{ArtefactStore, State, disk};
@@ -58,6 +59,14 @@ pub enum Told<'t> {
     Note(String),
     /// Everything answers from now on.
     Ready(&'t Ready<'t>),
+    /// Something happened that its operator may want to see.
+    Happened(&'t Event),
+    /// Its configuration is read again.
+    Reloading,
+    /// What is in force of its configuration has changed, unless it couldn't be read.
+    Reloaded(Option<&'t NodeConfig>),
+    /// It ends.
+    Stopping,
 }
 
 /// A node that answers.
@@ -165,11 +174,20 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
         engine: format!("{} {}", cx.device.engine.name(), cx.device.engine.version()),
         start_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
+    // What the file says once it holds what the node was started with.
+    let mut file = file_of(cx.me.config())?;
     tell(Told::Ready(&ready))?;
-    tokio::select! {
-        () = signals.any() => cx.end.is_for_good(),
-        () = cx.end.begun() => {}
+    let (_, mut feed) = cx.events.watch();
+    loop {
+        tokio::select! {
+            _ = signals.interrupt.recv() => break cx.end.is_for_good(),
+            _ = signals.terminate.recv() => break cx.end.is_for_good(),
+            () = cx.end.begun() => break,
+            _ = signals.reload.recv() => reload(cx, &mut file, &tell)?,
+            Ok(event) = feed.recv() => tell(Told::Happened(&event))?,
+        }
     }
+    tell(if cx.end.is_anew() { Told::Reloading } else { Told::Stopping })?;
     tell(Told::Note(format!("{} says goodbye", cx.me.name())))?;
     cx.children.drain();
     cx.end.begin();
@@ -190,6 +208,50 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
         cx.end.is_for_good();
     }
     Ok(if cx.end.is_anew() { Ended::Renamed } else { Ended::Stopped })
+}
+
+/// What the file says, and what it is about to be told of a first start.
+fn file_of(config: &NodeConfig) -> Outcome<NodeConfig> {
+    let file = NodeConfig::load(&config.data)?;
+    // The engine may come from the environment, the name from the certificate.
+    let given = NodeConfig { engine: file.engine.clone(), name: file.name.clone(), ..config.clone() };
+    Ok(file.remembering(&given)?.0)
+}
+
+/// What changes of a configuration while a node runs; what else its file says
+/// holds from the next start on.
+const RELOADED: [&str; 3] = ["log", "memory_bytes", "requests_bytes"];
+
+/// Reads the file again, and does what it says from now on. `file` is what it
+/// said so far: a flag that went before it stays in force until it changes.
+fn reload(cx: &Context, file: &mut NodeConfig, tell: &impl Fn(Told<'_>) -> Outcome) -> Outcome {
+    tell(Told::Reloading)?;
+    let new = match NodeConfig::load(&file.data) {
+        Ok(new) => new,
+        Err(failure) => {
+            tell(Told::Note(format!("nothing is reloaded: {}", failure.error)))?;
+            return tell(Told::Reloaded(None));
+        }
+    };
+    let (now, later): (Vec<String>, Vec<String>) = file
+        .differences(&new)?
+        .into_iter()
+        .filter(|key| key != "name")
+        .partition(|key| RELOADED.contains(&key.as_str()));
+    if now.iter().any(|key| key == "memory_bytes") {
+        cx.device.memory.set_max(new.memory_bytes());
+    }
+    if now.iter().any(|key| key == "requests_bytes") {
+        cx.device.budget.set_max(new.requests_bytes());
+    }
+    let said = |keys: &[String]| if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") };
+    let mut text = format!("reloaded {}: {} changed", config::FILE, said(&now));
+    if !later.is_empty() {
+        text += &format!("; {} from the next start on", said(&later));
+    }
+    *file = new;
+    tell(Told::Reloaded(Some(file)))?;
+    tell(Told::Note(text))
 }
 
 /// Everything that a node holds, not yet running.
@@ -298,21 +360,19 @@ fn tables() -> Vec<Tables> {
     REGISTRY.iter().map(|duty| Tables { of: duty.name, steps: duty.tables }).collect()
 }
 
-/// What asks a process to end.
+/// What asks a process to end, or to read its configuration again.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    reload: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    async fn any(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            reload: signal(SignalKind::hangup())?,
+        })
     }
 }

@@ -8,6 +8,10 @@ use super::{BACKOFF_BASE, BACKOFF_MAX, DIAL_TIMEOUT, HEARTBEAT, HEARTBEAT_MIN, H
 use crate::Rng;
 use crate::time::{Time, ns};
 
+/// Between heartbeats that somebody asks for: a parent that is gone answers
+/// none of them.
+const URGED_AGAIN: Duration = Duration::from_millis(20);
+
 /// What a parent grants in its hello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Granted {
@@ -75,6 +79,9 @@ pub enum Event {
     /// Configuration, certificate or program changed: try again even after a
     /// final refusal.
     Reconfigured,
+    /// Somebody wants to know now whether the parent is there: a heartbeat,
+    /// unless one is on its way.
+    Urge,
     /// Let go and stay away.
     Stop,
     /// The time [`Child::wake`] named.
@@ -198,6 +205,14 @@ impl Child {
             Event::Start | Event::Reconfigured => {}
             Event::Stop => self.stop(out),
             Event::Wake => self.wake_up(now, rng, out),
+            Event::Urge => {
+                if let State::Held(held) = &mut self.state
+                    && held.sent.last().is_none_or(|(_, sent)| now.since(*sent) >= URGED_AGAIN)
+                {
+                    held.next_beat = now;
+                    self.wake_up(now, rng, out);
+                }
+            }
             Event::Connected { conn } if conn == self.conn => self.connected(now, out),
             Event::Hello { conn, result } if conn == self.conn => self.greeted(now, rng, result, out),
             Event::Ack { conn, sequence, held } if conn == self.conn => self.acknowledged(now, sequence, held, out),

@@ -555,3 +555,23 @@ fn of_two_copies_the_later_start_keeps_the_lease() {
     assert!(denied(&parent.step(at(6), hello(2))));
     assert!(granted(&parent.step(at(7), hello(3))), "a real restart");
 }
+
+#[test]
+fn whoever_needs_the_parent_asks_for_a_heartbeat() {
+    let (mut child, rng) = (Child::default(), &mut Rng::with_seed(1));
+    let at = |ms: u64| Time::ZERO + Duration::from_millis(ms);
+    assert_eq!(child.step(Time::ZERO, rng, ChildEvent::Urge), []);
+    let _ = child.step(Time::ZERO, rng, ChildEvent::Start);
+    let _ = child.step(Time::ZERO, rng, ChildEvent::Connected { conn: 1 });
+    let granted = Granted { version: 1, session: 7, lease: Duration::ZERO, heartbeat: Duration::ZERO };
+    let _ = child.step(Time::ZERO, rng, ChildEvent::Hello { conn: 1, result: Ok(granted) });
+    // The first is on its way.
+    assert_eq!(child.step(at(10), rng, ChildEvent::Urge), []);
+    let beat = |sequence| ChildAction::Heartbeat { conn: 1, session: 7, sequence };
+    assert_eq!(child.step(at(30), rng, ChildEvent::Urge), [beat(1)]);
+    let ack = ChildEvent::Ack { conn: 1, sequence: 1, held: Duration::ZERO };
+    assert_eq!(child.step(at(34), rng, ack), [ChildAction::Rtt(Duration::from_millis(4))]);
+    assert_eq!(child.step(at(35), rng, ChildEvent::Urge), [beat(2)]);
+    // The next of its own comes as long after that.
+    assert_eq!(child.wake(), Some(at(35) + tierline_node::lease::HEARTBEAT));
+}

@@ -504,6 +504,42 @@ fn a_recovery_starts_beside_a_late_call_and_the_first_answer_wins() {
 }
 
 #[test]
+fn a_silent_next_tier_is_not_waited_for() {
+    let silent = || Event::Silent { peer: PARENT, reason: "edge has shown no sign of life".into() };
+    let at = |t: u64| Time::ZERO + ms(t);
+    // With the call out: at once, and the call may still win.
+    let mut request = called(vec![HERE]);
+    let actions = request.step(at(20), silent());
+    assert!(matches!(actions[..], [Action::Run { op: Op(2), recovery: true, .. }]), "{actions:?}");
+    assert_eq!(request.step(at(21), silent()), [], "once");
+    let actions = request.step(at(60), Event::RunDone { op: Op(2), result: Ok(()) });
+    let [Action::Abandon { op: Op(1) }, Action::Finish(Outcome::Answer { degraded: Some(degraded), .. })] =
+        &actions[..]
+    else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((degraded.cause(), degraded.reason.contains("no sign of life")), (Cause::LinkDown, true));
+    // Before it: together with the call.
+    let mut request = Request::new(setup(vec![HERE]), vec![]);
+    let _ = request.step(Time::ZERO, Event::Start);
+    assert_eq!(request.step(at(5), silent()), []);
+    let actions = request.step(at(10), Event::RunDone { op: Op(0), result: Ok(()) });
+    assert!(
+        matches!(actions[..], [Action::Call { op: Op(1), .. }, Action::Run { op: Op(2), recovery: true, .. }]),
+        "{actions:?}"
+    );
+    let actions = request.step(at(30), Event::CallDone { op: Op(1), result: Ok(None) });
+    assert!(
+        matches!(actions[..], [Action::Abandon { op: Op(2) }, Action::Finish(Outcome::Answer { degraded: None, .. })]),
+        "{actions:?}"
+    );
+    // Another parent's silence is of no concern, and nor is one without a way around.
+    let other = || Event::Silent { peer: Peer(1), reason: "silent".into() };
+    assert_eq!(called(vec![HERE]).step(at(20), other()), []);
+    assert_eq!(called(vec![]).step(at(20), silent()), []);
+}
+
+#[test]
 fn the_nearest_way_that_is_open_and_in_time_is_taken() {
     let other = Upstream { peer: Peer(1), predicted: ms(60), back: ms(5) };
     let failed = || Event::CallDone { op: Op(1), result: Err(Failure::new(Code::Draining, "going down")) };

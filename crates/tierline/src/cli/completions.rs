@@ -1,8 +1,11 @@
-//! `tierline completions SHELL`.
+//! `tierline completions SHELL`, `tierline manual FOLDER`: what the command
+//! line says of itself.
+
+use std::path::PathBuf;
 
 use clap::CommandFactory;
 
-use crate::output::Outcome;
+use crate::output::{Exit, ExitWith, Outcome};
 
 #[derive(Debug, clap::Args)]
 pub struct Completions {
@@ -13,4 +16,15 @@ pub struct Completions {
 pub fn completions(args: &Completions) -> Outcome {
     clap_complete::generate(args.shell, &mut super::Cli::command(), "tierline", &mut std::io::stdout());
     Ok(())
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Manual {
+    /// Where to write a page for each command, as in /usr/local/share/man/man1
+    folder: PathBuf,
+}
+
+pub fn manual(args: &Manual) -> Outcome {
+    std::fs::create_dir_all(&args.folder).exit_with(Exit::Failure)?;
+    clap_mangen::generate_to(super::Cli::command(), &args.folder).exit_with(Exit::Failure)
 }

@@ -143,6 +143,8 @@ enum Verb {
     Apart(apart::Apart),
     /// Print shell completions
     Completions(completions::Completions),
+    /// Write manual pages
+    Manual(completions::Manual),
 }
 
 /// Parses the command line, runs it, and gives its exit code.
@@ -184,7 +186,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Bench(args) => bench::bench(global, &args),
         Verb::Link(verb) => link::link(global, verb),
         Verb::Apart(args) => apart::apart(&args),
-        Verb::Completions(c) => completions::completions(&c),
+        Verb::Completions(args) => completions::completions(&args),
+        Verb::Manual(args) => completions::manual(&args),
     }
 }
 

@@ -1,5 +1,6 @@
 //! `tierline node`, `tierline join`: this device as part of a site.
 
+use std::cell::RefCell;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,12 +19,17 @@ use tierline_proto::{Code, Role, Sound, Versions};
 
 use super::site::RoleArg;
 use super::{Global, block_on, client, running, usage};
-use crate::output::{Exit, ExitWith, Failure, Outcome, Output};
+use crate::logging::{self, Log};
+use crate::notify::Supervisor;
+use crate::output::{Exit, ExitWith, Failure, Outcome};
 
 /// How long joining waits for an edge that isn't connected to its cloud, and
 /// between attempts.
 const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 const JOIN_AGAIN: Duration = Duration::from_millis(250);
+
+/// Kinds of events that say what a node is at.
+const TOLD_SUPERVISORS: [&str; 4] = ["lease", "model", "job", "fault"];
 
 #[derive(Debug, clap::Subcommand)]
 enum NodeVerb {
@@ -71,6 +77,9 @@ pub struct NodeArgs {
     /// An execution provider of ONNX Runtime, as in `cuda` (repeat: most wanted first)
     #[arg(long = "provider", value_name = "NAME")]
     providers: Vec<tierline_engine::Provider>,
+    /// The form of what it logs
+    #[arg(long, value_enum, default_value = "text", env = "TIERLINE_LOG_FORMAT", hide_env_values = true)]
+    log_format: logging::Format,
 }
 
 pub fn node(global: &Global, args: &NodeArgs) -> Outcome {
@@ -82,8 +91,9 @@ pub fn node(global: &Global, args: &NodeArgs) -> Outcome {
     if args.role == Some(RoleArg::Operator) {
         return Err(usage("an operator runs no node; choose end, edge or cloud"));
     }
-    logging();
     let output = global.output();
+    let supervisor = Supervisor::from_environment();
+    let mut log = None;
     loop {
         // Anew for each start: a node that was given another name has it in its file.
         let file = NodeConfig::load(&global.data_folder())?;
@@ -93,26 +103,62 @@ pub fn node(global: &Global, args: &NodeArgs) -> Outcome {
         if global.engine != "auto" {
             config.engine.clone_from(&global.engine);
         }
-        let told = |told: Told<'_>| match told {
+        let log = match &mut log {
+            Some(log) => &*log,
+            none => none.insert(Log::start(given.log.as_deref(), args.log_format, output)?),
+        };
+        let status = RefCell::new(String::new());
+        let tell = |told: Told<'_>| match told {
             Told::Ready(ready) => {
                 // Only now: what a node can't be started with isn't worth keeping.
-                remember(&file, &given, output);
-                if output.json {
-                    return output.event(ready);
-                }
+                remember(&file, &given, log);
                 let place = match &ready.url {
                     Some(url) => format!("listening on {url}"),
                     None => format!("calling {}", ready.parents.join(", ")),
                 };
-                output.say(format!("{} ({}) is ready, {place}", ready.node, ready.role));
+                let text = format!("{} ({}) is ready, {place}", ready.node, ready.role);
+                supervisor.ready(&text);
+                status.replace(text.clone());
+                if output.json {
+                    return output.event(ready);
+                }
+                log.say(text);
                 Ok(())
             }
             Told::Note(text) => {
-                output.say(text);
+                log.say(text);
+                Ok(())
+            }
+            Told::Happened(event) => {
+                if TOLD_SUPERVISORS.contains(&event.kind.as_str()) {
+                    supervisor.status(&event.text);
+                    status.replace(event.text.clone());
+                }
+                Ok(())
+            }
+            Told::Reloading => {
+                supervisor.reloading();
+                Ok(())
+            }
+            Told::Reloaded(config) => {
+                if let Some(Err(failure)) = config.map(|config| log.refilter(config.log.as_deref())) {
+                    log.say(format!("the log stays as it was: {}", failure.error));
+                }
+                supervisor.ready(&status.borrow());
+                Ok(())
+            }
+            Told::Stopping => {
+                supervisor.stopping();
                 Ok(())
             }
         };
-        if block_on(daemon::run(config, args.role.map(Into::into), told))? == Ended::Stopped {
+        let ended = block_on(async {
+            tokio::select! {
+                ended = daemon::run(config, args.role.map(Into::into), tell) => ended,
+                () = supervisor.keep_alive() => Ok(Ended::Stopped),
+            }
+        })?;
+        if ended == Ended::Stopped {
             return Ok(());
         }
     }
@@ -151,7 +197,7 @@ impl NodeArgs {
 
 /// A node comes back as it was first started, whoever starts it again. One
 /// that can't keep that, on a full disk say, runs all the same.
-fn remember(file: &NodeConfig, given: &NodeConfig, output: Output) {
+fn remember(file: &NodeConfig, given: &NodeConfig, log: &Log) {
     let kept = file.remembering(given).and_then(|(kept, new)| {
         if !new.is_empty() {
             kept.save()?;
@@ -161,21 +207,9 @@ fn remember(file: &NodeConfig, given: &NodeConfig, output: Output) {
     let path = file.data.join(config::FILE);
     match kept {
         Ok(new) if new.is_empty() => {}
-        Ok(new) => output.say(format!("kept for later starts in {}: {}", path.display(), new.join(", "))),
-        Err(failure) => output.say(format!("warning: what it was started with isn't kept: {}", failure.error)),
+        Ok(new) => log.say(format!("kept for later starts in {}: {}", path.display(), new.join(", "))),
+        Err(failure) => log.say(format!("warning: what it was started with isn't kept: {}", failure.error)),
     }
-}
-
-/// Messages of the daemon to stderr, as `RUST_LOG` asks; quiet by default.
-fn logging() {
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("TIERLINE_LOG").unwrap_or_else(|_| EnvFilter::new("warn,tierline=info"));
-    // A second subscriber in one process (tests) is refused; the first stays.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none())
-        .try_init();
 }
 
 #[derive(Debug, clap::Args)]

@@ -26,6 +26,7 @@ mod panics;
 mod reference;
 mod running;
 mod site;
+mod supervised;
 mod train;
 mod transfer;
 mod updates;

@@ -437,6 +437,57 @@ fn a_cut_link_is_answered_in_time_and_found_again() {
     until("answers over the link again", || (ask("cloud").json()["degraded"] == false).then_some(()));
 }
 
+/// How long an answer here takes beyond the engine's time, once the loss of
+/// the link is known: 50 ms, or two round trips.
+const KNOWN_LOSS_MAX: Duration = Duration::from_millis(80);
+
+/// And until it is known: the silence that a parent may keep, and as much again
+/// for a machine that others keep busy. Patience with a late answer would be more.
+const NEW_LOSS_MAX: Duration = Duration::from_millis(400);
+
+#[test]
+fn a_request_on_a_cut_link_waits_for_a_sign_of_life_and_no_longer() {
+    let site = Site::new();
+    let link = Link::to(&site.cloud.url, &["--bandwidth", "100mbit", "--delay", "20 ms"]);
+    let end = site.end("end-1", &link.url(), &["--slowdown", "400"]);
+    let model = site.add_model();
+    until_planned(&end);
+    let ask = |placement: &str| {
+        let args = ["infer", "--model", "digits", "--input", &model.input, "--placement", placement, "--json"];
+        end.ask(&[&args[..], &["--deadline", "20 s"]].concat()).json()
+    };
+    let latency = |answer: &serde_json::Value| Duration::from_secs_f64(answer["latency_ms"].as_f64().unwrap() / 1e3);
+    let offloads = || {
+        let answer = ask("plan");
+        (answer["stages"].as_array()?.len() > 1 && answer["degraded"] == false).then_some(())
+    };
+    until("a plan that uses the link", offloads);
+    let here = (0..3).map(|_| latency(&ask("here"))).max().unwrap();
+    // The best of some: others use this machine as well.
+    let (mut new, mut known) = (Duration::MAX, Duration::MAX);
+    for _ in 0..4 {
+        link.set(&["--cut"]);
+        let first = ask("plan");
+        assert_eq!(first["degraded"], true);
+        let reason = first["reason"].as_str().unwrap();
+        if reason.contains("no sign of life") {
+            new = new.min(latency(&first).saturating_sub(here));
+        }
+        let lost = || {
+            let status = end.ask(&["node", "status", "--json"]).json();
+            (status["parents"][0]["state"] != "connected").then_some(())
+        };
+        until("the lease is lost", lost);
+        known = known.min(latency(&ask("plan")).saturating_sub(here));
+        link.set(&["--restore"]);
+        until("the link is used again", offloads);
+        if new < NEW_LOSS_MAX && known < KNOWN_LOSS_MAX {
+            return;
+        }
+    }
+    panic!("{new:?} until a new loss was known, {known:?} with a known one, beyond the {here:?} of an answer here");
+}
+
 #[test]
 fn a_model_that_flows_when_the_link_breaks_arrives_whole() {
     let site = Site::new();

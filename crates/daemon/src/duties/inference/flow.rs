@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tierline_node::admit::Class;
@@ -131,6 +132,8 @@ struct Flow<'n> {
     frontier: Option<Arc<Named>>,
     products: HashMap<Op, Product>,
     tasks: HashMap<Op, AbortHandle>,
+    /// Bytes that a call has to send.
+    sending: Arc<AtomicU64>,
     done: mpsc::Sender<Done>,
     inbox: mpsc::Receiver<Done>,
     /// Stages that ran here, in order.
@@ -149,6 +152,7 @@ impl<'n> Flow<'n> {
             frontier: None,
             products: HashMap::new(),
             tasks: HashMap::new(),
+            sending: Arc::default(),
             done,
             inbox,
             stages: Vec::new(),
@@ -173,8 +177,14 @@ impl<'n> Flow<'n> {
         });
         let mut recoveries = Vec::new();
         if self.order.fallback && upstream.is_some() {
-            // From the frontier when it is there, which costs least.
-            recoveries.push(Recovery::Here(local(self.split.max(first), segments)));
+            // From the frontier, which costs least, unless that part would have
+            // to be loaded first, and the whole is there.
+            let digest = &self.order.program.manifest.digest;
+            let warm =
+                |from| self.duty.cx.device.compute.is_warm(&SliceKey { digest: digest.clone(), from, to: segments });
+            let frontier = self.split.max(first);
+            let from = if !warm(frontier) && warm(first) { first } else { frontier };
+            recoveries.push(Recovery::Here(local(from, segments)));
         }
         let others = if self.order.fallback { self.duty.cx.parents.others(self.order.peer) } else { Vec::new() };
         for other in others {
@@ -204,6 +214,16 @@ impl<'n> Flow<'n> {
             Ok(setup) => setup,
             Err(failure) => return self.failed(failure),
         };
+        let next = setup.upstream.filter(|_| setup.patience.is_some()).map(|upstream| upstream.peer);
+        let uplink = next.and_then(|peer| self.duty.cx.parents.get(peer).ok());
+        let sending = Arc::clone(&self.sending);
+        let mut silence = std::pin::pin!(async move {
+            match uplink {
+                Some(uplink) => uplink.silence(&sending).await,
+                None => std::future::pending().await,
+            }
+        });
+        let mut is_silent = false;
         let mut changes = self.duty.cx.parents.changes();
         let mut machine = Request::new(setup, self.duty.cx.parents.down());
         let mut actions = machine.step(self.duty.cx.clock.now(), Event::Start);
@@ -238,6 +258,10 @@ impl<'n> Flow<'n> {
                         continue;
                     }
                 },
+                (peer, reason) = &mut silence, if !is_silent => {
+                    is_silent = true;
+                    Event::Silent { peer, reason }
+                }
                 () = wait_until(wake) => Event::Wake,
             };
             actions = machine.step(self.duty.cx.clock.now(), event);
@@ -324,9 +348,10 @@ impl<'n> Flow<'n> {
 
     fn start_call(&mut self, op: Op, peer: Peer, remaining: Duration, whole: bool) {
         let (duty, order, inputs) = (Arc::clone(self.duty), Arc::clone(&self.order), Arc::clone(&self.inputs));
-        let (frontier, split) = (self.frontier.clone(), self.split);
+        let (frontier, split, sending) = (self.frontier.clone(), self.split, Arc::clone(&self.sending));
         let work = async move {
-            let result = call(&duty, &order, &inputs, frontier, Call { peer, remaining, whole, split }).await;
+            let call = Call { peer, remaining, whole, split, sending };
+            let result = self::call(&duty, &order, &inputs, frontier, call).await;
             match result {
                 Ok((product, degraded)) => (Event::CallDone { op, result: Ok(degraded) }, Some((op, product))),
                 Err(failure) => (Event::CallDone { op, result: Err(failure) }, None),
@@ -436,6 +461,8 @@ struct Call {
     remaining: Duration,
     whole: bool,
     split: usize,
+    /// Told how much there is to send.
+    sending: Arc<AtomicU64>,
 }
 
 /// Hands a request to a parent and waits for its answer.
@@ -446,7 +473,7 @@ async fn call(
     frontier: Option<Arc<Named>>,
     call: Call,
 ) -> Result<(Product, Option<Degraded>), Failure> {
-    let Call { peer, remaining, whole, split } = call;
+    let Call { peer, remaining, whole, split, sending } = call;
     let uplink = duty.cx.parents.get(peer)?;
     let first = order.boundaries.first().filter(|_| !whole);
     let codec_of = |name: &str| {
@@ -462,6 +489,7 @@ async fn call(
         _ => encode_blocking(inputs.tensors().await?, codec_of).await?,
     };
     let sent = wire::total(&tensors);
+    sending.store(sent, Ordering::Relaxed);
     // What was made for this call is held until its answer is here.
     let made = if at_inputs && relayed { 0 } else { sent };
     inputs.held.count(made);

@@ -1,0 +1,85 @@
+//! What a node writes to stderr while it runs: which of it, and in which form.
+//!
+//! Start at [`Log::start`].
+
+use tierline_daemon::outcome::{Exit, Failure, Outcome};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, reload};
+
+use crate::output::Output;
+
+/// Where the filter may be given from outside; it goes before the file's.
+pub const FILTER_VARIABLE: &str = "TIERLINE_LOG";
+
+/// What is logged unless somebody says otherwise.
+const FILTER_DEFAULT: &str = "warn,tierline=info";
+
+/// The form of a line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON document a line, with `timestamp`, `level`, `target` and `message`
+    Json,
+}
+
+/// The log of a node that runs.
+pub struct Log {
+    filter: reload::Handle<Targets, Registry>,
+    format: Format,
+    output: Output,
+}
+
+impl Log {
+    /// Begins to log; `filter` is the file's.
+    ///
+    /// # Errors
+    /// [`Exit::Configuration`] for a filter that can't be read.
+    pub fn start(filter: Option<&str>, format: Format, output: Output) -> Outcome<Self> {
+        let (layer, handle) = reload::Layer::new(targets(filter)?);
+        let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+        let text = || fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
+        let json = || text().with_ansi(false).json().flatten_event(true).with_current_span(false).with_span_list(false);
+        let registry = tracing_subscriber::registry().with(layer);
+        // A second subscriber in one process (tests) is refused; the first stays.
+        let _ = match format {
+            Format::Text => registry.with(text()).try_init(),
+            Format::Json => registry.with(json()).try_init(),
+        };
+        Ok(Self { filter: handle, format, output })
+    }
+
+    /// Logs by another filter from now on.
+    ///
+    /// # Errors
+    /// As [`Log::start`]; then the filter stays.
+    pub fn refilter(&self, filter: Option<&str>) -> Outcome {
+        self.filter.reload(targets(filter)?).map_err(|e| Failure::message(Exit::Failure, e))
+    }
+
+    /// Says something to whoever started the node.
+    pub fn say(&self, text: impl std::fmt::Display) {
+        match self.format {
+            Format::Text => self.output.say(text),
+            Format::Json if self.output.quiet => {}
+            Format::Json => tracing::info!("{text}"),
+        }
+    }
+}
+
+/// The filter in force: the environment's, else the file's, else the default.
+fn targets(file: Option<&str>) -> Outcome<Targets> {
+    let given = std::env::var(FILTER_VARIABLE).ok();
+    let (text, from) = match (&given, file) {
+        (Some(text), _) => (text.as_str(), FILTER_VARIABLE),
+        (None, Some(text)) => (text, "log"),
+        (None, None) => (FILTER_DEFAULT, "the default"),
+    };
+    text.parse().map_err(|e| {
+        Failure::message(Exit::Configuration, format!("{from}: `{text}` says not what to log: {e}"))
+            .hint("write levels, and targets with one, as in `warn,tierline=debug`")
+    })
+}
