@@ -375,4 +375,12 @@ impl Signals {
             reload: signal(SignalKind::hangup())?,
         })
     }
+
+    /// One that asks for the end.
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }
