@@ -41,8 +41,8 @@ pub struct Measuring {
     pub slowdown: f64,
     /// Who hears of progress.
     pub watch: Watch,
-    /// What takes longer fails; none takes as long as it takes.
-    pub time_max: Option<Duration>,
+    /// Ends it, and it fails.
+    pub stop: Stop,
 }
 
 /// Measures a model. Blocks for some seconds.
@@ -51,9 +51,8 @@ pub struct Measuring {
 /// When the engine takes neither the model nor its parts, or not in time.
 pub fn measure(work: &Work<'_>, how: Measuring) -> Result<ModelProfile, EngineError> {
     let _turn = turn();
-    let Measuring { load, slowdown, watch, time_max } = how;
+    let Measuring { load, slowdown, watch, stop } = how;
     let digest = work.manifest.digest.clone();
-    let stop = time_max.map_or(Stop::never(), |time| Stop::at(Instant::now() + time));
     let options = ProfileOptions { digest, load, budget: PROFILE_TIME, watch, stop, ..ProfileOptions::default() };
     let measured =
         profile(work.engine.as_ref(), work.model, &work.manifest.cuts, work.inputs, &options, &mut CodecMeter)?;

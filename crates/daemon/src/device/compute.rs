@@ -43,6 +43,10 @@ const STUCK: Duration = Duration::from_secs(5);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// A piece of background work that takes longer shares the device from then on:
+/// nobody waits for its end.
+const HOLD_MAX: Duration = Duration::from_secs(2);
+
 /// Workers left to themselves at once. With more, whatever keeps them would
 /// have every core.
 const STUCK_MAX: usize = 2;
@@ -343,6 +347,8 @@ struct Inner {
     stuck: usize,
     /// What they do.
     stuck_at: HashSet<SliceKey>,
+    /// Since when other threads have the device for pieces of theirs.
+    holds: HashMap<JobId, Instant>,
 }
 
 struct Shared {
@@ -379,7 +385,9 @@ impl Shared {
                     Some(Work::Hold { granted }) => {
                         let heard = granted.try_send(()).is_ok();
                         inner.jobs.remove(&id);
-                        if !heard {
+                        if heard {
+                            inner.holds.insert(id, Instant::now());
+                        } else {
                             // That thread is gone.
                             actions.extend(inner.queue.step(self.time(Instant::now()), Event::Done(id)));
                         }
@@ -442,9 +450,21 @@ impl Shared {
         }
     }
 
-    /// Puts another worker in the place of one whose run can't be stopped.
+    /// Somebody else's piece of work has ended, or lasted too long for others
+    /// to wait for it.
+    fn release(&self, inner: &mut Inner, id: JobId) {
+        if inner.holds.remove(&id).is_some() {
+            self.step(inner, Event::Done(id));
+        }
+    }
+
+    /// Takes the device from pieces that last too long, and puts another worker
+    /// in the place of one whose run can't be stopped.
     fn look(self: &Arc<Self>) {
         let mut inner = self.lock();
+        let long = inner.holds.iter().filter(|(_, since)| since.elapsed() > HOLD_MAX);
+        let long: Vec<JobId> = long.map(|(id, _)| *id).collect();
+        long.into_iter().for_each(|id| self.release(&mut inner, id));
         let late = |(_, _, deadline): &(JobId, SliceKey, Instant)| Instant::now() > *deadline + STUCK;
         if inner.stuck >= STUCK_MAX || !inner.running.as_ref().is_some_and(late) {
             return;
@@ -506,6 +526,7 @@ impl Compute {
             worker: 0,
             stuck: 0,
             stuck_at: HashSet::new(),
+            holds: HashMap::new(),
         };
         let (bell, origin) = (Condvar::new(), Instant::now());
         let callers = RandomState::new();
@@ -567,7 +588,8 @@ impl Compute {
 
     /// The device itself, for a piece of work of a background class that the
     /// caller does: a step of training, a run of a measurement. It is expected
-    /// to take `service`, and others have their turn between two pieces. Blocks;
+    /// to take `service`, and others have their turn between two pieces; after
+    /// two seconds beside it. Blocks;
     /// `None` when `stop` is pulled first.
     #[must_use]
     pub fn hold(&self, class: Class, service: Duration, stop: &Stop) -> Option<Hold> {
@@ -583,7 +605,7 @@ impl Compute {
             }
             let (granted, waiting) = mpsc::sync_channel(1);
             let key = SliceKey { digest: String::new(), from: 0, to: 0 };
-            let turn = Turn { class, service, ..background() };
+            let turn = Turn { class, service: service.min(HOLD_MAX), ..background() };
             let Some(id) = self.submit(None, key, Work::Hold { granted }, turn, Stop::never()) else { return None };
             loop {
                 match waiting.recv_timeout(LOOK) {
@@ -592,8 +614,11 @@ impl Compute {
                     Err(RecvTimeoutError::Timeout) => {
                         let mut inner = self.0.lock();
                         // Granted in that moment, it is given back.
-                        let waits = inner.jobs.remove(&id).is_some();
-                        self.0.step(&mut inner, if waits { Event::Cancel(id) } else { Event::Done(id) });
+                        if inner.jobs.remove(&id).is_some() {
+                            self.0.step(&mut inner, Event::Cancel(id));
+                        } else {
+                            self.0.release(&mut inner, id);
+                        }
                         return None;
                     }
                     // Too many wait; it is asked again.
@@ -699,7 +724,7 @@ pub struct Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            self.shared.step(&mut self.shared.lock(), Event::Done(id));
+            self.shared.release(&mut self.shared.lock(), id);
         }
     }
 }
@@ -708,7 +733,7 @@ impl Drop for Hold {
 const UNSTOPPED_MAX: Duration = Duration::from_millis(tierline_proto::limits::DEADLINE_MS_MAX);
 
 /// Pulls a stop when it goes.
-struct PullOnDrop(Stop);
+pub(crate) struct PullOnDrop(pub(crate) Stop);
 
 impl Drop for PullOnDrop {
     fn drop(&mut self) {

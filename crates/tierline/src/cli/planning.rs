@@ -9,6 +9,7 @@ use serde::Serialize;
 use tierline_daemon::config::Factor;
 use tierline_daemon::models::{self, Manifest, Prepared};
 use tierline_daemon::profiling::{Measuring, Work};
+use tierline_engine::Stop;
 use tierline_engine::profiler::Watch;
 use tierline_graph::profile::{CutProfile, DeviceProfile, ModelProfile, TensorProfile};
 use tierline_plan::problem::{Problem, Solution};
@@ -93,7 +94,8 @@ fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfil
     let shown = Arc::clone(&steps);
     let watch = Watch::new(move |p| shown.at((p.done * 100.0) as u64, &p.phase.to_string()));
     let load = tierline_engine::LoadOptions::with_threads(args.threads);
-    let profile = tierline_daemon::profiling::measure(&work, Measuring { load, slowdown: 1.0, watch, time_max: None })?;
+    let profile =
+        tierline_daemon::profiling::measure(&work, Measuring { load, slowdown: 1.0, watch, stop: Stop::never() })?;
     steps.bar.finish_and_clear();
     Ok((format!("{} {}", engine.name(), engine.version()), profile))
 }

@@ -1,7 +1,7 @@
 //! How long models take on this device: measured here, or scaled from a tier
 //! above.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tierline_engine::profiler::{Progress, Watch};
@@ -18,7 +18,7 @@ use tonic::Status;
 use super::artefacts::Artefacts;
 use super::catalogue::{AGAIN, Catalogue, Change, Entry, UNKEPT_SHARE, is_late};
 use super::planning::Planning;
-use crate::device::compute::{Compute, Hold};
+use crate::device::compute::{Compute, Hold, PullOnDrop};
 use crate::models::Manifest;
 use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
@@ -31,6 +31,9 @@ const AHEAD_MAX: usize = 8;
 /// one that they blurred than none.
 const WAITS_MAX: Duration = Duration::from_secs(60);
 
+/// How often it is looked whether a measurement takes too long.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// Who hears of a measurement's steps.
 type Told = Box<dyn Fn(Progress) + Send + Sync>;
 
@@ -42,7 +45,11 @@ struct Turns {
 
 #[derive(Default)]
 struct Now {
+    /// When the first began.
+    began: Option<Instant>,
     held: Option<(Hold, Instant)>,
+    /// Since when it waits for the next.
+    asked: Option<Instant>,
     /// What a step takes.
     took: Duration,
     /// Waited so far.
@@ -56,20 +63,37 @@ impl Turns {
 
     /// Lets others have their turn, and takes the next.
     fn next(&self) {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((held, since)) = now.held.take() {
-            now.took = since.elapsed();
-            drop(held);
-        }
         let asked = Instant::now();
-        let patience = asked + WAITS_MAX.saturating_sub(now.waited);
-        let held = self.compute.hold(Class::Profiling, now.took, &Stop::at(patience));
+        let (patience, took) = {
+            let mut now = self.lock();
+            now.began.get_or_insert(asked);
+            now.asked = Some(asked);
+            if let Some((held, since)) = now.held.take() {
+                now.took = since.elapsed();
+                drop(held);
+            }
+            (asked + WAITS_MAX.saturating_sub(now.waited), now.took)
+        };
+        let held = self.compute.hold(Class::Profiling, took, &Stop::at(patience));
+        let mut now = self.lock();
+        now.asked = None;
         now.waited += asked.elapsed();
         now.held = held.map(|held| (held, Instant::now()));
     }
 
+    /// Time that the measurement itself has taken.
+    fn used(&self) -> Duration {
+        let now = self.lock();
+        let waited = now.waited + now.asked.map_or(Duration::ZERO, |asked| asked.elapsed());
+        now.began.map_or(Duration::ZERO, |began| began.elapsed().saturating_sub(waited))
+    }
+
     fn end(&self) {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner).held = None;
+        self.lock().held = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -146,7 +170,7 @@ impl Profiling {
     fn later(self: &Arc<Self>, entry: Entry) {
         let profiling = Arc::clone(self);
         self.cx.tasks.spawn("profiling", async move {
-            while let Err(failure) = profiling.measure(&entry, None).await {
+            while let Err(failure) = profiling.measure_first(&entry).await {
                 if profiling.catalogue.known.by_model(entry.model).is_none() {
                     return;
                 }
@@ -166,6 +190,30 @@ impl Profiling {
     /// # Errors
     /// When the model can't be had or run here, or was removed meanwhile.
     pub async fn measure(&self, entry: &Entry, progress: Option<Told>) -> Result<(Digest, Arc<ModelProfile>), Failure> {
+        let _turn = self.turn(entry).await?;
+        self.measure_now(entry, progress).await
+    }
+
+    /// As [`Self::measure`], of what nobody has measured here: the same model
+    /// may have come by another name.
+    async fn measure_first(&self, entry: &Entry) -> Result<(), Failure> {
+        let _turn = self.turn(entry).await?;
+        if self.catalogue.known.profile(entry.model).is_some() {
+            return Ok(());
+        }
+        self.measure_now(entry, None).await.map(drop)
+    }
+
+    /// One is measured at a time: those that wait take no memory, and blur no
+    /// measurement.
+    async fn turn(&self, entry: &Entry) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+        if self.cx.me.config().scale_of_parent.is_none() {
+            self.catalogue.program(entry).await?;
+        }
+        Ok(self.measuring.lock().await)
+    }
+
+    async fn measure_now(&self, entry: &Entry, progress: Option<Told>) -> Result<(Digest, Arc<ModelProfile>), Failure> {
         let profile = match self.cx.me.config().scale_of_parent {
             Some(factor) => self.scaled(entry, factor.get()).await?,
             None => self.measured(entry, progress).await?,
@@ -196,17 +244,15 @@ impl Profiling {
     }
 
     async fn measured(&self, entry: &Entry, progress: Option<Told>) -> Result<ModelProfile, Failure> {
-        // One at a time: those that wait take no memory, and blur no measurement.
-        self.catalogue.program(entry).await?;
-        let _turn = self.measuring.lock().await;
         let (program, source) = {
             let _turn = self.catalogue.turn_to_load(entry).await?;
             self.catalogue.loaded(entry).await?
         };
         let inputs = self.sample_inputs(&entry.manifest).await?;
         let (engine, config) = (Arc::clone(&self.cx.device.engine), self.cx.me.config());
-        // What it waits for others, it may take longer.
-        let time_max = Some(Duration::from_secs(config.profile_seconds) + WAITS_MAX);
+        let time_max = Duration::from_secs(config.profile_seconds);
+        // Also when nobody waits for it any more: the node ends.
+        let stop = PullOnDrop(Stop::asked());
         let (load, slowdown) = (config.load_options(), config.slowdown.get());
         let turns = Arc::new(Turns::new(self.cx.device.compute.clone()));
         let taken = Arc::clone(&turns);
@@ -214,12 +260,19 @@ impl Profiling {
             progress.iter().for_each(|told| told(step));
             taken.next();
         });
-        let how = profiling::Measuring { load, slowdown, watch, time_max };
+        let how = profiling::Measuring { load, slowdown, watch, stop: stop.0.clone() };
         let measure = move || {
             let work = profiling::Work { engine, model: &source.model, manifest: &program.manifest, inputs: &inputs };
             profiling::measure(&work, how)
         };
-        let measured = self.cx.tasks.blocking("measurement", measure).await;
+        let mut measurement = self.cx.tasks.blocking("measurement", measure);
+        let measured = loop {
+            tokio::select! {
+                measured = &mut measurement => break measured,
+                // What it waits for others, it may take longer.
+                () = tokio::time::sleep(LOOK) => if turns.used() > time_max { stop.0.pull() },
+            }
+        };
         turns.end();
         self.cx.device.compute.give_back();
         measured?.map_err(|e| {
