@@ -76,13 +76,13 @@ pub fn check_size(weight: Weight, contribution: &Contribution) -> Result<(), Fed
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check_look(contribution: &Contribution) -> Result<(), FederateError> {
+pub fn check_evaluation(contribution: &Contribution) -> Result<(), FederateError> {
     let given: Vec<&str> = contribution.vectors.keys().map(|c| c.name()).collect();
     if !given.is_empty() {
-        let expected = "nothing, for a look at a model".to_owned();
+        let expected = "nothing, for an evaluation".to_owned();
         return Err(FederateError::Channels { expected, given: given.join(", ") });
     }
-    contribution.report.check_look()
+    contribution.report.check_evaluation()
 }
 
 /// Bytes of contributions that wait to be added in one pass, at most; but for

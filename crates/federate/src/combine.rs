@@ -1,7 +1,7 @@
 //! What goes with what: settings that are each fine, and together would make
 //! another model than they say. docs/guide/federations.md has the table.
 //!
-//! Start at [`Hop::goes_together`] for those of one hop; the other is about
+//! Start at [`Hop::validate_combination`] for those of one hop; the other is about
 //! hops and ends together.
 
 use tierline_codec::update::Pipeline;
@@ -10,7 +10,7 @@ use crate::config::EvaluateAt;
 use crate::{FederateError, Federation, Hop, Memory, Personal, Rule, Strategy, Timing};
 
 impl Hop {
-    pub(crate) fn goes_together(&self, what: &'static str, up: &Pipeline) -> Result<(), FederateError> {
+    pub(crate) fn validate_combination(&self, what: &'static str, up: &Pipeline) -> Result<(), FederateError> {
         self.memory_goes(what, up)?;
         self.rule_goes(what, up)?;
         self.strategy_goes(what, up)
@@ -61,7 +61,7 @@ impl Hop {
             return refuse(what, reason);
         }
         let behaviour = self.strategy.behaviour();
-        if behaviour.drift().control || behaviour.server_distils().is_some() {
+        if behaviour.local_objective().control || behaviour.server_distils().is_some() {
             let reason = "scaffold's control variates and what feddf learns are made of all members, whatever a rule \
                           chooses: leave rule out, or take fedavg or fedprox";
             return refuse(what, reason);
@@ -106,7 +106,7 @@ fn adds_changes(strategy: &Strategy) -> bool {
 }
 
 impl Federation {
-    pub(crate) fn goes_together(&self) -> Result<(), FederateError> {
+    pub(crate) fn validate_combination(&self) -> Result<(), FederateError> {
         if self.cloud.gossip.is_some() {
             return refuse("federation.cloud.gossip", "it is edges that gossip; move the table to federation.edge");
         }
@@ -117,7 +117,7 @@ impl Federation {
 
     fn personal_goes(&self) -> Result<(), FederateError> {
         if self.own_models() && self.evaluate_at == Some(EvaluateAt::Cloud) {
-            let reason = "each end has a model of its own, which the cloud can't look at; leave it out";
+            let reason = "each end has a model of its own, which the cloud can't evaluate; leave it out";
             return refuse("federation.evaluate_at", reason);
         }
         let Some(personal) = &self.personal else { return Ok(()) };
@@ -151,7 +151,7 @@ impl Federation {
                           name fedgkt for the cloud and leave [federation.edge] out; edges then pass it on";
             return refuse("federation.edge", reason);
         }
-        if of_cloud.drift().pull != 0.0 || of_cloud.drift().control {
+        if of_cloud.local_objective().pull != 0.0 || of_cloud.local_objective().control {
             let reason = "edges don't train, they put together; name this strategy for the edges' ends \
                           (federation.edge.strategy) and another one here";
             return refuse("federation.cloud.strategy", reason);

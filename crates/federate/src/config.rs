@@ -48,7 +48,7 @@ pub struct Federation {
     /// Ends the job before its last round.
     pub stop: Stop,
     /// Rounds between two looks at the examples held out; the last round is
-    /// always looked at.
+    /// always evaluated.
     pub evaluate_every: u64,
     /// Who holds them out; the cloud when left out, and where each end has a
     /// model of its own, the ends.
@@ -200,9 +200,9 @@ impl Federation {
         self.cloud.rounds.saturating_mul(self.edge.as_ref().map_or(1, |edge| edge.rounds))
     }
 
-    /// Whether ends look at models, rather than the cloud.
+    /// Whether ends evaluate models, rather than the cloud.
     #[must_use]
-    pub fn looks_at_ends(&self) -> bool {
+    pub fn evaluates_at_ends(&self) -> bool {
         self.own_models() || self.evaluate_at == Some(EvaluateAt::Ends)
     }
 
@@ -233,7 +233,7 @@ impl Federation {
             || self.of_ends().strategy.behaviour().members_distil().is_some()
     }
 
-    /// Whether ends look at the model that they begin this round with.
+    /// Whether ends evaluate the model that they begin this round with.
     ///
     /// Rounds are an end's, from 0. Nothing is to be seen of the first model;
     /// and of the rounds that an edge runs for one of the cloud's, only the
@@ -244,16 +244,16 @@ impl Federation {
         let (of_cloud, within) = (round / each, round % each);
         // Where the model is divided, ends have no whole one before the end.
         self.transfer().is_none()
-            && self.looks_at_ends()
+            && self.evaluates_at_ends()
             && round > 0
             && within == 0
             && of_cloud.is_multiple_of(self.evaluate_every.max(1))
     }
 
-    /// Whether held-out examples are looked at behind a round of this number,
+    /// Whether held-out examples are evaluated behind a round of this number,
     /// from 1.
     #[must_use]
-    pub fn looks_behind(&self, number: u64, last: bool) -> bool {
+    pub fn evaluates_behind(&self, number: u64, last: bool) -> bool {
         last || number.is_multiple_of(self.evaluate_every.max(1))
     }
 
@@ -272,7 +272,7 @@ impl Federation {
         self.edge.as_ref().map_or(Ok(()), |edge| edge.check("federation.edge"))?;
         self.personal.as_ref().map_or(Ok(()), Personal::check)?;
         self.modifiers.iter().try_for_each(|modifier| modifier.behaviour().check())?;
-        self.goes_together()?;
+        self.validate_combination()?;
         if let Some(value) = self.stop.accuracy
             && !(value > 0.0 && value <= 1.0)
         {
@@ -314,7 +314,7 @@ impl Hop {
         self.clients.select.check()?;
         self.rule.check()?;
         self.strategy.behaviour().check()?;
-        self.goes_together(what, &pipeline)
+        self.validate_combination(what, &pipeline)
     }
 
     /// How its members' updates travel.

@@ -74,7 +74,7 @@ pub enum FederateError {
         /// Classes there are.
         classes: usize,
     },
-    /// A look at a model that can't be true.
+    /// An evaluation that can't be true.
     #[error("what the update says of a model can't be: 1 to 2^32 examples, a finite loss, an accuracy from 0 to 1")]
     HeldOut,
     /// Something said of an example that would drown all others.
@@ -136,7 +136,7 @@ pub enum FederateError {
     Broken(&'static str),
     /// Updates that wait for a rule can't be kept.
     #[error("updates of this round can't be kept until it ends: {reason}")]
-    Shelf {
+    SpillStore {
         /// What kind of error of input or output.
         kind: std::io::ErrorKind,
         /// What it says.
@@ -148,7 +148,7 @@ pub enum FederateError {
 }
 
 impl FederateError {
-    pub(crate) fn of_shelf(error: &std::io::Error) -> Self {
-        Self::Shelf { kind: error.kind(), reason: error.to_string() }
+    pub(crate) fn of_spill_store(error: &std::io::Error) -> Self {
+        Self::SpillStore { kind: error.kind(), reason: error.to_string() }
     }
 }

@@ -23,7 +23,7 @@ use crate::{Channel, FederateError, Layout, Seconds, Vectors, wire};
 pub struct Gossip {
     /// Who is whose neighbour.
     pub graph: Graph,
-    /// An edge's rounds between two meetings; the last round of a task is one
+    /// An edge's rounds between two exchanges; the last round of a task is one
     /// if they divide it.
     pub every: u64,
     /// How models travel between edges: stages that round, such as `fp16` or

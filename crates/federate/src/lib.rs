@@ -11,8 +11,8 @@
 #![forbid(unsafe_code)]
 
 pub mod aggregate;
+pub mod aggregator;
 pub mod config;
-pub mod desk;
 pub mod down;
 pub mod gossip;
 pub mod layout;
@@ -36,8 +36,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use aggregate::{Aggregate, Mean};
+pub use aggregator::Aggregator;
 pub use config::{Clients, Federation, Hop, Late};
-pub use desk::Desk;
 pub use down::Down;
 pub use error::FederateError;
 pub use gossip::Gossip;
@@ -46,7 +46,7 @@ pub use modifier::Modifier;
 pub use personal::{HeldOut, Personal};
 pub use progress::{RoundScores, Scoreboard};
 pub use report::Report;
-pub use rule::{InMemory, Rule, Shelf};
+pub use rule::{InMemory, Rule, SpillStore};
 pub use seconds::Seconds;
 pub use select::{Candidate, Select};
 pub use sender::{Memory, Sender};

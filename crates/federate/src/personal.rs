@@ -2,7 +2,7 @@
 //! the same.
 //!
 //! An end's own weights never travel. Its model is made of the shared one and
-//! of what it keeps, as [`Personal`] says; ends look at it with examples that
+//! of what it keeps, as [`Personal`] says; ends evaluate it with examples that
 //! they hold out themselves, since nobody else has examples like theirs.
 
 use serde::{Deserialize, Serialize};
@@ -96,22 +96,22 @@ impl HeldOut {
         if bounded && share { Ok(()) } else { Err(FederateError::HeldOut) }
     }
 
-    /// What ends say together, each example once; `None` if none looked.
+    /// What ends say together, each example once; `None` if none evaluated.
     ///
     /// Of a member that answered more than once its first answer counts: the
     /// others are about models made since.
     #[must_use]
     pub fn together(counted: &[Counted]) -> Option<Self> {
         let mut seen = std::collections::BTreeSet::new();
-        let looked = counted.iter().filter_map(|c| Some((c.member.as_str(), c.report.held_out?)));
-        let mut looked: Vec<(&str, Self)> = looked.filter(|(member, _)| seen.insert(*member)).collect();
+        let evaluated = counted.iter().filter_map(|c| Some((c.member.as_str(), c.report.held_out?)));
+        let mut evaluated: Vec<(&str, Self)> = evaluated.filter(|(member, _)| seen.insert(*member)).collect();
         // Sums of floats must not depend on who answered first.
-        looked.sort_by_key(|(member, _)| *member);
-        let examples = looked.iter().fold(0u64, |sum, (_, h)| sum.saturating_add(h.examples));
+        evaluated.sort_by_key(|(member, _)| *member);
+        let examples = evaluated.iter().fold(0u64, |sum, (_, h)| sum.saturating_add(h.examples));
         let mean = |of: &dyn Fn(&Self) -> f64| {
-            looked.iter().map(|(_, h)| of(h) * h.examples as f64).sum::<f64>() / examples as f64
+            evaluated.iter().map(|(_, h)| of(h) * h.examples as f64).sum::<f64>() / examples as f64
         };
-        let accurate = looked.iter().all(|(_, h)| h.accuracy.is_some());
+        let accurate = evaluated.iter().all(|(_, h)| h.accuracy.is_some());
         (examples > 0).then(|| Self {
             examples: examples.min(EXAMPLES_MAX),
             loss: mean(&|h| h.loss).clamp(-LOSS_MAX, LOSS_MAX),

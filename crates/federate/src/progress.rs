@@ -10,10 +10,10 @@ pub struct RoundScores {
     /// From 1.
     pub round: u64,
     /// Share of the examples held out that were right, where targets are
-    /// classes and the round was looked at; of all ends together, where they
+    /// classes and the round was evaluated; of all ends together, where they
     /// look.
     pub accuracy: Option<f64>,
-    /// On the examples held out, where the round was looked at.
+    /// On the examples held out, where the round was evaluated.
     pub loss: Option<f64>,
     /// On members' own examples, each before its step.
     pub train_loss: f64,
@@ -29,7 +29,7 @@ pub struct RoundScores {
 
 /// Rounds as their scores become known.
 ///
-/// The cloud looks at a model as soon as it is made. Where ends look, they do
+/// The cloud evaluates a model as soon as it is made. Where ends evaluate, they do
 /// so when they get it: what they say of a round's model comes with their
 /// answers to the next round, and that round is told of then.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -56,14 +56,14 @@ impl Scoreboard {
         known.map(|known| known.with(before))
     }
 
-    /// Ends have looked at the last model.
-    pub fn looked(&mut self, last: Option<HeldOut>) -> Option<RoundScores> {
+    /// Ends have evaluated the last model.
+    pub fn evaluated(&mut self, last: Option<HeldOut>) -> Option<RoundScores> {
         self.last.take().map(|known| known.with(last))
     }
 }
 
 impl RoundScores {
-    fn with(self, looked: Option<HeldOut>) -> Self {
-        Self { accuracy: looked.and_then(|l| l.accuracy), loss: looked.map(|l| l.loss), ..self }
+    fn with(self, evaluated: Option<HeldOut>) -> Self {
+        Self { accuracy: evaluated.and_then(|l| l.accuracy), loss: evaluated.map(|l| l.loss), ..self }
     }
 }

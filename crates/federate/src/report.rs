@@ -49,7 +49,7 @@ pub struct Report {
     #[serde(default)]
     pub bytes_down: u64,
     /// Of the model that the work began with, on examples that ends hold out;
-    /// `None` where they didn't look.
+    /// `None` where they didn't evaluate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out: Option<HeldOut>,
 }
@@ -66,14 +66,14 @@ impl Report {
         let effective = self.effective_steps;
         let range = "above 0 and at most 2^50";
         said("effective steps", effective, effective > 0.0 && effective <= (1u64 << 50) as f64, range)?;
-        self.check_look()
+        self.check_evaluation()
     }
 
-    /// Refuses numbers that can't be true, of work or of a look at a model.
+    /// Refuses numbers that can't be true, of work or of an evaluation.
     ///
     /// # Errors
     /// [`FederateError::Report`], [`FederateError::HeldOut`].
-    pub fn check_look(&self) -> Result<(), FederateError> {
+    pub fn check_evaluation(&self) -> Result<(), FederateError> {
         let counts = [
             ("examples", self.examples, EXAMPLES_MAX, "at most 2^32"),
             ("steps", self.steps, STEPS_MAX, "at most 2^40"),

@@ -1,9 +1,9 @@
 //! The site: nodes, and what happens between them.
 
-mod lower;
-mod meet;
+mod coordinator;
+mod exchange;
+mod participant;
 mod run;
-mod upper;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use tierline_engine::Stop;
 use tierline_federate::gossip::Offer;
-use tierline_federate::{Channel, Contribution, Counted, Desk, Gossip, InMemory, Report, Sender, Server, Vectors};
+use tierline_federate::{
+    Aggregator, Channel, Contribution, Counted, Gossip, InMemory, Report, Sender, Server, Vectors,
+};
 use tierline_graph::Model;
 use tierline_node::federation::{
     Action, Assignment, Coordinator, Event, MemberEvent, Participant, Standing, Task, Terms, Update, Verdict, Work,
@@ -19,9 +21,9 @@ use tierline_node::federation::{
 use tierline_node::{Rng, Time};
 use tierline_train::Job;
 use tierline_train::data::seed_of;
-use tierline_train::federated::{Blueprint, Kept, Share, Tutor};
+use tierline_train::federated::{Kept, ParameterLayout, Share, Tutor};
 
-use self::meet::Circle;
+use self::exchange::Neighbourhood;
 pub use self::run::run;
 use crate::attack::Attack;
 use crate::clock::{Clock, seconds};
@@ -89,15 +91,15 @@ struct Relay {
     models: BTreeMap<u64, Time>,
 }
 
-/// A model that the cloud has made, or had looked at.
+/// A model that the cloud has made, or had evaluated.
 struct Made {
     round: u64,
     counted: Vec<Counted>,
     last: bool,
-    look: bool,
+    evaluate: bool,
 }
 
-/// The lower side of a node.
+/// The participant of a node.
 struct Below {
     parent: usize,
     participant: Participant,
@@ -122,10 +124,10 @@ struct Held {
     report: Report,
 }
 
-/// The upper side of a node.
+/// The coordinator of a node.
 struct Above {
     coordinator: Coordinator,
-    desk: Desk,
+    aggregator: Aggregator,
     published: BTreeMap<u64, Arc<Vectors>>,
     /// The update that has just arrived.
     inbox: Option<(Task, Contribution)>,
@@ -151,13 +153,13 @@ struct Node {
     below: Option<Below>,
     above: Option<Above>,
     trainee: Option<Trainee>,
-    circle: Circle,
+    neighbourhood: Neighbourhood,
     wakes_at: Option<Time>,
 }
 
 impl Node {
-    fn desk(&self) -> &Desk {
-        &self.above.as_ref().expect("a node that coordinates").desk
+    fn aggregator(&self) -> &Aggregator {
+        &self.above.as_ref().expect("a node that coordinates").aggregator
     }
 }
 
@@ -180,9 +182,9 @@ struct Site {
     edge_rounds: u64,
     /// How edges meet between their rounds.
     gossip: Option<Gossip>,
-    /// Rounds of the job, and whether ends look at models.
+    /// Rounds of the job, and whether ends evaluate models.
     rounds: u64,
-    look: bool,
+    evaluate: bool,
     availability: f64,
     away: Duration,
     bytes_up: u64,
@@ -197,7 +199,7 @@ struct Site {
 }
 
 impl Site {
-    fn new(job: &Job, place: &Blueprint, shares: Vec<Share>, scenario: &Scenario, workers: Workers) -> Self {
+    fn new(job: &Job, place: &ParameterLayout, shares: Vec<Share>, scenario: &Scenario, workers: Workers) -> Self {
         let federation = job.federation.clone().unwrap_or_default();
         let initial = place.initial();
         let above = |hop: &tierline_federate::Hop, index: u64| {
@@ -207,20 +209,20 @@ impl Site {
             let published = BTreeMap::from([(0, Arc::new(model.clone()))]);
             let base = Arc::new(model.clone());
             let server = Server { model, kept: BTreeMap::new() };
-            let desk = Desk::new(place.layout().clone(), hop, 0, server, Box::<InMemory>::default());
+            let aggregator = Aggregator::new(place.layout().clone(), hop, 0, server, Box::<InMemory>::default());
             let timing = hop.strategy.behaviour().timing();
             let seed = seed_of(&[job.seed, index]);
             let tag = index as u32;
             let terms = Terms { clients: hop.clients.clone(), timing, seed, tag, sums_up: index > 0 };
             let (coordinator, sender) = (Coordinator::new(terms), hop.sender());
-            Above { coordinator, desk, published, inbox: None, base, channels, sender }
+            Above { coordinator, aggregator, published, inbox: None, base, channels, sender }
         };
         let node = |name: String| Node {
             name,
             below: None,
             above: None,
             trainee: None,
-            circle: Circle::default(),
+            neighbourhood: Neighbourhood::default(),
             wakes_at: None,
         };
         let below = |parent: usize, link: &Link, relay: Option<usize>| {
@@ -278,7 +280,7 @@ impl Site {
             edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
             gossip: federation.edge.as_ref().and_then(|e| e.gossip.clone()),
             rounds: federation.cloud.rounds,
-            look: federation.looks_at_ends(),
+            evaluate: federation.evaluates_at_ends(),
             availability: scenario.availability,
             away: scenario.away,
             bytes_up: 0,
@@ -299,7 +301,7 @@ impl Site {
     }
 
     fn begin(&mut self) {
-        let begin = Event::Begin { version: 0, rounds: self.rounds, look: self.look, stretch: 1 };
+        let begin = Event::Begin { version: 0, rounds: self.rounds, evaluate: self.evaluate, stretch: 1 };
         let cloud = self.nodes[0].above.as_mut().expect("the cloud coordinates");
         let actions = cloud.coordinator.step(self.clock.now(), begin);
         debug_assert!(actions.iter().all(|a| matches!(a, Action::Keep(_))), "nobody is there yet");

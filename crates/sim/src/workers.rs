@@ -17,7 +17,7 @@ use tierline_federate::{Contribution, Vectors};
 use tierline_graph::Model;
 use tierline_node::Time;
 use tierline_train::TrainError;
-use tierline_train::federated::{Kept, Share, Task, Workplace};
+use tierline_train::federated::{Kept, LocalTrainer, Share, Task};
 
 /// Tasks that are begun and not collected yet, per thread.
 const AHEAD_MAX: usize = 4;
@@ -31,13 +31,13 @@ pub(crate) struct Order {
     /// Which of the job's models it trains.
     pub(crate) model: usize,
     /// Whether it only looks at the model.
-    pub(crate) look: bool,
+    pub(crate) evaluate: bool,
     pub(crate) kept: Kept,
     pub(crate) stop: Stop,
 }
 
 /// What came of it: `None` when it was stopped. With what the member keeps,
-/// and of the last look its own model.
+/// and of the last evaluation its own model.
 pub(crate) struct Done {
     pub(crate) result: Result<Option<Contribution>, TrainError>,
     pub(crate) kept: Kept,
@@ -79,14 +79,14 @@ pub(crate) struct Workers {
 }
 
 impl Workers {
-    /// One thread for each list of workplaces, one for each of the job's
+    /// One thread for each list of trainers, one for each of the job's
     /// models.
-    pub(crate) fn new(workplaces: Vec<Vec<Workplace>>) -> Self {
+    pub(crate) fn new(trainers: Vec<Vec<LocalTrainer>>) -> Self {
         let (orders, waiting) = channel::<Ordered>();
         let waiting = Arc::new(Mutex::new(waiting));
-        let threads = workplaces.into_iter().map(|places| {
+        let threads = trainers.into_iter().map(|trainers| {
             let waiting = Arc::clone(&waiting);
-            std::thread::spawn(move || work(places, &waiting))
+            std::thread::spawn(move || work(trainers, &waiting))
         });
         Self { orders: Some(orders), queue: Rc::default(), threads: threads.collect() }
     }
@@ -137,21 +137,21 @@ impl Drop for Workers {
     }
 }
 
-fn work(mut places: Vec<Workplace>, waiting: &Mutex<Receiver<(Order, Sender<Done>)>>) {
+fn work(mut trainers: Vec<LocalTrainer>, waiting: &Mutex<Receiver<(Order, Sender<Done>)>>) {
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((order, done)) = next else { return };
-        let Order { member, round, start, share, model, look, mut kept, stop } = order;
-        let place = &mut places[model];
+        let Order { member, round, start, share, model, evaluate, mut kept, stop } = order;
+        let trainer = &mut trainers[model];
         let task = Task { member: &member, round, start: &start };
         let mut own = None;
-        let result = match look {
-            true => place.conclude(task, &share, &kept, &stop).map(|concluded| {
+        let result = match evaluate {
+            true => trainer.conclude(task, &share, &kept, &stop).map(|concluded| {
                 let (report, model) = concluded?;
                 own = model;
                 Some(Contribution { vectors: Vectors::new(), report })
             }),
-            false => place.work(task, &share, &mut kept, &stop),
+            false => trainer.work(task, &share, &mut kept, &stop),
         };
         // Who doesn't wait any more doesn't want to know.
         let _ = done.send(Done { result, kept, own });

@@ -46,19 +46,19 @@ pub struct JobRow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The coordinator's.
-    Upper = 0,
+    Coordinator = 0,
     /// The participant's.
-    Lower = 1,
+    Participant = 1,
     /// Of an edge that passes the job on; has no journal.
     Relay = 2,
     /// The coordinator's own models, where its members hold others.
-    UpperOwn = 3,
+    CoordinatorOwn = 3,
     /// What sets its models apart, as members follow it.
-    UpperDifferences = 4,
+    CoordinatorDifferences = 4,
     /// Differences that passed through an edge on their way.
     RelayDifferences = 5,
     /// Differences that a participant fetched and has not followed yet.
-    LowerDifferences = 6,
+    ParticipantDifferences = 6,
     /// What members' tasks begin with, where that isn't a model.
     Said = 8,
     /// An edge's models as other edges meet them, by the meeting.
@@ -68,13 +68,13 @@ pub enum Side {
 impl Side {
     /// Each of them.
     pub const ALL: [Self; 9] = [
-        Self::Upper,
-        Self::Lower,
+        Self::Coordinator,
+        Self::Participant,
         Self::Relay,
-        Self::UpperOwn,
-        Self::UpperDifferences,
+        Self::CoordinatorOwn,
+        Self::CoordinatorDifferences,
         Self::RelayDifferences,
-        Self::LowerDifferences,
+        Self::ParticipantDifferences,
         Self::Said,
         Self::Offers,
     ];

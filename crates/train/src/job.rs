@@ -53,7 +53,7 @@ pub struct Job {
     /// How weights follow their gradients.
     pub optimizer: Optimizer,
     /// Learning rate over time.
-    pub schedule: Pace,
+    pub schedule: LearningRateSchedule,
     /// Bounds on gradients.
     pub clip: Option<Clip>,
     /// Patterns (`*` any characters, `?` one) of weights that stay as they are.
@@ -155,7 +155,7 @@ impl Data {
     }
 
     /// Agrees on names of classes, unless the job states them: those of data
-    /// sets that are learned from and looked at together.
+    /// sets that are learned from and evaluated together.
     pub fn name_classes<'d>(&mut self, sets: impl IntoIterator<Item = &'d Dataset>) {
         if self.classes.is_empty() {
             self.classes = names_together(sets.into_iter().filter_map(Dataset::class_names));
@@ -208,7 +208,7 @@ pub enum Measured {
 /// Learning rate over time, counted in epochs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Pace {
+pub struct LearningRateSchedule {
     /// The rate where nothing raises or lowers it.
     pub rate: f64,
     /// Epochs over which the rate rises in a line.
@@ -216,13 +216,13 @@ pub struct Pace {
     pub warmup: f64,
     /// What happens then.
     #[serde(default)]
-    pub decay: Fall,
+    pub decay: LearningRateDecay,
 }
 
 /// How a learning rate falls.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Fall {
+pub enum LearningRateDecay {
     /// Not at all.
     #[default]
     Constant,
@@ -282,8 +282,8 @@ impl Job {
         if let Some(share) = self.data.hold_out.filter(|share| !(*share > 0.0 && *share < 1.0)) {
             return range("data.hold_out", share.to_string(), "above 0 and below 1");
         }
-        let Pace { warmup, decay, .. } = &self.schedule;
-        let every = if let Fall::Step { every, .. } = decay { *every } else { 1.0 };
+        let LearningRateSchedule { warmup, decay, .. } = &self.schedule;
+        let every = if let LearningRateDecay::Step { every, .. } = decay { *every } else { 1.0 };
         if !(0.0..=EPOCHS_MAX as f64).contains(warmup) || !(every > 0.0 && every <= EPOCHS_MAX as f64) {
             let what = "the schedule's warmup or every";
             return range(what, format!("{warmup}, {every}"), "epochs, at least 0 and above 0, at most 2^32");
@@ -307,11 +307,13 @@ impl Job {
         let all = self.epochs.saturating_mul(per_epoch as u64);
         let warmup = steps(self.schedule.warmup);
         let decay = match self.schedule.decay {
-            Fall::Constant => Decay::Constant,
-            Fall::Step { every, factor } => Decay::Step { every: steps(every).max(1), factor },
-            Fall::Exponential { factor } => Decay::Exponential { factor: factor.powf(1.0 / per_epoch.max(1) as f64) },
-            Fall::Linear { last } => Decay::Linear { steps: all.max(warmup + 1), last },
-            Fall::Cosine { last } => Decay::Cosine { steps: all.max(warmup + 1), last },
+            LearningRateDecay::Constant => Decay::Constant,
+            LearningRateDecay::Step { every, factor } => Decay::Step { every: steps(every).max(1), factor },
+            LearningRateDecay::Exponential { factor } => {
+                Decay::Exponential { factor: factor.powf(1.0 / per_epoch.max(1) as f64) }
+            }
+            LearningRateDecay::Linear { last } => Decay::Linear { steps: all.max(warmup + 1), last },
+            LearningRateDecay::Cosine { last } => Decay::Cosine { steps: all.max(warmup + 1), last },
         };
         Schedule { rate: self.schedule.rate, warmup, decay }
     }
@@ -366,7 +368,7 @@ impl Job {
     /// and what they keep in memory doesn't count, unless the schedule leads to the last epoch.
     #[must_use]
     pub fn identity(&self) -> String {
-        let ends = matches!(self.schedule.decay, Fall::Linear { .. } | Fall::Cosine { .. });
+        let ends = matches!(self.schedule.decay, LearningRateDecay::Linear { .. } | LearningRateDecay::Cosine { .. });
         let epochs = if ends { self.epochs } else { 0 };
         let kept = Self { epochs, evaluate_every: 0, checkpoint_every: 0, recompute: false, ..self.clone() };
         serde_json::to_string(&kept).unwrap_or_default()

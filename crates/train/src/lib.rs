@@ -4,7 +4,7 @@
 //! of the loop, and shares them out to clients of federated experiments. A
 //! [`Trainer`] holds a model's training step in an engine; [`run`](fn@run)
 //! drives it over epochs, with evaluation and checkpoints;
-//! [`federated::Workplace`] does a member's tasks of a federation. A [`Job`]
+//! [`federated::LocalTrainer`] does a member's tasks of a federation. A [`Job`]
 //! says all of it in a file. Start at [`data::Source`] and [`run`](fn@run).
 
 #![forbid(unsafe_code)]

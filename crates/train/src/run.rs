@@ -57,7 +57,7 @@ pub enum Event<'a> {
         /// Of the batch.
         loss: f64,
     },
-    /// The examples held out are about to be looked at.
+    /// The examples held out are about to be evaluated.
     Evaluating,
     /// An epoch ended.
     Epoch(&'a Epoch),

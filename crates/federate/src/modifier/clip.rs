@@ -26,7 +26,7 @@ impl ClientModifier for Clip {
         if behaviour.members_distil().is_some() || behaviour.transfers().is_some() {
             return Some("clip bounds changes of weights, and with fedmd and fedgkt none travel; leave it out");
         }
-        behaviour.drift().control.then_some(
+        behaviour.local_objective().control.then_some(
             "scaffold's control variates are made of the change as it was, and would no longer fit a clipped one; \
              leave clip out, or take fedavg or fedprox",
         )

@@ -1,15 +1,15 @@
 //! Contributions by how near they are to their neighbours.
 
-use super::votes::Votes;
+use super::contributions::Contributions;
 use crate::FederateError;
 
-/// Votes, the one nearest to its `n - harmful - 2` neighbours first.
-pub(super) fn nearest(votes: &mut Votes<'_>, harmful: usize) -> Result<Vec<usize>, FederateError> {
-    let all: Vec<usize> = (0..votes.len()).collect();
-    Ok(ranked(&votes.distances()?, &all, harmful))
+/// Contributions, the one nearest to its `n - harmful - 2` neighbours first.
+pub(super) fn nearest(contributions: &mut Contributions<'_>, harmful: usize) -> Result<Vec<usize>, FederateError> {
+    let all: Vec<usize> = (0..contributions.len()).collect();
+    Ok(ranked(&contributions.distances()?, &all, harmful))
 }
 
-/// Some of the votes, the one nearest to its neighbours among them first.
+/// Some of the contributions, the one nearest to its neighbours among them first.
 pub(super) fn ranked(distances: &[Vec<f64>], among: &[usize], harmful: usize) -> Vec<usize> {
     let neighbours = among.len().saturating_sub(harmful + 2).max(1);
     let score = |&i: &usize| -> f64 {

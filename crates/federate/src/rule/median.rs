@@ -1,10 +1,10 @@
 //! The median of each number.
 
-use super::votes::Votes;
+use super::contributions::Contributions;
 use crate::FederateError;
 
-pub(super) fn median(votes: &mut Votes<'_>) -> Result<Vec<f32>, FederateError> {
-    votes.per_number(&votes.all(), true, middle)
+pub(super) fn median(contributions: &mut Contributions<'_>) -> Result<Vec<f32>, FederateError> {
+    contributions.per_number(&contributions.all(), true, middle)
 }
 
 /// Of sorted numbers; between the middle two where there is no middle one.

@@ -1,7 +1,7 @@
 //! Rules that put contributions together although some are made to do harm.
 //!
 //! All but [`Rule::Mean`] count every member alike, since a number of examples
-//! is only said, and keep the contributions of a round on a [`Shelf`] until it
+//! is only said, and keep the contributions of a round on a [`SpillStore`] until it
 //! ends: their decisions need all of them. Of running statistics they take the
 //! median: whoever sends an honest change of weights isn't believed in the rest.
 //!
@@ -11,7 +11,7 @@
 //!
 //! # Adding a rule
 //!
-//! Write `mine.rs` with a function from `Votes` (and the settings) to the
+//! Write `mine.rs` with a function from `Contributions` (and the settings) to the
 //! vector that they amount to, like `median.rs`; add a variant to [`Rule`]
 //! with its bounds in [`Rule::check`], what it needs in [`Rule::needs`], and a
 //! line in `Rule::decide`; `combine.rs` says what it goes with. Say in
@@ -20,17 +20,17 @@
 
 mod bounded;
 mod bulyan;
+mod contributions;
 mod krum;
 mod median;
 mod trimmed;
-mod votes;
 
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use self::votes::{Chosen, Votes};
-pub use self::votes::{InMemory, Shelf};
+use self::contributions::{Chosen, Contributions};
+pub use self::contributions::{InMemory, SpillStore};
 use crate::aggregate::{Aggregate, Mean, Weight};
 use crate::{Channel, Contribution, FederateError, Layout, Vectors};
 
@@ -119,12 +119,12 @@ impl Rule {
     }
 
     /// What puts contributions of these channels together; a rule that needs
-    /// them all keeps them on the shelf.
+    /// them all keeps them in the spill store.
     #[must_use]
-    pub fn aggregate(&self, layout: &Layout, channels: &[Channel], shelf: Box<dyn Shelf>) -> Box<dyn Aggregate> {
+    pub fn aggregate(&self, layout: &Layout, channels: &[Channel], spill: Box<dyn SpillStore>) -> Box<dyn Aggregate> {
         match self {
             Self::Mean {} => Box::new(Mean::new(layout, channels)),
-            rule => Box::new(Collected::new(*rule, layout, channels, shelf)),
+            rule => Box::new(Collected::new(*rule, layout, channels, spill)),
         }
     }
 
@@ -156,27 +156,27 @@ impl Rule {
         }
     }
 
-    /// What votes amount to.
-    fn decide(&self, votes: &mut Votes<'_>) -> Result<Vec<f32>, FederateError> {
-        let count = votes.len();
+    /// What contributions amount to.
+    fn decide(&self, contributions: &mut Contributions<'_>) -> Result<Vec<f32>, FederateError> {
+        let count = contributions.len();
         let harmful = |share| harmful(share, count);
         match *self {
-            Self::Mean {} => votes.mean(&votes.all()),
-            Self::Bounded { times } => bounded::bounded(votes, times),
-            rule if count < rule.needs(count) => median::median(votes),
-            Self::Median {} => median::median(votes),
-            Self::Trimmed { share } => trimmed::trimmed(votes, harmful(share)),
+            Self::Mean {} => contributions.mean(&contributions.all()),
+            Self::Bounded { times } => bounded::bounded(contributions, times),
+            rule if count < rule.needs(count) => median::median(contributions),
+            Self::Median {} => median::median(contributions),
+            Self::Trimmed { share } => trimmed::trimmed(contributions, harmful(share)),
             Self::Krum { share } => {
-                let best = krum::nearest(votes, harmful(share))?[0];
-                votes.mean(&[Chosen::whole(best)])
+                let best = krum::nearest(contributions, harmful(share))?[0];
+                contributions.mean(&[Chosen::whole(best)])
             }
             Self::MultiKrum { share } => {
-                let mut chosen = krum::nearest(votes, harmful(share))?;
+                let mut chosen = krum::nearest(contributions, harmful(share))?;
                 chosen.truncate(count - harmful(share));
                 let chosen: Vec<Chosen> = chosen.into_iter().map(Chosen::whole).collect();
-                votes.mean(&chosen)
+                contributions.mean(&chosen)
             }
-            Self::Bulyan { share } => bulyan::bulyan(votes, harmful(share)),
+            Self::Bulyan { share } => bulyan::bulyan(contributions, harmful(share)),
         }
     }
 }
@@ -190,15 +190,15 @@ fn harmful(share: f64, count: usize) -> usize {
 /// Contributions of a round, for a rule that needs them all.
 struct Collected {
     rule: Rule,
-    /// Where channels are in a vote.
+    /// Where channels are in a contribution.
     channels: Vec<(Channel, Range<usize>)>,
-    shelf: Box<dyn Shelf>,
-    /// Of each vote on the shelf.
+    spill: Box<dyn SpillStore>,
+    /// Of each contribution in the spill store.
     digests: Vec<[u8; 32]>,
 }
 
 impl Collected {
-    fn new(rule: Rule, layout: &Layout, channels: &[Channel], shelf: Box<dyn Shelf>) -> Self {
+    fn new(rule: Rule, layout: &Layout, channels: &[Channel], spill: Box<dyn SpillStore>) -> Self {
         let mut sorted = channels.to_vec();
         sorted.sort_unstable();
         let mut end = 0;
@@ -207,19 +207,19 @@ impl Collected {
             end += layout.len(channel);
             (channel, start..end)
         };
-        Self { rule, channels: sorted.into_iter().map(place).collect(), shelf, digests: Vec::new() }
+        Self { rule, channels: sorted.into_iter().map(place).collect(), spill, digests: Vec::new() }
     }
 
     fn length(&self) -> usize {
         self.channels.last().map_or(0, |(_, place)| place.end)
     }
 
-    /// What votes are compared by: weights, or what a model says.
+    /// What contributions are compared by: weights, or what a model says.
     fn compared(&self) -> Range<usize> {
         self.place(Channel::Model).or_else(|| self.place(Channel::Logits)).unwrap_or(0..0)
     }
 
-    /// Where a channel is in a vote.
+    /// Where a channel is in a contribution.
     fn place(&self, wanted: Channel) -> Option<Range<usize>> {
         self.channels.iter().find(|(channel, _)| *channel == wanted).map(|(_, place)| place.clone())
     }
@@ -227,7 +227,7 @@ impl Collected {
 
 impl Aggregate for Collected {
     fn add(&mut self, weight: Weight, contribution: Contribution) -> Result<(), FederateError> {
-        let mut vote = Vec::with_capacity(self.length());
+        let mut flat = Vec::with_capacity(self.length());
         for (channel, place) in &self.channels {
             let vector = contribution.vectors.get(channel).map_or(&[][..], Vec::as_slice);
             if vector.len() != place.len() {
@@ -235,14 +235,14 @@ impl Aggregate for Collected {
                 return Err(FederateError::Length { channel: channel.name(), expected, given });
             }
             let factor = if channel.is_exact() { 1.0 } else { weight.factor };
-            vote.extend(vector.iter().map(|x| (f64::from(*x) * factor) as f32));
+            flat.extend(vector.iter().map(|x| (f64::from(*x) * factor) as f32));
         }
         let mut hasher = blake3::Hasher::new();
-        for chunk in vote.chunks(1 << 14) {
+        for chunk in flat.chunks(1 << 14) {
             let bytes: Vec<u8> = chunk.iter().flat_map(|x| x.to_le_bytes()).collect();
             hasher.update(&bytes);
         }
-        self.shelf.put(&vote).map_err(|e| FederateError::of_shelf(&e))?;
+        self.spill.put(&flat).map_err(|e| FederateError::of_spill_store(&e))?;
         self.digests.push(*hasher.finalize().as_bytes());
         Ok(())
     }
@@ -256,11 +256,11 @@ impl Aggregate for Collected {
         places.sort_by_key(|place| digests[*place]);
         let (within, compared) = (0..self.length(), self.compared());
         let statistics = self.place(Channel::Statistics);
-        let mut votes = Votes { shelf: &mut *self.shelf, places, within, compared };
-        let mut decided = self.rule.decide(&mut votes)?;
+        let mut contributions = Contributions { spill: &mut *self.spill, places, within, compared };
+        let mut decided = self.rule.decide(&mut contributions)?;
         if let Some(place) = statistics {
-            votes.within = place.clone();
-            decided[place].copy_from_slice(&median::median(&mut votes)?);
+            contributions.within = place.clone();
+            decided[place].copy_from_slice(&median::median(&mut contributions)?);
         }
         self.clear()?;
         Ok(self.channels.iter().map(|(channel, place)| (*channel, decided[place.clone()].to_vec())).collect())
@@ -268,6 +268,6 @@ impl Aggregate for Collected {
 
     fn clear(&mut self) -> Result<(), FederateError> {
         self.digests.clear();
-        self.shelf.clear().map_err(|e| FederateError::of_shelf(&e))
+        self.spill.clear().map_err(|e| FederateError::of_spill_store(&e))
     }
 }

@@ -1,8 +1,8 @@
 //! The mean of each number without its extremes.
 
-use super::votes::{self, Votes};
+use super::contributions::{self, Contributions};
 use crate::FederateError;
 
-pub(super) fn trimmed(votes: &mut Votes<'_>, out: usize) -> Result<Vec<f32>, FederateError> {
-    votes.per_number(&votes.all(), true, |sorted| votes::mean(&sorted[out..sorted.len() - out]))
+pub(super) fn trimmed(contributions: &mut Contributions<'_>, out: usize) -> Result<Vec<f32>, FederateError> {
+    contributions.per_number(&contributions.all(), true, |sorted| contributions::mean(&sorted[out..sorted.len() - out]))
 }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Drift, Round, add, in_range, mix};
+use super::{Behaviour, LocalObjective, Round, add, in_range, mix};
 use crate::{Channel, FederateError, Server};
 
 /// Settings.
@@ -26,8 +26,8 @@ impl Behaviour for FedProx {
         in_range("fedprox's mu", self.mu, self.mu >= 0.0, "at least 0")
     }
 
-    fn drift(&self) -> Drift {
-        Drift { pull: self.mu, control: false }
+    fn local_objective(&self) -> LocalObjective {
+        LocalObjective { pull: self.mu, control: false }
     }
 
     fn apply(&self, server: &mut Server, round: &Round<'_>) {

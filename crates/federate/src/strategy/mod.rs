@@ -109,7 +109,7 @@ pub enum Timing {
 
 /// What members do besides plain training.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Drift {
+pub struct LocalObjective {
     /// How strongly weights are pulled to those they started from: added to
     /// each gradient, times the distance.
     pub pull: f64,
@@ -140,8 +140,8 @@ pub trait Behaviour {
     }
 
     /// What members do besides plain training.
-    fn drift(&self) -> Drift {
-        Drift::default()
+    fn local_objective(&self) -> LocalObjective {
+        LocalObjective::default()
     }
 
     /// What members learn of public examples, where that is all that travels.
@@ -229,7 +229,7 @@ impl Strategy {
             return vec![Channel::Logits];
         }
         let mut channels = vec![Channel::Model, Channel::Statistics];
-        channels.extend(self.behaviour().drift().control.then_some(Channel::Control));
+        channels.extend(self.behaviour().local_objective().control.then_some(Channel::Control));
         channels
     }
 }

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Behaviour, Drift, Round, add, in_range, mix};
+use super::{Behaviour, LocalObjective, Round, add, in_range, mix};
 use crate::aggregate::Weight;
 use crate::{Channel, FederateError, Report, Server};
 
@@ -27,8 +27,8 @@ impl Behaviour for Scaffold {
         in_range("scaffold's rate", self.rate, self.rate > 0.0, "above 0")
     }
 
-    fn drift(&self) -> Drift {
-        Drift { pull: 0.0, control: true }
+    fn local_objective(&self) -> LocalObjective {
+        LocalObjective { pull: 0.0, control: true }
     }
 
     /// All members count the same: control variates are means over members.

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, Hop, InMemory, Layout, Part, Report, Server, Vectors, down,
+    Aggregator, Channel, Contribution, Counted, Hop, InMemory, Layout, Part, Report, Server, Vectors, down,
 };
 
 const WEIGHTS: usize = 200;
@@ -26,21 +26,21 @@ fn vectors(rng: &mut fastrand::Rng, size: f32) -> Vectors {
     Vectors::from([(Channel::Model, draw(WEIGHTS)), (Channel::Statistics, draw(4))])
 }
 
-fn desk(settings: &str) -> Desk {
+fn aggregator(settings: &str) -> Aggregator {
     let model = vectors(&mut fastrand::Rng::with_seed(7), 1.0);
-    Desk::new(layout(), &hop(settings), 0, Server { model, ..Server::default() }, Box::<InMemory>::default())
+    Aggregator::new(layout(), &hop(settings), 0, Server { model, ..Server::default() }, Box::<InMemory>::default())
 }
 
 /// A round in which one member moves the model.
-fn round(desk: &mut Desk, vectors: Vectors) -> Option<Vec<u8>> {
+fn round(aggregator: &mut Aggregator, vectors: Vectors) -> Option<Vec<u8>> {
     let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
-    desk.add(Contribution { vectors, report }, desk.version(), 0).unwrap();
-    desk.make(&[Counted { member: "end".to_owned(), report, staleness: 0 }], 1).unwrap();
-    desk.publish(100 + desk.version()).unwrap()
+    aggregator.add(Contribution { vectors, report }, aggregator.version(), 0).unwrap();
+    aggregator.make(&[Counted { member: "end".to_owned(), report, staleness: 0 }], 1).unwrap();
+    aggregator.publish(100 + aggregator.version()).unwrap()
 }
 
-fn apart(desk: &Desk) -> f64 {
-    let pairs = desk.server().model[&Channel::Model].iter().zip(&desk.held()[&Channel::Model]);
+fn apart(aggregator: &Aggregator) -> f64 {
+    let pairs = aggregator.server().model[&Channel::Model].iter().zip(&aggregator.held()[&Channel::Model]);
     pairs.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
 }
 
@@ -53,7 +53,7 @@ fn whoever_follows_has_the_coordinators_bits() {
         for strategy in ["fedavg", "scaffold", "fedadam"] {
             let mut rng = fastrand::Rng::with_seed(3);
             let settings = format!("down = [{stages}]\nstrategy = {{ kind = '{strategy}' }}");
-            let mut desk = desk(&settings);
+            let mut aggregator = aggregator(&settings);
             let mut draw = || {
                 let mut vectors = vectors(&mut rng, 0.1);
                 if strategy == "scaffold" {
@@ -61,13 +61,13 @@ fn whoever_follows_has_the_coordinators_bits() {
                 }
                 vectors
             };
-            let mut member = desk.held().clone();
+            let mut member = aggregator.held().clone();
             for version in 1..=12 {
-                let bytes = round(&mut desk, draw()).unwrap();
+                let bytes = round(&mut aggregator, draw()).unwrap();
                 member = down::follow(&bytes, &layout(), &member).unwrap();
-                assert_eq!(&member, desk.held(), "{settings}, model {version}");
-                assert_eq!(member[&Channel::Statistics], desk.server().model[&Channel::Statistics], "{settings}");
-                assert!(apart(&desk) > 0.0, "something is lost on the way");
+                assert_eq!(&member, aggregator.held(), "{settings}, model {version}");
+                assert_eq!(member[&Channel::Statistics], aggregator.server().model[&Channel::Statistics], "{settings}");
+                assert!(apart(&aggregator) > 0.0, "something is lost on the way");
             }
         }
     }
@@ -76,35 +76,40 @@ fn whoever_follows_has_the_coordinators_bits() {
 #[test]
 fn members_catch_up_with_a_model_that_stands_still() {
     for stages in STAGES {
-        let mut desk = desk(&format!("down = [{stages}]"));
-        round(&mut desk, vectors(&mut fastrand::Rng::with_seed(1), 5.0));
-        let first = apart(&desk);
+        let mut aggregator = aggregator(&format!("down = [{stages}]"));
+        round(&mut aggregator, vectors(&mut fastrand::Rng::with_seed(1), 5.0));
+        let first = apart(&aggregator);
         let still = Vectors::from([(Channel::Model, vec![0.0; WEIGHTS]), (Channel::Statistics, vec![0.0; 4])]);
         for _ in 0..60 {
-            round(&mut desk, still.clone());
+            round(&mut aggregator, still.clone());
         }
-        assert!(apart(&desk) < 1e-3 * first, "{stages}: {} of {first}", apart(&desk));
+        assert!(apart(&aggregator) < 1e-3 * first, "{stages}: {} of {first}", apart(&aggregator));
     }
 }
 
 #[test]
 fn without_stages_members_hold_the_model_itself() {
-    let mut desk = desk("");
-    assert_eq!(round(&mut desk, vectors(&mut fastrand::Rng::with_seed(1), 5.0)), None);
-    assert_eq!(desk.held(), &desk.server().model);
+    let mut aggregator = aggregator("");
+    assert_eq!(round(&mut aggregator, vectors(&mut fastrand::Rng::with_seed(1), 5.0)), None);
+    assert_eq!(aggregator.held(), &aggregator.server().model);
 }
 
 #[test]
 fn a_desk_that_is_set_up_again_sends_the_same_bytes() {
     let settings = "down = ['random:0.2', 'int8']\nstrategy = { kind = 'diloco' }";
-    let mut whole = desk(settings);
+    let mut whole = aggregator(settings);
     let mut rng = fastrand::Rng::with_seed(2);
     for version in 0..10 {
         // What is on the disk: the model, what the strategy remembers, what members hold.
         let Server { model, kept } = whole.server().clone();
-        let initial = desk(settings).server().model.clone();
-        let mut again =
-            Desk::new(layout(), &hop(settings), version, Server { model: initial, kept }, Box::<InMemory>::default());
+        let initial = aggregator(settings).server().model.clone();
+        let mut again = Aggregator::new(
+            layout(),
+            &hop(settings),
+            version,
+            Server { model: initial, kept },
+            Box::<InMemory>::default(),
+        );
         again.replace(version, &model);
         again.down_mut().unwrap().hold(whole.held().clone());
         let change = vectors(&mut rng, 0.1);
@@ -116,10 +121,10 @@ fn a_desk_that_is_set_up_again_sends_the_same_bytes() {
 
 #[test]
 fn differences_of_other_models_are_refused() {
-    let mut desk = desk("down = ['int8']");
-    let bytes = round(&mut desk, vectors(&mut fastrand::Rng::with_seed(1), 1.0)).unwrap();
+    let mut aggregator = aggregator("down = ['int8']");
+    let bytes = round(&mut aggregator, vectors(&mut fastrand::Rng::with_seed(1), 1.0)).unwrap();
     for cut in 0..bytes.len() {
-        assert!(down::follow(&bytes[..cut], &layout(), desk.held()).is_err());
+        assert!(down::follow(&bytes[..cut], &layout(), aggregator.held()).is_err());
     }
     let short = Vectors::from([(Channel::Model, vec![0.0; 3])]);
     assert!(down::follow(&bytes, &layout(), &short).is_err());
@@ -132,15 +137,15 @@ proptest! {
     #[test]
     fn members_are_never_far(share in 1u32..=9, seed in any::<u64>(), rounds in 1usize..30) {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let mut desk = desk(&format!("down = ['topk:0.{share}']"));
+        let mut aggregator = aggregator(&format!("down = ['topk:0.{share}']"));
         let kept = (1.0 - f64::from(share) / 10.0).sqrt();
         let mut longest = 0f64;
         for _ in 0..rounds {
             let change = vectors(&mut rng, 0.2);
             let length = change[&Channel::Model].iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
             longest = longest.max(length);
-            round(&mut desk, change);
-            prop_assert!(apart(&desk) <= longest * kept / (1.0 - kept) * 1.001, "{} {longest}", apart(&desk));
+            round(&mut aggregator, change);
+            prop_assert!(apart(&aggregator) <= longest * kept / (1.0 - kept) * 1.001, "{} {longest}", apart(&aggregator));
         }
     }
 }

@@ -16,17 +16,17 @@ fn layout(length: usize) -> Layout {
 
 const ONE: Weight = Weight { share: 1.0, factor: 1.0, fresh: 1.0 };
 
-fn put_together(rule: Rule, votes: &[Vec<f32>]) -> Vec<f32> {
-    let mut aggregate = rule.aggregate(&layout(votes[0].len()), &[Channel::Model], Box::<InMemory>::default());
-    for vote in votes {
-        let vectors = Vectors::from([(Channel::Model, vote.clone())]);
+fn put_together(rule: Rule, contributions: &[Vec<f32>]) -> Vec<f32> {
+    let mut aggregate = rule.aggregate(&layout(contributions[0].len()), &[Channel::Model], Box::<InMemory>::default());
+    for contribution in contributions {
+        let vectors = Vectors::from([(Channel::Model, contribution.clone())]);
         let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
         aggregate.add(ONE, Contribution { vectors, report }).unwrap();
     }
     aggregate.finish().unwrap().remove(&Channel::Model).unwrap()
 }
 
-fn votes(columns: &[[f32; 2]]) -> Vec<Vec<f32>> {
+fn contributions(columns: &[[f32; 2]]) -> Vec<Vec<f32>> {
     columns.iter().map(|c| c.to_vec()).collect()
 }
 
@@ -41,21 +41,22 @@ const RULES: [Rule; 6] = [
 
 #[test]
 fn small_numbers_by_hand() {
-    let five = votes(&[[1.0, 5.0], [2.0, 4.0], [3.0, 3.0], [4.0, 2.0], [100.0, -90.0]]);
+    let five = contributions(&[[1.0, 5.0], [2.0, 4.0], [3.0, 3.0], [4.0, 2.0], [100.0, -90.0]]);
     assert_eq!(put_together(Rule::Median {}, &five), [3.0, 3.0]);
     assert_eq!(put_together(Rule::Median {}, &five[..4]), [2.5, 3.5]);
     assert_eq!(put_together(Rule::Trimmed { share: 0.2 }, &five), [3.0, 3.0]);
     assert_eq!(put_together(Rule::Trimmed { share: 0.0 }, &five), [22.0, -15.2]);
     // The second is nearest to its two neighbours, then the third.
-    let near = votes(&[[1.5, 4.5], [2.0, 4.0], [3.0, 3.0], [4.0, 2.0], [100.0, -90.0]]);
+    let near = contributions(&[[1.5, 4.5], [2.0, 4.0], [3.0, 3.0], [4.0, 2.0], [100.0, -90.0]]);
     assert_eq!(put_together(Rule::Krum { share: 0.2 }, &near), [2.0, 4.0]);
     assert_eq!(put_together(Rule::MultiKrum { share: 0.2 }, &near), [2.625, 3.375]);
     // Two of seven, to be sure of a fifth: those in the middle.
-    let seven = votes(&[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0], [5.0, 5.0], [60.0, 60.0], [70.0, 70.0]]);
+    let seven =
+        contributions(&[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [4.0, 4.0], [5.0, 5.0], [60.0, 60.0], [70.0, 70.0]]);
     assert_eq!(put_together(Rule::Trimmed { share: 0.2 }, &seven), [4.0, 4.0]);
     assert_eq!(put_together(Rule::MultiKrum { share: 0.2 }, &seven), [3.0, 3.0]);
     // Lengths 3, 4 and 10: all are cut to 4.
-    let three = votes(&[[3.0, 0.0], [0.0, 4.0], [6.0, 8.0]]);
+    let three = contributions(&[[3.0, 0.0], [0.0, 4.0], [6.0, 8.0]]);
     let bounded = put_together(Rule::Bounded { times: 1.0 }, &three);
     assert!((bounded[0] - (3.0 + 0.0 + 2.4) / 3.0).abs() < 1e-6, "{bounded:?}");
     assert!((bounded[1] - (0.0 + 4.0 + 3.2) / 3.0).abs() < 1e-6, "{bounded:?}");
@@ -64,7 +65,7 @@ fn small_numbers_by_hand() {
 #[test]
 fn one_vote_and_none() {
     for rule in RULES {
-        let only = put_together(rule, &votes(&[[1.5, -2.0]]));
+        let only = put_together(rule, &contributions(&[[1.5, -2.0]]));
         assert_eq!(only, [1.5, -2.0], "{rule:?}");
         let mut aggregate = rule.aggregate(&layout(2), &[Channel::Model], Box::<InMemory>::default());
         assert_eq!(aggregate.finish(), Err(FederateError::Empty));
@@ -74,7 +75,7 @@ fn one_vote_and_none() {
 #[test]
 fn a_round_of_too_few_is_put_together_by_the_median() {
     // The demonstration's edges have four ends each; one of them does harm.
-    let four = votes(&[[1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [1e6, -1e6]]);
+    let four = contributions(&[[1.0, 1.0], [2.0, 3.0], [3.0, 2.0], [1e6, -1e6]]);
     for rule in RULES.into_iter().filter(|rule| !matches!(rule, Rule::Bounded { .. })) {
         assert_eq!(put_together(rule, &four), [2.5, 1.5], "{rule:?}");
     }
@@ -121,9 +122,9 @@ fn signs_are_chosen_among_as_any_change() {
     let pipeline = Pipeline::parse(&["sign"]).unwrap();
     let mut rng = fastrand::Rng::with_seed(3);
     let truth: Vec<f32> = (0..200).map(|_| rng.f32() - 0.5).collect();
-    let arrived = |vote: &[f32]| {
+    let arrived = |contribution: &[f32]| {
         let mut bytes = Vec::new();
-        pipeline.encode(vote, &[vec![200]], 1, &mut bytes).unwrap();
+        pipeline.encode(contribution, &[vec![200]], 1, &mut bytes).unwrap();
         update::decode(&bytes, &[vec![200]]).unwrap()
     };
     let mut all: Vec<Vec<f32>> =
@@ -170,8 +171,8 @@ proptest! {
     fn a_fifth_far_away_changes_little(seed: u64, far in prop_oneof![Just(-1e4f32), Just(1e4), Just(-30.0)]) {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut all: Vec<Vec<f32>> = (0..15).map(|_| (0..9).map(|_| 1.0 + 0.2 * (rng.f32() - 0.5)).collect()).collect();
-        for vote in &mut all[..3] {
-            vote.iter_mut().for_each(|x| *x *= far);
+        for contribution in &mut all[..3] {
+            contribution.iter_mut().for_each(|x| *x *= far);
         }
         for rule in RULES {
             let found = put_together(rule, &all);

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Hop, InMemory, Layout, Part, Report, Server, Vectors, desk,
-    wire,
+    Aggregator, Channel, Contribution, Counted, FederateError, Hop, InMemory, Layout, Part, Report, Server, Vectors,
+    aggregator, wire,
 };
 
 const SETTINGS: [&str; 16] = [
@@ -44,20 +44,20 @@ fn report(examples: u64) -> Report {
 }
 
 /// A hop whose model begins with these statistics.
-fn hop(settings: &str, statistics: [f32; 4]) -> (Hop, Desk) {
+fn hop(settings: &str, statistics: [f32; 4]) -> (Hop, Aggregator) {
     let hop: Hop = toml::from_str(settings).unwrap();
     let model = Vectors::from([(Channel::Model, vec![0.5; 4]), (Channel::Statistics, statistics.to_vec())]);
     let server = Server { model, ..Server::default() };
-    let desk = Desk::new(layout(), &hop, 0, server, Box::<InMemory>::default());
-    (hop, desk)
+    let aggregator = Aggregator::new(layout(), &hop, 0, server, Box::<InMemory>::default());
+    (hop, aggregator)
 }
 
 /// An update as it comes through the hop's stages.
-fn arrives(hop: &Hop, desk: &Desk, statistics: [f32; 4], change: f32, examples: u64) -> Contribution {
+fn arrives(hop: &Hop, aggregator: &Aggregator, statistics: [f32; 4], change: f32, examples: u64) -> Contribution {
     let vectors = Vectors::from([(Channel::Model, vec![change; 4]), (Channel::Statistics, statistics.to_vec())]);
     let none = Default::default();
-    let sent = hop.sender().encode(desk.layout(), &vectors, &none, Default::default(), 0, 7).unwrap();
-    Contribution { vectors: wire::decode_update(&sent.bytes, desk.layout()).unwrap(), report: report(examples) }
+    let sent = hop.sender().encode(aggregator.layout(), &vectors, &none, Default::default(), 0, 7).unwrap();
+    Contribution { vectors: wire::decode_update(&sent.bytes, aggregator.layout()).unwrap(), report: report(examples) }
 }
 
 proptest! {
@@ -65,27 +65,27 @@ proptest! {
     fn they_stay_between_what_was_measured(seed: u64) {
         let mut rng = fastrand::Rng::with_seed(seed);
         for settings in SETTINGS {
-            let (hop, mut desk) = hop(settings, [0.0, 1.0, 1.0, 1e-3]);
+            let (hop, mut aggregator) = hop(settings, [0.0, 1.0, 1.0, 1e-3]);
             let (mut low, mut high) = ([0.0f32, 1.0, 1.0, 1e-3], [0.0f32, 1.0, 1.0, 1e-3]);
             for _ in 0..12 {
                 let mut counted = Vec::new();
                 for member in 0..rng.usize(1..4) {
                     // As of some model before this one, of features large and small.
-                    let version = desk.version() - rng.u64(0..=desk.version().min(3));
+                    let version = aggregator.version() - rng.u64(0..=aggregator.version().min(3));
                     let scale = 10f32.powi(rng.i32(-6..3));
                     let measured = [scale * (rng.f32() - 0.5), scale, scale * rng.f32(), scale * scale];
                     for ((low, high), x) in low.iter_mut().zip(&mut high).zip(measured) {
                         (*low, *high) = (low.min(x), high.max(x));
                     }
-                    let contribution = arrives(&hop, &desk, measured, rng.f32() - 0.5, rng.u64(1..1_000));
-                    desk.check(&contribution).unwrap();
-                    let staleness = desk.version() - version;
+                    let contribution = arrives(&hop, &aggregator, measured, rng.f32() - 0.5, rng.u64(1..1_000));
+                    aggregator.check(&contribution).unwrap();
+                    let staleness = aggregator.version() - version;
                     counted.push(Counted { member: member.to_string(), report: contribution.report, staleness });
-                    desk.add(contribution, version, staleness).unwrap();
+                    aggregator.add(contribution, version, staleness).unwrap();
                 }
-                desk.make(&counted, 5).unwrap();
-                desk.publish(1).unwrap();
-                for model in [&desk.server().model, desk.held()] {
+                aggregator.make(&counted, 5).unwrap();
+                aggregator.publish(1).unwrap();
+                for model in [&aggregator.server().model, aggregator.held()] {
                     for (i, x) in model[&Channel::Statistics].iter().enumerate() {
                         // Twelve models in single precision, one made of the other.
                         let near = 1e-5 * (high[i].abs() + low[i].abs());
@@ -96,7 +96,7 @@ proptest! {
                     }
                 }
             }
-            desk.retain(&BTreeSet::new());
+            aggregator.retain(&BTreeSet::new());
         }
     }
 }
@@ -106,23 +106,23 @@ proptest! {
 #[test]
 fn small_ones_next_to_large_ones_keep_their_bits() {
     for settings in ["", "strategy = { kind = 'diloco' }", "strategy = { kind = 'fedbuff', size = 2 }"] {
-        let (hop, mut desk) = hop(settings, [0.0, 0.0, 1.0, 1e6]);
+        let (hop, mut aggregator) = hop(settings, [0.0, 0.0, 1.0, 1e6]);
         let counted: Vec<Counted> = ["a", "b"]
             .into_iter()
             .map(|member| {
-                let contribution = arrives(&hop, &desk, [0.5, 0.5, 1e-9, 0.01], 0.0, 1);
-                desk.add(contribution, 0, 0).unwrap();
+                let contribution = arrives(&hop, &aggregator, [0.5, 0.5, 1e-9, 0.01], 0.0, 1);
+                aggregator.add(contribution, 0, 0).unwrap();
                 Counted { member: member.to_owned(), report: report(1), staleness: 0 }
             })
             .collect();
-        let before = desk.server().model.clone();
-        desk.make(&counted, 2).unwrap();
+        let before = aggregator.server().model.clone();
+        aggregator.make(&counted, 2).unwrap();
         // Exact to the grid of sums.
         let measured = [0.5, 0.5, 1e-9, 0.01];
-        let found = desk.server().model[&Channel::Statistics].clone();
+        let found = aggregator.server().model[&Channel::Statistics].clone();
         assert!(found.iter().zip(measured).all(|(x, m): (&f32, f32)| (x - m).abs() <= 1e-13), "{settings}: {found:?}");
         // An edge passes on what that came to.
-        let passed = desk::change(&before, &desk.server().model, &[Channel::Model, Channel::Statistics]);
+        let passed = aggregator::change(&before, &aggregator.server().model, &[Channel::Model, Channel::Statistics]);
         assert_eq!(passed[&Channel::Statistics], found);
     }
 }
@@ -130,13 +130,13 @@ fn small_ones_next_to_large_ones_keep_their_bits() {
 /// Under the first version's byte, older nodes send how statistics changed.
 #[test]
 fn changes_of_older_nodes_are_not_taken_for_what_was_measured() {
-    let (hop, desk) = hop("", [0.0, 0.0, 1.0, 1.0]);
+    let (hop, aggregator) = hop("", [0.0, 0.0, 1.0, 1.0]);
     let vectors = Vectors::from([(Channel::Model, vec![0.0; 4]), (Channel::Statistics, vec![0.1; 4])]);
-    let older = wire::encode(&vectors, desk.layout()).unwrap();
-    let refused = wire::decode_update(&older, desk.layout());
+    let older = wire::encode(&vectors, aggregator.layout()).unwrap();
+    let refused = wire::decode_update(&older, aggregator.layout());
     assert!(matches!(refused, Err(FederateError::Broken(why)) if why.contains("update its node")), "{refused:?}");
     let channels = [Channel::Model, Channel::Statistics];
-    assert!(!wire::is_current(older.first().copied(), desk.layout(), &channels));
+    assert!(!wire::is_current(older.first().copied(), aggregator.layout(), &channels));
     // Where there are none, both send the same.
     let plain = Layout { statistics: vec![], variances: vec![], ..layout() };
     let vectors = Vectors::from([(Channel::Model, vec![0.5; 4]), (Channel::Statistics, vec![])]);

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use tierline_federate::aggregate::{self, Aggregate, Mean};
 use tierline_federate::strategy::Round;
 use tierline_federate::{
-    Channel, Contribution, Counted, Desk, FederateError, Hop, InMemory, Layout, Part, Report, Server, Strategy as Kind,
-    Vectors,
+    Aggregator, Channel, Contribution, Counted, FederateError, Hop, InMemory, Layout, Part, Report, Server,
+    Strategy as Kind, Vectors,
 };
 
 fn part(name: &str, length: usize) -> Part {
@@ -259,38 +259,38 @@ fn fedmd_counts_members_alike_and_moves_what_is_said() {
 }
 
 /// A hop whose members say things of two public examples.
-fn said(settings: &str) -> Desk {
+fn said(settings: &str) -> Aggregator {
     let layout = Layout { logits: vec![part("p", 2)], ..Layout::default() };
     let hop: Hop = toml::from_str(settings).unwrap();
     let server = Server { model: BTreeMap::from([(Channel::Logits, vec![0.0; 2])]), kept: BTreeMap::new() };
-    Desk::new(layout, &hop, 0, server, Box::<InMemory>::default())
+    Aggregator::new(layout, &hop, 0, server, Box::<InMemory>::default())
 }
 
-fn says(desk: &mut Desk, version: u64, told: &[f32], answers: [f32; 2]) {
+fn says(aggregator: &mut Aggregator, version: u64, told: &[f32], answers: [f32; 2]) {
     let change = answers.iter().zip(told).map(|(x, t)| x - t).collect();
     let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
     let contribution = Contribution { vectors: BTreeMap::from([(Channel::Logits, change)]), report };
-    desk.check(&contribution).unwrap();
-    desk.add(contribution, version, desk.version() - version).unwrap();
-    desk.make(&[Counted { member: "end".into(), report, staleness: 0 }], 1).unwrap();
-    desk.publish(desk.version()).unwrap();
+    aggregator.check(&contribution).unwrap();
+    aggregator.add(contribution, version, aggregator.version() - version).unwrap();
+    aggregator.make(&[Counted { member: "end".into(), report, staleness: 0 }], 1).unwrap();
+    aggregator.publish(aggregator.version()).unwrap();
 }
 
 #[test]
 fn fedmd_is_what_members_say_whatever_they_were_told() {
     let strategy = "strategy = { kind = 'fedmd', distil = { public = 'p', examples = 2 } }";
     for down in ["", "down = ['topk:0.5']", "down = ['sign']"] {
-        let mut desk = said(&format!("{strategy}\n{down}"));
+        let mut aggregator = said(&format!("{strategy}\n{down}"));
         for answers in [[4.0, 1.0], [3.0, -7.0], [2.0, 2.0]] {
-            let (version, told) = (desk.version(), desk.held()[&Channel::Logits].clone());
-            says(&mut desk, version, &told, answers);
-            assert_eq!(desk.server().model[&Channel::Logits], answers, "{down}");
+            let (version, told) = (aggregator.version(), aggregator.held()[&Channel::Logits].clone());
+            says(&mut aggregator, version, &told, answers);
+            assert_eq!(aggregator.server().model[&Channel::Logits], answers, "{down}");
         }
         // One that comes late, of what was told before.
-        let (version, told) = (desk.version(), desk.held()[&Channel::Logits].clone());
-        says(&mut desk, version, &told, [5.0, 5.0]);
-        says(&mut desk, version, &told, [6.0, 1.0]);
-        assert_eq!(desk.server().model[&Channel::Logits], [6.0, 1.0], "{down}");
+        let (version, told) = (aggregator.version(), aggregator.held()[&Channel::Logits].clone());
+        says(&mut aggregator, version, &told, [5.0, 5.0]);
+        says(&mut aggregator, version, &told, [6.0, 1.0]);
+        assert_eq!(aggregator.server().model[&Channel::Logits], [6.0, 1.0], "{down}");
     }
 }
 
@@ -305,18 +305,18 @@ fn variances_never_fall_below_zero() {
         let hop: Hop = toml::from_str(&format!("rule = {{ kind = '{rule}' }}")).unwrap();
         let model = Vectors::from([(Channel::Model, vec![0.0; 2]), (Channel::Statistics, vec![0.5, 0.5])]);
         let server = Server { model, ..Server::default() };
-        let mut desk = Desk::new(layout.clone(), &hop, 0, server, Box::<InMemory>::default());
+        let mut aggregator = Aggregator::new(layout.clone(), &hop, 0, server, Box::<InMemory>::default());
         let report = Report { examples: 1, steps: 1, effective_steps: 1.0, ..Report::default() };
         let of = |statistics: [f32; 2]| {
             let vectors = Vectors::from([(Channel::Model, vec![0.0; 2]), (Channel::Statistics, statistics.to_vec())]);
             Contribution { vectors, report }
         };
-        let refused = desk.check(&of([-1e3, -1e-9]));
+        let refused = aggregator.check(&of([-1e3, -1e-9]));
         assert!(matches!(refused, Err(FederateError::Variance { ref part, .. }) if part == "variance"), "{refused:?}");
-        desk.check(&of([-1e3, 0.0])).unwrap();
-        desk.add(of([-1e3, 0.0]), 0, 0).unwrap();
-        desk.make(&[Counted { member: "end".into(), report, staleness: 0 }], 1).unwrap();
-        assert_eq!(desk.server().model[&Channel::Statistics], [-1e3, 0.0], "{rule}");
+        aggregator.check(&of([-1e3, 0.0])).unwrap();
+        aggregator.add(of([-1e3, 0.0]), 0, 0).unwrap();
+        aggregator.make(&[Counted { member: "end".into(), report, staleness: 0 }], 1).unwrap();
+        assert_eq!(aggregator.server().model[&Channel::Statistics], [-1e3, 0.0], "{rule}");
     }
 }
 
@@ -328,7 +328,7 @@ fn with_ef21_the_mean_of_members_estimates_counts() {
     let hop: Hop = toml::from_str("up = ['topk:0.5']\nmemory = { kind = 'ef21' }").unwrap();
     let model = Vectors::from([(Channel::Model, vec![0.0; 2]), (Channel::Statistics, vec![0.0])]);
     let server = Server { model, ..Server::default() };
-    let mut desk = Desk::new(layout(), &hop, 0, server, Box::<InMemory>::default());
+    let mut aggregator = Aggregator::new(layout(), &hop, 0, server, Box::<InMemory>::default());
     // By how many members there are: the last one joins late.
     let rounds: [(usize, &[Answer]); 3] = [
         (3, &[(0, 1, [3.0, 0.0]), (1, 999, [0.0, 6.0])]),
@@ -341,15 +341,15 @@ fn with_ef21_the_mean_of_members_estimates_counts() {
         for (member, examples, change) in answers {
             let report = Report { examples: *examples, steps: 1, effective_steps: 1.0, ..Report::default() };
             let vectors = Vectors::from([(Channel::Model, change.to_vec()), (Channel::Statistics, vec![0.0])]);
-            desk.add(Contribution { vectors, report }, desk.version(), 0).unwrap();
+            aggregator.add(Contribution { vectors, report }, aggregator.version(), 0).unwrap();
             counted.push(Counted { member: member.to_string(), report, staleness: 0 });
             estimates[*member].iter_mut().zip(change).for_each(|(e, d)| *e += d);
         }
-        desk.make(&counted, members).unwrap();
+        aggregator.make(&counted, members).unwrap();
         for (i, x) in expected.iter_mut().enumerate() {
             *x += estimates.iter().map(|e| e[i]).sum::<f32>() / members as f32;
         }
-        let found = &desk.server().model[&Channel::Model];
+        let found = &aggregator.server().model[&Channel::Model];
         assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?} for {expected:?}");
     }
 }
@@ -359,9 +359,9 @@ fn sizes_are_of_what_is_added() {
     let report = |examples| Report { examples, steps: 1, effective_steps: 1.0, ..Report::default() };
     let of = |settings: &str, examples: u64, statistic: f32| {
         let hop: Hop = toml::from_str(settings).unwrap();
-        let desk = Desk::new(layout(), &hop, 0, Server::default(), Box::<InMemory>::default());
+        let aggregator = Aggregator::new(layout(), &hop, 0, Server::default(), Box::<InMemory>::default());
         let vectors = Vectors::from([(Channel::Model, vec![1.0; 2]), (Channel::Statistics, vec![statistic])]);
-        desk.check(&Contribution { vectors, report: report(examples) })
+        aggregator.check(&Contribution { vectors, report: report(examples) })
     };
     let large = |result: Result<(), FederateError>| matches!(result, Err(FederateError::Sum { .. }));
     // An edge of three million examples whose variances move by thousands.
@@ -385,7 +385,7 @@ fn what_is_of_examples_is_as_long_as_they_are_many() {
     let part = |shape: &[usize]| vec![Part { name: "x".into(), shape: shape.to_vec() }];
     let layout = Layout { logits: part(&[0, 2]), features: part(&[0, 3]), labels: part(&[0]), ..Layout::default() };
     let hop: Hop = toml::from_str("strategy = { kind = 'fedgkt', features = 'x' }").unwrap();
-    let desk = Desk::new(layout.clone(), &hop, 0, Server::default(), Box::<InMemory>::default());
+    let aggregator = Aggregator::new(layout.clone(), &hop, 0, Server::default(), Box::<InMemory>::default());
     let contribution = |examples: u64, vectors: [(Channel, Vec<f32>); 3]| Contribution {
         vectors: Vectors::from(vectors),
         report: Report { examples, steps: 1, effective_steps: 1.0, ..Report::default() },
@@ -397,21 +397,21 @@ fn what_is_of_examples_is_as_long_as_they_are_many() {
             (Channel::Labels, vec![1.0; labels]),
         ]
     };
-    desk.check(&contribution(4, of(8, 12, 4))).unwrap();
+    aggregator.check(&contribution(4, of(8, 12, 4))).unwrap();
     for wrong in [of(8, 12, 3), of(8, 11, 4), of(7, 12, 4)] {
-        let error = desk.check(&contribution(4, wrong)).unwrap_err();
+        let error = aggregator.check(&contribution(4, wrong)).unwrap_err();
         assert!(matches!(error, FederateError::Length { .. }), "{error}");
     }
     for (place, value) in [(0, 1e30), (1, -7e4)] {
         let mut vectors = of(8, 12, 4);
         vectors[place].1[3] = value;
-        let error = desk.check(&contribution(4, vectors)).unwrap_err();
+        let error = aggregator.check(&contribution(4, vectors)).unwrap_err();
         assert!(matches!(error, FederateError::Value { .. }), "{error}");
     }
     for label in [2.0, -1.0, 0.5, 1e9] {
         let mut vectors = of(8, 12, 4);
         vectors[2].1[3] = label;
-        let error = desk.check(&contribution(4, vectors)).unwrap_err();
+        let error = aggregator.check(&contribution(4, vectors)).unwrap_err();
         assert!(matches!(error, FederateError::Label { .. }), "{error}");
     }
     // Whatever a member says, nothing is allocated for more than may travel.

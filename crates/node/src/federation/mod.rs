@@ -76,7 +76,8 @@ pub enum Assignment {
         /// The model to start from.
         version: u64,
         /// Whether nothing is to be learned: the member looks at the model.
-        look: bool,
+        #[serde(rename = "look")]
+        evaluate: bool,
     },
     /// The job has ended with this model.
     Over {

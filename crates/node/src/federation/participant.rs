@@ -27,7 +27,7 @@ pub struct Work {
     /// The model to start from.
     pub version: u64,
     /// Whether nothing is to be learned: the member looks at the model.
-    pub look: bool,
+    pub evaluate: bool,
 }
 
 /// What happens.
@@ -355,7 +355,7 @@ impl Participant {
             return;
         }
         match self.wanted.clone() {
-            Assignment::Work { task, round, version, look } => {
+            Assignment::Work { task, round, version, evaluate } => {
                 // An echo of what was settled, or of what failed and is known to have.
                 let echoes = |of: Task| task.tag() == of.tag() && task < of;
                 let done = self.settled.is_some_and(|(last, counted)| echoes(last) || counted && task == last);
@@ -363,7 +363,7 @@ impl Participant {
                 if done || failed {
                     return;
                 }
-                let work = Work { task, round, version, look };
+                let work = Work { task, round, version, evaluate };
                 match self.state {
                     State::Working(other) if other.task == task => return,
                     State::Working(other) => out.push(Action::Abandon(other.task)),
@@ -415,9 +415,9 @@ mod tests {
         assert_eq!(step(Event::Assigned(Assignment::Wait)), []);
         let said = step(Event::Prepared(Ok(7)));
         assert_eq!(said, [Action::Report(Standing::Ready { examples: 7 })]);
-        let work = Work { task: Task(3), round: 0, version: 0, look: false };
-        let Work { task, round, version, look } = work;
-        let asked = step(Event::Assigned(Assignment::Work { task, round, version, look }));
+        let work = Work { task: Task(3), round: 0, version: 0, evaluate: false };
+        let Work { task, round, version, evaluate } = work;
+        let asked = step(Event::Assigned(Assignment::Work { task, round, version, evaluate }));
         assert_eq!(asked, [Action::Work(work)]);
     }
 }

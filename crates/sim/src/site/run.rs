@@ -9,7 +9,7 @@ use tierline_federate::{Federation, HeldOut, RoundScores, Scoreboard};
 use tierline_graph::Model;
 use tierline_node::Time;
 use tierline_node::federation::Event;
-use tierline_train::federated::{Models, Share, Tutor, Workplace};
+use tierline_train::federated::{LocalTrainer, Models, Share, Tutor};
 use tierline_train::{Job, Scores, TrainError};
 
 use super::Site;
@@ -49,29 +49,29 @@ pub fn run(
     };
     // One thread each: many small steps side by side beat shared ones.
     let options = LoadOptions::with_threads(1);
-    let place = |model: &Model| {
-        let place = Workplace::new(engine, model.clone(), job, &options)?;
+    let trainer = |model: &Model| {
+        let trainer = LocalTrainer::new(engine, model.clone(), job, &options)?;
         match public {
-            Some(public) => place.with_public(engine, public, &options),
-            None => Ok(place),
+            Some(public) => trainer.with_public(engine, public, &options),
+            None => Ok(trainer),
         }
     };
-    let places = || [&model].into_iter().chain(&others).map(place).collect::<Result<Vec<_>, _>>();
+    let trainers = || [&model].into_iter().chain(&others).map(trainer).collect::<Result<Vec<_>, _>>();
     let wide = LoadOptions::with_threads(threads);
-    let mut judge = Workplace::new(engine, model.clone(), job, &wide)?;
-    let places = (0..threads.min(data.len())).map(|_| places()).collect::<Result<Vec<_>, _>>()?;
-    let layout = judge.blueprint().layout();
-    for (variant, place) in job.models.iter().zip(places.iter().flat_map(|p| &p[1..])) {
-        if place.blueprint().layout() != layout {
+    let mut evaluator = LocalTrainer::new(engine, model.clone(), job, &wide)?;
+    let trainers = (0..threads.min(data.len())).map(|_| trainers()).collect::<Result<Vec<_>, _>>()?;
+    let layout = evaluator.parameter_layout().layout();
+    for (variant, trainer) in job.models.iter().zip(trainers.iter().flat_map(|p| &p[1..])) {
+        if trainer.parameter_layout().layout() != layout {
             let reason = format!("{} says of other classes than the job's own model", variant.model.display());
             return Err(SimError::Scenario { what: "models", reason });
         }
     }
     let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
     for share in shares.iter().flat_map(|share| [&share.seen].into_iter().chain(&share.held_out)).chain(test) {
-        judge.check(share)?;
+        evaluator.check(share)?;
     }
-    let mut site = Site::new(job, judge.blueprint(), shares, scenario, Workers::new(places));
+    let mut site = Site::new(job, evaluator.parameter_layout(), shares, scenario, Workers::new(trainers));
     let federation = job.federation.clone().unwrap_or_default();
     if let Some(distil) = federation.distillation() {
         let missing = || {
@@ -80,11 +80,11 @@ pub fn run(
         };
         site.tutor = Some(Tutor::new(engine, &model, job, public.ok_or_else(missing)?, &wide)?);
     } else {
-        site.tutor = Tutor::transfer(engine, judge.blueprint(), job, &wide)?;
+        site.tutor = Tutor::transfer(engine, evaluator.parameter_layout(), job, &wide)?;
     }
     site.spoil(&harmful);
     site.begin();
-    let at_ends = federation.looks_at_ends();
+    let at_ends = federation.evaluates_at_ends();
     let test = test.filter(|_| !at_ends);
     let mut scores: Vec<RoundScores> = Vec::new();
     let mut board = Scoreboard::default();
@@ -100,19 +100,19 @@ pub fn run(
         site.happen(event)?;
         while let Some(made) = site.made.pop_front() {
             let before = HeldOut::together(&made.counted);
-            let known = if made.look {
-                board.looked(before)
+            let known = if made.evaluate {
+                board.evaluated(before)
             } else {
                 let number = made.round + 1;
-                let look = federation.looks_behind(number, made.last);
-                let looked: Option<Scores> = match test.filter(|_| look) {
-                    Some(test) => Some(judge.evaluate(&site.nodes[0].desk().server().model, test)?),
+                let evaluate = federation.evaluates_behind(number, made.last);
+                let evaluated: Option<Scores> = match test.filter(|_| evaluate) {
+                    Some(test) => Some(evaluator.evaluate(&site.nodes[0].aggregator().server().model, test)?),
                     None => None,
                 };
                 let round = RoundScores {
                     round: number,
-                    accuracy: looked.and_then(|s| s.accuracy),
-                    loss: looked.map(|s| s.loss),
+                    accuracy: evaluated.and_then(|s| s.accuracy),
+                    loss: evaluated.map(|s| s.loss),
                     train_loss: mean_of(&made.counted, |report| report.loss),
                     bytes_up: std::mem::take(&mut site.bytes_up),
                     bytes_down: std::mem::take(&mut site.bytes_down),
@@ -128,14 +128,14 @@ pub fn run(
                 enough = federation.is_reached(&round);
                 scores.push(round);
             }
-            let version = site.nodes[0].desk().version();
+            let version = site.nodes[0].aggregator().version();
             site.coordinate(0, Event::Made { version, enough })?;
         }
     }
-    let last = &site.nodes[0].desk().server().model;
+    let last = &site.nodes[0].aggregator().server().model;
     let model = match &mut site.tutor {
         Some(tutor) => tutor.conclude(last)?,
-        None => judge.blueprint().export(last)?,
+        None => evaluator.parameter_layout().export(last)?,
     };
     let seconds = site.clock.now().since(Time::ZERO).as_secs_f64();
     Ok(Outcome { rounds: scores, model, seconds, excluded: site.excluded, own: site.own })

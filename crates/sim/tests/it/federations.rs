@@ -12,7 +12,7 @@ use tierline_graph::{Elements, Model, Tensor};
 use tierline_sim::{Examples, Link, Outcome, Scenario, SimError, run};
 use tierline_train::Job;
 use tierline_train::data::{Dataset, Partition, Targets, partition};
-use tierline_train::federated::{Blueprint, Models, Share, Workplace};
+use tierline_train::federated::{LocalTrainer, Models, ParameterLayout, Share};
 use tierline_train::job::Variant;
 use tierline_zoo::{Batch, Bn, Options};
 
@@ -372,8 +372,8 @@ fn models_of_two_kinds_learn_from_what_each_other_say() {
         let outcome = run(&engine(), models, &job, examples, &scenario, &Stop::never(), &mut |_| ()).unwrap();
         let sizes: HashSet<usize> = outcome.own.values().map(|m| m.to_bytes().unwrap().len()).collect();
         assert_eq!((outcome.own.len(), sizes.len()), (4, 2), "each end's model is of the kind that its name says");
-        let right: Vec<f64> = outcome.own.values().map(|model| judged(model, &test)).collect();
-        (right.iter().sum::<f64>() / 4.0, judged(&outcome.model, &test), outcome.rounds[0].bytes_up)
+        let right: Vec<f64> = outcome.own.values().map(|model| accuracy_of(model, &test)).collect();
+        (right.iter().sum::<f64>() / 4.0, accuracy_of(&outcome.model, &test), outcome.rounds[0].bytes_up)
     };
     let md = |rounds: u64, epochs: u64, edge: &str| {
         let kind =
@@ -447,10 +447,10 @@ fn jobs_of_public_examples_that_make_no_sense_are_refused() {
 }
 
 /// The share of a data set that a model gets right.
-pub fn judged(model: &Model, data: &Dataset) -> f64 {
+pub fn accuracy_of(model: &Model, data: &Dataset) -> f64 {
     let job = job("[federation.cloud]\nrounds = 1\n");
-    let mut place = Workplace::new(&engine(), model.clone(), &job, &LoadOptions::default()).unwrap();
-    let initial = place.blueprint().initial();
+    let mut place = LocalTrainer::new(&engine(), model.clone(), &job, &LoadOptions::default()).unwrap();
+    let initial = place.parameter_layout().initial();
     place.evaluate(&initial, data).unwrap().accuracy.unwrap()
 }
 
@@ -507,7 +507,8 @@ fn gossip_with_everybody_is_what_a_cloud_does() {
     let model = |text: &str| simulate_on(&Partition::Iid, text, 8, &scenario).unwrap().0.model;
     let met = model("[federation.cloud]\nrounds = 1\n[federation.edge]\nrounds = 2\ngossip = { graph = 'complete' }\n");
     let averaged = model("[federation.cloud]\nrounds = 2\n[federation.edge]\nrounds = 1\n");
-    let weights = |model: &Model| Blueprint::new(model.clone(), &job("")).unwrap().initial()[&Channel::Model].clone();
+    let weights =
+        |model: &Model| ParameterLayout::new(model.clone(), &job("")).unwrap().initial()[&Channel::Model].clone();
     let (met, averaged) = (weights(&met), weights(&averaged));
     let apart = met.iter().zip(&averaged).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(met.len() == averaged.len() && apart < 1e-5, "{apart}");

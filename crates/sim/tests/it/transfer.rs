@@ -4,7 +4,7 @@ use tierline_engine::Stop;
 use tierline_sim::{Examples, Outcome, Scenario, run};
 use tierline_train::data::{Partition, partition};
 
-use crate::federations::{engine, job, judged, network_named, pictures};
+use crate::federations::{accuracy_of, engine, job, network_named, pictures};
 
 /// LeNet, divided behind its first pool: 6 x 14 x 14 features.
 const FEATURES: usize = 6 * 14 * 14;
@@ -42,7 +42,7 @@ fn ends_and_the_cloud_each_train_a_part() {
     // The cloud's part takes features; ends have the whole, each its own.
     assert_eq!(outcome.model.inputs()[0].name, "MaxPool_2_out0");
     let test = pictures(200, 2);
-    let own: Vec<f64> = outcome.own.values().map(|model| judged(model, &test)).collect();
+    let own: Vec<f64> = outcome.own.values().map(|model| accuracy_of(model, &test)).collect();
     assert!(own.len() == 4 && own.iter().all(|right| *right > 0.6), "{own:?}");
     let firsts: std::collections::BTreeSet<_> = outcome.own.values().map(|m| m.to_bytes().unwrap()).collect();
     assert_eq!(firsts.len(), 4);

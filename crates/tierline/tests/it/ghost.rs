@@ -18,7 +18,7 @@ use tierline_proto::v1::{
 };
 use tierline_proto::{Role, Versions};
 use tierline_train::Job;
-use tierline_train::federated::Blueprint;
+use tierline_train::federated::ParameterLayout;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -37,7 +37,7 @@ pub struct Ghost {
     /// What the parent wants, the newest.
     wanted: Arc<Mutex<Option<JobAssignment>>>,
     data: PathBuf,
-    pub blueprint: Arc<Blueprint>,
+    pub parameter_layout: Arc<ParameterLayout>,
 }
 
 impl Ghost {
@@ -56,16 +56,28 @@ impl Ghost {
         let job: Job = toml::from_str(&text).unwrap();
         let mut model = Model::load(&federation.folder.path().join("net.onnx")).unwrap();
         fold_for(&mut model, &mut Evaluator(tierline_engine::rten()), Purpose::Training).unwrap();
-        let blueprint = Arc::new(Blueprint::new(model, &job).unwrap());
-        Self::open(parent, role, name, data, blueprint)
+        let parameter_layout = Arc::new(ParameterLayout::new(model, &job).unwrap());
+        Self::open(parent, role, name, data, parameter_layout)
     }
 
     /// The same member, connected anew to the cloud.
     pub fn again(self, federation: &Federation) -> Self {
-        Self::open(&federation.site.cloud.url, self.role, &self.name, self.data.clone(), Arc::clone(&self.blueprint))
+        Self::open(
+            &federation.site.cloud.url,
+            self.role,
+            &self.name,
+            self.data.clone(),
+            Arc::clone(&self.parameter_layout),
+        )
     }
 
-    fn open(parent: &str, role: &'static str, name: &str, data: PathBuf, blueprint: Arc<Blueprint>) -> Self {
+    fn open(
+        parent: &str,
+        role: &'static str,
+        name: &str,
+        data: PathBuf,
+        parameter_layout: Arc<ParameterLayout>,
+    ) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let identity = Identity::load(&data.join("identity"), SystemTime::now()).unwrap();
         let endpoint = transport::endpoint(parent, transport::client_tls(&identity)).unwrap();
@@ -123,7 +135,7 @@ impl Ghost {
             });
             (pair, say_later)
         });
-        Self { runtime, role, say, name: name.to_owned(), pair, wanted, data, blueprint }
+        Self { runtime, role, say, name: name.to_owned(), pair, wanted, data, parameter_layout }
     }
 
     /// The job and the task that are wanted of it, once there is one.
@@ -179,9 +191,9 @@ impl Ghost {
 
     /// An update that changes every weight by so much.
     pub fn update(&self, by: f32) -> Vec<u8> {
-        let mut vectors = self.blueprint.initial();
+        let mut vectors = self.parameter_layout.initial();
         vectors.values_mut().for_each(|vector| vector.fill(by));
-        wire::encode(&vectors, self.blueprint.layout()).unwrap()
+        wire::encode(&vectors, self.parameter_layout.layout()).unwrap()
     }
 
     /// Sends an update, for a later task if told so, in whose name.

@@ -609,7 +609,7 @@ impl Anything {
                         round: self.count(),
                         version: self.count(),
                         model: self.bytes(),
-                        look: self.rng.bool(),
+                        evaluate: self.rng.bool(),
                         differences: self.list(Self::bytes),
                         neighbours: Vec::new(),
                     })),

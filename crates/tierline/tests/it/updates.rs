@@ -131,9 +131,9 @@ fn updates_that_will_not_do_leave_their_sender_out_and_the_job_goes_on() {
     let mut watcher = federation.watch();
     let work = good.work();
     let fit = good.update(1.0);
-    let layout = good.blueprint.layout();
+    let layout = good.parameter_layout.layout();
     let with = |spoil: &dyn Fn(&mut Vec<f32>)| {
-        let mut vectors = good.blueprint.initial();
+        let mut vectors = good.parameter_layout.initial();
         vectors.values_mut().for_each(spoil);
         vectors
     };

@@ -10,8 +10,8 @@ use tierline_federate::{Channel, Contribution, ExactSum, Vectors};
 use tierline_graph::step::{Loss, Recipe, Role, Spec};
 use tierline_graph::{Elements, Model, Tensor};
 
-use super::Workplace;
-use super::blueprint::{Blueprint, recipe};
+use super::LocalTrainer;
+use super::parameter_layout::{ParameterLayout, recipe};
 use super::transfer::Server;
 use crate::data::{Dataset, Targets, seed_of};
 use crate::error::TrainError;
@@ -110,7 +110,7 @@ enum By {
 
 /// What is learned of public examples.
 struct Public {
-    place: Workplace,
+    place: LocalTrainer,
     /// Whether members' models are asked, rather than the members themselves.
     asks: bool,
     /// What was said since the last model; doesn't depend on who came first.
@@ -134,7 +134,7 @@ impl Tutor {
     ) -> Result<Self, TrainError> {
         let cloud = job.federation.as_ref().map(|federation| federation.cloud.strategy.behaviour());
         let asks = cloud.is_some_and(|behaviour| behaviour.server_distils().is_some());
-        let place = Workplace::new(engine, model.clone(), job, options)?.with_public(engine, whole, options)?;
+        let place = LocalTrainer::new(engine, model.clone(), job, options)?.with_public(engine, whole, options)?;
         let length = place.lesson_length()?;
         Ok(Self(By::Public(Box::new(Public { place, asks, said: ExactSum::new(length), teachers: 0 }))))
     }
@@ -146,7 +146,7 @@ impl Tutor {
     /// When it can't be trained.
     pub fn transfer(
         engine: &Arc<dyn Engine>,
-        cloud: &Blueprint,
+        cloud: &ParameterLayout,
         job: &Job,
         options: &LoadOptions,
     ) -> Result<Option<Self>, TrainError> {
@@ -237,6 +237,6 @@ impl Public {
     }
 
     fn conclude(&mut self, last: &Vectors) -> Result<Model, TrainError> {
-        if self.asks { self.place.blueprint().export(last) } else { self.place.student(last) }
+        if self.asks { self.place.parameter_layout().export(last) } else { self.place.student(last) }
     }
 }

@@ -3,14 +3,14 @@
 //!
 //! Files, links and rounds are elsewhere; what is here depends on nothing but
 //! the job, the data, and the names of member and round, so that a task that
-//! is done again gives the same update. Start at [`Workplace`]; [`Blueprint`] is
+//! is done again gives the same update. Start at [`LocalTrainer`]; [`ParameterLayout`] is
 //! for those who only put updates together.
 
-mod blueprint;
 mod knowledge;
 mod local;
+mod local_trainer;
+mod parameter_layout;
 mod transfer;
-mod workplace;
 
 use tierline_federate::Vectors;
 use tierline_graph::Model;
@@ -19,10 +19,10 @@ use crate::data::{Dataset, seed_of};
 use crate::error::TrainError;
 use crate::job::Job;
 
-pub use blueprint::Blueprint;
 pub use knowledge::{Tutor, public};
+pub use local_trainer::LocalTrainer;
+pub use parameter_layout::ParameterLayout;
 pub use tierline_federate::sender::Kept;
-pub use workplace::Workplace;
 
 /// Decides what the stages of an update draw.
 #[must_use]
@@ -90,7 +90,7 @@ pub struct Share {
 
 impl Share {
     /// Divides an end's data set as the job says: by its splits, and where
-    /// ends look at models and it has no split `test`, by the share that
+    /// ends evaluate models and it has no split `test`, by the share that
     /// `data.hold_out` says. Classes have the numbers that the job gives them.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ impl Share {
     pub fn of(whole: &Dataset, job: &Job) -> Result<Self, TrainError> {
         let split = |name: &str| whole.splits().contains(&name).then(|| whole.named_split(name)).transpose();
         let seen = job.data.numbered(&split("train")?.unwrap_or_else(|| whole.clone()))?;
-        if !job.federation.as_ref().is_some_and(tierline_federate::Federation::looks_at_ends) {
+        if !job.federation.as_ref().is_some_and(tierline_federate::Federation::evaluates_at_ends) {
             return Ok(Self { seen, held_out: None });
         }
         match (split("test")?, job.data.hold_out) {

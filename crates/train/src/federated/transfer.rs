@@ -16,9 +16,9 @@ use tierline_graph::slice::{slice, value_info_proto};
 use tierline_graph::step::{self, Loss, Recipe, Spec};
 use tierline_graph::{DataType, Dim, Elements, Model, Tensor, ValueInfo};
 
-use super::blueprint::{Blueprint, recipe, vector};
 use super::knowledge::moved;
-use super::workplace::{Learned, epochs_of, rate};
+use super::local_trainer::{Learned, epochs_of, rate};
+use super::parameter_layout::{ParameterLayout, recipe, vector};
 use crate::data::{BatchOptions, Dataset, Targets, seed_of};
 use crate::error::TrainError;
 use crate::job::Job;
@@ -198,7 +198,7 @@ impl Pupil {
 pub(super) struct Small {
     pupil: Pupil,
     /// The cloud's part.
-    pub(super) server: Blueprint,
+    pub(super) server: ParameterLayout,
     /// The model as it will be used.
     whole: Model,
     settings: FedGkt,
@@ -217,7 +217,7 @@ impl Small {
         options: &LoadOptions,
     ) -> Result<Self, TrainError> {
         let pupil = Pupil::new(taught(engine, small, settings, job, options)?)?;
-        let server = Blueprint::new(whole.clone(), job)?;
+        let server = ParameterLayout::new(whole.clone(), job)?;
         let (settings, engine, options) = (settings.clone(), Arc::clone(engine), options.clone());
         Ok(Self { pupil, server, whole, settings, engine, options })
     }
@@ -275,7 +275,7 @@ impl Small {
 fn labels(data: &Dataset) -> Result<Vec<f32>, TrainError> {
     let classes = data.classes().ok_or_else(|| TrainError::Public {
         name: data.name().to_owned(),
-        reason: super::blueprint::NO_CLASSES.to_owned(),
+        reason: super::parameter_layout::NO_CLASSES.to_owned(),
     })?;
     Ok(classes.into_iter().map(|class| class as f32).collect())
 }
@@ -283,7 +283,7 @@ fn labels(data: &Dataset) -> Result<Vec<f32>, TrainError> {
 /// The cloud's side: trains its part on what ends send, and says what it makes
 /// of their examples.
 pub(super) struct Server {
-    blueprint: Blueprint,
+    parameter_layout: ParameterLayout,
     pupil: Pupil,
     settings: FedGkt,
     job: Job,
@@ -297,14 +297,14 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn new(
         engine: &Arc<dyn Engine>,
-        blueprint: &Blueprint,
+        parameter_layout: &ParameterLayout,
         job: &Job,
         settings: &FedGkt,
         options: &LoadOptions,
     ) -> Result<Self, TrainError> {
-        let pupil = Pupil::new(taught(engine, blueprint.model().clone(), settings, job, options)?)?;
-        let (blueprint, settings, job) = (blueprint.clone(), settings.clone(), job.clone());
-        Ok(Self { blueprint, pupil, settings, job, heard: BTreeMap::new(), said: BTreeMap::new() })
+        let pupil = Pupil::new(taught(engine, parameter_layout.model().clone(), settings, job, options)?)?;
+        let (parameter_layout, settings, job) = (parameter_layout.clone(), settings.clone(), job.clone());
+        Ok(Self { parameter_layout, pupil, settings, job, heard: BTreeMap::new(), said: BTreeMap::new() })
     }
 
     pub(super) fn hear(&mut self, member: &str, contribution: &Contribution) {
@@ -314,7 +314,7 @@ impl Server {
     /// The cloud's part, once it has learned what it has heard.
     pub(super) fn teach(&mut self, model: &Vectors, round: u64) -> Result<Vectors, TrainError> {
         let heard = std::mem::take(&mut self.heard);
-        let state = self.blueprint.state(model)?;
+        let state = self.parameter_layout.state(model)?;
         if heard.is_empty() {
             return Ok(model.clone());
         }
@@ -323,7 +323,7 @@ impl Server {
         };
         let (labels, logits) = (all(Channel::Labels), all(Channel::Logits));
         let data = lesson("features", self.features(all(Channel::Features), labels.len())?, &labels, &logits)?;
-        self.pupil.take(self.blueprint.spec(), &state)?;
+        self.pupil.take(self.parameter_layout.spec(), &state)?;
         self.pupil.trainer.set_pace(rate(&self.job, round));
         let options = BatchOptions { size: self.job.batch.size, ..BatchOptions::default() };
         let seed = seed_of(&[self.job.seed, round, SERVER]);
@@ -338,16 +338,16 @@ impl Server {
             self.said.insert(member.clone(), Vectors::from([(Channel::Logits, said)]));
         }
         let mut taught = model.clone();
-        taught.extend(self.blueprint.vectors(&self.pupil.give(self.blueprint.spec(), state)?));
+        taught.extend(self.parameter_layout.vectors(&self.pupil.give(self.parameter_layout.spec(), state)?));
         Ok(taught)
     }
 
     fn features(&self, flat: Vec<f32>, examples: usize) -> Result<Tensor, TrainError> {
-        let axes = self.blueprint.layout().features.first().map_or(&[][..], |part| &part.shape[1..]);
+        let axes = self.parameter_layout.layout().features.first().map_or(&[][..], |part| &part.shape[1..]);
         Ok(Tensor::new([&[examples], axes].concat(), Elements::F32(flat))?)
     }
 
     pub(super) fn conclude(&self, last: &Vectors) -> Result<Model, TrainError> {
-        self.blueprint.export(last)
+        self.parameter_layout.export(last)
     }
 }

@@ -7,7 +7,7 @@ use tierline_federate::{Channel, Contribution, Vectors};
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::{DataType, Elements, Model, Tensor};
 use tierline_train::data::{Dataset, Targets};
-use tierline_train::federated::{Blueprint, Kept, Share, Task, Workplace};
+use tierline_train::federated::{Kept, LocalTrainer, ParameterLayout, Share, Task};
 use tierline_train::{Job, TrainError};
 use tierline_zoo::build::{Builder, Value};
 use tierline_zoo::{Batch, Bn, Options};
@@ -78,7 +78,7 @@ fn modifiers_change_what_is_sent_whatever_the_strategy() {
 }
 
 struct Member {
-    place: Workplace,
+    place: LocalTrainer,
     share: Share,
     kept: Kept,
 }
@@ -86,7 +86,7 @@ struct Member {
 impl Member {
     fn new(name: &str, federation: &str, turn: usize) -> Result<Self, TrainError> {
         let job = job(federation);
-        let place = Workplace::new(&tierline_engine::rten(), network(name), &job, &LoadOptions::with_threads(1))?;
+        let place = LocalTrainer::new(&tierline_engine::rten(), network(name), &job, &LoadOptions::with_threads(1))?;
         let share = Share::of(&pictures(160, turn, 1 + turn as u64), &job)?;
         Ok(Self { place, share, kept: Kept::new() })
     }
@@ -122,7 +122,7 @@ fn next(start: &Vectors, changes: &[Contribution]) -> Vectors {
 /// each one's model does on its own pictures, and their models.
 fn rounds(federation: &str) -> Vec<(f64, Option<Model>)> {
     let mut members = [0, 5].map(|turn| Member::new("lenet", federation, turn).unwrap());
-    let mut model = members[0].place.blueprint().initial();
+    let mut model = members[0].place.parameter_layout().initial();
     for round in 0..4 {
         let changes = members.each_mut().map(|member| member.work(round, &model));
         model = next(&model, &changes);
@@ -159,24 +159,24 @@ fn models_of_ends_own_do_where_a_shared_one_cannot() {
 /// Names of LeNet's weights behind its convolutions.
 fn heads() -> Vec<String> {
     let place = Member::new("lenet", "", 0).unwrap().place;
-    let parts = &place.blueprint().layout().parameters;
+    let parts = &place.parameter_layout().layout().parameters;
     parts.iter().filter(|p| p.shape.len() < 3).skip(2).map(|p| p.name.clone()).collect()
 }
 
 #[test]
 fn what_an_end_keeps_does_not_travel() {
-    let all = Member::new("lenet", "", 0).unwrap().place.blueprint().layout().clone();
+    let all = Member::new("lenet", "", 0).unwrap().place.parameter_layout().layout().clone();
     let keep = heads();
     assert!(!keep.is_empty());
     let mut member =
         Member::new("lenet", &format!("[federation.personal]\nkind = 'fedper'\nkeep = {keep:?}\n"), 0).unwrap();
-    let layout = member.place.blueprint().layout().clone();
+    let layout = member.place.parameter_layout().layout().clone();
     let names = |parts: &[tierline_federate::Part]| parts.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
     assert_eq!(
         names(&layout.parameters),
         names(&all.parameters).into_iter().filter(|n| !keep.contains(n)).collect::<Vec<_>>()
     );
-    let start = member.place.blueprint().initial();
+    let start = member.place.parameter_layout().initial();
     let change = member.work(0, &start);
     assert_eq!(change.vectors[&Channel::Model].len(), layout.len(Channel::Model));
     let kept: usize = member.kept.values().map(Vec::len).sum();
@@ -191,7 +191,7 @@ fn what_an_end_keeps_does_not_travel() {
 
     // The whole model is the shared part and what was kept.
     let own = weights(&member.conclude(&start).1.unwrap());
-    let shared = weights(&member.place.blueprint().export(&start).unwrap());
+    let shared = weights(&member.place.parameter_layout().export(&start).unwrap());
     for (name, bytes) in &own {
         assert_eq!(shared[name] != *bytes, keep.contains(name), "{name}");
     }
@@ -200,7 +200,7 @@ fn what_an_end_keeps_does_not_travel() {
 #[test]
 fn batch_normalisations_stay_with_the_end() {
     // No engine is asked: not all of them have normalisations that learn.
-    let of = |text: &str| Blueprint::new(network("resnet18_small"), &job(text)).unwrap().layout().clone();
+    let of = |text: &str| ParameterLayout::new(network("resnet18_small"), &job(text)).unwrap().layout().clone();
     let (layout, all) = (of("[federation.personal]\nkind = 'fedbn'\n"), of(""));
     assert!(!all.statistics.is_empty() && layout.statistics.is_empty());
     assert_eq!(2 * all.variances.len(), all.statistics.len(), "half of them are variances");
@@ -214,7 +214,7 @@ fn a_stronger_pull_keeps_the_second_model_nearer() {
     let distance = |lambda: f64| {
         let text = format!("[federation.personal]\nkind = 'ditto'\nlambda = {lambda}\n");
         let mut member = Member::new("lenet", &text, 0).unwrap();
-        let start = member.place.blueprint().initial();
+        let start = member.place.parameter_layout().initial();
         let change = member.work(0, &start);
         let own: f64 =
             member.kept["own"].iter().zip(&start[&Channel::Model]).map(|(v, w)| f64::from(v - w).powi(2)).sum();
@@ -250,7 +250,7 @@ fn control_variates_are_of_plain_steps() {
     let of = |from: &str, to: &str| {
         let text = "model = 'm.onnx'\nepochs = 1\n[data]\ntrain = 'pictures'\n[optimizer]\nkind = 'sgd'\n[schedule]\nrate = 0.1\n";
         let job: Job = toml::from_str(&format!("{}{scaffold}", text.replace(from, to))).unwrap();
-        Blueprint::new(network("mlp"), &job).map(drop)
+        ParameterLayout::new(network("mlp"), &job).map(drop)
     };
     of("", "").unwrap();
     of("'sgd'", "'sgd'\nmomentum = 0.9\nnesterov = true").unwrap();
@@ -299,7 +299,7 @@ fn a_weight_that_both_sides_of_a_cut_would_train_is_refused_by_name() {
             "model = 'm.onnx'\nepochs = 1\n{settings}[data]\ntrain = 'd'\n[optimizer]\nkind = 'sgd'\n[schedule]\nrate = 0.1\n\
              [federation]\nevaluate_at = 'ends'\n[federation.cloud]\nrounds = 1\n{cloud}"
         );
-        Blueprint::new(tied(false), &toml::from_str(&text).unwrap())
+        ParameterLayout::new(tied(false), &toml::from_str(&text).unwrap())
     };
     let refused = of("").map(|_| ()).unwrap_err();
     assert!(matches!(refused, TrainError::Transfer { .. }), "{refused}");
@@ -308,19 +308,20 @@ fn a_weight_that_both_sides_of_a_cut_would_train_is_refused_by_name() {
 
 #[test]
 fn a_weight_that_would_stay_and_be_shared_is_refused_by_name() {
-    let refused = Blueprint::new(tied(true), &job("[federation.personal]\nkind = 'fedbn'\n")).map(|_| ()).unwrap_err();
+    let refused =
+        ParameterLayout::new(tied(true), &job("[federation.personal]\nkind = 'fedbn'\n")).map(|_| ()).unwrap_err();
     let TrainError::Tied { weight, .. } = &refused else { panic!("{refused}") };
     assert_eq!(weight, "w1", "{refused}");
     // What is named stays, wherever it is read.
     let named = job("[federation.personal]\nkind = 'fedper'\nkeep = ['w1']\n");
-    let layout = Blueprint::new(tied(true), &named).unwrap().layout().clone();
+    let layout = ParameterLayout::new(tied(true), &named).unwrap().layout().clone();
     assert!(layout.parameters.iter().all(|part| part.name != "w1"));
 }
 
 #[test]
 fn a_member_that_was_told_to_stop_works_on_the_next_task() {
     let mut members = [0, 0].map(|turn| Member::new("lenet", "", turn).unwrap());
-    let model = members[0].place.blueprint().initial();
+    let model = members[0].place.parameter_layout().initial();
     let stop = Stop::asked();
     stop.pull();
     let task = Task { member: "end", round: 0, start: &model };

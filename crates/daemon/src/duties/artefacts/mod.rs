@@ -266,7 +266,7 @@ impl Artefacts {
             *self.door.lock().unwrap_or_else(PoisonError::into_inner) = door;
             inbox
         });
-        let mut desk = Desk {
+        let mut fetching = Fetching {
             artefacts: &self,
             door: self.door(),
             fetcher: Fetcher::new(self.cx.parents.iter().map(|uplink| uplink.peer)),
@@ -275,13 +275,13 @@ impl Artefacts {
             transfers: HashMap::new(),
         };
         for uplink in self.cx.parents.iter() {
-            desk.hear(News::Parent(uplink.peer)).await;
+            fetching.hear(News::Parent(uplink.peer)).await;
         }
         loop {
-            let wake = desk.fetcher.wake().map(|t| self.cx.clock.instant_of(t));
+            let wake = fetching.fetcher.wake().map(|t| self.cx.clock.instant_of(t));
             tokio::select! {
-                Some(news) = inbox.recv() => desk.hear(news).await,
-                () = wait_until(wake) => desk.drive(Event::Wake, None).await,
+                Some(news) = inbox.recv() => fetching.hear(news).await,
+                () = wait_until(wake) => fetching.drive(Event::Wake, None).await,
             }
         }
     }
@@ -332,7 +332,7 @@ impl Drop for Leave<'_> {
 }
 
 /// The machine, and what is under way for it.
-struct Desk<'a> {
+struct Fetching<'a> {
     artefacts: &'a Arc<Artefacts>,
     door: Inlet,
     fetcher: Fetcher,
@@ -341,7 +341,7 @@ struct Desk<'a> {
     transfers: HashMap<Transfer, Owned<()>>,
 }
 
-impl Desk<'_> {
+impl Fetching<'_> {
     async fn hear(&mut self, news: News) {
         match news {
             News::Want { digest, waiter, most, done } => {

@@ -32,7 +32,7 @@ pub(super) fn open_public(jobs: &Jobs, job: &Job, distil: &Distillation) -> Resu
 pub(super) fn share(jobs: &Jobs, job: &Job) -> Result<Share, Failure> {
     let mut share =
         Share::of(&open(jobs, &job.data.train)?, job).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
-    let looks = job.federation.as_ref().is_some_and(tierline_federate::Federation::looks_at_ends);
+    let looks = job.federation.as_ref().is_some_and(tierline_federate::Federation::evaluates_at_ends);
     if let (true, Some(name)) = (looks, &job.data.test)
         && let Some(other) = held_out(jobs, name, true)?
     {

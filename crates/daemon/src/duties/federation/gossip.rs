@@ -24,7 +24,7 @@ use crate::runtime::wait_until;
 /// Whom an edge meets, as its parent last said: outlives the process, since
 /// edges go on without their parent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Circle {
+pub(super) struct Neighbourhood {
     pub(super) task: u64,
     /// The parent's.
     pub(super) round: u64,
@@ -32,37 +32,37 @@ pub(super) struct Circle {
     neighbours: Vec<(String, String)>,
 }
 
-impl Circle {
+impl Neighbourhood {
     /// In the order in which they are met.
     pub(super) fn names(&self) -> Vec<String> {
         self.neighbours.iter().map(|(name, _)| name.clone()).collect()
     }
 }
 
-/// What is known of a job's circle; none where its edges don't gossip.
-pub(super) fn circle(folder: &Folder) -> Option<Circle> {
+/// What is known of a job's neighbourhood; none where its edges don't gossip.
+pub(super) fn neighbourhood(folder: &Folder) -> Option<Neighbourhood> {
     serde_json::from_slice(&folder.read(&folder.neighbours()).ok()?).ok()
 }
 
 /// Keeps what a parent says. Of one task, neighbours only become more: a parent
 /// that has just started hasn't heard of all.
 pub(super) fn remember(folder: &Folder, task: Task, round: u64, neighbours: &[Neighbour]) -> Result<(), Failure> {
-    let before = circle(folder);
+    let before = neighbourhood(folder);
     let said = neighbours.iter().map(|n| (n.name.clone(), n.url.clone()));
     let mut all: std::collections::BTreeMap<_, _> = match &before {
-        Some(circle) if circle.task == task.0 => circle.neighbours.iter().cloned().collect(),
+        Some(neighbourhood) if neighbourhood.task == task.0 => neighbourhood.neighbours.iter().cloned().collect(),
         _ => Default::default(),
     };
     all.extend(said);
-    let circle = Circle { task: task.0, round, neighbours: all.into_iter().collect() };
-    if before.as_ref() == Some(&circle) {
+    let neighbourhood = Neighbourhood { task: task.0, round, neighbours: all.into_iter().collect() };
+    if before.as_ref() == Some(&neighbourhood) {
         return Ok(());
     }
-    let json = serde_json::to_vec(&circle).map_err(messages::internal)?;
+    let json = serde_json::to_vec(&neighbourhood).map_err(messages::internal)?;
     folder.write(&folder.neighbours(), &json)
 }
 
-/// What came of a meeting.
+/// What came of an exchange.
 pub(super) struct Met {
     pub(super) number: u64,
     pub(super) model: Vectors,
@@ -86,7 +86,7 @@ impl Meets {
     /// Meets one neighbour behind the other, by name: no more than two models
     /// are in memory, and sums don't depend on who is first.
     pub(super) async fn all(self, mut mix: Mix) -> Met {
-        let names = circle(&self.folder).map_or_else(Vec::new, |circle| circle.names());
+        let names = neighbourhood(&self.folder).map_or_else(Vec::new, |neighbourhood| neighbourhood.names());
         let clock = self.jobs.cx.clock;
         let mut exchange = Exchange::new(names, &self.gossip);
         let mut actions = VecDeque::from(exchange.step(clock.now(), Event::Start));
@@ -126,7 +126,7 @@ impl Meets {
     async fn fetch(&self, name: &str, patience: Duration) -> Result<Vec<u8>, Failure> {
         let unreachable = |text: String| Failure::new(Code::Unreachable, text);
         // Its address may have changed since the last try.
-        let known = circle(&self.folder).into_iter().flat_map(|circle| circle.neighbours);
+        let known = neighbourhood(&self.folder).into_iter().flat_map(|neighbourhood| neighbourhood.neighbours);
         let url = known.filter(|(known, _)| known == name).map(|(_, url)| url).next();
         let url = url.ok_or_else(|| unreachable(format!("nobody says where {name} is")))?;
         let cannot = |e: &dyn std::error::Error| {
@@ -134,7 +134,7 @@ impl Meets {
         };
         let endpoint = transport::endpoint(&url, transport::client_tls(&self.jobs.cx.me.identity()));
         let pair = Pair::connect(&endpoint.map_err(|e| cannot(&e))?).await.map_err(|e| cannot(&e))?;
-        let request = MeetRequest { job: self.id.to_bytes(), meeting: self.number };
+        let request = MeetRequest { job: self.id.to_bytes(), exchange: self.number };
         let asked = async { pair.federate().meet(request).await.map_err(|status| Failure::from_status(&status)) };
         let late = |_| Failure::new(Code::DeadlineExceeded, format!("the model of {name} isn't made yet"));
         let reply = tokio::time::timeout(patience, asked).await.map_err(late)??.into_inner();
@@ -160,7 +160,7 @@ impl Meets {
 }
 
 impl Jobs {
-    /// This edge's model of a meeting, once it is made.
+    /// This edge's model of an exchange, once it is made.
     ///
     /// # Errors
     /// [`Code::ModelNotReady`] when it takes long, [`Code::NotFound`] when there
@@ -175,19 +175,19 @@ impl Jobs {
             // From here on no offer is missed.
             offered.as_mut().enable();
             let offers = self.cx.state.with(move |state| state.versions(id, Side::Offers)).await?;
-            if let Some((_, offer)) = offers.iter().find(|(number, _)| *number == request.meeting) {
+            if let Some((_, offer)) = offers.iter().find(|(number, _)| *number == request.exchange) {
                 return Ok(MeetReply { offer: offer.to_bytes(), node: self.cx.me.name().to_owned() });
             }
-            if let Some((newest, _)) = offers.last().filter(|(number, _)| *number > request.meeting) {
+            if let Some((newest, _)) = offers.last().filter(|(number, _)| *number > request.exchange) {
                 let text =
-                    format!("{} is at meeting {newest}; {caller} asks for {}", self.cx.me.name(), request.meeting);
+                    format!("{} is at exchange {newest}; {caller} asks for {}", self.cx.me.name(), request.exchange);
                 return Err(Failure::new(Code::NotFound, text));
             }
             if self.cx.state.with(State::jobs).await?.iter().any(|row| row.job == id && row.ended.is_some()) {
                 return Err(Failure::new(Code::NotFound, format!("the job is over on {}", self.cx.me.name())));
             }
             let not_ready = || {
-                let text = format!("{} has not made its model of meeting {} yet", self.cx.me.name(), request.meeting);
+                let text = format!("{} has not made its model of exchange {} yet", self.cx.me.name(), request.exchange);
                 Failure::new(Code::ModelNotReady, text)
             };
             tokio::select! {

@@ -27,7 +27,7 @@ impl Document for MemberRecord {
 }
 
 impl Journalled for Record {
-    const SIDE: Side = Side::Upper;
+    const SIDE: Side = Side::Coordinator;
 
     fn replaces_earlier(&self) -> bool {
         self.replaces_earlier()
@@ -35,7 +35,7 @@ impl Journalled for Record {
 }
 
 impl Journalled for MemberRecord {
-    const SIDE: Side = Side::Lower;
+    const SIDE: Side = Side::Participant;
 
     fn replaces_earlier(&self) -> bool {
         self.replaces_earlier()

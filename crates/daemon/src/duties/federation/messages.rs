@@ -22,7 +22,7 @@ pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
 /// What a round can't be made for: passes if only room is missing.
 pub(super) fn of_round(error: FederateError) -> Failure {
     match error {
-        FederateError::Shelf { kind: ErrorKind::StorageFull | ErrorKind::QuotaExceeded, .. } => {
+        FederateError::SpillStore { kind: ErrorKind::StorageFull | ErrorKind::QuotaExceeded, .. } => {
             Failure::new(Code::StorageFull, error.to_string()).with_help("make room; the job goes on by itself")
         }
         error => internal(error),
@@ -71,11 +71,11 @@ pub(super) fn want(assignment: Assignment, start: Start) -> Want {
         Assignment::Wait => Want::Wait(Empty {}),
         Assignment::Over { .. } => Want::Over(Empty {}),
         Assignment::Out { reason } => Want::Out(Failure::new(Code::Forbidden, reason)),
-        Assignment::Work { task, round, version, look } => {
+        Assignment::Work { task, round, version, evaluate } => {
             let model = start.model.map(Digest::to_bytes).unwrap_or_default();
             let differences = start.differences.into_iter().map(Digest::to_bytes).collect();
             let neighbours = start.neighbours;
-            Want::Work(WorkOrder { task: task.0, round, version, model, look, differences, neighbours })
+            Want::Work(WorkOrder { task: task.0, round, version, model, evaluate, differences, neighbours })
         }
     }
 }
@@ -94,14 +94,14 @@ pub(super) fn assignment_of(want: Want) -> Result<Option<(Assignment, Start)>, F
         // Which model is the last one matters to nobody below.
         Want::Over(_) => (Assignment::Over { version: 0 }, none),
         Want::Out(failure) => (Assignment::Out { reason: failure.message }, none),
-        Want::Work(WorkOrder { task, round, version, model, look, differences, neighbours }) => {
+        Want::Work(WorkOrder { task, round, version, model, evaluate, differences, neighbours }) => {
             if differences.len() > DIFFERENCES_MAX {
                 let text = format!("{} differences lead to a model; {DIFFERENCES_MAX} may", differences.len());
                 return Err(Failure::new(Code::Protocol, text));
             }
             let model = if model.is_empty() { None } else { Some(digest(&model)?) };
             let differences = differences.iter().map(|bytes| digest(bytes)).collect::<Result<_, _>>()?;
-            (Assignment::Work { task: Task(task), round, version, look }, Start { model, differences, neighbours })
+            (Assignment::Work { task: Task(task), round, version, evaluate }, Start { model, differences, neighbours })
         }
     }))
 }

@@ -1,29 +1,29 @@
 //! Federations on this node: every job that it coordinates or takes part in.
 //!
 //! Each job has up to two sides, each a task of its own around one machine of
-//! `tierline_node::federation`: the `upper` side coordinates the nodes below
-//! (the cloud's duty, and an edge's), the `lower` side answers to the parent
+//! `tierline_node::federation`: the coordinator coordinates the nodes below
+//! (the cloud's duty, and an edge's), the participant answers to the parent
 //! (an end's duty, and an edge's). Where a job gives edges nothing to do, they
 //! are a `relay`. Start at [`Jobs`].
 
 mod arrivals;
 mod classes;
+mod coordinator;
 mod data;
 mod folder;
 mod gossip;
 mod journal;
 mod late;
-mod lower;
 mod messages;
 mod neighbours;
 mod numbers;
 mod operators;
+mod participant;
 mod receiving;
 mod relay;
 mod sending;
 mod service;
-mod shelf;
-mod upper;
+mod spill;
 pub mod watching;
 
 use std::collections::{BTreeMap, HashSet};
@@ -50,15 +50,15 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use tonic::service::RoutesBuilder;
 
 use self::arrivals::Arrivals;
+pub use self::coordinator::Order;
+use self::coordinator::ToCoordinator;
 pub use self::folder::Folder;
 use self::late::Late;
-use self::lower::ToLower;
 use self::numbers::Numbers;
+use self::participant::ToParticipant;
 use self::receiving::Receiving;
 use self::relay::Relay;
 use self::service::FederateService;
-pub use self::upper::Order;
-use self::upper::ToUpper;
 use super::artefacts::Artefacts;
 use super::site::Site;
 use crate::documents::{self, Document};
@@ -139,10 +139,10 @@ impl JobManifest {
 
 /// One job on this node.
 struct Sides {
-    upper: Option<mpsc::Sender<ToUpper>>,
+    coordinator: Option<mpsc::Sender<ToCoordinator>>,
     /// What found no room in an inbox.
     late: Late,
-    lower: Option<mpsc::Sender<ToLower>>,
+    participant: Option<mpsc::Sender<ToParticipant>>,
     relay: Option<Relay>,
 }
 
@@ -222,15 +222,15 @@ impl Jobs {
 
     fn parent_changed(&self, parent: &Arc<Uplink>, up: bool) {
         for sides in self.all() {
-            sides.lower.iter().for_each(|lower| sides.late.parent(lower, parent, up));
+            sides.participant.iter().for_each(|participant| sides.late.parent(participant, parent, up));
         }
     }
 
-    /// Tells every job's upper side that a child came or went, in the order of
+    /// Tells every job's coordinator that a child came or went, in the order of
     /// calls.
-    fn tell_uppers(&self, message: impl Fn() -> ToUpper) {
+    fn tell_coordinators(&self, message: impl Fn() -> ToCoordinator) {
         for sides in self.all() {
-            sides.upper.iter().for_each(|upper| sides.late.child(upper, message()));
+            sides.coordinator.iter().for_each(|coordinator| sides.late.child(coordinator, message()));
         }
     }
 }
@@ -250,12 +250,12 @@ impl Duty for Arc<Jobs> {
 
     /// A child hears of every job.
     fn child_up(&self, child: &Peer) {
-        self.tell_uppers(|| ToUpper::ChildUp(child.name.clone()));
+        self.tell_coordinators(|| ToCoordinator::ChildUp(child.name.clone()));
         self.all().iter().filter_map(|sides| sides.relay.as_ref()).for_each(|relay| relay.child_up(self, &child.name));
     }
 
     fn child_down(&self, child: &str) {
-        self.tell_uppers(|| ToUpper::ChildDown(child.to_owned()));
+        self.tell_coordinators(|| ToCoordinator::ChildDown(child.to_owned()));
         self.all().iter().filter_map(|sides| sides.relay.as_ref()).for_each(|relay| relay.child_down(child));
     }
 
@@ -414,14 +414,14 @@ impl Jobs {
         };
         let passes_on = !coordinates && self.cx.me.role() == Role::Edge && hop.is_none();
         let takes_part = !coordinates && !passes_on;
-        let (lower, lower_inbox) = mpsc::channel(INBOX_MAX);
-        let (upper, upper_inbox) = mpsc::channel(INBOX_MAX);
+        let (participant, participant_inbox) = mpsc::channel(INBOX_MAX);
+        let (coordinator, coordinator_inbox) = mpsc::channel(INBOX_MAX);
         let manifest = Arc::new(manifest);
         let folder = Folder::open(&self.cx.me.config().data, id)?;
         let sides = Arc::new(Sides {
-            upper: hop.is_some().then(|| upper.clone()),
+            coordinator: hop.is_some().then(|| coordinator.clone()),
             late: Late::default(),
-            lower: takes_part.then(|| lower.clone()),
+            participant: takes_part.then(|| participant.clone()),
             relay: passes_on.then(|| Relay::new(id)),
         });
         {
@@ -438,20 +438,20 @@ impl Jobs {
         let edge_coordinates = hop.is_some();
         if let Some(hop) = hop {
             // An edge coordinates for the work that it was given.
-            let below = (!coordinates).then(|| lower.clone());
+            let below = (!coordinates).then(|| participant.clone());
             let (jobs, manifest, folder) = (Arc::clone(self), Arc::clone(&manifest), folder.clone());
-            let side = upper::Upper { jobs, id, manifest, hop, folder, feed, below };
-            self.run_side("coordinator", id, &side.manifest.name.clone(), side.run(upper_inbox));
+            let side = coordinator::CoordinatorSide { jobs, id, manifest, hop, folder, feed, below };
+            self.run_side("coordinator", id, &side.manifest.name.clone(), side.run(coordinator_inbox));
             for name in self.cx.children.names() {
-                let _ = upper.send(ToUpper::ChildUp(name)).await;
+                let _ = coordinator.send(ToCoordinator::ChildUp(name)).await;
             }
         }
         if takes_part {
-            let above = edge_coordinates.then_some(upper);
-            let side = lower::Lower { jobs: Arc::clone(self), id, manifest, folder, above };
-            self.run_side("participant", id, &side.manifest.name.clone(), side.run(lower_inbox));
+            let above = edge_coordinates.then_some(coordinator);
+            let side = participant::ParticipantSide { jobs: Arc::clone(self), id, manifest, folder, above };
+            self.run_side("participant", id, &side.manifest.name.clone(), side.run(participant_inbox));
             for uplink in self.cx.parents.iter().filter(|u| u.is_up()) {
-                let _ = lower.send(ToLower::Parent { uplink: Arc::clone(uplink), up: true }).await;
+                let _ = participant.send(ToParticipant::Parent { uplink: Arc::clone(uplink), up: true }).await;
             }
         }
         Ok(())

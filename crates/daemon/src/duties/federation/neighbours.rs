@@ -12,8 +12,8 @@ use tierline_store::jobs::{JobRow, Side};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::arrivals::{self, Arrival};
-use super::lower::ToLower;
-use super::upper::ToUpper;
+use super::coordinator::ToCoordinator;
+use super::participant::ToParticipant;
 use super::{AGAIN, Folder, JOBS_MAX, JobManifest, Sides, may_pass, messages};
 use crate::duties::federation::Jobs;
 use crate::net::Uplink;
@@ -28,8 +28,8 @@ impl Jobs {
         if let Some(sides) = self.get(job) {
             if let Some(relay) = &sides.relay {
                 relay.stands(child, standing);
-            } else if let Some(upper) = &sides.upper {
-                sides.late.stands(upper, child, standing);
+            } else if let Some(coordinator) = &sides.coordinator {
+                sides.late.stands(coordinator, child, standing);
             }
             return;
         }
@@ -54,8 +54,8 @@ impl Jobs {
         if let Some(sides) = known {
             if sides.relay.is_some() {
                 self.pass_on(&sides, uplink, assignment);
-            } else if let (Some(lower), Some(want)) = (&sides.lower, assignment.want) {
-                sides.late.assigned(lower, uplink, want, assignment.classes);
+            } else if let (Some(participant), Some(want)) = (&sides.participant, assignment.want) {
+                sides.late.assigned(participant, uplink, want, assignment.classes);
             }
             return;
         }
@@ -171,9 +171,9 @@ impl Jobs {
         let Some(sides) = self.get(id) else { return Ok(()) };
         if sides.relay.is_some() {
             self.pass_on(&sides, uplink, assignment);
-        } else if let Some(lower) = &sides.lower {
+        } else if let Some(participant) = &sides.participant {
             let classes = assignment.classes;
-            let _ = lower.send(ToLower::Assigned { uplink: Arc::clone(uplink), want, classes }).await;
+            let _ = participant.send(ToParticipant::Assigned { uplink: Arc::clone(uplink), want, classes }).await;
         }
         Ok(())
     }
@@ -196,7 +196,7 @@ impl Jobs {
     /// When the job is unknown here, or the update is not the child's to send.
     pub async fn would_count(&self, child: &str, header: &UpdateHeader) -> Result<Option<JobVerdict>, Failure> {
         let (ask, answer) = oneshot::channel();
-        let message = ToUpper::Would { child: child.to_owned(), header: header.clone(), answer: ask };
+        let message = ToCoordinator::Would { child: child.to_owned(), header: header.clone(), answer: ask };
         self.upper_of(&header.job).await?.send(message).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }
@@ -207,9 +207,9 @@ impl Jobs {
     /// When the job is unknown here, or ends meanwhile.
     pub async fn count_update(&self, child: &str, header: UpdateHeader) -> Result<JobVerdict, Failure> {
         let (ask, answer) = oneshot::channel();
-        let upper = self.upper_of(&header.job).await?;
-        let message = ToUpper::Submit { child: child.to_owned(), header, answer: ask };
-        upper.send(message).await.map_err(|_| stopped())?;
+        let coordinator = self.upper_of(&header.job).await?;
+        let message = ToCoordinator::Submit { child: child.to_owned(), header, answer: ask };
+        coordinator.send(message).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())
     }
 
@@ -223,10 +223,10 @@ impl Jobs {
     }
 
     /// The side that counts a job's updates.
-    async fn upper_of(&self, job: &Bytes) -> Result<mpsc::Sender<ToUpper>, Failure> {
+    async fn upper_of(&self, job: &Bytes) -> Result<mpsc::Sender<ToCoordinator>, Failure> {
         let id = messages::digest(job)?;
-        if let Some(upper) = self.get(id).and_then(|sides| sides.upper.clone()) {
-            return Ok(upper);
+        if let Some(coordinator) = self.get(id).and_then(|sides| sides.coordinator.clone()) {
+            return Ok(coordinator);
         }
         // A member that hears "not found" throws its update away.
         if self.cx.state.with(State::jobs).await?.iter().any(|row| row.job == id && row.ended.is_none()) {

@@ -107,7 +107,7 @@ impl Kept {
         job.bytes_up += scores.bytes_up;
         job.bytes_down += scores.bytes_down;
         job.train_loss = Some(scores.train_loss);
-        // Not every round is looked at.
+        // Not every round is evaluated.
         (job.accuracy, job.loss) = (scores.accuracy.or(job.accuracy), scores.loss.or(job.loss));
     }
 
@@ -230,6 +230,6 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }
-        assert!(!text.contains("tierline_job_loss{"), "not looked at yet:\n{text}");
+        assert!(!text.contains("tierline_job_loss{"), "not evaluated yet:\n{text}");
     }
 }

@@ -7,11 +7,11 @@ use tierline_graph::Model;
 use tierline_proto::v1::{Code, Failure, JobEvent, JobInfo};
 use tierline_store::State;
 use tierline_store::jobs::JobRow;
-use tierline_train::federated::Blueprint;
+use tierline_train::federated::ParameterLayout;
 use tokio::sync::{broadcast, oneshot};
 
+use super::coordinator::ToCoordinator;
 use super::neighbours::stopped;
-use super::upper::ToUpper;
 use super::{Folder, JOBS_MAX, JobManifest, Order, data, messages};
 use crate::duties::artefacts::upload::Uploads;
 use crate::duties::federation::Jobs;
@@ -56,7 +56,7 @@ impl Jobs {
                 let file = if at == 0 { &job.model } else { &job.models[at - 1].model };
                 let unfit = |e: &dyn std::fmt::Display| invalid(format!("{}: {e}", file.display()));
                 let parsed = Model::parse(model.read()?).map_err(|e| unfit(&e))?;
-                let own = Blueprint::new(parsed, &job).map_err(|e| unfit(&e))?.layout().clone();
+                let own = ParameterLayout::new(parsed, &job).map_err(|e| unfit(&e))?.layout().clone();
                 if layout.get_or_insert_with(|| own.clone()) != &own {
                     return Err(unfit(&"it tells apart other classes than the job's own model"));
                 }
@@ -151,9 +151,9 @@ impl Jobs {
                 info = JobInfo { members, ready, excluded, notes, ..info };
             }
         }
-        if let Some(upper) = self.get(row.job).and_then(|sides| sides.upper.clone()) {
+        if let Some(coordinator) = self.get(row.job).and_then(|sides| sides.coordinator.clone()) {
             let (ask, answer) = oneshot::channel();
-            if upper.send(ToUpper::Info(ask)).await.is_ok()
+            if coordinator.send(ToCoordinator::Info(ask)).await.is_ok()
                 && let Ok(live) = answer.await
             {
                 info = JobInfo { job: info.job, name: info.name, created_ms: info.created_ms, ..live };
@@ -168,12 +168,12 @@ impl Jobs {
     /// When the job is unknown or over.
     pub async fn job_control(&self, wanted: &str, order: Order) -> Result<JobInfo, Failure> {
         let row = self.job_row(wanted).await?;
-        let Some(upper) = self.get(row.job).and_then(|sides| sides.upper.clone()) else {
+        let Some(coordinator) = self.get(row.job).and_then(|sides| sides.coordinator.clone()) else {
             let how = row.ended.as_deref().unwrap_or("coordinated elsewhere");
             return Err(Failure::new(Code::Infeasible, format!("job {} is {how}", row.name)));
         };
         let (ask, answer) = oneshot::channel();
-        upper.send(ToUpper::Order(order, ask)).await.map_err(|_| stopped())?;
+        coordinator.send(ToCoordinator::Order(order, ask)).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?;
         self.job_info(&row.job.to_string()).await
     }

@@ -14,9 +14,9 @@ pub enum Event {
         version: u64,
         /// Rounds to run from here on.
         rounds: u64,
-        /// Whether members look at the model that they lead to, in one more
+        /// Whether members evaluate the model that they lead to, in one more
         /// round that makes none.
-        look: bool,
+        evaluate: bool,
         /// What asked for it: told back when they are done.
         stretch: u64,
     },
@@ -110,7 +110,7 @@ pub enum Action {
         /// Whether it is the last of its stretch.
         last: bool,
     },
-    /// Members have looked at the newest model; then [`Event::Made`] with its
+    /// Members have evaluated the newest model; then [`Event::Made`] with its
     /// number.
     Looked {
         /// That number.

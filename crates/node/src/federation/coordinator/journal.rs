@@ -19,8 +19,9 @@ pub enum Record {
         version: u64,
         /// Rounds to run.
         rounds: u64,
-        /// Whether members look at the last model.
-        look: bool,
+        /// Whether members evaluate the last model.
+        #[serde(rename = "look")]
+        evaluate: bool,
         /// What asked for it.
         stretch: u64,
     },
@@ -39,7 +40,8 @@ pub enum Record {
         /// How many answers are enough.
         goal: usize,
         /// Whether nothing is to be learned.
-        look: bool,
+        #[serde(rename = "look")]
+        evaluate: bool,
         /// What, to whom.
         tasks: Vec<(Task, String)>,
     },
@@ -109,7 +111,8 @@ pub struct Ledger {
     pub(super) until: u64,
     pub(super) stretch: u64,
     /// Whether the stretch's last round only looks at its model.
-    pub(super) look: bool,
+    #[serde(rename = "look")]
+    pub(super) evaluate: bool,
     /// What the stretch counted so far.
     pub(super) so_far: Vec<Counted>,
     /// Answers that are enough for the round under way; `None` before it began.
@@ -118,9 +121,9 @@ pub struct Ledger {
     pub(super) making: Option<usize>,
     pub(super) paused: bool,
     pub(super) ended: bool,
-    tasks: BTreeMap<Task, Given>,
+    tasks: BTreeMap<Task, AssignedTask>,
     /// Those that were met before the first round, asked or left out.
-    pub(super) members: BTreeMap<String, Kept>,
+    pub(super) members: BTreeMap<String, KnownMember>,
     /// Follows from `tasks`.
     #[serde(skip)]
     index: Index,
@@ -136,34 +139,34 @@ struct Index {
 }
 
 impl Index {
-    fn of(tasks: &BTreeMap<Task, Given>) -> Self {
+    fn of(tasks: &BTreeMap<Task, AssignedTask>) -> Self {
         let mut index = Self::default();
-        tasks.iter().for_each(|(task, given)| index.note(*task, given));
+        tasks.iter().for_each(|(task, assigned)| index.note(*task, assigned));
         index
     }
 
-    fn note(&mut self, task: Task, given: &Given) {
-        let _new = match given.fate {
-            Fate::Open => self.open.insert((given.round, task)),
-            Fate::Counted(_) => self.counted.insert(task),
-            Fate::Closed(_) => self.closed.insert(task),
-            Fate::Spent => false,
+    fn note(&mut self, task: Task, assigned: &AssignedTask) {
+        let _new = match assigned.status {
+            TaskStatus::Open => self.open.insert((assigned.round, task)),
+            TaskStatus::Counted(_) => self.counted.insert(task),
+            TaskStatus::Closed(_) => self.closed.insert(task),
+            TaskStatus::Spent => false,
         };
     }
 
-    fn forget(&mut self, task: Task, given: &Given) {
-        let _was = match given.fate {
-            Fate::Open => self.open.remove(&(given.round, task)),
-            Fate::Counted(_) => self.counted.remove(&task),
-            Fate::Closed(_) => self.closed.remove(&task),
-            Fate::Spent => false,
+    fn forget(&mut self, task: Task, assigned: &AssignedTask) {
+        let _was = match assigned.status {
+            TaskStatus::Open => self.open.remove(&(assigned.round, task)),
+            TaskStatus::Counted(_) => self.counted.remove(&task),
+            TaskStatus::Closed(_) => self.closed.remove(&task),
+            TaskStatus::Spent => false,
         };
     }
 }
 
 /// What is kept of a member.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct KnownMember {
     /// The latest task that it was given and has not answered.
     pub(super) task: Option<Task>,
     /// Tasks whose answers count or counted, and may be sent again.
@@ -174,18 +177,20 @@ pub(super) struct Kept {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Given {
+pub(super) struct AssignedTask {
     pub(super) member: String,
     pub(super) round: u64,
     pub(super) version: u64,
     /// Whether the answer holds nothing but a report.
-    pub(super) look: bool,
-    pub(super) fate: Fate,
+    #[serde(rename = "look")]
+    pub(super) evaluate: bool,
+    #[serde(rename = "fate")]
+    pub(super) status: TaskStatus,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Fate {
+pub(super) enum TaskStatus {
     /// No answer yet.
     Open,
     /// Its answer counts, for a model to come.
@@ -196,15 +201,15 @@ pub(super) enum Fate {
     Spent,
 }
 
-impl Given {
+impl AssignedTask {
     /// With the update that answers it.
     ///
     /// # Panics
     /// For a task without one: the index says which have one.
     fn answered(&self) -> (&Self, &Update) {
-        match &self.fate {
-            Fate::Counted(update) | Fate::Closed(update) => (self, update),
-            Fate::Open | Fate::Spent => unreachable!("the index holds answered tasks only"),
+        match &self.status {
+            TaskStatus::Counted(update) | TaskStatus::Closed(update) => (self, update),
+            TaskStatus::Open | TaskStatus::Spent => unreachable!("the index holds answered tasks only"),
         }
     }
 }
@@ -218,56 +223,56 @@ impl Ledger {
                 *self = *ledger;
                 self.index = Index::of(&self.tasks);
             }
-            Record::Began { version, rounds, look, stretch } => {
-                (self.version, self.base, self.stretch, self.look) = (version, version, stretch, look);
-                self.until = self.round + rounds + u64::from(look);
+            Record::Began { version, rounds, evaluate, stretch } => {
+                (self.version, self.base, self.stretch, self.evaluate) = (version, version, stretch, evaluate);
+                self.until = self.round + rounds + u64::from(evaluate);
                 self.so_far.clear();
                 self.goal = None;
                 // What was counted in a stretch that was given up is of no model.
                 let given_up: Vec<Task> = self.index.counted.iter().chain(&self.index.closed).copied().collect();
-                given_up.into_iter().for_each(|task| self.settle(task, |_| Fate::Spent));
+                given_up.into_iter().for_each(|task| self.settle(task, |_| TaskStatus::Spent));
                 self.making = None;
             }
-            Record::Asked { round, version, goal, look, tasks } => {
+            Record::Asked { round, version, goal, evaluate, tasks } => {
                 self.goal = Some(goal);
                 for (task, member) in tasks {
                     self.next_task = self.next_task.max(task.number() + 1);
                     self.members.entry(member.clone()).or_default().task = Some(task);
-                    let given = Given { member, round, version, look, fate: Fate::Open };
-                    self.index.note(task, &given);
-                    self.tasks.insert(task, given);
+                    let assigned = AssignedTask { member, round, version, evaluate, status: TaskStatus::Open };
+                    self.index.note(task, &assigned);
+                    self.tasks.insert(task, assigned);
                 }
             }
             Record::Counted { member, update } => {
                 let task = update.task;
-                let staleness = self.tasks.get(&task).map_or(0, |given| self.staleness(given));
+                let staleness = self.tasks.get(&task).map_or(0, |assigned| self.staleness(assigned));
                 self.so_far.push(Counted { member: member.clone(), report: update.report, staleness });
-                self.settle(task, |_| Fate::Counted(update));
+                self.settle(task, |_| TaskStatus::Counted(update));
                 let kept = self.members.entry(member).or_default();
                 kept.task = kept.task.filter(|t| *t != task);
                 // Whoever answers this has heard what became of its earlier answers.
-                let spent = |t: &Task| self.tasks.get(t).is_none_or(|given| given.fate == Fate::Spent);
+                let spent = |t: &Task| self.tasks.get(t).is_none_or(|assigned| assigned.status == TaskStatus::Spent);
                 let (gone, left): (Vec<Task>, Vec<Task>) = kept.answered.iter().copied().partition(spent);
                 kept.answered = left;
                 kept.answered.push(task);
                 gone.iter().for_each(|task| drop(self.tasks.remove(task)));
             }
             Record::Dropped { task } => {
-                let Some(given) = self.tasks.remove(&task) else { return };
-                self.index.forget(task, &given);
-                if let Some(kept) = self.members.get_mut(&given.member) {
+                let Some(assigned) = self.tasks.remove(&task) else { return };
+                self.index.forget(task, &assigned);
+                if let Some(kept) = self.members.get_mut(&assigned.member) {
                     kept.task = kept.task.filter(|t| *t != task);
                     kept.answered.retain(|t| *t != task);
                 }
-                if let Fate::Counted(update) | Fate::Closed(update) = given.fate {
-                    self.so_far.retain(|c| c.member != given.member || c.report != update.report);
+                if let TaskStatus::Counted(update) | TaskStatus::Closed(update) = assigned.status {
+                    self.so_far.retain(|c| c.member != assigned.member || c.report != update.report);
                 }
             }
             Record::Closed { tasks, members } => {
                 self.making = Some(members);
                 for task in tasks {
-                    self.settle(task, |fate| match fate {
-                        Fate::Counted(update) => Fate::Closed(update),
+                    self.settle(task, |status| match status {
+                        TaskStatus::Counted(update) => TaskStatus::Closed(update),
                         other => other,
                     });
                 }
@@ -277,10 +282,10 @@ impl Ledger {
                 self.version = version;
                 self.round += 1;
                 if enough && self.round < self.until {
-                    self.until = self.round + u64::from(self.look);
+                    self.until = self.round + u64::from(self.evaluate);
                 }
                 let closed: Vec<Task> = self.index.closed.iter().copied().collect();
-                closed.into_iter().for_each(|task| self.settle(task, |_| Fate::Spent));
+                closed.into_iter().for_each(|task| self.settle(task, |_| TaskStatus::Spent));
             }
             Record::Met { member } => {
                 self.members.entry(member).or_default();
@@ -292,12 +297,12 @@ impl Ledger {
         }
     }
 
-    /// Gives a task another fate.
-    fn settle(&mut self, task: Task, fate: impl FnOnce(Fate) -> Fate) {
-        let Some(given) = self.tasks.get_mut(&task) else { return };
-        self.index.forget(task, given);
-        given.fate = fate(std::mem::replace(&mut given.fate, Fate::Spent));
-        self.index.note(task, given);
+    /// Gives a task another status.
+    fn settle(&mut self, task: Task, status: impl FnOnce(TaskStatus) -> TaskStatus) {
+        let Some(assigned) = self.tasks.get_mut(&task) else { return };
+        self.index.forget(task, assigned);
+        assigned.status = status(std::mem::replace(&mut assigned.status, TaskStatus::Spent));
+        self.index.note(task, assigned);
     }
 
     /// Records that say as much as this does, about.
@@ -310,10 +315,10 @@ impl Ledger {
         self.round >= self.until
     }
 
-    /// Whether the round under way makes no model: its members look at the
+    /// Whether the round under way makes no model: its members evaluate the
     /// newest one.
-    pub(super) fn looks(&self) -> bool {
-        self.look && self.round + 1 == self.until
+    pub(super) fn evaluates(&self) -> bool {
+        self.evaluate && self.round + 1 == self.until
     }
 
     /// The task that a member was given and has not answered.
@@ -332,17 +337,17 @@ impl Ledger {
     }
 
     /// A task that isn't forgotten.
-    pub(super) fn given(&self, task: Task) -> Option<&Given> {
+    pub(super) fn assigned(&self, task: Task) -> Option<&AssignedTask> {
         self.tasks.get(&task)
     }
 
     /// All tasks that aren't forgotten.
-    pub(super) fn all_given(&self) -> impl Iterator<Item = &Given> {
+    pub(super) fn all_given(&self) -> impl Iterator<Item = &AssignedTask> {
         self.tasks.values()
     }
 
     /// Tasks without an answer, by their rounds.
-    pub(super) fn open(&self) -> impl ExactSizeIterator<Item = (Task, &Given)> {
+    pub(super) fn open(&self) -> impl ExactSizeIterator<Item = (Task, &AssignedTask)> {
         self.index.open.iter().map(|(_, task)| (*task, &self.tasks[task]))
     }
 
@@ -352,19 +357,19 @@ impl Ledger {
     }
 
     /// What is counted for a model to come.
-    pub(super) fn waiting(&self) -> impl ExactSizeIterator<Item = (&Given, &Update)> {
+    pub(super) fn waiting(&self) -> impl ExactSizeIterator<Item = (&AssignedTask, &Update)> {
         self.index.counted.iter().map(|task| self.tasks[task].answered())
     }
 
     /// What counts for the model that is being made.
-    pub(super) fn closed(&self) -> impl Iterator<Item = (&Given, &Update)> {
+    pub(super) fn closed(&self) -> impl Iterator<Item = (&AssignedTask, &Update)> {
         self.index.closed.iter().map(|task| self.tasks[task].answered())
     }
 
     /// Versions between the model that a task starts from and the last one
     /// before that which its answer counts for.
-    pub(super) fn staleness(&self, given: &Given) -> u64 {
-        let later = self.making.is_some() && !matches!(given.fate, Fate::Closed(_));
-        self.version + u64::from(later) - given.version
+    pub(super) fn staleness(&self, assigned: &AssignedTask) -> u64 {
+        let later = self.making.is_some() && !matches!(assigned.status, TaskStatus::Closed(_));
+        self.version + u64::from(later) - assigned.version
     }
 }

@@ -2,7 +2,7 @@
 
 use tierline_federate::{Late, Timing, select};
 
-use super::journal::{Fate, Given};
+use super::journal::{AssignedTask, TaskStatus};
 use super::{Action, Coordinator, FAILURES_MAX, MEMBERS_MAX, Record};
 use crate::federation::{Assignment, Standing, Task, Update, Verdict};
 use crate::time::Time;
@@ -97,25 +97,25 @@ impl Coordinator {
     /// come.
     #[must_use]
     pub fn would(&self, member: &str, task: Task) -> Option<Verdict> {
-        let Some(given) = self.ledger.given(task).filter(|g| g.member == member) else {
+        let Some(assigned) = self.ledger.assigned(task).filter(|g| g.member == member) else {
             // Given once, and dropped since.
-            let given = task.tag() == self.terms.tag && task.number() < self.ledger.next_task;
-            return Some(if given { Verdict::Late } else { Verdict::Unknown });
+            let assigned = task.tag() == self.terms.tag && task.number() < self.ledger.next_task;
+            return Some(if assigned { Verdict::Late } else { Verdict::Unknown });
         };
-        match given.fate {
-            Fate::Counted(_) | Fate::Closed(_) | Fate::Spent => Some(Verdict::Counted),
-            Fate::Open => self.too_stale(given).then_some(Verdict::Late),
+        match assigned.status {
+            TaskStatus::Counted(_) | TaskStatus::Closed(_) | TaskStatus::Spent => Some(Verdict::Counted),
+            TaskStatus::Open => self.too_stale(assigned).then_some(Verdict::Late),
         }
     }
 
-    pub(super) fn too_stale(&self, given: &Given) -> bool {
+    pub(super) fn too_stale(&self, assigned: &AssignedTask) -> bool {
         // Nothing that was learned before counts any more.
-        if self.ledger.looks() && !given.look {
+        if self.ledger.evaluates() && !assigned.evaluate {
             return true;
         }
         match self.terms.timing {
-            Timing::Buffer { staleness_max, .. } => self.ledger.version - given.version > staleness_max,
-            Timing::Round => given.round < self.ledger.round && self.terms.clients.late == Late::Refuse,
+            Timing::Buffer { staleness_max, .. } => self.ledger.version - assigned.version > staleness_max,
+            Timing::Round => assigned.round < self.ledger.round && self.terms.clients.late == Late::Refuse,
         }
     }
 
@@ -126,15 +126,15 @@ impl Coordinator {
             self.decline(member, task, verdict, out);
             return;
         }
-        let Some(given) = self.ledger.given(task).cloned() else { return };
+        let Some(assigned) = self.ledger.assigned(task).cloned() else { return };
         if let Some(entry) = self.members.get_mut(&member) {
             let seconds = now.since(entry.asked_at).as_secs_f64();
-            entry.last = Some(select::Last { loss: update.report.loss, seconds, round: given.round });
+            entry.last = Some(select::Last { loss: update.report.loss, seconds, round: assigned.round });
             entry.failures = 0;
         }
         self.keep(Record::Counted { member: member.clone(), update: update.clone() }, out);
-        if !given.look {
-            out.push(self.add(&given, &update));
+        if !assigned.evaluate {
+            out.push(self.add(&assigned, &update));
         }
         out.push(Action::Answer { member: member.clone(), task, verdict: Verdict::Counted });
         out.push(Action::Tell { member });

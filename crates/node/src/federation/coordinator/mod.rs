@@ -16,7 +16,7 @@ use tierline_federate::{Clients, Timing, select};
 use tierline_proto::Digest;
 
 pub use self::event::{Action, Event};
-use self::journal::{Fate, Given};
+use self::journal::{AssignedTask, TaskStatus};
 pub use self::journal::{Ledger, Record};
 use super::{Assignment, Standing, Task, Update};
 use crate::time::Time;
@@ -202,9 +202,9 @@ impl Coordinator {
         // Whoever doesn't come back is away from now on.
         let away = Member { lost_at: Some(now), asked_at: now, ..Member::default() };
         it.members = it.ledger.members.keys().map(|name| (name.clone(), away.clone())).collect();
-        it.lost = it.ledger.open().map(|(_, given)| (now, given.member.clone())).collect();
-        let learned = |(given, _): &(&Given, &Update)| !given.look;
-        let add = |(given, update)| it.add(given, update);
+        it.lost = it.ledger.open().map(|(_, assigned)| (now, assigned.member.clone())).collect();
+        let learned = |(assigned, _): &(&AssignedTask, &Update)| !assigned.evaluate;
+        let add = |(assigned, update)| it.add(assigned, update);
         let mut actions: Vec<Action> = it.ledger.closed().filter(learned).map(add).collect();
         actions.extend(it.make());
         actions.extend(it.ledger.waiting().filter(learned).map(add));
@@ -221,10 +221,10 @@ impl Coordinator {
         self.holds = true;
     }
 
-    fn add(&self, given: &Given, update: &Update) -> Action {
-        let staleness = self.ledger.staleness(given);
-        let (member, update) = (given.member.clone(), update.clone());
-        Action::Add { member, update, version: given.version, staleness }
+    fn add(&self, assigned: &AssignedTask, update: &Update) -> Action {
+        let staleness = self.ledger.staleness(assigned);
+        let (member, update) = (assigned.member.clone(), update.clone());
+        Action::Add { member, update, version: assigned.version, staleness }
     }
 
     fn apply(&mut self, record: Record) {
@@ -253,13 +253,13 @@ impl Coordinator {
         let mut actions = Vec::new();
         let out = &mut actions;
         match event {
-            Event::Begin { version, rounds, look, stretch } => {
+            Event::Begin { version, rounds, evaluate, stretch } => {
                 // Asked again by who was killed meanwhile: told again when it is done.
                 self.announced = false;
                 if !self.knows(stretch) {
                     // What was asked for before is of no use to what begins.
                     self.drop_all(|_, _| true, out);
-                    self.keep(Record::Began { version, rounds, look, stretch }, out);
+                    self.keep(Record::Began { version, rounds, evaluate, stretch }, out);
                     self.compact(out);
                 }
             }
@@ -268,7 +268,7 @@ impl Coordinator {
             Event::Arrived { member, update } => self.arrived(now, member, update, out),
             Event::Unfit { member, task, reason } => self.unfit(member, task, reason, out),
             Event::Made { version, enough } => {
-                let next = self.ledger.version + u64::from(!self.ledger.looks());
+                let next = self.ledger.version + u64::from(!self.ledger.evaluates());
                 if self.ledger.making.is_some() && version == next {
                     self.keep(Record::Made { version, enough }, out);
                     // Answers that would come too late aren't waited for.
@@ -295,9 +295,9 @@ impl Coordinator {
     }
 
     /// Drops open tasks, and tells their members.
-    fn drop_all(&mut self, which: impl Fn(&Self, &Given) -> bool, out: &mut Vec<Action>) {
-        let open = self.ledger.open().filter(|(_, given)| which(self, given));
-        let gone: Vec<(Task, String)> = open.map(|(task, given)| (task, given.member.clone())).collect();
+    fn drop_all(&mut self, which: impl Fn(&Self, &AssignedTask) -> bool, out: &mut Vec<Action>) {
+        let open = self.ledger.open().filter(|(_, assigned)| which(self, assigned));
+        let gone: Vec<(Task, String)> = open.map(|(task, assigned)| (task, assigned.member.clone())).collect();
         for (task, member) in gone {
             self.keep(Record::Dropped { task }, out);
             out.push(Action::Tell { member });
@@ -319,9 +319,9 @@ impl Coordinator {
         if let Some(reason) = ledger.out(member) {
             return Assignment::Out { reason: reason.to_owned() };
         }
-        match ledger.task_of(member).and_then(|task| Some((task, ledger.given(task)?))) {
-            Some((task, given)) => {
-                Assignment::Work { task, round: given.round, version: given.version, look: given.look }
+        match ledger.task_of(member).and_then(|task| Some((task, ledger.assigned(task)?))) {
+            Some((task, assigned)) => {
+                Assignment::Work { task, round: assigned.round, version: assigned.version, evaluate: assigned.evaluate }
             }
             None => Assignment::Wait,
         }
@@ -330,20 +330,20 @@ impl Coordinator {
     /// Whether just this update counts, for a model that isn't made yet.
     #[must_use]
     pub fn counts(&self, task: Task, digest: Digest) -> bool {
-        let fate = self.ledger.given(task).map(|given| &given.fate);
-        matches!(fate, Some(Fate::Counted(update) | Fate::Closed(update)) if update.digest == digest)
+        let status = self.ledger.assigned(task).map(|assigned| &assigned.status);
+        matches!(status, Some(TaskStatus::Counted(update) | TaskStatus::Closed(update)) if update.digest == digest)
     }
 
     /// Whether something may still come for a task, or is needed of it.
     #[must_use]
     pub fn needs(&self, task: Task) -> bool {
-        self.ledger.given(task).is_some_and(|given| given.fate != Fate::Spent)
+        self.ledger.assigned(task).is_some_and(|assigned| assigned.status != TaskStatus::Spent)
     }
 
     /// Whether the answer to a task holds nothing but a report.
     #[must_use]
-    pub fn is_look(&self, task: Task) -> bool {
-        self.ledger.given(task).is_some_and(|given| given.look)
+    pub fn is_evaluation(&self, task: Task) -> bool {
+        self.ledger.assigned(task).is_some_and(|assigned| assigned.evaluate)
     }
 
     /// Whether the latest stretch is this one, under way or done.
@@ -356,15 +356,15 @@ impl Coordinator {
     /// model still, the one under way included.
     #[must_use]
     pub fn left_of(&self, stretch: u64) -> Option<u64> {
-        let Ledger { until, round, look, .. } = self.ledger;
-        self.knows(stretch).then(|| until.saturating_sub(round + u64::from(look)))
+        let Ledger { until, round, evaluate, .. } = self.ledger;
+        self.knows(stretch).then(|| until.saturating_sub(round + u64::from(evaluate)))
     }
 
     /// Members that were asked for a round and weren't given up.
     #[must_use]
     pub fn asked(&self, round: u64) -> BTreeSet<&str> {
-        let asked = self.ledger.all_given().filter(|given| given.round == round);
-        asked.map(|given| given.member.as_str()).collect()
+        let asked = self.ledger.all_given().filter(|assigned| assigned.round == round);
+        asked.map(|assigned| assigned.member.as_str()).collect()
     }
 
     /// The newest model.
@@ -383,7 +383,7 @@ impl Coordinator {
     #[must_use]
     pub fn versions_in_use(&self) -> BTreeSet<u64> {
         let tasks = self.ledger.all_given();
-        let used = tasks.filter(|given| given.fate != Fate::Spent).map(|given| given.version);
+        let used = tasks.filter(|assigned| assigned.status != TaskStatus::Spent).map(|assigned| assigned.version);
         used.chain([self.ledger.version]).collect()
     }
 

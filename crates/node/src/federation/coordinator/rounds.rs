@@ -21,7 +21,7 @@ impl Coordinator {
         let patience = terms.clients.patience();
         let away = self.lost.first().map(|(lost_at, _)| *lost_at + patience);
         let deadline = ledger.goal.and(terms.clients.deadline()).map(|d| self.begun_at + d);
-        let together = ledger.looks() || matches!(terms.timing, Timing::Round);
+        let together = ledger.evaluates() || matches!(terms.timing, Timing::Round);
         let before = ledger.goal.is_none() && !ledger.paused && (together || self.holds);
         let gather = before.then_some(self.gathering_since).flatten().map(|t| t + GATHER);
         let settle = self.settling.as_ref().filter(|_| before).map(Settling::until);
@@ -52,11 +52,11 @@ impl Coordinator {
             return;
         }
         match self.terms.timing {
-            Timing::Buffer { size, .. } if !self.ledger.looks() => self.ask_more(now, size, out),
+            Timing::Buffer { size, .. } if !self.ledger.evaluates() => self.ask_more(now, size, out),
             _ => self.ask_round(now, out),
         }
-        // One that looks at a model and finds nobody to ask is over.
-        if self.ledger.looks() && self.ledger.goal == Some(0) {
+        // One that evaluates a model and finds nobody to ask is over.
+        if self.ledger.evaluates() && self.ledger.goal == Some(0) {
             self.close(out);
         }
     }
@@ -91,10 +91,10 @@ impl Coordinator {
         if counted >= goal {
             return true;
         }
-        // A model that is made doesn't wait for those who would look at it.
-        let looks = self.ledger.looks();
-        let enough = looks || counted >= self.terms.clients.min.min(goal) && counted > 0;
-        let together = looks || matches!(self.terms.timing, Timing::Round);
+        // A model that is made doesn't wait for those who would evaluate it.
+        let evaluates = self.ledger.evaluates();
+        let enough = evaluates || counted >= self.terms.clients.min.min(goal) && counted > 0;
+        let together = evaluates || matches!(self.terms.timing, Timing::Round);
         let nobody_left = together && !self.ledger.is_at_work();
         enough && (self.is_overdue(now) || nobody_left)
     }
@@ -116,12 +116,12 @@ impl Coordinator {
     pub(super) fn make(&self) -> Option<Action> {
         let Self { ledger, .. } = self;
         let members = ledger.making?;
-        let counted = ledger.closed().map(|(given, update)| Counted {
-            member: given.member.clone(),
+        let counted = ledger.closed().map(|(assigned, update)| Counted {
+            member: assigned.member.clone(),
             report: update.report,
-            staleness: ledger.staleness(given),
+            staleness: ledger.staleness(assigned),
         });
-        if ledger.looks() {
+        if ledger.evaluates() {
             return Some(Action::Looked { version: ledger.version, counted: counted.collect() });
         }
         Some(Action::Make {
@@ -129,7 +129,7 @@ impl Coordinator {
             round: ledger.round,
             counted: counted.collect(),
             members,
-            last: ledger.round + 1 + u64::from(ledger.look) >= ledger.until,
+            last: ledger.round + 1 + u64::from(ledger.evaluate) >= ledger.until,
         })
     }
 
@@ -143,7 +143,7 @@ impl Coordinator {
     /// twice.
     fn answered(&self) -> BTreeSet<&str> {
         match self.terms.timing {
-            Timing::Round => self.ledger.waiting().map(|(given, _)| given.member.as_str()).collect(),
+            Timing::Round => self.ledger.waiting().map(|(assigned, _)| assigned.member.as_str()).collect(),
             Timing::Buffer { .. } => BTreeSet::new(),
         }
     }
@@ -156,7 +156,7 @@ impl Coordinator {
         // isn't enough.
         let missing = self.terms.clients.min.saturating_sub(self.ledger.waiting().len());
         let others = self.is_overdue(now) || !self.ledger.is_at_work();
-        if missing > 0 && !self.ledger.looks() && others {
+        if missing > 0 && !self.ledger.evaluates() && others {
             let answered = self.answered();
             let fresh = self.eligible().filter(|member| !answered.contains(member)).count();
             if fresh > 0 {
@@ -169,23 +169,23 @@ impl Coordinator {
     fn begin_round(&mut self, now: Time, out: &mut Vec<Action>) {
         let Clients { per_round, min, over, late, .. } = self.terms.clients;
         let settles = self.settling.as_ref().is_some_and(|settling| settling.lasts(now));
-        // Everybody who is there looks.
-        let looks = self.ledger.looks();
-        let (per_round, min) = if looks { (None, 0) } else { (per_round, min) };
+        // Everybody who is there evaluates.
+        let evaluates = self.ledger.evaluates();
+        let (per_round, min) = if evaluates { (None, 0) } else { (per_round, min) };
         // Members come one behind the other: not all of them are gone through
         // for each.
-        if (per_round.is_none() || self.holds) && !looks && settles {
+        if (per_round.is_none() || self.holds) && !evaluates && settles {
             return;
         }
         // Whoever still works for a round that is over is not asked until it
         // answers or is told to stop.
-        if late == Late::Refuse || looks {
+        if late == Late::Refuse || evaluates {
             self.drop_all(|_, _| true, out);
         }
         let eligible = self.eligible().count();
         let wanted = match per_round {
-            // Members that are away for a moment may want to look as well.
-            None if looks => {
+            // Members that are away for a moment may want to evaluate it as well.
+            None if evaluates => {
                 self.members.iter().filter(|(m, at)| at.may_work() && self.ledger.out(m).is_none()).count()
             }
             None => eligible.max(min),
@@ -252,8 +252,8 @@ impl Coordinator {
         let chosen = terms.clients.select.choose(&candidates, count, ledger.round, &mut rng);
         let names: Vec<String> = chosen.into_iter().map(|i| candidates[i].member.to_owned()).collect();
         let tasks = (ledger.next_task..).map(|number| Task::new(terms.tag, number)).zip(names.clone()).collect();
-        let (round, version, look) = (ledger.round, ledger.version, ledger.looks());
-        self.keep(Record::Asked { round, version, goal, look, tasks }, out);
+        let (round, version, evaluate) = (ledger.round, ledger.version, ledger.evaluates());
+        self.keep(Record::Asked { round, version, goal, evaluate, tasks }, out);
         for member in names {
             if let Some(entry) = self.members.get_mut(&member) {
                 entry.asked_at = now;

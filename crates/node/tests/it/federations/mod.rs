@@ -49,7 +49,7 @@ fn whatever_dies_every_update_counts_once() {
             if rng.bool() { Timing::Round } else { Timing::Buffer { size: rng.usize(1..4), staleness_max: 3 } };
         let mut world = World::new(rng.u64(..), members, 4, terms(clients, timing), ROUGH);
         world.mortality = 0.01;
-        world.look = rng.bool();
+        world.evaluate = rng.bool();
         world.members.iter_mut().for_each(|member| member.stumbles = rng.usize(0..4) == 0);
         if rng.bool() {
             let at = Time::ZERO + Duration::from_millis(rng.u64(0..15_000));
@@ -112,7 +112,7 @@ fn what_a_stretch_that_was_given_up_counted_is_of_no_other() {
     let clients = Clients { per_round: Some(3), min: 3, ..Clients::default() };
     let terms = Terms { sums_up: true, ..terms(clients, Timing::Round) };
     let (mut coordinator, _) = Coordinator::restored(terms, NONE, Time::ZERO);
-    let begin = |stretch, version| Event::Begin { version, rounds: 1, look: false, stretch };
+    let begin = |stretch, version| Event::Begin { version, rounds: 1, evaluate: false, stretch };
     let now = Time::ZERO + ms(10);
     coordinator.step(now, begin(1, 0));
     for member in 0..3 {
@@ -143,7 +143,7 @@ fn who_takes_too_long_is_not_waited_for_where_too_few_have_answered() {
     let clients = Clients { per_round: Some(2), min: 2, deadline_s: Some(seconds(60.0)), ..Clients::default() };
     let (mut coordinator, _) = Coordinator::restored(terms(clients, Timing::Round), NONE, Time::ZERO);
     let now = Time::ZERO + ms(10);
-    coordinator.step(now, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    coordinator.step(now, Event::Begin { version: 0, rounds: 1, evaluate: false, stretch: 1 });
     for member in 0..3 {
         coordinator.step(now, ready(member));
     }
@@ -172,7 +172,7 @@ fn a_member_whose_task_failed_is_asked_again_by_a_coordinator_that_was_killed() 
             }
         }
     };
-    step(&mut coordinator, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    step(&mut coordinator, Event::Begin { version: 0, rounds: 1, evaluate: false, stretch: 1 });
     step(&mut coordinator, ready(0));
     let task = task_of(&coordinator, 0).unwrap();
     // It says so until it is given other work, to whoever coordinates then.
@@ -188,7 +188,7 @@ fn a_member_whose_task_failed_is_told_again_of_the_next_one() {
     let terms = terms(Clients { per_round: Some(1), min: 1, ..Clients::default() }, Timing::Round);
     let (mut coordinator, _) = Coordinator::restored(terms, NONE, Time::ZERO);
     let now = Time::ZERO + ms(10);
-    coordinator.step(now, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    coordinator.step(now, Event::Begin { version: 0, rounds: 1, evaluate: false, stretch: 1 });
     coordinator.step(now, ready(0));
     let task = task_of(&coordinator, 0).unwrap();
     let standing = Standing::Failed { task, reason: "no memory".to_owned(), examples: 100 };
@@ -206,7 +206,7 @@ fn members_whose_answers_would_come_too_late_begin_anew() {
     let timing = Timing::Buffer { size: 1, staleness_max: 2 };
     let (mut coordinator, _) = Coordinator::restored(terms(clients, timing), NONE, Time::ZERO);
     let now = Time::ZERO + ms(10);
-    coordinator.step(now, Event::Begin { version: 0, rounds: 9, look: false, stretch: 1 });
+    coordinator.step(now, Event::Begin { version: 0, rounds: 9, evaluate: false, stretch: 1 });
     coordinator.step(now, ready(0));
     coordinator.step(now, ready(1));
     let slow = task_of(&coordinator, 1).unwrap();
@@ -223,7 +223,7 @@ fn members_whose_answers_would_come_too_late_begin_anew() {
 fn tasks_of_another_coordinator_are_none_of_ones_own() {
     let mut rng = Rng::with_seed(1);
     let now = Time::ZERO + ms(10);
-    let work = |task| MemberEvent::Assigned(Assignment::Work { task, round: 0, version: 0, look: false });
+    let work = |task| MemberEvent::Assigned(Assignment::Work { task, round: 0, version: 0, evaluate: false });
     let (ours, theirs) = (Task::new(1, 7), Task::new(2, 3));
     let begins = |actions: &[MemberAction], task: Task| {
         actions.iter().any(|action| matches!(action, MemberAction::Work(work) if work.task == task))
@@ -262,7 +262,7 @@ fn a_journal_does_not_grow_with_the_rounds() {
 fn a_machine_that_waits_is_not_woken_over_and_over() {
     let terms = terms(Clients { min: 3, ..Clients::default() }, Timing::Round);
     let (mut coordinator, _) = Coordinator::restored(terms, [], Time::ZERO);
-    coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, evaluate: false, stretch: 1 });
     let standing = Standing::Ready { examples: 100 };
     coordinator.step(Time::ZERO + ms(10), Event::Member { member: name(0), standing });
     // Two members are missing, for ever.
@@ -278,28 +278,28 @@ fn a_machine_that_waits_is_not_woken_over_and_over() {
 fn everybody_looks_at_the_last_model() {
     let clients = Clients { per_round: Some(2), min: 2, ..Clients::default() };
     let mut world = World::new(2, 5, 3, terms(clients, Timing::Round), Link::GOOD);
-    world.look = true;
+    world.evaluate = true;
     world.run(Duration::from_secs(300));
     assert!(world.models.values().all(|tasks| tasks.len() == 2));
-    assert_eq!(world.looked.unwrap().1.len(), 5, "those who weren't asked to learn look as well");
+    assert_eq!(world.evaluated.unwrap().1.len(), 5, "those who weren't asked to learn evaluate as well");
 }
 
 #[test]
 fn a_model_is_done_though_nobody_is_left_to_look_at_it() {
     let mut world = World::new(2, 2, 1, terms(Clients::default(), Timing::Round), Link::GOOD);
-    world.look = true;
+    world.evaluate = true;
     let made = (1..60_000).find(|&at| {
         world.run_until(ms(at));
         !world.models.is_empty() && world.members.iter().all(|member| member.settled.len() == 1)
     });
-    assert!(made.is_some() && world.looked.is_none());
+    assert!(made.is_some() && world.evaluated.is_none());
     for at in 0..2 {
         world.members[at].running = None;
         world.members[at].life += 1;
         world.coordinate(Event::Lost { member: name(at) });
     }
     world.run(Duration::from_secs(300));
-    assert_eq!(world.looked.unwrap().1.len(), 0);
+    assert_eq!(world.evaluated.unwrap().1.len(), 0);
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn members_are_let_go_at_the_end() {
 fn members_that_are_killed_each_second_hold_up_no_first_round() {
     let clients = Clients { min: 2, ..Clients::default() };
     let (mut coordinator, _) = Coordinator::restored(terms(clients, Timing::Round), NONE, Time::ZERO);
-    coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, look: false, stretch: 1 });
+    coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, evaluate: false, stretch: 1 });
     let begun = (1..60).find(|second| {
         // One of three is started again, and is soon back.
         let (at, member) = (Time::ZERO + ms(1_000 * second), *second as usize % 3);
@@ -412,7 +412,7 @@ fn a_coordinator_that_was_killed_goes_on_once_those_it_knows_are_back() {
         });
         journal.extend(kept);
     };
-    keep(coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 3, look: false, stretch: 1 }));
+    keep(coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 3, evaluate: false, stretch: 1 }));
     (0..3).for_each(|member| keep(coordinator.step(Time::ZERO + ms(10), ready(member))));
     let settled = coordinator.wake().unwrap();
     keep(coordinator.step(settled, Event::Wake));
@@ -433,7 +433,7 @@ fn a_coordinator_that_was_killed_goes_on_once_those_it_knows_are_back() {
 fn a_coordinator_that_was_killed_before_the_first_round_waits_for_those_it_has_met() {
     let terms = terms(Clients { min: 2, ..Clients::default() }, Timing::Round);
     let (mut coordinator, _) = Coordinator::restored(terms.clone(), NONE, Time::ZERO);
-    let begin = Event::Begin { version: 0, rounds: 3, look: false, stretch: 1 };
+    let begin = Event::Begin { version: 0, rounds: 3, evaluate: false, stretch: 1 };
     let mut journal = Vec::new();
     for event in [begin, ready(0), ready(1), ready(0)] {
         let actions = coordinator.step(Time::ZERO + ms(10), event);

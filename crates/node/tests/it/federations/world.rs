@@ -57,9 +57,9 @@ pub struct World {
     pub link: Link,
     pub terms: Terms,
     pub rounds: u64,
-    /// Whether members look at the last model.
-    pub look: bool,
-    pub looked: Option<(u64, BTreeSet<String>)>,
+    /// Whether members evaluate the last model.
+    pub evaluate: bool,
+    pub evaluated: Option<(u64, BTreeSet<String>)>,
     pub coordinator: Option<Coordinator>,
     pub life: u64,
     /// As it is on the disk.
@@ -112,8 +112,8 @@ impl World {
             link,
             terms: terms.clone(),
             rounds,
-            look: false,
-            looked: None,
+            evaluate: false,
+            evaluated: None,
             coordinator: None,
             life: 0,
             journal: Vec::new(),
@@ -207,8 +207,8 @@ impl World {
                 }
                 Action::Looked { version, counted } => {
                     let who: BTreeSet<String> = counted.iter().map(|c| c.member.clone()).collect();
-                    if let Some(before) = self.looked.replace((version, who.clone())) {
-                        assert_eq!(before, (version, who), "those who have looked did");
+                    if let Some(before) = self.evaluated.replace((version, who.clone())) {
+                        assert_eq!(before, (version, who), "those who have evaluated did");
                     }
                     self.schedule.after(ms(10), Happening::Made(self.life, version));
                 }
@@ -264,7 +264,7 @@ impl World {
                 }
                 MemberAction::Report(standing) => self.carry(Happening::ToCoordinator(at, standing)),
                 MemberAction::Work(work) => {
-                    assert!(!work.look || work.version == self.rounds, "only the last model is looked at");
+                    assert!(!work.evaluate || work.version == self.rounds, "only the last model is evaluated");
                     let slow = if at.is_multiple_of(7) { 20 } else { 1 };
                     let delay = Duration::from_millis(self.rng.u64(50..500) * slow);
                     self.schedule.after(delay, Happening::Worked(at, life, work.task));
@@ -339,7 +339,7 @@ impl World {
                 let (coordinator, actions) = Coordinator::restored(self.terms.clone(), journal, now);
                 self.coordinator = Some(coordinator);
                 self.perform(actions);
-                self.coordinate(Event::Begin { version: 0, rounds: self.rounds, look: self.look, stretch: 1 });
+                self.coordinate(Event::Begin { version: 0, rounds: self.rounds, evaluate: self.evaluate, stretch: 1 });
                 // Links are made anew: members say what they are at.
                 for at in 0..self.members.len() {
                     self.take_part(at, MemberEvent::LinkUp);
@@ -401,7 +401,7 @@ impl World {
 
     pub fn check(&self) {
         assert_eq!(self.models.len() as u64, self.rounds, "a model per round");
-        assert_eq!(self.looked.as_ref().map(|(version, _)| *version), self.look.then_some(self.rounds));
+        assert_eq!(self.evaluated.as_ref().map(|(version, _)| *version), self.evaluate.then_some(self.rounds));
         let mut used: BTreeMap<Task, u64> = BTreeMap::new();
         for (version, tasks) in &self.models {
             for task in tasks {

@@ -161,13 +161,13 @@ impl<'a> Rounds<'a> {
     pub fn done(self) -> Outcome {
         let file = self.folder.model();
         let model = models::digest(&std::fs::read(&file)?);
-        let looked = self.seen.iter().rev().find(|r| r.loss.is_some());
+        let evaluated = self.seen.iter().rev().find(|r| r.loss.is_some());
         let ((bytes_up, bytes_down), seconds) = (self.bytes(), self.seconds());
         if self.global.json {
             return self.global.output().event(&Line::Done {
                 rounds: self.seen.len(),
-                accuracy: looked.and_then(|r| r.accuracy),
-                loss: looked.and_then(|r| r.loss),
+                accuracy: evaluated.and_then(|r| r.accuracy),
+                loss: evaluated.and_then(|r| r.loss),
                 bytes_up,
                 bytes_down,
                 seconds,

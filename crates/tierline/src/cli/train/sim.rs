@@ -156,7 +156,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     let scenario = args.scenario(federation)?;
     check(federation, args.ends, scenario.edges)?;
     let engine = engines::engine(global)?;
-    let (seen, held_out) = if federation.looks_at_ends() {
+    let (seen, held_out) = if federation.evaluates_at_ends() {
         let hint = "add hold_out = 0.2 under [data]";
         if job.data.hold_out.is_none() {
             let text = "ends look at models with examples of their own, and the job says not how many they hold out";

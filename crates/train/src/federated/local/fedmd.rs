@@ -8,8 +8,8 @@ use tierline_federate::{Channel, Contribution, Vectors};
 use super::LocalTraining;
 use crate::data::seed_of;
 use crate::error::TrainError;
-use crate::federated::blueprint::vector;
-use crate::federated::workplace::{DIGEST, Workplace};
+use crate::federated::local_trainer::{DIGEST, LocalTrainer};
+use crate::federated::parameter_layout::vector;
 use crate::federated::{Kept, Share, Task};
 
 /// Keeps the order of public examples apart from that of others.
@@ -18,16 +18,16 @@ const PRETRAIN: u64 = 0x7072_6574;
 impl LocalTraining for FedMd {
     fn work(
         &self,
-        at: &mut Workplace,
+        at: &mut LocalTrainer,
         task: Task<'_>,
         share: &Share,
         kept: &mut Kept,
         stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
-        let mut state = at.blueprint.start(task.start, kept)?;
+        let mut state = at.parameter_layout.start(task.start, kept)?;
         let said = vector(task.start, Channel::Logits);
         let seed = at.seed(task);
-        if self.pretrain > 0 && !at.blueprint.has_own(kept) {
+        if self.pretrain > 0 && !at.parameter_layout.has_own(kept) {
             let examples = at.job.data.numbered(&at.pupil()?.examples)?;
             at.trainer.check(&examples)?;
             at.begin(&state, task.round, 0.0, &[])?;
@@ -46,7 +46,7 @@ impl LocalTraining for FedMd {
         }
         at.begin(&state, task.round, 0.0, &[])?;
         let Some(learned) = at.epochs(&share.seen, at.job.epochs, seed, stop)? else { return Ok(None) };
-        at.blueprint.keep_own(&at.trainer.state()?, kept);
+        at.parameter_layout.keep_own(&at.trainer.state()?, kept);
         let mut answers = at.trainer.answers(&at.pupil()?.examples, &at.options()?)?;
         subtract(&mut answers, said);
         let report = at.report(share, &learned);

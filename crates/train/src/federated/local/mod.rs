@@ -1,7 +1,7 @@
 //! What a member does with a task, for each kind of strategy: one file each.
 //!
 //! Most strategies have members train what is shared, steered by their
-//! `Drift` ([`train`]); those with another idea of what members do have a file
+//! `LocalObjective` ([`train`]); those with another idea of what members do have a file
 //! here and a line in [`of`]. Whatever comes of it goes through the job's client
 //! modifiers, and then through the stages that make it small.
 
@@ -12,7 +12,7 @@ mod train;
 use tierline_engine::Stop;
 use tierline_federate::{Contribution, Federation, Strategy};
 
-use super::workplace::Workplace;
+use super::local_trainer::LocalTrainer;
 use super::{Kept, Share, Task};
 use crate::error::TrainError;
 
@@ -26,7 +26,7 @@ pub(super) trait LocalTraining {
     /// fails.
     fn work(
         &self,
-        at: &mut Workplace,
+        at: &mut LocalTrainer,
         task: Task<'_>,
         share: &Share,
         kept: &mut Kept,

@@ -3,13 +3,13 @@
 
 use tierline_engine::Stop;
 use tierline_federate::sender::CONTROL;
-use tierline_federate::strategy::Drift;
-use tierline_federate::{Channel, Contribution, desk};
+use tierline_federate::strategy::LocalObjective;
+use tierline_federate::{Channel, Contribution, aggregator};
 
 use super::LocalTraining;
 use crate::error::TrainError;
-use crate::federated::blueprint::vector;
-use crate::federated::workplace::{Workplace, pull_to};
+use crate::federated::local_trainer::{LocalTrainer, pull_to};
+use crate::federated::parameter_layout::vector;
 use crate::federated::{Kept, Share, Task};
 
 /// Epochs over the member's examples.
@@ -18,19 +18,19 @@ pub(super) struct Train;
 impl LocalTraining for Train {
     fn work(
         &self,
-        at: &mut Workplace,
+        at: &mut LocalTrainer,
         task: Task<'_>,
         share: &Share,
         kept: &mut Kept,
         stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
-        let state = at.blueprint.start(task.start, kept)?;
-        let Drift { pull, control } = at.blueprint.drift();
-        let mut corrections = pull_to(&at.blueprint.weights(&state), pull);
+        let state = at.parameter_layout.start(task.start, kept)?;
+        let LocalObjective { pull, control } = at.parameter_layout.local_objective();
+        let mut corrections = pull_to(&at.parameter_layout.weights(&state), pull);
         if control {
-            at.blueprint.add_shared(&mut corrections, vector(task.start, Channel::Control), 1.0);
+            at.parameter_layout.add_shared(&mut corrections, vector(task.start, Channel::Control), 1.0);
             if let Some(own) = kept.get(CONTROL) {
-                at.blueprint.add_shared(&mut corrections, own, -1.0);
+                at.parameter_layout.add_shared(&mut corrections, own, -1.0);
             }
         }
         at.begin(&state, task.round, pull, &corrections)?;
@@ -40,11 +40,11 @@ impl LocalTraining for Train {
 
         let state = at.trainer.state()?;
         if !at.has_second() {
-            at.blueprint.keep_own(&state, kept);
+            at.parameter_layout.keep_own(&state, kept);
         }
-        let mut vectors = at.blueprint.vectors(&state);
+        let mut vectors = at.parameter_layout.vectors(&state);
         for (channel, now) in &mut vectors {
-            *now = desk::apart(*channel, now, vector(task.start, *channel));
+            *now = aggregator::apart(*channel, now, vector(task.start, *channel));
         }
         let report = at.report(share, &learned);
         if control {

@@ -1,22 +1,22 @@
 //! Updates that wait on the disk for a rule that needs all of a round.
 //!
 //! A file without a name: after a crash it is gone, and the updates are put on
-//! the shelf again from their own files.
+//! the spill store again from their own files.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
-use tierline_federate::Shelf;
+use tierline_federate::SpillStore;
 
 /// Numbers that are turned into bytes, or back, at a time.
 const CHUNK_NUMBERS: usize = 1 << 14;
 
-/// Votes in a file of a job's folder.
+/// Contributions in a file of a job's folder.
 pub(super) struct OnDisk {
     folder: PathBuf,
     file: Option<File>,
-    /// Where each vote begins, and where the next one will.
+    /// Where each contribution begins, and where the next one will.
     starts: Vec<u64>,
     end: u64,
 }
@@ -34,23 +34,23 @@ impl OnDisk {
     }
 }
 
-impl Shelf for OnDisk {
-    fn put(&mut self, vote: &[f32]) -> io::Result<()> {
+impl SpillStore for OnDisk {
+    fn put(&mut self, contribution: &[f32]) -> io::Result<()> {
         let end = self.end;
         let file = self.file()?;
-        // What a vote that found no room left behind is written over.
+        // What a contribution that found no room left behind is written over.
         file.seek(SeekFrom::Start(end))?;
-        for chunk in vote.chunks(CHUNK_NUMBERS) {
+        for chunk in contribution.chunks(CHUNK_NUMBERS) {
             let bytes: Vec<u8> = chunk.iter().flat_map(|x| x.to_le_bytes()).collect();
             file.write_all(&bytes)?;
         }
         self.starts.push(end);
-        self.end += 4 * vote.len() as u64;
+        self.end += 4 * contribution.len() as u64;
         Ok(())
     }
 
-    fn read(&mut self, vote: usize, at: usize, into: &mut [f32]) -> io::Result<()> {
-        let start = self.starts[vote] + 4 * at as u64;
+    fn read(&mut self, contribution: usize, at: usize, into: &mut [f32]) -> io::Result<()> {
+        let start = self.starts[contribution] + 4 * at as u64;
         let file = self.file()?;
         file.seek(SeekFrom::Start(start))?;
         let mut bytes = vec![0u8; 4 * CHUNK_NUMBERS.min(into.len())];
@@ -78,21 +78,21 @@ mod tests {
     #[test]
     fn votes_come_back_and_go() {
         let folder = tempfile::tempdir().unwrap();
-        let mut shelf = OnDisk::new(folder.path().to_owned());
-        let votes: Vec<Vec<f32>> =
+        let mut spill = OnDisk::new(folder.path().to_owned());
+        let contributions: Vec<Vec<f32>> =
             (0..3).map(|v| (0..40_000).map(|i| (v * 100_000 + i) as f32 * 0.5).collect()).collect();
         for _ in 0..2 {
-            for vote in &votes {
-                shelf.put(vote).unwrap();
+            for contribution in &contributions {
+                spill.put(contribution).unwrap();
             }
-            for (number, vote) in votes.iter().enumerate().rev() {
+            for (number, contribution) in contributions.iter().enumerate().rev() {
                 for (at, length) in [(0, 40_000), (17, 20_000), (39_999, 1), (5, 0)] {
                     let mut found = vec![0f32; length];
-                    shelf.read(number, at, &mut found).unwrap();
-                    assert_eq!(found, vote[at..at + length]);
+                    spill.read(number, at, &mut found).unwrap();
+                    assert_eq!(found, contribution[at..at + length]);
                 }
             }
-            shelf.clear().unwrap();
+            spill.clear().unwrap();
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "it has no name");
     }

@@ -1,57 +1,57 @@
 //! Contributions of a round that wait for a rule, and the ways to look at them.
 //!
-//! A vote is one flat vector, of all channels behind one another. Votes lie on
-//! a [`Shelf`], in memory or elsewhere, and are looked at a tile at a time: the
+//! A contribution is one flat vector, of all channels behind one another. Contributions lie on
+//! a [`SpillStore`], in memory or elsewhere, and are read a tile at a time: the
 //! same places of all of them. So memory doesn't grow with their number where
-//! the shelf isn't in memory.
+//! the spill store isn't in memory.
 
 use std::io;
 use std::ops::Range;
 
 use crate::FederateError;
 
-/// Numbers of all votes together that are in memory at a time: 16 megabytes.
+/// Numbers of all contributions together that are in memory at a time: 16 megabytes.
 const TILE_NUMBERS: usize = 1 << 22;
 
-/// Numbers of one vote that are read at a time, at least.
+/// Numbers of one contribution that are read at a time, at least.
 const TILE_MIN: usize = 256;
 
 /// Sums kept side by side, so that the compiler may add them at once.
 const LANES: usize = 8;
 
-/// Where votes lie until their round ends.
-pub trait Shelf: Send {
-    /// Keeps one more vote, behind the others.
+/// Where contributions lie until their round ends.
+pub trait SpillStore: Send {
+    /// Keeps one more contribution, behind the others.
     ///
     /// # Errors
-    /// When there is no room; the vote isn't kept then.
-    fn put(&mut self, vote: &[f32]) -> io::Result<()>;
+    /// When there is no room; the contribution isn't kept then.
+    fn put(&mut self, contribution: &[f32]) -> io::Result<()>;
 
-    /// Reads a part of a vote: as many numbers as `into` has, from `at`.
+    /// Reads a part of a contribution: as many numbers as `into` has, from `at`.
     ///
     /// # Errors
     /// When it can't be read.
-    fn read(&mut self, vote: usize, at: usize, into: &mut [f32]) -> io::Result<()>;
+    fn read(&mut self, contribution: usize, at: usize, into: &mut [f32]) -> io::Result<()>;
 
-    /// Forgets all votes.
+    /// Forgets all contributions.
     ///
     /// # Errors
     /// When the room can't be given back.
     fn clear(&mut self) -> io::Result<()>;
 }
 
-/// Votes in memory.
+/// Contributions in memory.
 #[derive(Debug, Default)]
 pub struct InMemory(Vec<Vec<f32>>);
 
-impl Shelf for InMemory {
-    fn put(&mut self, vote: &[f32]) -> io::Result<()> {
-        self.0.push(vote.to_vec());
+impl SpillStore for InMemory {
+    fn put(&mut self, contribution: &[f32]) -> io::Result<()> {
+        self.0.push(contribution.to_vec());
         Ok(())
     }
 
-    fn read(&mut self, vote: usize, at: usize, into: &mut [f32]) -> io::Result<()> {
-        into.copy_from_slice(&self.0[vote][at..at + into.len()]);
+    fn read(&mut self, contribution: usize, at: usize, into: &mut [f32]) -> io::Result<()> {
+        into.copy_from_slice(&self.0[contribution][at..at + into.len()]);
         Ok(())
     }
 
@@ -61,32 +61,32 @@ impl Shelf for InMemory {
     }
 }
 
-/// The votes of a round, numbered by their content: the order of arrival
+/// The contributions of a round, numbered by their content: the order of arrival
 /// decides nothing, not even ties.
-pub(super) struct Votes<'a> {
-    pub(super) shelf: &'a mut dyn Shelf,
-    /// Where each lies on the shelf.
+pub(super) struct Contributions<'a> {
+    pub(super) spill: &'a mut dyn SpillStore,
+    /// Where each lies in the spill store.
     pub(super) places: Vec<usize>,
     /// The numbers that are decided.
     pub(super) within: Range<usize>,
-    /// Those that votes are compared by.
+    /// Those that contributions are compared by.
     pub(super) compared: Range<usize>,
 }
 
-/// A vote that takes part, and what its numbers are multiplied by.
+/// A contribution that takes part, and what its numbers are multiplied by.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Chosen {
-    pub(super) vote: usize,
+    pub(super) contribution: usize,
     pub(super) scale: f64,
 }
 
 impl Chosen {
-    pub(super) fn whole(vote: usize) -> Self {
-        Self { vote, scale: 1.0 }
+    pub(super) fn whole(contribution: usize) -> Self {
+        Self { contribution, scale: 1.0 }
     }
 }
 
-impl Votes<'_> {
+impl Contributions<'_> {
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
@@ -95,7 +95,7 @@ impl Votes<'_> {
         (0..self.len()).map(Chosen::whole).collect()
     }
 
-    /// Makes one number of those that some votes have in a place, for each that
+    /// Makes one number of those that some contributions have in a place, for each that
     /// is decided; sorted first, if the function wants them so.
     pub(super) fn per_number(
         &mut self,
@@ -105,8 +105,8 @@ impl Votes<'_> {
     ) -> Result<Vec<f32>, FederateError> {
         let mut made = Vec::with_capacity(self.within.len());
         let mut column = vec![0f32; chosen.len()];
-        let of_votes: Vec<usize> = chosen.iter().map(|c| c.vote).collect();
-        self.tiles(&of_votes, self.within.clone(), |tile, width| {
+        let numbers: Vec<usize> = chosen.iter().map(|c| c.contribution).collect();
+        self.tiles(&numbers, self.within.clone(), |tile, width| {
             for (row, c) in tile.chunks_exact_mut(width).zip(chosen).filter(|(_, c)| c.scale != 1.0) {
                 row.iter_mut().for_each(|x| *x = (f64::from(*x) * c.scale) as f32);
             }
@@ -121,12 +121,12 @@ impl Votes<'_> {
         Ok(made)
     }
 
-    /// The plain mean of some votes.
+    /// The plain mean of some contributions.
     pub(super) fn mean(&mut self, chosen: &[Chosen]) -> Result<Vec<f32>, FederateError> {
         self.per_number(chosen, false, mean)
     }
 
-    /// Lengths of all votes, in what they are compared by.
+    /// Lengths of all contributions, in what they are compared by.
     pub(super) fn norms(&mut self) -> Result<Vec<f64>, FederateError> {
         let all: Vec<usize> = (0..self.len()).collect();
         let mut squares = vec![0f64; all.len()];
@@ -139,7 +139,7 @@ impl Votes<'_> {
         Ok(squares.into_iter().map(f64::sqrt).collect())
     }
 
-    /// Squared distances of all pairs of votes, in what they are compared by.
+    /// Squared distances of all pairs of contributions, in what they are compared by.
     pub(super) fn distances(&mut self) -> Result<Vec<Vec<f64>>, FederateError> {
         let all: Vec<usize> = (0..self.len()).collect();
         let mut distances = vec![vec![0f64; all.len()]; all.len()];
@@ -156,22 +156,22 @@ impl Votes<'_> {
         Ok(distances)
     }
 
-    /// Goes through a range of some votes, tile by tile: rows of the width that
-    /// is said, a vote each.
+    /// Goes through a range of some contributions, tile by tile: rows of the width that
+    /// is said, a contribution each.
     fn tiles(
         &mut self,
-        votes: &[usize],
+        contributions: &[usize],
         range: Range<usize>,
         mut see: impl FnMut(&mut [f32], usize),
     ) -> Result<(), FederateError> {
-        let widest = (TILE_NUMBERS / votes.len().max(1)).max(TILE_MIN).min(range.len());
-        let mut tile = vec![0f32; widest * votes.len()];
+        let widest = (TILE_NUMBERS / contributions.len().max(1)).max(TILE_MIN).min(range.len());
+        let mut tile = vec![0f32; widest * contributions.len()];
         let mut at = range.start;
         while at < range.end {
             let width = widest.min(range.end - at);
-            let tile = &mut tile[..width * votes.len()];
-            for (row, vote) in tile.chunks_exact_mut(width).zip(votes) {
-                self.shelf.read(self.places[*vote], at, row).map_err(|e| FederateError::of_shelf(&e))?;
+            let tile = &mut tile[..width * contributions.len()];
+            for (row, contribution) in tile.chunks_exact_mut(width).zip(contributions) {
+                self.spill.read(self.places[*contribution], at, row).map_err(|e| FederateError::of_spill_store(&e))?;
             }
             see(tile, width);
             at += width;

@@ -13,14 +13,14 @@ use super::{Happening, Node, SimError, Site};
 
 /// What an edge knows of its neighbours.
 #[derive(Default)]
-pub(super) struct Circle {
-    meeting: Option<Meeting>,
+pub(super) struct Neighbourhood {
+    exchange: Option<GossipExchange>,
     /// Models that are here, by meeting and whose they are.
     heard: BTreeMap<(u64, usize), Arc<Offer>>,
 }
 
 /// One that waits for neighbours' models.
-struct Meeting {
+struct GossipExchange {
     number: u64,
     version: u64,
     own: Arc<Offer>,
@@ -39,7 +39,7 @@ impl Site {
     }
 
     /// Makes an edge's own model and sends it to its neighbours.
-    pub(super) fn begin_meeting(
+    pub(super) fn begin_exchange(
         &mut self,
         at: usize,
         (number, gossip): (u64, Gossip),
@@ -49,20 +49,20 @@ impl Site {
         let neighbours = self.neighbours(at, &gossip);
         let seed = seed_of_update(self.seed, &self.nodes[at].name, number);
         let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-        above.desk.make(counted, members)?;
-        let model = above.desk.server().model.clone();
+        above.aggregator.make(counted, members)?;
+        let model = above.aggregator.server().model.clone();
         let own = Offer { examples: Report::together(counted).examples, model };
-        let layout = above.desk.layout();
+        let layout = above.aggregator.layout();
         let encoded = own.encode(layout, &gossip.pipeline(), seed)?;
         let (own, bytes) = (Arc::new(Offer::decode(&encoded, layout)?), encoded.len() as u64);
-        let version = above.desk.version();
+        let version = above.aggregator.version();
         for &to in &neighbours {
             let then = Box::new(Happening::Met { at: to, from: at, number, offer: Arc::clone(&own) });
             if self.up(at, bytes, Happening::Falling { to, bytes, then }) {
                 self.bytes_up += bytes;
             }
         }
-        self.nodes[at].circle.meeting = Some(Meeting { number, version, own, neighbours });
+        self.nodes[at].neighbourhood.exchange = Some(GossipExchange { number, version, own, neighbours });
         if let Some(deadline) = gossip.deadline() {
             self.clock.at(self.clock.now() + deadline, Happening::MeetingEnds(at, number));
         }
@@ -81,38 +81,38 @@ impl Site {
 
     /// A neighbour's model is there.
     pub(super) fn hear(&mut self, at: usize, from: usize, number: u64, offer: Arc<Offer>) -> Result<(), SimError> {
-        self.nodes[at].circle.heard.insert((number, from), offer);
+        self.nodes[at].neighbourhood.heard.insert((number, from), offer);
         self.meet(at, false)
     }
 
     /// An edge doesn't wait any longer.
     pub(super) fn meeting_ends(&mut self, at: usize, number: u64) -> Result<(), SimError> {
-        let waits = self.nodes[at].circle.meeting.as_ref().is_some_and(|meeting| meeting.number == number);
+        let waits = self.nodes[at].neighbourhood.exchange.as_ref().is_some_and(|exchange| exchange.number == number);
         if waits { self.meet(at, true) } else { Ok(()) }
     }
 
     /// Mixes what is there, if all is or nobody waits for more.
     fn meet(&mut self, at: usize, late: bool) -> Result<(), SimError> {
-        let Node { circle: Circle { meeting, heard }, above, .. } = &mut self.nodes[at];
-        let ready = |m: &mut Meeting| late || m.neighbours.iter().all(|n| heard.contains_key(&(m.number, *n)));
-        let Some(meeting) = meeting.take_if(ready) else { return Ok(()) };
+        let Node { neighbourhood: Neighbourhood { exchange, heard }, above, .. } = &mut self.nodes[at];
+        let ready = |m: &mut GossipExchange| late || m.neighbours.iter().all(|n| heard.contains_key(&(m.number, *n)));
+        let Some(exchange) = exchange.take_if(ready) else { return Ok(()) };
         let Some(above) = above else { return Ok(()) };
-        let model = above.desk.server().model.clone();
-        let mut mix = Mix::new(model, Offer::clone(&meeting.own), meeting.neighbours.len());
-        for neighbour in &meeting.neighbours {
-            if let Some(offer) = heard.get(&(meeting.number, *neighbour)) {
+        let model = above.aggregator.server().model.clone();
+        let mut mix = Mix::new(model, Offer::clone(&exchange.own), exchange.neighbours.len());
+        for neighbour in &exchange.neighbours {
+            if let Some(offer) = heard.get(&(exchange.number, *neighbour)) {
                 mix.meet(offer)?;
             }
         }
-        heard.retain(|(number, _), _| *number > meeting.number);
-        above.desk.replace(meeting.version, &mix.mixed());
-        self.conclude(at, meeting.version)
+        heard.retain(|(number, _), _| *number > exchange.number);
+        above.aggregator.replace(exchange.version, &mix.mixed());
+        self.conclude(at, exchange.version)
     }
 
     /// Ends a meeting that nobody wants any more.
     pub(super) fn cut_short(&mut self, at: usize) -> Result<(), SimError> {
-        match self.nodes[at].circle.meeting.take() {
-            Some(meeting) => self.conclude(at, meeting.version),
+        match self.nodes[at].neighbourhood.exchange.take() {
+            Some(exchange) => self.conclude(at, exchange.version),
             None => Ok(()),
         }
     }
@@ -120,8 +120,8 @@ impl Site {
     /// A node's model can be had by its members.
     pub(super) fn publish(&mut self, at: usize, version: u64) -> Result<(), SimError> {
         let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-        above.desk.publish(seed_of_model(self.seed, version))?;
-        above.published.insert(version, Arc::new(above.desk.held().clone()));
+        above.aggregator.publish(seed_of_model(self.seed, version))?;
+        above.published.insert(version, Arc::new(above.aggregator.held().clone()));
         Ok(())
     }
 

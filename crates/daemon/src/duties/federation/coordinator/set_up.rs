@@ -4,34 +4,34 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-use tierline_federate::{Desk, Federation, Layout, Scoreboard, Server, Vectors, wire};
+use tierline_federate::{Aggregator, Federation, Layout, Scoreboard, Server, Vectors, wire};
 use tierline_graph::Model;
 use tierline_node::Time;
 use tierline_node::admit::Class;
 use tierline_node::federation::{Action, Coordinator, Event, Record, Routes, Terms};
 use tierline_proto::v1::Failure;
 use tierline_train::data::{Dataset, seed_of};
-use tierline_train::federated::{Blueprint, Tutor, Workplace};
+use tierline_train::federated::{LocalTrainer, ParameterLayout, Tutor};
 
-use super::{Desks, Upper};
+use super::{Coordination, CoordinatorSide};
 use crate::duties::federation::Jobs;
 use crate::duties::federation::classes::Classes;
 use crate::duties::federation::data;
 use crate::duties::federation::journal;
 use crate::duties::federation::messages::internal;
-use crate::duties::federation::shelf::OnDisk;
+use crate::duties::federation::spill::OnDisk;
 
-impl Upper {
+impl CoordinatorSide {
     /// Takes up the job where its journal ends.
-    pub(super) async fn set_up(self) -> Result<Desks, Failure> {
+    pub(super) async fn set_up(self) -> Result<Coordination, Failure> {
         let jobs = Arc::clone(&self.jobs);
         jobs.artefacts.ensure(self.manifest.model).await?;
         let model = jobs.artefacts.get(self.manifest.model).await?;
         let model_bytes = model.len() as u64;
         let said = self.folder.load_said()?;
-        let blueprint = tokio::task::block_in_place(|| {
+        let parameter_layout = tokio::task::block_in_place(|| {
             let model = Model::parse(model).map_err(internal)?;
-            Blueprint::new(model, &self.manifest.job).map_err(internal)
+            ParameterLayout::new(model, &self.manifest.job).map_err(internal)
         })?;
         let id = self.id;
         let past = jobs.cx.state.with(move |state| state.rounds(id)).await?;
@@ -45,35 +45,35 @@ impl Upper {
             tag: if self.below.is_some() { tag_of(&jobs) } else { 0 },
             sums_up: self.below.is_some(),
         };
-        let journal = self.journal(&terms, blueprint.layout()).await?;
+        let journal = self.journal(&terms, parameter_layout.layout()).await?;
         let (coordinator, actions) = Coordinator::restored(terms, journal, jobs.cx.clock.now());
         let channels = self.hop.strategy.makes();
-        let initial: Vectors = blueprint.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
+        let initial: Vectors = parameter_layout.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
         let version = coordinator.version();
         let server = Server { model: initial, kept: self.folder.load_server(version)? };
-        let shelf = Box::new(OnDisk::new(self.folder.incoming_folder()));
-        let desk = Desk::new(blueprint.layout().clone(), &self.hop, version, server, shelf);
+        let spill = Box::new(OnDisk::new(self.folder.incoming_folder()));
+        let aggregator = Aggregator::new(parameter_layout.layout().clone(), &self.hop, version, server, spill);
         let kept = self.folder.load_classes()?;
         let classes = match (&self.below, kept) {
             // The node above decides.
             (Some(_), kept) => Classes::decided(kept.unwrap_or_default(), 0),
-            (None, Some(kept)) => Classes::decided(kept, blueprint.classes()),
-            (None, None) => Classes::new(blueprint.classes()),
+            (None, Some(kept)) => Classes::decided(kept, parameter_layout.classes()),
+            (None, None) => Classes::new(parameter_layout.classes()),
         };
-        let mut desks = Desks {
-            judge: None,
+        let mut coordination = Coordination {
+            evaluator: None,
             tutor: None,
             board: Scoreboard::default(),
-            blueprint,
+            parameter_layout,
             coordinator,
-            desk,
+            aggregator,
             waiting: HashMap::new(),
             checked: HashMap::new(),
             routes: Routes::default(),
             told: BTreeMap::new(),
             holds: BTreeMap::new(),
             urls: BTreeMap::new(),
-            meeting: None,
+            exchange: None,
             classes,
             held: BTreeMap::new(),
             unable: BTreeMap::new(),
@@ -84,34 +84,36 @@ impl Upper {
             artefact_bytes: model_bytes,
             round_began: Instant::now(),
             over: false,
-            upper: self,
+            side: self,
         };
         if version > 0 {
-            let model = desks.load_own(version).await?;
-            desks.desk.replace(version, &model);
-            desks.take_up_way_down(version).await?;
-            if desks.desk.looks_back() {
-                for past in desks.coordinator.versions_in_use() {
-                    let model = if past > 0 { desks.load(past).await? } else { desks.blueprint.initial() };
-                    desks.desk.remember(past, model);
+            let model = coordination.load_own(version).await?;
+            coordination.aggregator.replace(version, &model);
+            coordination.take_up_way_down(version).await?;
+            if coordination.aggregator.looks_back() {
+                for past in coordination.coordinator.versions_in_use() {
+                    let model =
+                        if past > 0 { coordination.load(past).await? } else { coordination.parameter_layout.initial() };
+                    coordination.aggregator.remember(past, model);
                 }
             }
         }
-        if desks.upper.below.is_none() {
-            desks.judge = desks.judge()?;
-            desks.tutor = desks.tutor()?;
-            desks.board = Scoreboard::behind(desks.upper.folder.load_round()?);
+        if coordination.side.below.is_none() {
+            coordination.evaluator = coordination.evaluator()?;
+            coordination.tutor = coordination.tutor()?;
+            coordination.board = Scoreboard::behind(coordination.side.folder.load_round()?);
         }
-        desks.perform(actions).await?;
-        if desks.upper.below.is_none() {
-            let (rounds, look) = (desks.upper.hop.rounds, desks.upper.manifest.federation().looks_at_ends());
-            desks.step(Event::Begin { version: 0, rounds, look, stretch: 1 }).await?;
+        coordination.perform(actions).await?;
+        if coordination.side.below.is_none() {
+            let (rounds, evaluate) =
+                (coordination.side.hop.rounds, coordination.side.manifest.federation().evaluates_at_ends());
+            coordination.step(Event::Begin { version: 0, rounds, evaluate, stretch: 1 }).await?;
         }
-        Ok(desks)
+        Ok(coordination)
     }
 }
 
-impl Upper {
+impl CoordinatorSide {
     /// What was decided so far. Updates that count but whose bytes the disk has
     /// lost, or holds as an older version sent them, count no more: all else
     /// goes on.
@@ -151,12 +153,12 @@ fn tag_of(jobs: &Jobs) -> u32 {
     u32::from_le_bytes([a, b, c, d]).max(1)
 }
 
-impl Desks {
+impl Coordination {
     /// The data held out for the job, if this node has it.
-    fn judge(&self) -> Result<Option<(Workplace, Dataset)>, Failure> {
+    fn evaluator(&self) -> Result<Option<(LocalTrainer, Dataset)>, Failure> {
         let jobs = self.jobs();
-        let job = &self.upper.manifest.job;
-        if self.upper.manifest.federation().looks_at_ends() {
+        let job = &self.side.manifest.job;
+        if self.side.manifest.federation().evaluates_at_ends() {
             return Ok(None);
         }
         let (name, own) = match &job.data.test {
@@ -166,7 +168,7 @@ impl Desks {
         let prepare = || {
             let Some(held_out) = data::held_out(&jobs, name, own)? else { return Ok(None) };
             let (engine, options) = (jobs.cx.device.engine_for(Class::Training), jobs.cx.me.config().load_options());
-            let place = Workplace::new(&engine, self.model()?, job, &options).map_err(internal)?;
+            let place = LocalTrainer::new(&engine, self.model()?, job, &options).map_err(internal)?;
             let held_out = job.data.numbered(&held_out).map_err(internal)?;
             place.check(&held_out).map_err(internal)?;
             Ok(Some((place, held_out)))
@@ -176,10 +178,10 @@ impl Desks {
 
     /// Where the cloud's models learn of public examples, or of features.
     fn tutor(&self) -> Result<Option<Tutor>, Failure> {
-        let (jobs, job) = (self.jobs(), &self.upper.manifest.job);
+        let (jobs, job) = (self.jobs(), &self.side.manifest.job);
         let (engine, options) = (jobs.cx.device.engine_for(Class::Training), jobs.cx.me.config().load_options());
         let Some(distil) = job.federation.as_ref().and_then(Federation::distillation) else {
-            let prepare = || Tutor::transfer(&engine, &self.blueprint, job, &options);
+            let prepare = || Tutor::transfer(&engine, &self.parameter_layout, job, &options);
             return tokio::task::block_in_place(prepare).map_err(internal);
         };
         let prepare = || {
@@ -191,6 +193,6 @@ impl Desks {
 
     /// The model as the job begins with it.
     fn model(&self) -> Result<Model, Failure> {
-        self.blueprint.export(&self.blueprint.initial()).map_err(internal)
+        self.parameter_layout.export(&self.parameter_layout.initial()).map_err(internal)
     }
 }

@@ -10,17 +10,17 @@ use tierline_store::State;
 use tierline_store::jobs::Side;
 use tokio::sync::oneshot;
 
-use super::Desks;
+use super::Coordination;
 use crate::duties::federation::classes;
-use crate::duties::federation::lower::ToLower;
 use crate::duties::federation::messages::{self, Start};
+use crate::duties::federation::participant::ToParticipant;
 
-impl Desks {
+impl Coordination {
     /// Whether a child is no member itself, but passes on what is said to those
     /// below it: an edge, where the job gives edges nothing to do.
     pub(super) fn passes_on(&self, child: &str) -> bool {
-        let flat = self.upper.below.is_none() && self.upper.manifest.federation().edge.is_none();
-        flat && self.upper.jobs.cx.children.role_of(child) == Some(Role::Edge)
+        let flat = self.side.below.is_none() && self.side.manifest.federation().edge.is_none();
+        flat && self.side.jobs.cx.children.role_of(child) == Some(Role::Edge)
     }
 
     /// A child says what it, or a member below it, is at.
@@ -72,11 +72,11 @@ impl Desks {
     async fn has_numbers(&mut self, member: &str, names: Vec<String>) -> Result<bool, Failure> {
         let known = names.iter().all(|name| self.classes.names.contains(name));
         if self.classes.hear(member, names.clone()) {
-            self.upper.folder.save_classes(&self.classes.names)?;
+            self.side.folder.save_classes(&self.classes.names)?;
         }
-        match &self.upper.below {
+        match &self.side.below {
             Some(below) if !known => {
-                let _ = below.send(ToLower::Names(names)).await;
+                let _ = below.send(ToParticipant::Names(names)).await;
                 Ok(false)
             }
             _ => {
@@ -124,24 +124,28 @@ impl Desks {
     ) -> Result<(), Failure> {
         let task = Task(header.task);
         let update = messages::update_of(&header)?;
-        let file = self.upper.folder.incoming(task.0, &update.digest.0);
+        let file = self.side.folder.incoming(task.0, &update.digest.0);
         if let Some(verdict) = self.coordinator.would(&member, task) {
             // Decided while its bytes were on their way.
             if !self.coordinator.counts(task, update.digest) {
-                self.upper.folder.remove(&[file]);
+                self.side.folder.remove(&[file]);
             }
             let _ = answer.send(messages::verdict(&verdict));
             return self.unwanted(&member, task).await;
         }
         let report = update.report;
-        let layout = self.desk.layout().of_examples(report.examples);
-        let look = self.coordinator.is_look(task);
+        let layout = self.aggregator.layout().of_examples(report.examples);
+        let evaluate = self.coordinator.is_evaluation(task);
         let read = tokio::task::block_in_place(|| {
-            let bytes = self.upper.folder.read(&file)?;
+            let bytes = self.side.folder.read(&file)?;
             let check = || {
                 let vectors = wire::decode_update(&bytes, &layout?)?;
                 let contribution = Contribution { vectors, report };
-                let checked = if look { aggregate::check_look(&contribution) } else { self.desk.check(&contribution) };
+                let checked = if evaluate {
+                    aggregate::check_evaluation(&contribution)
+                } else {
+                    self.aggregator.check(&contribution)
+                };
                 checked.map(|()| contribution)
             };
             Ok::<_, Failure>(check())
@@ -160,9 +164,9 @@ impl Desks {
             Ok(contribution) => {
                 self.bytes_up += header.length + report.bytes_up;
                 self.bytes_down += report.bytes_down;
-                if look {
+                if evaluate {
                     // All that it says is in the journal.
-                    self.upper.folder.remove(&[file]);
+                    self.side.folder.remove(&[file]);
                 } else {
                     self.checked.insert(task, contribution);
                 }
@@ -176,7 +180,7 @@ impl Desks {
     /// Why an update is not worth its bytes, before they come.
     pub(super) fn too_long(&self, header: &UpdateHeader) -> Option<String> {
         let examples = header.report.map_or(0, |report| report.examples);
-        let layout = match self.desk.layout().of_examples(examples) {
+        let layout = match self.aggregator.layout().of_examples(examples) {
             Ok(layout) => layout,
             Err(error) => return Some(error.to_string()),
         };
@@ -186,23 +190,24 @@ impl Desks {
 
     /// Where a model is to be had.
     async fn start(&mut self, version: u64) -> Start {
-        let (jobs, id) = (self.jobs(), self.upper.id);
-        let leading: Vec<u64> = self.desk.down().into_iter().flat_map(|down| down.leading_to(version)).collect();
-        let look = move |state: &State| {
+        let (jobs, id) = (self.jobs(), self.side.id);
+        let leading: Vec<u64> = self.aggregator.down().into_iter().flat_map(|down| down.leading_to(version)).collect();
+        let evaluate = move |state: &State| {
             let of = |side, version| state.version(id, side, version).ok().flatten();
             // None where one of them is gone: they are followed one behind the other.
-            let differences: Option<_> = leading.iter().map(|version| of(Side::UpperDifferences, *version)).collect();
-            Ok((of(Side::Upper, version), differences.unwrap_or_default()))
+            let differences: Option<_> =
+                leading.iter().map(|version| of(Side::CoordinatorDifferences, *version)).collect();
+            Ok((of(Side::Coordinator, version), differences.unwrap_or_default()))
         };
         // Who can't be told now is told again.
-        let (model, differences) = jobs.cx.state.with(look).await.unwrap_or_default();
+        let (model, differences) = jobs.cx.state.with(evaluate).await.unwrap_or_default();
         Start { model, differences, neighbours: Vec::new() }
     }
 
     /// Bytes that take a member to a model: the job's first one whole, others
     /// by what differs where they travel so.
     fn bytes_between(&self, holds: u64, version: u64) -> u64 {
-        let followed = self.desk.down().filter(|_| version > 0).and_then(|down| down.bytes(holds, version));
+        let followed = self.aggregator.down().filter(|_| version > 0).and_then(|down| down.bytes(holds, version));
         followed.unwrap_or(self.artefact_bytes)
     }
 
@@ -211,8 +216,8 @@ impl Desks {
         let jobs = self.jobs();
         let assignment = self.coordinator.assignment(member);
         let mut start = Start::default();
-        if let Assignment::Work { task, version, round, look } = assignment {
-            start = match self.tells_apart && !look {
+        if let Assignment::Work { task, version, round, evaluate } = assignment {
+            start = match self.tells_apart && !evaluate {
                 true => Start { model: self.said.get(member).map(|said| said.digest), ..Start::default() },
                 false => {
                     let neighbours = self.neighbours_of(member, round);
@@ -224,7 +229,7 @@ impl Desks {
                 // What was sent before a restart was counted by who is gone.
                 let sent_before = told.is_none() && self.holds.get(member) == Some(&version);
                 let holds = if sent_before { Some(version.saturating_sub(1)) } else { self.holds.get(member).copied() };
-                self.bytes_down += match self.tells_apart && !look {
+                self.bytes_down += match self.tells_apart && !evaluate {
                     true => self.said.get(member).map_or(0, |said| said.bytes),
                     false => self.bytes_between(holds.unwrap_or(0), version),
                 };
@@ -236,7 +241,7 @@ impl Desks {
         let child = self.routes.via(member).unwrap_or(member);
         let further = if child == member { "" } else { member };
         let classes = Some(ClassNames { names: self.classes.told(member) });
-        let assignment = JobAssignment { classes, ..messages::assignment(self.upper.id, further, want) };
+        let assignment = JobAssignment { classes, ..messages::assignment(self.side.id, further, want) };
         jobs.cx.children.tell(child, FEDERATION, &assignment);
     }
 }

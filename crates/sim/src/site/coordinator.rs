@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tierline_federate::{Contribution, Counted, Report, aggregate, desk, wire};
+use tierline_federate::{Contribution, Counted, Report, aggregate, aggregator, wire};
 use tierline_node::federation::{Action, Event, MemberEvent, Task, Update};
 use tierline_train::federated::Kept;
 
@@ -16,11 +16,11 @@ impl Site {
         let Some(Held { bytes, report, .. }) = held.filter(|held| held.task == update.task) else { return Ok(()) };
         let Some(above) = &mut self.nodes[parent].above else { return Ok(()) };
         let check = || {
-            let vectors = wire::decode_update(&bytes, &above.desk.layout().of_examples(report.examples)?)?;
+            let vectors = wire::decode_update(&bytes, &above.aggregator.layout().of_examples(report.examples)?)?;
             let contribution = Contribution { vectors, report };
-            let checked = match above.coordinator.is_look(update.task) {
-                true => aggregate::check_look(&contribution),
-                false => above.desk.check(&contribution),
+            let checked = match above.coordinator.is_evaluation(update.task) {
+                true => aggregate::check_evaluation(&contribution),
+                false => above.aggregator.check(&contribution),
             };
             checked.map(|()| contribution)
         };
@@ -63,36 +63,36 @@ impl Site {
                 if let Some((_, contribution)) = above.inbox.take_if(|(task, _)| *task == update.task) {
                     // Those of an older model would teach what was known then.
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0 && staleness == 0) {
-                        tutor.hear(&member, above.desk.held(), &contribution)?;
+                        tutor.hear(&member, above.aggregator.held(), &contribution)?;
                     }
-                    above.desk.add(contribution, version, staleness)?;
+                    above.aggregator.add(contribution, version, staleness)?;
                 }
             }
             Action::Make { round, counted, members, last, .. } => {
-                if let Some(meeting) = self.meets(at) {
-                    return self.begin_meeting(at, meeting, &counted, members);
+                if let Some(exchange) = self.meets(at) {
+                    return self.begin_exchange(at, exchange, &counted, members);
                 }
                 let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-                above.desk.make(&counted, members)?;
-                let version = above.desk.version();
+                above.aggregator.make(&counted, members)?;
+                let version = above.aggregator.version();
                 if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0) {
-                    let taught = tutor.teach(&above.desk.server().model, round)?;
-                    above.desk.replace(version, &taught);
+                    let taught = tutor.teach(&above.aggregator.server().model, round)?;
+                    above.aggregator.replace(version, &taught);
                     let said = tutor.said().into_iter().flatten();
                     self.said.extend(said.map(|(member, said)| (self.index[member], Arc::new(said.clone()))));
                 }
                 self.publish(at, version)?;
                 self.let_go(at, version);
                 if at == 0 {
-                    // The cloud's are looked at first.
-                    self.made.push_back(Made { round, counted, last, look: false });
+                    // The cloud's are evaluated first.
+                    self.made.push_back(Made { round, counted, last, evaluate: false });
                 } else {
                     self.coordinate(at, Event::Made { version, enough: false })?;
                 }
             }
             Action::Looked { version, counted } => {
                 if at == 0 {
-                    self.made.push_back(Made { round: self.rounds, counted, last: true, look: true });
+                    self.made.push_back(Made { round: self.rounds, counted, last: true, evaluate: true });
                 } else {
                     self.coordinate(at, Event::Made { version, enough: false })?;
                 }
@@ -107,7 +107,7 @@ impl Site {
     pub(super) fn let_go(&mut self, at: usize, version: u64) {
         let Some(above) = &mut self.nodes[at].above else { return };
         let in_use = above.coordinator.versions_in_use();
-        above.desk.retain(&in_use);
+        above.aggregator.retain(&in_use);
         above.published.retain(|v, _| *v == version || in_use.contains(v));
     }
 
@@ -122,9 +122,9 @@ impl Site {
         let channels = self.nodes[parent].above.as_ref().map_or_else(Vec::new, |a| a.channels.clone());
         let Some(work) = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) else { return Ok(()) };
         let Some(above) = self.nodes[at].above.as_ref().filter(|_| work.task == task) else { return Ok(()) };
-        // Nothing changes where ends only look.
-        let channels = if work.look { Vec::new() } else { channels };
-        let vectors = desk::change(&above.base, &above.desk.server().model, &channels);
+        // Nothing changes where ends only evaluate.
+        let channels = if work.evaluate { Vec::new() } else { channels };
+        let vectors = aggregator::change(&above.base, &above.aggregator.server().model, &channels);
         let contribution = Contribution { vectors, report: Report::together(counted) };
         let after = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
         let update = self.hold(at, work, contribution, after)?;

@@ -116,7 +116,7 @@ impl Site {
     /// What a member's task begins with: its parent's model, or what is said of
     /// its own examples.
     pub(super) fn start_of(&self, at: usize, work: Work) -> Option<Arc<Vectors>> {
-        if self.tells_apart && !work.look {
+        if self.tells_apart && !work.evaluate {
             return Some(self.said.get(&at).cloned().unwrap_or_default());
         }
         self.nodes[self.parent(at)].above.as_ref().and_then(|a| a.published.get(&work.version)).cloned()
@@ -130,7 +130,8 @@ impl Site {
             return self.start_of(at, work).map_or(0, |start| bytes_of(&start));
         }
         let (Some(below), Some(above)) = (&self.nodes[at].below, &self.nodes[self.parent(at)].above) else { return 0 };
-        let followed = above.desk.down().filter(|_| version > 0).and_then(|down| down.bytes(below.holds, version));
+        let followed =
+            above.aggregator.down().filter(|_| version > 0).and_then(|down| down.bytes(below.holds, version));
         followed.or_else(|| above.published.get(&version).map(|model| bytes_of(model))).unwrap_or(0)
     }
 
@@ -148,7 +149,7 @@ impl Site {
         if let Some(trainee) = &mut node.trainee {
             let stop = Stop::asked();
             // Looking takes next to nothing beside learning.
-            let epochs = if work.look { 0 } else { self.epochs };
+            let epochs = if work.evaluate { 0 } else { self.epochs };
             let examples = trainee.share.seen.len() as f64 * epochs as f64;
             let done = now + seconds(examples / trainee.examples_per_s);
             let order = Order {
@@ -156,7 +157,7 @@ impl Site {
                 round: work.round,
                 start,
                 share: Arc::clone(&trainee.share),
-                look: work.look,
+                evaluate: work.evaluate,
                 model: trainee.model,
                 kept: node.below.as_ref().map_or_else(Kept::new, |b| b.kept.clone()),
                 stop: stop.clone(),
@@ -167,13 +168,13 @@ impl Site {
         }
         self.cut_short(at)?;
         let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-        let version = above.desk.version() + 1;
-        above.desk.begin(version, &start)?;
-        above.base = Arc::new(above.desk.server().model.clone());
+        let version = above.aggregator.version() + 1;
+        above.aggregator.begin(version, &start)?;
+        above.base = Arc::new(above.aggregator.server().model.clone());
         self.publish(at, version)?;
         let stretch = work.task.0 + 1;
-        let rounds = if work.look { 0 } else { self.edge_rounds };
-        self.coordinate(at, Event::Begin { version, rounds, look: work.look, stretch })
+        let rounds = if work.evaluate { 0 } else { self.edge_rounds };
+        self.coordinate(at, Event::Begin { version, rounds, evaluate: work.evaluate, stretch })
     }
 
     pub(super) fn worked(&mut self, at: usize, task: Task) -> Result<(), SimError> {
@@ -215,7 +216,7 @@ impl Site {
         let (Some(above), Contribution { vectors, report }) = (&self.nodes[parent].above, contribution) else {
             return Err(SimError::Worker);
         };
-        let layout = &above.desk.layout().of_examples(report.examples)?;
+        let layout = &above.aggregator.layout().of_examples(report.examples)?;
         let before = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
         let sent = above.sender.encode(layout, &vectors, &before, after, work.round, seed)?;
         let bytes = sent.bytes.len() as u64;

@@ -6,17 +6,17 @@ use crate::aggregate::{self, Aggregate, Weight};
 use crate::strategy::{Round, kept};
 use crate::sum::TERM_MAX;
 use crate::{
-    Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Report, Rule, Server, Shelf, Strategy,
-    Vectors,
+    Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Report, Rule, Server, SpillStore,
+    Strategy, Vectors,
 };
 
 /// The models of one hop: the newest, those that members may still start
 /// from, and what has come for the next.
 ///
 /// A model is made of what was added since the last one. Nothing here depends
-/// on the order of what is added, so a desk that is set up again after a crash
+/// on the order of what is added, so an aggregator that is set up again after a crash
 /// makes the same models of the same contributions.
-pub struct Desk {
+pub struct Aggregator {
     layout: Layout,
     strategy: Strategy,
     rule: Rule,
@@ -33,15 +33,15 @@ pub struct Desk {
     aggregate: Box<dyn Aggregate>,
 }
 
-impl Desk {
+impl Aggregator {
     /// A hop whose model is `server`'s, of this version. Where its rule needs
-    /// all contributions of a round, they wait on the shelf.
+    /// all contributions of a round, they wait in the spill store.
     #[must_use]
-    pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server, shelf: Box<dyn Shelf>) -> Self {
+    pub fn new(layout: Layout, hop: &Hop, version: u64, server: Server, spill: Box<dyn SpillStore>) -> Self {
         let (strategy, rule, estimates) = (hop.strategy.clone(), hop.rule, hop.memory() == Memory::Ef21 {});
         // What isn't averaged isn't added either.
         let averaged = if strategy.behaviour().transfers().is_some() { Vec::new() } else { strategy.channels() };
-        let aggregate = rule.aggregate(&layout, &averaged, shelf);
+        let aggregate = rule.aggregate(&layout, &averaged, spill);
         let past = BTreeMap::from([(version, server.model.clone())]);
         let down = hop.down_from(&server.model);
         Self { layout, strategy, rule, estimates, server, version, down, past, aggregate }
@@ -72,7 +72,7 @@ impl Desk {
         self.down.as_ref()
     }
 
-    /// As [`Desk::down`], for what is known from before a crash.
+    /// As [`Aggregator::down`], for what is known from before a crash.
     pub fn down_mut(&mut self) -> Option<&mut Down> {
         self.down.as_mut()
     }
@@ -105,7 +105,7 @@ impl Desk {
         self.aggregate.clear()
     }
 
-    /// Lets members have the newest model, [`Desk::held`] from now on: the
+    /// Lets members have the newest model, [`Aggregator::held`] from now on: the
     /// difference that they follow, if it doesn't travel whole. `seed` decides
     /// what stages draw.
     ///
@@ -122,7 +122,7 @@ impl Desk {
         Ok(sent)
     }
 
-    /// A model that members may still start from, made before this desk was
+    /// A model that members may still start from, made before this aggregator was
     /// set up.
     pub fn remember(&mut self, version: u64, model: Vectors) {
         self.past.insert(version, model);
@@ -184,7 +184,7 @@ impl Desk {
 
     /// Makes the next model of what was added; members have it once it is
     /// published. Where each side trains a part of the model, the next one is
-    /// what the server makes of members' features, for [`Desk::replace`].
+    /// what the server makes of members' features, for [`Aggregator::replace`].
     ///
     /// # Errors
     /// When nothing was.

@@ -8,8 +8,8 @@ use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Re
 use tierline_graph::step::Optimizer;
 use tierline_graph::{Model, Tensor};
 
-use super::blueprint::{Blueprint, NO_CLASSES, recipe, vector};
 use super::knowledge::{Pupil, public};
+use super::parameter_layout::{NO_CLASSES, ParameterLayout, recipe, vector};
 use super::transfer::{Divided, Small, part_recipe};
 use super::{Kept, Share, Task, local};
 use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
@@ -26,8 +26,8 @@ pub(super) const DIGEST: u64 = 0x6469_6765;
 const STUDENT: u64 = 0x7374_7564;
 
 /// A model's training step, ready for any member's tasks.
-pub struct Workplace {
-    pub(super) blueprint: Blueprint,
+pub struct LocalTrainer {
+    pub(super) parameter_layout: ParameterLayout,
     pub(super) trainer: Trainer,
     /// Where models learn from each other's answers.
     pupil: Option<Pupil>,
@@ -45,7 +45,7 @@ pub(super) struct Learned {
     steps: u64,
 }
 
-impl Workplace {
+impl LocalTrainer {
     /// Prepares a model, its constants folded for training, for members of
     /// the job.
     ///
@@ -64,8 +64,9 @@ impl Workplace {
             Some(settings) => Some(Small::new(engine, model, own.clone(), job, settings, options)?),
             None => None,
         };
-        let blueprint = Blueprint::of(own, trainer.spec().clone(), trainer.state()?, job, small.is_some())?;
-        Ok(Self { blueprint, trainer, pupil: None, small, job: job.clone(), federation })
+        let parameter_layout =
+            ParameterLayout::of(own, trainer.spec().clone(), trainer.state()?, job, small.is_some())?;
+        Ok(Self { parameter_layout, trainer, pupil: None, small, job: job.clone(), federation })
     }
 
     /// With the data set of which the job's public examples are drawn; nothing
@@ -81,7 +82,7 @@ impl Workplace {
     ) -> Result<Self, TrainError> {
         if let Some(distil) = self.federation.distillation() {
             let examples = public(whole, distil, &self.job)?;
-            let model = self.blueprint.model().clone();
+            let model = self.parameter_layout.model().clone();
             let pupil = Pupil::new(engine, model, &self.job, distil, examples, options)?;
             let classes = self.classes()?;
             pupil.trainer.check(&pupil.lesson(&vec![0.0; pupil.examples.len() * classes])?)?;
@@ -92,15 +93,15 @@ impl Workplace {
 
     /// What the job shares of the model.
     #[must_use]
-    pub fn blueprint(&self) -> &Blueprint {
-        self.small.as_ref().map_or(&self.blueprint, |small| &small.server)
+    pub fn parameter_layout(&self) -> &ParameterLayout {
+        self.small.as_ref().map_or(&self.parameter_layout, |small| &small.server)
     }
 
     /// What a member's first task begins with.
     #[must_use]
     pub fn initial(&self) -> Vectors {
         // Nobody has said anything of its examples yet.
-        if self.small.is_some() { Vectors::new() } else { self.blueprint.initial() }
+        if self.small.is_some() { Vectors::new() } else { self.parameter_layout.initial() }
     }
 
     /// Numbers the classes of public examples as the job does.
@@ -150,7 +151,7 @@ impl Workplace {
         let mut held_out = None;
         if self.federation.looks_in(task.round) {
             let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
-            held_out = self.look(share)?;
+            held_out = self.evaluate_held_out(share)?;
         }
         let local = local::of(&self.federation);
         let Some(mut contribution) = local.work(self, task, share, kept, stop)? else { return Ok(None) };
@@ -171,7 +172,7 @@ impl Workplace {
     /// `None` when `stop` was set before the end.
     ///
     /// # Errors
-    /// As [`Workplace::work`].
+    /// As [`LocalTrainer::work`].
     pub fn conclude(
         &mut self,
         task: Task<'_>,
@@ -194,8 +195,8 @@ impl Workplace {
         stop: &Stop,
     ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
         if let Some(small) = &self.small {
-            let state = self.blueprint.start(&Vectors::new(), kept)?;
-            let mut whole = small.whole(self.blueprint.spec(), &state, task.start, &self.job)?;
+            let state = self.parameter_layout.start(&Vectors::new(), kept)?;
+            let mut whole = small.whole(self.parameter_layout.spec(), &state, task.start, &self.job)?;
             let held_out = match &share.held_out {
                 Some(data) => held_out(whole.evaluate(data, &self.options()?)?, data),
                 None => None,
@@ -205,7 +206,8 @@ impl Workplace {
         }
         let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
         let own = self.federation.own_models().then(|| self.trainer.export()).transpose()?;
-        let report = Report { examples: share.seen.len() as u64, held_out: self.look(share)?, ..Report::default() };
+        let report =
+            Report { examples: share.seen.len() as u64, held_out: self.evaluate_held_out(share)?, ..Report::default() };
         Ok(Some((report, own)))
     }
 
@@ -214,7 +216,7 @@ impl Workplace {
     /// # Errors
     /// When the engine fails.
     pub fn evaluate(&mut self, model: &Vectors, data: &Dataset) -> Result<Scores, TrainError> {
-        let state = self.blueprint.state(model)?;
+        let state = self.parameter_layout.state(model)?;
         self.trainer.heed(Stop::never(), None);
         self.trainer.set_state(&state)?;
         self.scores(data)
@@ -248,7 +250,7 @@ impl Workplace {
 
     /// What a shared model says of the public examples.
     pub(super) fn answers(&mut self, model: &Vectors) -> Result<Vec<f32>, TrainError> {
-        let state = self.blueprint.state(model)?;
+        let state = self.parameter_layout.state(model)?;
         self.trainer.set_state(&state)?;
         self.trainer.answers(&self.pupil()?.examples, &self.options()?)
     }
@@ -257,11 +259,11 @@ impl Workplace {
     pub(super) fn taught(&mut self, model: &Vectors, said: &[f32], round: u64) -> Result<Vectors, TrainError> {
         let epochs = self.federation.distillation().map_or(1, |distil| distil.epochs);
         let seed = seed_of(&[self.job.seed, round, DIGEST]);
-        let state = self.blueprint.state(model)?;
+        let state = self.parameter_layout.state(model)?;
         let never = Stop::never();
         let Some(state) = self.digest(state, said, round, epochs, seed, &never)? else { return Ok(model.clone()) };
         let mut taught = model.clone();
-        taught.extend(self.blueprint.vectors(&state));
+        taught.extend(self.parameter_layout.vectors(&state));
         Ok(taught)
     }
 
@@ -270,7 +272,7 @@ impl Workplace {
     pub(super) fn student(&mut self, said: &Vectors) -> Result<Model, TrainError> {
         let distil = self.federation.distillation().ok_or_else(no_public)?;
         let epochs = distil.epochs.saturating_mul(self.federation.rounds_of_ends());
-        let state = self.blueprint.state(&Vectors::new())?;
+        let state = self.parameter_layout.state(&Vectors::new())?;
         let said = vector(said, Channel::Logits);
         let seed = seed_of(&[self.job.seed, STUDENT]);
         let never = Stop::never();
@@ -315,12 +317,12 @@ impl Workplace {
         kept: &mut Kept,
         stop: &Stop,
     ) -> Result<Option<()>, TrainError> {
-        let shared = self.blueprint.weights(&self.blueprint.state(task.start)?);
-        let state = self.blueprint.personal(task.start, kept)?;
+        let shared = self.parameter_layout.weights(&self.parameter_layout.state(task.start)?);
+        let state = self.parameter_layout.personal(task.start, kept)?;
         self.begin(&state, task.round, lambda, &pull_to(&shared, lambda))?;
         let seed = seed_of(&[self.seed(task), OWN]);
         let Some(_) = self.epochs(&share.seen, self.job.epochs, seed, stop)? else { return Ok(None) };
-        self.blueprint.keep_own(&self.trainer.state()?, kept);
+        self.parameter_layout.keep_own(&self.trainer.state()?, kept);
         Ok(Some(()))
     }
 
@@ -333,7 +335,7 @@ impl Workplace {
         kept: &Kept,
         stop: &Stop,
     ) -> Result<Option<()>, TrainError> {
-        let state = self.blueprint.personal(task.start, kept)?;
+        let state = self.parameter_layout.personal(task.start, kept)?;
         let Some(Personal::FineTune { epochs }) = self.federation.personal else {
             self.trainer.set_state(&state)?;
             return Ok(Some(()));
@@ -341,7 +343,7 @@ impl Workplace {
         // On the way it is like any other round; behind the last one the rate
         // may be nothing any more.
         let round = task.round.min(self.federation.rounds_of_ends().saturating_sub(1));
-        self.begin(&state, round, 0.0, &pull_to(&self.blueprint.weights(&state), 0.0))?;
+        self.begin(&state, round, 0.0, &pull_to(&self.parameter_layout.weights(&state), 0.0))?;
         let seed = seed_of(&[self.seed(task), OWN]);
         Ok(self.epochs(&share.seen, epochs, seed, stop)?.map(drop))
     }
@@ -352,7 +354,7 @@ impl Workplace {
 
     /// How the model in the trainer does on what the member holds out; `None`
     /// if that is nothing, or the loss isn't finite.
-    fn look(&mut self, share: &Share) -> Result<Option<HeldOut>, TrainError> {
+    fn evaluate_held_out(&mut self, share: &Share) -> Result<Option<HeldOut>, TrainError> {
         let Some(data) = &share.held_out else { return Ok(None) };
         Ok(held_out(self.scores(data)?, data))
     }
@@ -400,7 +402,7 @@ impl Workplace {
     }
 }
 
-/// What is said of a look at a model; nothing where the loss isn't finite.
+/// What is said of an evaluation; nothing where the loss isn't finite.
 fn held_out(scores: Scores, data: &Dataset) -> Option<HeldOut> {
     let Scores { loss, accuracy } = scores;
     loss.is_finite().then_some(HeldOut { examples: data.len() as u64, loss, accuracy })

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use tierline_federate::strategy::Drift;
+use tierline_federate::strategy::LocalObjective;
 use tierline_federate::{Channel, Federation, Layout, Part, Personal, Vectors};
 use tierline_graph::onnx::NodeProto;
 use tierline_graph::step::{self, Optimizer, Recipe, Role, Schedule, Slot, Spec, Steering, StepError};
@@ -20,7 +20,7 @@ const OWN: &str = "own";
 /// What a job shares of its model, without an engine: enough to put updates
 /// together and to write the result.
 #[derive(Clone)]
-pub struct Blueprint {
+pub struct ParameterLayout {
     model: Model,
     spec: Spec,
     /// The state of a model that has not been trained yet.
@@ -32,10 +32,10 @@ pub struct Blueprint {
     /// Whether an end's own model is a second one, besides the shared one.
     second: bool,
     layout: Layout,
-    drift: Drift,
+    local_objective: LocalObjective,
 }
 
-impl Blueprint {
+impl ParameterLayout {
     /// Looks at a model, its constants folded for training.
     ///
     /// # Errors
@@ -97,8 +97,8 @@ impl Blueprint {
         let variances = statistics.iter().map(|part| part.name.clone()).filter(|name| normalised.contains(name));
         let variances = variances.collect();
         let layout = Layout { parameters, statistics, variances, logits, ..Layout::default() };
-        let drift = drift(job);
-        Ok(Self { model, spec, blank, shared, own, second, layout, drift })
+        let local_objective = local_objective(job);
+        Ok(Self { model, spec, blank, shared, own, second, layout, local_objective })
     }
 
     /// The model that is trained, its weights as they were at the start.
@@ -129,8 +129,8 @@ impl Blueprint {
     }
 
     /// What members do besides plain training.
-    pub(super) fn drift(&self) -> Drift {
-        self.drift
+    pub(super) fn local_objective(&self) -> LocalObjective {
+        self.local_objective
     }
 
     /// The model as its file or its seed has it: version 0.
@@ -141,7 +141,7 @@ impl Blueprint {
             // Nobody has said anything yet.
             return Vectors::from([(Channel::Logits, vec![0.0; self.layout.len(Channel::Logits)])]);
         }
-        if self.drift.control {
+        if self.local_objective.control {
             vectors.insert(Channel::Control, vec![0.0; self.layout.len(Channel::Control)]);
         }
         vectors
@@ -283,25 +283,25 @@ fn read_elsewhere(nodes: &[NodeProto], weights: &HashSet<&str>) -> Option<(Strin
 }
 
 /// What ends do besides plain training.
-fn drift(job: &Job) -> Drift {
-    job.federation.as_ref().map_or_else(Drift::default, |f| f.of_ends().strategy.behaviour().drift())
+fn local_objective(job: &Job) -> LocalObjective {
+    job.federation.as_ref().map_or_else(LocalObjective::default, |f| f.of_ends().strategy.behaviour().local_objective())
 }
 
 /// What members' step graphs are made by.
 pub(super) fn recipe(job: &Job) -> Result<Recipe, TrainError> {
     job.federation.as_ref().map_or(Ok(()), Federation::check)?;
-    let drift = drift(job);
+    let local_objective = local_objective(job);
     // A control variate is the mean gradient: what a member moved by, over its
     // steps. Adaptive steps and bounds make that another number.
-    if drift.control && !matches!(job.optimizer, Optimizer::Sgd { .. }) {
+    if local_objective.control && !matches!(job.optimizer, Optimizer::Sgd { .. }) {
         return Err(TrainError::Control("optimizer adam or adamw scales every step; take sgd"));
     }
-    if drift.control && job.clip.is_some() {
+    if local_objective.control && job.clip.is_some() {
         return Err(TrainError::Control("clip shortens some of the steps; leave it out"));
     }
     let ditto = matches!(job.federation.as_ref().and_then(|f| f.personal.as_ref()), Some(Personal::Ditto { .. }));
-    let pulled = drift.pull != 0.0 || ditto;
-    let steering = Steering { pulled, corrected: pulled || drift.control };
+    let pulled = local_objective.pull != 0.0 || ditto;
+    let steering = Steering { pulled, corrected: pulled || local_objective.control };
     // The rate of a round comes from outside: each task begins at step 0.
     Ok(Recipe { schedule: Schedule::constant(1.0), steering: Some(steering), ..job.recipe(1) })
 }

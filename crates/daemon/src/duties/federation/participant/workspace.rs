@@ -11,7 +11,7 @@ use tierline_node::federation::{Update, Work};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 use tierline_train::data::{Others, names_together};
-use tierline_train::federated::{self, Blueprint, Share, Workplace};
+use tierline_train::federated::{self, LocalTrainer, ParameterLayout, Share};
 
 use crate::duties::federation::Jobs;
 use crate::duties::federation::messages::internal;
@@ -21,7 +21,7 @@ use crate::duties::federation::{Folder, JobManifest, data};
 const DOZE: Duration = Duration::from_millis(50);
 
 /// What work needs: made once, when the job is heard of.
-pub(super) struct Desk {
+pub(super) struct Workspace {
     pub(super) layout: Layout,
     pub(super) initial: Vectors,
     /// Classes that the data sets here name, where the job's file says none.
@@ -30,10 +30,10 @@ pub(super) struct Desk {
     /// The job's.
     seed: u64,
     /// Of an end.
-    place: Option<(Workplace, Share)>,
+    trainer: Option<(LocalTrainer, Share)>,
 }
 
-impl Desk {
+impl Workspace {
     /// Opens what a job needs on this node, and counts the examples it learns
     /// from.
     pub(super) fn open(
@@ -46,26 +46,26 @@ impl Desk {
         let job = &manifest.job;
         let model = Model::parse(model).map_err(internal)?;
         if coordinates {
-            let blueprint = Blueprint::new(model, job).map_err(internal)?;
-            let (layout, initial) = (blueprint.layout().clone(), blueprint.initial());
+            let parameter_layout = ParameterLayout::new(model, job).map_err(internal)?;
+            let (layout, initial) = (parameter_layout.layout().clone(), parameter_layout.initial());
             let (names, others) = (Vec::new(), job.data.other_classes);
-            return Ok((Self { layout, initial, names, others, seed: job.seed, place: None }, 1));
+            return Ok((Self { layout, initial, names, others, seed: job.seed, trainer: None }, 1));
         }
         let share = data::share(jobs, job)?;
         let (engine, options) = (jobs.cx.device.engine_for(Class::Training), jobs.cx.me.config().load_options());
         let mut public = None;
-        let mut place = Workplace::new(&engine, model, job, &options).map_err(internal)?;
+        let mut trainer = LocalTrainer::new(&engine, model, job, &options).map_err(internal)?;
         if let Some(distil) = manifest.federation().of_ends().strategy.behaviour().members_distil() {
             let whole = data::open_public(jobs, job, distil)?;
             public = whole.class_names().filter(|_| manifest.federation().learns_public_classes()).map(<[_]>::to_vec);
-            place = place.with_public(&engine, &whole, &options).map_err(unfit)?;
+            trainer = trainer.with_public(&engine, &whole, &options).map_err(unfit)?;
         }
         for data in [&share.seen].into_iter().chain(&share.held_out) {
-            place.check(data).map_err(unfit)?;
+            trainer.check(data).map_err(unfit)?;
         }
         let examples = share.seen.len() as u64;
-        let layout = place.blueprint().layout().of_examples(examples).map_err(|e| unfit(e.into()))?;
-        let initial = place.initial();
+        let layout = trainer.parameter_layout().layout().of_examples(examples).map_err(|e| unfit(e.into()))?;
+        let initial = trainer.initial();
         let names = match job.data.classes.is_empty() {
             true => {
                 let own = [&share.seen].into_iter().chain(&share.held_out).filter_map(|data| data.class_names());
@@ -74,13 +74,13 @@ impl Desk {
             false => Vec::new(),
         };
         let others = job.data.other_classes;
-        Ok((Self { layout, initial, names, others, seed: job.seed, place: Some((place, share)) }, examples))
+        Ok((Self { layout, initial, names, others, seed: job.seed, trainer: Some((trainer, share)) }, examples))
     }
 
     /// Numbers classes as the job does; nothing where its names are none.
     pub(super) fn name_classes(&mut self, names: &[String]) -> Result<(), Failure> {
-        let Some((place, share)) = self.place.as_mut().filter(|_| !names.is_empty()) else { return Ok(()) };
-        place.name_classes(names);
+        let Some((trainer, share)) = self.trainer.as_mut().filter(|_| !names.is_empty()) else { return Ok(()) };
+        trainer.name_classes(names);
         let unfit = |e: tierline_train::data::DataError| Failure::new(Code::Infeasible, e.to_string());
         share.seen = share.seen.numbered(names, self.others).map_err(unfit)?;
         if let Some(held_out) = &mut share.held_out {
@@ -99,16 +99,16 @@ impl Desk {
         start: &Vectors,
         stop: &Stop,
     ) -> Result<Option<Update>, Failure> {
-        let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
+        let Some((trainer, share)) = &mut self.trainer else { return Err(internal("this node doesn't train")) };
         let begun = Instant::now();
         let before = folder.load_kept()?;
         let mut kept = before.clone();
         let task = federated::Task { member: jobs.cx.me.name(), round: work.round, start };
-        let done = if work.look {
+        let done = if work.evaluate {
             let report = self.conclude(jobs, folder, work.round, start, stop)?;
             report.map(|report| Contribution { vectors: Vectors::new(), report })
         } else {
-            place.work(task, share, &mut kept, stop).map_err(internal)?
+            trainer.work(task, share, &mut kept, stop).map_err(internal)?
         };
         let Some(mut contribution) = done else { return Ok(None) };
         // A device that is said to be slower is.
@@ -133,9 +133,9 @@ impl Desk {
         start: &Vectors,
         stop: &Stop,
     ) -> Result<Option<Report>, Failure> {
-        let Some((place, share)) = &mut self.place else { return Err(internal("this node doesn't train")) };
+        let Some((trainer, share)) = &mut self.trainer else { return Err(internal("this node doesn't train")) };
         let task = federated::Task { member: jobs.cx.me.name(), round, start };
-        let Some((report, own)) = place.conclude(task, share, &folder.load_kept()?, stop).map_err(internal)? else {
+        let Some((report, own)) = trainer.conclude(task, share, &folder.load_kept()?, stop).map_err(internal)? else {
             return Ok(None);
         };
         if let Some(own) = own {

@@ -1,6 +1,6 @@
 //! The side that coordinates: performs what a job's coordinator asks.
 
-mod meet;
+mod exchange;
 mod members;
 mod models;
 mod set_up;
@@ -10,23 +10,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tierline_federate::{Contribution, Desk, HeldOut, Hop, Scoreboard, Vectors, wire};
+use tierline_federate::{Aggregator, Contribution, HeldOut, Hop, Scoreboard, Vectors, wire};
 use tierline_node::federation::{Action, Coordinator, Event, Phase, Record, Routes, Task, Verdict};
 use tierline_proto::Digest;
 use tierline_proto::envelope::FEDERATION;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{Empty, Failure, JobEvent, JobInfo, JobStanding, JobVerdict, UpdateHeader};
 use tierline_train::data::Dataset;
-use tierline_train::federated::{Blueprint, Tutor, Workplace};
+use tierline_train::federated::{LocalTrainer, ParameterLayout, Tutor};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use self::meet::Meeting;
+use self::exchange::GossipExchange;
 use super::classes::Classes;
 use super::folder::Said;
 use super::gossip::Met;
-use super::lower::ToLower;
 use super::messages::{self, internal};
 use super::numbers::JobKey;
+use super::participant::ToParticipant;
 use super::{Folder, JobManifest, journal};
 use crate::duties::federation::Jobs;
 use crate::runtime::wait_until;
@@ -43,7 +43,7 @@ pub enum Order {
 }
 
 /// What comes to this side.
-pub(super) enum ToUpper {
+pub(super) enum ToCoordinator {
     ChildUp(String),
     ChildDown(String),
     /// What a child says of itself, or of a member below it.
@@ -66,8 +66,8 @@ pub(super) enum ToUpper {
     Begin {
         task: Task,
         model: Vectors,
-        /// Whether ends only look at it.
-        look: bool,
+        /// Whether ends only evaluate it.
+        evaluate: bool,
     },
     /// How an edge's job numbers its classes.
     Named(Vec<String>),
@@ -82,7 +82,7 @@ pub(super) enum ToUpper {
 }
 
 /// What a node is told to coordinate.
-pub(super) struct Upper {
+pub(super) struct CoordinatorSide {
     pub(super) jobs: Arc<Jobs>,
     pub(super) id: Digest,
     pub(super) manifest: Arc<JobManifest>,
@@ -90,19 +90,19 @@ pub(super) struct Upper {
     pub(super) folder: Folder,
     pub(super) feed: broadcast::Sender<JobEvent>,
     /// Of an edge: who is told when a task's rounds are done.
-    pub(super) below: Option<mpsc::Sender<ToLower>>,
+    pub(super) below: Option<mpsc::Sender<ToParticipant>>,
 }
 
 type Performed<'d> = std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'd>>;
 
 /// What a side holds once its model is here.
-struct Desks {
-    upper: Upper,
-    blueprint: Blueprint,
+struct Coordination {
+    side: CoordinatorSide,
+    parameter_layout: ParameterLayout,
     coordinator: Coordinator,
-    desk: Desk,
+    aggregator: Aggregator,
     /// Data held out here, and what looks at it.
-    judge: Option<(Workplace, Dataset)>,
+    evaluator: Option<(LocalTrainer, Dataset)>,
     /// The cloud's, where models learn of public examples.
     tutor: Option<Tutor>,
     /// Rounds of which ends haven't said all.
@@ -121,7 +121,7 @@ struct Desks {
     /// Where members that gossip are reached.
     urls: BTreeMap<String, String>,
     /// Of an edge that meets its neighbours.
-    meeting: Option<Meeting>,
+    exchange: Option<GossipExchange>,
     /// What members' next tasks begin with, where that isn't a model.
     said: BTreeMap<String, Said>,
     tells_apart: bool,
@@ -139,9 +139,9 @@ struct Desks {
     over: bool,
 }
 
-impl Upper {
+impl CoordinatorSide {
     /// Coordinates the job until it is over, or can't go on here.
-    pub(super) async fn run(self, mut inbox: mpsc::Receiver<ToUpper>) {
+    pub(super) async fn run(self, mut inbox: mpsc::Receiver<ToCoordinator>) {
         let (jobs, id, name) = (Arc::clone(&self.jobs), self.id, self.manifest.name.clone());
         match self.coordinate(&mut inbox).await {
             Ok(true) => jobs.leave_job(id),
@@ -157,43 +157,43 @@ impl Upper {
     }
 
     /// Whether the job is over; an end of the inbox comes before that.
-    async fn coordinate(self, inbox: &mut mpsc::Receiver<ToUpper>) -> Result<bool, Failure> {
+    async fn coordinate(self, inbox: &mut mpsc::Receiver<ToCoordinator>) -> Result<bool, Failure> {
         let jobs = Arc::clone(&self.jobs);
-        let mut desks = self.set_up().await?;
-        while !desks.over {
-            jobs.numbers.progress(desks.upper.metrics_key(), &desks.coordinator.progress());
-            let wake = desks.coordinator.wake().map(|t| jobs.cx.clock.instant_of(t));
+        let mut coordination = self.set_up().await?;
+        while !coordination.over {
+            jobs.numbers.progress(coordination.side.metrics_key(), &coordination.coordinator.progress());
+            let wake = coordination.coordinator.wake().map(|t| jobs.cx.clock.instant_of(t));
             tokio::select! {
                 message = inbox.recv() => match message {
-                    Some(message) => desks.hear(message).await?,
+                    Some(message) => coordination.hear(message).await?,
                     None => return Ok(false),
                 },
-                () = wait_until(wake) => desks.step(Event::Wake).await?,
+                () = wait_until(wake) => coordination.step(Event::Wake).await?,
             }
             if inbox.is_empty() {
-                desks.catch_up().await?;
+                coordination.catch_up().await?;
             }
         }
         Ok(true)
     }
 }
 
-impl Desks {
+impl Coordination {
     fn jobs(&self) -> Arc<Jobs> {
-        Arc::clone(&self.upper.jobs)
+        Arc::clone(&self.side.jobs)
     }
 
     /// Removes updates that are in a model, or in none.
     fn sweep(&self) {
-        self.upper.folder.sweep(|task| self.coordinator.needs(Task(task)));
+        self.side.folder.sweep(|task| self.coordinator.needs(Task(task)));
     }
 
     /// Hears what found no room in the inbox.
     async fn catch_up(&mut self) -> Result<(), Failure> {
         let jobs = self.jobs();
-        let Some(sides) = jobs.get(self.upper.id) else { return Ok(()) };
-        let (look, news) = sides.late.for_upper();
-        if look {
+        let Some(sides) = jobs.get(self.side.id) else { return Ok(()) };
+        let (evaluate, news) = sides.late.for_coordinator();
+        if evaluate {
             self.look_for_children(&jobs).await?;
         }
         for message in news {
@@ -206,39 +206,39 @@ impl Desks {
         let here: BTreeSet<String> = jobs.cx.children.names().into_iter().collect();
         for child in self.routes.children() {
             if !here.contains(&child) {
-                self.hear(ToUpper::ChildDown(child)).await?;
+                self.hear(ToCoordinator::ChildDown(child)).await?;
             }
         }
         for child in here {
-            self.hear(ToUpper::ChildUp(child)).await?;
+            self.hear(ToCoordinator::ChildUp(child)).await?;
         }
         Ok(())
     }
 
     fn tell_watchers(&self, kind: &str, json: &serde_json::Value) {
         // Nobody watching is the usual case.
-        let _ = self.upper.feed.send(JobEvent { kind: kind.to_owned(), json: json.to_string() });
+        let _ = self.side.feed.send(JobEvent { kind: kind.to_owned(), json: json.to_string() });
     }
 
-    async fn hear(&mut self, message: ToUpper) -> Result<(), Failure> {
+    async fn hear(&mut self, message: ToCoordinator) -> Result<(), Failure> {
         match message {
-            ToUpper::ChildUp(child) => {
+            ToCoordinator::ChildUp(child) => {
                 if self.passes_on(&child) {
-                    let join = messages::assignment(self.upper.id, "", Want::Join(Empty {}));
+                    let join = messages::assignment(self.side.id, "", Want::Join(Empty {}));
                     self.jobs().cx.children.tell(&child, FEDERATION, &join);
                 } else {
                     self.tell(&child).await;
                 }
                 Ok(())
             }
-            ToUpper::ChildDown(child) => {
+            ToCoordinator::ChildDown(child) => {
                 for member in self.routes.lost(&child) {
                     self.step(Event::Lost { member }).await?;
                 }
                 Ok(())
             }
-            ToUpper::Stands { child, standing } => self.stands(&child, standing).await,
-            ToUpper::Would { child, header, answer } => {
+            ToCoordinator::Stands { child, standing } => self.stands(&child, standing).await,
+            ToCoordinator::Would { child, header, answer } => {
                 let member = messages::member(&child, &header.node);
                 if !self.routes.speaks(&child, member) {
                     let _ = answer.send(Err(messages::stranger(&child, member)));
@@ -256,7 +256,7 @@ impl Desks {
                 let _ = answer.send(Ok(verdict.as_ref().map(messages::verdict)));
                 Ok(())
             }
-            ToUpper::Submit { child, header, answer } => {
+            ToCoordinator::Submit { child, header, answer } => {
                 let member = messages::member(&child, &header.node).to_owned();
                 // Its link may have gone meanwhile: it sends it again.
                 if !self.routes.speaks(&child, &member) {
@@ -264,40 +264,40 @@ impl Desks {
                 }
                 self.submitted(member, header, answer).await
             }
-            ToUpper::Named(names) => self.named(names).await,
-            ToUpper::Met(met) => self.met(met).await,
-            ToUpper::Broken(failure) => Err(self.upper.jobs.fault(self.upper.id, failure)),
-            ToUpper::Begin { task, model, look } => {
+            ToCoordinator::Named(names) => self.named(names).await,
+            ToCoordinator::Met(met) => self.met(met).await,
+            ToCoordinator::Broken(failure) => Err(self.side.jobs.fault(self.side.id, failure)),
+            ToCoordinator::Begin { task, model, evaluate } => {
                 let stretch = task.0 + 1;
-                let rounds = if look { 0 } else { self.upper.hop.rounds };
+                let rounds = if evaluate { 0 } else { self.side.hop.rounds };
                 // Of one that is under way the model has moved on.
                 if !self.coordinator.knows(stretch) {
                     self.cut_short().await?;
-                    let version = self.desk.version() + 1;
-                    self.desk.begin(version, &model).map_err(messages::of_round)?;
+                    let version = self.aggregator.version() + 1;
+                    self.aggregator.begin(version, &model).map_err(messages::of_round)?;
                     self.publish(version).await?;
                     self.round_began = Instant::now();
                 }
-                let version = self.desk.version();
-                self.step(Event::Begin { version, rounds, look, stretch }).await?;
+                let version = self.aggregator.version();
+                self.step(Event::Begin { version, rounds, evaluate, stretch }).await?;
                 self.sweep();
                 Ok(())
             }
-            ToUpper::End => {
-                self.meeting = None;
+            ToCoordinator::End => {
+                self.exchange = None;
                 self.step(Event::End).await?;
                 self.clean().await
             }
-            ToUpper::Info(answer) => {
+            ToCoordinator::Info(answer) => {
                 let _ = answer.send(self.info()?);
                 Ok(())
             }
-            ToUpper::Order(order, answer) => {
+            ToCoordinator::Order(order, answer) => {
                 match order {
                     Order::Pause => self.step(Event::Pause).await?,
                     Order::Resume => self.step(Event::Resume).await?,
                     Order::Cancel => {
-                        let id = self.upper.id;
+                        let id = self.side.id;
                         self.keep_end().await?;
                         self.jobs().cx.state.with(move |state| state.end_job(id, "cancelled", "")).await?;
                         self.step(Event::End).await?;
@@ -326,7 +326,7 @@ impl Desks {
         let away = away.map(|node| (node.to_owned(), "it can't be reached".to_owned()));
         let excluded = messages::listed(out.chain(self.unable.clone()).chain(away));
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let least = self.upper.hop.clients.min;
+        let least = self.side.hop.clients.min;
         let waits_for = match self.coordinator.phase() {
             Phase::Gathering if progress.ready < least => {
                 format!("{least} nodes that can take part; {} can", progress.ready)
@@ -338,7 +338,7 @@ impl Desks {
             notes: self.notes(),
             state: state.to_owned(),
             round: progress.round,
-            rounds: self.upper.manifest.federation().cloud.rounds,
+            rounds: self.side.manifest.federation().cloud.rounds,
             counted: number(progress.counted),
             goal: number(progress.goal),
             ready: number(progress.ready),
@@ -350,14 +350,14 @@ impl Desks {
 
     /// Keeps who takes part and who doesn't: the end leaves nobody.
     async fn keep_end(&mut self) -> Result<(), Failure> {
-        let (id, kept) = (self.upper.id, prost::Message::encode_to_vec(&self.info()?));
+        let (id, kept) = (self.side.id, prost::Message::encode_to_vec(&self.info()?));
         self.jobs().cx.state.with(move |state| state.keep_end(id, &kept)).await
     }
 
     /// What the job's operator should know of it.
     fn notes(&self) -> Vec<String> {
-        let (job, federation) = (&self.upper.manifest.job, self.upper.manifest.federation());
-        if self.upper.below.is_some() || self.judge.is_some() || federation.looks_at_ends() {
+        let (job, federation) = (&self.side.manifest.job, self.side.manifest.federation());
+        if self.side.below.is_some() || self.evaluator.is_some() || federation.evaluates_at_ends() {
             return Vec::new();
         }
         let name = self.jobs().cx.me.name().to_owned();
@@ -373,7 +373,7 @@ impl Desks {
     }
 
     async fn step(&mut self, event: Event) -> Result<(), Failure> {
-        let actions = self.coordinator.step(self.upper.jobs.cx.clock.now(), event);
+        let actions = self.coordinator.step(self.side.jobs.cx.clock.now(), event);
         self.perform(actions).await
     }
 
@@ -394,9 +394,9 @@ impl Desks {
         // Nobody works with numbers that a crash could change.
         if !self.classes.decided && records.iter().any(|record| matches!(record, Record::Asked { .. })) {
             self.classes.decide();
-            self.upper.folder.save_classes(&self.classes.names)?;
+            self.side.folder.save_classes(&self.classes.names)?;
         }
-        journal::write(&self.jobs(), self.upper.id, &records).await?;
+        journal::write(&self.jobs(), self.side.id, &records).await?;
         let mut made = None;
         for action in rest {
             made = self.act(action).await?.or(made);
@@ -415,13 +415,13 @@ impl Desks {
             Action::Keep(_) => {}
             Action::Tell { member } => self.tell(&member).await,
             Action::Answer { member, task, verdict } => {
-                self.jobs().numbers.answered(self.upper.metrics_key(), &verdict);
+                self.jobs().numbers.answered(self.side.metrics_key(), &verdict);
                 // Only who was asked for its bytes has brought any: the task
                 // may be another member's, whose update counts.
                 let Some((answer, file)) = self.waiting.remove(&(member, task)) else { return Ok(None) };
                 if verdict != Verdict::Counted {
                     self.checked.remove(&task);
-                    self.upper.folder.remove(&[file]);
+                    self.side.folder.remove(&[file]);
                 }
                 // A member that is gone asks again.
                 let _ = answer.send(messages::verdict(&verdict));
@@ -437,36 +437,37 @@ impl Desks {
                     let contribution = match checked {
                         Some(contribution) => contribution,
                         None => {
-                            let file = self.upper.folder.incoming(update.task.0, &update.digest.0);
-                            let layout = self.desk.layout().of_examples(update.report.examples).map_err(internal)?;
-                            let vectors = wire::decode_update(&self.upper.folder.read(&file)?, &layout);
+                            let file = self.side.folder.incoming(update.task.0, &update.digest.0);
+                            let layout =
+                                self.aggregator.layout().of_examples(update.report.examples).map_err(internal)?;
+                            let vectors = wire::decode_update(&self.side.folder.read(&file)?, &layout);
                             Contribution { vectors: vectors.map_err(internal)?, report: update.report }
                         }
                     };
                     // Those of an older model would teach what was known then.
                     if let Some(tutor) = self.tutor.as_mut().filter(|_| staleness == 0) {
-                        tutor.hear(&member, self.desk.held(), &contribution).map_err(internal)?;
+                        tutor.hear(&member, self.aggregator.held(), &contribution).map_err(internal)?;
                     }
-                    self.desk.add(contribution, version, staleness).map_err(messages::of_round)
+                    self.aggregator.add(contribution, version, staleness).map_err(messages::of_round)
                 })?;
             }
             Action::Make { version, counted, members, .. } if self.meets().is_some() => {
-                self.begin_meeting(version, &counted, members).await?;
+                self.begin_exchange(version, &counted, members).await?;
             }
             Action::Make { version, round, counted, members, last } => {
                 return self.make(version, round, &counted, members, last).await.map(Some);
             }
             Action::Looked { version, counted } => {
-                if let Some(known) = self.board.looked(HeldOut::together(&counted)) {
+                if let Some(known) = self.board.evaluated(HeldOut::together(&counted)) {
                     self.tell_of(&known).await?;
                 }
                 return Ok(Some(Event::Made { version, enough: false }));
             }
             Action::Done { stretch, version, counted } => self.done(stretch, version, &counted).await?,
             Action::Excluded { member, reason } => {
-                self.upper.folder.save_left_out(&member, &reason)?;
+                self.side.folder.save_left_out(&member, &reason)?;
                 let json = serde_json::json!({ "node": member, "reason": reason });
-                let text = format!("{member} is left out of job {}: {reason}", self.upper.manifest.name);
+                let text = format!("{member} is left out of job {}: {reason}", self.side.manifest.name);
                 self.jobs().cx.events.record("job", text, &json);
                 self.tell_watchers("excluded", &json);
             }

@@ -11,13 +11,13 @@ use tierline_proto::v1::{Failure, Neighbour};
 use tierline_store::jobs::Side;
 use tierline_train::federated::{seed_of_meeting, seed_of_update};
 
-use super::{Desks, ToUpper};
+use super::{Coordination, ToCoordinator};
 use crate::duties::federation::gossip::{self, Meets, Met};
 use crate::duties::federation::messages;
 use crate::runtime::tasks::Owned;
 
 /// One under way; whoever drops it doesn't want it any more.
-pub(super) struct Meeting {
+pub(super) struct GossipExchange {
     /// The model to be made.
     version: u64,
     /// Its number.
@@ -25,7 +25,7 @@ pub(super) struct Meeting {
     _task: Owned<()>,
 }
 
-impl Desks {
+impl Coordination {
     /// A member says where it is reached: its neighbours should know.
     pub(super) async fn reached_at(&mut self, member: &str, url: String) {
         if url.is_empty() || self.urls.get(member) == Some(&url) {
@@ -40,8 +40,8 @@ impl Desks {
 
     /// Whom an edge meets in a round of the cloud.
     pub(super) fn neighbours_of(&self, member: &str, round: u64) -> Vec<Neighbour> {
-        let manifest = &self.upper.manifest;
-        let Some(gossip) = manifest.gossip().filter(|_| self.upper.below.is_none()) else { return Vec::new() };
+        let manifest = &self.side.manifest;
+        let Some(gossip) = manifest.gossip().filter(|_| self.side.below.is_none()) else { return Vec::new() };
         // Ends that answer the cloud don't gossip.
         let asked = self.coordinator.asked(round);
         let edges: Vec<&str> = asked.into_iter().filter(|edge| self.urls.contains_key(*edge)).collect();
@@ -52,31 +52,32 @@ impl Desks {
 
     /// The number of the meeting behind the round that closed, if there is one.
     pub(super) fn meets(&self) -> Option<u64> {
-        let gossip = self.upper.manifest.gossip().filter(|_| self.upper.below.is_some())?;
-        let circle = gossip::circle(&self.upper.folder)?;
-        let rounds = self.upper.hop.rounds;
-        let within = rounds.checked_sub(self.coordinator.left_of(circle.task + 1)?)?;
-        gossip.meets_behind(within).then_some(circle.round * rounds + within)
+        let gossip = self.side.manifest.gossip().filter(|_| self.side.below.is_some())?;
+        let neighbourhood = gossip::neighbourhood(&self.side.folder)?;
+        let rounds = self.side.hop.rounds;
+        let within = rounds.checked_sub(self.coordinator.left_of(neighbourhood.task + 1)?)?;
+        gossip.meets_behind(within).then_some(neighbourhood.round * rounds + within)
     }
 
     /// Makes this edge's own model, offers it to its neighbours, and sets out to
     /// meet theirs.
-    pub(super) async fn begin_meeting(
+    pub(super) async fn begin_exchange(
         &mut self,
         version: u64,
         counted: &[Counted],
         members: usize,
     ) -> Result<(), Failure> {
-        let (jobs, id) = (self.jobs(), self.upper.id);
-        let (Some(number), Some(gossip)) = (self.meets(), self.upper.manifest.gossip()) else { return Ok(()) };
-        let seed = seed_of_update(self.upper.manifest.job.seed, jobs.cx.me.name(), number);
+        let (jobs, id) = (self.jobs(), self.side.id);
+        let (Some(number), Some(gossip)) = (self.meets(), self.side.manifest.gossip()) else { return Ok(()) };
+        let seed = seed_of_update(self.side.manifest.job.seed, jobs.cx.me.name(), number);
         let (mix, bytes) = tokio::task::block_in_place(|| {
-            self.desk.make(counted, members)?;
-            let (layout, model) = (self.desk.layout(), self.desk.server().model.clone());
+            self.aggregator.make(counted, members)?;
+            let (layout, model) = (self.aggregator.layout(), self.aggregator.server().model.clone());
             let offer = Offer { examples: Report::together(counted).examples, model: model.clone() };
             let bytes = offer.encode(layout, &gossip.pipeline(), seed)?;
             let offer = Offer::decode(&bytes, layout)?;
-            let neighbours = gossip::circle(&self.upper.folder).map_or(0, |circle| circle.names().len());
+            let neighbours =
+                gossip::neighbourhood(&self.side.folder).map_or(0, |neighbourhood| neighbourhood.names().len());
             Ok::<_, FederateError>((Mix::new(model, offer, neighbours), Bytes::from(bytes)))
         })
         .map_err(messages::of_round)?;
@@ -89,45 +90,45 @@ impl Desks {
         let meets = Meets {
             jobs: Arc::clone(&jobs),
             id,
-            folder: self.upper.folder.clone(),
-            layout: self.desk.layout().clone(),
+            folder: self.side.folder.clone(),
+            layout: self.aggregator.layout().clone(),
             gossip,
             number,
         };
         let tasks = jobs.cx.tasks.clone();
-        let task = tasks.spawn_then("meeting", meets.all(mix), move |met| async move {
-            if let Some(upper) = jobs.get(id).and_then(|sides| sides.upper.clone()) {
-                let _ = upper.send(met.map_or_else(ToUpper::Broken, ToUpper::Met)).await;
+        let task = tasks.spawn_then("gossip exchange", meets.all(mix), move |met| async move {
+            if let Some(coordinator) = jobs.get(id).and_then(|sides| sides.coordinator.clone()) {
+                let _ = coordinator.send(met.map_or_else(ToCoordinator::Broken, ToCoordinator::Met)).await;
             }
         });
-        self.meeting = Some(Meeting { version, number, _task: task.owned() });
+        self.exchange = Some(GossipExchange { version, number, _task: task.owned() });
         Ok(())
     }
 
     /// All neighbours were met that could be.
     pub(super) async fn met(&mut self, met: Met) -> Result<(), Failure> {
-        let Some(meeting) = self.meeting.take_if(|meeting| meeting.number == met.number) else { return Ok(()) };
+        let Some(exchange) = self.exchange.take_if(|exchange| exchange.number == met.number) else { return Ok(()) };
         for (name, reason) in &met.absent {
-            let text = format!("job {} goes on without the model of {name}: {reason}", self.upper.manifest.name);
+            let text = format!("job {} goes on without the model of {name}: {reason}", self.side.manifest.name);
             self.jobs().cx.events.record("job", text, &serde_json::json!({ "node": name, "reason": reason }));
         }
         // Each transfer counts once, where it arrives.
         self.bytes_up += met.bytes;
-        self.desk.replace(meeting.version, &met.model);
-        self.conclude(meeting).await
+        self.aggregator.replace(exchange.version, &met.model);
+        self.conclude(exchange).await
     }
 
     /// Ends a meeting that nobody wants any more.
     pub(super) async fn cut_short(&mut self) -> Result<(), Failure> {
-        match self.meeting.take() {
-            Some(meeting) => self.conclude(meeting).await,
+        match self.exchange.take() {
+            Some(exchange) => self.conclude(exchange).await,
             None => Ok(()),
         }
     }
 
-    async fn conclude(&mut self, meeting: Meeting) -> Result<(), Failure> {
-        self.publish(meeting.version).await?;
-        self.step(Event::Made { version: meeting.version, enough: false }).await?;
+    async fn conclude(&mut self, exchange: GossipExchange) -> Result<(), Failure> {
+        self.publish(exchange.version).await?;
+        self.step(Event::Made { version: exchange.version, enough: false }).await?;
         self.sweep();
         Ok(())
     }

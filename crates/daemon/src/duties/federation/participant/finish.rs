@@ -1,5 +1,5 @@
 //! The end of a job for an end with a model of its own that was away when
-//! others looked at theirs: it makes its own of the last model that it got.
+//! others evaluated theirs: it makes its own of the last model that it got.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,8 +8,8 @@ use tierline_federate::wire;
 use tierline_proto::Digest;
 use tierline_proto::v1::Failure;
 
-use super::desk::Desk;
 use super::start;
+use super::workspace::Workspace;
 use crate::duties::federation::Jobs;
 use crate::duties::federation::messages::internal;
 use crate::duties::federation::{Folder, JobManifest};
@@ -25,29 +25,29 @@ pub(super) async fn conclude(
     id: Digest,
     manifest: &JobManifest,
     folder: &Folder,
-    desk: &Mutex<Option<Desk>>,
+    workspace: &Mutex<Option<Workspace>>,
 ) -> Result<(), Failure> {
-    if desk.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+    if workspace.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
         let (made, _) = super::open(jobs, manifest, false).await?;
-        *desk.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
+        *workspace.lock().unwrap_or_else(PoisonError::into_inner) = Some(made);
     }
-    if let (Some(names), Some(desk)) =
-        (folder.load_classes()?, desk.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
+    if let (Some(names), Some(workspace)) =
+        (folder.load_classes()?, workspace.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
     {
-        desk.name_classes(&names)?;
+        workspace.name_classes(&names)?;
     }
     let held = match start::newest(jobs, id).await? {
         (_, Some(artefact)) => Some(jobs.artefacts.get(artefact).await?),
         (_, None) => None,
     };
     tokio::task::block_in_place(|| {
-        let mut desk = desk.lock().unwrap_or_else(PoisonError::into_inner);
-        let desk = desk.as_mut().ok_or_else(|| internal("the job isn't prepared"))?;
+        let mut workspace = workspace.lock().unwrap_or_else(PoisonError::into_inner);
+        let workspace = workspace.as_mut().ok_or_else(|| internal("the job isn't prepared"))?;
         let model = match held {
-            Some(held) => wire::decode(&held, &desk.layout).map_err(internal)?,
-            None => desk.initial.clone(),
+            Some(held) => wire::decode(&held, &workspace.layout).map_err(internal)?,
+            None => workspace.initial.clone(),
         };
         let round = manifest.federation().rounds_of_ends();
-        desk.conclude(jobs, folder, round, &model, &Stop::never()).map(drop)
+        workspace.conclude(jobs, folder, round, &model, &Stop::never()).map(drop)
     })
 }
