@@ -46,7 +46,7 @@ fn what_cannot_be_true_is_refused() {
     ] {
         assert_eq!(Report { held_out: Some(wrong), ..good() }.check(), Err(FederateError::HeldOut), "{wrong:?}");
     }
-    // A look at a model is no work, but what it says must be as sound.
+    // An evaluation is no work, but what it says must be as sound.
     let look = |report| aggregate::check_evaluation(&Contribution { report, ..Contribution::default() });
     let evaluated = Report { examples: 3, held_out: Some(held_out), ..Report::default() };
     assert_eq!(look(evaluated), Ok(()));

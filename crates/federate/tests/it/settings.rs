@@ -85,7 +85,7 @@ fn what_makes_no_sense_is_refused_with_the_reason() {
         ("[cloud]\nclients = { select = { kind = 'utility', exploration = 1.5 } }", "exploration is 1.5"),
         ("[cloud]\nclients = { select = { kind = 'utility', slowness = nan } }", "slowness is NaN"),
         ("[cloud]\nclients = { select = { kind = 'utility', slowness = -1.0 } }", "slowness is -1"),
-        ("evaluate_at = 'cloud'\n[cloud]\nstrategy = { kind = 'fedgkt', features = 'f' }\n", "can't look at"),
+        ("evaluate_at = 'cloud'\n[cloud]\nstrategy = { kind = 'fedgkt', features = 'f' }\n", "can't evaluate"),
         ("[stop]\naccuracy = 90.0", "at most 1"),
     ] {
         let error = read(text).expect_err(text);
