@@ -284,7 +284,7 @@ impl Job {
         }
         let LearningRateSchedule { warmup, decay, .. } = &self.schedule;
         let every = if let LearningRateDecay::Step { every, .. } = decay { *every } else { 1.0 };
-        if !(0.0..=EPOCHS_MAX as f64).contains(warmup) || !(every > 0.0 && every <= EPOCHS_MAX as f64) {
+        if !((0.0..=EPOCHS_MAX as f64).contains(warmup) && every > 0.0 && every <= EPOCHS_MAX as f64) {
             let what = "the schedule's warmup or every";
             return range(what, format!("{warmup}, {every}"), "epochs, at least 0 and above 0, at most 2^32");
         }
