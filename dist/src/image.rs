@@ -124,7 +124,7 @@ fn sha256(bytes: &[u8]) -> String {
 /// Seconds since 1970 as RFC 3339 has them.
 fn moment(time_s: u64) -> String {
     let (mut days, second) = (time_s / 86_400, time_s % 86_400);
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));

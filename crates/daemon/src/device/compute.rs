@@ -606,7 +606,7 @@ impl Compute {
             let (granted, waiting) = mpsc::sync_channel(1);
             let key = SliceKey { digest: String::new(), from: 0, to: 0 };
             let turn = Turn { class, service: service.min(HOLD_MAX), ..background() };
-            let Some(id) = self.submit(None, key, Work::Hold { granted }, turn, Stop::never()) else { return None };
+            let id = self.submit(None, key, Work::Hold { granted }, turn, Stop::never())?;
             loop {
                 match waiting.recv_timeout(LOOK) {
                     Ok(()) => return Some(Hold { shared: Arc::clone(&self.0), id: Some(id) }),

@@ -242,7 +242,10 @@ impl Local for LocalService {
                     return;
                 }
             }
-            while !past_only {
+            if past_only {
+                return;
+            }
+            loop {
                 match feed.recv().await {
                     Ok(event) if wanted(&event) => {
                         if send.send(Ok(event)).await.is_err() {

@@ -124,7 +124,10 @@ pub trait Duty: Send + Sync {
 
 /// Every duty of a node, once they are made; clones share them.
 #[derive(Clone, Default)]
-pub struct Duties(Arc<OnceLock<Vec<(&'static str, Box<dyn Duty>)>>>);
+pub struct Duties(Arc<OnceLock<Vec<Named>>>);
+
+/// A duty, behind its name.
+type Named = (&'static str, Box<dyn Duty>);
 
 impl Duties {
     /// Makes the duties of a registry, in its order.

@@ -139,7 +139,7 @@ fn a_token_that_is_over_gives_no_certificate_to_who_used_it() {
 fn joins_that_fail_again_and_again_are_told_to_slow_down_and_good_ones_pass() {
     let site = Site::new();
     let device = Device::at(&site);
-    let wrong = site.token("end").replace(|c: char| c == '1', "2");
+    let wrong = site.token("end").replace('1', "2");
     let begun = Instant::now();
     let codes: Vec<tonic::Code> = (0..60).map(|_| device.join(&wrong, "cam").unwrap_err().code()).collect();
     let looked_at = codes.iter().filter(|code| **code == tonic::Code::Unauthenticated).count() as u64;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tierline_proto::Digest;
 use tierline_proto::v1::Failure;
+use tierline_store::State;
 
 use super::Artefacts;
 
@@ -75,7 +76,11 @@ impl Artefacts {
     /// while, and transfers that nobody has gone on with for so long.
     async fn sweep(&self, unfinished_for: Duration) {
         // A disk that has none is told of by whoever needs it.
-        let _ = self.cx.state.with(|state| Ok(state.keep_reserve())).await;
+        let hold = |state: &State| {
+            state.keep_reserve();
+            Ok(())
+        };
+        let _ = self.cx.state.with(hold).await;
         let found = self.list().await;
         let needed = match self.needed().await {
             Ok(needed) => needed,
