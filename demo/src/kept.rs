@@ -97,7 +97,7 @@ mod tests {
         std::fs::write(&made, "picture").unwrap();
         let key = digest(&[&input]).unwrap();
         assert_eq!(Kept::find(folder.path(), &key), None);
-        let kept = Kept::of(&key, "said", &[made.clone()]).unwrap();
+        let kept = Kept::of(&key, "said", std::slice::from_ref(&made)).unwrap();
         kept.keep(folder.path()).unwrap();
         assert_eq!(Kept::find(folder.path(), &key), Some(kept));
         std::fs::write(&input, "y").unwrap();
