@@ -373,3 +373,23 @@ impl Ledger {
         self.version + u64::from(later) - assigned.version
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn journals_of_before_are_read() {
+        let record = |json: &str| serde_json::from_str::<Record>(json).unwrap();
+        let begun = Record::Began { version: 1, rounds: 2, evaluate: true, stretch: 3 };
+        assert_eq!(record(r#"{"began":{"version":1,"rounds":2,"look":true,"stretch":3}}"#), begun);
+        let tasks = vec![(Task(7), "a".to_owned())];
+        let asked = Record::Asked { round: 4, version: 5, goal: 6, evaluate: true, tasks };
+        assert_eq!(record(r#"{"asked":{"round":4,"version":5,"goal":6,"look":true,"tasks":[[7,"a"]]}}"#), asked);
+        let open =
+            serde_json::from_str::<AssignedTask>(r#"{"member":"a","round":0,"version":0,"look":true,"fate":"open"}"#);
+        assert!(open.is_ok_and(|open| open.evaluate && open.status == TaskStatus::Open));
+        let ledger = serde_json::to_value(Ledger { evaluate: true, ..Ledger::default() }).unwrap();
+        assert_eq!(ledger["look"], true);
+    }
+}
