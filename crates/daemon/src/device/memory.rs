@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tierline_proto::Digest;
 use tokio::sync::Notify;
 
-use super::compute::SliceKey;
+use super::program::SliceKey;
 
 /// Names what is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -4,6 +4,7 @@
 pub mod budget;
 pub mod compute;
 pub mod memory;
+pub mod program;
 mod scheduled;
 
 use std::sync::Arc;

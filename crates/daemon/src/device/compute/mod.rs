@@ -13,24 +13,25 @@
 //! stopped (one operator that takes for ever) is left to itself: another worker
 //! takes its place.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+mod sessions;
+
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tierline_engine::{Engine, EngineError, LoadOptions, Session, Stop};
-use tierline_graph::infer::Types;
+use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
 use tierline_graph::slice::SliceError;
-use tierline_graph::{Model, Tensor, ValueInfo};
 use tierline_node::Time;
 use tierline_node::admit::{self, Action, Caller, Class, Event, JobId, Limits, Queue, Refusal, Shares};
 use tierline_proto::v1::{Code, Failure};
 use tokio::sync::oneshot;
 
+use self::sessions::Sessions;
 use super::memory::{Key, Kind, Memory};
-use crate::models::Manifest;
+use super::program::{Named, Part, SliceKey};
 use crate::runtime::tasks::Tasks;
 
 /// Jobs waiting for the worker; a request that would wait longer is better
@@ -53,98 +54,6 @@ const STUCK_MAX: usize = 2;
 
 /// Loading a session that nobody waits for may take so long.
 const WARM_TIME_MAX: Duration = Duration::from_secs(120);
-
-/// A run of consecutive segments of a model: `from..to` counted in segments
-/// between the manifest's candidate cuts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct SliceKey {
-    /// Digest of the prepared model.
-    pub digest: String,
-    /// First segment.
-    pub from: usize,
-    /// One past the last segment.
-    pub to: usize,
-}
-
-/// What a request needs to know of a model: its segments, and what enters them.
-#[derive(Debug)]
-pub struct Program {
-    /// The model's manifest.
-    pub manifest: Manifest,
-    /// Types of the tensors at its cuts, by name.
-    at_cuts: BTreeMap<String, ValueInfo>,
-}
-
-impl Program {
-    /// The program of a model.
-    #[must_use]
-    pub fn new(manifest: Manifest, source: &Source) -> Self {
-        let at_cuts = manifest.cuts.iter().flatten();
-        let at_cuts = at_cuts.filter_map(|name| Some((name.clone(), source.types.get(name)?.clone()))).collect();
-        Self { manifest, at_cuts }
-    }
-
-    /// Number of segments.
-    #[must_use]
-    pub fn segments(&self) -> usize {
-        self.manifest.cuts.len() + 1
-    }
-
-    /// Names of the tensors that enter segment `index`: the model's inputs
-    /// for the first, else the frontier before it.
-    #[must_use]
-    pub fn entering(&self, index: usize) -> Vec<String> {
-        match index {
-            0 => self.manifest.inputs.iter().map(|i| i.name.clone()).collect(),
-            i => self.manifest.cuts[i - 1].clone(),
-        }
-    }
-
-    /// What the tensors that enter segment `index` must be like.
-    #[must_use]
-    pub fn taken(&self, index: usize) -> Vec<ValueInfo> {
-        let known = |name: String| match self.at_cuts.get(&name) {
-            Some(value) => value.clone(),
-            None => ValueInfo { name, dtype: None, shape: None },
-        };
-        match index {
-            0 => self.manifest.inputs.clone(),
-            i => self.entering(i).into_iter().map(known).collect(),
-        }
-    }
-}
-
-/// A model that sessions are loaded from.
-#[derive(Debug)]
-pub struct Source {
-    /// The prepared model.
-    pub model: Model,
-    /// Types for what slices declare: the model's free axes are theirs, so
-    /// that they take every size that the whole takes.
-    pub types: Types,
-}
-
-impl Source {
-    /// The model of segments `from..to` of `program`.
-    ///
-    /// # Errors
-    /// When the cuts don't fit the model.
-    pub fn slice(&self, program: &Program, from: usize, to: usize) -> Result<Model, SliceError> {
-        let cuts = &program.manifest.cuts;
-        let mut at = Vec::new();
-        if from > 0 {
-            at.push(cuts[from - 1].clone());
-        }
-        if to < program.segments() {
-            at.push(cuts[to - 1].clone());
-        }
-        if at.is_empty() {
-            return Ok(self.model.clone());
-        }
-        let mut parts = tierline_graph::slice::slice(&self.model, &self.types, &at)?;
-        Ok(parts.swap_remove(usize::from(from > 0)))
-    }
-}
 
 /// Why a slice didn't run here.
 #[derive(Debug, thiserror::Error)]
@@ -252,9 +161,6 @@ fn is_input_error(error: &EngineError) -> bool {
     )
 }
 
-/// Tensors by name.
-pub type Named = Vec<(String, Tensor)>;
-
 /// What running a slice gave.
 #[derive(Debug)]
 pub struct Computed {
@@ -298,15 +204,6 @@ enum Work {
     Hold {
         granted: mpsc::SyncSender<()>,
     },
-}
-
-/// What a session is loaded from, and how it is cut out.
-#[derive(Debug, Clone)]
-pub struct Part {
-    /// The model's segments.
-    pub program: Arc<Program>,
-    /// The model, where the session may have to be loaded.
-    pub source: Option<Arc<Source>>,
 }
 
 struct Job {
@@ -747,128 +644,6 @@ fn background() -> Turn {
     Turn { caller: "".into(), class: Class::Batch, deadline, service: Duration::ZERO, after: Duration::ZERO }
 }
 
-/// When a run is to end.
-struct Due<'j> {
-    stop: &'j Stop,
-    deadline: Instant,
-}
-
-/// A loaded session.
-struct Warm {
-    session: Mutex<Box<dyn Session>>,
-    bytes: u64,
-}
-
-struct Sessions<'o> {
-    options: &'o ComputeOptions,
-    /// Counts loads.
-    loaded: &'o AtomicU64,
-    freed: &'o AtomicBool,
-}
-
-impl Sessions<'_> {
-    fn perform(&self, job: Job) {
-        let queued = job.queued.elapsed();
-        // Whoever asked may be gone.
-        match (job.work, job.part) {
-            (Work::Evict { done }, _) => {
-                self.options.memory.forget(&Key::Session(job.key));
-                self.freed.store(true, Ordering::Relaxed);
-                let _ = done.send(());
-            }
-            (Work::Forget, _) => {
-                self.options.memory.forget_all(|key| match key {
-                    Key::Session(session) => session.digest == job.key.digest,
-                    _ => false,
-                });
-                self.freed.store(true, Ordering::Relaxed);
-            }
-            (Work::Warm { reply }, Some(part)) => {
-                let load = |s: &Self| s.session(&part, &job.key, &job.stop).map(|warm| warm.bytes);
-                let _ = reply.send(self.guarded("session", &job.key, load));
-            }
-            (Work::Run { reply, .. }, _) if reply.is_closed() => {}
-            (Work::Run { inputs, reply }, Some(part)) => {
-                let due = Due { stop: &job.stop, deadline: job.deadline };
-                let result = self.guarded("compute", &job.key, |s| s.run(&part, &job.key, &inputs, &due));
-                let _ = reply.send(result.map(|computed| Computed { queued, ..computed }));
-            }
-            // Only evictions come without a program; who holds the device does its own work.
-            (Work::Hold { .. }, _) | (_, None) => {}
-        }
-    }
-
-    /// Does what `f` does; a session that panicked or is of no use any more is
-    /// dropped.
-    fn guarded<T>(
-        &self,
-        name: &'static str,
-        key: &SliceKey,
-        f: impl FnOnce(&Self) -> Result<T, ComputeError>,
-    ) -> Result<T, ComputeError> {
-        let tasks = self.options.tasks.clone();
-        let result = tasks.guarded(name, || f(self)).unwrap_or_else(|failure| {
-            Err(ComputeError::Panicked { from: key.from, to: key.to, message: failure.message })
-        });
-        let last = match &result {
-            Err(ComputeError::Engine(e)) => e.is_last(),
-            Err(ComputeError::Panicked { .. }) => true,
-            _ => false,
-        };
-        if last {
-            self.options.memory.forget(&Key::Session(key.clone()));
-        }
-        result
-    }
-
-    fn run(&self, part: &Part, key: &SliceKey, inputs: &Named, due: &Due) -> Result<Computed, ComputeError> {
-        let slowdown = self.options.slowdown;
-        let warm = self.session(part, key, due.stop)?;
-        let mut session = warm.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let started = Instant::now();
-        let given: Vec<(&str, &Tensor)> = session
-            .inputs()
-            .iter()
-            .filter_map(|want| inputs.iter().find(|(n, _)| *n == want.name).map(|(n, t)| (n.as_str(), t)))
-            .collect();
-        // Names the slice doesn't know are passed on, so that the engine
-        // names them in its error.
-        let extra = inputs.iter().filter(|(n, _)| key.from == 0 && !given.iter().any(|(g, _)| g == n));
-        let given: Vec<(&str, &Tensor)> = given.iter().copied().chain(extra.map(|(n, t)| (n.as_str(), t))).collect();
-        let mut tensors = Vec::with_capacity(session.outputs().len());
-        session.run_until(&given, &mut tensors, due.stop)?;
-        let outputs = session.outputs().iter().map(|v| v.name.clone()).zip(tensors).collect();
-        if slowdown > 1.0 {
-            // Who waits for it gives up at the deadline all the same.
-            let left = due.deadline.saturating_duration_since(Instant::now());
-            std::thread::sleep(started.elapsed().mul_f64(slowdown - 1.0).min(left));
-        }
-        Ok(Computed { outputs, queued: Duration::ZERO, compute: started.elapsed() })
-    }
-
-    fn session(&self, part: &Part, key: &SliceKey, stop: &Stop) -> Result<Arc<Warm>, ComputeError> {
-        let (from, to, segments) = (key.from, key.to, part.program.segments());
-        if from >= to || to > segments {
-            return Err(ComputeError::Range { from, to, segments });
-        }
-        let (memory, name) = (&self.options.memory, Key::Session(key.clone()));
-        if let Some(warm) = memory.get(&name) {
-            return Ok(warm);
-        }
-        let slice = part.source.as_ref().ok_or(ComputeError::Cold { from, to })?.slice(&part.program, from, to)?;
-        let bytes = slice.byte_len();
-        if !memory.make_room(bytes) {
-            return Err(ComputeError::Memory { from, to, needed: bytes, limit: memory.max() });
-        }
-        let session = self.options.engine.load_until(&slice, &self.options.load, stop)?;
-        self.loaded.fetch_add(1, Ordering::Relaxed);
-        let bytes = bytes.saturating_add(session.kept_bytes());
-        let warm = Arc::new(Warm { session: Mutex::new(session), bytes });
-        memory.keep(name, &warm, bytes);
-        Ok(warm)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -920,6 +695,20 @@ mod tests {
         assert_eq!(compute.waiting(), 0, "background work is no request that waits");
         drop(held);
         assert!(compute.hold(Class::Profiling, Duration::ZERO, &Stop::never()).is_some());
+    }
+
+    #[test]
+    fn a_piece_that_never_ends_keeps_nobody_from_the_device() {
+        let (compute, begun) = (compute(), Instant::now());
+        let held = compute.hold(Class::Profiling, Duration::ZERO, &Stop::never()).unwrap();
+        let patience = Stop::at(begun + 5 * HOLD_MAX);
+        let next = compute.hold(Class::Training, Duration::ZERO, &patience);
+        assert!(next.is_some() && begun.elapsed() >= HOLD_MAX, "{:?}", begun.elapsed());
+        // Its end, when it comes, gives nobody else's turn away.
+        drop(held);
+        assert!(compute.hold(Class::Training, Duration::ZERO, &Stop::at(Instant::now() + HOLD_MAX / 4)).is_none());
+        drop(next);
+        assert!(compute.hold(Class::Training, Duration::ZERO, &patience).is_some());
     }
 
     #[test]

@@ -13,8 +13,8 @@ use tierline_graph::profile::ModelProfile;
 use tierline_proto::Digest;
 use tierline_proto::v1::{self, Catalogue, Code, Failure, ModelEntry};
 
-use crate::device::compute::{Program, Source};
 use crate::device::memory::{Key, Memory};
+use crate::device::program::{Program, Source};
 use crate::models::{Manifest, Prepared};
 
 /// A name, what it points at, and what is known of it here.

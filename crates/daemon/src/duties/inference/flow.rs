@@ -19,7 +19,8 @@ use tokio::task::AbortHandle;
 
 use super::{Inference, calls, wire};
 use crate::device::budget::Held;
-use crate::device::compute::{Named, Program, SliceKey, Turn};
+use crate::device::compute::Turn;
+use crate::device::program::{Named, Program, SliceKey};
 use crate::duties::planning::segment_after;
 use crate::runtime::tasks::in_place;
 use crate::runtime::{ns, wait_until};

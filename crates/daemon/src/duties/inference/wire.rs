@@ -12,7 +12,7 @@ use tierline_proto::{Assembler, Encoded};
 use tonic::Streaming;
 
 use crate::device::budget::Held;
-use crate::device::compute::Named;
+use crate::device::program::Named;
 
 /// Tensors encoded for the wire, and the time that took.
 pub struct Packed {

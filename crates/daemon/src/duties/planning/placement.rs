@@ -9,7 +9,7 @@ use tierline_proto::v1::{Boundary, Code, Failure, Route, TensorCodec};
 use tierline_proto::{Digest, Role};
 
 use super::Planning;
-use crate::device::compute::Program;
+use crate::device::program::Program;
 use crate::duties::catalogue::Entry;
 use crate::runtime::ns;
 
