@@ -1,7 +1,7 @@
 //! Profiles a model on this device, twice, and compares.
 //!
 //! ```console
-//! $ cargo run --profile fast --example profile -- model.onnx onnxruntime 6 x=1,3,640,640
+//! $ cargo run --release --example profile -- model.onnx onnxruntime 6 x=1,3,640,640
 //! ```
 //!
 //! The engine is `rten` or `onnxruntime`, the number the budget in seconds;

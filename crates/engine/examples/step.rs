@@ -1,7 +1,7 @@
 //! Times a training step on ONNX Runtime, plain and with our own operators.
 //!
 //! ```console
-//! $ cargo run --profile fast --example step -- resnet18_small mobilenet_v2_small
+//! $ cargo run --release --example step -- resnet18_small mobilenet_v2_small
 //! ```
 //!
 //! Names are of [`tierline_zoo::TRAINED`]; none takes all of them. Both forms
