@@ -72,6 +72,12 @@ impl Attacked {
         line.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
     }
 
+    /// What the most grew by since `before`, bytes: nothing where it reads as less, for the system counts a process's
+    /// pages per processor and adds them up roughly.
+    fn grown(&self, before: u64) -> u64 {
+        self.peak().saturating_sub(before)
+    }
+
     #[track_caller]
     fn is_well(&self) {
         let npy = self.site.folder.path().join("x.npy");
@@ -134,7 +140,7 @@ fn a_little_that_decodes_to_much_is_not_decoded() {
         codes
     });
     assert!(codes.chunks(2).all(|c| c == [Code::TooLarge, Code::InvalidInput]), "{codes:?}");
-    let grown = attacked.peak() - before;
+    let grown = attacked.grown(before);
     assert!(grown < 100 << 20, "{grown} bytes");
     attacked.is_well();
 }
@@ -164,7 +170,7 @@ fn requests_under_way_hold_no_more_than_they_may() {
     let huge = vec![TensorInfo { name: "x".into(), codec: "raw".into(), length: 512 << 20 }];
     let huge = attacked.runtime.block_on(run(&attacked.pair, attacked.header(huge), Vec::new()));
     assert_eq!(code(huge), Code::TooLarge);
-    let grown = attacked.peak() - before;
+    let grown = attacked.grown(before);
     assert!(grown < 2 * REQUESTS_BYTES, "{grown} bytes");
     attacked.is_well();
 }
@@ -200,7 +206,7 @@ fn artefacts_that_nobody_reads_keep_little() {
         tokio::time::sleep(Duration::from_secs(3)).await;
         unread
     });
-    let grown = attacked.peak() - before;
+    let grown = attacked.grown(before);
     assert!(grown < 48 << 20, "{grown} bytes");
     // Others are served meanwhile.
     let other = attacked.site.join("end", "end-1", &attacked.site.cloud.url);
@@ -232,7 +238,7 @@ fn probes_that_nobody_reads_keep_little() {
         let refused = unread.iter().filter(|r| matches!(r, Ok(Ok(Err(_))))).count();
         assert!(refused > 0, "so many at once aren't taken");
     });
-    let grown = attacked.peak() - before;
+    let grown = attacked.grown(before);
     assert!(grown < 100 << 20, "{grown} bytes");
     attacked.is_well();
 }
