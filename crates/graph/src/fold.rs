@@ -10,24 +10,21 @@ use protobuf::Message;
 
 use crate::blocked::unblocked;
 use crate::constant::{tensor_from_proto, tensor_to_proto};
-use crate::copies::Copies;
 use crate::cost::cost;
-use crate::emit::{Attribute, Emitter};
 use crate::error::LoadError;
+use crate::exporter::{Copies, Stated, noted, untied};
 use crate::index::{Index, captured, is_function_of_inputs};
 use crate::infer::{Types, infer_types};
 use crate::inline::inlined;
 use crate::lift::lifted;
 use crate::model::Model;
-use crate::notes::noted;
 use crate::onnx::{GraphProto, ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto};
 use crate::plain::{Casts, Sequences};
 use crate::rewrite::{Pass, Patch, RewriteError, run};
 use crate::slice::value_info_proto;
 use crate::tensor::{DataType, Elements, Tensor};
 use crate::types::ValueInfo;
-use crate::untie::untied;
-use crate::weights::{is_float, is_trainable_type, learned, neutral, stated, turns};
+use crate::weights::{is_trainable_type, learned, turns};
 
 /// Bytes of one folded result at most: a weight of the largest layers passes,
 /// an Expand to a whole activation doesn't.
@@ -129,18 +126,18 @@ pub fn fold_for(model: &mut Model, evaluator: &mut dyn Evaluate, purpose: Purpos
     }
     // Constants that are cast to be like what isn't constant are stated, too.
     run(&mut folded, &mut Casts)?;
-    let mut kept = Stated { names: stated(&folded, said) };
+    let mut stated = Stated::of(&folded, said);
     run(&mut folded, &mut Literals)?;
     run(&mut folded, &mut Sequences)?;
     run(&mut folded, &mut Identities { purpose })?;
     let allowed = Allowed::new(&folded);
-    let weights = Weights { purpose, stated: kept.no_weights(&folded) };
+    let weights = Weights { purpose, stated: stated.no_weights(&folded) };
     let mut computed = Computed { evaluator, weights, allowed, report: FoldReport::default() };
     // Sizes that follow from values are known once those are computed.
     while run(&mut folded, &mut computed)? {}
     let report = computed.report;
     run(&mut folded, &mut Unused)?;
-    run(&mut folded, &mut kept)?;
+    run(&mut folded, &mut stated)?;
     *model = folded;
     Ok(FoldReport { nodes_before, nodes_after: model.graph().node.len(), ..report })
 }
@@ -221,63 +218,6 @@ fn literal(node: &NodeProto, name: &str) -> Option<TensorProto> {
         _ => return None,
     };
     Tensor::new(shape, elements).ok().map(|tensor| tensor_to_proto(name, &tensor))
-}
-
-/// Constants that an exporter stated where a layer could learn them become
-/// Constant nodes again: weights are initialisers, here as in most files, and
-/// whoever trains the model, or a slice of it, tells them apart by that.
-struct Stated {
-    /// Of all constants that no weight takes part in.
-    names: HashSet<String>,
-}
-
-impl Stated {
-    /// Those that stand where a layer could learn them, and are stated: all,
-    /// or the neutral ones of a file that keeps its weights so.
-    fn kept<'m>(&self, index: &Index<'m>) -> Vec<&'m TensorProto> {
-        let given: HashSet<&str> = index.graph.input.iter().map(|i| i.name()).collect();
-        let learned = learned(index, &HashSet::new());
-        let here = |t: &&TensorProto| is_float(t) && learned.contains(t.name()) && !given.contains(t.name());
-        let constants: Vec<&TensorProto> = index.graph.initializer.iter().filter(here).collect();
-        let mut kept: Vec<&TensorProto> = constants.iter().copied().filter(|t| self.names.contains(t.name())).collect();
-        if kept.len() == constants.len() {
-            // A file that keeps its weights in Constant nodes, too.
-            let neutral = neutral(index, true);
-            kept.retain(|t| neutral.contains(t.name()));
-        }
-        kept
-    }
-
-    /// What is no weight, before anything is folded.
-    fn no_weights(&self, model: &Model) -> HashSet<String> {
-        let index = Index::new(model);
-        let learned = learned(&index, &HashSet::new());
-        let mut weights = index.graph.initializer.iter().filter(|t| is_float(t) && learned.contains(t.name()));
-        if weights.all(|t| self.names.contains(t.name())) {
-            return self.kept(&index).into_iter().map(|t| t.name().to_owned()).collect();
-        }
-        self.names.clone()
-    }
-}
-
-impl Pass for Stated {
-    fn name(&self) -> &'static str {
-        "stated"
-    }
-
-    fn patch(&mut self, model: &Model) -> Result<Patch, String> {
-        let kept = self.kept(&Index::new(model));
-        let mut out = Emitter::new([]);
-        for constant in &kept {
-            let value = tensor_from_proto(constant).map_err(|e| e.to_string())?;
-            out.named("Constant", &[], &[constant.name()], &[("value", Attribute::Tensor(value))]);
-        }
-        Ok(Patch {
-            remove_constants: kept.iter().map(|t| t.name().to_owned()).collect(),
-            add_nodes: out.finish().0,
-            ..Patch::default()
-        })
-    }
 }
 
 /// Identity, and Dropout at inference, pass their input on.

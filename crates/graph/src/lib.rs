@@ -30,14 +30,12 @@ mod weights;
 mod attributes;
 mod blocked;
 mod check;
-mod copies;
+mod exporter;
 mod external;
 mod inline;
 mod lift;
 mod normal;
-mod notes;
 mod plain;
-mod untie;
 
 /// ONNX messages, generated from `proto/onnx.proto`.
 #[allow(missing_docs, clippy::all)]

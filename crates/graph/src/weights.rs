@@ -1,17 +1,16 @@
 //! Which constants of a graph its layers learn.
 //!
-//! A file doesn't say, or says it in notes of its exporter ([`crate::notes`]).
-//! Here is what operators learn ([`learned`]), of which parts a weight is
-//! computed, what only moves elements of such ([`moves`]), and which constants
-//! an exporter wrote for layers that learn nothing ([`stated`], [`neutral`]).
+//! A file doesn't say, or says it in the ways of its exporter
+//! ([`crate::exporter`]). Here is what operators learn ([`learned`]), of which
+//! parts a weight is computed, and what only moves elements of such
+//! ([`moves`]).
 
 use std::collections::{HashMap, HashSet};
 
 use crate::constant::tensor_from_proto;
+use crate::exporter::{is_noted, is_own};
 use crate::gradient::is_differentiated;
 use crate::index::{Index, bodies, is_function_of_inputs};
-use crate::model::Model;
-use crate::notes::{is_noted, is_own};
 use crate::onnx::{NodeProto, TensorProto};
 use crate::tensor::{DataType, Elements};
 
@@ -25,7 +24,7 @@ const UNARY: [&str; 12] =
 
 /// Operators that make tables of positions of frequencies: nothing behind them
 /// is learned.
-const TABLES: [&str; 2] = ["Sin", "Cos"];
+pub(crate) const TABLES: [&str; 2] = ["Sin", "Cos"];
 
 /// A constant as large as this is a mask, not a bias.
 const FAR_MIN: f64 = 1e4;
@@ -115,7 +114,7 @@ pub(crate) fn is_table(tensor: &TensorProto) -> bool {
 }
 
 /// What is said of a constant's numbers, if it has such that are known.
-fn all<T>(tensor: &TensorProto, said: impl FnOnce(Box<dyn Iterator<Item = f64> + '_>) -> T) -> Option<T> {
+pub(crate) fn all<T>(tensor: &TensorProto, said: impl FnOnce(Box<dyn Iterator<Item = f64> + '_>) -> T) -> Option<T> {
     match tensor_from_proto(tensor).ok()?.elements() {
         Elements::F32(v) => Some(said(Box::new(v.iter().map(|&x| f64::from(x))))),
         Elements::F64(v) => Some(said(Box::new(v.iter().copied()))),
@@ -125,7 +124,7 @@ fn all<T>(tensor: &TensorProto, said: impl FnOnce(Box<dyn Iterator<Item = f64> +
 
 /// Floating-point constants of more than one element, and what nodes make of
 /// such by moving elements only.
-fn moved_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
+pub(crate) fn moved_weights<'m>(index: &Index<'m>) -> HashSet<&'m str> {
     let several = |t: &&TensorProto| is_float(t) && t.dims.iter().product::<i64>() > 1;
     moved(index, index.graph.initializer.iter().filter(several).map(|t| t.name()).collect())
 }
@@ -254,14 +253,14 @@ impl<'m> Known<'m> {
 }
 
 /// Values of initialisers and Constant nodes.
-fn constants<'m>(index: &Index<'m>) -> HashMap<&'m str, &'m TensorProto> {
+pub(crate) fn constants<'m>(index: &Index<'m>) -> HashMap<&'m str, &'m TensorProto> {
     let held = index.graph.node.iter().filter(|n| n.op_type() == "Constant");
     let held = held.filter_map(|n| Some((n.output.first()?.as_str(), n.attribute.first()?.t.as_ref()?)));
     index.graph.initializer.iter().map(|t| (t.name(), t)).chain(held).collect()
 }
 
 /// Whether a node makes a mask: with numbers that only such have.
-fn makes_mask(node: &NodeProto, constants: &HashMap<&str, &TensorProto>) -> bool {
+pub(crate) fn makes_mask(node: &NodeProto, constants: &HashMap<&str, &TensorProto>) -> bool {
     let far = |name: &String| constants.get(name.as_str()).is_some_and(|t| is_far(t) == Some(true));
     matches!(node.op_type(), "Add" | "Sub" | "Mul" | "Div" | "Where" | "Sum") && node.input.iter().any(far)
 }
@@ -297,7 +296,7 @@ fn look<'m>(node: &'m NodeProto, known: &Known<'_>, stated: &HashSet<String>, le
 }
 
 /// Whether a node is a normalisation that takes a scale and a bias.
-fn normalises(node: &NodeProto) -> bool {
+pub(crate) fn normalises(node: &NodeProto) -> bool {
     matches!(
         node.op_type(),
         "BatchNormalization"
@@ -306,88 +305,4 @@ fn normalises(node: &NodeProto) -> bool {
             | "LayerNormalization"
             | "RMSNormalization"
     )
-}
-
-/// Names of constants that come of Constant nodes and sizes alone, or are masks
-/// and tables of positions: exporters keep weights as initialisers, and write
-/// constants of the architecture so.
-/// `said` are initialisers that are none, and stated as well.
-pub(crate) fn stated(model: &Model, said: HashSet<String>) -> HashSet<String> {
-    let index = Index::new(model);
-    let floats = index.graph.initializer.iter().filter(|t| is_float(t) && !said.contains(t.name()));
-    let mut weights: HashSet<&str> = floats.map(|t| t.name()).collect();
-    let mut stated = said;
-    let constants = constants(&index);
-    for &position in &index.order {
-        let node = &index.graph.node[position];
-        let outputs = node.output.iter().filter(|o| !o.is_empty());
-        // Of a weight's sizes nothing is learned.
-        let sizes = matches!(node.op_type(), "Shape" | "Size");
-        let of_weights = || !sizes && index.reads[position].iter().any(|name| weights.contains(name));
-        let fixed = outputs.clone().any(|o| !index.is_dynamic(o));
-        let mere = fixed && (TABLES.contains(&node.op_type()) || makes_mask(node, &constants));
-        if !is_function_of_inputs(node) || !mere && of_weights() {
-            weights.extend(outputs.map(String::as_str));
-        } else {
-            stated.extend(outputs.filter(|o| !index.is_dynamic(o)).cloned());
-        }
-    }
-    stated
-}
-
-/// Scales of ones and biases of zeros that exporters give a normalisation
-/// without weights of its own, where they stand as initialisers: named as
-/// PyTorch's exporters name constants, or of a group normalisation written as
-/// an instance normalisation, which multiplies and adds its weights behind it.
-pub(crate) fn neutral<'m>(index: &Index<'m>, all: bool) -> HashSet<&'m str> {
-    let initialisers = || index.graph.initializer.iter();
-    let ones: HashSet<&str> = initialisers().filter(|t| is_all(t, 1.0)).map(|t| t.name()).collect();
-    let zeros: HashSet<&str> = initialisers().filter(|t| is_all(t, 0.0)).map(|t| t.name()).collect();
-    let several = moved_weights(index);
-    let mut found = HashSet::new();
-    for node in index.graph.node.iter().filter(|n| normalises(n)) {
-        let grouped = node.op_type() == "InstanceNormalization" && is_grouped(index, node, &several);
-        for (name, neutral) in node.input.iter().skip(1).zip([&ones, &zeros]) {
-            if neutral.contains(name.as_str()) && (all || grouped || is_named_constant(name)) {
-                found.insert(name.as_str());
-            }
-        }
-    }
-    found
-}
-
-/// Whether an initialiser's name is one that PyTorch's exporters give to
-/// constants, and to what they compute of such.
-pub(crate) fn is_named_constant(name: &str) -> bool {
-    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let counted = |text: &str| text.is_empty() || text.strip_prefix('_').is_some_and(number);
-    let of_trace = |name: &str| {
-        let (_, last) = name.rsplit_once('/').unwrap_or(("", name));
-        last.strip_suffix("_output_0").and_then(|n| n.strip_prefix("Constant")).is_some_and(counted)
-    };
-    name.strip_prefix("val_").is_some_and(number) || of_trace(name)
-}
-
-/// Whether an instance normalisation is of channels that were joined for it,
-/// and are scaled by a constant vector behind it.
-fn is_grouped(index: &Index<'_>, node: &NodeProto, several: &HashSet<&str>) -> bool {
-    let is_reshape = |name: &str| {
-        let from = index.producer.get(name);
-        from.is_some_and(|&from| index.graph.node[from].op_type() == "Reshape")
-    };
-    let reader = |name: &str| {
-        let mut readers = index.graph.node.iter().filter(|n| n.input.iter().any(|i| i == name));
-        readers.next().filter(|_| readers.next().is_none())
-    };
-    let apart = reader(&node.output[0]).filter(|n| n.op_type() == "Reshape");
-    let scaled = apart.and_then(|apart| reader(&apart.output[0])).filter(|n| n.op_type() == "Mul");
-    is_reshape(&node.input[0]) && scaled.is_some_and(|mul| mul.input.iter().any(|i| several.contains(i.as_str())))
-}
-
-fn is_all(tensor: &TensorProto, value: f64) -> bool {
-    // A scale or bias is a vector.
-    if tensor.dims.len() > 1 || !is_float(tensor) {
-        return false;
-    }
-    all(tensor, |mut numbers| numbers.all(|x| x == value)).unwrap_or(false)
 }

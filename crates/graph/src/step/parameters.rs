@@ -16,12 +16,12 @@
 use std::collections::HashSet;
 
 use super::StepError;
+use crate::exporter::{is_noted, neutral};
 use crate::index::Index;
 use crate::model::Model;
-use crate::notes::is_noted;
 use crate::onnx::TensorProto;
 use crate::tensor::DataType;
-use crate::weights::{is_mask, is_trainable_type, learned, neutral};
+use crate::weights::{is_mask, is_trainable_type, learned};
 
 /// Names of weights, in the file's order.
 pub(super) struct Found {

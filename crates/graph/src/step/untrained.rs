@@ -6,11 +6,11 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::{StepError, matches};
+use crate::exporter::{is_noted, lost};
 use crate::gradient::{Forward, GradientError};
 use crate::index::bodies;
 use crate::model::Model;
-use crate::notes::{computed_of, is_noted, is_older_constant, left_out};
-use crate::onnx::{GraphProto, NodeProto, TensorProto};
+use crate::onnx::{NodeProto, TensorProto};
 use crate::tensor::DataType;
 
 /// Weights whose reason is looked for.
@@ -58,50 +58,9 @@ pub(super) fn untrained(
     for node in &forward.index.graph.node {
         within(node, node, freeze, &mut found);
     }
-    found.extend(lost(forward.index.graph, &trained, freeze));
-    found.extend(computed(forward.index.graph, &trained));
-    let left_out = left_out(forward.index.graph).filter(|name| !freeze.iter().any(|pattern| matches(pattern, name)));
-    let reason = "the exporter left it out of the file, as it does with biases of zeros and with normalisations that it \
-                  joins to a layer; export the model with optimize=False, which keeps them";
-    found.extend(left_out.map(|name| Untrained { weight: name.to_owned(), reason: reason.to_owned() }));
-    found
-}
-
-/// Weights that PyTorch's older exporter computed of parameters and that are
-/// trained in their place. Where it joins a batch normalisation to a layer it
-/// computes the bias, too: that is the layer's weight as well as any.
-fn computed(graph: &GraphProto, trained: &HashSet<&str>) -> Vec<Untrained> {
-    let layers = graph.node.iter().filter(|n| matches!(n.op_type(), "Conv" | "ConvTranspose" | "Gemm"));
-    let weights = layers.filter_map(|node| {
-        let is_made = |i: usize| node.input.get(i).is_some_and(|name| is_older_constant(name));
-        let weight = node.input.get(1).filter(|name| trained.contains(name.as_str()))?;
-        (is_made(1) && !is_made(2)).then_some(weight)
-    });
-    let reason = "the exporter computed it of parameters that the file hasn't, and it is trained in their place; export the \
-                  model with do_constant_folding=False, which keeps them apart";
-    let mut seen = HashSet::new();
-    let new = weights.filter(|name| seen.insert(name.as_str()));
-    new.map(|name| Untrained { weight: name.clone(), reason: reason.to_owned() }).collect()
-}
-
-/// Parameters of PyTorch's module that the file doesn't have any more, each
-/// once.
-fn lost(graph: &GraphProto, trained: &HashSet<&str>, freeze: &[String]) -> Vec<Untrained> {
-    let mut seen = HashSet::new();
-    let mut found = Vec::new();
-    for tensor in &graph.initializer {
-        let name = tensor.name();
-        let is = if trained.contains(name) { "is trained in its place" } else { "stays as it is" };
-        for parameter in computed_of(tensor).filter(|p| seen.insert(*p)) {
-            if !freeze.iter().any(|pattern| matches(pattern, parameter) || matches(pattern, name)) {
-                let reason = format!(
-                    "the exporter computed `{name}` of it, which {is}; export the model with optimize=False, which keeps \
-                     its parameters apart"
-                );
-                found.push(Untrained { weight: parameter.to_owned(), reason });
-            }
-        }
-    }
+    let lost = lost(forward.index.graph, &trained).into_iter();
+    let lost = lost.filter(|l| !freeze.iter().any(|pattern| l.names().any(|name| matches(pattern, name))));
+    found.extend(lost.map(|l| Untrained { weight: l.parameter, reason: l.reason }));
     found
 }
 

@@ -13,7 +13,9 @@ use crate::error::LoadError;
 use crate::index::Index;
 use crate::model::Model;
 use crate::onnx::{GraphProto, NodeProto, StringStringEntryProto, TensorProto};
-use crate::weights::{is_float, is_named_constant, is_table, turns};
+use crate::weights::{is_float, is_table, turns};
+
+use super::names::{is_of_module, is_of_pytorch, is_older_constant, is_turned, is_variable};
 
 /// Of a constant that a layer learns, wherever it stands.
 const LEARNED: &str = "tierline.learned";
@@ -32,9 +34,6 @@ const LEFT_OUT: &str = "tierline.left_out";
 /// PyTorch's note of what a value is, and of what it was computed.
 const KIND: &str = "pkg.torch.export.graph_signature.InputSpec.kind";
 const FOLDED_FROM: &str = "pkg.onnxscript.optimizer.folded_from";
-
-/// How PyTorch's older exporter begins the names of what it computed.
-const OLDER_CONSTANT: &str = "onnx::";
 
 /// PyTorch's list of all inputs, among the notes of the graph.
 const SIGNATURE: &str = "pkg.torch.export.ExportedProgram.graph_signature";
@@ -165,16 +164,11 @@ pub(crate) fn made_by_exporter(model: &Model) -> HashMap<String, Vec<String>> {
             found.insert(value.name().to_owned(), from);
         }
     }
-    if model.proto().producer_name() == "pytorch" {
+    if is_of_pytorch(model) {
         let older = floats.iter().filter(|name| is_older_constant(name));
         found.extend(older.map(|name| ((*name).to_owned(), Vec::new())));
     }
     found
-}
-
-/// Whether PyTorch's older exporter would name so what it computed.
-pub(crate) fn is_older_constant(name: &str) -> bool {
-    name.starts_with(OLDER_CONSTANT)
 }
 
 enum Note {
@@ -191,7 +185,7 @@ fn read(model: &Model) -> HashMap<String, Note> {
     graph.initializer.iter().for_each(|t| said.entry(t.name()).or_default().extend(&t.metadata_props));
     let of = |name: &str, key| said.get(name).and_then(|notes| note(notes.iter().copied(), key));
     let parameters = parameters(graph);
-    let is_older = model.proto().producer_name() == "pytorch"
+    let is_older = is_of_pytorch(model)
         && note(&graph.metadata_props, SIGNATURE).is_none()
         && !said.keys().any(|name| of(name, KIND).is_some());
     let before = before_weights(model);
@@ -211,7 +205,7 @@ fn read(model: &Model) -> HashMap<String, Note> {
             None if from.len() == 1 => Note::Learned,
             // Of buffers and constants alone.
             None if folded.is_some() && from.is_empty() && !parameters.is_empty() => Note::Constant,
-            None if name.contains("ReadVariableOp") => Note::Learned,
+            None if is_variable(name) => Note::Learned,
             None if is_older && is_older_constant(name) && !single && !before.contains(name) => Note::Own,
             None if !is_older || !is_of_module(name) => continue,
             // Preparation of the input isn't learned, though a module has it.
@@ -238,19 +232,6 @@ fn listed(list: &str) -> impl Iterator<Item = &str> {
 /// What stands between single quotes.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('\'').skip(1).step_by(2)
-}
-
-/// Whether PyTorch's older exporter would name a parameter or a buffer so.
-pub(crate) fn is_of_module(name: &str) -> bool {
-    !is_older_constant(name) && !is_named_constant(name) && !name.bytes().all(|b| b.is_ascii_digit())
-}
-
-/// Whether PyTorch's exporter would name a weight so that it turned: linear
-/// layers have no name for it, others that of the operator.
-fn is_turned(name: &str) -> bool {
-    let counted = name.rsplit_once('_').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit()));
-    let known = ["val", "t", "transpose", "permute", "view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten"];
-    known.contains(&counted.map_or(name, |(operator, _)| operator))
 }
 
 /// Whether a constant has a number for each channel of a picture.

@@ -3,7 +3,7 @@
 //! they were made of, so each becomes what it was: a node behind its weight.
 //!
 //! A pass of [`crate::fold`]. Which constants an exporter made is told by its
-//! notes and names ([`crate::notes::made_by_exporter`]); what of, by the
+//! notes and names ([`super::notes`]); what of, by the
 //! numbers themselves.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -12,11 +12,12 @@ use crate::constant::tensor_from_proto;
 use crate::emit::{Attribute, Emitter};
 use crate::index::Index;
 use crate::model::Model;
-use crate::notes::made_by_exporter;
 use crate::onnx::{NodeProto, TensorProto};
 use crate::rewrite::{Pass, Patch};
 use crate::tensor::Elements;
 use crate::weights::{is_float, turns};
+
+use super::notes::made_by_exporter;
 
 /// Axes of a copy at most: its orders are tried one by one.
 const AXES_MAX: usize = 4;
@@ -60,17 +61,17 @@ impl Pass for Copies {
                 let others = group.iter().filter(own).chain(group[..i].iter().filter(|of| !own(of)));
                 let of = others.filter(|of| fits(copy, of, sources, made.get(of.name))).find_map(|of| {
                     let of_kept = !patch.remove_constants.contains(of.name);
-                    of_kept.then(|| Some((of.name, order(copy, of)?))).flatten()
+                    of_kept.then(|| Some((of.name, copy_kind(copy, of)?))).flatten()
                 });
                 let Some((of, order)) = of else { continue };
                 settled.insert(copy.name);
                 patch.remove_constants.insert(copy.name.to_owned());
                 match order {
-                    Order::Same => drop(patch.rewire.insert(copy.name.to_owned(), of.to_owned())),
-                    Order::Turned(perm) => {
+                    CopyKind::Same => drop(patch.rewire.insert(copy.name.to_owned(), of.to_owned())),
+                    CopyKind::Turned(perm) => {
                         out.named("Transpose", &[of], &[copy.name], &[("perm", Attribute::Ints(perm))])
                     }
-                    Order::Reshaped => {
+                    CopyKind::Reshaped => {
                         let sizes: Vec<i64> = copy.sizes.iter().map(|&n| n as i64).collect();
                         let sizes = out.ints(&sizes);
                         out.named("Reshape", &[of, &sizes], &[copy.name], &[]);
@@ -126,28 +127,28 @@ fn fits(copy: &Numbers<'_>, of: &Numbers<'_>, sources: &[String], others: Option
 }
 
 /// How a copy was made.
-enum Order {
+enum CopyKind {
     Same,
     Turned(Vec<i64>),
     Reshaped,
 }
 
-fn order(copy: &Numbers<'_>, of: &Numbers<'_>) -> Option<Order> {
+fn copy_kind(copy: &Numbers<'_>, of: &Numbers<'_>) -> Option<CopyKind> {
     if copy.values == of.values {
-        return Some(if copy.sizes == of.sizes { Order::Same } else { Order::Reshaped });
+        return Some(if copy.sizes == of.sizes { CopyKind::Same } else { CopyKind::Reshaped });
     }
     let rank = of.sizes.len();
     if rank != copy.sizes.len() || !(2..=AXES_MAX).contains(&rank) {
         return None;
     }
-    let perm = orders(rank).into_iter().find(|perm| {
+    let perm = permutations(rank).into_iter().find(|perm| {
         perm.iter().zip(&copy.sizes).all(|(&axis, size)| of.sizes[axis] == *size) && of.turned_by(perm, &copy.values)
     })?;
-    Some(Order::Turned(perm.into_iter().map(|axis| axis as i64).collect()))
+    Some(CopyKind::Turned(perm.into_iter().map(|axis| axis as i64).collect()))
 }
 
 /// All orders of so many axes.
-fn orders(rank: usize) -> Vec<Vec<usize>> {
+fn permutations(rank: usize) -> Vec<Vec<usize>> {
     (0..rank).fold(vec![vec![]], |all, _| {
         let longer = |order: &Vec<usize>| {
             let order = order.clone();

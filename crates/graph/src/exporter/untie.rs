@@ -10,10 +10,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use crate::constant::tensor_from_proto;
 use crate::error::LoadError;
 use crate::model::Model;
-use crate::notes::{Signature, call_of, is_of_module};
 use crate::onnx::{GraphProto, TensorProto};
 use crate::tensor::Elements;
 use crate::weights::is_float;
+
+use super::names::{is_of_module, is_of_pytorch};
+use super::notes::{Signature, call_of};
 
 /// The model with its parameters apart.
 ///
@@ -96,7 +98,7 @@ fn called(graph: &GraphProto, signature: &Signature<'_>) -> Vec<Part> {
 
 /// By the names of nodes that only give one.
 fn named(model: &Model) -> Vec<Part> {
-    if model.proto().producer_name() != "pytorch" {
+    if !is_of_pytorch(model) {
         return Vec::new();
     }
     let graph = model.graph();
