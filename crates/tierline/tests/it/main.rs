@@ -22,6 +22,7 @@ mod memory;
 mod middle;
 mod names;
 mod newcomer;
+mod operators;
 mod panics;
 mod reference;
 mod running;

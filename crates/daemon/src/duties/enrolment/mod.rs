@@ -24,6 +24,7 @@ use tierline_store::members::{self, NodeRow};
 use tonic::service::RoutesBuilder;
 
 pub use self::authority::Authority;
+pub use self::renewal::renewed;
 use self::service::EnrollmentService;
 use crate::net::Uplink;
 use crate::net::door::Doors;

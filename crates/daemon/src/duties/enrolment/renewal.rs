@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::CertificateDer;
 use tierline_identity::{Identity, KeyRequest};
 use tierline_proto::Sound;
+use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::v1::{Code, Failure};
+use tonic::transport::Channel;
 
 use super::Enrolment;
 use crate::config::NodeConfig;
@@ -38,26 +40,35 @@ pub async fn keep(enrolment: Arc<Enrolment>) {
 /// # Errors
 /// When the cloud can't be reached or refuses.
 pub async fn renew(enrolment: &Enrolment) -> Result<(), Failure> {
-    let internal = |e: &dyn std::fmt::Display| Failure::new(Code::Internal, e.to_string());
     let me = &enrolment.cx.me;
     let current = me.identity();
     let renewed: Identity = match enrolment.authority() {
         Some(authority) => authority.renew_own(current.peer())?,
-        None => {
-            let key = KeyRequest::generate().map_err(|e| internal(&e))?;
-            let request = current.renewal(&key).map_err(|e| internal(&e))?;
-            let mut above = enrolment.cx.parents.first_connection()?.enrollment();
-            let reply = above.renew(request).await.map_err(|s| Failure::from_status(&s))?.into_inner();
-            let reply = Sound::read(reply)?;
-            let chain = reply.certificate_chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
-            key.accept(chain, current.ca().clone(), SystemTime::now()).map_err(|e| internal(&e))?
-        }
+        None => renewed(&current, enrolment.cx.parents.first_connection()?.enrollment()).await?,
     };
     in_place(|| renewed.save(&me.config().data.join("identity"))).map_err(|e| internal(&e))?;
     if renewed.peer().name != me.name() {
         in_place(|| keep_name(&me.config().data, &renewed.peer().name));
     }
     me.live_identity().replace(renewed).map_err(|e| internal(&e))
+}
+
+/// The same identity with a certificate for a new key, from a node that signs
+/// such or passes requests on. It is not kept anywhere yet.
+///
+/// # Errors
+/// When the node refuses, or can't pass it on.
+pub async fn renewed(current: &Identity, mut node: EnrollmentClient<Channel>) -> Result<Identity, Failure> {
+    let key = KeyRequest::generate().map_err(|e| internal(&e))?;
+    let request = current.renewal(&key).map_err(|e| internal(&e))?;
+    let reply = node.renew(request).await.map_err(|s| Failure::from_status(&s))?.into_inner();
+    let reply = Sound::read(reply)?;
+    let chain = reply.certificate_chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
+    key.accept(chain, current.ca().clone(), SystemTime::now()).map_err(|e| internal(&e))
+}
+
+fn internal(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(Code::Internal, error.to_string())
 }
 
 /// The configuration says the name that the certificate says, which counts.
