@@ -22,6 +22,7 @@ use tierline_proto::Digest;
 use tierline_proto::limits::MODELS_MAX;
 
 use crate::Span;
+use crate::calibrate::Ratios;
 use crate::time::Time;
 
 /// A switch must be predicted to save this share of the time.
@@ -80,6 +81,8 @@ pub struct Conditions {
     /// Expected wait on this tier and those above, nearest first; missing
     /// ones are zero.
     pub waits: Vec<Duration>,
+    /// How much longer models take on tiers than was measured of them.
+    pub ratios: Ratios,
 }
 
 /// The plans of one model on this node's path.

@@ -8,22 +8,23 @@
 //! virtual time with seeded faults.
 //!
 //! Start at [`request`], the path of a request; then [`lease`] (is the next
-//! tier there?), [`admit`] (whose turn is it?), [`estimate`] and [`adapt`]
-//! (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
-//! (who may call what), [`places`] and [`pace`] (how many connections, how many joins).
+//! tier there?), [`admit`] (whose turn is it?), [`estimate`], [`calibrate`] and
+//! [`adapt`] (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
+//! (who may call what), [`places`] and [`rate`] (how many connections, how many joins).
 //! `docs/design/nodes.md` draws them.
 
 #![forbid(unsafe_code)]
 
 pub mod adapt;
 pub mod admit;
+pub mod calibrate;
 pub mod estimate;
 pub mod federation;
 pub mod fetch;
 pub mod lease;
-pub mod pace;
 pub mod places;
 pub mod policy;
+pub mod rate;
 pub mod request;
 pub mod time;
 

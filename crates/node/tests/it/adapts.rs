@@ -55,7 +55,10 @@ fn table(n: u8) -> Table {
 }
 
 fn link(mbit: f64) -> Conditions {
-    Conditions { links: vec![Link { up: mbit * 125_000.0, down: mbit * 125_000.0, rtt: ms(10) }], waits: vec![] }
+    Conditions {
+        links: vec![Link { up: mbit * 125_000.0, down: mbit * 125_000.0, rtt: ms(10) }],
+        ..Conditions::default()
+    }
 }
 
 fn conditions(conditions: Conditions, changed: bool) -> Event<Table> {

@@ -566,3 +566,23 @@ fn a_certificate_is_renewed_through_the_edge_by_its_holder_only() {
         assert_ne!(renewed.peer().serial, identity.peer().serial);
     });
 }
+
+#[test]
+fn predictions_follow_a_device_that_is_slower_than_when_it_was_measured() {
+    let site = Site::new();
+    let data = site.join("end", "end-1", &site.cloud.url);
+    let model = site.add_model();
+    let mut end = Node::start(&data, &[]);
+    until_planned(&end);
+    end.stop();
+    // A flag is for once: what was measured stays.
+    let end = Node::start(&data, &["--slowdown", "6"]);
+    until_planned(&end);
+    let ask =
+        || end.ask(&["infer", "--model", "digits", "--input", &model.input, "--placement", "here", "--json"]).json();
+    let first = ask();
+    let predicted = |answer: &serde_json::Value| answer["predicted_ms"].as_f64().unwrap();
+    until("predictions follow", || (predicted(&ask()) > 2.0 * predicted(&first)).then_some(()));
+    let plan = end.ask(&["plan", "digits", "--json"]).json();
+    assert!(plan["cost"].is_object(), "{plan}");
+}

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tierline_plan::{Explanation, LinkCondition, Measured, PlanRequest};
+use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure, InferHeader, Reply, StageTiming};
 
-use super::Planning;
 use super::placement::words;
 use super::tables::Path;
+use super::{Inner, Planning};
 use crate::duties::catalogue::Entry;
 use crate::runtime::ns;
 
@@ -53,6 +54,20 @@ impl Recent {
     }
 }
 
+/// What profiles say of a stage's computing: those of this node for the whole
+/// model, and the tables'. `None` where it ran nothing, or isn't known.
+fn expected(inner: &Inner, model: Digest, whole_ns: u64, here: &str, stage: &StageTiming) -> Option<Duration> {
+    let planned = inner.adapt.plans(model)?;
+    let tiers = planned.paths.iter().flat_map(|path| &path.table.request().tiers);
+    let tier = tiers.into_iter().find(|tier| tier.name == stage.node)?;
+    let (first, last) = (stage.first_segment as usize, stage.last_segment as usize);
+    let part = tier.segment_ns.get(first..last).filter(|part| !part.is_empty())?;
+    if stage.node == here && part.len() == tier.segment_ns.len() {
+        return Some(Duration::from_nanos(whole_ns));
+    }
+    part.iter().copied().sum::<Option<u64>>().map(Duration::from_nanos)
+}
+
 /// What is asked of plans for people.
 #[derive(Debug, serde::Serialize)]
 struct PlanDocument {
@@ -79,10 +94,21 @@ impl Planning {
     /// Remembers how an answer came about, for `explain`.
     pub fn observe_answer(&self, header: &InferHeader, placement: &str, total: Duration, reply: &Reply) {
         let Some(entry) = self.catalogue.known.get(&header.model) else { return };
-        if reply.failure.is_some() || reply.degraded.is_some() {
+        if reply.failure.is_some() {
             return;
         }
+        let now = self.cx.clock.now();
+        let whole_ns = self.catalogue.known.profile(entry.model).map_or(0, |profile| profile.whole_ns);
         let mut inner = self.lock();
+        for stage in &reply.stages {
+            if let Some(predicted) = expected(&inner, entry.model, whole_ns, self.cx.me.name(), stage) {
+                let measured = Duration::from_nanos(stage.compute_ns);
+                inner.calibration.observe(now, entry.model, &stage.node, predicted, measured);
+            }
+        }
+        if reply.degraded.is_some() {
+            return;
+        }
         let recent = inner.recent.entry(entry.model).or_default();
         if recent.placement != placement {
             *recent = Recent { placement: placement.to_owned(), answers: VecDeque::new() };
@@ -127,6 +153,10 @@ impl Planning {
             }
             for (tier, at) in wanted.tiers.iter_mut().zip(std::iter::once(0).chain(path.first_wait..)) {
                 tier.wait_ns = inner.adapt.conditions().waits.get(at).map_or(0, |w| ns(*w));
+                let ratio = inner.adapt.conditions().ratios.of(entry.model, &tier.name);
+                for time in tier.segment_ns.iter_mut().flatten() {
+                    *time = (*time as f64 * ratio) as u64;
+                }
             }
             let links = path.links(inner.adapt.conditions());
             match tierline_plan::plan(&wanted, &links) {

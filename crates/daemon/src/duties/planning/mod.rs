@@ -22,6 +22,7 @@ use bytes::Bytes;
 use tierline_graph::profile::ModelProfile;
 use tierline_identity::Peer as Certified;
 use tierline_node::adapt::{Action, Adapt, Event, SessionKey, Why};
+use tierline_node::calibrate::Calibration;
 use tierline_node::policy::{Roles, Rule};
 use tierline_node::{Peer, Span, Time};
 use tierline_plan::Evaluation;
@@ -93,6 +94,8 @@ type Key = (Digest, Vec<(Option<Peer>, Vec<(String, Option<Digest>)>)>);
 struct Inner {
     adapt: Adapt<Planned>,
     keys: HashMap<Digest, Key>,
+    /// What models take beside what was measured of them.
+    calibration: Calibration,
     /// Answers of the plan in force, by model.
     recent: HashMap<Digest, Recent>,
     /// Where requests went last, by model.
@@ -106,6 +109,7 @@ impl Inner {
     fn new(memory_max: u64) -> Self {
         Self {
             adapt: Adapt::new(memory_max),
+            calibration: Calibration::default(),
             keys: HashMap::new(),
             recent: HashMap::new(),
             last: HashMap::new(),
@@ -142,7 +146,7 @@ pub struct Planning {
     artefacts: Arc<Artefacts>,
     catalogue: Arc<Catalogue>,
     /// The path as children know it.
-    told: Mutex<UpstreamPath>,
+    announced: Mutex<UpstreamPath>,
     /// Changes of the plan in force.
     switches: AtomicU64,
     inner: Mutex<Inner>,
@@ -168,7 +172,7 @@ impl Planning {
             cx,
             artefacts: assembly.get(),
             catalogue,
-            told: Mutex::default(),
+            announced: Mutex::default(),
             switches: AtomicU64::new(0),
             inner: Mutex::new(Inner::new(memory.max())),
             memory,
@@ -207,6 +211,7 @@ impl Planning {
             inner.recent.remove(&model);
             inner.last.remove(&model);
             inner.parted.remove(&model);
+            inner.calibration.forget(model);
         }
         self.memory.forget(&memory::Key::Plans(model));
         self.step(Event::Gone { model });
@@ -220,7 +225,8 @@ impl Planning {
 
     /// Links or waits moved; `changed` when a change was detected.
     fn conditions(self: &Arc<Self>, changed: bool) {
-        let conditions = conditions(&self.cx);
+        let ratios = self.lock().calibration.ratios(self.cx.clock.now());
+        let conditions = conditions(&self.cx, ratios);
         let same = !changed && *self.lock().adapt.conditions() == conditions;
         if !same {
             self.step(Event::Conditions { conditions, changed });
@@ -372,7 +378,7 @@ impl Planning {
     /// Sends every child the path.
     fn tell_children_path(&self) {
         let path = self.path_for_children();
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&path);
+        self.announced.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&path);
         self.cx.children.tell_all(PLANNING, &path);
     }
 
@@ -380,7 +386,7 @@ impl Planning {
     /// they were told last.
     fn refresh_children_path(&self) {
         let path = self.path_for_children();
-        let moved = differs(&self.told.lock().unwrap_or_else(PoisonError::into_inner), &path);
+        let moved = differs(&self.announced.lock().unwrap_or_else(PoisonError::into_inner), &path);
         if moved {
             self.tell_children_path();
         }
@@ -401,12 +407,12 @@ impl Planning {
         let inner = self.lock();
         let plan = inner.adapt.current(model)?;
         let (path, evaluation) = inner.adapt.plans(model)?.evaluate(plan, inner.adapt.conditions())?;
-        let wait = path.waits(&evaluation, inner.adapt.conditions());
-        Some((place(path.peer, &evaluation, wait), evaluation))
+        let beyond_ns = path.beyond_ns(model, &evaluation, inner.adapt.conditions());
+        Some((place(path.peer, &evaluation, beyond_ns), evaluation))
     }
 
     /// Makes tables and wakes the machine, until the node ends.
-    async fn watch(self: Arc<Self>) {
+    async fn run(self: Arc<Self>) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -499,6 +505,10 @@ impl Planning {
             self.cx.tasks.blocking("planning", move || tables(model, &name, &own, sources, &config)).await??;
         {
             let mut inner = self.lock();
+            // Ratios to another profile say nothing of this one.
+            if inner.keys.get(&entry.model).is_some_and(|(own, _)| *own != own_digest) {
+                inner.calibration.forget(entry.model);
+            }
             inner.keys.insert(entry.model, key);
             inner.parted.remove(&entry.model);
         }
@@ -555,7 +565,7 @@ impl Planning {
 #[tonic::async_trait]
 impl Duty for Arc<Planning> {
     async fn begin(&self) -> Result<(), Failure> {
-        self.cx.keep("plans", self, Planning::watch);
+        self.cx.keep("plans", self, Planning::run);
         self.cx.keep("tables", self, Planning::work);
         self.replan();
         Ok(())

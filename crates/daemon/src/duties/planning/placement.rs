@@ -32,7 +32,8 @@ pub struct Placed {
     pub text: String,
 }
 
-pub(super) fn place(peer: Option<Peer>, evaluation: &Evaluation, wait: Duration) -> Placed {
+/// Where `evaluation` goes; it takes so much beyond what profiles say.
+pub(super) fn place(peer: Option<Peer>, evaluation: &Evaluation, beyond_ns: f64) -> Placed {
     let boundaries: Vec<Boundary> = evaluation
         .links
         .iter()
@@ -48,7 +49,7 @@ pub(super) fn place(peer: Option<Peer>, evaluation: &Evaluation, wait: Duration)
     Placed {
         peer: peer.filter(|_| !boundaries.is_empty()),
         boundaries,
-        predicted_ns: (evaluation.cost.latency_ns as u64).saturating_add(ns(wait)),
+        predicted_ns: (evaluation.cost.latency_ns + beyond_ns).max(0.0) as u64,
         text: words(evaluation),
     }
 }
@@ -86,7 +87,9 @@ impl Planning {
     /// not profiled.
     #[must_use]
     pub fn predicted(&self, program: &Program, from: usize, to: usize) -> Duration {
-        self.service(program, from, to) + self.cx.device.compute.expected_wait()
+        let model = program.manifest.digest.parse().ok();
+        let ratio = model.map_or(1.0, |model| self.lock().adapt.conditions().ratios.of(model, self.cx.me.name()));
+        self.service(program, from, to).mul_f64(ratio) + self.cx.device.compute.expected_wait()
     }
 
     /// Expected time of segments `from..to` in the engine; zero when not
@@ -120,8 +123,11 @@ impl Planning {
         bounds.resize(request.tiers.len().saturating_sub(1), request.segments());
         match request.evaluate(&bounds, &path.links(inner.adapt.conditions())) {
             Ok(evaluation) => {
+                let ratios = &inner.adapt.conditions().ratios;
                 let own = evaluation.stages.first().map_or(0.0, |stage| stage.compute_ns);
-                Duration::from_nanos((evaluation.cost.latency_ns - own).max(0.0) as u64)
+                let above = evaluation.stages.iter().skip(1);
+                let slower: f64 = above.map(|stage| stage.compute_ns * (ratios.of(model, &stage.tier) - 1.0)).sum();
+                Duration::from_nanos((evaluation.cost.latency_ns - own + slower).max(0.0) as u64)
             }
             Err(_) => Duration::ZERO,
         }
@@ -210,8 +216,8 @@ impl Planning {
                 let mut bounds = places.to_vec();
                 bounds.resize(request.tiers.len().checked_sub(1)?, request.segments());
                 let evaluation = request.evaluate(&bounds, &path.links(inner.adapt.conditions())).ok()?;
-                let wait = path.waits(&evaluation, inner.adapt.conditions());
-                Some(place(Some(peer), &evaluation, wait))
+                let beyond_ns = path.beyond_ns(model?, &evaluation, inner.adapt.conditions());
+                Some(place(Some(peer), &evaluation, beyond_ns))
             });
         known.unwrap_or_else(|| Placed {
             boundaries: places

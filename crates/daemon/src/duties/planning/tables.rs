@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tierline_graph::profile::{ModelProfile, SegmentProfile};
 use tierline_node::adapt::{Conditions, Link, Plans, Session, SessionKey};
+use tierline_node::calibrate::Ratios;
 use tierline_node::{Peer, Span};
 use tierline_plan::{Evaluation, Grid, LinkCondition, PlanRequest, PlanTable};
 use tierline_proto::v1::{Code, Failure, LinkEstimate, UpstreamTier};
@@ -41,12 +42,18 @@ impl Path {
             .collect()
     }
 
-    /// Expected wait of the stages that run something.
-    pub(super) fn waits(&self, evaluation: &Evaluation, conditions: &Conditions) -> Duration {
+    /// What stages that run something take beyond `evaluation`, which comes of
+    /// profiles alone: they wait, and compute for longer than was measured.
+    /// Below zero where they are faster.
+    pub(super) fn beyond_ns(&self, model: Digest, evaluation: &Evaluation, conditions: &Conditions) -> f64 {
         let busy = evaluation.stages.iter().enumerate().filter(|(_, stage)| stage.last > stage.first);
-        busy.filter_map(|(tier, _)| match tier {
-            0 => conditions.waits.first(),
-            above => conditions.waits.get(self.first_wait + above - 1),
+        busy.map(|(tier, stage)| {
+            let wait = match tier {
+                0 => conditions.waits.first(),
+                above => conditions.waits.get(self.first_wait + above - 1),
+            };
+            let slower = conditions.ratios.of(model, &stage.tier) - 1.0;
+            wait.map_or(0.0, |wait| ns(*wait) as f64) + stage.compute_ns * slower
         })
         .sum()
     }
@@ -98,11 +105,8 @@ impl Plans for Planned {
         // The machine compares numbers of one kind; other goals than time
         // are as good in its seconds.
         let value = evaluation.cost.objective(path.table.request().objective);
-        Some(
-            Duration::try_from_secs_f64(value)
-                .unwrap_or(Duration::MAX)
-                .saturating_add(path.waits(&evaluation, conditions)),
-        )
+        let beyond = path.beyond_ns(self.model, &evaluation, conditions) / 1e9;
+        Some(Duration::try_from_secs_f64((value + beyond).max(0.0)).unwrap_or(Duration::MAX))
     }
 
     fn sessions(&self, plan: usize) -> Vec<Session> {
@@ -117,9 +121,9 @@ impl Plans for Planned {
     }
 }
 
-/// Links of all paths and waits of all tiers as they are now.
-pub(super) fn conditions(cx: &Context) -> Conditions {
-    let mut conditions = Conditions { links: Vec::new(), waits: vec![cx.device.compute.congestion()] };
+/// Links of all paths and waits of all tiers as they are now, beside `ratios`.
+pub(super) fn conditions(cx: &Context, ratios: Ratios) -> Conditions {
+    let mut conditions = Conditions { links: Vec::new(), waits: vec![cx.device.compute.congestion()], ratios };
     for uplink in cx.parents.iter() {
         let tiers = uplink.path().map(|path| path.tiers).unwrap_or_default();
         let mut reachable = uplink.is_up();
