@@ -5,11 +5,11 @@
 //! Start at [`site`].
 
 pub mod boxes;
+pub mod cache;
 pub mod classes;
 pub mod detector;
 pub mod draw;
 pub mod federation;
-pub mod kept;
 pub mod picture;
 pub mod screen;
 pub mod site;

@@ -11,7 +11,7 @@ use image::imageops::{crop_imm, rotate180};
 use serde_json::{Value, json};
 use tierline_graph::Model;
 
-use tierline_demo::kept::{Kept, digest};
+use tierline_demo::cache::{CachedRun, digest};
 use tierline_demo::screen::Screen;
 use tierline_demo::site::{Link, Node, Tierline, wait};
 use tierline_demo::table::{Table, milliseconds};
@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     let binary = variable("TIERLINE_BINARY")?;
     let key = key(&binary, &assets)?;
     let next = next_steps(&binary, &repository, &assets);
-    if let Some(kept) = Kept::find(&output, &key).filter(|_| flags.is_empty()) {
+    if let Some(kept) = CachedRun::find(&output, &key).filter(|_| flags.is_empty()) {
         println!("{}\n", kept.text);
         println!(
             "These are the results of a run that ended {}: program, model and pictures are the same. \
@@ -81,7 +81,7 @@ fn main() -> Result<()> {
     }
     let run = Run::new(binary, &assets, &output)?;
     println!("\n{}\n\n{next}", run.text);
-    Kept::of(&key, &run.text, &run.files)?.keep(&output)
+    CachedRun::of(&key, &run.text, &run.files)?.keep(&output)
 }
 
 /// Names everything that the results come from, the machine aside.

@@ -4,7 +4,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tierline_codec::update::{Kept, Pipeline, decode, decode_into, support_of};
+use tierline_codec::update::{SentElements, Pipeline, decode, decode_into, support_of};
 
 fuzz_target!(|input: &[u8]| {
     let Some((&choice, bytes)) = input.split_first() else { return };
@@ -13,7 +13,7 @@ fuzz_target!(|input: &[u8]| {
     let Ok(vector) = decode(bytes, &shapes) else { return };
     assert_eq!(vector.len(), shapes.iter().map(|s| s.iter().product::<usize>()).sum::<usize>());
     assert!(vector.iter().all(|v| v.is_finite()));
-    if let Kept::Indices(kept) = support_of(bytes, &shapes).expect("what decodes has a support") {
+    if let SentElements::Indices(kept) = support_of(bytes, &shapes).expect("what decodes has a support") {
         assert!(kept.is_sorted_by(|a, b| a < b) && kept.last().is_none_or(|&last| (last as usize) < vector.len()));
         let sent = vector.iter().enumerate().filter(|(_, v)| v.to_bits() != 0);
         assert!(sent.map(|(i, _)| i as u32).all(|i| kept.binary_search(&i).is_ok()));

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::command::{self, Task};
+use crate::command::{self, Process};
 
 /// Python packages, pinned: another version is another set of assets.
 const PACKAGES: &[&str] =
@@ -52,8 +52,9 @@ pub struct Assets {
 
 impl Assets {
     /// A child process that finds them.
-    pub fn environment(&self, task: Task) -> Task {
-        task.env("TIERLINE_ASSETS", &self.folder)
+    pub fn environment(&self, process: Process) -> Process {
+        process
+            .env("TIERLINE_ASSETS", &self.folder)
             .env("ORT_DYLIB_PATH", &self.runtime)
             .env("TIERLINE_PYTHON", self.folder.join("venv/bin/python"))
     }

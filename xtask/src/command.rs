@@ -11,19 +11,19 @@ use anyhow::{Context, Result, bail};
 const LOG_LINES: usize = 60;
 
 /// A child process to be run.
-pub struct Task(Command);
+pub struct Process(Command);
 
 /// Cargo, the one that runs us.
-pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Task {
+pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Process {
     program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(args)
 }
 
 /// Any program.
-pub fn program(path: impl AsRef<OsStr>) -> Task {
-    Task(Command::new(path))
+pub fn program(path: impl AsRef<OsStr>) -> Process {
+    Process(Command::new(path))
 }
 
-impl Task {
+impl Process {
     /// Adds arguments.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.0.args(args);

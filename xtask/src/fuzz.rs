@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::assets;
-use crate::command::{self, Task};
+use crate::command::{self, Process};
 
 /// Each target's time.
 const SECONDS: u64 = 60;
@@ -63,7 +63,7 @@ pub fn run(args: &[String]) -> Result<()> {
         [target] if keep => fuzzer.keep(fuzzer.known(target)?),
         [] => fuzzer.all(|target| fuzzer.run(target, seconds, &fuzzer.cache.join(target))),
         [target] => fuzzer.run(fuzzer.known(target)?, seconds, &fuzzer.cache.join(target)),
-        [target, file] => fuzzer.task(fuzzer.known(target)?).args([file]).run(),
+        [target, file] => fuzzer.process(fuzzer.known(target)?).args([file]).run(),
         _ => bail!("at most one target and one file; targets are {}", fuzzer.targets.join(", ")),
     }
 }
@@ -129,7 +129,7 @@ impl Fuzzer {
         if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
     }
 
-    fn task(&self, target: &str) -> Task {
+    fn process(&self, target: &str) -> Process {
         command::program(self.binaries.join(target))
     }
 
@@ -149,7 +149,7 @@ impl Fuzzer {
             // A slash at the end makes it a folder.
             format!("-artifact_prefix={}/", artifacts.display()),
         ];
-        self.task(target).args([found]).args(kept).args(limits).logged(&artifacts.join("log")).with_context(|| {
+        self.process(target).args([found]).args(kept).args(limits).logged(&artifacts.join("log")).with_context(|| {
             format!(
                 "the fuzz target {target} failed; the input is in {}: cargo xtask fuzz {target} FILE runs it again",
                 artifacts.display()
@@ -165,7 +165,7 @@ impl Fuzzer {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
         }
         let limits = ["-set_cover_merge=1".to_owned(), format!("-max_len={KEPT_BYTES_MAX}")];
-        self.task(target).args([kept, found]).args(limits).logged(&self.cache.join(target).with_extension("log"))
+        self.process(target).args([kept, found]).args(limits).logged(&self.cache.join(target).with_extension("log"))
     }
 }
 

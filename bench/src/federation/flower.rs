@@ -18,7 +18,7 @@ use tierline_demo::site::{Node, Tierline};
 use tierline_graph::DataType;
 use tierline_zoo::build::Builder;
 
-use super::memory::Watch;
+use super::memory::MemorySampler;
 use super::{binary, median, proxy};
 use crate::training::environment;
 
@@ -133,11 +133,12 @@ fn ours(folder: &Path, counted: bool) -> Result<Side> {
         Ok(end)
     };
     let ends: Vec<Node> = (0..CLIENTS).map(end).collect::<Result<_>>()?;
-    let watch = counted.then(|| Watch::start(std::iter::once(&cloud).chain(&ends).map(Node::process_id).collect()));
+    let sampler =
+        counted.then(|| MemorySampler::start(std::iter::once(&cloud).chain(&ends).map(Node::process_id).collect()));
     let before = counts.now();
     let lines = cloud.ask(&["train", &job, "--replace"])?;
     let after = counts.now();
-    let (server_bytes, client_bytes) = peaks(watch)?;
+    let (server_bytes, client_bytes) = peaks(sampler)?;
     let lines = lines.as_array().context("a line for each round")?;
     let rounds: Vec<&Value> = lines.iter().filter(|line| line["event"] == "round").collect();
     let all = rounds.iter().all(|round| round["clients"] == CLIENTS);
@@ -154,9 +155,9 @@ fn ours(folder: &Path, counted: bool) -> Result<Side> {
 }
 
 /// Of the server, which comes first, and of the largest client.
-fn peaks(watch: Option<Watch>) -> Result<(u64, u64)> {
-    let Some(watch) = watch else { return Ok((0, 0)) };
-    let peaks = watch.peaks()?;
+fn peaks(sampler: Option<MemorySampler>) -> Result<(u64, u64)> {
+    let Some(sampler) = sampler else { return Ok((0, 0)) };
+    let peaks = sampler.peaks()?;
     let (server, clients) = peaks.split_first().context("nothing was watched")?;
     Ok((*server, clients.iter().copied().max().unwrap_or_default()))
 }
@@ -249,7 +250,8 @@ fn theirs(folder: &Path, python: &Path, counted: bool) -> Result<Side> {
     };
     let clients = (0..CLIENTS).map(client).collect::<Result<Vec<_>>>()?;
     std::thread::sleep(Duration::from_secs(5));
-    let watch = counted.then(|| Watch::start(std::iter::once(&server).chain(&clients).map(|g| g.0.id()).collect()));
+    let sampler =
+        counted.then(|| MemorySampler::start(std::iter::once(&server).chain(&clients).map(|g| g.0.id()).collect()));
     let before = counts.now();
     let ran = program("flwr")?.args(["run", "."]).current_dir(&project).stdin(Stdio::null()).output()?;
     ensure!(ran.status.success(), "`flwr run` failed: {}", String::from_utf8_lossy(&ran.stdout));
@@ -262,7 +264,7 @@ fn theirs(folder: &Path, python: &Path, counted: bool) -> Result<Side> {
     }
     std::thread::sleep(Duration::from_millis(200));
     let after = counts.now();
-    let (server_bytes, client_bytes) = peaks(watch)?;
+    let (server_bytes, client_bytes) = peaks(sampler)?;
     let said: Said = serde_json::from_slice(&std::fs::read(&out)?)?;
     let (got, expected) = (said.mean, FLOWER_ROUNDS as f64);
     ensure!((got - expected).abs() < 0.1, "Flower's model is {got} on average rather than {expected}");

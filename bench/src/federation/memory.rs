@@ -1,6 +1,6 @@
 //! Memory of running processes, by sampling: each page counts for every
 //! process that has it by its share, so that what processes share counts once.
-//! Start at [`Watch`].
+//! Start at [`MemorySampler`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +13,12 @@ use anyhow::{Result, anyhow};
 const EVERY: Duration = Duration::from_millis(50);
 
 /// Looks at processes until it is asked what it saw.
-pub struct Watch {
+pub struct MemorySampler {
     over: Arc<AtomicBool>,
     looking: JoinHandle<Vec<u64>>,
 }
 
-impl Watch {
+impl MemorySampler {
     /// Looks at these processes, each with those of the group that it leads.
     #[must_use]
     pub fn start(processes: Vec<u32>) -> Self {

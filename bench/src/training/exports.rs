@@ -34,13 +34,13 @@ pub struct Row {
     /// The exporter.
     pub exporter: String,
     /// What came of it.
-    pub outcome: Outcome,
+    pub outcome: ExportResult,
 }
 
 /// What came of an export.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub enum ExportResult {
     /// Its gradients, compared.
     Trains(Compared),
     /// Tierline's reason why it can't be trained.
@@ -118,7 +118,7 @@ pub fn run() -> Result<Report> {
             let request = serde_json::json!({ "network": network, "exporter": exporter, "file": file });
             let outcome = match peer.ask(&request)? {
                 Exported::Loss(loss) => compared(&mut peer, network, &file, &loss)?,
-                Exported::Failure(reason) => Outcome::NotExported(reason),
+                Exported::Failure(reason) => ExportResult::NotExported(reason),
                 Exported::Other(reason) => {
                     eprintln!("  {network} ({exporter}): left out, {reason}");
                     continue;
@@ -132,7 +132,7 @@ pub fn run() -> Result<Report> {
 }
 
 /// The gradients of one export, or why there are none.
-fn compared(peer: &mut Peer, network: &str, file: &Path, loss: &str) -> Result<Outcome> {
+fn compared(peer: &mut Peer, network: &str, file: &Path, loss: &str) -> Result<ExportResult> {
     let mut model = Model::load(file)?;
     let mut kinds: Vec<String> = model.graph().node.iter().map(|n| n.op_type().to_owned()).collect();
     let nodes = kinds.len();
@@ -146,7 +146,7 @@ fn compared(peer: &mut Peer, network: &str, file: &Path, loss: &str) -> Result<O
     };
     let step = match step::trainable(&model, &Recipe { loss, ..Recipe::default() }) {
         Ok(step) => step,
-        Err(error) => return Ok(Outcome::Refused(error.to_string())),
+        Err(error) => return Ok(ExportResult::Refused(error.to_string())),
     };
     let (forward, gradients) = (file.with_extension("forward"), file.with_extension("gradients"));
     model.save(&forward)?;
@@ -156,7 +156,7 @@ fn compared(peer: &mut Peer, network: &str, file: &Path, loss: &str) -> Result<O
         "network": network, "forward": forward, "gradients": gradients, "trained": trained,
     }))?;
     let step_nodes = step.model.graph().node.len();
-    Ok(Outcome::Trains(Compared { operators: kinds.len(), nodes, step_nodes, trained: trained.len(), said }))
+    Ok(ExportResult::Trains(Compared { operators: kinds.len(), nodes, step_nodes, trained: trained.len(), said }))
 }
 
 fn parameters(step: &Step) -> impl Iterator<Item = &step::Slot> {
@@ -177,7 +177,7 @@ pub(super) fn step_gradients(step: &Step) -> Result<Model> {
     Ok(Model::from_proto(proto)?)
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for ExportResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Trains(c) => {
@@ -222,7 +222,7 @@ impl fmt::Display for Report {
         for Row { network, exporter, outcome } in &self.rows {
             write!(f, "| {network} | {exporter} |")?;
             match outcome {
-                Outcome::Trains(c) => {
+                ExportResult::Trains(c) => {
                     let Said { ours, pytorch, weights, missing, .. } = &c.said;
                     let ratio = ours / pytorch;
                     let there = weights - missing.len();
@@ -233,7 +233,7 @@ impl fmt::Display for Report {
             }
         }
         let unknown = self.rows.iter().filter_map(|row| match &row.outcome {
-            Outcome::Trains(c) if !c.said.unknown.is_empty() => {
+            ExportResult::Trains(c) if !c.said.unknown.is_empty() => {
                 Some(format!("{} ({}): {}", row.network, row.exporter, c.said.unknown.join(", ")))
             }
             _ => None,

@@ -12,7 +12,7 @@ use tierline_node::admit::{Share, Shares};
 use tierline_plan::{Limits, Objective};
 use tierline_store::disk;
 
-use crate::outcome::{Exit, ExitWith, Failure, Outcome};
+use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 
 /// The file's name in the data folder.
 pub const FILE: &str = "node.toml";
@@ -39,9 +39,9 @@ const KEPT: &[&str] = &[
 /// wasn't.
 ///
 /// # Errors
-/// [`Exit::Configuration`] where others keep a hold on it.
-pub fn claim(data: &Path) -> Outcome<Option<String>> {
-    let open = disk::claim(data, KEPT, &["ca", "identity"]).exit_with(Exit::Configuration)?;
+/// [`ErrorKind::Configuration`] where others keep a hold on it.
+pub fn claim(data: &Path) -> NodeResult<Option<String>> {
+    let open = disk::claim(data, KEPT, &["ca", "identity"]).of_kind(ErrorKind::Configuration)?;
     let Some((first, mode)) = open.first() else { return Ok(None) };
     let more = open.len() - 1;
     let more = if more == 0 { String::new() } else { format!(" and {more} more below it") };
@@ -258,14 +258,17 @@ impl NodeConfig {
     /// The configuration in a data folder; the default where there is no file.
     ///
     /// # Errors
-    /// [`Exit::Configuration`] for a file that can't be read or is wrong.
-    pub fn load(data: &Path) -> Outcome<Self> {
+    /// [`ErrorKind::Configuration`] for a file that can't be read or is wrong.
+    pub fn load(data: &Path) -> NodeResult<Self> {
         let path = data.join(FILE);
         let mut config = match std::fs::read_to_string(&path) {
             Ok(text) => parse::<Self>(&text, &path)?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::default(),
             Err(e) => {
-                return Err(Failure::message(Exit::Configuration, format!("cannot read {}: {e}", path.display())));
+                return Err(NodeError::message(
+                    ErrorKind::Configuration,
+                    format!("cannot read {}: {e}", path.display()),
+                ));
             }
         };
         data.clone_into(&mut config.data);
@@ -276,9 +279,9 @@ impl NodeConfig {
     /// Refuses values that make no sense.
     ///
     /// # Errors
-    /// [`Exit::Configuration`], naming the key.
-    pub fn check(&self) -> Outcome {
-        let wrong = |text: String| Err(Failure::message(Exit::Configuration, text));
+    /// [`ErrorKind::Configuration`], naming the key.
+    pub fn check(&self) -> NodeResult {
+        let wrong = |text: String| Err(NodeError::message(ErrorKind::Configuration, text));
         if !(1..=PROFILE_SECONDS_MAX).contains(&self.profile_seconds) {
             return wrong(format!(
                 "profile_seconds = {}: it must be between 1 and {PROFILE_SECONDS_MAX}",
@@ -313,11 +316,11 @@ impl NodeConfig {
     ///
     /// # Errors
     /// Those of the file system.
-    pub fn save(&self) -> Outcome {
+    pub fn save(&self) -> NodeResult {
         let path = self.data.join(FILE);
-        let text = toml::to_string_pretty(self)?;
+        let text = toml::to_string_pretty(self).of_kind(ErrorKind::Other)?;
         disk::write_atomically(&path, text.as_bytes(), 0o600, disk::Existing::Replace)
-            .map_err(|e| Failure::message(Exit::Failure, format!("cannot write {}: {e}", path.display())))
+            .map_err(|e| NodeError::message(ErrorKind::Other, format!("cannot write {}: {e}", path.display())))
     }
 
     /// What the file is to say from now on, where it says nothing yet of what
@@ -325,8 +328,7 @@ impl NodeConfig {
     ///
     /// # Errors
     /// When one of the configurations can't be written.
-    pub fn remembering(&self, given: &Self) -> Outcome<(Self, Vec<String>)> {
-        let table = |config: &Self| toml::Table::try_from(config);
+    pub fn remembering(&self, given: &Self) -> NodeResult<(Self, Vec<String>)> {
         let (mut file, given, default) = (table(self)?, table(given)?, table(&Self::default())?);
         let mut new = Vec::new();
         for (key, value) in given {
@@ -335,15 +337,15 @@ impl NodeConfig {
                 file.insert(key, value);
             }
         }
-        Ok((Self { data: self.data.clone(), ..file.try_into()? }, new))
+        Ok((Self { data: self.data.clone(), ..file.try_into().of_kind(ErrorKind::Other)? }, new))
     }
 
     /// Keys whose values differ in another configuration.
     ///
     /// # Errors
     /// When one of the configurations can't be written.
-    pub fn differences(&self, other: &Self) -> Outcome<Vec<String>> {
-        let (own, other) = (toml::Table::try_from(self)?, toml::Table::try_from(other)?);
+    pub fn differences(&self, other: &Self) -> NodeResult<Vec<String>> {
+        let (own, other) = (table(self)?, table(other)?);
         let keys: std::collections::BTreeSet<&String> = own.keys().chain(other.keys()).collect();
         Ok(keys.into_iter().filter(|key| own.get(*key) != other.get(*key)).cloned().collect())
     }
@@ -384,11 +386,12 @@ impl NodeConfig {
 /// Parses a TOML file; an unknown key comes with the nearest known one.
 ///
 /// # Errors
-/// [`Exit::Configuration`] with line, column and what to write instead.
-pub fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> Outcome<T> {
+/// [`ErrorKind::Configuration`] with line, column and what to write instead.
+pub fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> NodeResult<T> {
     toml::from_str(text).map_err(|e| {
         let message = e.to_string();
-        let failure = Failure::message(Exit::Configuration, format!("{}: {}", path.display(), message.trim_end()));
+        let failure =
+            NodeError::message(ErrorKind::Configuration, format!("{}: {}", path.display(), message.trim_end()));
         match nearest(e.message()) {
             Some(key) => failure.hint(format!("did you mean `{key}`?")),
             None => failure,
@@ -403,6 +406,11 @@ fn nearest(message: &str) -> Option<String> {
     names.min_by_key(|known| strsim::damerau_levenshtein(known, wrong)).map(str::to_owned)
 }
 
+/// A configuration as its file's table.
+fn table(config: &NodeConfig) -> NodeResult<toml::Table> {
+    toml::Table::try_from(config).of_kind(ErrorKind::Other)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -410,7 +418,7 @@ mod tests {
     #[test]
     fn a_wrong_key_names_the_right_one() {
         let failure = parse::<NodeConfig>("threds = 2\n", Path::new("node.toml")).unwrap_err();
-        assert_eq!(failure.exit, Exit::Configuration);
+        assert_eq!(failure.kind, ErrorKind::Configuration);
         assert_eq!(failure.hint.as_deref(), Some("did you mean `threads`?"));
     }
 

@@ -19,7 +19,7 @@ use tierline_graph::infer::{Types, infer_types, infer_types_with};
 use tierline_graph::{DataType, Dim, Model, Tensor, ValueInfo};
 use tierline_proto::limits::RUN_BYTES_MAX;
 
-use crate::outcome::{Exit, ExitWith, Failure, Outcome};
+use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 
 /// Candidate cuts a manifest keeps: more would cost every node profiling time
 /// and sessions, and past a few dozen the best plan no longer improves.
@@ -58,8 +58,8 @@ pub struct Manifest {
 ///
 /// # Errors
 /// When folding breaks it.
-pub fn for_training(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Model> {
-    fold_for(&mut model, &mut Evaluator(Arc::clone(engine)), Purpose::Training)?;
+pub fn for_training(mut model: Model, engine: &Arc<dyn Engine>) -> NodeResult<Model> {
+    fold_for(&mut model, &mut Evaluator(Arc::clone(engine)), Purpose::Training).of_kind(ErrorKind::Other)?;
     Ok(model)
 }
 
@@ -79,8 +79,8 @@ impl Prepared {
     ///
     /// # Errors
     /// When folding breaks it.
-    pub fn fold(mut model: Model, engine: &Arc<dyn Engine>) -> Outcome<Self> {
-        fold(&mut model, &mut Evaluator(Arc::clone(engine)))?;
+    pub fn fold(mut model: Model, engine: &Arc<dyn Engine>) -> NodeResult<Self> {
+        fold(&mut model, &mut Evaluator(Arc::clone(engine))).of_kind(ErrorKind::Other)?;
         let (digest, bytes) = named(&model);
         Ok(Self { model, digest, bytes })
     }
@@ -106,16 +106,17 @@ impl Prepared {
     ///
     /// # Errors
     /// When shapes contradict the model.
-    pub fn types(&self, shapes: &BTreeMap<String, Vec<u64>>) -> Outcome<Types> {
+    pub fn types(&self, shapes: &BTreeMap<String, Vec<u64>>) -> NodeResult<Types> {
         let inputs = self.model.inputs();
         if let Some(name) = shapes.keys().find(|n| inputs.iter().all(|i| &i.name != *n)) {
             let known: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
-            return Err(Failure::message(
-                Exit::Usage,
+            return Err(NodeError::message(
+                ErrorKind::Input,
                 format!("the model has no input `{name}`; its inputs are {}", known.join(", ")),
             ));
         }
-        if shapes.is_empty() { Ok(infer_types(&self.model)?) } else { Ok(infer_types_with(&self.model, shapes)?) }
+        let types = if shapes.is_empty() { infer_types(&self.model) } else { infer_types_with(&self.model, shapes) };
+        types.of_kind(ErrorKind::Other)
     }
 
     /// The manifest under which nodes share this model, with at most
@@ -129,7 +130,7 @@ impl Prepared {
         source_digest: String,
         shapes: BTreeMap<String, Vec<u64>>,
         cuts_max: usize,
-    ) -> Outcome<Manifest> {
+    ) -> NodeResult<Manifest> {
         let cuts_max = if cuts_max == 0 { CANDIDATE_CUTS_MAX } else { cuts_max.min(CANDIDATE_CUTS_MAX) };
         let types = self.types(&shapes)?;
         let all = cuts(&self.model, &types);
@@ -162,7 +163,10 @@ pub fn shape_text(shape: Option<&Vec<Dim>>) -> String {
 ///
 /// # Errors
 /// When one has free axes and isn't given.
-pub fn profile_shapes(prepared: &Prepared, given: BTreeMap<String, Vec<u64>>) -> Outcome<BTreeMap<String, Vec<u64>>> {
+pub fn profile_shapes(
+    prepared: &Prepared,
+    given: BTreeMap<String, Vec<u64>>,
+) -> NodeResult<BTreeMap<String, Vec<u64>>> {
     let mut shapes = given;
     for input in prepared.model.inputs() {
         if shapes.contains_key(&input.name) {
@@ -174,8 +178,8 @@ pub fn profile_shapes(prepared: &Prepared, given: BTreeMap<String, Vec<u64>>) ->
                 shapes.insert(input.name, dims);
             }
             None => {
-                return Err(Failure::message(
-                    Exit::Usage,
+                return Err(NodeError::message(
+                    ErrorKind::Input,
                     format!(
                         "input `{0}` has free axes {1}; say what size to plan for: --shape {0}={2}",
                         input.name,
@@ -254,9 +258,9 @@ const CONTRADICTIONS_SHOWN_MAX: usize = 5;
 ///
 /// # Errors
 /// When it is no valid model.
-pub fn load(path: &Path, warn: &mut dyn FnMut(String)) -> Outcome<Model> {
+pub fn load(path: &Path, warn: &mut dyn FnMut(String)) -> NodeResult<Model> {
     let loaded = Model::load(path).map_err(|e| anyhow::Error::new(e).context(format!("{}", path.display())));
-    let model = loaded.exit_with(Exit::Failure)?;
+    let model = loaded.of_kind(ErrorKind::Other)?;
     // A model whose operators contradict each other is refused where it is used.
     let types = infer_types(&model).unwrap_or_default();
     let wrong = types.contradictions();
@@ -294,19 +298,19 @@ pub fn digest(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// When `choice` names no engine.
-pub fn discover(choice: &str, data: &Path) -> Outcome<Discovered> {
-    let choice = choice.parse().map_err(|e: String| Failure::message(Exit::Configuration, e))?;
+pub fn discover(choice: &str, data: &Path) -> NodeResult<Discovered> {
+    let choice = choice.parse().map_err(|e: String| NodeError::message(ErrorKind::Configuration, e))?;
     Ok(tierline_engine::discover(&Search { choice, folders: vec![data.join("lib")], ..Search::default() }))
 }
 
 /// The engine found, unless another one was asked for by name.
 ///
 /// # Errors
-/// [`Exit::Configuration`] with what was tried.
-pub fn usable(found: Discovered, choice: &str) -> Outcome<Arc<dyn Engine>> {
+/// [`ErrorKind::Configuration`] with what was tried.
+pub fn usable(found: Discovered, choice: &str) -> NodeResult<Arc<dyn Engine>> {
     if found.fallback {
         let text = format!("engine `{choice}` is not available here");
-        return Err(Failure::message(Exit::Configuration, text).hint("tierline doctor"));
+        return Err(NodeError::message(ErrorKind::Configuration, text).hint("tierline doctor"));
     }
     Ok(found.engine)
 }

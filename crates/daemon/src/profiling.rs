@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tierline_engine::profiler::{CodecProbe, ProfileOptions, Watch, profile};
+use tierline_engine::profiler::{CodecProbe, ProfileOptions, ProgressListener, profile};
 use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
 use tierline_graph::profile::{CodecProfile, DeviceProfile, ModelProfile};
 use tierline_graph::{DataType, Elements, Model, Tensor};
@@ -40,7 +40,7 @@ pub struct Measuring {
     /// Stands for a device so many times slower.
     pub slowdown: f64,
     /// Who hears of progress.
-    pub watch: Watch,
+    pub progress: ProgressListener,
     /// Ends it, and it fails.
     pub stop: Stop,
 }
@@ -51,9 +51,9 @@ pub struct Measuring {
 /// When the engine takes neither the model nor its parts, or not in time.
 pub fn measure(work: &Work<'_>, how: Measuring) -> Result<ModelProfile, EngineError> {
     let _turn = turn();
-    let Measuring { load, slowdown, watch, stop } = how;
+    let Measuring { load, slowdown, progress, stop } = how;
     let digest = work.manifest.digest.clone();
-    let options = ProfileOptions { digest, load, budget: PROFILE_TIME, watch, stop, ..ProfileOptions::default() };
+    let options = ProfileOptions { digest, load, budget: PROFILE_TIME, progress, stop, ..ProfileOptions::default() };
     let measured =
         profile(work.engine.as_ref(), work.model, &work.manifest.cuts, work.inputs, &options, &mut CodecMeter)?;
     Ok(if slowdown > 1.0 { slowed(measured, slowdown) } else { measured })

@@ -12,7 +12,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 
-use tierline_engine::profiler::{NoCodecs, Phase, ProfileOptions, Watch, profile};
+use tierline_engine::profiler::{NoCodecs, Phase, ProfileOptions, ProgressListener, profile};
 use tierline_engine::{Evaluator, LoadOptions, onnxruntime, rten};
 use tierline_graph::cuts::{candidates, cuts};
 use tierline_graph::fold::fold;
@@ -41,13 +41,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let frontiers: Vec<Vec<String>> = chosen.iter().map(|c| c.tensors.clone()).collect();
     let inputs = model.inputs().iter().map(|v| sample(&v.name, v.dtype, &types)).collect::<Result<Vec<_>, _>>()?;
 
-    let watch = Watch::new(|p| {
+    let progress = ProgressListener::new(|p| {
         if p.phase == Phase::Halves || p.done == 1. {
             eprint!("\r{:<20}{:3.0} %", p.phase.to_string(), p.done * 100.);
         }
     });
     let load = LoadOptions { spin: false, ..LoadOptions::default() };
-    let options = ProfileOptions { budget, watch, load, ..ProfileOptions::default() };
+    let options = ProfileOptions { budget, progress, load, ..ProfileOptions::default() };
     let measure = || profile(engine.as_ref(), &model, &frontiers, &inputs, &options, &mut NoCodecs);
     let (first, second) = (measure()?, measure()?);
     eprintln!();

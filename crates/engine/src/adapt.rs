@@ -7,7 +7,7 @@ use tierline_graph::{DataType, Model};
 
 use crate::defaults;
 use crate::known::Known;
-use crate::refuse::Site;
+use crate::refuse::NodeContext;
 
 /// The model in forms that rten computes rightly; `None` when it is so already.
 pub(crate) fn adapt(model: &Model) -> Option<ModelProto> {
@@ -51,8 +51,8 @@ fn form(node: &NodeProto) -> Option<Form> {
 
 /// Whether the weights of an integer product can be halved, or said as
 /// unsigned ones.
-pub(crate) fn has_constant_weights(site: &Site) -> bool {
-    weights(site).is_some()
+pub(crate) fn has_constant_weights(cx: &NodeContext) -> bool {
+    weights(cx).is_some()
 }
 
 /// Weights of an integer product as signed numbers, and their zero point, each
@@ -65,12 +65,12 @@ struct Weights {
     zero: Vec<i16>,
 }
 
-fn weights(site: &Site) -> Option<Weights> {
-    let (dtype, shape, values) = site.known.bytes(site.node.input.get(1)?)?;
+fn weights(cx: &NodeContext) -> Option<Weights> {
+    let (dtype, shape, values) = cx.known.bytes(cx.node.input.get(1)?)?;
     let signed = dtype == DataType::I8;
-    let (zero_shape, zero) = match site.node.input.get(3).filter(|z| !z.is_empty()) {
+    let (zero_shape, zero) = match cx.node.input.get(3).filter(|z| !z.is_empty()) {
         None => (Vec::new(), vec![0]),
-        Some(name) => site.known.bytes(name).map(|(_, axes, zero)| (axes, zero))?,
+        Some(name) => cx.known.bytes(name).map(|(_, axes, zero)| (axes, zero))?,
     };
     let lower = |values: Vec<i16>| if signed { values } else { values.into_iter().map(|v| v - 128).collect() };
     Some(Weights { signed, shape, values: lower(values), zero_shape, zero: lower(zero) })
@@ -95,26 +95,26 @@ fn rewrite(graph: &mut GraphProto, original: &GraphProto, known: &Known) {
                 rewrite(body, original, &known.inside(original));
             }
         }
-        let site = Site { node: before, opset: 0, known };
+        let cx = NodeContext { node: before, opset: 0, known };
         if node.domain().is_empty() {
-            defaults::fill(&mut node, &site);
+            defaults::fill(&mut node, &cx);
         }
         match form(before) {
             None => nodes.push(node),
-            Some(Form::Halves) => match weights(&site) {
+            Some(Form::Halves) => match weights(&cx) {
                 Some(weights) => halved(node, weights, &mut nodes, &mut graph.initializer),
                 None => nodes.push(node),
             },
             Some(Form::Unsigned) => {
-                if let Some(weights) = weights(&site).filter(|w| w.signed) {
+                if let Some(weights) = weights(&cx).filter(|w| w.signed) {
                     node.input[1] = unsigned(&node, "weights", &weights.shape, &weights.values, &mut graph.initializer);
                     node.input[3] = unsigned(&node, "zero", &weights.zero_shape, &weights.zero, &mut graph.initializer);
                 }
                 nodes.push(node);
             }
             Some(Form::ArgExtreme { largest }) => {
-                let axis = site.int("axis").unwrap_or(0);
-                let keep = site.int("keepdims").unwrap_or(1) != 0;
+                let axis = cx.int("axis").unwrap_or(0);
+                let keep = cx.int("keepdims").unwrap_or(1) != 0;
                 let (one, y) = (fresh(&node, "one"), node.output[0].clone());
                 let indices = if keep { y.clone() } else { fresh(&node, "indices") };
                 graph.initializer.push(i64s(&one, 1));
@@ -131,7 +131,7 @@ fn rewrite(graph: &mut GraphProto, original: &GraphProto, known: &Known) {
             Some(Form::ToBool) => {
                 let (x, y) = (node.input[0].clone(), node.output[0].clone());
                 let between = fresh(&node, "compared");
-                if site.dtype(0).is_some_and(DataType::is_float) {
+                if cx.dtype(0).is_some_and(DataType::is_float) {
                     let zero = fresh(&node, "zero");
                     graph.initializer.push(TensorProto {
                         name: Some(zero.clone()),

@@ -3,7 +3,7 @@
 
 use tierline_graph::onnx::{AttributeProto, NodeProto, attribute_proto};
 
-use crate::refuse::Site;
+use crate::refuse::NodeContext;
 
 /// Operators with a window, and the input whose axes behind the first two are
 /// spatial.
@@ -40,8 +40,8 @@ pub(crate) fn missing(node: &NodeProto) -> bool {
     }
 }
 
-/// Adds to `node` what it leaves out; `site` is where it stands.
-pub(crate) fn fill(node: &mut NodeProto, site: &Site) {
+/// Adds to `node` what it leaves out; `cx` is where it stands.
+pub(crate) fn fill(node: &mut NodeProto, cx: &NodeContext) {
     if node.op_type() == "QuantizeLinear" && !has(node, "axis") {
         node.attribute.push(AttributeProto {
             name: Some("axis".to_owned()),
@@ -51,13 +51,13 @@ pub(crate) fn fill(node: &mut NodeProto, site: &Site) {
         });
     }
     let Some(input) = window(node) else { return };
-    let given = site.attribute("kernel_shape").map(|a| a.ints.len()).filter(|axes| *axes > 0);
-    let Some(axes) = given.or_else(|| site.rank(input)?.checked_sub(2)).or_else(|| site.rank(0)?.checked_sub(2)) else {
+    let given = cx.attribute("kernel_shape").map(|a| a.ints.len()).filter(|axes| *axes > 0);
+    let Some(axes) = given.or_else(|| cx.rank(input)?.checked_sub(2)).or_else(|| cx.rank(0)?.checked_sub(2)) else {
         return;
     };
     // Pads that follow from `auto_pad` aren't given as well; an operator that
     // knows no dilations may not take them.
-    let padded = site.text("auto_pad").is_some_and(|p| p.starts_with("SAME"));
+    let padded = cx.text("auto_pad").is_some_and(|p| p.starts_with("SAME"));
     let pools = matches!(node.op_type(), "MaxPool" | "AveragePool" | "LpPool");
     let windows = [("strides", 1, axes, true), ("dilations", 1, axes, !pools), ("pads", 0, 2 * axes, !padded)];
     for (name, value, count, wanted) in windows {

@@ -61,7 +61,7 @@ impl Default for Search {
 
 /// What became of one candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CandidateState {
     /// It runs the models.
     Chosen,
     /// It would work, but another was preferred.
@@ -81,7 +81,7 @@ pub struct Considered {
     /// The library, if it is a file.
     pub path: Option<PathBuf>,
     /// What became of it.
-    pub outcome: Outcome,
+    pub state: CandidateState,
 }
 
 /// The engine chosen, and every candidate with what became of it.
@@ -114,26 +114,26 @@ pub fn discover(search: &Search) -> Discovered {
     let mut found: Option<(Arc<dyn Engine>, PathBuf)> = None;
     if search.choice != Choice::Rten {
         for (origin, path) in candidates(search) {
-            let outcome = match &found {
-                Some(_) => Outcome::Passed,
+            let state = match &found {
+                Some(_) => CandidateState::Passed,
                 None => match ort::engine(&path) {
                     Ok(engine) => {
                         found = Some((engine, path.clone()));
-                        Outcome::Chosen
+                        CandidateState::Chosen
                     }
-                    Err(e) => Outcome::Rejected(e.to_string()),
+                    Err(e) => CandidateState::Rejected(e.to_string()),
                 },
             };
-            considered.push(Considered { engine: ort::NAME, origin, path: Some(path), outcome });
+            considered.push(Considered { engine: ort::NAME, origin, path: Some(path), state });
         }
         if considered.is_empty() {
             let reason = EngineError::LibraryMissing { tried: places(search) }.to_string();
-            let outcome = Outcome::Rejected(reason);
-            considered.push(Considered { engine: ort::NAME, origin: "search", path: None, outcome });
+            let state = CandidateState::Rejected(reason);
+            considered.push(Considered { engine: ort::NAME, origin: "search", path: None, state });
         }
     }
-    let outcome = if found.is_some() { Outcome::Passed } else { Outcome::Chosen };
-    considered.push(Considered { engine: rten::NAME, origin: "built in", path: None, outcome });
+    let state = if found.is_some() { CandidateState::Passed } else { CandidateState::Chosen };
+    considered.push(Considered { engine: rten::NAME, origin: "built in", path: None, state });
     let fallback = found.is_none() && search.choice == Choice::OnnxRuntime;
     let (engine, library) = match found {
         Some((engine, path)) => (engine, Some(path)),

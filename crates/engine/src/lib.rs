@@ -41,13 +41,13 @@ use std::sync::Arc;
 use tierline_graph::{Model, Tensor, ValueInfo};
 
 pub use apart::{Apart, apart, serve};
-pub use discover::{Choice, Considered, Discovered, Outcome, Search, discover};
+pub use discover::{CandidateState, Choice, Considered, Discovered, Search, discover};
 pub use error::EngineError;
 pub use evaluate::Evaluator;
 pub use memory::give_back_memory;
 pub use options::{LoadOptions, Provider, ProviderError, ProviderKind};
 pub use stateful::{StateSlot, Stateful};
-pub use stop::Stop;
+pub use stop::{PullOnDrop, Stop};
 
 /// Something that loads ONNX models.
 pub trait Engine: Send + Sync {

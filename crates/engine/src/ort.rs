@@ -143,7 +143,7 @@ impl Engine for OnnxRuntime {
         let inputs = stateful::others(&loaded.inputs, |name| slots.iter().any(|s| s.input == name));
         let outputs = stateful::others(&loaded.outputs, |name| slots.iter().any(|s| s.output == name));
         let slots = slots.to_vec();
-        Ok(Box::new(Kept { session: loaded.session, inputs, outputs, slots, values, next: Vec::new() }))
+        Ok(Box::new(StatefulSession { session: loaded.session, inputs, outputs, slots, values, next: Vec::new() }))
     }
 }
 
@@ -397,7 +397,7 @@ impl Session for Loaded {
 
 /// A session whose state never leaves the runtime: what a run made is what
 /// the next takes.
-struct Kept {
+struct StatefulSession {
     session: Stoppable,
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
@@ -407,7 +407,7 @@ struct Kept {
     next: Vec<DynValue>,
 }
 
-impl Stateful for Kept {
+impl Stateful for StatefulSession {
     fn inputs(&self) -> &[ValueInfo] {
         &self.inputs
     }

@@ -12,7 +12,7 @@ use crate::error::EngineError;
 use crate::known::Known;
 
 /// A node where it stands.
-pub(crate) struct Site<'m> {
+pub(crate) struct NodeContext<'m> {
     pub(crate) node: &'m NodeProto,
     /// Version of the default operator set.
     pub(crate) opset: i64,
@@ -22,7 +22,7 @@ pub(crate) struct Site<'m> {
 struct Rule {
     engine: &'static str,
     operators: &'static [&'static str],
-    wrong: fn(&Site) -> bool,
+    wrong: fn(&NodeContext) -> bool,
     reason: &'static str,
 }
 
@@ -40,13 +40,13 @@ const RULES: &[Rule] = &[
     Rule {
         engine: RTEN,
         operators: &["Conv", "ConvInteger", "ConvTranspose", "MaxPool", "AveragePool"],
-        wrong: |site| site.text("auto_pad") == Some("SAME_LOWER"),
+        wrong: |cx| cx.text("auto_pad") == Some("SAME_LOWER"),
         reason: "it pads SAME_LOWER as SAME_UPPER; give `pads`",
     },
     Rule {
         engine: RTEN,
         operators: &["Resize", "Upsample"],
-        wrong: |site| site.text("mode") == Some("cubic"),
+        wrong: |cx| cx.text("mode") == Some("cubic"),
         reason: "it computes cubic interpolation as linear",
     },
     Rule {
@@ -64,57 +64,57 @@ const RULES: &[Rule] = &[
     Rule {
         engine: RTEN,
         operators: &["Sign"],
-        wrong: |site| site.dtype(0).is_none_or(DataType::is_float),
+        wrong: |cx| cx.dtype(0).is_none_or(DataType::is_float),
         reason: "it takes the sign of 0.0 for 1",
     },
     Rule {
         engine: RTEN,
         operators: &["MatMul"],
-        wrong: |site| site.rank(1) == Some(1) && site.rank(0).is_none_or(|r| r > 2),
+        wrong: |cx| cx.rank(1) == Some(1) && cx.rank(0).is_none_or(|r| r > 2),
         reason: "a batch of matrices times a vector keeps an axis too many",
     },
     Rule {
         engine: RTEN,
         operators: &["ReduceMax", "ReduceMin"],
-        wrong: |site| site.dtype(0) == Some(DataType::Bool),
+        wrong: |cx| cx.dtype(0) == Some(DataType::Bool),
         reason: "over no booleans it gives the wrong one",
     },
     Rule {
         engine: RTEN,
         operators: &["Softmax", "LogSoftmax"],
-        wrong: |site| site.opset < 13 && !softmax_over_last_axis(site),
+        wrong: |cx| cx.opset < 13 && !softmax_over_last_axis(cx),
         reason: "before operator set 13 Softmax runs over all axes from `axis` on, it takes one; convert the model to \
                  operator set 13",
     },
     Rule {
         engine: RTEN,
         operators: &["Cast"],
-        wrong: |site| site.int("to") == Some(DataType::Bool as i64) && site.dtype(0).is_none(),
+        wrong: |cx| cx.int("to") == Some(DataType::Bool as i64) && cx.dtype(0).is_none(),
         reason: "casting to boolean must tell numbers from zero, and the type of what is cast is unknown; run shape \
                  inference on the model",
     },
     Rule {
         engine: RTEN,
         operators: &["MatMulInteger", "ConvInteger"],
-        wrong: |site| crate::overflow::in_rten() && !crate::adapt::has_constant_weights(site),
+        wrong: |cx| crate::overflow::in_rten() && !crate::adapt::has_constant_weights(cx),
         reason: "on this processor sums of products of bytes are cut off where the weights are computed; quantise the \
                  model with constant weights, or run it on ONNX Runtime",
     },
     Rule {
         engine: RTEN,
         operators: &["MatMulInteger"],
-        wrong: |site| {
-            let packed = site.known.bytes(second(site)).is_some_and(|(dtype, ..)| dtype == DataType::I8);
-            packed && site.given(3) && !crate::adapt::has_constant_weights(site)
+        wrong: |cx| {
+            let packed = cx.known.bytes(second(cx)).is_some_and(|(dtype, ..)| dtype == DataType::I8);
+            packed && cx.given(3) && !crate::adapt::has_constant_weights(cx)
         },
         reason: "of constant weights that are signed it takes a computed zero point for 0; make the zero point constant",
     },
     Rule {
         engine: ORT,
         operators: &["MatMulInteger"],
-        wrong: |site| {
-            let signed = site.dtype(1).is_none_or(|t| t == DataType::I8) && site.dtype(0) != Some(DataType::I8);
-            crate::overflow::in_onnxruntime() && signed && site.known.bytes(second(site)).is_none()
+        wrong: |cx| {
+            let signed = cx.dtype(1).is_none_or(|t| t == DataType::I8) && cx.dtype(0) != Some(DataType::I8);
+            crate::overflow::in_onnxruntime() && signed && cx.known.bytes(second(cx)).is_none()
         },
         reason: "on this processor sums of products of bytes are cut off where the weights are computed; quantise the \
                  model with constant weights",
@@ -122,7 +122,7 @@ const RULES: &[Rule] = &[
     Rule {
         engine: ORT,
         operators: &["MaxUnpool"],
-        wrong: |site| site.given(2),
+        wrong: |cx| cx.given(2),
         reason: "with `output_shape` it puts values in the wrong places",
     },
     Rule {
@@ -152,10 +152,10 @@ fn walk(engine: &'static str, graph: &GraphProto, opset: i64, known: &Known) -> 
         graph.initializer.iter().try_for_each(wide_integers)?;
     }
     for node in &graph.node {
-        let site = Site { node, opset, known };
+        let cx = NodeContext { node, opset, known };
         let ours = node.domain().is_empty();
         for rule in RULES.iter().filter(|r| ours && r.engine == engine && r.operators.contains(&node.op_type())) {
-            if (rule.wrong)(&site) {
+            if (rule.wrong)(&cx) {
                 let reason = format!("{}: {}", node.op_type(), rule.reason);
                 return Err(EngineError::Refused { engine, node: Some(label(node)), reason });
             }
@@ -179,7 +179,7 @@ fn label(node: &NodeProto) -> String {
     if node.name().is_empty() { node.output.first().cloned().unwrap_or_default() } else { node.name().to_owned() }
 }
 
-impl Site<'_> {
+impl NodeContext<'_> {
     pub(crate) fn attribute(&self, name: &str) -> Option<&AttributeProto> {
         self.node.attribute.iter().find(|a| a.name() == name)
     }
@@ -209,34 +209,34 @@ impl Site<'_> {
     }
 }
 
-fn second<'s>(site: &'s Site) -> &'s str {
-    site.node.input.get(1).map_or("", String::as_str)
+fn second<'s>(cx: &'s NodeContext) -> &'s str {
+    cx.node.input.get(1).map_or("", String::as_str)
 }
 
-fn conv_integer(site: &Site) -> bool {
-    let Some(kernel) = site.shape(1) else { return true };
+fn conv_integer(cx: &NodeContext) -> bool {
+    let Some(kernel) = cx.shape(1) else { return true };
     let pointwise = kernel.iter().skip(2).all(|&k| k == Some(1));
     let depthwise = kernel.get(1) == Some(&Some(1));
-    let padded = site.attribute("pads").is_some_and(|a| a.ints.iter().any(|&p| p != 0))
-        || site.text("auto_pad").is_some_and(|p| p.starts_with("SAME"));
-    let single = site.shape(0).is_some_and(|s| s.first() == Some(&Some(1)));
+    let padded = cx.attribute("pads").is_some_and(|a| a.ints.iter().any(|&p| p != 0))
+        || cx.text("auto_pad").is_some_and(|p| p.starts_with("SAME"));
+    let single = cx.shape(0).is_some_and(|s| s.first() == Some(&Some(1)));
     // It pads with zeros where the zero point stands for zero.
-    padded && site.given(2) || !pointwise && !depthwise && (padded || !single)
+    padded && cx.given(2) || !pointwise && !depthwise && (padded || !single)
 }
 
 /// Whether the scales of a Resize by align_corners may be fractional: whole
 /// numbers always give whole sizes.
-fn fractional_align_corners(site: &Site) -> bool {
-    site.text("coordinate_transformation_mode") == Some("align_corners")
-        && site.given(2)
-        && !site.known.floats(&site.node.input[2]).is_some_and(|scales| scales.iter().all(|s| s.fract() == 0.))
+fn fractional_align_corners(cx: &NodeContext) -> bool {
+    cx.text("coordinate_transformation_mode") == Some("align_corners")
+        && cx.given(2)
+        && !cx.known.floats(&cx.node.input[2]).is_some_and(|scales| scales.iter().all(|s| s.fract() == 0.))
 }
 
 /// Before operator set 13 the axes from `axis` (default 1) on were one.
-fn softmax_over_last_axis(site: &Site) -> bool {
-    let axis = site.int("axis").unwrap_or(1);
-    axis == -1 && site.attribute("axis").is_some()
-        || site.rank(0).is_some_and(|r| axis == r as i64 - 1 && (site.attribute("axis").is_some() || r == 2))
+fn softmax_over_last_axis(cx: &NodeContext) -> bool {
+    let axis = cx.int("axis").unwrap_or(1);
+    axis == -1 && cx.attribute("axis").is_some()
+        || cx.rank(0).is_some_and(|r| axis == r as i64 - 1 && (cx.attribute("axis").is_some() || r == 2))
 }
 
 /// Inputs and outputs must be tensors of types that Tierline carries.

@@ -3,7 +3,7 @@
 //! A [`Stop`] goes along with loads and runs. The engine hangs its brake on it
 //! for as long as one takes ([`Stop::during`]); whoever holds another handle
 //! pulls all of them, the alarm at a deadline those that are due. One thread
-//! watches all deadlines.
+//! keeps all deadlines.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -100,6 +100,16 @@ impl Stop {
     }
 }
 
+/// Pulls a stop when it goes: what nobody waits for any more ends.
+#[derive(Debug)]
+pub struct PullOnDrop(pub Stop);
+
+impl Drop for PullOnDrop {
+    fn drop(&mut self) {
+        self.0.pull();
+    }
+}
+
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -154,9 +164,9 @@ fn alarm() -> &'static Alarm {
     static THREAD: OnceLock<()> = OnceLock::new();
     let alarm = ALARM.get_or_init(|| Alarm { waiting: Mutex::default(), bell: Condvar::new() });
     THREAD.get_or_init(|| {
-        let spawned = std::thread::Builder::new().name("alarm".into()).spawn(|| alarm.watch());
+        let spawned = std::thread::Builder::new().name("alarm".into()).spawn(|| alarm.run());
         if let Err(error) = spawned {
-            tracing::error!(%error, "no thread to watch deadlines; runs may outlast theirs");
+            tracing::error!(%error, "no thread to keep deadlines; runs may outlast theirs");
         }
     });
     alarm
@@ -185,7 +195,7 @@ impl Alarm {
         self.lock().stops.remove(&key);
     }
 
-    fn watch(&self) {
+    fn run(&self) {
         let mut waiting = self.lock();
         loop {
             let now = Instant::now();

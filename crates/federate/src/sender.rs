@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tierline_codec::update::{self, Kept as Travelled, Pipeline};
+use tierline_codec::update::{self, Pipeline, SentElements as Travelled};
 
 use crate::{Channel, FederateError, Layout, Vectors, wire};
 

@@ -171,12 +171,12 @@ pub enum Action {
         op: Op,
     },
     /// Answer the caller. Once, and nothing follows.
-    Finish(Outcome),
+    Finish(RequestOutcome),
 }
 
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
+pub enum RequestOutcome {
     /// With the tensors that `op` produced.
     Answer {
         /// The run or call they come from.
@@ -466,15 +466,15 @@ impl Request {
             reason: failure.to_string(),
             node: self.setup.node.clone(),
         });
-        self.end(Some(Outcome::Answer { op, degraded: own.or(degraded) }), out);
+        self.end(Some(RequestOutcome::Answer { op, degraded: own.or(degraded) }), out);
     }
 
     fn fail(&mut self, failure: Failure, out: &mut Vec<Action>) {
         let failure = failure.at(&self.setup.node);
-        self.end(Some(Outcome::Failed(failure)), out);
+        self.end(Some(RequestOutcome::Failed(failure)), out);
     }
 
-    fn end(&mut self, outcome: Option<Outcome>, out: &mut Vec<Action>) {
+    fn end(&mut self, outcome: Option<RequestOutcome>, out: &mut Vec<Action>) {
         self.done = true;
         out.extend(self.active.drain(..).map(|active| Action::Abandon { op: active.op }));
         out.extend(outcome.map(Action::Finish));

@@ -178,7 +178,7 @@ pub enum SiteError {
     #[error("two tiers are called `{0}`; names must differ")]
     Duplicate(String),
     /// Roles that go down.
-    #[error("tier `{below}` stands before tier `{above}`, whose role is lower; list end, edge, cloud in this order")]
+    #[error("tier `{below}` is listed before tier `{above}`, whose role is lower; list end, edge, cloud in this order")]
     Order {
         /// The first of the two.
         below: String,

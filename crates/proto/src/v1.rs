@@ -1221,10 +1221,10 @@ pub struct NodeStatus {
     pub draining: bool,
     /// What the node keeps in memory because it may be wanted again.
     #[prost(message, repeated, tag = "16")]
-    pub memory: ::prost::alloc::vec::Vec<KeptMemory>,
+    pub memory: ::prost::alloc::vec::Vec<MemoryUse>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct KeptMemory {
+pub struct MemoryUse {
     /// models, sessions, plans.
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,

@@ -27,7 +27,7 @@ pub struct ArtefactStore {
 
 /// Something in the store's folders, and how long nobody has written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredArtefact {
     /// What it is, or will be.
     pub digest: Digest,
     /// Its length, so far.
@@ -251,18 +251,18 @@ impl ArtefactStore {
 
     /// Every artefact. Blocks.
     #[must_use]
-    pub fn list(&self) -> Vec<Kept> {
+    pub fn list(&self) -> Vec<StoredArtefact> {
         entries(&self.whole)
             .filter(|e| e.is_dir())
             .flat_map(|folder| entries(&folder))
-            .filter_map(|e| kept(&e))
+            .filter_map(|e| stored(&e))
             .collect()
     }
 
     /// Transfers that were broken off, and those under way. Blocks.
     #[must_use]
-    pub fn list_partial(&self) -> Vec<Kept> {
-        entries(&self.partial).filter_map(|e| kept(&e)).collect()
+    pub fn list_partial(&self) -> Vec<StoredArtefact> {
+        entries(&self.partial).filter_map(|e| stored(&e)).collect()
     }
 
     /// Removes what was half written and left behind for longer than `age`:
@@ -389,9 +389,9 @@ fn age_of(path: &Path) -> Option<Duration> {
     Some(SystemTime::now().duration_since(modified).unwrap_or_default())
 }
 
-fn kept(path: &Path) -> Option<Kept> {
+fn stored(path: &Path) -> Option<StoredArtefact> {
     let digest = path.file_name()?.to_str()?.parse().ok()?;
-    Some(Kept { digest, bytes: fs::metadata(path).ok()?.len(), age: age_of(path)? })
+    Some(StoredArtefact { digest, bytes: fs::metadata(path).ok()?.len(), age: age_of(path)? })
 }
 
 fn size_of(folder: &Path) -> u64 {
@@ -418,7 +418,8 @@ mod tests {
         store.append(other, b"part").unwrap();
         let staged = store.path(digest).with_extension("x#1");
         fs::write(&staged, "half").unwrap();
-        let listed = |all: Vec<Kept>| all.into_iter().map(|kept| (kept.digest, kept.bytes)).collect::<Vec<_>>();
+        let listed =
+            |all: Vec<StoredArtefact>| all.into_iter().map(|kept| (kept.digest, kept.bytes)).collect::<Vec<_>>();
         assert_eq!((listed(store.list()), listed(store.list_partial())), (vec![(digest, 5)], vec![(other, 4)]));
         store.clear_staged(Duration::from_secs(60));
         assert!(staged.exists(), "somebody may be writing it");

@@ -2,6 +2,7 @@
 //! userspace. Start at [`cli::run`]; what a node does is in `tierline-daemon`.
 
 pub mod cli;
+pub mod exit;
 pub mod link;
 pub mod logging;
 pub mod notify;

@@ -2,7 +2,7 @@
 //!
 //! Start at [`Log::start`].
 
-use tierline_daemon::outcome::{Exit, Failure, Outcome};
+use crate::exit::{CommandError, CommandResult, ExitCode};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -37,8 +37,8 @@ impl Log {
     /// Begins to log; `filter` is the file's.
     ///
     /// # Errors
-    /// [`Exit::Configuration`] for a filter that can't be read.
-    pub fn start(filter: Option<&str>, format: Format, output: Output) -> Outcome<Self> {
+    /// [`ExitCode::Configuration`] for a filter that can't be read.
+    pub fn start(filter: Option<&str>, format: Format, output: Output) -> CommandResult<Self> {
         let (layer, handle) = reload::Layer::new(targets(filter)?);
         let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
         let text = || fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
@@ -56,8 +56,8 @@ impl Log {
     ///
     /// # Errors
     /// As [`Log::start`]; then the filter stays.
-    pub fn refilter(&self, filter: Option<&str>) -> Outcome {
-        self.filter.reload(targets(filter)?).map_err(|e| Failure::message(Exit::Failure, e))
+    pub fn refilter(&self, filter: Option<&str>) -> CommandResult {
+        self.filter.reload(targets(filter)?).map_err(|e| CommandError::message(ExitCode::Failure, e))
     }
 
     /// Says something to whoever started the node.
@@ -71,7 +71,7 @@ impl Log {
 }
 
 /// The filter in force: the environment's, else the file's, else the default.
-fn targets(file: Option<&str>) -> Outcome<Targets> {
+fn targets(file: Option<&str>) -> CommandResult<Targets> {
     let given = std::env::var(FILTER_VARIABLE).ok();
     let (text, from) = match (&given, file) {
         (Some(text), _) => (text.as_str(), FILTER_VARIABLE),
@@ -79,7 +79,7 @@ fn targets(file: Option<&str>) -> Outcome<Targets> {
         (None, None) => (FILTER_DEFAULT, "the default"),
     };
     text.parse().map_err(|e| {
-        Failure::message(Exit::Configuration, format!("{from}: `{text}` says not what to log: {e}"))
+        CommandError::message(ExitCode::Configuration, format!("{from}: `{text}` says not what to log: {e}"))
             .hint("write levels, and targets with one, as in `warn,tierline=debug`")
     })
 }

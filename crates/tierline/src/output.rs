@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use serde::Serialize;
 use tierline_daemon::words::{shown, spelled};
 
-pub use tierline_daemon::outcome::{Exit, ExitWith, Failure, Outcome};
+pub use crate::exit::{CommandError, CommandResult, ExitCode, ExitWith};
 pub use tierline_daemon::words::{bytes, count, duration, table, time};
 
 /// Version of the JSON documents on stdout; raised when a field changes meaning.
@@ -33,7 +33,7 @@ impl Output {
     ///
     /// # Errors
     /// When stdout is closed.
-    pub fn data<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Outcome {
+    pub fn data<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> CommandResult {
         let mut line = if self.json {
             shown_json(&serde_json::to_string_pretty(&Document { schema_version: SCHEMA_VERSION, body: value })?)
         } else {
@@ -49,7 +49,7 @@ impl Output {
     ///
     /// # Errors
     /// When stdout is closed.
-    pub fn event<T: Serialize>(self, value: &T) -> Outcome {
+    pub fn event<T: Serialize>(self, value: &T) -> CommandResult {
         let mut line = shown_json(&serde_json::to_string(&Document { schema_version: SCHEMA_VERSION, body: value })?);
         line.push('\n');
         write_stdout(&line)
@@ -78,7 +78,7 @@ impl Output {
 ///
 /// # Errors
 /// When stdout is closed for another reason than its reader's.
-pub fn line(text: &str) -> Outcome {
+pub fn line(text: &str) -> CommandResult {
     write_stdout(&format!("{}\n", shown(text)))
 }
 
@@ -92,29 +92,29 @@ fn shown_json(json: &str) -> String {
     spelled(json, |c| c == '\n', spell)
 }
 
-fn write_stdout(text: &str) -> Outcome {
+fn write_stdout(text: &str) -> CommandResult {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // A closed pipe (`| head`) is the reader's choice, not our failure.
+        // A closed pipe (`| head`) is the reader's choice, not our error.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => Ok(other?),
     }
 }
 
-/// Prints a failure to stderr and gives its exit code.
+/// Prints an error to stderr and gives its exit code.
 #[must_use]
-pub fn report(failure: &Failure) -> std::process::ExitCode {
-    eprintln!("error: {}", shown(&failure.error.to_string()));
-    for cause in failure.error.chain().skip(1) {
+pub fn report(error: &CommandError) -> std::process::ExitCode {
+    eprintln!("error: {}", shown(&error.error.to_string()));
+    for cause in error.error.chain().skip(1) {
         let text = cause.to_string();
-        if !failure.error.to_string().contains(&text) {
+        if !error.error.to_string().contains(&text) {
             eprintln!("  because: {}", shown(&text));
         }
     }
-    if let Some(hint) = &failure.hint {
+    if let Some(hint) = &error.hint {
         eprintln!("  try: {}", shown(hint));
     }
-    std::process::ExitCode::from(failure.exit as u8)
+    std::process::ExitCode::from(error.exit as u8)
 }
 
 /// Bytes of a name as a file's at most: systems take 255, and a suffix follows.

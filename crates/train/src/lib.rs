@@ -23,5 +23,5 @@ mod trainer;
 pub use checkpoint::Checkpoint;
 pub use error::TrainError;
 pub use job::Job;
-pub use run::{Epoch, Event, Outcome, RunOptions, run};
+pub use run::{Epoch, Event, RunOptions, TrainingResult, run};
 pub use trainer::{Scores, StepReport, Trainer};

@@ -67,7 +67,7 @@ pub enum Event<'a> {
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Outcome {
+pub struct TrainingResult {
     /// Every epoch, those before a checkpoint included.
     pub epochs: Vec<Epoch>,
     /// Whether all epochs were run; else it was told to stop.
@@ -109,7 +109,7 @@ pub fn run(
     from: Option<Checkpoint>,
     stop: &Stop,
     tell: &mut dyn FnMut(Event) -> Result<(), TrainError>,
-) -> Result<Outcome, TrainError> {
+) -> Result<TrainingResult, TrainError> {
     trainer.check(train)?;
     test.map_or(Ok(()), |test| trainer.check(test))?;
     let (mut at, mut epochs, mut sums) = match from {
@@ -119,9 +119,9 @@ pub fn run(
         }
         None => (Position::default(), Vec::new(), Sums::default()),
     };
-    let finished = |trainer: &Trainer, at, epochs: &[Epoch], sums, finished| -> Result<Outcome, TrainError> {
+    let finished = |trainer: &Trainer, at, epochs: &[Epoch], sums, finished| -> Result<TrainingResult, TrainError> {
         let checkpoint = Checkpoint::of(trainer, at, epochs, sums)?;
-        Ok(Outcome { epochs: epochs.to_vec(), finished, checkpoint })
+        Ok(TrainingResult { epochs: epochs.to_vec(), finished, checkpoint })
     };
     if at.epoch >= options.epochs {
         return finished(trainer, at, &epochs, sums, true);

@@ -51,7 +51,7 @@ use support::Placed;
 
 /// Which elements an encoding brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kept {
+pub enum SentElements {
     /// All of them, or an approximation of all.
     All,
     /// These, in ascending order; zeros elsewhere.
@@ -95,11 +95,11 @@ pub fn decode_into(bytes: &[u8], shapes: &[Vec<usize>], out: &mut [f32]) -> Resu
 ///
 /// # Errors
 /// When the bytes up to the values are broken or encode parts of other shapes.
-pub fn support_of(bytes: &[u8], shapes: &[Vec<usize>]) -> Result<Kept, CodecError> {
+pub fn support_of(bytes: &[u8], shapes: &[Vec<usize>]) -> Result<SentElements, CodecError> {
     let (header, body) = Header::read(bytes, shapes)?;
     Ok(match header.support(&mut Reader(body), shapes)? {
-        Placed::All | Placed::Factored(_) => Kept::All,
-        Placed::At(indices) => Kept::Indices(indices),
+        Placed::All | Placed::Factored(_) => SentElements::All,
+        Placed::At(indices) => SentElements::Indices(indices),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use tierline_codec::CodecError;
-use tierline_codec::update::{Kept, Pipeline, decode, decode_into, support_of};
+use tierline_codec::update::{Pipeline, SentElements, decode, decode_into, support_of};
 
 const SUPPORTS: [&str; 6] = ["", "topk:0.1", "topk:1", "random:0.25", "random:1", "powersgd:2"];
 const PRECISIONS: [&str; 10] = ["", "fp16", "int8", "int4", "qsgd:2", "qsgd:3", "qsgd:5", "qsgd:7", "qsgd:8", "sign"];
@@ -38,8 +38,8 @@ fn roundtrip(pipeline: &Pipeline, vector: &[f32], shapes: &[Vec<usize>], seed: u
 
 fn kept(pipeline: &Pipeline, vector: &[f32], shapes: &[Vec<usize>], seed: u64) -> Vec<usize> {
     match support_of(&encoded(pipeline, vector, shapes, seed), shapes).expect("a support") {
-        Kept::All => (0..vector.len()).collect(),
-        Kept::Indices(indices) => indices.into_iter().map(|i| i as usize).collect(),
+        SentElements::All => (0..vector.len()).collect(),
+        SentElements::Indices(indices) => indices.into_iter().map(|i| i as usize).collect(),
     }
 }
 
@@ -137,7 +137,7 @@ proptest! {
             decode_into(&bytes, &given.shapes, &mut into).unwrap();
             prop_assert_eq!(bits(&into), bits(&decoded));
             prop_assert!(decoded.iter().all(|v| v.is_finite()));
-            if let Kept::Indices(kept) = support_of(&bytes, &given.shapes).unwrap() {
+            if let SentElements::Indices(kept) = support_of(&bytes, &given.shapes).unwrap() {
                 prop_assert!(kept.is_sorted_by(|a, b| a < b));
                 for (index, value) in decoded.iter().enumerate() {
                     prop_assert!(value.to_bits() == 0 || kept.binary_search(&(index as u32)).is_ok(), "{:?}", pipeline);

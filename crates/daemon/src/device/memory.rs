@@ -104,7 +104,7 @@ pub struct Memory(Arc<Inner>);
 
 /// How much is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kept {
+pub struct MemoryUse {
     /// What it is.
     pub kind: Kind,
     /// How many.
@@ -134,12 +134,12 @@ impl Memory {
 
     /// How much is kept of each kind.
     #[must_use]
-    pub fn kept(&self) -> [Kept; Kind::ALL.len()] {
+    pub fn kept(&self) -> [MemoryUse; Kind::ALL.len()] {
         let entries = self.lock();
         Kind::ALL.map(|kind| {
             let of_kind = entries.entries.iter().filter(|(key, _)| key.kind() == kind);
             let (count, bytes) = of_kind.fold((0, 0), |(count, bytes), (_, e)| (count + 1, bytes + e.bytes));
-            Kept { kind, count, bytes }
+            MemoryUse { kind, count, bytes }
         })
     }
 

@@ -178,7 +178,7 @@ impl Local for LocalService {
 
     async fn profile(&self, request: Request<ProfileRequest>) -> Reply1<Self::ProfileStream> {
         let entry = self.catalogue.entry(&request.into_inner().model)?;
-        Ok(Response::new(self.profiling.watched(entry)))
+        Ok(Response::new(self.profiling.measure_aloud(entry)))
     }
 
     async fn plan(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
@@ -234,7 +234,7 @@ impl Local for LocalService {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Reply1<Self::WatchStream> {
         let WatchRequest { kinds, past_only } = request.into_inner();
-        let (past, mut feed) = self.cx.events.watch();
+        let (past, mut feed) = self.cx.events.subscribe();
         let told = self.cx.tasks.stream("event watch", AHEAD_MAX, |send| async move {
             let wanted = |e: &Event| kinds.is_empty() || kinds.contains(&e.kind);
             for event in past.into_iter().filter(wanted) {

@@ -196,7 +196,7 @@ impl Children {
     }
 
     /// Lets leases expire, until the node ends.
-    pub async fn watch(self) {
+    pub async fn run(self) {
         let clock = self.0.net.clock;
         loop {
             let wake = self.lock().register.wake().map(|t| clock.instant_of(t));

@@ -25,8 +25,8 @@ use super::gate::{Door, GateLayer};
 use super::transport::HEADER_BYTES_MAX;
 use super::{Net, scrape};
 use crate::config::LISTEN_DEFAULT;
-use crate::outcome::{Exit, ExitWith, Failure, Outcome};
-use crate::runtime::tasks::Task;
+use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
+use crate::runtime::tasks::TaskHandle;
 use crate::runtime::{Context, End, Me};
 
 /// A caller that answers no ping for so long is gone. Longer than a caller
@@ -61,13 +61,13 @@ pub fn advertised(me: &Me, listens: SocketAddr) -> Option<String> {
 ///
 /// # Errors
 /// When the address can't be had.
-pub async fn listen(me: &Me) -> Outcome<Option<TcpListener>> {
+pub async fn listen(me: &Me) -> NodeResult<Option<TcpListener>> {
     if me.role() == Role::End {
         return Ok(None);
     }
     let address = me.config().listen.clone().unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
     let listener = TcpListener::bind(&address).await.map_err(|e| {
-        Failure::message(Exit::Configuration, format!("cannot listen on {address}: {e}"))
+        NodeError::message(ErrorKind::Configuration, format!("cannot listen on {address}: {e}"))
             .hint("choose another address with --listen HOST:PORT")
     })?;
     Ok(Some(listener))
@@ -77,10 +77,10 @@ pub async fn listen(me: &Me) -> Outcome<Option<TcpListener>> {
 ///
 /// # Errors
 /// When the address can't be had.
-pub async fn listen_for_scrapes(me: &Me) -> Outcome<Option<TcpListener>> {
+pub async fn listen_for_scrapes(me: &Me) -> NodeResult<Option<TcpListener>> {
     let Some(address) = &me.config().metrics else { return Ok(None) };
     let listener = TcpListener::bind(address).await.map_err(|e| {
-        Failure::message(Exit::Configuration, format!("cannot give numbers at {address}: {e}"))
+        NodeError::message(ErrorKind::Configuration, format!("cannot give numbers at {address}: {e}"))
             .hint("choose another address with --metrics HOST:PORT")
     })?;
     Ok(Some(listener))
@@ -116,8 +116,8 @@ pub fn serve_network(
     doors: &Arc<Doors>,
     rules: &Arc<[Rule]>,
     listener: TcpListener,
-) -> Outcome<Task<()>> {
-    let tls = tls::server_config(net.me.live_identity()).exit_with(Exit::Verification)?;
+) -> NodeResult<TaskHandle<()>> {
+    let tls = tls::server_config(net.me.live_identity()).of_kind(ErrorKind::Verification)?;
     let gate = |door| GateLayer { net: net.clone(), door, rules: Arc::clone(rules) };
     let members = server()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -166,11 +166,11 @@ fn server() -> Server {
 ///
 /// # Errors
 /// When the socket can't be opened.
-pub fn serve_socket(net: &Net, cx: &Context, rules: &Arc<[Rule]>, path: &Path) -> Outcome<Task<()>> {
+pub fn serve_socket(net: &Net, cx: &Context, rules: &Arc<[Rule]>, path: &Path) -> NodeResult<TaskHandle<()>> {
     // A dead node's socket is in the way of a new one.
     let _ = std::fs::remove_file(path);
     let listener = UnixListener::bind(path).map_err(|e| {
-        Failure::message(Exit::Configuration, format!("cannot open the socket {}: {e}", path.display()))
+        NodeError::message(ErrorKind::Configuration, format!("cannot open the socket {}: {e}", path.display()))
             .hint("socket paths are limited to about 100 bytes; choose a shorter --data DIR")
     })?;
     // Whoever may open it is an operator.

@@ -1,4 +1,4 @@
-//! What happened on this node, for whoever watches: a bounded history and a
+//! What happened on this node, for whoever subscribes: a bounded history and a
 //! live feed.
 
 use std::collections::{HashMap, VecDeque};
@@ -9,10 +9,10 @@ use tierline_proto::Breach;
 use tierline_proto::v1::Event;
 use tokio::sync::broadcast;
 
-/// Events kept for a watcher that comes late.
+/// Events kept for a subscriber that comes late.
 const HISTORY_MAX: usize = 256;
 
-/// Events a slow watcher may fall behind before it misses some.
+/// Events a slow subscriber may fall behind before it misses some.
 const FEED_MAX: usize = 256;
 
 /// Senders whose breaches of the protocol are counted one by one.
@@ -45,7 +45,7 @@ impl Events {
         }
         history.push_back(event.clone());
         drop(history);
-        // Nobody watching is the usual case.
+        // Nobody subscribed is the usual case.
         let _ = self.feed.send(event);
     }
 
@@ -67,7 +67,7 @@ impl Events {
     }
 
     /// What happened so far, oldest first, and the feed of what comes.
-    pub fn watch(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+    pub fn subscribe(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         (history.iter().cloned().collect(), self.feed.subscribe())
     }

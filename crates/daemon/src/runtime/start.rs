@@ -30,10 +30,10 @@ use crate::device::budget::Budget;
 use crate::device::compute::{Compute, ComputeOptions};
 use crate::device::memory::Memory;
 use crate::duties::REGISTRY;
+use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 use crate::models;
 use crate::net::door::{self, Doors, Rooms};
 use crate::net::{Children, Net, Parents, Revoked, children, serving};
-use crate::outcome::{Exit, ExitWith, Failure, Outcome};
 
 /// Answers under way get so long to end once the node is told to stop.
 const GRACE: Duration = Duration::from_secs(3);
@@ -53,8 +53,8 @@ pub enum Ended {
     Renamed,
 }
 
-/// What a node tells whoever started it.
-pub enum Told<'t> {
+/// What a node lets whoever started it know.
+pub enum Notice<'t> {
     /// A sentence.
     Note(String),
     /// Everything answers from now on.
@@ -107,21 +107,25 @@ struct Node {
 ///
 /// # Errors
 /// When it can't start: a wrong configuration, no identity, an address in use.
-pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>) -> Outcome) -> Outcome<Ended> {
+pub async fn run(
+    config: NodeConfig,
+    role: Option<Role>,
+    notify: impl Fn(Notice<'_>) -> anyhow::Result<()>,
+) -> NodeResult<Ended> {
     let started = Instant::now();
     log_panics();
     let data = config.data.clone();
     // Whatever is made from here on is this user's alone, also by libraries.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     if let Some(warning) = config::claim(&data)? {
-        tell(Told::Note(warning))?;
+        notify(Notice::Note(warning))?;
     }
     let socket = data.join(SOCKET);
     // The lock is the process's; on file systems that know no locks, one that answers owns the folder.
-    let lock = disk::open_private(&data.join("node.lock")).exit_with(Exit::Configuration)?;
+    let lock = disk::open_private(&data.join("node.lock")).of_kind(ErrorKind::Configuration)?;
     let taken = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
     if taken || tokio::net::UnixStream::connect(&socket).await.is_ok() {
-        return Err(Failure::message(Exit::Configuration, format!("a node already runs on {}", data.display()))
+        return Err(NodeError::message(ErrorKind::Configuration, format!("a node already runs on {}", data.display()))
             .hint("stop it first, or choose another folder with --data DIR"));
     }
     let engine: Arc<dyn Engine> = match config.engine.as_str() {
@@ -132,7 +136,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
     let node = build(config, role, engine)?;
     let (net, cx) = (&node.net, &node.cx);
     for duty in cx.duties.all() {
-        duty.open().await.map_err(|f| Failure::of(&f))?;
+        duty.open().await?;
     }
 
     let listener = serving::listen(&cx.me).await?;
@@ -141,8 +145,8 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
         let local = if a.ip().is_unspecified() { std::net::Ipv4Addr::LOCALHOST.into() } else { a.ip() };
         format!("https://{}", SocketAddr::new(local, a.port()))
     });
-    let told = cx.me.config().advertise.clone();
-    if let Some(advertised) = told.or_else(|| serving::advertised(&cx.me, address?)) {
+    let advertise = cx.me.config().advertise.clone();
+    if let Some(advertised) = advertise.or_else(|| serving::advertised(&cx.me, address?)) {
         cx.me.is_reached_at(advertised);
     }
     let scraped = serving::listen_for_scrapes(&cx.me).await?;
@@ -155,9 +159,9 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
     let local = serving::serve_socket(net, cx, &node.rules, &socket)?;
     cx.parents.keep();
     let children = cx.children.clone();
-    cx.tasks.keep("leases", move || children.clone().watch());
+    cx.tasks.keep("leases", move || children.clone().run());
     for duty in cx.duties.all() {
-        duty.begin().await.map_err(|f| Failure::of(&f))?;
+        duty.begin().await?;
     }
 
     // Whoever reads "ready" may ask for the end at once.
@@ -176,19 +180,19 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
     };
     // What the file says once it holds what the node was started with.
     let mut file = file_of(cx.me.config())?;
-    tell(Told::Ready(&ready))?;
-    let (_, mut feed) = cx.events.watch();
+    notify(Notice::Ready(&ready))?;
+    let (_, mut feed) = cx.events.subscribe();
     loop {
         tokio::select! {
             _ = signals.interrupt.recv() => break cx.end.is_for_good(),
             _ = signals.terminate.recv() => break cx.end.is_for_good(),
             () = cx.end.begun() => break,
-            _ = signals.reload.recv() => reload(cx, &mut file, &tell)?,
-            Ok(event) = feed.recv() => tell(Told::Happened(&event))?,
+            _ = signals.reload.recv() => reload(cx, &mut file, &notify)?,
+            Ok(event) = feed.recv() => notify(Notice::Happened(&event))?,
         }
     }
-    tell(if cx.end.is_anew() { Told::Reloading } else { Told::Stopping })?;
-    tell(Told::Note(format!("{} says goodbye", cx.me.name())))?;
+    notify(if cx.end.is_anew() { Notice::Reloading } else { Notice::Stopping })?;
+    notify(Notice::Note(format!("{} says goodbye", cx.me.name())))?;
     cx.children.drain();
     cx.end.begin();
     // Servers end by themselves once their answers are out.
@@ -211,7 +215,7 @@ pub async fn run(config: NodeConfig, role: Option<Role>, tell: impl Fn(Told<'_>)
 }
 
 /// What the file says, and what it is about to be told of a first start.
-fn file_of(config: &NodeConfig) -> Outcome<NodeConfig> {
+fn file_of(config: &NodeConfig) -> NodeResult<NodeConfig> {
     let file = NodeConfig::load(&config.data)?;
     // The engine may come from the environment, the name from the certificate.
     let given = NodeConfig { engine: file.engine.clone(), name: file.name.clone(), ..config.clone() };
@@ -224,13 +228,13 @@ const RELOADED: [&str; 3] = ["log", "memory_bytes", "requests_bytes"];
 
 /// Reads the file again, and does what it says from now on. `file` is what it
 /// said so far: a flag that went before it stays in force until it changes.
-fn reload(cx: &Context, file: &mut NodeConfig, tell: &impl Fn(Told<'_>) -> Outcome) -> Outcome {
-    tell(Told::Reloading)?;
+fn reload(cx: &Context, file: &mut NodeConfig, notify: &impl Fn(Notice<'_>) -> anyhow::Result<()>) -> NodeResult {
+    notify(Notice::Reloading)?;
     let new = match NodeConfig::load(&file.data) {
         Ok(new) => new,
         Err(failure) => {
-            tell(Told::Note(format!("nothing is reloaded: {}", failure.error)))?;
-            return tell(Told::Reloaded(None));
+            notify(Notice::Note(format!("nothing is reloaded: {}", failure.error)))?;
+            return Ok(notify(Notice::Reloaded(None))?);
         }
     };
     let (now, later): (Vec<String>, Vec<String>) = file
@@ -250,34 +254,34 @@ fn reload(cx: &Context, file: &mut NodeConfig, tell: &impl Fn(Told<'_>) -> Outco
         text += &format!("; {} from the next start on", said(&later));
     }
     *file = new;
-    tell(Told::Reloaded(Some(file)))?;
-    tell(Told::Note(text))
+    notify(Notice::Reloaded(Some(file)))?;
+    Ok(notify(Notice::Note(text))?)
 }
 
 /// Everything that a node holds, not yet running.
-fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) -> Outcome<Node> {
+fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) -> NodeResult<Node> {
     let data = config.data.clone();
     let now = SystemTime::now();
-    let state = State::open(&data.join("state.db"), &tables()).exit_with(Exit::Configuration)?;
+    let state = State::open(&data.join("state.db"), &tables()).of_kind(ErrorKind::Configuration)?;
     let folder = data.join("identity");
     let ca_folder = data.join("ca");
     let is_cloud = Ca::key_path(&ca_folder).exists() || (role == Some(Role::Cloud) && !folder.exists());
     let (identity, ca) = if is_cloud {
-        let ca = Ca::open_or_create(&ca_folder, now).exit_with(Exit::Configuration)?;
+        let ca = Ca::open_or_create(&ca_folder, now).of_kind(ErrorKind::Configuration)?;
         if config.name.is_empty() {
             "cloud".clone_into(&mut config.name);
         }
-        check_name(&config.name).exit_with(Exit::Configuration)?;
-        let identity = Identity::load_or_issue(&ca, &folder, &config.name, now).exit_with(Exit::Verification)?;
+        check_name(&config.name).of_kind(ErrorKind::Configuration)?;
+        let identity = Identity::load_or_issue(&ca, &folder, &config.name, now).of_kind(ErrorKind::Verification)?;
         let peer = identity.peer();
         state
             .add_node(&NodeRow { id: peer.id.clone(), name: peer.name.clone(), role: peer.role })
-            .exit_with(Exit::Configuration)?;
+            .of_kind(ErrorKind::Configuration)?;
         (identity, Some(Arc::new(ca)))
     } else {
         let identity = Identity::load(&folder, now).map_err(|e| {
             let missing = matches!(e, IdentityError::NotJoined { .. });
-            Failure::new(if missing { Exit::Configuration } else { Exit::Verification }, e).hint(
+            NodeError::new(if missing { ErrorKind::Configuration } else { ErrorKind::Verification }, e).hint(
                 "`tierline node --role cloud` starts a new site here; `tierline join URL --token-file FILE` joins one",
             )
         })?;
@@ -285,27 +289,27 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
     };
     let peer = identity.peer().clone();
     if peer.role == Role::Operator {
-        return Err(Failure::message(
-            Exit::Configuration,
+        return Err(NodeError::message(
+            ErrorKind::Configuration,
             "this folder holds an operator's identity, which runs no node",
         )
         .hint("join as end or edge into another folder with --data DIR"));
     }
     if let Some(asked) = role.filter(|asked| *asked != peer.role) {
         let text = format!("this node joined as {}, not as {}", peer.role.word(), asked.word());
-        return Err(Failure::message(Exit::Configuration, text)
+        return Err(NodeError::message(ErrorKind::Configuration, text)
             .hint("leave --role away, or join again with a token of that role"));
     }
     if now > peer.not_after {
-        return Err(Failure::message(Exit::Verification, "this node's certificate has expired")
+        return Err(NodeError::message(ErrorKind::Verification, "this node's certificate has expired")
             .hint("join again with a new token: `tierline join URL --token-file FILE`"));
     }
     if config.parents.is_empty() && peer.role != Role::Cloud {
-        return Err(Failure::message(Exit::Configuration, "this node has no parent")
+        return Err(NodeError::message(ErrorKind::Configuration, "this node has no parent")
             .hint("name one with --parent URL, or join again"));
     }
     config.name.clone_from(&peer.name);
-    let store = ArtefactStore::open(&data.join("artefacts")).exit_with(Exit::Configuration)?;
+    let store = ArtefactStore::open(&data.join("artefacts")).of_kind(ErrorKind::Configuration)?;
     let (events, duties) = (Events::default(), Duties::default());
     let tasks = Tasks::new(events.clone());
     let memory = Memory::new(config.memory_bytes());
@@ -321,7 +325,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
     // From here on only one thread touches it.
     let state = Records::keep(state, tasks.clone())?;
     let incarnation = fastrand::u64(1..);
-    let identity = LiveIdentity::new(identity).exit_with(Exit::Verification)?;
+    let identity = LiveIdentity::new(identity).of_kind(ErrorKind::Verification)?;
     let net = Net {
         me: Arc::new(Me::new(config, identity, incarnation)),
         clock: Clock::start(),

@@ -119,7 +119,7 @@ impl Tasks {
         &self,
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
-    ) -> Task<T> {
+    ) -> TaskHandle<T> {
         let (tasks, future) = (self.clone(), Box::pin(future));
         self.track(name, async move { tasks.caught(name, future).await })
     }
@@ -131,7 +131,7 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
         then: impl FnOnce(Result<T, Failure>) -> F + Send + 'static,
-    ) -> Task<()>
+    ) -> TaskHandle<()>
     where
         T: Send + 'static,
         F: Future<Output = ()> + Send + 'static,
@@ -147,14 +147,14 @@ impl Tasks {
         &self,
         name: &'static str,
         future: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> Task<T> {
+    ) -> TaskHandle<T> {
         let tasks = self.clone();
         let run = async move {
             let _running = tasks.enter(name);
             let stopped = || Failure::new(Code::Draining, "this node is shutting down");
             tasks.0.stop.run_until_cancelled(future).await.unwrap_or_else(|| Err(stopped()))
         };
-        Task { name, handle: self.0.tracker.spawn(run) }
+        TaskHandle { name, handle: self.0.tracker.spawn(run) }
     }
 
     /// Starts work that computes for long or waits for the disk, on a thread
@@ -163,13 +163,13 @@ impl Tasks {
         &self,
         name: &'static str,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Task<T> {
+    ) -> TaskHandle<T> {
         let tasks = self.clone();
         let run = move || {
             let _running = tasks.enter(name);
             tasks.guarded(name, work)
         };
-        Task { name, handle: self.0.tracker.spawn_blocking(run) }
+        TaskHandle { name, handle: self.0.tracker.spawn_blocking(run) }
     }
 
     /// Keeps a task up for as long as the node lives: what breaks off or ends is
@@ -190,7 +190,7 @@ impl Tasks {
 
     /// As [`Tasks::keep`], for one that may be done: it says so with
     /// [`ControlFlow::Break`].
-    pub fn until_done<F>(&self, name: &'static str, begin: impl Fn() -> F + Send + Sync + 'static) -> Task<()>
+    pub fn until_done<F>(&self, name: &'static str, begin: impl Fn() -> F + Send + Sync + 'static) -> TaskHandle<()>
     where
         F: Future<Output = ControlFlow<()>> + Send,
     {
@@ -331,12 +331,12 @@ impl Drop for Running<'_> {
 
 /// A task under way, to wait for. Dropping it lets the task go on; a failure
 /// that nobody waits for is counted and told all the same.
-pub struct Task<T> {
+pub struct TaskHandle<T> {
     name: &'static str,
     handle: JoinHandle<Result<T, Failure>>,
 }
 
-impl<T> Task<T> {
+impl<T> TaskHandle<T> {
     /// Ends it when the owner goes.
     #[must_use]
     pub fn owned(self) -> Owned<T> {
@@ -356,7 +356,7 @@ impl<T> Task<T> {
     }
 }
 
-impl<T> Future for Task<T> {
+impl<T> Future for TaskHandle<T> {
     type Output = Result<T, Failure>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -367,7 +367,7 @@ impl<T> Future for Task<T> {
 }
 
 /// A task that ends with its owner.
-pub struct Owned<T>(Task<T>);
+pub struct Owned<T>(TaskHandle<T>);
 
 impl<T> Drop for Owned<T> {
     fn drop(&mut self) {
@@ -469,7 +469,7 @@ mod tests {
             let line = format!("tierline_task_panics_total{{task=\"{name}\"}} 1");
             assert!(numbers(&tasks).lines().any(|l| l == line), "{}", numbers(&tasks));
         }
-        let told: Vec<String> = events.watch().0.into_iter().map(|event| event.text).collect();
+        let told: Vec<String> = events.subscribe().0.into_iter().map(|event| event.text).collect();
         assert_eq!(told.len(), 4, "{told:?}");
         assert_eq!(tasks.spawn("next", async { 7 }).await.unwrap(), 7);
         assert!(tasks.names().is_empty(), "{:?}", tasks.names());
@@ -500,7 +500,7 @@ mod tests {
         for line in ["tierline_task_panics_total{task=\"lamp\"} 2", "tierline_task_restarts_total{task=\"lamp\"} 3"] {
             assert!(text.lines().any(|l| l == line), "{text}");
         }
-        let told: Vec<String> = events.watch().0.into_iter().map(|event| event.text).collect();
+        let told: Vec<String> = events.subscribe().0.into_iter().map(|event| event.text).collect();
         assert!(told.contains(&"lamp broke off: no wick; it begins again in 200 ms".to_owned()), "{told:?}");
         tasks.end(Duration::from_secs(1)).await;
         assert!(tasks.names().is_empty(), "{:?}", tasks.names());

@@ -33,7 +33,7 @@ impl Chain {
         let frontiers = vec![inputs.iter().cloned().collect()];
         let mut chain = Self { links: Vec::new(), frontiers, outputs: None, stop: options.stop.clone() };
         for (i, segment) in segments.iter().enumerate() {
-            options.watch.tell(Phase::Load, i as f64 / segments.len() as f64);
+            options.progress.report(Phase::Load, i as f64 / segments.len() as f64);
             let given = &chain.frontiers[i];
             let loaded = engine.load_until(segment, &options.load, &options.stop).and_then(|mut session| {
                 let mut made = Vec::new();

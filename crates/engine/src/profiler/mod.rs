@@ -16,8 +16,8 @@
 mod chain;
 mod measure;
 pub(crate) mod memory;
+mod progress;
 mod spread;
-mod watch;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -28,8 +28,8 @@ use tierline_graph::{Model, Tensor, Types, cost, infer_computed_types, infer_typ
 
 use self::chain::{Chain, Values, cannot, pick};
 use self::measure::{Rounds, Runner, Step, deviation, error, typical};
+pub use self::progress::{Phase, Progress, ProgressListener};
 use self::spread::Anchor;
-pub use self::watch::{Phase, Progress, Watch};
 use crate::{Engine, EngineError, LoadOptions, Session, Stop};
 
 /// How to measure.
@@ -56,7 +56,7 @@ pub struct ProfileOptions {
     /// measured alone.
     pub anchors_max: usize,
     /// Who is told how far it is.
-    pub watch: Watch,
+    pub progress: ProgressListener,
     /// Ends it: profiling then fails with [`EngineError::Stopped`].
     pub stop: Stop,
 }
@@ -72,7 +72,7 @@ impl Default for ProfileOptions {
             budget: Duration::from_secs(12),
             precision: 0.003,
             anchors_max: 4,
-            watch: Watch::default(),
+            progress: ProgressListener::default(),
             stop: Stop::never(),
         }
     }
@@ -180,7 +180,7 @@ pub fn profile_with(
     let started = Instant::now();
     let Subject { model, types, cuts, slice, inputs } = *subject;
     let segments = slice(cuts)?;
-    options.watch.tell(Phase::Load, 0.);
+    options.progress.report(Phase::Load, 0.);
     let given: Values = inputs.iter().cloned().collect();
     let whole = load(engine, model, &given, options);
     let mut chain = Chain::new(engine, subject, &segments, options)?;
@@ -203,7 +203,7 @@ pub fn profile_with(
         None => model.outputs().iter().filter_map(|v| types.get(&v.name)?.bytes()).sum(),
     };
     let points = cuts.len() + 1;
-    let tell = |point: usize| options.watch.tell(Phase::Codecs, point as f64 / points as f64);
+    let tell = |point: usize| options.progress.report(Phase::Codecs, point as f64 / points as f64);
     tell(0);
     let input = chain.probe(0, inputs.iter().map(|(n, _)| n.as_str()), codecs);
     let mut probed = Vec::with_capacity(cuts.len());
@@ -302,7 +302,7 @@ fn time(
     let mut segments = chain.runners(&options.stop);
     let mut runners: Vec<&mut dyn Step> = vec![&mut whole];
     runners.extend(segments.iter_mut().map(|s| s as &mut dyn Step));
-    let mut measured = measure::rounds(&mut runners, &rounds, &|done| options.watch.tell(Phase::Segments, done))?;
+    let mut measured = measure::rounds(&mut runners, &rounds, &|done| options.progress.report(Phase::Segments, done))?;
     let mut whole_times = measured.remove(0);
     let mut measured = measured.into_iter();
     let times: Vec<Vec<u64>> =
@@ -319,7 +319,7 @@ fn time(
         max => spread::places(&alone, anchor_count(typical(&whole_times), load_ns, options).min(max)),
     };
     for (nth, &cut) in places.iter().enumerate() {
-        let tell = |done| options.watch.tell(Phase::Halves, (nth as f64 + done) / places.len() as f64);
+        let tell = |done| options.progress.report(Phase::Halves, (nth as f64 + done) / places.len() as f64);
         let left = options.left(started) / (places.len() - nth) as u32;
         let halves = (subject.slice)(&subject.cuts[cut..=cut])?;
         let load = |half| engine.load_until(half, &options.load, &options.stop);
@@ -353,7 +353,7 @@ fn time_parts(chain: &mut Chain, options: &ProfileOptions, started: Instant) -> 
     let mut segments = chain.runners(&options.stop);
     let mut runners: Vec<&mut dyn Step> = segments.iter_mut().map(|s| s as &mut dyn Step).collect();
     let rounds = options.rounds(options.left(started));
-    let tell = |done| options.watch.tell(Phase::Segments, done);
+    let tell = |done| options.progress.report(Phase::Segments, done);
     let mut times = measure::rounds(&mut runners, &rounds, &tell)?.into_iter();
     let segments: Vec<Option<u64>> =
         present.iter().map(|&p| p.then(|| typical(&times.next().unwrap_or_default()))).collect();

@@ -21,7 +21,7 @@ use crate::support::{asset, onnxruntime, tensor};
 
 /// What became of a case.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Outcome {
+enum CaseResult {
     Pass,
     /// Refused when the model was loaded.
     Refused(String),
@@ -33,7 +33,7 @@ enum Outcome {
     Skipped(String),
 }
 
-impl Outcome {
+impl CaseResult {
     /// State and reason in the list; `None` for what needs no entry.
     fn entry(&self) -> Option<(&'static str, String)> {
         let (state, reason) = match self {
@@ -79,16 +79,17 @@ fn defaults_left_out(engine: &dyn Engine) {
     let outcomes = run_all(&folder, &|case| {
         let model = match Model::load(&case.join("model.onnx")) {
             Ok(model) => model,
-            Err(_) => return Outcome::Pass,
+            Err(_) => return CaseResult::Pass,
         };
         let mut shorter = model.proto().clone();
-        if !defaults.leave_out(&mut shorter) || run_model(engine, case, &model) != Outcome::Pass {
-            return Outcome::Skipped("nothing to leave out, or not run as it is".to_owned());
+        if !defaults.leave_out(&mut shorter) || run_model(engine, case, &model) != CaseResult::Pass {
+            return CaseResult::Skipped("nothing to leave out, or not run as it is".to_owned());
         }
         run_model(engine, case, &Model::from_proto(shorter).expect("without defaults it is as sound"))
     });
-    let tried = outcomes.values().filter(|o| !matches!(o, Outcome::Skipped(_))).count();
-    let worse: Vec<_> = outcomes.iter().filter(|(_, o)| !matches!(o, Outcome::Pass | Outcome::Skipped(_))).collect();
+    let tried = outcomes.values().filter(|o| !matches!(o, CaseResult::Skipped(_))).count();
+    let worse: Vec<_> =
+        outcomes.iter().filter(|(_, o)| !matches!(o, CaseResult::Pass | CaseResult::Skipped(_))).collect();
     println!("{}: {tried} cases without their defaults", engine.name());
     assert!(tried > 50 && worse.is_empty(), "{} of {tried}: {worse:#?}", worse.len());
 }
@@ -144,20 +145,20 @@ impl Defaults {
 fn check(engine: &dyn Engine) {
     let Some(folder) = asset("onnx-node-tests") else { return };
     let outcomes = run_all(&folder, &|case| run_case(engine, case));
-    let count = |f: fn(&Outcome) -> bool| outcomes.values().filter(|o| f(o)).count();
+    let count = |f: fn(&CaseResult) -> bool| outcomes.values().filter(|o| f(o)).count();
     println!(
         "{} {}: {} pass, {} refused with the reason, {} fail with an error, {} wrong, {} skipped (no tensors that \
          nodes exchange, or random), of {}",
         engine.name(),
         engine.version(),
-        count(|o| *o == Outcome::Pass),
-        count(|o| matches!(o, Outcome::Refused(_))),
-        count(|o| matches!(o, Outcome::Error(_))),
-        count(|o| matches!(o, Outcome::Wrong(_))),
-        count(|o| matches!(o, Outcome::Skipped(_))),
+        count(|o| *o == CaseResult::Pass),
+        count(|o| matches!(o, CaseResult::Refused(_))),
+        count(|o| matches!(o, CaseResult::Error(_))),
+        count(|o| matches!(o, CaseResult::Wrong(_))),
+        count(|o| matches!(o, CaseResult::Skipped(_))),
         outcomes.len(),
     );
-    let wrong: Vec<_> = outcomes.iter().filter(|(_, o)| matches!(o, Outcome::Wrong(_))).collect();
+    let wrong: Vec<_> = outcomes.iter().filter(|(_, o)| matches!(o, CaseResult::Wrong(_))).collect();
     if engine.name() == "onnxruntime" {
         against_python(&outcomes);
     }
@@ -166,11 +167,11 @@ fn check(engine: &dyn Engine) {
 }
 
 /// At least 97% of what ONNX Runtime's own Python package passes.
-fn against_python(outcomes: &BTreeMap<String, Outcome>) {
+fn against_python(outcomes: &BTreeMap<String, CaseResult>) {
     let reference = include_str!("../known-failures/python-onnxruntime-1.32.0.txt");
     let reference: BTreeSet<&str> = reference.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).collect();
-    let passed = reference.iter().filter(|name| outcomes.get(**name) == Some(&Outcome::Pass)).count();
-    let skipped = reference.iter().filter(|n| matches!(outcomes.get(**n), Some(Outcome::Skipped(_)))).count();
+    let passed = reference.iter().filter(|name| outcomes.get(**name) == Some(&CaseResult::Pass)).count();
+    let skipped = reference.iter().filter(|n| matches!(outcomes.get(**n), Some(CaseResult::Skipped(_)))).count();
     let share = passed as f64 / (reference.len() - skipped) as f64;
     println!(
         "passes {passed} of the {} cases that the Python package passes ({:.1}%); {skipped} of these are skipped, of \
@@ -182,7 +183,7 @@ fn against_python(outcomes: &BTreeMap<String, Outcome>) {
     assert!(share >= 0.97, "fewer than 97% of the cases that the Python package passes");
 }
 
-fn against_list(engine: &dyn Engine, outcomes: &BTreeMap<String, Outcome>) {
+fn against_list(engine: &dyn Engine, outcomes: &BTreeMap<String, CaseResult>) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/known-failures/{}.txt", engine.name()));
     let now: BTreeMap<&str, (&str, String)> =
         outcomes.iter().filter_map(|(name, o)| Some((name.as_str(), o.entry()?))).collect();
@@ -225,7 +226,7 @@ fn against_list(engine: &dyn Engine, outcomes: &BTreeMap<String, Outcome>) {
     assert!(changes.is_empty(), "{} differs:\n{}", path.display(), changes.join("\n"));
 }
 
-fn run_all(folder: &Path, run: &(dyn Fn(&Path) -> Outcome + Sync)) -> BTreeMap<String, Outcome> {
+fn run_all(folder: &Path, run: &(dyn Fn(&Path) -> CaseResult + Sync)) -> BTreeMap<String, CaseResult> {
     let mut cases: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     cases.retain(|c| c.join("model.onnx").is_file());
     cases.sort();
@@ -247,15 +248,15 @@ fn run_all(folder: &Path, run: &(dyn Fn(&Path) -> Outcome + Sync)) -> BTreeMap<S
     outcomes.into_inner().unwrap()
 }
 
-fn run_case(engine: &dyn Engine, case: &Path) -> Outcome {
+fn run_case(engine: &dyn Engine, case: &Path) -> CaseResult {
     match Model::load(&case.join("model.onnx")) {
         Ok(model) => run_model(engine, case, &model),
-        Err(e) => Outcome::Refused(format!("graph: {e}")),
+        Err(e) => CaseResult::Refused(format!("graph: {e}")),
     }
 }
 
 /// Runs a case's model, or another that must give the same.
-fn run_model(engine: &dyn Engine, case: &Path, model: &Model) -> Outcome {
+fn run_model(engine: &dyn Engine, case: &Path, model: &Model) -> CaseResult {
     let graph = model.graph();
     let inputs = match values(case, "input", &graph.input) {
         Ok(values) => values,
@@ -268,43 +269,47 @@ fn run_model(engine: &dyn Engine, case: &Path, model: &Model) -> Outcome {
     let mut session = match engine.load(model, &LoadOptions::with_threads(1)) {
         Ok(session) => session,
         Err(EngineError::Refused { reason, node, .. }) => {
-            return Outcome::Refused(node.map_or(reason.clone(), |n| format!("{n}: {reason}")));
+            return CaseResult::Refused(node.map_or(reason.clone(), |n| format!("{n}: {reason}")));
         }
-        Err(e) => return Outcome::Error(e.to_string()),
+        Err(e) => return CaseResult::Error(e.to_string()),
     };
     let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let made = match session.run(&given) {
         Ok(made) => made,
-        Err(e) => return Outcome::Error(e.to_string()),
+        Err(e) => return CaseResult::Error(e.to_string()),
     };
     let name = case.file_name().unwrap().to_string_lossy();
     let quantized = name.contains("quantizelinear");
     if RANDOM.iter().any(|r| name.starts_with(r)) {
-        return Outcome::Skipped("random by design".to_owned());
+        return CaseResult::Skipped("random by design".to_owned());
     }
     if made.len() != expected.len() {
-        return Outcome::Wrong(format!("{} outputs instead of {}", made.len(), expected.len()));
+        return CaseResult::Wrong(format!("{} outputs instead of {}", made.len(), expected.len()));
     }
     made.iter()
         .zip(&expected)
         .find_map(|(made, (name, expected))| {
-            Some(Outcome::Wrong(format!("{name}: {}", difference(made, expected, quantized)?)))
+            Some(CaseResult::Wrong(format!("{name}: {}", difference(made, expected, quantized)?)))
         })
-        .unwrap_or(Outcome::Pass)
+        .unwrap_or(CaseResult::Pass)
 }
 
-fn values(case: &Path, what: &str, declared: &[ValueInfoProto]) -> Result<Vec<(String, Tensor)>, Outcome> {
+fn values(case: &Path, what: &str, declared: &[ValueInfoProto]) -> Result<Vec<(String, Tensor)>, CaseResult> {
     let mut values = Vec::new();
     for (i, value) in declared.iter().enumerate() {
         let path = case.join(format!("test_data_set_0/{what}_{i}.pb"));
         if !value.type_.has_tensor_type() {
-            return Err(Outcome::Skipped(format!("{what} `{}` is no tensor", value.name())));
+            return Err(CaseResult::Skipped(format!("{what} `{}` is no tensor", value.name())));
         }
         // A trailing optional input may be left out.
         let Ok(bytes) = std::fs::read(&path) else { continue };
         let proto = TensorProto::parse_from_bytes(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let Some(tensor) = tensor(&proto) else {
-            return Err(Outcome::Skipped(format!("{what} `{}` has element type {}", value.name(), proto.data_type())));
+            return Err(CaseResult::Skipped(format!(
+                "{what} `{}` has element type {}",
+                value.name(),
+                proto.data_type()
+            )));
         };
         values.push((value.name().to_owned(), tensor));
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tierline_engine::profiler::{
-    CodecProbe, NoCodecs, Phase, ProfileOptions, Progress, Subject, Watch, profile, profile_with,
+    CodecProbe, NoCodecs, Phase, ProfileOptions, Progress, ProgressListener, Subject, profile, profile_with,
 };
 use tierline_engine::{Engine, EngineError};
 use tierline_graph::DataType::F32;
@@ -131,7 +131,8 @@ fn a_callers_own_slices_are_profiled() {
 fn progress_goes_through_every_phase() {
     let told: Arc<Mutex<Vec<Progress>>> = Arc::default();
     let listener = Arc::clone(&told);
-    let options = ProfileOptions { watch: Watch::new(move |p| listener.lock().unwrap().push(p)), ..brief() };
+    let options =
+        ProfileOptions { progress: ProgressListener::new(move |p| listener.lock().unwrap().push(p)), ..brief() };
     let operators = ["Add", "Relu", "Add"];
     let whole = chain(&operators, 0, 3);
     profile(&*tierline_engine::rten(), &whole, &cuts(&operators), &sample(), &options, &mut NoCodecs).unwrap();

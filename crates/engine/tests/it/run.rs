@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use half::f16;
-use tierline_engine::{Choice, Engine, EngineError, LoadOptions, Outcome, Provider, Search, Session, StateSlot, Stop};
+use tierline_engine::{
+    CandidateState, Choice, Engine, EngineError, LoadOptions, Provider, Search, Session, StateSlot, Stop,
+};
 use tierline_graph::DataType::{self, *};
 use tierline_graph::{Elements, Model, Tensor};
 use tierline_zoo::build::{Attribute, Builder};
@@ -288,8 +290,8 @@ fn broken_libraries_are_told_not_loaded() {
     let found = tierline_engine::discover(&search);
     assert_eq!(found.engine.name(), "rten");
     assert!(found.fallback);
-    assert!(matches!(&found.considered[0].outcome, Outcome::Rejected(_)), "{found:?}");
-    assert_eq!(found.considered[1].outcome, Outcome::Chosen);
+    assert!(matches!(&found.considered[0].state, CandidateState::Rejected(_)), "{found:?}");
+    assert_eq!(found.considered[1].state, CandidateState::Chosen);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Activation functions.
 
 use super::arithmetic::gauss;
+use super::context::{Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Gradients, Site};
 
 pub(super) const RULES: Family = &[
     ("Relu", relu),
@@ -25,19 +25,19 @@ pub(super) const RULES: Family = &[
     ("LogSoftmax", log_softmax),
 ];
 
-fn positive(s: &mut Site, x: &str) -> String {
+fn positive(s: &mut RuleContext, x: &str) -> String {
     let zero = s.num(0.0);
     s.op("Greater", &[x, &zero], &[])
 }
 
 /// `dy` where `x > 0`, else `dy * below`.
-fn split(s: &mut Site, dy: &str, below: &str) -> String {
+fn split(s: &mut RuleContext, dy: &str, below: &str) -> String {
     let positive = positive(s, s.x(0));
     let other = s.mul(dy, below);
     s.op("Where", &[&positive, dy, &other], &[])
 }
 
-fn relu(s: &mut Site) -> Gradients {
+fn relu(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     if s.has("ReluGrad") {
         let dx = s.kernel("ReluGrad", &[&dy, s.y(0)], &[]);
@@ -48,7 +48,7 @@ fn relu(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn leaky_relu(s: &mut Site) -> Gradients {
+fn leaky_relu(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let alpha = s.float_or("alpha", 0.01);
     let alpha = s.num(alpha);
@@ -56,7 +56,7 @@ fn leaky_relu(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn prelu(s: &mut Site) -> Gradients {
+fn prelu(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let dx = s.wants(0).then(|| split(s, &dy, s.x(1)));
     let slope = if s.wants(1) {
@@ -70,7 +70,7 @@ fn prelu(s: &mut Site) -> Gradients {
     Ok(vec![dx, slope])
 }
 
-fn thresholded_relu(s: &mut Site) -> Gradients {
+fn thresholded_relu(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let alpha = s.float_or("alpha", 1.0);
     let alpha = s.num(alpha);
@@ -80,7 +80,7 @@ fn thresholded_relu(s: &mut Site) -> Gradients {
 }
 
 /// Below zero the slope of `a (e^x - 1)` is `y + a`.
-fn elu(s: &mut Site) -> Gradients {
+fn elu(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let alpha = s.float_or("alpha", 1.0);
     let slope = s.plus(s.y(0), alpha);
@@ -88,7 +88,7 @@ fn elu(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn selu(s: &mut Site) -> Gradients {
+fn selu(s: &mut RuleContext) -> Gradients {
     let alpha = s.float_or("alpha", 1.673_263_2);
     let gamma = s.float_or("gamma", 1.050_701);
     let dy = s.dy()?;
@@ -101,7 +101,7 @@ fn selu(s: &mut Site) -> Gradients {
 }
 
 /// Below zero the slope of `a (e^(x/a) - 1)` is `y / a + 1`.
-fn celu(s: &mut Site) -> Gradients {
+fn celu(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let alpha = s.float_or("alpha", 1.0);
     let slope = s.times(s.y(0), 1.0 / alpha);
@@ -110,7 +110,7 @@ fn celu(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn sigmoid(s: &mut Site) -> Gradients {
+fn sigmoid(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let rest = s.number_minus(1.0, s.y(0));
     let slope = s.mul(s.y(0), &rest);
@@ -119,7 +119,7 @@ fn sigmoid(s: &mut Site) -> Gradients {
 }
 
 /// Slope `alpha` strictly between 0 and 1.
-fn hard_sigmoid(s: &mut Site) -> Gradients {
+fn hard_sigmoid(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let alpha = s.float_or("alpha", 0.2);
     let slope = s.times(&dy, alpha);
@@ -132,7 +132,7 @@ fn hard_sigmoid(s: &mut Site) -> Gradients {
 }
 
 /// `x * clip(x/6 + 1/2, 0, 1)`: slope 0, then `x/3 + 1/2`, then 1.
-fn hard_swish(s: &mut Site) -> Gradients {
+fn hard_swish(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let third = s.times(s.x(0), 1.0 / 3.0);
     let slope = s.plus(&third, 0.5);
@@ -146,7 +146,7 @@ fn hard_swish(s: &mut Site) -> Gradients {
 }
 
 /// `x * sigmoid(a x)`: slope `g + a x g (1 - g)`.
-fn swish(s: &mut Site) -> Gradients {
+fn swish(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let alpha = s.float_or("alpha", 1.0);
     let scaled = s.times(s.x(0), alpha);
@@ -159,7 +159,7 @@ fn swish(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn tanh(s: &mut Site) -> Gradients {
+fn tanh(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let square = s.mul(s.y(0), s.y(0));
     let slope = s.number_minus(1.0, &square);
@@ -167,7 +167,7 @@ fn tanh(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn softplus(s: &mut Site) -> Gradients {
+fn softplus(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let slope = s.op("Sigmoid", &[s.x(0)], &[]);
     let dx = s.mul(&dy, &slope);
@@ -175,7 +175,7 @@ fn softplus(s: &mut Site) -> Gradients {
 }
 
 /// `x / (1 + |x|)`: slope `1 / (1 + |x|)^2`.
-fn softsign(s: &mut Site) -> Gradients {
+fn softsign(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let size = s.op("Abs", &[s.x(0)], &[]);
     let below = s.plus(&size, 1.0);
@@ -184,7 +184,7 @@ fn softsign(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn gelu(s: &mut Site) -> Gradients {
+fn gelu(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let slope = if s.text("approximate") == "tanh" {
@@ -220,7 +220,7 @@ fn gelu(s: &mut Site) -> Gradients {
 }
 
 /// `x tanh(softplus x)`: slope `t + x (1 - t^2) sigmoid(x)`.
-fn mish(s: &mut Site) -> Gradients {
+fn mish(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let soft = s.op("Softplus", &[x], &[]);
@@ -236,7 +236,7 @@ fn mish(s: &mut Site) -> Gradients {
 }
 
 /// `y (dy - sum(dy y))`.
-fn softmax(s: &mut Site) -> Gradients {
+fn softmax(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let axis = s.int_or("axis", -1);
     let y = numbers(s);
@@ -249,7 +249,7 @@ fn softmax(s: &mut Site) -> Gradients {
 
 /// The result; where somebody puts something else in the place of what is not a
 /// number, zeros there: a row that a mask leaves nothing of takes no part.
-fn numbers(s: &mut Site) -> String {
+fn numbers(s: &mut RuleContext) -> String {
     let y = s.y(0);
     if !s.index.graph.node.iter().any(|n| n.op_type() == "IsNaN" && n.input.iter().any(|x| x == y)) {
         return y.to_owned();
@@ -259,7 +259,7 @@ fn numbers(s: &mut Site) -> String {
 }
 
 /// `dy - exp(y) sum(dy)`.
-fn log_softmax(s: &mut Site) -> Gradients {
+fn log_softmax(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let axis = s.int_or("axis", -1);
     let total = s.sum(&dy, &[axis], true);

@@ -1,8 +1,8 @@
 //! Arithmetic, element by element, with broadcasting.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::flat::sums_squares;
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
 use crate::tensor::{DataType, Elements};
 
@@ -43,25 +43,25 @@ pub(super) const RULES: Family = &[
 ];
 
 /// One input, one output.
-fn unary(s: &mut Site, rule: impl FnOnce(&mut Site, &str) -> String) -> Gradients {
+fn unary(s: &mut RuleContext, rule: impl FnOnce(&mut RuleContext, &str) -> String) -> Gradients {
     let dy = s.dy()?;
     let dx = rule(s, &dy);
     s.only(dx)
 }
 
 /// `dy` times a derivative made of the input and the output.
-fn factor(s: &mut Site, dy: &str, derivative: impl FnOnce(&mut Site, &str, &str) -> String) -> String {
+fn factor(s: &mut RuleContext, dy: &str, derivative: impl FnOnce(&mut RuleContext, &str, &str) -> String) -> String {
     let (x, y) = (s.x(0), s.y(0));
     let derivative = derivative(s, x, y);
     s.mul(dy, &derivative)
 }
 
-fn add(s: &mut Site) -> Gradients {
+fn add(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     (0..2).map(|i| s.wants(i).then(|| s.reduced(i, dy.clone(), s.y(0))).transpose()).collect()
 }
 
-fn sub(s: &mut Site) -> Gradients {
+fn sub(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let a = s.wants(0).then(|| s.reduced(0, dy.clone(), s.y(0))).transpose()?;
     let b = if s.wants(1) {
@@ -74,7 +74,7 @@ fn sub(s: &mut Site) -> Gradients {
     Ok(vec![a, b])
 }
 
-fn mul(s: &mut Site) -> Gradients {
+fn mul(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let mut gradients = Vec::new();
     for i in 0..2 {
@@ -89,7 +89,7 @@ fn mul(s: &mut Site) -> Gradients {
     Ok(gradients)
 }
 
-fn div(s: &mut Site) -> Gradients {
+fn div(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let a = if s.wants(0) {
         let scaled = s.div(&dy, s.x(1));
@@ -110,7 +110,7 @@ fn div(s: &mut Site) -> Gradients {
     Ok(vec![a, b])
 }
 
-fn pow(s: &mut Site) -> Gradients {
+fn pow(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let exponent = s.constant(1).filter(|t| t.len() == 1).and_then(|t| number(&t));
     let a = if s.wants(0) {
@@ -167,7 +167,7 @@ fn pow(s: &mut Site) -> Gradients {
 }
 
 /// `x` in the type of `like`.
-fn same_type(s: &mut Site, x: &str, like: &str) -> String {
+fn same_type(s: &mut RuleContext, x: &str, like: &str) -> String {
     let dtype = s.dtype(like);
     if s.dtype(x) == dtype {
         return x.to_owned();
@@ -187,12 +187,12 @@ pub(super) fn number(tensor: &crate::Tensor) -> Option<f64> {
     }
 }
 
-fn sum(s: &mut Site) -> Gradients {
+fn sum(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     (0..s.node.input.len()).map(|i| s.wants(i).then(|| s.reduced(i, dy.clone(), s.y(0))).transpose()).collect()
 }
 
-fn mean(s: &mut Site) -> Gradients {
+fn mean(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let count = s.node.input.len();
     let share = s.times(&dy, 1.0 / count as f64);
@@ -200,7 +200,7 @@ fn mean(s: &mut Site) -> Gradients {
 }
 
 /// Max and Min: equal winners share the gradient, as in PyTorch.
-fn extreme(s: &mut Site) -> Gradients {
+fn extreme(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let inputs: Vec<&str> = (0..s.node.input.len()).map(|i| s.x(i)).collect();
     let shares = winners(s, &dy, s.y(0), &inputs);
@@ -210,7 +210,7 @@ fn extreme(s: &mut Site) -> Gradients {
 
 /// What each of some values gets of the gradient of the best of them, `y`, in
 /// the shape of that.
-fn winners(s: &mut Site, dy: &str, y: &str, values: &[&str]) -> Vec<String> {
+fn winners(s: &mut RuleContext, dy: &str, y: &str, values: &[&str]) -> Vec<String> {
     let won: Vec<String> = values.iter().map(|x| s.op("Equal", &[x, y], &[])).collect();
     let ones: Vec<String> = won.iter().map(|won| s.cast(won, s.dtype(s.y(0)))).collect();
     let ones: Vec<&str> = ones.iter().map(String::as_str).collect();
@@ -219,7 +219,7 @@ fn winners(s: &mut Site, dy: &str, y: &str, values: &[&str]) -> Vec<String> {
     won.iter().map(|won| s.only_where(won, &share)).collect()
 }
 
-fn choose(s: &mut Site) -> Gradients {
+fn choose(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let mut gradients = vec![None];
     for i in 1..3 {
@@ -234,7 +234,7 @@ fn choose(s: &mut Site) -> Gradients {
 }
 
 /// A bound that is a constant, or isn't there.
-fn bound(s: &Site, i: usize, without: f32) -> Option<f32> {
+fn bound(s: &RuleContext, i: usize, without: f32) -> Option<f32> {
     if !s.given(i) {
         return Some(without);
     }
@@ -246,7 +246,7 @@ fn bound(s: &Site, i: usize, without: f32) -> Option<f32> {
 
 /// Nothing flows where a bound held the value, nor at the bound itself, as in
 /// PyTorch 2.15 (which let it flow there before).
-fn clip(s: &mut Site) -> Gradients {
+fn clip(s: &mut RuleContext) -> Gradients {
     if s.wants(1) || s.wants(2) {
         return clip_by(s);
     }
@@ -261,7 +261,7 @@ fn clip(s: &mut Site) -> Gradients {
     // Not every engine compares integers of every width, which stand for
     // numbers behind a quantiser.
     let whole = !s.dtype(s.x(0)).is_float();
-    let number = |s: &mut Site, name: &str| if whole { s.cast(name, DataType::F32) } else { name.to_owned() };
+    let number = |s: &mut RuleContext, name: &str| if whole { s.cast(name, DataType::F32) } else { name.to_owned() };
     let x = number(s, s.x(0));
     let mut held: Option<String> = None;
     for (i, within) in [(1, "Greater"), (2, "Less")] {
@@ -283,7 +283,7 @@ fn clip(s: &mut Site) -> Gradients {
 
 /// A clip whose bounds are trained, as the smaller of the upper one and the
 /// larger of the other two: what is equal shares the gradient, as in PyTorch.
-fn clip_by(s: &mut Site) -> Gradients {
+fn clip_by(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let y = s.y(0);
     let (low, high) = (s.given(1), s.given(2));
@@ -310,7 +310,7 @@ fn two(names: Vec<String>) -> [String; 2] {
     names.try_into().expect("one for each of two")
 }
 
-fn sqrt(s: &mut Site) -> Gradients {
+fn sqrt(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let half = s.times(&dy, 0.5);
     let dx = s.div(&half, s.y(0));
@@ -320,7 +320,7 @@ fn sqrt(s: &mut Site) -> Gradients {
 
 /// The gradient of what a root is taken of: nothing flows into squares that
 /// are zero.
-fn rooted(s: &mut Site, dx: String) -> String {
+fn rooted(s: &mut RuleContext, dx: String) -> String {
     if !sums_squares(s, s.x(0)) {
         return dx;
     }
@@ -329,7 +329,7 @@ fn rooted(s: &mut Site, dx: String) -> String {
     s.except_where(&none, &dx)
 }
 
-fn reciprocal(s: &mut Site) -> Gradients {
+fn reciprocal(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let square = s.mul(s.y(0), s.y(0));
     let dx = s.mul(&dy, &square);
@@ -337,7 +337,7 @@ fn reciprocal(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn cos(s: &mut Site) -> Gradients {
+fn cos(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let sin = s.op("Sin", &[s.x(0)], &[]);
     let dx = s.mul(&dy, &sin);
@@ -345,7 +345,7 @@ fn cos(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn tan(s: &mut Site) -> Gradients {
+fn tan(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let square = s.mul(s.y(0), s.y(0));
     let slope = s.plus(&square, 1.0);
@@ -354,7 +354,7 @@ fn tan(s: &mut Site) -> Gradients {
 }
 
 /// `dy / sqrt(f(x^2))`, negated or not.
-fn inverse(s: &mut Site, f: impl FnOnce(&mut Site, &str) -> String, negative: bool) -> Gradients {
+fn inverse(s: &mut RuleContext, f: impl FnOnce(&mut RuleContext, &str) -> String, negative: bool) -> Gradients {
     let dy = s.dy()?;
     let square = s.mul(s.x(0), s.x(0));
     let inside = f(s, &square);
@@ -365,7 +365,7 @@ fn inverse(s: &mut Site, f: impl FnOnce(&mut Site, &str) -> String, negative: bo
 }
 
 /// `dy / f(x^2)`.
-fn over(s: &mut Site, f: impl FnOnce(&mut Site, &str) -> String) -> Gradients {
+fn over(s: &mut RuleContext, f: impl FnOnce(&mut RuleContext, &str) -> String) -> Gradients {
     let dy = s.dy()?;
     let square = s.mul(s.x(0), s.x(0));
     let below = f(s, &square);
@@ -373,7 +373,7 @@ fn over(s: &mut Site, f: impl FnOnce(&mut Site, &str) -> String) -> Gradients {
     s.only(dx)
 }
 
-fn erf(s: &mut Site) -> Gradients {
+fn erf(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let bell = gauss(s, s.x(0), 1.0, std::f64::consts::FRAC_2_SQRT_PI);
     let dx = s.mul(&dy, &bell);
@@ -381,14 +381,14 @@ fn erf(s: &mut Site) -> Gradients {
 }
 
 /// `height * exp(-rate * x^2)`.
-pub(super) fn gauss(s: &mut Site, x: &str, rate: f64, height: f64) -> String {
+pub(super) fn gauss(s: &mut RuleContext, x: &str, rate: f64, height: f64) -> String {
     let square = s.mul(x, x);
     let exponent = s.times(&square, -rate);
     let bell = s.op("Exp", &[&exponent], &[]);
     s.times(&bell, height)
 }
 
-fn cast(s: &mut Site) -> Gradients {
+fn cast(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let dtype = s.dtype(s.x(0));
     if !dtype.is_float() {
@@ -399,7 +399,7 @@ fn cast(s: &mut Site) -> Gradients {
 }
 
 /// `fmod(a, b)` runs along with `a` between its jumps.
-fn modulo(s: &mut Site) -> Gradients {
+fn modulo(s: &mut RuleContext) -> Gradients {
     if s.wants(1) {
         return Err(Fault::new("its divisor is trained; freeze it"));
     }

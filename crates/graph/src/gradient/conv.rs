@@ -4,14 +4,14 @@
 //! the shape, and [`weight`] chooses by what was measured
 //! (docs/design/gradients.md).
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use super::window::Window;
 use crate::emit::Attribute;
 
 pub(super) const RULES: Family = &[("Conv", conv), ("ConvTranspose", conv_transpose)];
 
-fn conv(s: &mut Site) -> Gradients {
+fn conv(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let kernel = kernel(s)?;
     let window = Window::of(s, kernel)?;
@@ -26,14 +26,14 @@ fn conv(s: &mut Site) -> Gradients {
     Ok(vec![dx, dw, db])
 }
 
-fn kernel(s: &Site) -> Result<Vec<i64>, Fault> {
+fn kernel(s: &RuleContext) -> Result<Vec<i64>, Fault> {
     let weight = s.fixed(s.x(1)).filter(|w| w.len() > 2);
     let unknown = || Fault::new("the size of its kernel is unknown; export the model with shapes");
     weight.map(|w| w[2..].to_vec()).or_else(|| s.ints("kernel_shape").map(<[i64]>::to_vec)).ok_or_else(unknown)
 }
 
 /// Groups of channels, among which the weight's first axis is divided.
-fn groups(s: &Site) -> Result<i64, Fault> {
+fn groups(s: &RuleContext) -> Result<i64, Fault> {
     let group = s.positive_or("group", 1)?;
     match s.dim(s.x(1), 0) {
         Some(channels) if channels % group != 0 => {
@@ -43,13 +43,13 @@ fn groups(s: &Site) -> Result<i64, Fault> {
     }
 }
 
-fn bias(s: &mut Site, dy: &str, window: &Window) -> String {
+fn bias(s: &mut RuleContext, dy: &str, window: &Window) -> String {
     let axes: Vec<i64> = [0].into_iter().chain(2..2 + window.axes() as i64).collect();
     s.sum(dy, &axes, false)
 }
 
 /// Gradient of the input.
-fn input(s: &mut Site, dy: &str, window: &Window, group: i64) -> String {
+fn input(s: &mut RuleContext, dy: &str, window: &Window, group: i64) -> String {
     let w = s.x(1);
     let fits = (0..window.axes()).all(|a| window.before[a] < window.reach(a) && window.behind[a] < window.reach(a));
     let unit = window.strides.iter().all(|&stride| stride == 1);
@@ -88,7 +88,7 @@ fn input(s: &mut Site, dy: &str, window: &Window, group: i64) -> String {
 }
 
 /// Gradient of the weight, `[out, in / group, kernel..]`.
-fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String, Fault> {
+fn weight(s: &mut RuleContext, dy: &str, window: &Window, group: i64) -> Result<String, Fault> {
     let Some(shape) = s.fixed(s.x(1)) else {
         return Err(Fault::new("the shape of its weight is unknown; export the model with shapes"));
     };
@@ -131,7 +131,7 @@ fn weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String,
 }
 
 /// What each place of the output saw, tap by tap along `axis`, in `shape`.
-fn columns(s: &mut Site, window: &Window, padded: &str, axis: i64, shape: &[i64]) -> Result<String, Fault> {
+fn columns(s: &mut RuleContext, window: &Window, padded: &str, axis: i64, shape: &[i64]) -> Result<String, Fault> {
     if window.is_point() {
         return Ok(s.reshape(padded, shape));
     }
@@ -145,7 +145,7 @@ fn columns(s: &mut Site, window: &Window, padded: &str, axis: i64, shape: &[i64]
 
 /// The same, `[batch, group, taps * channels, places]`; `part` is the shape of
 /// one tap.
-fn columns_by_group(s: &mut Site, window: &Window, padded: &str, part: &[i64]) -> Result<String, Fault> {
+fn columns_by_group(s: &mut RuleContext, window: &Window, padded: &str, part: &[i64]) -> Result<String, Fault> {
     let mut seen = Vec::new();
     for position in window.positions()? {
         let tap = window.seen_at(s, padded, &position, s.y(0));
@@ -157,7 +157,7 @@ fn columns_by_group(s: &mut Site, window: &Window, padded: &str, part: &[i64]) -
 
 /// Gradients of the input and the weight of a convolution by channel, where
 /// the engine has them.
-fn depthwise_at_once(s: &mut Site, dy: &str, window: &Window, group: i64) -> Option<(String, String)> {
+fn depthwise_at_once(s: &mut RuleContext, dy: &str, window: &Window, group: i64) -> Option<(String, String)> {
     let shape = s.fixed(s.x(1))?;
     let fits = group > 1 && shape[0] == group && shape[1] == 1 && window.axes() <= 2;
     if !(fits && s.wants(0) && s.wants(1) && s.has("DepthwiseGrad")) {
@@ -169,7 +169,7 @@ fn depthwise_at_once(s: &mut Site, dy: &str, window: &Window, group: i64) -> Opt
 }
 
 /// One channel, one kernel: a weighted sum per tap.
-fn depthwise(s: &mut Site, dy: &str, window: &Window, padded: &str, shape: &[i64]) -> Result<String, Fault> {
+fn depthwise(s: &mut RuleContext, dy: &str, window: &Window, padded: &str, shape: &[i64]) -> Result<String, Fault> {
     let axes: Vec<i64> = [0].into_iter().chain(2..2 + window.axes() as i64).collect();
     let column = s.out.ints(&[1]);
     let taps: Vec<String> = window
@@ -189,7 +189,7 @@ fn depthwise(s: &mut Site, dy: &str, window: &Window, padded: &str, shape: &[i64
 
 /// `y = spread(x)`: the gradient of the input is the convolution itself, and
 /// input and output change places in the gradient of the weight.
-fn conv_transpose(s: &mut Site) -> Gradients {
+fn conv_transpose(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let kernel = kernel(s)?;
     let window = Window::of_transposed(s, kernel)?;
@@ -220,7 +220,7 @@ fn conv_transpose(s: &mut Site) -> Gradients {
 }
 
 /// Gradient of a transposed convolution's weight, `[in, out / group, kernel..]`.
-fn transposed_weight(s: &mut Site, dy: &str, window: &Window, group: i64) -> Result<String, Fault> {
+fn transposed_weight(s: &mut RuleContext, dy: &str, window: &Window, group: i64) -> Result<String, Fault> {
     let Some(shape) = s.fixed(s.x(1)) else {
         return Err(Fault::new("the shape of its weight is unknown; export the model with shapes"));
     };

@@ -6,7 +6,7 @@
 //! number; the norm itself has a gradient of zero there, in PyTorch as well.
 
 use super::arithmetic::number;
-use super::site::Site;
+use super::context::RuleContext;
 use crate::constant::tensor_from_proto;
 use crate::onnx::NodeProto;
 
@@ -14,11 +14,11 @@ use crate::onnx::NodeProto;
 const DEPTH_MAX: usize = 16;
 
 /// Whether a value is a sum of squares, as far as its nodes say.
-pub(super) fn sums_squares(s: &Site, name: &str) -> bool {
+pub(super) fn sums_squares(s: &RuleContext, name: &str) -> bool {
     look(s, name, DEPTH_MAX)
 }
 
-fn look(s: &Site, name: &str, depth: usize) -> bool {
+fn look(s: &RuleContext, name: &str, depth: usize) -> bool {
     let Some(node) = made_by(s, name).filter(|_| depth > 0) else { return false };
     let input = |i: usize| node.input.get(i).map_or("", String::as_str);
     let behind = |i: usize| look(s, input(i), depth - 1);
@@ -34,21 +34,21 @@ fn look(s: &Site, name: &str, depth: usize) -> bool {
     }
 }
 
-fn made_by<'a>(s: &Site<'a>, name: &str) -> Option<&'a NodeProto> {
+fn made_by<'a>(s: &RuleContext<'a>, name: &str) -> Option<&'a NodeProto> {
     let node = &s.index.graph.node[*s.index.producer.get(name)?];
     node.domain().is_empty().then_some(node)
 }
 
-fn exponent(s: &Site, node: &NodeProto) -> Option<f64> {
+fn exponent(s: &RuleContext, node: &NodeProto) -> Option<f64> {
     number(&tensor_from_proto(s.constants.get(node.input.get(1)?.as_str())?).ok()?)
 }
 
 /// Whether a power is of an even exponent, or of what has no sign.
-fn squares(s: &Site, node: &NodeProto) -> bool {
+fn squares(s: &RuleContext, node: &NodeProto) -> bool {
     let unsigned = || made_by(s, &node.input[0]).is_some_and(|n| n.op_type() == "Abs");
     exponent(s, node).is_some_and(|e| e >= 2.0 && e % 2.0 == 0.0 || e > 1.0 && unsigned())
 }
 
-fn raises(s: &Site, node: &NodeProto) -> bool {
+fn raises(s: &RuleContext, node: &NodeProto) -> bool {
     exponent(s, node).is_some_and(|e| e > 0.0)
 }

@@ -1,7 +1,7 @@
 //! Operators that move elements without changing them.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
 use crate::tensor::Elements;
 use crate::types::Dim;
@@ -24,13 +24,13 @@ pub(super) const RULES: Family = &[
     ("Resize", super::resample::resize),
 ];
 
-fn reshaped(s: &mut Site) -> Gradients {
+fn reshaped(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let dx = s.reshape_like(&dy, s.x(0));
     s.only(dx)
 }
 
-fn transpose(s: &mut Site) -> Gradients {
+fn transpose(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let rank = s.rank(s.x(0))?;
     let mut back = vec![0; rank];
@@ -39,14 +39,14 @@ fn transpose(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn expand(s: &mut Site) -> Gradients {
+fn expand(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let dx = s.reduced(0, dy, s.y(0))?;
     s.only(dx)
 }
 
 /// Sizes of values along an axis, as a vector.
-fn sizes(s: &mut Site, names: &[&str], axis: usize) -> String {
+fn sizes(s: &mut RuleContext, names: &[&str], axis: usize) -> String {
     let fixed: Option<Vec<i64>> = names.iter().map(|name| s.dim(name, axis)).collect();
     if let Some(fixed) = fixed {
         return s.out.ints(&fixed);
@@ -60,7 +60,7 @@ fn sizes(s: &mut Site, names: &[&str], axis: usize) -> String {
     s.op("Concat", &each, &[("axis", Attribute::Int(0))])
 }
 
-fn concat(s: &mut Site) -> Gradients {
+fn concat(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let axis = s.axis(s.int_or("axis", 0), s.rank(s.y(0))?)?;
     let inputs: Vec<&str> = s.node.input.iter().map(String::as_str).collect();
@@ -72,7 +72,7 @@ fn concat(s: &mut Site) -> Gradients {
     Ok(parts.into_iter().map(Some).collect())
 }
 
-fn split(s: &mut Site) -> Gradients {
+fn split(s: &mut RuleContext) -> Gradients {
     let axis = s.axis(s.int_or("axis", 0), s.rank(s.x(0))?)?;
     let mut parts = Vec::new();
     for i in 0..s.node.output.len() {
@@ -87,7 +87,7 @@ fn split(s: &mut Site) -> Gradients {
 }
 
 /// Zeros come back where the slice left something out.
-fn slice(s: &mut Site) -> Gradients {
+fn slice(s: &mut RuleContext) -> Gradients {
     let mut dx = s.dy()?;
     let x = s.x(0);
     let rank = s.rank(x)?;
@@ -148,7 +148,7 @@ fn slice(s: &mut Site) -> Gradients {
 }
 
 /// Starts, axes and steps, where all of them are constants.
-fn constants(s: &Site) -> Option<(Vec<i64>, Vec<i64>, Vec<i64>)> {
+fn constants(s: &RuleContext) -> Option<(Vec<i64>, Vec<i64>, Vec<i64>)> {
     let starts = s.const_ints(1)?;
     let axes = if s.given(3) { s.const_ints(3)? } else { (0..starts.len() as i64).collect() };
     let steps = if s.given(4) { s.const_ints(4)? } else { vec![1; starts.len()] };
@@ -157,7 +157,7 @@ fn constants(s: &Site) -> Option<(Vec<i64>, Vec<i64>, Vec<i64>)> {
 
 /// Slices the numbers of all places the same way, and puts the gradient back
 /// there: for slices that are known at run time only.
-fn by_place(s: &mut Site, dy: &str) -> String {
+fn by_place(s: &mut RuleContext, dy: &str) -> String {
     let x = s.x(0);
     let shape = s.shape_of(x);
     let (size, zero, one) = (s.op("Size", &[x], &[]), s.out.int(0), s.out.int(1));
@@ -172,7 +172,7 @@ fn by_place(s: &mut Site, dy: &str) -> String {
 }
 
 /// `stride - 1` zeros behind every element of an axis.
-fn spaced(s: &mut Site, dx: &str, axis: usize, rank: usize, kept: i64, stride: i64) -> Result<String, Fault> {
+fn spaced(s: &mut RuleContext, dx: &str, axis: usize, rank: usize, kept: i64, stride: i64) -> Result<String, Fault> {
     let which = s.out.ints(&[axis as i64 + 1]);
     let wide = s.op("Unsqueeze", &[dx, &which], &[]);
     let wide = pad_axis(s, &wide, axis + 1, rank + 1, 0, stride - 1);
@@ -186,7 +186,7 @@ fn spaced(s: &mut Site, dx: &str, axis: usize, rank: usize, kept: i64, stride: i
     Ok(s.reshape(&wide, &shape))
 }
 
-fn pad_axis(s: &mut Site, x: &str, axis: usize, rank: usize, before: i64, behind: i64) -> String {
+fn pad_axis(s: &mut RuleContext, x: &str, axis: usize, rank: usize, before: i64, behind: i64) -> String {
     if before == 0 && behind == 0 {
         return x.to_owned();
     }
@@ -199,7 +199,7 @@ fn pad_axis(s: &mut Site, x: &str, axis: usize, rank: usize, before: i64, behind
 
 /// Pads `dx` to the shape of `x` on the axes that aren't done; `before` counts
 /// from the end where stated.
-fn pad_to(s: &mut Site, dx: &str, x: &str, before: &[i64], from_end: &[bool], done: &[bool]) -> String {
+fn pad_to(s: &mut RuleContext, dx: &str, x: &str, before: &[i64], from_end: &[bool], done: &[bool]) -> String {
     let rank = before.len();
     let y = s.y(0);
     let shapes: Option<Vec<(i64, i64)>> = (0..rank)
@@ -238,7 +238,7 @@ fn pad_to(s: &mut Site, dx: &str, x: &str, before: &[i64], from_end: &[bool], do
     s.op("Pad", &[dx, &pads], &[])
 }
 
-fn pad(s: &mut Site) -> Gradients {
+fn pad(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let mode = s.choice("mode", &["constant", "edge", "reflect", "wrap"])?;
     if mode == "constant" {
@@ -301,7 +301,7 @@ fn pad(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn tile(s: &mut Site) -> Gradients {
+fn tile(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let repeats = s.const_ints(1).ok_or_else(|| Fault::new("its repeats must be constant; fold the model first"))?;
@@ -326,7 +326,7 @@ fn tile(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn depth_to_space(s: &mut Site) -> Gradients {
+fn depth_to_space(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let block = s.positive_or("blocksize", 1)?;
     if s.choice("mode", &["DCR", "CRD"])? == "DCR" {
@@ -347,7 +347,7 @@ fn depth_to_space(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn space_to_depth(s: &mut Site) -> Gradients {
+fn space_to_depth(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let block = s.positive_or("blocksize", 1)?;
     let mode = s.choice("mode", &["DCR", "CRD"])?;
@@ -356,7 +356,7 @@ fn space_to_depth(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn trilu(s: &mut Site) -> Gradients {
+fn trilu(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let upper = [("upper", Attribute::Int(s.int_or("upper", 1)))];
     let dx = if s.given(1) { s.op("Trilu", &[&dy, s.x(1)], &upper) } else { s.op("Trilu", &[&dy], &upper) };
@@ -364,7 +364,7 @@ fn trilu(s: &mut Site) -> Gradients {
 }
 
 /// The one number an integer constant holds.
-pub(super) fn index(s: &Site, i: usize) -> Option<i64> {
+pub(super) fn index(s: &RuleContext, i: usize) -> Option<i64> {
     match s.constant(i)?.elements() {
         Elements::I64(v) if v.len() == 1 => Some(v[0]),
         Elements::I32(v) if v.len() == 1 => Some(v[0].into()),

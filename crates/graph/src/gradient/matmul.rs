@@ -1,13 +1,13 @@
 //! Products of matrices.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
 use crate::types::Dim;
 
 pub(super) const RULES: Family = &[("MatMul", matmul), ("Gemm", gemm), ("Einsum", einsum)];
 
-fn matmul(s: &mut Site) -> Gradients {
+fn matmul(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let (a, b) = (s.x(0), s.x(1));
     let (rank_a, rank_b) = (s.rank(a)?, s.rank(b)?);
@@ -25,7 +25,7 @@ fn matmul(s: &mut Site) -> Gradients {
     let db = if !s.wants(1) {
         None
     } else if rank_b == 2 && rank_a > 2 {
-        let columns = |s: &Site, name: &str| s.dim(name, s.rank(name).unwrap_or(1) - 1);
+        let columns = |s: &RuleContext, name: &str| s.dim(name, s.rank(name).unwrap_or(1) - 1);
         if let (Some(k), Some(n)) = (columns(s, a).or(s.dim(b, 0)), columns(s, full).or(s.dim(b, 1))) {
             // One large product instead of many small ones and a sum.
             let a = s.reshape(a, &[-1, k]);
@@ -41,7 +41,7 @@ fn matmul(s: &mut Site) -> Gradients {
 }
 
 /// The second factor's gradient, a product for each matrix of the first.
-fn products(s: &mut Site, dy: &str, rank_a: usize) -> Result<String, Fault> {
+fn products(s: &mut RuleContext, dy: &str, rank_a: usize) -> Result<String, Fault> {
     let other = s.swapped(s.x(0), rank_a);
     let product = s.matmul(&other, dy);
     reduced_batch(s, 1, product, s.y(0))
@@ -49,7 +49,7 @@ fn products(s: &mut Site, dy: &str, rank_a: usize) -> Result<String, Fault> {
 
 /// Sums over the leading axes that broadcasting stretched; the product has
 /// the leading axes of `full`, the other two are the input's.
-fn reduced_batch(s: &mut Site, i: usize, product: String, full: &str) -> Result<String, Fault> {
+fn reduced_batch(s: &mut RuleContext, i: usize, product: String, full: &str) -> Result<String, Fault> {
     let x = s.x(i);
     let (small, large) = (s.shape(x).unwrap_or_default(), s.shape(full).unwrap_or_default());
     let (rank, rank_full) = (small.len(), large.len());
@@ -74,7 +74,7 @@ fn reduced_batch(s: &mut Site, i: usize, product: String, full: &str) -> Result<
 }
 
 /// A vector on one side or both.
-fn vectors(s: &mut Site, dy: &str, rank_a: usize, rank_b: usize) -> Gradients {
+fn vectors(s: &mut RuleContext, dy: &str, rank_a: usize, rank_b: usize) -> Gradients {
     let (a, b) = (s.x(0), s.x(1));
     let mut gradients = vec![None, None];
     if rank_a == 1 && rank_b == 1 {
@@ -110,13 +110,13 @@ fn vectors(s: &mut Site, dy: &str, rank_a: usize, rank_b: usize) -> Gradients {
 }
 
 /// `alpha A' B' + beta C`, each of the two transposed or not.
-fn gemm(s: &mut Site) -> Gradients {
+fn gemm(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let (a, b) = (s.x(0), s.x(1));
     let (ta, tb) = (s.flag("transA"), s.flag("transB"));
     let alpha = s.float_or("alpha", 1.0);
     let beta = s.float_or("beta", 1.0);
-    let product = |s: &mut Site, left: &str, transpose_left: bool, right: &str, transpose_right: bool| {
+    let product = |s: &mut RuleContext, left: &str, transpose_left: bool, right: &str, transpose_right: bool| {
         let attributes = [
             ("alpha", Attribute::Float(alpha as f32)),
             ("transA", Attribute::Int(transpose_left.into())),
@@ -137,7 +137,7 @@ fn gemm(s: &mut Site) -> Gradients {
 
 /// The gradient of one term is the product of the output's with the others,
 /// summed to the term's indices.
-fn einsum(s: &mut Site) -> Gradients {
+fn einsum(s: &mut RuleContext) -> Gradients {
     let equation: String = s.text("equation").chars().filter(|c| !c.is_whitespace()).collect();
     if equation.contains('.') {
         return Err(Fault::new(format!("equation `{equation}`: `...` is not differentiated; name the indices")));

@@ -7,7 +7,7 @@
 //! places aren't asked of the pool: some engines can't say them, and this is
 //! faster (`docs/design/gradients.md`).
 
-use super::site::{Fault, Gradients, Site};
+use super::context::{Fault, Gradients, RuleContext};
 use super::window::Window;
 use crate::emit::Attribute;
 
@@ -17,7 +17,7 @@ const LENGTH_MAX: i64 = 1_024;
 
 /// Each output's gradient goes to the element that won, of equal ones the
 /// first.
-pub(super) fn max_pool(s: &mut Site) -> Gradients {
+pub(super) fn max_pool(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let kernel = s.ints("kernel_shape").map(<[i64]>::to_vec).ok_or_else(|| Fault::new("it has no kernel_shape"))?;
     let window = Window::of(s, kernel)?;
@@ -71,7 +71,7 @@ struct Axis {
 }
 
 impl Axis {
-    fn of(s: &Site, window: &Window, axis: usize) -> Self {
+    fn of(s: &RuleContext, window: &Window, axis: usize) -> Self {
         let (size, out) = (s.dim(s.x(0), axis + 2), s.dim(s.y(0), axis + 2));
         let mut found = Self {
             axis: axis + 2,
@@ -98,7 +98,7 @@ impl Axis {
     }
 
     /// `x` pooled along this axis alone.
-    fn pooled(&self, s: &mut Site, x: &str) -> String {
+    fn pooled(&self, s: &mut RuleContext, x: &str) -> String {
         let only = |value: i64, other: i64| -> Vec<i64> {
             (2..2 + self.axes).map(|axis| if axis == self.axis { value } else { other }).collect()
         };
@@ -113,7 +113,7 @@ impl Axis {
     }
 
     /// The gradient of `x`, which was pooled to `y` along this axis.
-    fn back(&self, s: &mut Site, dy: String, x: &str, y: &str) -> String {
+    fn back(&self, s: &mut RuleContext, dy: String, x: &str, y: &str) -> String {
         let beyond = if self.ceil { self.stride - 1 } else { 0 };
         let around = s.num(f64::NEG_INFINITY);
         let padded = self.padded(s, x, [self.before, self.behind + beyond], &around);
@@ -151,7 +151,7 @@ impl Axis {
     }
 
     /// Every `step`th element from `start` on, as many as `y` has.
-    fn taken(&self, s: &mut Site, from: &str, start: i64, step: i64, y: &str) -> String {
+    fn taken(&self, s: &mut RuleContext, from: &str, start: i64, step: i64, y: &str) -> String {
         let end = match self.out {
             Some(out) => s.out.ints(&[start + (out - 1) * step + 1]),
             None => {
@@ -167,7 +167,7 @@ impl Axis {
 
     /// Phases, each the sum of what its elements won at places shifted from
     /// the windows', as one axis of the input's size.
-    fn joined(&self, s: &mut Site, won: Vec<Vec<(i64, String)>>) -> String {
+    fn joined(&self, s: &mut RuleContext, won: Vec<Vec<(i64, String)>>) -> String {
         let margin = self.margin();
         let mut phases: Vec<Option<String>> = Vec::with_capacity(won.len());
         let zero = s.num(0.0);
@@ -201,7 +201,7 @@ impl Axis {
 
     /// The phases' elements in turn; nothing flows to those that no window
     /// meets.
-    fn interleaved(&self, s: &mut Site, phases: &[Option<String>]) -> String {
+    fn interleaved(&self, s: &mut RuleContext, phases: &[Option<String>]) -> String {
         let like = phases.iter().flatten().next().cloned().unwrap_or_default();
         let zeros = if phases.contains(&None) { s.zeros_like(&like) } else { String::new() };
         let new = s.out.ints(&[self.axis as i64 + 1]);
@@ -229,18 +229,18 @@ impl Axis {
     }
 
     /// The length of this axis at run time.
-    fn length(&self, s: &mut Site, of: &str) -> String {
+    fn length(&self, s: &mut RuleContext, of: &str) -> String {
         let axis = self.axis as i64;
         s.op("Shape", &[of], &[("start", Attribute::Int(axis)), ("end", Attribute::Int(axis + 1))])
     }
 
-    fn slice(&self, s: &mut Site, x: &str, start: &str, end: &str, step: i64) -> String {
+    fn slice(&self, s: &mut RuleContext, x: &str, start: &str, end: &str, step: i64) -> String {
         let (axis, step) = (s.out.ints(&[self.axis as i64]), s.out.ints(&[step]));
         s.op("Slice", &[x, start, end, &axis, &step], &[])
     }
 
     /// `x` with so many elements before and behind.
-    fn padded(&self, s: &mut Site, x: &str, pads: [i64; 2], value: &str) -> String {
+    fn padded(&self, s: &mut RuleContext, x: &str, pads: [i64; 2], value: &str) -> String {
         if pads == [0, 0] {
             return x.to_owned();
         }

@@ -6,7 +6,7 @@
 //!
 //! # Adding a rule
 //!
-//! 1. Write `fn mine(s: &mut Site) -> Gradients` in the file of its family:
+//! 1. Write `fn mine(s: &mut RuleContext) -> Gradients` in the file of its family:
 //!    take the output's gradient with `s.dy()?`, write nodes with `s.mul`,
 //!    `s.op` and the like, and return one gradient per input, `None` where
 //!    `s.wants(i)` is false or nothing flows. A gradient has the shape of its
@@ -21,6 +21,7 @@
 mod activation;
 mod arithmetic;
 mod branch;
+mod context;
 mod conv;
 mod flat;
 mod layout;
@@ -34,7 +35,6 @@ mod reduce;
 mod registry;
 mod resample;
 mod select;
-mod site;
 mod window;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -266,7 +266,7 @@ impl<'m> Forward<'m> {
                  floating-point model and quantise the result"
             )));
         }
-        let mut site = site::Site {
+        let mut context = context::RuleContext {
             node,
             index: &self.index,
             types: &self.types,
@@ -276,7 +276,7 @@ impl<'m> Forward<'m> {
             upstream,
             wanted,
         };
-        rule(&mut site).map_err(|fault| form(fault.0))
+        rule(&mut context).map_err(|fault| form(fault.0))
     }
 
     /// Gradients of what a node's bodies read of the graph around them.
@@ -302,7 +302,7 @@ impl<'m> Forward<'m> {
     /// Zeros in the shape of a tensor.
     fn zeros(&self, like: &str, out: &mut Emitter) -> String {
         let dtype = self.types.get(like).and_then(|t| t.dtype).filter(|d| d.is_float()).unwrap_or(DataType::F32);
-        let zero = Tensor::new([1], site::float(dtype, &[0.0])).expect("one element");
+        let zero = Tensor::new([1], context::float(dtype, &[0.0])).expect("one element");
         let shape = out.op("Shape", &[like], &[]);
         out.op("ConstantOfShape", &[&shape], &[("value", Attribute::Tensor(zero))])
     }

@@ -1,7 +1,7 @@
 //! Normalisations.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
 
 pub(super) const RULES: Family = &[
@@ -18,7 +18,7 @@ pub(super) const RULES: Family = &[
 /// In training mode the statistics are the batch's own and the gradient flows
 /// through them (Ioffe and Szegedy, 2015); else they are what they are given
 /// as, and the gradient flows to them.
-fn batch_norm(s: &mut Site) -> Gradients {
+fn batch_norm(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let rank = s.rank(x)?;
@@ -92,12 +92,12 @@ fn batch_norm(s: &mut Site) -> Gradients {
 }
 
 /// In training mode running statistics act on nothing but their successors.
-fn unread_statistics(s: &mut Site) -> [Option<String>; 2] {
+fn unread_statistics(s: &mut RuleContext) -> [Option<String>; 2] {
     [3, 4].map(|i| s.wants(i).then(|| s.zeros_like(s.x(i))))
 }
 
 /// `inverse * (g - mean(g) - xhat * mean(g * xhat))` over `axes`.
-fn through(s: &mut Site, g: &str, xhat: &str, inverse: &str, axes: &[i64], centred: bool) -> String {
+fn through(s: &mut RuleContext, g: &str, xhat: &str, inverse: &str, axes: &[i64], centred: bool) -> String {
     let along = s.mul(g, xhat);
     let along = s.mean(&along, axes, true);
     let along = s.mul(xhat, &along);
@@ -110,7 +110,7 @@ fn through(s: &mut Site, g: &str, xhat: &str, inverse: &str, axes: &[i64], centr
 }
 
 /// `1 / sqrt(mean(x^2) + epsilon)` of what is centred already.
-fn inverse_deviation(s: &mut Site, centred: &str, axes: &[i64], epsilon: f64) -> String {
+fn inverse_deviation(s: &mut RuleContext, centred: &str, axes: &[i64], epsilon: f64) -> String {
     let square = s.mul(centred, centred);
     let variance = s.mean(&square, axes, true);
     let shifted = s.plus(&variance, epsilon);
@@ -118,7 +118,7 @@ fn inverse_deviation(s: &mut Site, centred: &str, axes: &[i64], epsilon: f64) ->
     s.op("Reciprocal", &[&deviation], &[])
 }
 
-fn layer_norm(s: &mut Site) -> Gradients {
+fn layer_norm(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let rank = s.rank(x)?;
@@ -135,7 +135,7 @@ fn layer_norm(s: &mut Site) -> Gradients {
 }
 
 /// Gradients of `xhat * scale + bias`, and through `xhat`.
-fn affine(s: &mut Site, dy: &str, xhat: &str, inverse: &str, axes: &[i64], centred: bool) -> Gradients {
+fn affine(s: &mut RuleContext, dy: &str, xhat: &str, inverse: &str, axes: &[i64], centred: bool) -> Gradients {
     let dx = if s.wants(0) {
         let g = s.mul(dy, s.x(1));
         Some(through(s, &g, xhat, inverse, axes, centred))
@@ -152,7 +152,7 @@ fn affine(s: &mut Site, dy: &str, xhat: &str, inverse: &str, axes: &[i64], centr
     Ok(vec![dx, dscale, dbias])
 }
 
-fn rms_norm(s: &mut Site) -> Gradients {
+fn rms_norm(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let rank = s.rank(x)?;
@@ -171,7 +171,7 @@ enum Groups {
 
 /// Instance and group normalisation: channels in groups, each group of each
 /// example by itself, then a scale and a bias per channel.
-fn channel_groups(s: &mut Site, groups: Groups) -> Gradients {
+fn channel_groups(s: &mut RuleContext, groups: Groups) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let rank = s.rank(x)?;
@@ -216,7 +216,7 @@ fn channel_groups(s: &mut Site, groups: Groups) -> Gradients {
 }
 
 /// `y = x / |x|`: `(dy - d|x|/dx sum(dy y)) / |x|`.
-fn lp_norm(s: &mut Site) -> Gradients {
+fn lp_norm(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let axis = s.int_or("axis", -1);
     let (x, y) = (s.x(0), s.y(0));
@@ -245,7 +245,7 @@ fn lp_norm(s: &mut Site) -> Gradients {
 }
 
 /// `y = (x - mean) / (deviation + 1e-9)`.
-fn mean_variance(s: &mut Site) -> Gradients {
+fn mean_variance(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let axes = s.ints("axes").map_or_else(|| vec![0, 2, 3], <[i64]>::to_vec);
@@ -273,7 +273,7 @@ fn mean_variance(s: &mut Site) -> Gradients {
 
 /// `y = x d^-b`, `d = k + a/n sum x^2` over `n` channels around each
 /// (Krizhevsky et al., 2012).
-fn local_response(s: &mut Site) -> Gradients {
+fn local_response(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let Some(channels) = s.dim(x, 1) else {
@@ -302,7 +302,7 @@ fn local_response(s: &mut Site) -> Gradients {
 
 /// The mean of each channel and so many before and behind it, zeros beyond
 /// the first and the last.
-fn mean_of_channels(s: &mut Site, x: &str, channels: i64, [before, behind]: [i64; 2]) -> String {
+fn mean_of_channels(s: &mut RuleContext, x: &str, channels: i64, [before, behind]: [i64; 2]) -> String {
     let rows = s.reshape(x, &[0, 1, channels, -1]);
     let attributes = [
         ("kernel_shape", Attribute::Ints(vec![before + 1 + behind, 1])),

@@ -1,8 +1,8 @@
 //! Pooling; MaxPool is in `max_pool.rs`.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::max_pool::max_pool;
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use super::window::Window;
 use crate::emit::Attribute;
 
@@ -17,7 +17,7 @@ pub(super) const RULES: Family = &[
 
 /// How far the last windows reach beyond picture and pads, as they may with
 /// `ceil_mode`.
-fn beyond(s: &Site, window: &Window) -> Result<Vec<i64>, Fault> {
+fn beyond(s: &RuleContext, window: &Window) -> Result<Vec<i64>, Fault> {
     let mut beyond = vec![0; window.axes()];
     for (axis, beyond) in beyond.iter_mut().enumerate() {
         let (Some(size), Some(out)) = (s.dim(s.x(0), axis + 2), s.dim(s.y(0), axis + 2)) else {
@@ -32,7 +32,7 @@ fn beyond(s: &Site, window: &Window) -> Result<Vec<i64>, Fault> {
     Ok(beyond)
 }
 
-fn average_pool(s: &mut Site) -> Gradients {
+fn average_pool(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let kernel = s.ints("kernel_shape").map(<[i64]>::to_vec).ok_or_else(|| Fault::new("it has no kernel_shape"))?;
@@ -75,7 +75,13 @@ fn average_pool(s: &mut Site) -> Gradients {
 }
 
 /// `dy` of each window at every place of the picture that is within it.
-fn over_windows(s: &mut Site, mut window: Window, beyond: &[i64], dy: &str, channels: i64) -> Result<String, Fault> {
+fn over_windows(
+    s: &mut RuleContext,
+    mut window: Window,
+    beyond: &[i64],
+    dy: &str,
+    channels: i64,
+) -> Result<String, Fault> {
     window.behind.iter_mut().zip(beyond).for_each(|(behind, beyond)| *behind += beyond);
     let shape = [&[channels, 1], window.kernel.as_slice()].concat();
     let shape = s.out.ints(&shape);
@@ -84,7 +90,7 @@ fn over_windows(s: &mut Site, mut window: Window, beyond: &[i64], dy: &str, chan
 }
 
 /// `y = (sum |x|^p)^(1/p)` over each window.
-fn lp_pool(s: &mut Site) -> Gradients {
+fn lp_pool(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let kernel = s.ints("kernel_shape").map(<[i64]>::to_vec).ok_or_else(|| Fault::new("it has no kernel_shape"))?;
@@ -99,7 +105,7 @@ fn lp_pool(s: &mut Site) -> Gradients {
 }
 
 /// `y = (sum |x|^p)^(1/p)` over the picture.
-fn global_lp_pool(s: &mut Site) -> Gradients {
+fn global_lp_pool(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let p = order(s)?;
     let share = over_length(s, &dy, p);
@@ -107,7 +113,7 @@ fn global_lp_pool(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn order(s: &Site) -> Result<i64, Fault> {
+fn order(s: &RuleContext) -> Result<i64, Fault> {
     let p = s.int_or("p", 2);
     if p < 1 {
         return Err(Fault::new(format!("the norm of order {p} is not differentiated")));
@@ -116,7 +122,7 @@ fn order(s: &Site) -> Result<i64, Fault> {
 }
 
 /// `dy y^(1-p)`; of no length is no direction.
-fn over_length(s: &mut Site, dy: &str, p: i64) -> String {
+fn over_length(s: &mut RuleContext, dy: &str, p: i64) -> String {
     if p == 1 {
         return dy.to_owned();
     }
@@ -130,7 +136,7 @@ fn over_length(s: &mut Site, dy: &str, p: i64) -> String {
 }
 
 /// `share |x|^(p-1) sign(x)`.
-fn along_powers(s: &mut Site, share: &str, p: i64) -> String {
+fn along_powers(s: &mut RuleContext, share: &str, p: i64) -> String {
     let x = s.x(0);
     if p == 2 {
         return s.mul(share, x);
@@ -144,7 +150,7 @@ fn along_powers(s: &mut Site, share: &str, p: i64) -> String {
     s.mul(share, &slope)
 }
 
-fn global_average_pool(s: &mut Site) -> Gradients {
+fn global_average_pool(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let places = |n: i64, axis: usize| n.checked_mul(s.dim(x, axis)?).filter(|n| *n > 0);
@@ -165,7 +171,7 @@ fn global_average_pool(s: &mut Site) -> Gradients {
 }
 
 /// The first of equal winners gets it all, as in every pool.
-fn global_max_pool(s: &mut Site) -> Gradients {
+fn global_max_pool(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let x = s.x(0);
     let flat = s.reshape(x, &[0, 0, -1]);

@@ -5,8 +5,8 @@
 //! The gradient of integers is that of the numbers they stand for: so it
 //! passes from a DequantizeLinear to the QuantizeLinear before it as it is.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
 use crate::onnx::NodeProto;
 use crate::tensor::DataType;
@@ -38,7 +38,7 @@ impl<'a> Quantiser<'a> {
 
     /// The quantiser behind the integers `name`, and whether what is between
     /// moves them.
-    fn behind(s: &Site<'a>, mut name: &'a str) -> Result<(Self, bool), Fault> {
+    fn behind(s: &RuleContext<'a>, mut name: &'a str) -> Result<(Self, bool), Fault> {
         let mut moved = false;
         loop {
             let Some(node) = s.index.producer.get(name).map(|&at| &s.index.graph.node[at]) else {
@@ -61,7 +61,7 @@ impl<'a> Quantiser<'a> {
 
 /// Whether two names are the same tensor, or constants of the same numbers; no
 /// name is as zeros.
-fn same(s: &Site, a: &str, b: &str) -> bool {
+fn same(s: &RuleContext, a: &str, b: &str) -> bool {
     if a == b {
         return true;
     }
@@ -74,7 +74,7 @@ fn same(s: &Site, a: &str, b: &str) -> bool {
     }
 }
 
-fn dequantize(s: &mut Site) -> Gradients {
+fn dequantize(s: &mut RuleContext) -> Gradients {
     // Scales and zero points are what they are, as in PyTorch.
     if !s.wants(0) {
         return Ok(vec![None]);
@@ -94,7 +94,7 @@ fn dequantize(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn quantize(s: &mut Site) -> Gradients {
+fn quantize(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let quantiser = Quantiser::of(s.node);
     // Types of fewer bits than 8 are known by their number only.
@@ -120,7 +120,7 @@ fn quantize(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn dynamic(s: &mut Site) -> Gradients {
+fn dynamic(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let quantiser = Quantiser::of(s.node);
     let dx = within(s, &quantiser, &dy, 0.0, 255.0)?;
@@ -128,7 +128,7 @@ fn dynamic(s: &mut Site) -> Gradients {
 }
 
 /// The gradient where what was quantised fell between two integers.
-fn within(s: &mut Site, by: &Quantiser, dy: &str, low: f64, high: f64) -> Result<String, Fault> {
+fn within(s: &mut RuleContext, by: &Quantiser, dy: &str, low: f64, high: f64) -> Result<String, Fault> {
     let dtype = s.dtype(by.x);
     let scale = if s.dtype(by.scale) == dtype { by.scale.to_owned() } else { s.cast(by.scale, dtype) };
     let scale = spread(s, by, &scale, by.scale)?;
@@ -149,7 +149,7 @@ fn within(s: &mut Site, by: &Quantiser, dy: &str, low: f64, high: f64) -> Result
 /// A scale or zero point as it broadcasts to what is quantised: one for all,
 /// one for each place of an axis, or one for each block along it. `like` has
 /// its shape.
-fn spread(s: &mut Site, by: &Quantiser, value: &str, like: &str) -> Result<String, Fault> {
+fn spread(s: &mut RuleContext, by: &Quantiser, value: &str, like: &str) -> Result<String, Fault> {
     let Some(shape) = s.fixed(like) else {
         return Err(Fault::new(format!("the shape of `{like}` is unknown; export the model with shapes")));
     };

@@ -1,8 +1,8 @@
 //! Recurrent layers: what every step needs is computed for all steps at once;
 //! only what one step hands to the one before it runs through a Scan.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use crate::emit::{Attribute, node};
 use crate::onnx::{GraphProto, NodeProto, ValueInfoProto};
 
@@ -45,7 +45,7 @@ struct Parts {
     c0: Option<String>,
 }
 
-fn lstm(s: &mut Site) -> Gradients {
+fn lstm(s: &mut RuleContext) -> Gradients {
     supported(s, &[("Sigmoid", "Tanh", "Tanh")], 7)?;
     if s.flag("input_forget") {
         return Err(Fault::new("input_forget is not differentiated"));
@@ -53,19 +53,19 @@ fn lstm(s: &mut Site) -> Gradients {
     layer(s, 4, lstm_direction)
 }
 
-fn gru(s: &mut Site) -> Gradients {
+fn gru(s: &mut RuleContext) -> Gradients {
     supported(s, &[("Sigmoid", "Tanh", "")], 6)?;
     layer(s, 3, gru_direction)
 }
 
-fn rnn(s: &mut Site) -> Gradients {
+fn rnn(s: &mut RuleContext) -> Gradients {
     supported(s, &[("Tanh", "", "")], 6)?;
     layer(s, 1, rnn_direction)
 }
 
 /// Refuses what the rules don't know: other activations, clipping, lengths,
 /// peepholes, the batch in front.
-fn supported(s: &Site, known: &[(&str, &str, &str)], inputs: usize) -> Result<(), Fault> {
+fn supported(s: &RuleContext, known: &[(&str, &str, &str)], inputs: usize) -> Result<(), Fault> {
     if let Some(activations) = s.attributes().get("activations") {
         let names: Vec<String> = activations.strings.iter().map(|b| String::from_utf8_lossy(b).into_owned()).collect();
         let usual: Vec<&str> = [known[0].0, known[0].1, known[0].2].into_iter().filter(|n| !n.is_empty()).collect();
@@ -88,7 +88,7 @@ fn supported(s: &Site, known: &[(&str, &str, &str)], inputs: usize) -> Result<()
     Ok(())
 }
 
-fn layer(s: &mut Site, gates: i64, rule: fn(&mut Site, &Direction) -> Parts) -> Gradients {
+fn layer(s: &mut RuleContext, gates: i64, rule: fn(&mut RuleContext, &Direction) -> Parts) -> Gradients {
     let recurrent = s.dim(s.x(2), 2);
     let hidden = match s.attributes().int("hidden_size") {
         Some(_) => Some(s.positive_or("hidden_size", 1)?),
@@ -114,7 +114,7 @@ fn layer(s: &mut Site, gates: i64, rule: fn(&mut Site, &Direction) -> Parts) -> 
             None => dx,
         });
     }
-    let stack = |s: &mut Site, of: &dyn Fn(&Parts) -> String| {
+    let stack = |s: &mut RuleContext, of: &dyn Fn(&Parts) -> String| {
         let zero = s.out.ints(&[0]);
         let each: Vec<String> =
             all.iter().map(|(p, _)| of(p)).map(|name| s.op("Unsqueeze", &[&name, &zero], &[])).collect();
@@ -135,34 +135,34 @@ fn layer(s: &mut Site, gates: i64, rule: fn(&mut Site, &Direction) -> Parts) -> 
 }
 
 /// Turns time round.
-fn flip(s: &mut Site, x: &str) -> String {
+fn flip(s: &mut RuleContext, x: &str) -> String {
     let (last, end, axis, step) = (s.out.ints(&[-1]), s.out.ints(&[i64::MIN]), s.out.ints(&[0]), s.out.ints(&[-1]));
     s.op("Slice", &[x, &last, &end, &axis, &step], &[])
 }
 
 /// Element `index` of an axis, which goes.
-fn pick(s: &mut Site, x: &str, index: i64, axis: i64) -> String {
+fn pick(s: &mut RuleContext, x: &str, index: i64, axis: i64) -> String {
     let index = s.out.int(index);
     s.op("Gather", &[x, &index], &[("axis", Attribute::Int(axis))])
 }
 
 /// Elements `from..to` of an axis.
-fn part(s: &mut Site, x: &str, from: i64, to: i64, axis: i64) -> String {
+fn part(s: &mut RuleContext, x: &str, from: i64, to: i64, axis: i64) -> String {
     let (from, to, axis) = (s.out.ints(&[from]), s.out.ints(&[to]), s.out.ints(&[axis]));
     s.op("Slice", &[x, &from, &to, &axis], &[])
 }
 
-fn direction(s: &mut Site, index: i64, reverse: bool, gates: i64, hidden: i64) -> Direction {
-    let in_order = |s: &mut Site, x: String| if reverse { flip(s, &x) } else { x };
+fn direction(s: &mut RuleContext, index: i64, reverse: bool, gates: i64, hidden: i64) -> Direction {
+    let in_order = |s: &mut RuleContext, x: String| if reverse { flip(s, &x) } else { x };
     let x = in_order(s, s.x(0).to_owned());
     let h = pick(s, s.y(0), index, 1);
     let h = in_order(s, h);
-    let zero_state = |s: &mut Site, like: &str| {
+    let zero_state = |s: &mut RuleContext, like: &str| {
         let first = pick(s, like, 0, 0);
         s.zeros_like(&first)
     };
     let zero = zero_state(s, &h);
-    let state = |s: &mut Site, name: Option<String>| match name {
+    let state = |s: &mut RuleContext, name: Option<String>| match name {
         Some(name) if !name.is_empty() => pick(s, &name, index, 0),
         _ => zero.clone(),
     };
@@ -191,7 +191,7 @@ fn direction(s: &mut Site, index: i64, reverse: bool, gates: i64, hidden: i64) -
 }
 
 /// What came before each step: the first state, then all but the last.
-fn shifted(s: &mut Site, first: &str, all: &str) -> String {
+fn shifted(s: &mut RuleContext, first: &str, all: &str) -> String {
     let zero = s.out.ints(&[0]);
     let first = s.op("Unsqueeze", &[first, &zero], &[]);
     let rest = part(s, all, 0, -1, 0);
@@ -199,7 +199,7 @@ fn shifted(s: &mut Site, first: &str, all: &str) -> String {
 }
 
 /// `x w^T + b` for every step.
-fn share(s: &mut Site, x: &str, w: &str, b: Option<&String>) -> String {
+fn share(s: &mut RuleContext, x: &str, w: &str, b: Option<&String>) -> String {
     let turned = s.transpose(w, &[1, 0]);
     let product = s.matmul(x, &turned);
     match b {
@@ -209,7 +209,7 @@ fn share(s: &mut Site, x: &str, w: &str, b: Option<&String>) -> String {
 }
 
 /// `g^T x`, summed over steps and batch.
-fn outer(s: &mut Site, g: &str, x: &str, rows: i64, columns: i64) -> String {
+fn outer(s: &mut RuleContext, g: &str, x: &str, rows: i64, columns: i64) -> String {
     let g = s.reshape(g, &[-1, rows]);
     let x = s.reshape(x, &[-1, columns]);
     s.op("Gemm", &[&g, &x], &[("transA", Attribute::Int(1))])
@@ -218,7 +218,7 @@ fn outer(s: &mut Site, g: &str, x: &str, rows: i64, columns: i64) -> String {
 /// A Scan over time: `states` as (initial, name within), `inputs` as (all
 /// steps, name within), the body's outputs, states first.
 fn scan(
-    s: &mut Site,
+    s: &mut RuleContext,
     states: &[(&str, &str)],
     inputs: &[(&str, &str)],
     body: Vec<NodeProto>,
@@ -249,30 +249,30 @@ fn scan(
 }
 
 /// Names within a Scan's body that no other body has.
-fn inner(d: &Direction, s: &mut Site, name: &str) -> String {
+fn inner(d: &Direction, s: &mut RuleContext, name: &str) -> String {
     s.out.name(&format!("scan{}/{name}", d.index))
 }
 
 /// `x (1 - x)`, the slope of a sigmoid.
-fn bump(s: &mut Site, x: &str) -> String {
+fn bump(s: &mut RuleContext, x: &str) -> String {
     let rest = s.number_minus(1.0, x);
     s.mul(x, &rest)
 }
 
 /// `1 - x^2`, the slope of a tanh.
-fn arch(s: &mut Site, x: &str) -> String {
+fn arch(s: &mut RuleContext, x: &str) -> String {
     let square = s.mul(x, x);
     s.number_minus(1.0, &square)
 }
 
 /// Gates in the order input, output, forget, cell (Hochreiter and
 /// Schmidhuber, 1997; forget gate of Gers et al., 2000).
-fn lstm_direction(s: &mut Site, d: &Direction) -> Parts {
+fn lstm_direction(s: &mut RuleContext, d: &Direction) -> Parts {
     let hidden = d.hidden;
     let from_x = share(s, &d.x, &d.w, d.wb.as_ref());
     let from_h = share(s, &d.before, &d.r, d.rb.as_ref());
     let gates = s.add(&from_x, &from_h);
-    let gate = |s: &mut Site, k: i64, kind: &str| {
+    let gate = |s: &mut RuleContext, k: i64, kind: &str| {
         let slice = part(s, &gates, k * hidden, (k + 1) * hidden, -1);
         s.op(kind, &[&slice], &[])
     };
@@ -342,7 +342,7 @@ fn lstm_direction(s: &mut Site, d: &Direction) -> Parts {
 /// What all layers make of the gradients of their gates.
 #[allow(clippy::too_many_arguments)]
 fn weights(
-    s: &mut Site,
+    s: &mut RuleContext,
     d: &Direction,
     gates: i64,
     from_x: &str,
@@ -364,19 +364,19 @@ fn weights(
 }
 
 /// Gates in the order update, reset, hidden (Cho et al., 2014).
-fn gru_direction(s: &mut Site, d: &Direction) -> Parts {
+fn gru_direction(s: &mut RuleContext, d: &Direction) -> Parts {
     let hidden = d.hidden;
     // PyTorch resets the state's share of the hidden gate; the paper resets
     // the state.
     let after = s.flag("linear_before_reset");
     let from_x = share(s, &d.x, &d.w, d.wb.as_ref());
     let from_h = share(s, &d.before, &d.r, d.rb.as_ref());
-    let gate = |s: &mut Site, k: i64| {
+    let gate = |s: &mut RuleContext, k: i64| {
         let a = part(s, &from_x, k * hidden, (k + 1) * hidden, -1);
         let b = part(s, &from_h, k * hidden, (k + 1) * hidden, -1);
         (a, b)
     };
-    let sigmoid = |s: &mut Site, k: i64| {
+    let sigmoid = |s: &mut RuleContext, k: i64| {
         let (a, b) = gate(s, k);
         let sum = s.add(&a, &b);
         s.op("Sigmoid", &[&sum], &[])
@@ -470,7 +470,7 @@ fn gru_direction(s: &mut Site, d: &Direction) -> Parts {
 }
 
 /// `h = tanh(W x + R h + b)` (Elman, 1990).
-fn rnn_direction(s: &mut Site, d: &Direction) -> Parts {
+fn rnn_direction(s: &mut RuleContext, d: &Direction) -> Parts {
     let slope = arch(s, &d.h);
     let names: Vec<String> =
         ["dh", "dy", "slope", "all", "gate", "dh_next", "out"].iter().map(|n| inner(d, s, n)).collect();

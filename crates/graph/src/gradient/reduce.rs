@@ -1,7 +1,7 @@
 //! Reductions along axes, and running sums.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
 
 pub(super) const RULES: Family = &[
@@ -49,7 +49,7 @@ pub(super) const RULES: Family = &[
 ];
 
 /// A value shaped as the output, with the reduced axes kept at size 1.
-fn kept(s: &mut Site, value: &str) -> Result<String, Fault> {
+fn kept(s: &mut RuleContext, value: &str) -> Result<String, Fault> {
     if s.int_or("keepdims", 1) != 0 {
         return Ok(value.to_owned());
     }
@@ -68,7 +68,7 @@ fn kept(s: &mut Site, value: &str) -> Result<String, Fault> {
 
 /// The output's gradient and value meet every element that was reduced; the
 /// result is stretched to the input's shape.
-fn reduction(s: &mut Site, each: impl FnOnce(&mut Site, &str, &str) -> String) -> Gradients {
+fn reduction(s: &mut RuleContext, each: impl FnOnce(&mut RuleContext, &str, &str) -> String) -> Gradients {
     let dy = s.dy()?;
     let dy = kept(s, &dy)?;
     let y = kept(s, s.y(0))?;
@@ -78,7 +78,7 @@ fn reduction(s: &mut Site, each: impl FnOnce(&mut Site, &str, &str) -> String) -
     s.only(dx)
 }
 
-fn mean(s: &mut Site) -> Gradients {
+fn mean(s: &mut RuleContext) -> Gradients {
     reduction(s, |s, dy, _| {
         let count = s.share(s.x(0), s.y(0));
         s.div(dy, &count)
@@ -87,7 +87,7 @@ fn mean(s: &mut Site) -> Gradients {
 
 /// Each element's gradient is the product of the others, zeros among them or
 /// not.
-fn product(s: &mut Site, dy: &str, _: &str) -> String {
+fn product(s: &mut RuleContext, dy: &str, _: &str) -> String {
     let x = s.x(0);
     let (zero, one) = (s.num(0.0), s.num(1.0));
     let none = s.op("Equal", &[x, &zero], &[]);
@@ -106,14 +106,14 @@ fn product(s: &mut Site, dy: &str, _: &str) -> String {
 }
 
 /// `x`, shaped as the input, reduced as the node reduces, its axes kept.
-fn along_its_axes(s: &mut Site, kind: &str, x: &str) -> String {
+fn along_its_axes(s: &mut RuleContext, kind: &str, x: &str) -> String {
     let noop = s.int_or("noop_with_empty_axes", 0);
     let keep = [("keepdims", Attribute::Int(1)), ("noop_with_empty_axes", Attribute::Int(noop))];
     if s.given(1) { s.op(kind, &[x, s.x(1)], &keep) } else { s.op(kind, &[x], &keep) }
 }
 
 /// Equal winners share the gradient, as in PyTorch.
-fn extreme(s: &mut Site) -> Gradients {
+fn extreme(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let dy = kept(s, &dy)?;
     let y = kept(s, s.y(0))?;
@@ -126,7 +126,7 @@ fn extreme(s: &mut Site) -> Gradients {
 }
 
 /// What came before feels what comes after.
-fn cumulative(s: &mut Site) -> Gradients {
+fn cumulative(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let attributes = [
         ("exclusive", Attribute::Int(s.int_or("exclusive", 0))),

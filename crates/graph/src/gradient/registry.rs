@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use super::site::Rule;
+use super::context::Rule;
 use crate::onnx::NodeProto;
 
 pub(super) type Family = &'static [(&'static str, Rule)];

@@ -1,6 +1,6 @@
 //! Resizing, and whatever else is a fixed linear map along each axis.
 
-use super::site::{Fault, Gradients, Site, float};
+use super::context::{Fault, Gradients, RuleContext, float};
 use crate::emit::Attribute;
 use crate::tensor::Tensor;
 
@@ -25,7 +25,12 @@ pub(super) struct Along {
 impl Along {
     /// Gradient of `y = A x` along the axis, by what each place of `y` is made
     /// of: which places of `x`, and how much of each.
-    pub(super) fn back(&self, s: &mut Site, dy: &str, parts: impl Fn(i64) -> Vec<(i64, f64)>) -> Result<String, Fault> {
+    pub(super) fn back(
+        &self,
+        s: &mut RuleContext,
+        dy: &str,
+        parts: impl Fn(i64) -> Vec<(i64, f64)>,
+    ) -> Result<String, Fault> {
         let (from, to) = (self.from, self.to);
         if !(1..=TABLE_MAX).contains(&from) || !(0..=TABLE_MAX).contains(&to) {
             return Err(Fault::new(format!(
@@ -58,7 +63,7 @@ impl Along {
 
     /// The sum of what each place of the input went into, taken one by one:
     /// nothing that isn't finite reaches places that it doesn't belong to.
-    fn gathered(&self, s: &mut Site, dy: &str, seen: &[Vec<(i64, f64)>], most: usize) -> Result<String, Fault> {
+    fn gathered(&self, s: &mut RuleContext, dy: &str, seen: &[Vec<(i64, f64)>], most: usize) -> Result<String, Fault> {
         let mut dy = dy.to_owned();
         if seen.iter().any(|met| met.len() < most) {
             // One place more, of zeros, for those that went into fewer.
@@ -86,7 +91,7 @@ impl Along {
         Ok(if let [one] = sum[..] { one.to_owned() } else { s.op("Sum", &sum, &[]) })
     }
 
-    fn multiplied(&self, s: &mut Site, dy: &str, seen: &[Vec<(i64, f64)>]) -> Result<String, Fault> {
+    fn multiplied(&self, s: &mut RuleContext, dy: &str, seen: &[Vec<(i64, f64)>]) -> Result<String, Fault> {
         let (width, height) = (seen.len(), self.to as usize);
         let mut matrix = vec![0f64; width * height];
         for (of, met) in seen.iter().enumerate() {
@@ -107,7 +112,7 @@ impl Along {
     }
 }
 
-pub(super) fn resize(s: &mut Site) -> Gradients {
+pub(super) fn resize(s: &mut RuleContext) -> Gradients {
     let mut dx = s.dy()?;
     let x = s.x(0);
     let rank = s.rank(x)?;
@@ -164,7 +169,7 @@ struct Sampling {
 }
 
 impl Sampling {
-    fn read(s: &Site) -> Result<Self, Fault> {
+    fn read(s: &RuleContext) -> Result<Self, Fault> {
         let transformations =
             ["half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric"];
         let sampling = Self {

@@ -1,8 +1,8 @@
 //! Operators that pick elements by index: what wasn't picked gets zero, what
 //! was picked twice gets the sum.
 
+use super::context::{Fault, Gradients, RuleContext};
 use super::registry::Family;
-use super::site::{Fault, Gradients, Site};
 use crate::emit::Attribute;
 
 pub(super) const RULES: Family = &[
@@ -18,7 +18,7 @@ fn adding() -> (&'static str, Attribute) {
     ("reduction", Attribute::Text("add".into()))
 }
 
-fn gather(s: &mut Site) -> Gradients {
+fn gather(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let (x, picked) = (s.x(0), s.x(1));
     let rank = s.rank(x)?;
@@ -56,7 +56,7 @@ fn gather(s: &mut Site) -> Gradients {
 }
 
 /// One index: zeros before it and behind it.
-fn one(s: &mut Site, dy: &str, axis: usize, index: i64) -> Gradients {
+fn one(s: &mut RuleContext, dy: &str, axis: usize, index: i64) -> Gradients {
     let x = s.x(0);
     let rank = s.rank(x)?;
     let which = s.out.ints(&[axis as i64]);
@@ -85,7 +85,7 @@ fn one(s: &mut Site, dy: &str, axis: usize, index: i64) -> Gradients {
     s.only(dx)
 }
 
-fn gather_elements(s: &mut Site) -> Gradients {
+fn gather_elements(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let zeros = s.zeros_like(s.x(0));
     let attributes = [("axis", Attribute::Int(s.int_or("axis", 0))), adding()];
@@ -93,7 +93,7 @@ fn gather_elements(s: &mut Site) -> Gradients {
     s.only(dx)
 }
 
-fn gather_nd(s: &mut Site) -> Gradients {
+fn gather_nd(s: &mut RuleContext) -> Gradients {
     if s.int_or("batch_dims", 0) != 0 {
         return Err(Fault::new("batch_dims above 0 is not differentiated"));
     }
@@ -104,7 +104,7 @@ fn gather_nd(s: &mut Site) -> Gradients {
 }
 
 /// Whether a scatter replaces, adds, or does what isn't differentiated.
-fn replaces(s: &Site) -> Result<bool, Fault> {
+fn replaces(s: &RuleContext) -> Result<bool, Fault> {
     match s.choice("reduction", &["none", "add", "mul", "max", "min"])? {
         "none" => Ok(true),
         "add" => Ok(false),
@@ -112,7 +112,7 @@ fn replaces(s: &Site) -> Result<bool, Fault> {
     }
 }
 
-fn scatter_nd(s: &mut Site) -> Gradients {
+fn scatter_nd(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let places = s.x(1);
     let data = if !s.wants(0) {
@@ -127,7 +127,7 @@ fn scatter_nd(s: &mut Site) -> Gradients {
     Ok(vec![data, None, updates])
 }
 
-fn scatter_elements(s: &mut Site) -> Gradients {
+fn scatter_elements(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let places = s.x(1);
     let axis = ("axis", Attribute::Int(s.int_or("axis", 0)));
@@ -143,7 +143,7 @@ fn scatter_elements(s: &mut Site) -> Gradients {
     Ok(vec![data, None, updates])
 }
 
-fn top_k(s: &mut Site) -> Gradients {
+fn top_k(s: &mut RuleContext) -> Gradients {
     let dy = s.dy()?;
     let zeros = s.zeros_like(s.x(0));
     let attributes = [("axis", Attribute::Int(s.int_or("axis", -1))), adding()];

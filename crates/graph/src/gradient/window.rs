@@ -1,6 +1,6 @@
 //! Kernels, strides, pads and dilations of convolutions and pools.
 
-use super::site::{Fault, Site};
+use super::context::{Fault, RuleContext};
 use crate::attributes::{Attributes, Auto, Sliding};
 use crate::emit::{Attribute, attribute};
 use crate::infer::Types;
@@ -31,7 +31,7 @@ pub(super) struct Window {
 
 impl Window {
     /// The window of a node whose input 0 is `[batch, channels, spatial..]`.
-    pub(super) fn of(s: &Site, kernel: Vec<i64>) -> Result<Self, Fault> {
+    pub(super) fn of(s: &RuleContext, kernel: Vec<i64>) -> Result<Self, Fault> {
         let (mut window, auto) = Self::stated(s, kernel)?;
         if auto.is_same() {
             for axis in 0..window.axes() {
@@ -49,7 +49,7 @@ impl Window {
 
     /// The window of a transposed convolution: what isn't stated of its pads
     /// follows from the size of its output.
-    pub(super) fn of_transposed(s: &Site, kernel: Vec<i64>) -> Result<Self, Fault> {
+    pub(super) fn of_transposed(s: &RuleContext, kernel: Vec<i64>) -> Result<Self, Fault> {
         let (mut window, auto) = Self::stated(s, kernel)?;
         let axes = window.axes();
         let extra = s.attributes().output_padding(axes)?;
@@ -79,7 +79,7 @@ impl Window {
     }
 
     /// The window as its attributes have it, and what decides on its padding.
-    fn stated(s: &Site, kernel: Vec<i64>) -> Result<(Self, Auto), Fault> {
+    fn stated(s: &RuleContext, kernel: Vec<i64>) -> Result<(Self, Auto), Fault> {
         let axes = kernel.len();
         if s.shape(s.x(0)).is_some_and(|shape| shape.len() != axes + 2) {
             return Err(Fault::new(format!("its kernel has {axes} axes, its picture other ones")));
@@ -158,7 +158,7 @@ impl Window {
 
     /// The transpose of the convolution: `dy` spread over an input like `x`,
     /// by `weight` `[channels of dy, channels of x / group, kernel..]`.
-    pub(super) fn spread(&self, s: &mut Site, dy: &str, weight: &str, group: i64) -> String {
+    pub(super) fn spread(&self, s: &mut RuleContext, dy: &str, weight: &str, group: i64) -> String {
         let (x, y) = (s.x(0), s.y(0));
         let axes = self.axes();
         // What a stride leaves uncovered at the far end of each axis.
@@ -191,7 +191,7 @@ impl Window {
     }
 
     /// `x` with its zeros around it.
-    pub(super) fn padded(&self, s: &mut Site, x: &str) -> String {
+    pub(super) fn padded(&self, s: &mut RuleContext, x: &str) -> String {
         if !self.is_padded() {
             return x.to_owned();
         }
@@ -203,7 +203,7 @@ impl Window {
 
     /// The elements of `padded` that meet one position of the kernel, in the
     /// spatial shape of `y`.
-    pub(super) fn seen_at(&self, s: &mut Site, padded: &str, position: &[i64], y: &str) -> String {
+    pub(super) fn seen_at(&self, s: &mut RuleContext, padded: &str, position: &[i64], y: &str) -> String {
         let starts: Vec<i64> = position.iter().zip(&self.dilations).map(|(p, d)| p * d).collect();
         let axes: Vec<i64> = (2..2 + self.axes() as i64).collect();
         let spans: Option<Vec<i64>> =

@@ -26,12 +26,12 @@ pub(super) fn from_inputs(model: &Model, forward: &Forward<'_>, out: &mut Emitte
     for node in out.take() {
         let plain = node.domain().is_empty() && matches!(node.op_type(), "Shape" | "Size");
         let dims = Some(&node).filter(|_| plain).and_then(|n| asked(n, forward));
-        let told = |d: &Dim| match d {
+        let stated = |d: &Dim| match d {
             Dim::Known(_) => true,
             Dim::Symbol(name) => axes.contains_key(name),
             Dim::Unknown => false,
         };
-        let Some(dims) = dims.filter(|dims| dims.iter().all(told)) else {
+        let Some(dims) = dims.filter(|dims| dims.iter().all(stated)) else {
             out.push(node);
             continue;
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tierline_node::admit::{self, Class, Job, JobId, Limits, Queue};
-use tierline_node::request::{Action, Event, Local, Op, Outcome, Recovery, Request, Setup, Upstream};
+use tierline_node::request::{Action, Event, Local, Op, Recovery, Request, RequestOutcome, Setup, Upstream};
 use tierline_node::{Peer, Rng, Span, Time};
 use tierline_proto::v1::{Degraded, degraded::Cause};
 use tierline_proto::{Code, Failure};
@@ -90,7 +90,7 @@ struct World<'a> {
     nodes: Vec<Node>,
     next: u64,
     shapes: BTreeMap<Key, Shape>,
-    outcomes: BTreeMap<Key, (Time, Outcome, bool)>,
+    outcomes: BTreeMap<Key, (Time, RequestOutcome, bool)>,
     entered: Vec<(Key, Time, bool)>,
 }
 
@@ -214,13 +214,13 @@ impl<'a> World<'a> {
             Action::Finish(outcome) => {
                 let live = &self.nodes[node].live[&key];
                 let planned = match &outcome {
-                    Outcome::Answer { op, degraded } => {
+                    RequestOutcome::Answer { op, degraded } => {
                         let planned = live.planned.contains(op);
                         let came = live.came_degraded.get(op).copied().unwrap_or(false);
                         assert_eq!(degraded.is_some(), !planned || came, "degraded iff not the planned way");
                         planned
                     }
-                    Outcome::Failed(_) => false,
+                    RequestOutcome::Failed(_) => false,
                 };
                 assert!(now <= live.deadline);
                 match live.caller {
@@ -234,8 +234,8 @@ impl<'a> World<'a> {
                             return;
                         }
                         let result = match outcome {
-                            Outcome::Answer { degraded, .. } => Ok(degraded),
-                            Outcome::Failed(failure) => Err(failure),
+                            RequestOutcome::Answer { degraded, .. } => Ok(degraded),
+                            RequestOutcome::Failed(failure) => Err(failure),
                         };
                         let delay = between(self.rng, [ms(1), ms(8)]);
                         self.schedule.after(delay, Ev::ReplyArrives { node: node - 1, key: below, op, result });
@@ -380,7 +380,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn run(mut self) -> Vec<(Outcome, bool, bool)> {
+    fn run(mut self) -> Vec<(RequestOutcome, bool, bool)> {
         self.schedule.after(ms(0), Ev::Arrive);
         if self.weather.faults {
             self.schedule.after(ms(50), Ev::Fault);
@@ -407,7 +407,7 @@ fn without_faults_every_answer_is_the_planned_one() {
     let weather = Weather { faults: false, engine_faults: false, rate: 4, slots: 64 };
     seeds(300, |rng| {
         for (outcome, planned, _) in World::new(rng, weather).run() {
-            assert!(matches!(outcome, Outcome::Answer { .. }) && planned, "{outcome:?}");
+            assert!(matches!(outcome, RequestOutcome::Answer { .. }) && planned, "{outcome:?}");
         }
     });
 }
@@ -419,12 +419,12 @@ fn an_end_that_holds_the_model_answers_whatever_happens_above() {
     seeds(1_200, |rng| {
         for (outcome, _, holds) in World::new(rng, weather).run() {
             match outcome {
-                Outcome::Answer { degraded: Some(why), .. } => {
+                RequestOutcome::Answer { degraded: Some(why), .. } => {
                     degraded.set(degraded.get() + 1);
                     assert!(why.cause() != Cause::Unspecified && !why.reason.is_empty() && !why.node.is_empty());
                 }
-                Outcome::Answer { .. } => {}
-                Outcome::Failed(failure) => {
+                RequestOutcome::Answer { .. } => {}
+                RequestOutcome::Failed(failure) => {
                     failed.set(failed.get() + 1);
                     assert!(!holds, "{failure}");
                     assert!(matches!(failure.code(), Code::Unreachable | Code::DeadlineExceeded), "{failure}");
@@ -443,7 +443,7 @@ fn full_queues_and_failing_engines_still_end_every_request_once_and_in_time() {
     let codes = std::cell::RefCell::new(BTreeMap::<Code, u32>::new());
     seeds(1_200, |rng| {
         for (outcome, ..) in World::new(rng, weather).run() {
-            if let Outcome::Failed(failure) = outcome {
+            if let RequestOutcome::Failed(failure) = outcome {
                 *codes.borrow_mut().entry(failure.code()).or_default() += 1;
             }
         }
@@ -491,7 +491,8 @@ fn a_recovery_starts_beside_a_late_call_and_the_first_answer_wins() {
             (Event::RunDone { op: Op(2), result: Ok(()) }, Op(1))
         };
         let actions = request.step(hedge + ms(20), event);
-        let [Action::Abandon { op }, Action::Finish(Outcome::Answer { op: winner, degraded })] = &actions[..] else {
+        let [Action::Abandon { op }, Action::Finish(RequestOutcome::Answer { op: winner, degraded })] = &actions[..]
+        else {
             panic!("{actions:?}")
         };
         assert_eq!((*op, *winner == Op(1)), (loser, call_first));
@@ -513,7 +514,7 @@ fn a_silent_next_tier_is_not_waited_for() {
     assert!(matches!(actions[..], [Action::Run { op: Op(2), recovery: true, .. }]), "{actions:?}");
     assert_eq!(request.step(at(21), silent()), [], "once");
     let actions = request.step(at(60), Event::RunDone { op: Op(2), result: Ok(()) });
-    let [Action::Abandon { op: Op(1) }, Action::Finish(Outcome::Answer { degraded: Some(degraded), .. })] =
+    let [Action::Abandon { op: Op(1) }, Action::Finish(RequestOutcome::Answer { degraded: Some(degraded), .. })] =
         &actions[..]
     else {
         panic!("{actions:?}")
@@ -530,7 +531,10 @@ fn a_silent_next_tier_is_not_waited_for() {
     );
     let actions = request.step(at(30), Event::CallDone { op: Op(1), result: Ok(None) });
     assert!(
-        matches!(actions[..], [Action::Abandon { op: Op(2) }, Action::Finish(Outcome::Answer { degraded: None, .. })]),
+        matches!(
+            actions[..],
+            [Action::Abandon { op: Op(2) }, Action::Finish(RequestOutcome::Answer { degraded: None, .. })]
+        ),
         "{actions:?}"
     );
     // Another parent's silence is of no concern, and nor is one without a way around.
@@ -554,18 +558,18 @@ fn the_nearest_way_that_is_open_and_in_time_is_taken() {
     assert_eq!(actions, [Action::Call { op: Op(2), peer: Peer(1), remaining: ms(175), whole: true }]);
     // And when that one is lost as well, nothing is left.
     let actions = request.step(at(30), Event::PeerDown { peer: Peer(1), reason: "lost".into() });
-    let [Action::Abandon { op: Op(2) }, Action::Finish(Outcome::Failed(failure))] = &actions[..] else {
+    let [Action::Abandon { op: Op(2) }, Action::Finish(RequestOutcome::Failed(failure))] = &actions[..] else {
         panic!("{actions:?}")
     };
     assert_eq!(failure.code(), Code::Unreachable);
     insta::assert_snapshot!(failure, @"end: lost, and no other way is left in time (first: going down)");
     // Nowhere to go from the start.
     let actions = called(vec![]).step(at(20), failed());
-    let [Action::Finish(Outcome::Failed(failure))] = &actions[..] else { panic!("{actions:?}") };
+    let [Action::Finish(RequestOutcome::Failed(failure))] = &actions[..] else { panic!("{actions:?}") };
     insta::assert_snapshot!(failure, @"end: going down, and no nearer node can hold the model");
     // By the deadline.
     let actions = called(vec![]).step(at(200), Event::Wake);
-    let [Action::Abandon { .. }, Action::Finish(Outcome::Failed(failure))] = &actions[..] else {
+    let [Action::Abandon { .. }, Action::Finish(RequestOutcome::Failed(failure))] = &actions[..] else {
         panic!("{actions:?}")
     };
     insta::assert_snapshot!(failure, @"end: no answer by the deadline; allow more time, or see `tierline explain`");
@@ -578,7 +582,7 @@ fn a_lost_lease_is_not_called_and_a_cancelled_request_says_nothing() {
     let actions = request.step(Time::ZERO + ms(9), Event::RunDone { op: Op(0), result: Ok(()) });
     assert!(matches!(actions[..], [Action::Run { op: Op(1), recovery: true, .. }]));
     let actions = request.step(Time::ZERO + ms(50), Event::RunDone { op: Op(1), result: Ok(()) });
-    let [Action::Finish(Outcome::Answer { degraded: Some(degraded), .. })] = &actions[..] else {
+    let [Action::Finish(RequestOutcome::Answer { degraded: Some(degraded), .. })] = &actions[..] else {
         panic!("{actions:?}")
     };
     assert_eq!((degraded.cause(), degraded.node.as_str()), (Cause::LinkDown, "end"));
@@ -594,17 +598,20 @@ fn what_is_wrong_in_itself_goes_nowhere_else() {
     let at = Time::ZERO + ms(20);
     // The tensors don't fit: final, whoever says it, and whatever is still out.
     let actions = called(vec![HERE, other]).step(at, failed(Code::InvalidInput));
-    let [Action::Finish(Outcome::Failed(failure))] = &actions[..] else { panic!("{actions:?}") };
+    let [Action::Finish(RequestOutcome::Failed(failure))] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(failure.code(), Code::InvalidInput);
     let mut request = called(vec![HERE]);
     let hedge = Time::ZERO + ms(135);
     let _ = request.step(hedge, Event::Wake);
     let result = Err(Failure::new(Code::InvalidInput, "no"));
     let actions = request.step(hedge + ms(1), Event::RunDone { op: Op(2), result });
-    assert!(matches!(actions[..], [Action::Abandon { op: Op(1) }, Action::Finish(Outcome::Failed(_))]), "{actions:?}");
+    assert!(
+        matches!(actions[..], [Action::Abandon { op: Op(1) }, Action::Finish(RequestOutcome::Failed(_))]),
+        "{actions:?}"
+    );
     // A model unknown above is run here, and asked of no other parent.
     let actions = called(vec![other, HERE]).step(at, failed(Code::UnknownModel));
     assert!(matches!(actions[..], [Action::Run { op: Op(2), recovery: true, .. }]), "{actions:?}");
     let actions = called(vec![other]).step(at, failed(Code::UnknownModel));
-    assert!(matches!(actions[..], [Action::Finish(Outcome::Failed(_))]), "{actions:?}");
+    assert!(matches!(actions[..], [Action::Finish(RequestOutcome::Failed(_))]), "{actions:?}");
 }

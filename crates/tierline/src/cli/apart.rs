@@ -1,7 +1,7 @@
 //! The process in which a node runs a model that could take it down; started
 //! by the node only, never by people.
 
-use crate::output::Outcome;
+use crate::output::CommandResult;
 
 #[derive(Debug, clap::Args)]
 pub struct Apart {
@@ -9,6 +9,6 @@ pub struct Apart {
     memory: u64,
 }
 
-pub fn apart(args: &Apart) -> Outcome {
+pub fn apart(args: &Apart) -> CommandResult {
     Ok(tierline_engine::serve(args.memory)?)
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 use tierline_graph::Tensor;
 
 use super::usage;
-use crate::output::{Exit, ExitWith, Failure, Outcome};
+use crate::output::{CommandError, CommandResult, ExitCode, ExitWith};
 
 /// `NAME=1,3,224,224` options as shapes by input name.
-pub fn shapes(options: &[String]) -> Outcome<BTreeMap<String, Vec<u64>>> {
+pub fn shapes(options: &[String]) -> CommandResult<BTreeMap<String, Vec<u64>>> {
     options
         .iter()
         .map(|option| {
@@ -27,7 +27,7 @@ pub fn shapes(options: &[String]) -> Outcome<BTreeMap<String, Vec<u64>>> {
 }
 
 /// `NAME=@FILE.npy` options as tensors.
-pub fn tensors(options: &[String]) -> Outcome<Vec<(String, Tensor)>> {
+pub fn tensors(options: &[String]) -> CommandResult<Vec<(String, Tensor)>> {
     options
         .iter()
         .map(|option| {
@@ -44,10 +44,10 @@ pub fn tensors(options: &[String]) -> Outcome<Vec<(String, Tensor)>> {
 }
 
 /// A tensor from a NumPy file.
-pub fn read_npy(path: &Path) -> Outcome<Tensor> {
-    let bytes =
-        std::fs::read(path).map_err(|e| Failure::message(Exit::Failure, format!("cannot read {path:?}: {e}")))?;
-    tierline_codec::npy::read(&bytes).map_err(|e| anyhow::anyhow!("{path:?}: {e}")).exit_with(Exit::Failure)
+pub fn read_npy(path: &Path) -> CommandResult<Tensor> {
+    let bytes = std::fs::read(path)
+        .map_err(|e| CommandError::message(ExitCode::Failure, format!("cannot read {path:?}: {e}")))?;
+    tierline_codec::npy::read(&bytes).map_err(|e| anyhow::anyhow!("{path:?}: {e}")).exit_with(ExitCode::Failure)
 }
 
 /// Tensor names as people read and write them in one word: separated by
@@ -70,7 +70,7 @@ fn escaped(name: &str) -> String {
 
 /// Tensor names as [`join_names`] writes them. Names with commas need no
 /// backslash where only one way to read the text gives names of the model.
-pub fn split_names(text: &str, known: &dyn Fn(&str) -> bool) -> Outcome<Vec<String>> {
+pub fn split_names(text: &str, known: &dyn Fn(&str) -> bool) -> CommandResult<Vec<String>> {
     let marked = unescaped(text);
     let mut readings = readings(text, known);
     if marked.iter().all(|name| known(name)) && !readings.contains(&marked) {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::infer::{PlacementArg, Wanted, ask, parse_time};
 use super::{Global, args, block_on, client, usage};
-use crate::output::{self, Outcome};
+use crate::output::{self, CommandResult};
 
 #[derive(Debug, clap::Args)]
 pub struct Bench {
@@ -73,7 +73,7 @@ struct Sample {
     plan: String,
 }
 
-pub fn bench(global: &Global, args: &Bench) -> Outcome {
+pub fn bench(global: &Global, args: &Bench) -> CommandResult {
     if args.requests == 0 || args.concurrency == 0 {
         return Err(usage("--requests and --concurrency are 1 or more"));
     }
@@ -118,7 +118,7 @@ pub fn bench(global: &Global, args: &Bench) -> Outcome {
     })
 }
 
-fn report(args: &Bench, samples: Vec<Outcome<Sample>>, took: Duration) -> Report {
+fn report(args: &Bench, samples: Vec<CommandResult<Sample>>, took: Duration) -> Report {
     let requests = samples.len();
     let (mut good, mut failures) = (Vec::new(), Vec::new());
     for sample in samples {

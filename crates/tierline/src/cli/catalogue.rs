@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::{Global, args, client, engines, infer};
-use crate::output::{self, Outcome};
+use crate::output::{self, CommandResult};
 
 #[derive(Debug, clap::Args)]
 pub struct Add {
@@ -77,7 +77,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Waits until every node that is connected knows the same models as this
 /// one; how many do, and the names of those that don't.
-async fn spread(node: &mut LocalClient<Channel>, wait: Duration) -> Outcome<(usize, Vec<String>)> {
+async fn spread(node: &mut LocalClient<Channel>, wait: Duration) -> CommandResult<(usize, Vec<String>)> {
     let begun = Instant::now();
     loop {
         let nodes = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner().nodes;
@@ -116,7 +116,7 @@ fn line(entry: ModelEntry) -> ModelLine {
     }
 }
 
-pub fn add(global: &Global, args: &Add) -> Outcome {
+pub fn add(global: &Global, args: &Add) -> CommandResult {
     let shapes = args::shapes(&args.shapes)?;
     let samples = args::tensors(&args.samples)?;
     // A broken file is reported here, before anything is sent.
@@ -173,7 +173,7 @@ struct Models {
     models: Vec<ModelLine>,
 }
 
-pub fn ls(global: &Global, args: &Ls) -> Outcome {
+pub fn ls(global: &Global, args: &Ls) -> CommandResult {
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
         let reply = node.model_list(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
@@ -211,7 +211,7 @@ pub fn ls(global: &Global, args: &Ls) -> Outcome {
     })
 }
 
-pub fn show(global: &Global, args: &Named) -> Outcome {
+pub fn show(global: &Global, args: &Named) -> CommandResult {
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
         let reply = node
@@ -255,7 +255,7 @@ pub struct Rename {
     endpoint: Option<String>,
 }
 
-pub fn rename(global: &Global, args: &Rename) -> Outcome {
+pub fn rename(global: &Global, args: &Rename) -> CommandResult {
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
         let request = ModelRenameRequest { model: args.model.clone(), name: args.name.clone() };
@@ -265,7 +265,7 @@ pub fn rename(global: &Global, args: &Rename) -> Outcome {
     })
 }
 
-pub fn rm(global: &Global, args: &Named) -> Outcome {
+pub fn rm(global: &Global, args: &Named) -> CommandResult {
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
         node.model_remove(ModelRemoveRequest { model: args.model.clone() }).await.map_err(|s| client::refused(&s))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::CommandFactory;
 
-use crate::output::{Exit, ExitWith, Outcome};
+use crate::output::{CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Args)]
 pub struct Completions {
@@ -13,7 +13,7 @@ pub struct Completions {
     shell: clap_complete::Shell,
 }
 
-pub fn completions(args: &Completions) -> Outcome {
+pub fn completions(args: &Completions) -> CommandResult {
     clap_complete::generate(args.shell, &mut super::Cli::command(), "tierline", &mut std::io::stdout());
     Ok(())
 }
@@ -24,7 +24,7 @@ pub struct Manual {
     folder: PathBuf,
 }
 
-pub fn manual(args: &Manual) -> Outcome {
-    std::fs::create_dir_all(&args.folder).exit_with(Exit::Failure)?;
-    clap_mangen::generate_to(super::Cli::command(), &args.folder).exit_with(Exit::Failure)
+pub fn manual(args: &Manual) -> CommandResult {
+    std::fs::create_dir_all(&args.folder).exit_with(ExitCode::Failure)?;
+    clap_mangen::generate_to(super::Cli::command(), &args.folder).exit_with(ExitCode::Failure)
 }

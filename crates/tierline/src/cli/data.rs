@@ -11,7 +11,7 @@ use tierline_train::data::{
 };
 
 use super::{Global, usage};
-use crate::output::{self, Exit, Failure, Outcome};
+use crate::output::{self, CommandError, CommandResult, ExitCode};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum DataVerb {
@@ -25,7 +25,7 @@ pub enum DataVerb {
     Rm(Rm),
 }
 
-pub fn data(global: &Global, verb: DataVerb) -> Outcome {
+pub fn data(global: &Global, verb: DataVerb) -> CommandResult {
     let datasets = Datasets::of(&global.data_folder());
     match verb {
         DataVerb::Add(args) => add(global, &datasets, &args),
@@ -109,7 +109,7 @@ fn size(text: &str) -> Result<[u32; 2], &'static str> {
 
 impl Add {
     /// Where the data set is and how it is read.
-    fn source(&self) -> Outcome<Source> {
+    fn source(&self) -> CommandResult<Source> {
         let mut source = self.detected().map_err(|e| failure(e.into()))?;
         self.check_options(source.format())?;
         match &mut source {
@@ -172,7 +172,7 @@ impl Add {
     }
 
     /// Refuses options that this format would ignore.
-    fn check_options(&self, format: Format) -> Outcome {
+    fn check_options(&self, format: Format) -> CommandResult {
         use Format::{Csv, Folder, Idx, Npy, Npz, Parquet};
         let options: [(&str, bool, &[Format]); 12] = [
             ("--labels", self.labels.is_some(), &[Idx, Npy, Npz]),
@@ -252,7 +252,7 @@ impl Line {
     }
 }
 
-fn add(global: &Global, datasets: &Datasets, args: &Add) -> Outcome {
+fn add(global: &Global, datasets: &Datasets, args: &Add) -> CommandResult {
     let existing = if args.replace { Existing::Replace } else { Existing::Keep };
     let record = datasets.add(&args.name, args.source()?, existing).map_err(failure)?;
     record.found.notes.iter().for_each(|note| global.output().say(format!("{}: {note}", args.name)));
@@ -282,7 +282,7 @@ struct Broken {
     reason: String,
 }
 
-fn ls(global: &Global, datasets: &Datasets) -> Outcome {
+fn ls(global: &Global, datasets: &Datasets) -> CommandResult {
     let mut lines = Lines { datasets: Vec::new(), broken: Vec::new() };
     for Listed { name, record } in datasets.list().map_err(failure)? {
         match record {
@@ -410,7 +410,7 @@ impl Numbers {
     }
 }
 
-fn show(global: &Global, datasets: &Datasets, args: &Show) -> Outcome {
+fn show(global: &Global, datasets: &Datasets, args: &Show) -> CommandResult {
     let record = datasets.record(&args.dataset).map_err(failure)?;
     let dataset = datasets.open(&args.dataset).map_err(failure)?;
     let mut report = Report::new(&record.source, &dataset)?;
@@ -421,12 +421,12 @@ fn show(global: &Global, datasets: &Datasets, args: &Show) -> Outcome {
     global.output().data(&report, text)
 }
 
-fn draw(dataset: &Dataset, per_class: usize, file: &Path) -> Outcome {
+fn draw(dataset: &Dataset, per_class: usize, file: &Path) -> CommandResult {
     if !file.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")) {
         return Err(usage(format!("--picture {}: a PNG is written; end the name in .png", file.display())));
     }
     let png = sheet_png(dataset, per_class).map_err(|e| failure(e.into()))?;
-    let failed = |e| Failure::message(Exit::Failure, format!("cannot write {}: {e}", file.display()));
+    let failed = |e| CommandError::message(ExitCode::Failure, format!("cannot write {}: {e}", file.display()));
     std::fs::write(file, png).map_err(failed)
 }
 
@@ -474,7 +474,7 @@ struct Removed {
     removed: String,
 }
 
-fn rm(global: &Global, datasets: &Datasets, args: &Rm) -> Outcome {
+fn rm(global: &Global, datasets: &Datasets, args: &Rm) -> CommandResult {
     datasets.remove(&args.dataset).map_err(failure)?;
     if global.json {
         return global.output().data(&Removed { removed: args.dataset.clone() }, |_| String::new());
@@ -484,20 +484,20 @@ fn rm(global: &Global, datasets: &Datasets, args: &Rm) -> Outcome {
 }
 
 /// The error with its exit code and what to do next on the command line.
-fn failure(error: DatasetsError) -> Failure {
+fn failure(error: DatasetsError) -> CommandError {
     let exit = match &error {
-        DatasetsError::Name { .. } => Exit::Usage,
-        DatasetsError::Record { .. } => Exit::Configuration,
+        DatasetsError::Name { .. } => ExitCode::Usage,
+        DatasetsError::Record { .. } => ExitCode::Configuration,
         DatasetsError::Data(DataError::Unrecognised { .. } | DataError::Option { .. } | DataError::Missing { .. }) => {
-            Exit::Usage
+            ExitCode::Usage
         }
-        _ => Exit::Failure,
+        _ => ExitCode::Failure,
     };
     let hint = match &error {
         DatasetsError::Data(error) => option(error).map(str::to_owned),
         other => other.help(),
     };
-    Failure { hint, ..Failure::new(exit, error) }
+    CommandError { hint, ..CommandError::new(exit, error) }
 }
 
 /// The option that helps against an error; errors speak of configuration.

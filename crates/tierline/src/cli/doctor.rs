@@ -1,11 +1,11 @@
 //! `tierline doctor`: what works on this device, and how to get the rest.
 
 use serde::Serialize;
-use tierline_engine::Outcome as Considered;
+use tierline_engine::CandidateState;
 
 use super::Global;
 use super::engines;
-use crate::output::Outcome;
+use crate::output::CommandResult;
 
 #[derive(Serialize)]
 struct Report {
@@ -24,7 +24,7 @@ struct EngineLine {
     detail: String,
 }
 
-pub fn doctor(global: &Global) -> Outcome {
+pub fn doctor(global: &Global) -> CommandResult {
     let data = global.data_folder();
     let found = engines::engines(global)?;
     let engines = found
@@ -33,10 +33,10 @@ pub fn doctor(global: &Global) -> Outcome {
         .map(|c| {
             let place =
                 c.path.as_ref().map_or_else(|| c.origin.to_owned(), |p| format!("{} ({})", p.display(), c.origin));
-            let (available, detail) = match &c.outcome {
-                Considered::Chosen => (true, place),
-                Considered::Passed => (true, format!("{place}, passed over")),
-                Considered::Rejected(why) => (false, format!("{place}: {why}")),
+            let (available, detail) = match &c.state {
+                CandidateState::Chosen => (true, place),
+                CandidateState::Passed => (true, format!("{place}, passed over")),
+                CandidateState::Rejected(why) => (false, format!("{place}: {why}")),
             };
             EngineLine { name: c.engine.to_owned(), available, detail }
         })

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::{Global, args, client};
-use crate::output::{self, Exit, Failure, Outcome};
+use crate::output::{self, CommandError, CommandResult, ExitCode};
 
 /// The verb's arguments.
 #[derive(Debug, clap::Args)]
@@ -149,7 +149,7 @@ pub struct OutputLine {
 /// Values printed at most when no file is asked for.
 const VALUES_PRINTED_MAX: usize = 1_024;
 
-pub(super) fn infer(global: &Global, args: &Infer) -> Outcome {
+pub(super) fn infer(global: &Global, args: &Infer) -> CommandResult {
     let inputs = args::tensors(&args.inputs)?;
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
@@ -210,8 +210,8 @@ pub async fn ask(
     inputs: &[(String, Tensor)],
     deadline: Duration,
     wanted: &Wanted,
-) -> Outcome<Answer> {
-    let packed = wire::pack(inputs, |_| wire::raw().name()).map_err(|f| Failure::of(&f))?;
+) -> CommandResult<Answer> {
+    let packed = wire::pack(inputs, |_| wire::raw().name()).map_err(|f| CommandError::of(&f))?;
     let header = InferHeader {
         model: model.to_owned(),
         tensors: frame::declare(&packed.tensors),
@@ -235,11 +235,11 @@ pub async fn ask(
     let mut stream = node.infer(ReceiverStream::new(receive)).await.map_err(|s| client::refused(&s))?.into_inner();
     let first = stream.message().await.map_err(|s| client::refused(&s))?;
     let Some(InferChunk { body: Some(infer_chunk::Body::Reply(mut answer)) }) = first else {
-        return Err(Failure::message(Exit::Failure, "the node's answer did not begin with a reply"));
+        return Err(CommandError::message(ExitCode::Failure, "the node's answer did not begin with a reply"));
     };
     let mut reply = answer.reply.take().unwrap_or_default();
     if let Some(failure) = reply.failure.as_ref().filter(|f| f.code() != Code::Ok) {
-        return Err(Failure::of(failure));
+        return Err(CommandError::of(failure));
     }
     let declared = std::mem::take(&mut reply.tensors);
     let encoded = wire::collect(&mut stream, declared, |chunk| match chunk.body {
@@ -247,9 +247,9 @@ pub async fn ask(
         _ => None,
     })
     .await
-    .map_err(|f| Failure::of(&f))?;
+    .map_err(|f| CommandError::of(&f))?;
     let latency = started.elapsed();
-    let (outputs, _) = wire::unpack(&encoded).map_err(|f| Failure::of(&f))?;
+    let (outputs, _) = wire::unpack(&encoded).map_err(|f| CommandError::of(&f))?;
     answer.reply = Some(reply);
     Ok(Answer { reply: answer, outputs, latency })
 }
@@ -258,7 +258,7 @@ fn ms(ns: u64) -> f64 {
     ns as f64 / 1e6
 }
 
-fn line(answer: Answer, args: &Infer) -> Outcome<Answered> {
+fn line(answer: Answer, args: &Infer) -> CommandResult<Answered> {
     let reply = answer.reply.reply.unwrap_or_default();
     let mut outputs = Vec::new();
     for (name, tensor) in &answer.outputs {

@@ -10,7 +10,7 @@ use tierline_proto::v1::{Empty, JobControlRequest, JobInfo, JobRequest};
 use super::client::{connect, refused};
 use super::train::{Folder, Followed, fetch_model, follow};
 use super::{Global, block_on};
-use crate::output::{self, Exit, ExitWith, Outcome};
+use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum JobVerb {
@@ -130,7 +130,7 @@ impl From<JobInfo> for Shown {
     }
 }
 
-pub fn job(global: &Global, verb: JobVerb) -> Outcome {
+pub fn job(global: &Global, verb: JobVerb) -> CommandResult {
     block_on(async {
         match verb {
             JobVerb::Ls(place) => list(global, &place).await,
@@ -144,7 +144,7 @@ pub fn job(global: &Global, verb: JobVerb) -> Outcome {
     })
 }
 
-async fn list(global: &Global, place: &Where) -> Outcome {
+async fn list(global: &Global, place: &Where) -> CommandResult {
     let mut node = connect(global, place.endpoint.as_deref()).await?;
     let jobs = node.job_list(Empty {}).await.map_err(|s| refused(&s))?.into_inner().jobs;
     let list = List { jobs: jobs.into_iter().map(Shown::from).collect() };
@@ -161,17 +161,17 @@ async fn list(global: &Global, place: &Where) -> Outcome {
     })
 }
 
-async fn get(global: &Global, named: &Named) -> Outcome<JobInfo> {
+async fn get(global: &Global, named: &Named) -> CommandResult<JobInfo> {
     let mut node = connect(global, named.node.endpoint.as_deref()).await?;
     let request = JobRequest { job: named.job.clone() };
     Ok(node.job_show(request).await.map_err(|s| refused(&s))?.into_inner())
 }
 
-async fn show(global: &Global, named: &Named) -> Outcome {
+async fn show(global: &Global, named: &Named) -> CommandResult {
     say(global, get(global, named).await?)
 }
 
-fn say(global: &Global, info: JobInfo) -> Outcome {
+fn say(global: &Global, info: JobInfo) -> CommandResult {
     global.output().data(&Shown::from(info), |job| {
         let over = matches!(job.state.as_str(), "done" | "cancelled" | "failed");
         let mut text = format!(
@@ -200,7 +200,7 @@ fn say(global: &Global, info: JobInfo) -> Outcome {
     })
 }
 
-async fn logs(global: &Global, logs: &Logs) -> Outcome {
+async fn logs(global: &Global, logs: &Logs) -> CommandResult {
     let info = get(global, &logs.job).await?;
     let mut node = connect(global, logs.job.node.endpoint.as_deref()).await?;
     let folder = logs
@@ -212,7 +212,7 @@ async fn logs(global: &Global, logs: &Logs) -> Outcome {
     }
 }
 
-async fn save(global: &Global, save: &Save) -> Outcome {
+async fn save(global: &Global, save: &Save) -> CommandResult {
     let info = get(global, &save.job).await?;
     let mut node = connect(global, save.job.node.endpoint.as_deref()).await?;
     let bytes = fetch_model(&mut node, &info).await?;
@@ -222,12 +222,12 @@ async fn save(global: &Global, save: &Save) -> Outcome {
         .unwrap_or_else(|| PathBuf::from(format!("{}.onnx", jobs::Name::of(&info.name, &digest(&info)))));
     std::fs::write(&file, &bytes)
         .map_err(|e| anyhow::anyhow!("cannot write {}: {e}", file.display()))
-        .exit_with(Exit::Failure)?;
+        .exit_with(ExitCode::Failure)?;
     let saved = Saved { file, model: models::digest(&bytes) };
     global.output().data(&saved, |saved| format!("model   {}\ndigest  {}", saved.file.display(), saved.model))
 }
 
-async fn control(global: &Global, named: &Named, what: What) -> Outcome {
+async fn control(global: &Global, named: &Named, what: What) -> CommandResult {
     let mut node = connect(global, named.node.endpoint.as_deref()).await?;
     let request = JobControlRequest { job: named.job.clone(), what: what.into() };
     say(global, node.job_control(request).await.map_err(|s| refused(&s))?.into_inner())

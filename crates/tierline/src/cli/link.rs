@@ -9,7 +9,7 @@ use super::infer::parse_time;
 use super::{Global, block_on};
 use crate::link::control::{self, State};
 use crate::link::{Change, LinkConfig, LinkError, Shaper, parse_bandwidth, parse_loss};
-use crate::output::{self, Exit, ExitWith, Failure, Outcome};
+use crate::output::{self, CommandError, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum LinkVerb {
@@ -102,17 +102,17 @@ struct Ready {
     control: Option<String>,
 }
 
-fn failure(error: LinkError) -> Failure {
+fn failure(error: LinkError) -> CommandError {
     let exit = match error {
-        LinkError::Control { .. } => Exit::Unreachable,
-        LinkError::Value { .. } => Exit::Usage,
-        LinkError::Listen { .. } => Exit::Configuration,
-        _ => Exit::Failure,
+        LinkError::Control { .. } => ExitCode::Unreachable,
+        LinkError::Value { .. } => ExitCode::Usage,
+        LinkError::Listen { .. } => ExitCode::Configuration,
+        _ => ExitCode::Failure,
     };
-    Failure::new(exit, error)
+    CommandError::new(exit, error)
 }
 
-pub fn link(global: &Global, verb: LinkVerb) -> Outcome {
+pub fn link(global: &Global, verb: LinkVerb) -> CommandResult {
     block_on(async {
         match verb {
             LinkVerb::Start(args) => start(global, args).await,
@@ -129,13 +129,17 @@ pub fn link(global: &Global, verb: LinkVerb) -> Outcome {
     })
 }
 
-async fn start(global: &Global, args: Start) -> Outcome {
+async fn start(global: &Global, args: Start) -> CommandResult {
     let config = LinkConfig::default().with(&args.shape.change(None)).map_err(failure)?;
     let shaper = Shaper::start(&args.listen, args.to.clone(), config).await.map_err(failure)?;
     let listener = match &args.control {
         Some(address) => {
             let bound = TcpListener::bind(address).await;
-            Some(bound.map_err(|e| anyhow::anyhow!("cannot listen on {address}: {e}")).exit_with(Exit::Configuration)?)
+            Some(
+                bound
+                    .map_err(|e| anyhow::anyhow!("cannot listen on {address}: {e}"))
+                    .exit_with(ExitCode::Configuration)?,
+            )
         }
         None => None,
     };
@@ -154,7 +158,7 @@ async fn start(global: &Global, args: Start) -> Outcome {
     Ok(())
 }
 
-fn show(global: &Global, state: &State) -> Outcome {
+fn show(global: &Global, state: &State) -> CommandResult {
     global.output().data(state, describe)
 }
 

@@ -1,7 +1,7 @@
 //! The command line: one file per verb, conventions in one place.
 //!
 //! stdout is data, stderr is messages; `--json` gives one document with
-//! `schema_version`. Exit codes are [`Exit`]'s.
+//! `schema_version`. Exit codes are [`ExitCode`]'s.
 
 mod apart;
 mod args;
@@ -25,11 +25,10 @@ mod trainable;
 mod zoo;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::output::{self, Exit, Failure, Outcome, Output};
+use crate::output::{self, CommandError, CommandResult, ExitCode, Output};
 
 /// Deep learning across end devices, edge nodes and the cloud.
 #[derive(Debug, Parser)]
@@ -149,23 +148,23 @@ enum Verb {
 
 /// Parses the command line, runs it, and gives its exit code.
 #[must_use]
-pub fn run() -> ExitCode {
+pub fn run() -> std::process::ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
             // Help and version are answers; everything else is wrong usage.
-            let code = if e.use_stderr() { Exit::Usage as u8 } else { 0 };
+            let code = if e.use_stderr() { ExitCode::Usage as u8 } else { 0 };
             let _ = e.print();
-            return ExitCode::from(code);
+            return code.into();
         }
     };
     match dispatch(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => output::report(&failure),
     }
 }
 
-fn dispatch(cli: Cli) -> Outcome {
+fn dispatch(cli: Cli) -> CommandResult {
     let global = &cli.global;
     match cli.verb {
         Verb::Doctor => doctor::doctor(global),
@@ -192,12 +191,12 @@ fn dispatch(cli: Cli) -> Outcome {
 }
 
 /// A wrong argument that clap couldn't see.
-fn usage(text: impl std::fmt::Display) -> Failure {
-    Failure::message(Exit::Usage, text)
+fn usage(text: impl std::fmt::Display) -> CommandError {
+    CommandError::message(ExitCode::Usage, text)
 }
 
 /// Runs a command that talks to nodes.
-fn block_on<T>(command: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+fn block_on<T>(command: impl Future<Output = CommandResult<T>>) -> CommandResult<T> {
     // Four workers at least: one may encode tensors while others keep leases.
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get().max(4));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;

@@ -9,7 +9,7 @@ use tierline_graph::slice::slice;
 use tierline_graph::{Dim, ValueInfo, infer_computed_types};
 
 use super::{Global, args, catalogue, engines, trainable, usage, zoo};
-use crate::output::{self, Exit, ExitWith, Outcome};
+use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum ModelVerb {
@@ -35,7 +35,7 @@ pub enum ModelVerb {
     Rename(catalogue::Rename),
 }
 
-pub fn model(global: &Global, verb: ModelVerb) -> Outcome {
+pub fn model(global: &Global, verb: ModelVerb) -> CommandResult {
     match verb {
         ModelVerb::Inspect(args) => inspect(global, &args),
         ModelVerb::Slice(args) => slice_model(global, &args),
@@ -90,7 +90,7 @@ fn value(info: ValueInfo) -> Value {
     Value { name: info.name, dtype: info.dtype.map(tierline_graph::DataType::numpy), shape: info.shape }
 }
 
-fn inspect(global: &Global, args: &Inspect) -> Outcome {
+fn inspect(global: &Global, args: &Inspect) -> CommandResult {
     let engine = engines::engine(global)?;
     let shapes = args::shapes(&args.shapes)?;
     let given = engines::load(global, &args.model)?;
@@ -166,7 +166,7 @@ struct SliceLine {
     bytes: u64,
 }
 
-fn slice_model(global: &Global, args: &Slice) -> Outcome {
+fn slice_model(global: &Global, args: &Slice) -> CommandResult {
     let engine = engines::engine(global)?;
     let prepared = engines::prepared(global, &args.model, &engine)?;
     let shapes = args::shapes(&args.shapes)?;
@@ -174,18 +174,18 @@ fn slice_model(global: &Global, args: &Slice) -> Outcome {
     let model = if shapes.is_empty() { prepared.model } else { prepared.model.with_input_types(&types) };
     let types = infer_computed_types(&model)?;
     let known = |name: &str| types.get(name).is_some();
-    let at = args.at.iter().map(|cut| args::split_names(cut, &known)).collect::<Outcome<Vec<_>>>()?;
+    let at = args.at.iter().map(|cut| args::split_names(cut, &known)).collect::<CommandResult<Vec<_>>>()?;
     if at.iter().flatten().any(String::is_empty) {
         return Err(usage("--at has an empty tensor name; write --at T1,T2")
             .hint(format!("tierline model inspect {}", args.model.display())));
     }
     let slices = slice(&model, &types, &at).map_err(|e| {
-        crate::output::Failure::new(Exit::Failure, e)
+        crate::output::CommandError::new(ExitCode::Failure, e)
             .hint(format!("tierline model inspect {} lists every cut", args.model.display()))
     })?;
     std::fs::create_dir_all(&args.out)
         .map_err(|e| anyhow::anyhow!("cannot create {:?}: {e}", args.out))
-        .exit_with(Exit::Failure)?;
+        .exit_with(ExitCode::Failure)?;
     let mut lines = Vec::new();
     for (i, part) in slices.iter().enumerate() {
         let file = args.out.join(format!("{i}.onnx"));

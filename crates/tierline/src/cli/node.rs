@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 use tierline_daemon::config::{self, Factor, NodeConfig};
 use tierline_daemon::net::transport;
-use tierline_daemon::runtime::start::{self as daemon, Ended, Told};
+use tierline_daemon::runtime::start::{self as daemon, Ended, Notice};
 use tierline_daemon::words;
 use tierline_identity as identity;
 use tierline_identity::{Identity, JoinToken, KeyRequest, tls};
@@ -21,7 +21,7 @@ use super::site::RoleArg;
 use super::{Global, block_on, client, running, usage};
 use crate::logging::{self, Log};
 use crate::notify::Supervisor;
-use crate::output::{Exit, ExitWith, Failure, Outcome};
+use crate::output::{CommandError, CommandResult, ExitCode, ExitWith};
 
 /// How long joining waits for an edge that isn't connected to its cloud, and
 /// between attempts.
@@ -29,7 +29,7 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(10);
 const JOIN_AGAIN: Duration = Duration::from_millis(250);
 
 /// Kinds of events that say what a node is at.
-const TOLD_SUPERVISORS: [&str; 4] = ["lease", "model", "job", "fault"];
+const SUPERVISORS_SEE: [&str; 4] = ["lease", "model", "job", "fault"];
 
 #[derive(Debug, clap::Subcommand)]
 enum NodeVerb {
@@ -82,7 +82,7 @@ pub struct NodeArgs {
     log_format: logging::Format,
 }
 
-pub fn node(global: &Global, args: &NodeArgs) -> Outcome {
+pub fn node(global: &Global, args: &NodeArgs) -> CommandResult {
     match &args.verb {
         Some(NodeVerb::Status(target)) => return running::status(global, target),
         Some(NodeVerb::Stop(stop)) => return running::stop(global, stop),
@@ -108,8 +108,8 @@ pub fn node(global: &Global, args: &NodeArgs) -> Outcome {
             none => none.insert(Log::start(given.log.as_deref(), args.log_format, output)?),
         };
         let status = RefCell::new(String::new());
-        let tell = |told: Told<'_>| match told {
-            Told::Ready(ready) => {
+        let notify = |notice: Notice<'_>| match notice {
+            Notice::Ready(ready) => {
                 // Only now: what a node can't be started with isn't worth keeping.
                 remember(&file, &given, log);
                 let place = match &ready.url {
@@ -120,41 +120,41 @@ pub fn node(global: &Global, args: &NodeArgs) -> Outcome {
                 supervisor.ready(&text);
                 status.replace(text.clone());
                 if output.json {
-                    return output.event(ready);
+                    return output.event(ready).map_err(|failed| failed.error);
                 }
                 log.say(text);
                 Ok(())
             }
-            Told::Note(text) => {
+            Notice::Note(text) => {
                 log.say(text);
                 Ok(())
             }
-            Told::Happened(event) => {
-                if TOLD_SUPERVISORS.contains(&event.kind.as_str()) {
+            Notice::Happened(event) => {
+                if SUPERVISORS_SEE.contains(&event.kind.as_str()) {
                     supervisor.status(&event.text);
                     status.replace(event.text.clone());
                 }
                 Ok(())
             }
-            Told::Reloading => {
+            Notice::Reloading => {
                 supervisor.reloading();
                 Ok(())
             }
-            Told::Reloaded(config) => {
+            Notice::Reloaded(config) => {
                 if let Some(Err(failure)) = config.map(|config| log.refilter(config.log.as_deref())) {
                     log.say(format!("the log stays as it was: {}", failure.error));
                 }
                 supervisor.ready(&status.borrow());
                 Ok(())
             }
-            Told::Stopping => {
+            Notice::Stopping => {
                 supervisor.stopping();
                 Ok(())
             }
         };
         let ended = block_on(async {
             tokio::select! {
-                ended = daemon::run(config, args.role.map(Into::into), tell) => ended,
+                ended = daemon::run(config, args.role.map(Into::into), notify) => Ok(ended?),
                 () = supervisor.keep_alive() => Ok(Ended::Stopped),
             }
         })?;
@@ -166,7 +166,7 @@ pub fn node(global: &Global, args: &NodeArgs) -> Outcome {
 
 impl NodeArgs {
     /// What the file says, and what is said here over it.
-    fn over(&self, file: NodeConfig) -> Outcome<NodeConfig> {
+    fn over(&self, file: NodeConfig) -> CommandResult<NodeConfig> {
         let mut config = file;
         if let Some(name) = &self.name {
             config.name.clone_from(name);
@@ -244,18 +244,21 @@ const TOKEN_FILE_BYTES_MAX: u64 = 4 << 10;
 
 impl Join {
     /// The token's text, from where it was said to be.
-    fn token(&self) -> Outcome<String> {
+    fn token(&self) -> CommandResult<String> {
         let read = |from: &mut dyn std::io::Read, place: &dyn std::fmt::Display| {
             let mut text = String::new();
-            std::io::Read::take(from, TOKEN_FILE_BYTES_MAX)
-                .read_to_string(&mut text)
-                .map_err(|e| Failure::message(Exit::Usage, format!("cannot read the token from {place}: {e}")))?;
+            std::io::Read::take(from, TOKEN_FILE_BYTES_MAX).read_to_string(&mut text).map_err(|e| {
+                CommandError::message(ExitCode::Usage, format!("cannot read the token from {place}: {e}"))
+            })?;
             Ok(text.trim().to_owned())
         };
         match (&self.token_file, self.token.as_deref()) {
             (Some(path), _) => {
                 let mut file = std::fs::File::open(path).map_err(|e| {
-                    Failure::message(Exit::Usage, format!("cannot read the token from {}: {e}", path.display()))
+                    CommandError::message(
+                        ExitCode::Usage,
+                        format!("cannot read the token from {}: {e}", path.display()),
+                    )
                 })?;
                 read(&mut file, &path.display())
             }
@@ -269,9 +272,9 @@ impl Join {
     }
 }
 
-pub fn join(global: &Global, args: &Join) -> Outcome {
+pub fn join(global: &Global, args: &Join) -> CommandResult {
     let text = args.token()?;
-    let token: JoinToken = text.parse().exit_with(Exit::Usage)?;
+    let token: JoinToken = text.parse().exit_with(ExitCode::Usage)?;
     let data = global.data_folder();
     let folder = data.join("identity");
     let address = args
@@ -281,7 +284,7 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
         .filter(|rest| rest.contains(':'))
         .ok_or_else(|| usage(format!("`{}` is no address; write https://host:port", args.url)))?;
     let name = args.name.clone().unwrap_or_else(host_name);
-    identity::check_new_name(&name).exit_with(Exit::Usage)?;
+    identity::check_new_name(&name).exit_with(ExitCode::Usage)?;
     if let Some(warning) = config::claim(&data)? {
         global.output().say(warning);
     }
@@ -292,13 +295,13 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
         // First the authority, by the token's fingerprint: the secret goes to nobody else.
         let ca = identity::fetch_ca(address, token.fingerprint).await.map_err(|e| {
             let exit = match e {
-                identity::TlsError::Network { .. } | identity::TlsError::Timeout { .. } => Exit::Unreachable,
-                _ => Exit::Verification,
+                identity::TlsError::Network { .. } | identity::TlsError::Timeout { .. } => ExitCode::Unreachable,
+                _ => ExitCode::Verification,
             };
-            Failure::new(exit, e).hint("is the address right, and the token from this site?")
+            CommandError::new(exit, e).hint("is the address right, and the token from this site?")
         })?;
-        let request = KeyRequest::resume_or_generate(&folder).exit_with(Exit::Configuration)?;
-        let endpoint = transport::endpoint(&args.url, tls::join_config(&ca)).exit_with(Exit::Usage)?;
+        let request = KeyRequest::resume_or_generate(&folder).exit_with(ExitCode::Configuration)?;
+        let endpoint = transport::endpoint(&args.url, tls::join_config(&ca)).exit_with(ExitCode::Usage)?;
         let message = JoinRequest {
             token: text,
             csr_der: request.csr_der()?.into(),
@@ -310,11 +313,12 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
         let reply = loop {
             // A new connection each time: a busy node closes those of strangers.
             let again = match endpoint.connect().await {
-                Err(e) => {
-                    Failure::message(Exit::Unreachable, format!("cannot reach {}: {}", args.url, words::chain(&e)))
-                }
+                Err(e) => CommandError::message(
+                    ExitCode::Unreachable,
+                    format!("cannot reach {}: {}", args.url, words::chain(&e)),
+                ),
                 Ok(channel) => match EnrollmentClient::new(channel).join(message.clone()).await {
-                    Ok(reply) => break Sound::read(reply.into_inner()).exit_with(Exit::Verification)?,
+                    Ok(reply) => break Sound::read(reply.into_inner()).exit_with(ExitCode::Verification)?,
                     // An edge that has just been started asks the cloud, too.
                     Err(status) if may_pass(&status) => client::refused(&status),
                     Err(status) => return Err(client::refused(&status)),
@@ -326,8 +330,8 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
             tokio::time::sleep(JOIN_AGAIN).await;
         };
         let chain = reply.certificate_chain.iter().map(|c| CertificateDer::from(c.to_vec())).collect();
-        let identity: Identity = request.accept(chain, ca, SystemTime::now()).exit_with(Exit::Verification)?;
-        identity.save(&folder).exit_with(Exit::Failure)?;
+        let identity: Identity = request.accept(chain, ca, SystemTime::now()).exit_with(ExitCode::Verification)?;
+        identity.save(&folder).exit_with(ExitCode::Failure)?;
         let peer = identity.peer();
         if peer.role != Role::Operator {
             let mut config = NodeConfig::load(&data)?;
@@ -356,7 +360,7 @@ pub fn join(global: &Global, args: &Join) -> Outcome {
 
 /// Refuses a folder that holds an identity which is still good: that of a node
 /// which may be running, or a site's cloud.
-fn check_free(data: &Path, folder: &Path) -> Outcome {
+fn check_free(data: &Path, folder: &Path) -> CommandResult {
     let Ok(identity) = Identity::load(folder, SystemTime::now()) else { return Ok(()) };
     let peer = identity.peer();
     if SystemTime::now() > peer.not_after {
@@ -367,7 +371,7 @@ fn check_free(data: &Path, folder: &Path) -> Outcome {
         Role::Cloud => "another folder with --data DIR: a cloud's identity can't be had again",
         _ => "another folder with --data DIR; or --replace to give that identity up",
     };
-    Err(Failure::message(Exit::Configuration, text).hint(hint))
+    Err(CommandError::message(ExitCode::Configuration, text).hint(hint))
 }
 
 /// Whether a join that failed so may go well a moment later.

@@ -10,7 +10,7 @@ use tierline_daemon::config::Factor;
 use tierline_daemon::models::{self, Manifest, Prepared};
 use tierline_daemon::profiling::{Measuring, Work};
 use tierline_engine::Stop;
-use tierline_engine::profiler::Watch;
+use tierline_engine::profiler::ProgressListener;
 use tierline_graph::profile::{CutProfile, DeviceProfile, ModelProfile, TensorProfile};
 use tierline_plan::problem::{Problem, Solution};
 use tierline_plan::{Explanation, Limits, PlanError, Site};
@@ -18,7 +18,7 @@ use tierline_proto::v1::{Empty, PlanRequest as NodePlanRequest, ProfileRequest};
 use tierline_store::disk;
 
 use super::{Global, block_on, client, engines, usage};
-use crate::output::{self, Exit, ExitWith, Failure, Outcome, Output};
+use crate::output::{self, CommandError, CommandResult, ExitCode, ExitWith, Output};
 
 #[derive(Debug, clap::Args)]
 pub struct Profile {
@@ -52,7 +52,7 @@ fn is_file(model: &str) -> bool {
     path.extension().is_some_and(|e| e == "onnx") || path.is_file()
 }
 
-pub fn profile(global: &Global, args: &Profile) -> Outcome {
+pub fn profile(global: &Global, args: &Profile) -> CommandResult {
     let measured = if is_file(&args.model) { profile_file(global, args)? } else { profile_on_node(global, args)? };
     let (engine, profile) = measured;
     let digest = profile.model.clone();
@@ -74,7 +74,7 @@ pub fn profile(global: &Global, args: &Profile) -> Outcome {
 }
 
 /// Measures a file on this device.
-fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfile)> {
+fn profile_file(global: &Global, args: &Profile) -> CommandResult<(String, ModelProfile)> {
     let engine = engines::engine(global)?;
     let samples = super::args::tensors(&args.samples)?;
     let (prepared, manifest) = prepare(global, Path::new(&args.model), &engine, &args.shapes, &samples)?;
@@ -92,15 +92,15 @@ fn profile_file(global: &Global, args: &Profile) -> Outcome<(String, ModelProfil
     let work = Work { engine: Arc::clone(&engine), model: &prepared.model, manifest: &manifest, inputs: &inputs };
     let steps = Arc::new(Steps::new(global));
     let shown = Arc::clone(&steps);
-    let watch = Watch::new(move |p| shown.at((p.done * 100.0) as u64, &p.phase.to_string()));
+    let progress = ProgressListener::new(move |p| shown.at((p.done * 100.0) as u64, &p.phase.to_string()));
     let load = tierline_engine::LoadOptions::with_threads(args.threads);
     let profile =
-        tierline_daemon::profiling::measure(&work, Measuring { load, slowdown: 1.0, watch, stop: Stop::never() })?;
+        tierline_daemon::profiling::measure(&work, Measuring { load, slowdown: 1.0, progress, stop: Stop::never() })?;
     steps.bar.finish_and_clear();
     Ok((format!("{} {}", engine.name(), engine.version()), profile))
 }
 
-fn profile_on_node(global: &Global, args: &Profile) -> Outcome<(String, ModelProfile)> {
+fn profile_on_node(global: &Global, args: &Profile) -> CommandResult<(String, ModelProfile)> {
     let mut found = None;
     block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
@@ -117,23 +117,23 @@ fn profile_on_node(global: &Global, args: &Profile) -> Outcome<(String, ModelPro
         found = Some((format!("{} {}", status.engine, status.engine_version), serde_json::from_str(&json)?));
         Ok(())
     })?;
-    found.ok_or_else(|| Failure::message(Exit::Failure, "the node sent no profile"))
+    found.ok_or_else(|| CommandError::message(ExitCode::Failure, "the node sent no profile"))
 }
 
 /// Between two lines about a measurement where no bar can be drawn.
-const TOLD_EVERY: Duration = Duration::from_secs(5);
+const SAY_EVERY: Duration = Duration::from_secs(5);
 
 /// How far a measurement is: a bar on a terminal, a line now and then elsewhere.
 struct Steps {
     output: Output,
     bar: indicatif::ProgressBar,
-    told: Mutex<Instant>,
+    said: Mutex<Instant>,
 }
 
 impl Steps {
     fn new(global: &Global) -> Self {
         let output = global.output();
-        Self { output, bar: output.progress(100, "measuring"), told: Mutex::new(Instant::now()) }
+        Self { output, bar: output.progress(100, "measuring"), said: Mutex::new(Instant::now()) }
     }
 
     fn at(&self, percent: u64, step: &str) {
@@ -142,9 +142,9 @@ impl Steps {
             self.bar.set_position(percent);
             return;
         }
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.elapsed() >= TOLD_EVERY {
-            *told = Instant::now();
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.elapsed() >= SAY_EVERY {
+            *said = Instant::now();
             self.output.say(format!("measuring: {percent} %, {step}"));
         }
     }
@@ -157,7 +157,7 @@ fn prepare(
     engine: &Arc<dyn tierline_engine::Engine>,
     shapes: &[String],
     samples: &[(String, tierline_graph::Tensor)],
-) -> Outcome<(Prepared, Manifest)> {
+) -> CommandResult<(Prepared, Manifest)> {
     let prepared = engines::prepared(global, path, engine)?;
     let mut given = super::args::shapes(shapes)?;
     for (name, tensor) in samples {
@@ -169,7 +169,7 @@ fn prepare(
 }
 
 /// Adds to the profiles in a file, or begins one.
-fn keep_profile(path: &Path, mut device: DeviceProfile) -> Outcome {
+fn keep_profile(path: &Path, mut device: DeviceProfile) -> CommandResult {
     if path.exists() {
         let known = read_profile(path)?;
         for (digest, profile) in known.models {
@@ -179,19 +179,19 @@ fn keep_profile(path: &Path, mut device: DeviceProfile) -> Outcome {
     let json = path.extension().is_some_and(|e| e == "json");
     let text = if json { serde_json::to_string_pretty(&device)? } else { toml::to_string_pretty(&device)? };
     let written = disk::write_atomically(path, text.as_bytes(), 0o644, disk::Existing::Replace);
-    written.map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display())).exit_with(Exit::Failure)
+    written.map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display())).exit_with(ExitCode::Failure)
 }
 
-fn read_profile(path: &Path) -> Outcome<DeviceProfile> {
+fn read_profile(path: &Path) -> CommandResult<DeviceProfile> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| anyhow::anyhow!("cannot read the profile {}: {e}", path.display()))
-        .exit_with(Exit::Configuration)?;
+        .exit_with(ExitCode::Configuration)?;
     if path.extension().is_some_and(|e| e == "json") {
         return serde_json::from_str(&text)
             .map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))
-            .exit_with(Exit::Configuration);
+            .exit_with(ExitCode::Configuration);
     }
-    tierline_daemon::config::parse(&text, path)
+    Ok(tierline_daemon::config::parse(&text, path)?)
 }
 
 fn profile_text(p: &ModelProfile) -> String {
@@ -288,7 +288,7 @@ impl Plan {
     }
 }
 
-pub fn plan(global: &Global, args: &Plan, explain: bool) -> Outcome {
+pub fn plan(global: &Global, args: &Plan, explain: bool) -> CommandResult {
     match (&args.problem, &args.site, &args.model) {
         (Some(file), _, _) => bare(global, file),
         (None, Some(site), Some(model)) => on_site(global, args, Path::new(model), site, explain),
@@ -305,20 +305,20 @@ struct Solved {
     solve_us: u64,
 }
 
-fn bare(global: &Global, file: &Path) -> Outcome {
+fn bare(global: &Global, file: &Path) -> CommandResult {
     let text = std::fs::read_to_string(file)
         .map_err(|e| anyhow::anyhow!("cannot read {}: {e}", file.display()))
-        .exit_with(Exit::Failure)?;
+        .exit_with(ExitCode::Failure)?;
     let problem: Problem = serde_json::from_str(&text)
         .map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))
-        .exit_with(Exit::Configuration)?;
+        .exit_with(ExitCode::Configuration)?;
     let started = Instant::now();
     let solution = tierline_plan::problem::solve(&problem);
     // A part of a microsecond counts as one: 0 would say that nothing was solved.
     let solve_us = u64::try_from(started.elapsed().as_nanos().div_ceil(1_000)).unwrap_or(u64::MAX);
     let solution = solution.map_err(|e| {
-        let exit = if e.is_infeasible() { Exit::Infeasible } else { Exit::Configuration };
-        Failure::new(exit, e)
+        let exit = if e.is_infeasible() { ExitCode::Infeasible } else { ExitCode::Configuration };
+        CommandError::new(exit, e)
     })?;
     global.output().data(&Solved { solution, solve_us }, |Solved { solution: s, solve_us }| {
         let rows: Vec<Vec<String>> =
@@ -352,35 +352,39 @@ struct SitePlan {
 }
 
 /// Plans a file for a site that is described, not running.
-fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: bool) -> Outcome {
+fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: bool) -> CommandResult {
     let text = std::fs::read_to_string(file)
         .map_err(|e| anyhow::anyhow!("cannot read {}: {e}", file.display()))
-        .exit_with(Exit::Configuration)?;
-    let site =
-        Site::parse(&text).map_err(|e| anyhow::anyhow!("{}: {e}", file.display())).exit_with(Exit::Configuration)?;
+        .exit_with(ExitCode::Configuration)?;
+    let site = Site::parse(&text)
+        .map_err(|e| anyhow::anyhow!("{}: {e}", file.display()))
+        .exit_with(ExitCode::Configuration)?;
     let engine = engines::engine(global)?;
     let (_, manifest) = prepare(global, model, &engine, &args.shapes, &[])?;
     let mut profiles = Vec::new();
     for name in site.names() {
-        let source = site.source(&name).exit_with(Exit::Configuration)?;
+        let source = site.source(&name).exit_with(ExitCode::Configuration)?;
         // Paths in a file are relative to the file.
         let path = file.parent().unwrap_or(Path::new(".")).join(source.profile);
         let device = read_profile(&path)?.scaled(&name, source.factor);
         let profile = device.models.get(&manifest.digest).cloned().ok_or_else(|| {
-            Failure::message(Exit::Configuration, format!("{} has no profile of {}", path.display(), model.display()))
-                .hint(format!("tierline profile {} --out {}", model.display(), path.display()))
+            CommandError::message(
+                ExitCode::Configuration,
+                format!("{} has no profile of {}", path.display(), model.display()),
+            )
+            .hint(format!("tierline profile {} --out {}", model.display(), path.display()))
         })?;
         profiles.push(profile);
     }
     let borrowed: Vec<&ModelProfile> = profiles.iter().collect();
-    let mut request = site.request(&borrowed).exit_with(Exit::Configuration)?;
+    let mut request = site.request(&borrowed).exit_with(ExitCode::Configuration)?;
     if let Some(objective) = &args.objective {
         request.objective = objective.parse().map_err(|e: String| usage(e))?;
     }
     args.tighten(&mut request.limits);
     let plan = tierline_plan::plan_with_direct(&request, &site.conditions(), site.direct().as_ref()).map_err(|e| {
-        let exit = if matches!(e, PlanError::Infeasible(_)) { Exit::Infeasible } else { Exit::Configuration };
-        Failure::new(exit, e)
+        let exit = if matches!(e, PlanError::Infeasible(_)) { ExitCode::Infeasible } else { ExitCode::Configuration };
+        CommandError::new(exit, e)
     })?;
     let explanation = tierline_plan::explain(&request, &plan, None);
     let placement = tierline_daemon::duties::planning::words(&plan.evaluation);
@@ -394,7 +398,7 @@ fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: boo
     })
 }
 
-fn on_node(global: &Global, args: &Plan, model: &str, explain: bool) -> Outcome {
+fn on_node(global: &Global, args: &Plan, model: &str, explain: bool) -> CommandResult {
     if is_file(model) {
         return Err(usage(format!("to plan the file {model}, say what site it is for: --site SITE.toml"))
             .hint("or give it to a node with `tierline model add`, and name it here"));

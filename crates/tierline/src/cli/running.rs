@@ -10,7 +10,7 @@ use tierline_proto::v1::{DrainRequest, Empty, Event, NodeStatus, WatchRequest};
 
 use super::infer::parse_time;
 use super::{Global, block_on, client};
-use crate::output::{self, Exit, Failure, Outcome, time};
+use crate::output::{self, CommandError, CommandResult, ExitCode, time};
 
 #[derive(Debug, clap::Args)]
 pub struct Target {
@@ -118,7 +118,7 @@ impl From<NodeStatus> for Status {
 }
 
 /// What a node is at.
-pub fn status(global: &Global, target: &Target) -> Outcome {
+pub fn status(global: &Global, target: &Target) -> CommandResult {
     block_on(async {
         let mut node = client::connect(global, target.endpoint.as_deref()).await?;
         let status = node.status(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
@@ -178,7 +178,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const END_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Ends a node once its requests are done.
-pub fn stop(global: &Global, args: &Stop) -> Outcome {
+pub fn stop(global: &Global, args: &Stop) -> CommandResult {
     block_on(async {
         let mut node = client::connect(global, args.target.endpoint.as_deref()).await?;
         let name = node.status(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner().node_name;
@@ -192,7 +192,7 @@ pub fn stop(global: &Global, args: &Stop) -> Outcome {
         let (socket, begun) = (global.data_folder().join(config::SOCKET), Instant::now());
         while socket.exists() {
             if begun.elapsed() > args.grace + END_TIME_MAX {
-                return Err(Failure::message(Exit::Timeout, format!("{name} is still stopping")));
+                return Err(CommandError::message(ExitCode::Timeout, format!("{name} is still stopping")));
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -210,7 +210,7 @@ struct Line<'e> {
 }
 
 /// What happened on a node.
-pub fn logs(global: &Global, args: &Logs) -> Outcome {
+pub fn logs(global: &Global, args: &Logs) -> CommandResult {
     block_on(async {
         let mut node = client::connect(global, args.target.endpoint.as_deref()).await?;
         let request = WatchRequest { kinds: args.kinds.clone(), past_only: !args.follow };
@@ -222,7 +222,7 @@ pub fn logs(global: &Global, args: &Logs) -> Outcome {
     })
 }
 
-fn print(global: &Global, event: &Event) -> Outcome {
+fn print(global: &Global, event: &Event) -> CommandResult {
     if global.json {
         let about = serde_json::from_str(&event.json).unwrap_or_default();
         return global.output().event(&Line { time_ms: event.time_ms, kind: &event.kind, text: &event.text, about });

@@ -11,7 +11,7 @@ use tierline_proto::v1::{
 use tonic::transport::Channel;
 
 use super::{Global, client, infer::parse_time};
-use crate::output::{self, Outcome};
+use crate::output::{self, CommandResult};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum TokenVerb {
@@ -99,7 +99,7 @@ struct Tokens {
     tokens: Vec<Token>,
 }
 
-pub fn token(global: &Global, verb: TokenVerb) -> Outcome {
+pub fn token(global: &Global, verb: TokenVerb) -> CommandResult {
     super::block_on(async {
         match verb {
             TokenVerb::Create(args) => {
@@ -225,7 +225,7 @@ struct NodeLine {
     memory_max_bytes: u64,
 }
 
-pub fn nodes(global: &Global, args: &Nodes) -> Outcome {
+pub fn nodes(global: &Global, args: &Nodes) -> CommandResult {
     super::block_on(async {
         let mut node = client::connect(global, args.target.endpoint.as_deref()).await?;
         let done = match args.verb.clone() {
@@ -259,7 +259,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const RENAMING_MAX: Duration = Duration::from_secs(15);
 
 /// Waits until a node that is connected has its new name.
-async fn renamed(node: &mut LocalClient<Channel>, was: &str, name: &str) -> Outcome<String> {
+async fn renamed(node: &mut LocalClient<Channel>, was: &str, name: &str) -> CommandResult<String> {
     let begun = Instant::now();
     // It goes, and comes back.
     let mut left = false;
@@ -280,7 +280,7 @@ async fn renamed(node: &mut LocalClient<Channel>, was: &str, name: &str) -> Outc
     }
 }
 
-async fn list(global: &Global, mut node: LocalClient<Channel>) -> Outcome {
+async fn list(global: &Global, mut node: LocalClient<Channel>) -> CommandResult {
     let reply = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
     let names: std::collections::HashMap<String, String> =
         reply.nodes.iter().map(|n| (n.node_id.clone(), n.node_name.clone())).collect();

@@ -11,7 +11,7 @@ use tierline_graph::step::{
 use tierline_graph::{Model, infer_types, memory};
 
 use super::{Global, engines, usage};
-use crate::output::{self, Exit, Failure, Outcome};
+use crate::output::{self, CommandError, CommandResult, ExitCode};
 
 /// Options that say how a model learns.
 #[derive(Debug, Clone, clap::Args)]
@@ -83,7 +83,7 @@ impl RecipeArgs {
     ///
     /// # Errors
     /// When options contradict each other.
-    pub fn recipe(&self) -> Outcome<Recipe> {
+    pub fn recipe(&self) -> CommandResult<Recipe> {
         let [beta1, beta2] = self.betas[..] else {
             return Err(usage("--betas takes two numbers, as in --betas 0.9,0.999"));
         };
@@ -116,7 +116,7 @@ impl RecipeArgs {
     }
 }
 
-fn decay(text: &str) -> Outcome<Decay> {
+fn decay(text: &str) -> CommandResult<Decay> {
     let wrong = || {
         usage(format!(
             "--decay {text}: write constant, step:EVERY:FACTOR, exponential:FACTOR, linear:STEPS[:LAST] or \
@@ -173,11 +173,11 @@ struct Report {
     memory_per_example: u64,
 }
 
-pub fn trainable_model(global: &Global, args: &Trainable) -> Outcome {
+pub fn trainable_model(global: &Global, args: &Trainable) -> CommandResult {
     let engine = engines::engine(global)?;
     let recipe = args.recipe.recipe()?;
     let model = models::for_training(engines::load(global, &args.model)?, &engine)?;
-    let step = trainable(&model, &recipe).map_err(|e| Failure::new(Exit::Failure, e))?;
+    let step = trainable(&model, &recipe).map_err(|e| CommandError::new(ExitCode::Failure, e))?;
     step.model.save(&args.out)?;
     let (fixed, each) = memory(&step.model)?;
     let of = |role: Role| step.spec.state.iter().filter(move |s| s.role == role);
@@ -238,9 +238,9 @@ pub(super) fn tell_untrained(global: &Global, weights: &[Untrained]) {
 }
 
 /// What tensors take where they are most: always, and for each example.
-fn memory(step: &Model) -> Outcome<(u64, u64)> {
+fn memory(step: &Model) -> CommandResult<(u64, u64)> {
     const MANY: u64 = 64;
-    let types = infer_types(step).map_err(|e| Failure::new(Exit::Failure, e))?;
+    let types = infer_types(step).map_err(|e| CommandError::new(ExitCode::Failure, e))?;
     let [one, many] = [1, 1 + MANY].map(|batch| memory::peak(step, &types, batch));
     let each = many.saturating_sub(one) / MANY;
     Ok((one.saturating_sub(each), each))
@@ -265,7 +265,7 @@ struct Fresh {
     parameters: Vec<String>,
 }
 
-pub fn init_model(global: &Global, args: &Init) -> Outcome {
+pub fn init_model(global: &Global, args: &Init) -> CommandResult {
     let engine = engines::engine(global)?;
     let model = models::for_training(engines::load(global, &args.model)?, &engine)?;
     let parameters = tierline_graph::step::parameters(&model, &[])?;

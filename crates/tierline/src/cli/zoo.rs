@@ -9,7 +9,7 @@ use tierline_graph::{DataType, Model};
 use tierline_zoo::{Batch, Bn, MODELS, Options, by_name, half, quantize};
 
 use super::{Global, usage};
-use crate::output::{self, Exit, ExitWith, Outcome};
+use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Args)]
 pub struct Zoo {
@@ -55,7 +55,7 @@ struct Listed {
     architectures: Vec<&'static str>,
 }
 
-pub fn zoo(global: &Global, args: &Zoo) -> Outcome {
+pub fn zoo(global: &Global, args: &Zoo) -> CommandResult {
     let names: Vec<&str> = MODELS.iter().map(|(name, _)| *name).collect();
     let (Some(name), Some(out)) = (&args.name, &args.out) else {
         return global.output().data(&Listed { architectures: names }, |l| l.architectures.join("\n"));
@@ -79,7 +79,7 @@ pub fn zoo(global: &Global, args: &Zoo) -> Outcome {
     if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder)?;
     }
-    model.save(out).exit_with(Exit::Failure)?;
+    model.save(out).exit_with(ExitCode::Failure)?;
     if let Some(folder) = &args.sample {
         write_sample(&model, folder)?;
     }
@@ -100,7 +100,7 @@ pub fn zoo(global: &Global, args: &Zoo) -> Outcome {
 }
 
 /// An example of each input, its free axes one long.
-fn write_sample(model: &Model, folder: &Path) -> Outcome {
+fn write_sample(model: &Model, folder: &Path) -> CommandResult {
     std::fs::create_dir_all(folder)?;
     for input in model.inputs() {
         let shape: Vec<u64> = input.shape.iter().flatten().map(|axis| axis.known().unwrap_or(1)).collect();

@@ -9,11 +9,11 @@ use tierline_graph::{Elements, Tensor};
 use crate::harness::{Ran, tierline};
 
 /// A data folder, and files beside it.
-struct Desk {
+struct DataFolder {
     folder: tempfile::TempDir,
 }
 
-impl Desk {
+impl DataFolder {
     fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
     }
@@ -99,14 +99,14 @@ fn files_in(folder: &Path) -> Vec<String> {
 
 #[test]
 fn every_format_is_added_listed_and_shown() {
-    let desk = Desk::new();
-    desk.digits();
-    desk.flowers();
-    desk.pictures();
-    desk.archive();
+    let folder = DataFolder::new();
+    folder.digits();
+    folder.flowers();
+    folder.pictures();
+    folder.archive();
     insta::assert_snapshot!(
         "data_text",
-        desk.transcript(&[
+        folder.transcript(&[
             "ls",
             "add digits $/digits",
             "add flowers $/flowers.csv --group-column user",
@@ -125,13 +125,13 @@ fn every_format_is_added_listed_and_shown() {
 
 #[test]
 fn documents_have_a_fixed_shape() {
-    let desk = Desk::new();
-    desk.digits();
-    desk.flowers();
-    desk.archive();
+    let folder = DataFolder::new();
+    folder.digits();
+    folder.flowers();
+    folder.archive();
     insta::assert_snapshot!(
         "data_json",
-        desk.transcript(&[
+        folder.transcript(&[
             "ls --json --quiet",
             "add digits $/digits --json",
             "add flowers $/flowers.csv --drop user --json",
@@ -147,73 +147,73 @@ fn documents_have_a_fixed_shape() {
 
 #[test]
 fn a_pair_of_files_is_named_by_both() {
-    let desk = Desk::new();
-    desk.digits();
+    let folder = DataFolder::new();
+    folder.digits();
     let (images, labels) = ("$/digits/train-images-idx3-ubyte", "$/digits/train-labels-idx1-ubyte");
-    desk.data(&format!("add digits {images}")).refused(2, "try: --labels FILE");
-    let added = desk.data(&format!("add digits {images} --labels {labels} --classes 10 --json")).json();
+    folder.data(&format!("add digits {images}")).refused(2, "try: --labels FILE");
+    let added = folder.data(&format!("add digits {images} --labels {labels} --classes 10 --json")).json();
     assert_eq!((&added["examples"], &added["classes"]), (&4.into(), &10.into()));
     let x = tierline_codec::npy::write(&Tensor::new([2, 1], Elements::F32(vec![1.0, 2.0])).unwrap()).unwrap();
     let y = tierline_codec::npy::write(&Tensor::new([2], Elements::I64(vec![0, 1])).unwrap()).unwrap();
-    desk.write("a.npy", &x);
-    desk.write("b.npy", &y);
-    desk.data("add arrays $/a.npy").refused(2, "--labels FILE");
-    let added = desk.data("add arrays $/a.npy --labels $/b.npy --values --json").json();
+    folder.write("a.npy", &x);
+    folder.write("b.npy", &y);
+    folder.data("add arrays $/a.npy").refused(2, "--labels FILE");
+    let added = folder.data("add arrays $/a.npy --labels $/b.npy --values --json").json();
     assert_eq!(added["classes"], serde_json::Value::Null, "whole numbers, but values were asked for");
 }
 
 #[test]
 fn paths_hold_wherever_one_stands() {
-    let desk = Desk::new();
-    desk.flowers();
+    let folder = DataFolder::new();
+    folder.flowers();
     let run = |args: &[&str]| {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tierline"));
-        let ran = command.current_dir(desk.folder.path()).arg("--data").arg("node").arg("data").args(args).output();
+        let ran = command.current_dir(folder.folder.path()).arg("--data").arg("node").arg("data").args(args).output();
         assert!(ran.unwrap().status.success());
     };
     run(&["add", "flowers", "flowers.csv", "--drop", "user"]);
-    assert_eq!(desk.data("show flowers --json").json()["examples"], 3);
+    assert_eq!(folder.data("show flowers --json").json()["examples"], 3);
 }
 
 #[test]
 fn a_contact_sheet_is_a_png() {
-    let desk = Desk::new();
-    desk.digits();
-    desk.flowers();
-    assert_eq!(desk.data("add digits $/digits").code, 0);
-    assert_eq!(desk.data("add flowers $/flowers.csv --drop user").code, 0);
-    let shown = desk.data("show digits --picture $/sheet.png --per-class 2 --json").json();
+    let folder = DataFolder::new();
+    folder.digits();
+    folder.flowers();
+    assert_eq!(folder.data("add digits $/digits").code, 0);
+    assert_eq!(folder.data("add flowers $/flowers.csv --drop user").code, 0);
+    let shown = folder.data("show digits --picture $/sheet.png --per-class 2 --json").json();
     assert_eq!(shown["picture"], "$/sheet.png");
-    let sheet = image::open(desk.path("sheet.png")).unwrap();
+    let sheet = image::open(folder.path("sheet.png")).unwrap();
     // Two of 3 pixels, three classes of 4, sixteenfold, with gaps of 2.
     // Before them are the names, of one letter.
     assert_eq!((sheet.width(), sheet.height()), (2 + 16 + 8 + 2 + 2 * (3 * 16 + 2), 2 + 3 * (4 * 16 + 2)));
-    desk.data("show digits --picture $/sheet.gif").refused(2, "end the name in .png");
-    desk.data("show digits --picture $/sheet.png --per-class 0").refused(2, "--per-class N");
-    desk.data("show digits --picture $/none/sheet.png").refused(1, "cannot write $/none/sheet.png");
-    desk.data("show flowers --picture $/table.png").refused(1, "this needs pictures");
-    assert!(!desk.path("table.png").exists());
+    folder.data("show digits --picture $/sheet.gif").refused(2, "end the name in .png");
+    folder.data("show digits --picture $/sheet.png --per-class 0").refused(2, "--per-class N");
+    folder.data("show digits --picture $/none/sheet.png").refused(1, "cannot write $/none/sheet.png");
+    folder.data("show flowers --picture $/table.png").refused(1, "this needs pictures");
+    assert!(!folder.path("table.png").exists());
 }
 
 #[test]
 fn what_is_broken_is_not_registered() {
-    let desk = Desk::new();
-    desk.write("short/train-images-idx3-ubyte", &idx(&[2, 4, 4], &[0; 20]));
-    desk.write("short/train-labels-idx1-ubyte", &idx(&[2], &[0, 1]));
-    desk.write("nan.csv", b"x,label\n1,0\nNaN,1\n");
-    desk.write("text.csv", b"x,label\n1,0\nred,1\n");
-    desk.write("plain.csv", b"x,label\n1,0\n2,7\n");
-    desk.write("numbers.csv", b"1,0\n2,1\n");
-    desk.write("empty.csv", b"x,label\n");
-    desk.write("colours.csv", b"x,colour\n1,red\n");
-    desk.write("noise.npz", b"PK no archive");
-    desk.write("noise.bin", b"noise");
-    desk.write("pets/cat/1.png", &png(4, [0; 3]));
-    desk.write("pets/cat/2.png", &png(5, [0; 3]));
-    desk.write("holes/cat/1.png", b"no picture");
+    let folder = DataFolder::new();
+    folder.write("short/train-images-idx3-ubyte", &idx(&[2, 4, 4], &[0; 20]));
+    folder.write("short/train-labels-idx1-ubyte", &idx(&[2], &[0, 1]));
+    folder.write("nan.csv", b"x,label\n1,0\nNaN,1\n");
+    folder.write("text.csv", b"x,label\n1,0\nred,1\n");
+    folder.write("plain.csv", b"x,label\n1,0\n2,7\n");
+    folder.write("numbers.csv", b"1,0\n2,1\n");
+    folder.write("empty.csv", b"x,label\n");
+    folder.write("colours.csv", b"x,colour\n1,red\n");
+    folder.write("noise.npz", b"PK no archive");
+    folder.write("noise.bin", b"noise");
+    folder.write("pets/cat/1.png", &png(4, [0; 3]));
+    folder.write("pets/cat/2.png", &png(5, [0; 3]));
+    folder.write("holes/cat/1.png", b"no picture");
     insta::assert_snapshot!(
         "data_refused",
-        desk.transcript(&[
+        folder.transcript(&[
             "add x $/absent.csv",
             "add x $/short",
             "add x $/nan.csv",
@@ -231,54 +231,54 @@ fn what_is_broken_is_not_registered() {
             "add ../x $/plain.csv",
         ])
     );
-    assert_eq!(files_in(&desk.path("node/datasets")), [""; 0]);
-    desk.data("add x $/plain.csv --format zip").refused(2, "there are: idx, npz, npy, csv, folder, parquet");
-    desk.data("add x $/plain.csv --size 4").refused(2, "as in 32x32");
+    assert_eq!(files_in(&folder.path("node/datasets")), [""; 0]);
+    folder.data("add x $/plain.csv --format zip").refused(2, "there are: idx, npz, npy, csv, folder, parquet");
+    folder.data("add x $/plain.csv --size 4").refused(2, "as in 32x32");
 }
 
 #[test]
 fn a_name_is_given_once() {
-    let desk = Desk::new();
-    desk.flowers();
-    desk.write("nan.csv", b"x,label\nNaN,1\n");
-    desk.write("other.csv", b"x,label\n1,0\n");
-    assert_eq!(desk.data("add flowers $/flowers.csv --drop user").code, 0);
-    desk.data("add flowers $/other.csv").refused(1, "`flowers` already names a data set\n  try: add --replace");
-    desk.data("add flowers $/nan.csv --replace").refused(1, "column `x` of example 0 is NaN");
-    assert_eq!(desk.data("show flowers --json").json()["examples"], 3, "the one before stays");
-    assert_eq!(desk.data("add flowers $/other.csv --replace").code, 0);
-    assert_eq!(desk.data("show flowers --json").json()["examples"], 1);
-    assert_eq!(files_in(&desk.path("node/datasets")), ["flowers.toml"], "nothing is left of passing files");
+    let folder = DataFolder::new();
+    folder.flowers();
+    folder.write("nan.csv", b"x,label\nNaN,1\n");
+    folder.write("other.csv", b"x,label\n1,0\n");
+    assert_eq!(folder.data("add flowers $/flowers.csv --drop user").code, 0);
+    folder.data("add flowers $/other.csv").refused(1, "`flowers` already names a data set\n  try: add --replace");
+    folder.data("add flowers $/nan.csv --replace").refused(1, "column `x` of example 0 is NaN");
+    assert_eq!(folder.data("show flowers --json").json()["examples"], 3, "the one before stays");
+    assert_eq!(folder.data("add flowers $/other.csv --replace").code, 0);
+    assert_eq!(folder.data("show flowers --json").json()["examples"], 1);
+    assert_eq!(files_in(&folder.path("node/datasets")), ["flowers.toml"], "nothing is left of passing files");
 }
 
 #[test]
 fn an_unknown_name_comes_with_the_near_one() {
-    let desk = Desk::new();
-    desk.flowers();
-    desk.data("show flowers").refused(1, "no data set `flowers` is known here\n  try: tierline data add NAME PATH");
-    assert_eq!(desk.data("add flowers $/flowers.csv --drop user").code, 0);
-    desk.data("show flower").refused(1, "did you mean `flowers`?");
-    desk.data("rm Flowers").refused(1, "did you mean `flowers`?");
-    desk.data("rm ../node").refused(1, "known data sets: flowers");
-    assert_eq!(desk.data("rm flowers").code, 0);
-    assert!(desk.path("flowers.csv").exists(), "only the name goes");
-    desk.data("rm flowers").refused(1, "no data set `flowers`");
+    let folder = DataFolder::new();
+    folder.flowers();
+    folder.data("show flowers").refused(1, "no data set `flowers` is known here\n  try: tierline data add NAME PATH");
+    assert_eq!(folder.data("add flowers $/flowers.csv --drop user").code, 0);
+    folder.data("show flower").refused(1, "did you mean `flowers`?");
+    folder.data("rm Flowers").refused(1, "did you mean `flowers`?");
+    folder.data("rm ../node").refused(1, "known data sets: flowers");
+    assert_eq!(folder.data("rm flowers").code, 0);
+    assert!(folder.path("flowers.csv").exists(), "only the name goes");
+    folder.data("rm flowers").refused(1, "no data set `flowers`");
 }
 
 #[test]
 fn files_that_change_later_are_said_to_have() {
-    let desk = Desk::new();
-    desk.flowers();
-    assert_eq!(desk.data("add flowers $/flowers.csv --drop user").code, 0);
-    desk.write("flowers.csv", b"length,width,label,user\n5.1,inf,setosa,ann\n");
-    desk.data("show flowers").refused(1, "the data set `flowers`: `$/flowers.csv`: column `width`");
-    std::fs::remove_file(desk.path("flowers.csv")).unwrap();
-    desk.data("show flowers").refused(1, "tierline data add flowers PATH --replace");
-    let listed = desk.data("ls");
+    let folder = DataFolder::new();
+    folder.flowers();
+    assert_eq!(folder.data("add flowers $/flowers.csv --drop user").code, 0);
+    folder.write("flowers.csv", b"length,width,label,user\n5.1,inf,setosa,ann\n");
+    folder.data("show flowers").refused(1, "the data set `flowers`: `$/flowers.csv`: column `width`");
+    std::fs::remove_file(folder.path("flowers.csv")).unwrap();
+    folder.data("show flowers").refused(1, "tierline data add flowers PATH --replace");
+    let listed = folder.data("ls");
     assert!(listed.code == 0 && listed.stderr.contains("flowers.csv is no longer there"), "{listed:?}");
-    desk.write("node/datasets/broken.toml", b"[source]\nformat = \"csv\"\n");
-    desk.data("show broken").refused(3, "try: tierline data rm broken");
-    let listed = desk.data("ls --json").json();
+    folder.write("node/datasets/broken.toml", b"[source]\nformat = \"csv\"\n");
+    folder.data("show broken").refused(3, "try: tierline data rm broken");
+    let listed = folder.data("ls --json").json();
     assert_eq!((&listed["datasets"][0]["name"], &listed["broken"][0]["name"]), (&"flowers".into(), &"broken".into()));
-    assert_eq!(desk.data("rm broken").code, 0);
+    assert_eq!(folder.data("rm broken").code, 0);
 }

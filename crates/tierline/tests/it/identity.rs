@@ -21,12 +21,12 @@ use crate::harness::doors;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-struct Site {
+struct TestAuthority {
     _folder: TempDir,
     ca: Ca,
 }
 
-impl Site {
+impl TestAuthority {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
         let ca = Ca::open_or_create(folder.path(), SystemTime::now()).unwrap();
@@ -84,9 +84,9 @@ async fn call(address: &str, config: Arc<ClientConfig>, name: &str) -> Result<St
 
 #[tokio::test]
 async fn a_node_of_the_site_is_known_by_its_certificate() {
-    let site = Site::new();
-    let address = serve(&site.live(Role::Cloud, "heaven")).await;
-    let end = tls::client_config(&site.live(Role::End, "camera-7")).unwrap();
+    let authority = TestAuthority::new();
+    let address = serve(&authority.live(Role::Cloud, "heaven")).await;
+    let end = tls::client_config(&authority.live(Role::End, "camera-7")).unwrap();
     for name in [SERVER_NAME, "heaven", "cloud.tierline"] {
         assert_eq!(call(&address, end.clone(), name).await.unwrap(), "camera-7 End", "as {name}");
     }
@@ -96,15 +96,15 @@ async fn a_node_of_the_site_is_known_by_its_certificate() {
 
 #[tokio::test]
 async fn no_certificate_is_let_in_as_anonymous() {
-    let site = Site::new();
-    let address = serve(&site.live(Role::Cloud, "heaven")).await;
-    let config = tls::join_config(site.ca.certificate()).unwrap();
+    let authority = TestAuthority::new();
+    let address = serve(&authority.live(Role::Cloud, "heaven")).await;
+    let config = tls::join_config(authority.ca.certificate()).unwrap();
     assert_eq!(call(&address, config, SERVER_NAME).await.unwrap(), "anonymous");
 }
 
 #[tokio::test]
 async fn certificates_of_another_site_fail_on_both_sides() {
-    let (ours, theirs) = (Site::new(), Site::new());
+    let (ours, theirs) = (TestAuthority::new(), TestAuthority::new());
     let address = serve(&ours.live(Role::Cloud, "heaven")).await;
     // They don't trust our server.
     let stranger = theirs.live(Role::End, "camera-7");
@@ -127,20 +127,21 @@ async fn certificates_of_another_site_fail_on_both_sides() {
 
 #[tokio::test]
 async fn expired_certificates_fail_on_both_sides() {
-    let site = Site::new();
-    let old = |role, name| tls::LiveIdentity::new(site.identity(role, name, NODE_VALIDITY + DAY)).unwrap();
-    let fresh_server = serve(&site.live(Role::Cloud, "heaven")).await;
+    let authority = TestAuthority::new();
+    let old = |role, name| tls::LiveIdentity::new(authority.identity(role, name, NODE_VALIDITY + DAY)).unwrap();
+    let fresh_server = serve(&authority.live(Role::Cloud, "heaven")).await;
     let error = call(&fresh_server, tls::client_config(&old(Role::End, "sleeper")).unwrap(), SERVER_NAME).await;
     assert!(matches!(error, Err(TlsError::OursExpired)), "{error:?}");
     let old_server = serve(&old(Role::Cloud, "heaven")).await;
-    let error = call(&old_server, tls::client_config(&site.live(Role::End, "camera-7")).unwrap(), SERVER_NAME).await;
+    let error =
+        call(&old_server, tls::client_config(&authority.live(Role::End, "camera-7")).unwrap(), SERVER_NAME).await;
     assert!(matches!(error, Err(TlsError::Expired)), "{error:?}");
 }
 
 #[tokio::test]
 async fn a_clock_a_day_behind_is_no_obstacle() {
-    let site = Site::new();
-    let peer = site.identity(Role::End, "camera-7", Duration::ZERO).peer().clone();
+    let authority = TestAuthority::new();
+    let peer = authority.identity(Role::End, "camera-7", Duration::ZERO).peer().clone();
     let behind = SystemTime::now() - DAY + Duration::from_secs(60);
     assert_eq!(peer.check(&Revocations::default(), behind), Ok(()));
     let way_behind = behind - DAY;
@@ -149,37 +150,37 @@ async fn a_clock_a_day_behind_is_no_obstacle() {
 
 #[tokio::test]
 async fn an_end_may_not_serve() {
-    let site = Site::new();
-    let address = serve(&site.live(Role::End, "camera-7")).await;
-    let config = tls::client_config(&site.live(Role::End, "camera-8")).unwrap();
+    let authority = TestAuthority::new();
+    let address = serve(&authority.live(Role::End, "camera-7")).await;
+    let config = tls::client_config(&authority.live(Role::End, "camera-8")).unwrap();
     let error = call(&address, config, "camera-7").await.unwrap_err();
     assert!(matches!(error, TlsError::WrongServer { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn renewal_takes_effect_without_a_restart() {
-    let site = Site::new();
-    let live = site.live(Role::End, "camera-7");
+    let authority = TestAuthority::new();
+    let live = authority.live(Role::End, "camera-7");
     let config = tls::client_config(&live).unwrap();
-    let address = serve(&site.live(Role::Cloud, "heaven")).await;
+    let address = serve(&authority.live(Role::Cloud, "heaven")).await;
     assert_eq!(call(&address, config.clone(), SERVER_NAME).await.unwrap(), "camera-7 End");
-    live.replace(site.identity(Role::End, "camera-9", Duration::ZERO)).unwrap();
+    live.replace(authority.identity(Role::End, "camera-9", Duration::ZERO)).unwrap();
     assert_eq!(call(&address, config, SERVER_NAME).await.unwrap(), "camera-9 End");
 }
 
 #[tokio::test]
 async fn a_joining_device_learns_the_authority_from_the_fingerprint() {
-    let site = Site::new();
+    let authority = TestAuthority::new();
     for (role, name) in [(Role::Cloud, "heaven"), (Role::Edge, "gateway")] {
-        let address = serve(&site.live(role, name)).await;
-        let ca = fetch_ca(&address, site.ca.fingerprint()).await.unwrap();
-        assert_eq!(&ca, site.ca.certificate());
+        let address = serve(&authority.live(role, name)).await;
+        let ca = fetch_ca(&address, authority.ca.fingerprint()).await.unwrap();
+        assert_eq!(&ca, authority.ca.certificate());
     }
 }
 
 #[tokio::test]
 async fn a_server_of_another_authority_never_gets_the_secret() {
-    let (ours, theirs) = (Site::new(), Site::new());
+    let (ours, theirs) = (TestAuthority::new(), TestAuthority::new());
     let address = serve(&theirs.live(Role::Cloud, "heaven")).await;
     let error = fetch_ca(&address, ours.ca.fingerprint()).await.unwrap_err();
     let TlsError::WrongFingerprint { expected, presented } = &error else { panic!("{error}") };
@@ -188,7 +189,7 @@ async fn a_server_of_another_authority_never_gets_the_secret() {
 
 #[tokio::test]
 async fn a_copied_authority_certificate_convinces_nobody() {
-    let (ours, theirs) = (Site::new(), Site::new());
+    let (ours, theirs) = (TestAuthority::new(), TestAuthority::new());
     // Their server sends its own leaf, followed by our authority's certificate.
     let theirs = theirs.identity(Role::Cloud, "heaven", Duration::ZERO);
     let key = rustls::pki_types::pem::PemObject::from_pem_slice(theirs.key_pem().as_bytes()).unwrap();
@@ -224,21 +225,21 @@ async fn a_server_without_tls_is_named_as_such() {
 
 #[tokio::test]
 async fn silent_callers_delay_nobody() {
-    let site = Site::new();
-    let address = serve(&site.live(Role::Cloud, "heaven")).await;
+    let authority = TestAuthority::new();
+    let address = serve(&authority.live(Role::Cloud, "heaven")).await;
     let mut silent = Vec::new();
     for _ in 1..Rooms::within(1_024).arrivals.each {
         silent.push(TcpStream::connect(&address).await.unwrap());
     }
-    let config = tls::client_config(&site.live(Role::End, "camera-7")).unwrap();
+    let config = tls::client_config(&authority.live(Role::End, "camera-7")).unwrap();
     assert_eq!(call(&address, config, SERVER_NAME).await.unwrap(), "camera-7 End");
 }
 
 #[test]
 fn revocation_is_by_node_and_by_certificate() {
-    let site = Site::new();
+    let authority = TestAuthority::new();
     let now = SystemTime::now();
-    let peer = |name| site.identity(Role::End, name, Duration::ZERO).peer().clone();
+    let peer = |name| authority.identity(Role::End, name, Duration::ZERO).peer().clone();
     let (a, b, c) = (peer("a"), peer("b"), peer("c"));
     let mut padded = vec![0];
     padded.extend(&b.serial);
@@ -270,7 +271,7 @@ fn the_authority_is_made_once_and_kept_private() {
 
 #[test]
 fn an_identity_survives_the_disk() {
-    let (site, folder) = (Site::new(), TempDir::new().unwrap());
+    let (authority, folder) = (TestAuthority::new(), TempDir::new().unwrap());
     let now = SystemTime::now();
     assert!(matches!(Identity::load(folder.path(), now), Err(IdentityError::NotJoined { .. })));
 
@@ -284,8 +285,8 @@ fn an_identity_survives_the_disk() {
 
     let id = Ca::new_node_id().unwrap();
     let grant = Grant { id: &id, role: Role::Edge, name: "gateway", validity: NODE_VALIDITY };
-    let issued = site.ca.sign(&csr, &grant, now).unwrap();
-    let identity = request.accept(issued.chain, site.ca.certificate().clone(), now).unwrap();
+    let issued = authority.ca.sign(&csr, &grant, now).unwrap();
+    let identity = request.accept(issued.chain, authority.ca.certificate().clone(), now).unwrap();
     identity.save(folder.path()).unwrap();
     let loaded = Identity::load(folder.path(), now).unwrap();
     assert_eq!(loaded.peer(), &issued.peer);
@@ -304,15 +305,15 @@ fn an_identity_survives_the_disk() {
     assert!(!loaded.peer().renewal_due(now) && loaded.peer().renewal_due(now + NODE_VALIDITY * 3 / 4));
 
     // Another site's authority beside it is noticed.
-    std::fs::write(folder.path().join("ca.pem"), Site::new().ca.certificate_pem()).unwrap();
+    std::fs::write(folder.path().join("ca.pem"), TestAuthority::new().ca.certificate_pem()).unwrap();
     assert!(matches!(Identity::load(folder.path(), now), Err(IdentityError::Damaged { .. })));
 }
 
 #[test]
 fn a_cloud_keeps_its_id_when_it_renews() {
-    let (site, folder) = (Site::new(), TempDir::new().unwrap());
+    let (authority, folder) = (TestAuthority::new(), TempDir::new().unwrap());
     let now = SystemTime::now();
-    let at = |when| Identity::load_or_issue(&site.ca, folder.path(), "heaven", when).unwrap().peer().clone();
+    let at = |when| Identity::load_or_issue(&authority.ca, folder.path(), "heaven", when).unwrap().peer().clone();
     let first = at(now);
     assert_eq!(at(now + DAY), first);
     let renewed = at(now + NODE_VALIDITY);
@@ -321,7 +322,7 @@ fn a_cloud_keeps_its_id_when_it_renews() {
 
 #[test]
 fn answers_that_do_not_fit_are_refused() {
-    let (ours, theirs) = (Site::new(), Site::new());
+    let (ours, theirs) = (TestAuthority::new(), TestAuthority::new());
     let now = SystemTime::now();
     let other = ours.identity(Role::End, "other", Duration::ZERO);
     let accept = |chain, ca: &Ca| {
@@ -342,31 +343,31 @@ fn answers_that_do_not_fit_are_refused() {
 
 #[test]
 fn requests_that_make_no_sense_are_refused() {
-    let site = Site::new();
+    let authority = TestAuthority::new();
     let now = SystemTime::now();
     let csr = KeyRequest::generate().unwrap().csr_der().unwrap();
     let id = Ca::new_node_id().unwrap();
     let good = Grant { id: &id, role: Role::End, name: "camera", validity: NODE_VALIDITY };
-    assert!(site.ca.sign(&csr, &good, now).is_ok());
+    assert!(authority.ca.sign(&csr, &good, now).is_ok());
     // The signature proves that the sender holds the key.
     let mut forged = csr.clone();
     let last = forged.len() - 1;
     forged[last] ^= 1;
     for bad in [&forged[..], &csr[..csr.len() - 1], b"", &[0x30; 70_000]] {
-        assert!(matches!(site.ca.sign(bad, &good, now), Err(IdentityError::BadRequest { .. })));
+        assert!(matches!(authority.ca.sign(bad, &good, now), Err(IdentityError::BadRequest { .. })));
     }
     for name in ["", "Camera", "a.b", "-a", "a-", "a b", "a&role=cloud", &"a".repeat(64)] {
         let grant = Grant { name, ..good.clone() };
-        assert!(matches!(site.ca.sign(&csr, &grant, now), Err(IdentityError::BadName { .. })), "{name}");
+        assert!(matches!(authority.ca.sign(&csr, &grant, now), Err(IdentityError::BadName { .. })), "{name}");
     }
     for id in ["", "x", "../../../../../etc/passwd?role=cloud"] {
         assert!(matches!(
-            site.ca.sign(&csr, &Grant { id, ..good.clone() }, now),
+            authority.ca.sign(&csr, &Grant { id, ..good.clone() }, now),
             Err(IdentityError::BadRequest { .. })
         ));
     }
     let nobody = Grant { role: Role::Unspecified, ..good.clone() };
-    assert!(matches!(site.ca.sign(&csr, &nobody, now), Err(IdentityError::BadRequest { .. })));
+    assert!(matches!(authority.ca.sign(&csr, &nobody, now), Err(IdentityError::BadRequest { .. })));
     // Mutated requests never panic.
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..2_000 {
@@ -375,21 +376,21 @@ fn requests_that_make_no_sense_are_refused() {
             let at = random.usize(..mutated.len());
             mutated[at] = random.u8(..);
         }
-        let _ = site.ca.sign(&mutated, &good, now);
+        let _ = authority.ca.sign(&mutated, &good, now);
         let _ = Peer::from_certificate(&mutated);
     }
 }
 
 #[test]
 fn certificates_end_with_their_authority() {
-    let site = Site::new();
+    let authority = TestAuthority::new();
     let late = SystemTime::now() + tierline_identity::CA_VALIDITY - DAY;
     let csr = KeyRequest::generate().unwrap().csr_der().unwrap();
     let id = Ca::new_node_id().unwrap();
     let grant = Grant { id: &id, role: Role::End, name: "camera", validity: NODE_VALIDITY };
-    let peer = site.ca.sign(&csr, &grant, late).unwrap().peer;
+    let peer = authority.ca.sign(&csr, &grant, late).unwrap().peer;
     assert!(peer.not_after <= late + DAY);
-    assert!(matches!(site.ca.sign(&csr, &grant, late + 2 * DAY), Err(IdentityError::BadRequest { .. })));
+    assert!(matches!(authority.ca.sign(&csr, &grant, late + 2 * DAY), Err(IdentityError::BadRequest { .. })));
 }
 
 #[test]

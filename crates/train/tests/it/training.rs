@@ -8,7 +8,7 @@ use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::step::{Clip, Loss, Moments, Optimizer, Recipe, Role, Schedule, StepError};
 use tierline_graph::{Elements, Model, Tensor};
 use tierline_train::data::{Augment, BatchOptions, Batches, Dataset, Last, Position, Targets};
-use tierline_train::{Checkpoint, Event, Outcome, RunOptions, TrainError, Trainer, init, run};
+use tierline_train::{Checkpoint, Event, RunOptions, TrainError, Trainer, TrainingResult, init, run};
 use tierline_zoo::{Batch, Bn, Options};
 
 /// rten, and ONNX Runtime where it is set up.
@@ -73,7 +73,7 @@ fn run_options(epochs: u64, size: usize) -> RunOptions {
     RunOptions { epochs, batch, evaluate_every: 1, checkpoint_every: 0 }
 }
 
-fn train(trainer: &mut Trainer, train: &Dataset, test: &Dataset, options: &RunOptions) -> Outcome {
+fn train(trainer: &mut Trainer, train: &Dataset, test: &Dataset, options: &RunOptions) -> TrainingResult {
     run(trainer, train, Some(test), options, None, &Stop::never(), &mut |_| Ok(())).unwrap()
 }
 
@@ -113,7 +113,7 @@ fn a_perceptron_learns_on_every_engine() {
 #[test]
 fn convolutions_and_pools_learn_alike_on_every_engine() {
     let (seen, held_out) = (pictures(200, 1, 28, 1), pictures(60, 1, 28, 2));
-    let ends: Vec<(Vec<Tensor>, Outcome)> = engines()
+    let ends: Vec<(Vec<Tensor>, TrainingResult)> = engines()
         .iter()
         .map(|engine| {
             let mut trainer = Trainer::new(engine, network("lenet"), &sgd(0.02, 0.9), &options()).unwrap();

@@ -22,7 +22,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
+use tierline_engine::{Engine, EngineError, LoadOptions, PullOnDrop, Stop};
 use tierline_graph::slice::SliceError;
 use tierline_node::Time;
 use tierline_node::admit::{self, Action, Caller, Class, Event, JobId, Limits, Queue, Refusal, Shares};
@@ -628,15 +628,6 @@ impl Drop for Hold {
 
 /// No job takes longer: a request's longest deadline.
 const UNSTOPPED_MAX: Duration = Duration::from_millis(tierline_proto::limits::DEADLINE_MS_MAX);
-
-/// Pulls a stop when it goes.
-pub(crate) struct PullOnDrop(pub(crate) Stop);
-
-impl Drop for PullOnDrop {
-    fn drop(&mut self) {
-        self.0.pull();
-    }
-}
 
 /// Nobody waits for it.
 fn background() -> Turn {

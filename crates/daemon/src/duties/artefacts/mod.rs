@@ -20,7 +20,7 @@ use tierline_proto::Digest;
 use tierline_proto::limits::{ARTEFACT_BYTES_MAX, DOCUMENT_BYTES_MAX, MESSAGE_BYTES_MAX};
 use tierline_proto::v1::bulk_server::BulkServer;
 use tierline_proto::v1::{Code, Failure, FetchChunk};
-use tierline_store::artefacts::Kept;
+use tierline_store::artefacts::StoredArtefact;
 use tierline_store::{ArtefactStore, StoreError};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -81,9 +81,9 @@ pub const DUTY: Registration = Registration {
 #[derive(Debug, Default)]
 pub struct Listed {
     /// Whole artefacts.
-    pub whole: Vec<Kept>,
+    pub whole: Vec<StoredArtefact>,
     /// Parts of some.
-    pub partial: Vec<Kept>,
+    pub partial: Vec<StoredArtefact>,
 }
 
 /// The artefacts, and the way to the duty that fetches them.
@@ -259,7 +259,7 @@ impl Artefacts {
     /// Fetches what is wanted, until the node ends. Begins with an empty
     /// machine: who waited for one that broke off is told so, and what it has
     /// fetched is on the disk.
-    async fn watch(self: Arc<Self>) {
+    async fn run(self: Arc<Self>) {
         let first = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut inbox = first.unwrap_or_else(|| {
             let (door, inbox) = mpsc::channel(NEWS_MAX);
@@ -604,7 +604,7 @@ impl Duty for Arc<Artefacts> {
     }
 
     async fn begin(&self) -> Result<(), Failure> {
-        self.cx.keep("artefacts", self, Artefacts::watch);
+        self.cx.keep("artefacts", self, Artefacts::run);
         self.cx.keep("house", self, Artefacts::keep_house);
         Ok(())
     }

@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tierline_node::pace::{self, Allowance, Pace};
 use tierline_node::places::Network;
+use tierline_node::rate::{self, Allowance, RateLimiter};
 use tierline_proto::Sound;
 use tierline_proto::v1::enrollment_server::Enrollment;
 use tierline_proto::v1::{Code, Failure, JoinReply, JoinRequest, RenewRequest};
@@ -33,8 +33,8 @@ enum Source {
 
 /// How many joined and failed to lately.
 struct Joins {
-    failed: Pace<Source>,
-    joined: Pace<()>,
+    failed: RateLimiter<Source>,
+    joined: RateLimiter<()>,
 }
 
 /// The service; clones share what they count.
@@ -48,7 +48,10 @@ impl EnrollmentService {
     /// The service of the duty.
     #[must_use]
     pub fn new(enrolment: Arc<Enrolment>) -> Self {
-        Self { enrolment, joins: Arc::new(Mutex::new(Joins { failed: Pace::new(FAILED), joined: Pace::new(JOINED) })) }
+        Self {
+            enrolment,
+            joins: Arc::new(Mutex::new(Joins { failed: RateLimiter::new(FAILED), joined: RateLimiter::new(JOINED) })),
+        }
     }
 
     fn joins(&self) -> MutexGuard<'_, Joins> {
@@ -96,7 +99,7 @@ impl EnrollmentService {
 const FAILED_OFTEN: &str = "too many joins from this address failed";
 
 fn slow_down(why: &str, wait: Duration) -> Failure {
-    Failure::new(Code::Overloaded, format!("{why}; try again in {} s", pace::seconds(wait)))
+    Failure::new(Code::Overloaded, format!("{why}; try again in {} s", rate::seconds(wait)))
 }
 
 #[tonic::async_trait]

@@ -9,7 +9,7 @@ use tierline_proto::{Digest, Encoded, Role, Sound, frame};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::flow::{self, Answer, Inputs, Order};
+use super::flow::{self, Answer, Inputs, RoutedRequest};
 use super::service::pack;
 use super::{Inference, wire};
 use crate::device::budget::Held;
@@ -89,9 +89,9 @@ async fn enter(
 ) -> Entered {
     let id = fastrand::u128(..).to_be_bytes().to_vec();
     match prepare(duty, header, encoded, deadline, &id, held).await {
-        Ok((order, inputs, predicted, plan)) => {
-            let model = order.program.manifest.digest.parse().map(Digest::to_bytes).unwrap_or_default();
-            Entered { predicted, plan, model, answer: flow::answer(duty, order, inputs).await }
+        Ok((routed, inputs, predicted, plan)) => {
+            let model = routed.program.manifest.digest.parse().map(Digest::to_bytes).unwrap_or_default();
+            Entered { predicted, plan, model, answer: flow::answer(duty, routed, inputs).await }
         }
         Err(failure) => {
             let reply = Reply { request: id.into(), failure: Some(failure.at(duty.cx.me.name())), ..Reply::default() };
@@ -108,7 +108,7 @@ async fn prepare(
     deadline: Instant,
     id: &[u8],
     held: Arc<Held>,
-) -> Result<(Order, Inputs, u64, String), Failure> {
+) -> Result<(RoutedRequest, Inputs, u64, String), Failure> {
     let entry = duty.catalogue.entry(&header.model)?;
     // Where the request enters, so that a wrong one costs no transfer.
     wire::check_wanted(&encoded, &entry.manifest.inputs)
@@ -123,7 +123,7 @@ async fn prepare(
     };
     // What is asked for by name is waited for; a plan only has to be quick.
     let hedged = header.placement() == Placement::Plan;
-    let order = Order {
+    let routed = RoutedRequest {
         id: id.to_vec(),
         program,
         boundaries: placed.boundaries,
@@ -135,7 +135,7 @@ async fn prepare(
         reply_codec: duty.planning.reply_codec(entry.model),
         hedged,
     };
-    Ok((order, Inputs::new(0, encoded, held), placed.predicted_ns, placed.text))
+    Ok((routed, Inputs::new(0, encoded, held), placed.predicted_ns, placed.text))
 }
 
 /// Sends an answer, and holds its memory until it is out.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tierline_node::admit::Class;
-use tierline_node::request::{Action, Event, Local, Op, Outcome, Recovery, Request, Setup, Upstream};
+use tierline_node::request::{Action, Event, Local, Op, Recovery, Request, RequestOutcome, Setup, Upstream};
 use tierline_node::{Peer, Span};
 use tierline_proto::v1::{Boundary, Code, Degraded, Failure, Reply, Route, RunHeader, StageTiming};
 use tierline_proto::{Digest, Encoded};
@@ -75,7 +75,7 @@ impl Inputs {
 }
 
 /// What is to be done with a request.
-pub struct Order {
+pub struct RoutedRequest {
     /// 16 bytes that name it at every node it passes.
     pub id: Vec<u8>,
     /// The model.
@@ -119,13 +119,13 @@ enum Product {
 type Done = (Event, Option<(Op, Product)>);
 
 /// Runs one request to its end.
-pub async fn answer(duty: &Arc<Inference>, order: Order, inputs: Inputs) -> Answer {
-    Flow::new(duty, order, inputs).run().await
+pub async fn answer(duty: &Arc<Inference>, request: RoutedRequest, inputs: Inputs) -> Answer {
+    Flow::new(duty, request, inputs).run().await
 }
 
 struct Flow<'n> {
     duty: &'n Arc<Inference>,
-    order: Arc<Order>,
+    request: Arc<RoutedRequest>,
     inputs: Arc<Inputs>,
     /// Segment of the first boundary: where the planned local run ends.
     split: usize,
@@ -142,12 +142,12 @@ struct Flow<'n> {
 }
 
 impl<'n> Flow<'n> {
-    fn new(duty: &'n Arc<Inference>, order: Order, inputs: Inputs) -> Self {
-        let split = order.boundaries.first().map_or(order.program.segments(), |b| segment_after(b.cut));
+    fn new(duty: &'n Arc<Inference>, request: RoutedRequest, inputs: Inputs) -> Self {
+        let split = request.boundaries.first().map_or(request.program.segments(), |b| segment_after(b.cut));
         let (done, inbox) = mpsc::channel(DONE_MAX);
         Self {
             duty,
-            order: Arc::new(order),
+            request: Arc::new(request),
             inputs: Arc::new(inputs),
             split,
             frontier: None,
@@ -161,7 +161,7 @@ impl<'n> Flow<'n> {
     }
 
     fn setup(&self) -> Result<Setup, Failure> {
-        let (first, segments) = (self.inputs.segment, self.order.program.segments());
+        let (first, segments) = (self.inputs.segment, self.request.program.segments());
         if self.split < first || self.split > segments || first > segments {
             let text = format!(
                 "a route from segment {first} to {} of {segments}; the nodes hold different models",
@@ -169,40 +169,40 @@ impl<'n> Flow<'n> {
             );
             return Err(Failure::new(Code::Protocol, text).with_help("add the model again on the cloud"));
         }
-        let predict = |from: usize, to: usize| self.duty.planning.predicted(&self.order.program, from, to);
+        let predict = |from: usize, to: usize| self.duty.planning.predicted(&self.request.program, from, to);
         let local = |from: usize, to: usize| Local { span: span(from, to), predicted: predict(from, to) };
-        let upstream = self.order.peer.filter(|_| self.split < segments).map(|peer| Upstream {
+        let upstream = self.request.peer.filter(|_| self.split < segments).map(|peer| Upstream {
             peer,
-            predicted: self.duty.planning.predicted_upstream(peer, &self.order.program, &self.order.boundaries),
+            predicted: self.duty.planning.predicted_upstream(peer, &self.request.program, &self.request.boundaries),
             back: Duration::ZERO,
         });
         let mut recoveries = Vec::new();
-        if self.order.fallback && upstream.is_some() {
+        if self.request.fallback && upstream.is_some() {
             // From the frontier, which costs least, unless that part would have
             // to be loaded first, and the whole is there.
-            let digest = &self.order.program.manifest.digest;
+            let digest = &self.request.program.manifest.digest;
             let warm =
                 |from| self.duty.cx.device.compute.is_warm(&SliceKey { digest: digest.clone(), from, to: segments });
             let frontier = self.split.max(first);
             let from = if !warm(frontier) && warm(first) { first } else { frontier };
             recoveries.push(Recovery::Here(local(from, segments)));
         }
-        let others = if self.order.fallback { self.duty.cx.parents.others(self.order.peer) } else { Vec::new() };
+        let others = if self.request.fallback { self.duty.cx.parents.others(self.request.peer) } else { Vec::new() };
         for other in others {
             recoveries.push(Recovery::Above(Upstream {
                 peer: other,
-                predicted: self.duty.planning.predicted_upstream(other, &self.order.program, &[]),
+                predicted: self.duty.planning.predicted_upstream(other, &self.request.program, &[]),
                 back: Duration::ZERO,
             }));
         }
         let patience = upstream
-            .filter(|u| self.order.hedged && !u.predicted.is_zero())
+            .filter(|u| self.request.hedged && !u.predicted.is_zero())
             .map(|u| u.predicted.saturating_mul(PATIENCE_FACTOR) + PATIENCE_FLOOR);
         // Without a next tier everything runs here.
         let split = if upstream.is_some() { self.split } else { segments };
         Ok(Setup {
             node: self.duty.cx.me.name().to_owned(),
-            deadline: self.duty.cx.clock.time_of(self.order.deadline),
+            deadline: self.duty.cx.clock.time_of(self.request.deadline),
             local: (split > first).then(|| local(first, split)),
             upstream,
             patience,
@@ -275,7 +275,7 @@ impl<'n> Flow<'n> {
         }
         if let Product::Ran { outputs, timing } = &product
             && timing.last_segment as usize == self.split
-            && self.split < self.order.program.segments()
+            && self.split < self.request.program.segments()
         {
             self.frontier = Some(Arc::new(outputs.clone()));
             self.stages.push(timing.clone());
@@ -289,20 +289,20 @@ impl<'n> Flow<'n> {
         let frontier = self.frontier.clone().filter(|_| from_frontier);
         // Without the frontier a recovery starts from the inputs.
         let first = if from_frontier && self.frontier.is_none() { self.inputs.segment } else { first };
-        let key = SliceKey { digest: self.order.program.manifest.digest.clone(), from: first, to: last };
-        let planned = !recovery && key.to < self.order.program.segments();
-        let whole = key.from == 0 && key.to == self.order.program.segments();
+        let key = SliceKey { digest: self.request.program.manifest.digest.clone(), from: first, to: last };
+        let planned = !recovery && key.to < self.request.program.segments();
+        let whole = key.from == 0 && key.to == self.request.program.segments();
         let turn = Turn {
             caller: self.inputs.held.caller(),
             class: if recovery { Class::Recovery } else { Class::Interactive },
-            deadline: self.order.deadline,
-            service: self.duty.planning.service(&self.order.program, key.from, key.to),
-            after: self.order.peer.filter(|_| planned).map_or(Duration::ZERO, |peer| {
-                self.duty.planning.predicted_upstream(peer, &self.order.program, &self.order.boundaries)
+            deadline: self.request.deadline,
+            service: self.duty.planning.service(&self.request.program, key.from, key.to),
+            after: self.request.peer.filter(|_| planned).map_or(Duration::ZERO, |peer| {
+                self.duty.planning.predicted_upstream(peer, &self.request.program, &self.request.boundaries)
             }),
         };
         let fit = key.digest.parse().map_or(Ok(()), |model| self.duty.catalogue.known.check_fit(model));
-        let (catalogue, program) = (Arc::clone(&self.duty.catalogue), Arc::clone(&self.order.program));
+        let (catalogue, program) = (Arc::clone(&self.duty.catalogue), Arc::clone(&self.request.program));
         let (name, role, inputs) =
             (self.duty.cx.me.name().to_owned(), self.duty.cx.me.role().into(), Arc::clone(&self.inputs));
         let work = async move {
@@ -348,11 +348,11 @@ impl<'n> Flow<'n> {
     }
 
     fn start_call(&mut self, op: Op, peer: Peer, remaining: Duration, whole: bool) {
-        let (duty, order, inputs) = (Arc::clone(self.duty), Arc::clone(&self.order), Arc::clone(&self.inputs));
+        let (duty, request, inputs) = (Arc::clone(self.duty), Arc::clone(&self.request), Arc::clone(&self.inputs));
         let (frontier, split, sending) = (self.frontier.clone(), self.split, Arc::clone(&self.sending));
         let work = async move {
             let call = Call { peer, remaining, whole, split, sending };
-            let result = self::call(&duty, &order, &inputs, frontier, call).await;
+            let result = self::call(&duty, &request, &inputs, frontier, call).await;
             match result {
                 Ok((product, degraded)) => (Event::CallDone { op, result: Ok(degraded) }, Some((op, product))),
                 Err(failure) => (Event::CallDone { op, result: Err(failure) }, None),
@@ -379,13 +379,13 @@ impl<'n> Flow<'n> {
         self.tasks.insert(op, task.abort_handle());
     }
 
-    fn finish(mut self, outcome: Outcome) -> Answer {
+    fn finish(mut self, outcome: RequestOutcome) -> Answer {
         for (_, task) in self.tasks.drain() {
             task.abort();
         }
         let (op, degraded) = match outcome {
-            Outcome::Failed(failure) => return self.failed(failure),
-            Outcome::Answer { op, degraded } => (op, degraded),
+            RequestOutcome::Failed(failure) => return self.failed(failure),
+            RequestOutcome::Answer { op, degraded } => (op, degraded),
         };
         if let Some(degraded) = &degraded {
             self.duty.numbers.degraded(degraded);
@@ -423,7 +423,7 @@ impl<'n> Flow<'n> {
             outputs,
             held: Some(Arc::clone(&self.inputs.held)),
             reply: Reply {
-                request: self.order.id.clone().into(),
+                request: self.request.id.clone().into(),
                 failure: None,
                 degraded,
                 stages,
@@ -438,7 +438,7 @@ impl<'n> Flow<'n> {
             outputs: Vec::new(),
             held: None,
             reply: Reply {
-                request: self.order.id.clone().into(),
+                request: self.request.id.clone().into(),
                 failure: Some(failure),
                 degraded: None,
                 stages: self.stages.clone(),
@@ -469,21 +469,21 @@ struct Call {
 /// Hands a request to a parent and waits for its answer.
 async fn call(
     duty: &Arc<Inference>,
-    order: &Order,
+    request: &RoutedRequest,
     inputs: &Inputs,
     frontier: Option<Arc<Named>>,
     call: Call,
 ) -> Result<(Product, Option<Degraded>), Failure> {
     let Call { peer, remaining, whole, split, sending } = call;
     let uplink = duty.cx.parents.get(peer)?;
-    let first = order.boundaries.first().filter(|_| !whole);
+    let first = request.boundaries.first().filter(|_| !whole);
     let codec_of = |name: &str| {
         first.and_then(|b| b.tensors.iter().find(|t| t.name == name)).map_or(wire::raw().name(), |t| t.codec.as_str())
     };
     let at_inputs = whole || split == inputs.segment;
     // Relayed as they came where they can be: decoding and encoding again would
     // only cost.
-    let relayed = order.hops > 0 || inputs.encoded.iter().all(|e| e.codec == codec_of(&e.name));
+    let relayed = request.hops > 0 || inputs.encoded.iter().all(|e| e.codec == codec_of(&e.name));
     let (tensors, encode) = match &frontier {
         Some(frontier) if !at_inputs => encode_blocking(Arc::clone(frontier), codec_of).await?,
         _ if relayed => (inputs.encoded.clone(), Duration::ZERO),
@@ -497,21 +497,22 @@ async fn call(
     let _given_back = GiveBack { held: &inputs.held, bytes: made };
     let segment = if at_inputs { inputs.segment } else { split };
     let header = RunHeader {
-        request: order.id.clone().into(),
-        model: digest_bytes(&order.program.manifest.digest)?,
+        request: request.id.clone().into(),
+        model: digest_bytes(&request.program.manifest.digest)?,
         route: Some(Route {
             from: segment.checked_sub(1).map(|c| c as u32),
-            boundaries: if whole { Vec::new() } else { order.boundaries.iter().skip(1).cloned().collect() },
-            reply_codec: order.reply_codec.clone(),
+            boundaries: if whole { Vec::new() } else { request.boundaries.iter().skip(1).cloned().collect() },
+            reply_codec: request.reply_codec.clone(),
         }),
         remaining_us: u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX),
-        hops: order.hops + 1,
-        trace: order.trace.clone(),
+        hops: request.hops + 1,
+        trace: request.trace.clone(),
         tensors: tierline_proto::frame::declare(&tensors),
-        no_fallback: !order.fallback,
+        no_fallback: !request.fallback,
     };
     let started = Instant::now();
-    let predicted = duty.planning.predicted_upstream(peer, &order.program, if whole { &[] } else { &order.boundaries });
+    let predicted =
+        duty.planning.predicted_upstream(peer, &request.program, if whole { &[] } else { &request.boundaries });
     let (reply, encoded) = tokio::select! {
         answered = calls::run(&duty.cx, &uplink, header, tensors, &inputs.held) => answered?,
         never = uplink.report_pending(sent, predicted) => match never {},

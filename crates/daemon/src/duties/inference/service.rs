@@ -13,7 +13,7 @@ use tierline_proto::{Digest, Encoded, Sound, frame};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::flow::{self, Answer, Inputs, Order};
+use super::flow::{self, Answer, Inputs, RoutedRequest};
 use super::{Inference, wire};
 use crate::device::budget::Held;
 use crate::duties::planning::segment_after;
@@ -43,8 +43,8 @@ impl Infer for InferService {
         let mut header = Sound::read(header)?.into_inner();
         let route = header.route.clone().unwrap_or_default();
         let id = header.request.to_vec();
-        let order = match prepare(&self.0, &header, &route, arrived).await {
-            Ok(order) => order,
+        let routed = match prepare(&self.0, &header, &route, arrived).await {
+            Ok(routed) => routed,
             Err(failure) => return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None))),
         };
         let held = self.0.cx.device.budget.request(&peer.id);
@@ -63,14 +63,14 @@ impl Infer for InferService {
             Err(failure) => return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None))),
         };
         let segment = segment_after(route.from);
-        if let Err(mut failure) = wire::check_wanted(&encoded, &order.program.taken(segment)) {
+        if let Err(mut failure) = wire::check_wanted(&encoded, &routed.program.taken(segment)) {
             // What a node below made of the inputs isn't the caller's fault.
             if segment > 0 {
                 failure.code = Code::Protocol.into();
             }
             return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None)));
         }
-        let answer = flow::answer(&self.0, order, Inputs::new(segment, encoded, Arc::new(held))).await;
+        let answer = flow::answer(&self.0, routed, Inputs::new(segment, encoded, Arc::new(held))).await;
         let held = answer.held.clone();
         let (reply, tensors) = pack(answer, &route.reply_codec);
         Ok(Response::new(send(&self.0, reply, tensors, held)))
@@ -87,7 +87,12 @@ fn remaining(header: &RunHeader) -> Duration {
 }
 
 /// What is to be done with a request, as its header says.
-async fn prepare(duty: &Arc<Inference>, header: &RunHeader, route: &Route, arrived: Instant) -> Result<Order, Failure> {
+async fn prepare(
+    duty: &Arc<Inference>,
+    header: &RunHeader,
+    route: &Route,
+    arrived: Instant,
+) -> Result<RoutedRequest, Failure> {
     let digest = Digest::try_from(&header.model).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
     let entry = duty.catalogue.known.by_model(digest).ok_or_else(|| {
         Failure::new(Code::UnknownModel, format!("model {} is not in this node's catalogue", digest.short()))
@@ -100,7 +105,7 @@ async fn prepare(duty: &Arc<Inference>, header: &RunHeader, route: &Route, arriv
         return Err(Failure::new(Code::Protocol, text).with_help("add the model again on the cloud"));
     }
     let boundaries = route.boundaries.clone();
-    Ok(Order {
+    Ok(RoutedRequest {
         id: header.request.to_vec(),
         program,
         peer: (!boundaries.is_empty()).then(|| duty.cx.parents.first()).flatten().map(|parent| parent.peer),

@@ -4,8 +4,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tierline_engine::profiler::{Progress, Watch};
-use tierline_engine::{EngineError, Stop};
+use tierline_engine::profiler::{Progress, ProgressListener};
+use tierline_engine::{EngineError, PullOnDrop, Stop};
 use tierline_graph::profile::ModelProfile;
 use tierline_graph::{DataType, Tensor};
 use tierline_node::admit::Class;
@@ -18,13 +18,13 @@ use tonic::Status;
 use super::artefacts::Artefacts;
 use super::catalogue::{AGAIN, Catalogue, Change, Entry, UNKEPT_SHARE, is_late};
 use super::planning::Planning;
-use crate::device::compute::{Compute, Hold, PullOnDrop};
+use crate::device::compute::{Compute, Hold};
 use crate::models::Manifest;
 use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
 use crate::{documents, profiling};
 
-/// Steps of a measurement ahead of whoever watches it.
+/// Steps of a measurement ahead of whoever reads them.
 const AHEAD_MAX: usize = 8;
 
 /// A measurement waits so long, in all, for those who compute beside it; better
@@ -35,7 +35,7 @@ const WAITS_MAX: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Who hears of a measurement's steps.
-type Told = Box<dyn Fn(Progress) + Send + Sync>;
+type Callback = Box<dyn Fn(Progress) + Send + Sync>;
 
 /// A measurement's turns on the device: it holds it from one step to the next.
 struct Turns {
@@ -136,23 +136,23 @@ impl Profiling {
         profiling
     }
 
-    /// Measures a model for somebody who watches.
+    /// Measures a model for somebody who reads how far it is.
     #[must_use]
-    pub fn watched(self: &Arc<Self>, entry: Entry) -> ReceiverStream<Result<ProfileProgress, Status>> {
+    pub fn measure_aloud(self: &Arc<Self>, entry: Entry) -> ReceiverStream<Result<ProfileProgress, Status>> {
         let profiling = Arc::clone(self);
         self.cx.tasks.stream("profile command", AHEAD_MAX, |send| async move {
-            let report = send.clone();
-            let told: Told = Box::new(move |p: Progress| {
+            let steps = send.clone();
+            let report: Callback = Box::new(move |p: Progress| {
                 let step = ProfileProgress {
                     done: (p.done * 100.0) as u32,
                     total: 100,
                     step: p.phase.to_string(),
                     ..ProfileProgress::default()
                 };
-                // A watcher that is slow to read misses steps.
-                let _ = report.try_send(Ok(step));
+                // A reader that is slow to read misses steps.
+                let _ = steps.try_send(Ok(step));
             });
-            let last = match profiling.measure(&entry, Some(told)).await {
+            let last = match profiling.measure(&entry, Some(report)).await {
                 Ok((digest, profile)) => super::json(profile.as_ref()).map(|profile_json| ProfileProgress {
                     done: 100,
                     total: 100,
@@ -189,7 +189,11 @@ impl Profiling {
     ///
     /// # Errors
     /// When the model can't be had or run here, or was removed meanwhile.
-    pub async fn measure(&self, entry: &Entry, progress: Option<Told>) -> Result<(Digest, Arc<ModelProfile>), Failure> {
+    pub async fn measure(
+        &self,
+        entry: &Entry,
+        progress: Option<Callback>,
+    ) -> Result<(Digest, Arc<ModelProfile>), Failure> {
         let _turn = self.turn(entry).await?;
         self.measure_now(entry, progress).await
     }
@@ -213,7 +217,11 @@ impl Profiling {
         Ok(self.measuring.lock().await)
     }
 
-    async fn measure_now(&self, entry: &Entry, progress: Option<Told>) -> Result<(Digest, Arc<ModelProfile>), Failure> {
+    async fn measure_now(
+        &self,
+        entry: &Entry,
+        progress: Option<Callback>,
+    ) -> Result<(Digest, Arc<ModelProfile>), Failure> {
         let profile = match self.cx.me.config().scale_of_parent {
             Some(factor) => self.scaled(entry, factor.get()).await?,
             None => self.measured(entry, progress).await?,
@@ -243,7 +251,7 @@ impl Profiling {
         Ok((digest, profile))
     }
 
-    async fn measured(&self, entry: &Entry, progress: Option<Told>) -> Result<ModelProfile, Failure> {
+    async fn measured(&self, entry: &Entry, progress: Option<Callback>) -> Result<ModelProfile, Failure> {
         let (program, source) = {
             let _turn = self.catalogue.turn_to_load(entry).await?;
             self.catalogue.loaded(entry).await?
@@ -256,11 +264,11 @@ impl Profiling {
         let (load, slowdown) = (config.load_options(), config.slowdown.get());
         let turns = Arc::new(Turns::new(self.cx.device.compute.clone()));
         let taken = Arc::clone(&turns);
-        let watch = Watch::new(move |step| {
-            progress.iter().for_each(|told| told(step));
+        let progress = ProgressListener::new(move |step| {
+            progress.iter().for_each(|report| report(step));
             taken.next();
         });
-        let how = profiling::Measuring { load, slowdown, watch, stop: stop.0.clone() };
+        let how = profiling::Measuring { load, slowdown, progress, stop: stop.0.clone() };
         let measure = move || {
             let work = profiling::Work { engine, model: &source.model, manifest: &program.manifest, inputs: &inputs };
             profiling::measure(&work, how)

@@ -13,7 +13,7 @@ use tierline_node::policy::{Roles, Rule};
 use tierline_proto::envelope::SITE;
 use tierline_proto::limits::{NODES_BELOW_MAX, SUBTREE_NODES_MAX};
 use tierline_proto::v1::{
-    Code, Failure, KeptMemory, LoadReport, NodeInfo, NodeRemoveRequest, NodeStatus, NodesReply, ReverseReply,
+    Code, Failure, LoadReport, MemoryUse, NodeInfo, NodeRemoveRequest, NodeStatus, NodesReply, ReverseReply,
     ReverseRequest, SiteReport, Subtree, reverse_reply, site_report,
 };
 use tierline_proto::{Breach, Role, Sound};
@@ -126,7 +126,7 @@ impl Site {
             store_bytes: self.artefacts.bytes().await,
             certificate_not_after_s: seconds(me.identity().peer().not_after),
             draining: self.cx.end.has_begun(),
-            memory: device.memory.kept().map(kept_message).into(),
+            memory: device.memory.kept().map(memory_message).into(),
         }
     }
 
@@ -482,8 +482,8 @@ impl Duty for Arc<Site> {
     }
 }
 
-fn kept_message(kept: memory::Kept) -> KeptMemory {
-    KeptMemory { kind: kept.kind.name().to_owned(), count: kept.count as u64, bytes: kept.bytes }
+fn memory_message(kept: memory::MemoryUse) -> MemoryUse {
+    MemoryUse { kind: kept.kind.name().to_owned(), count: kept.count as u64, bytes: kept.bytes }
 }
 
 /// Unix time of a moment, in seconds.

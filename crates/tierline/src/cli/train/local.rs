@@ -15,7 +15,7 @@ use super::{Folder, Train, data, folder_beside, model, stopped_by_user};
 use crate::cli::Global;
 use crate::cli::engines;
 use crate::cli::trainable::tell_untrained;
-use crate::output::{self, Exit, ExitWith, Failure, Outcome};
+use crate::output::{self, CommandError, CommandResult, ExitCode, ExitWith};
 
 /// One line of `--json`.
 #[derive(Serialize)]
@@ -51,7 +51,7 @@ enum Line<'a> {
     },
 }
 
-pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
+pub fn local(global: &Global, args: &Train, job: Job) -> CommandResult {
     let path = folder_beside(&args.job, args.out.as_deref());
     let (folder, from) = if args.resume {
         let folder = Folder::take(path.clone())?;
@@ -67,9 +67,9 @@ pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
         Some(Normalization::Stated(numbers)) => Some(numbers.clone()),
         Some(Normalization::Measured(_)) => Some(Normalize::of(&seen)),
     };
-    let options = job.options(normalize).exit_with(Exit::Configuration)?;
+    let options = job.options(normalize).exit_with(ExitCode::Configuration)?;
     let per_epoch =
-        Batches::start(&seen, &options.batch, Position::default(), 1).exit_with(Exit::Configuration)?.per_epoch();
+        Batches::start(&seen, &options.batch, Position::default(), 1).exit_with(ExitCode::Configuration)?.per_epoch();
     let recipe = job.recipe(per_epoch);
     let load = LoadOptions::with_threads(args.threads);
     let mut trainer = Trainer::new(&engine, model(global, &args.job, &job, &engine)?, &recipe, &load)?;
@@ -133,7 +133,7 @@ pub fn local(global: &Global, args: &Train, job: Job) -> Outcome {
         let hint = format!("tierline train {} --local --resume", args.job.display());
         let text =
             format!("stopped in epoch {}, behind batch {} of {per_epoch}; nothing is lost", at.epoch + 1, at.batch);
-        return Err(Failure::message(Exit::Interrupted, text).hint(hint));
+        return Err(CommandError::message(ExitCode::Interrupted, text).hint(hint));
     }
     folder.curves(&points(&outcome.epochs), "epoch")?;
     said.done(&outcome.epochs, &folder)
@@ -143,21 +143,22 @@ fn points(epochs: &[Epoch]) -> Vec<Point> {
     epochs.iter().map(Point::from).collect()
 }
 
-fn closed(failure: Failure) -> TrainError {
+fn closed(failure: CommandError) -> TrainError {
     TrainError::Write { path: "stdout".into(), source: std::io::Error::other(format!("{:#}", failure.error)) }
 }
 
-fn failed(error: TrainError, folder: &Folder) -> Failure {
+fn failed(error: TrainError, folder: &Folder) -> CommandError {
     let kept = folder.checkpoint();
-    let failure = Failure::new(Exit::Failure, error);
+    let failure = CommandError::new(ExitCode::Failure, error);
     if kept.exists() { failure.hint(format!("the last good checkpoint is {}", kept.display())) } else { failure }
 }
 
-fn resumed(folder: &Folder, job: &Job) -> Outcome<Checkpoint> {
+fn resumed(folder: &Folder, job: &Job) -> CommandResult<Checkpoint> {
     let checkpoint = Checkpoint::load(&folder.checkpoint())?;
     if checkpoint.job != job.identity() {
         let text = format!("{:?} belongs to another job, or to this one before it was changed", folder.checkpoint());
-        return Err(Failure::message(Exit::Configuration, text).hint("start anew without --resume, or undo the change"));
+        return Err(CommandError::message(ExitCode::Configuration, text)
+            .hint("start anew without --resume, or undo the change"));
     }
     Ok(checkpoint)
 }
@@ -170,7 +171,7 @@ struct Said<'a> {
 }
 
 impl Said<'_> {
-    fn line(&self, line: &Line) -> Outcome {
+    fn line(&self, line: &Line) -> CommandResult {
         if self.global.json {
             return self.global.output().event(line);
         }
@@ -184,7 +185,7 @@ impl Said<'_> {
         Ok(())
     }
 
-    fn epoch(&self, epoch: &Epoch, seconds: f64) -> Outcome {
+    fn epoch(&self, epoch: &Epoch, seconds: f64) -> CommandResult {
         let examples_per_second = epoch.examples as f64 / seconds.max(1e-9);
         if self.global.json {
             return self.global.output().event(&Line::Epoch { epoch, seconds, examples_per_second });
@@ -204,7 +205,7 @@ impl Said<'_> {
         ))
     }
 
-    fn done(&self, epochs: &[Epoch], folder: &Folder) -> Outcome {
+    fn done(&self, epochs: &[Epoch], folder: &Folder) -> CommandResult {
         let seconds = self.started.elapsed().as_secs_f64();
         let last = epochs.last();
         let test = last.and_then(|e| e.test);

@@ -24,7 +24,7 @@ pub use self::sim::Sim;
 pub use self::site::{Followed, fetch_model, follow};
 use super::{Global, usage};
 use crate::cli::engines;
-use crate::output::{Exit, ExitWith, Failure, Outcome};
+use crate::output::{CommandError, CommandResult, ExitCode, ExitWith};
 use tierline_daemon::datasets::{Datasets, DatasetsError};
 use tierline_daemon::{jobs, models};
 
@@ -61,7 +61,7 @@ pub struct Train {
     threads: usize,
 }
 
-pub fn train(global: &Global, args: &Train) -> Outcome {
+pub fn train(global: &Global, args: &Train) -> CommandResult {
     let mut job = read(&args.job)?;
     if let Some(epochs) = args.epochs {
         job.epochs = epochs;
@@ -80,7 +80,7 @@ pub fn train(global: &Global, args: &Train) -> Outcome {
 }
 
 /// `tierline sim`.
-pub fn simulate(global: &Global, args: &Sim) -> Outcome {
+pub fn simulate(global: &Global, args: &Sim) -> CommandResult {
     let job = read(args.job())?;
     sim::sim(global, args, job)
 }
@@ -102,9 +102,9 @@ impl Folder {
     ///
     /// # Errors
     /// When another process has it, or the disk refuses.
-    pub fn take(path: PathBuf) -> Outcome<Self> {
+    pub fn take(path: PathBuf) -> CommandResult<Self> {
         let cannot = |what: &str, e: &std::io::Error| {
-            Failure::message(Exit::Failure, format!("cannot {what} {}: {e}", path.display()))
+            CommandError::message(ExitCode::Failure, format!("cannot {what} {}: {e}", path.display()))
         };
         std::fs::create_dir_all(&path).map_err(|e| cannot("create", &e))?;
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).clone();
@@ -118,7 +118,7 @@ impl Folder {
                 let holder = if holder.is_empty() { "another process" } else { holder.trim_end() };
                 let text = format!("{} is in use by {holder}", path.display());
                 let hint = "wait until it ends, or end it; or give this run a folder of its own with --out DIR";
-                return Err(Failure::message(Exit::Failure, text).hint(hint));
+                return Err(CommandError::message(ExitCode::Failure, text).hint(hint));
             }
             // Some file systems have no locks.
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {}
@@ -136,7 +136,7 @@ impl Folder {
     ///
     /// # Errors
     /// Those of [`Folder::take`], and when a run's files would be lost.
-    pub fn take_new(path: PathBuf, replace: bool) -> Outcome<Self> {
+    pub fn take_new(path: PathBuf, replace: bool) -> CommandResult<Self> {
         let folder = Self::take(path)?;
         let model = Some(folder.model()).filter(|model| model.exists());
         let checkpoint = Some(folder.checkpoint()).filter(|checkpoint| checkpoint.exists());
@@ -145,7 +145,7 @@ impl Folder {
                 let text = format!("{} is of an earlier run", file.display());
                 let resume = if checkpoint.is_some() { "--resume goes on from it, " } else { "" };
                 let hint = format!("{resume}--replace puts this run's files in its place, --out DIR elsewhere");
-                Err(Failure::message(Exit::Configuration, text).hint(hint))
+                Err(CommandError::message(ExitCode::Configuration, text).hint(hint))
             }
             _ => Ok(folder),
         }
@@ -161,7 +161,7 @@ impl Folder {
     }
 
     /// Saves models that ends have of their own.
-    fn save_ends(&self, own: &BTreeMap<String, Model>) -> Outcome {
+    fn save_ends(&self, own: &BTreeMap<String, Model>) -> CommandResult {
         let folder = self.path.join("ends");
         std::fs::create_dir_all(&folder)?;
         for (end, model) in own {
@@ -194,7 +194,7 @@ const LOCK: &str = ".lock";
 const HOLDER_BYTES_MAX: u64 = 400;
 
 /// Set when the user presses ctrl-C; a second time ends the process.
-fn stopped_by_user() -> Outcome<Stop> {
+fn stopped_by_user() -> CommandResult<Stop> {
     let stop = Stop::asked();
     let asked = stop.clone();
     let signals = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -203,7 +203,7 @@ fn stopped_by_user() -> Outcome<Stop> {
             while tokio::signal::ctrl_c().await.is_ok() {
                 // Asked twice, it can't wait for what is under way.
                 if asked.is_pulled() {
-                    std::process::exit(Exit::Interrupted as i32);
+                    std::process::exit(ExitCode::Interrupted as i32);
                 }
                 asked.pull();
             }
@@ -213,65 +213,70 @@ fn stopped_by_user() -> Outcome<Stop> {
 }
 
 /// The job's model, ready for training.
-fn model(global: &Global, path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
+fn model(global: &Global, path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> CommandResult<Model> {
     ready(global, path, &job.model, job, engine)
 }
 
 /// All models of a job.
-fn job_models(global: &Global, path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Models> {
+fn job_models(global: &Global, path: &Path, job: &Job, engine: &Arc<dyn Engine>) -> CommandResult<Models> {
     let others = job.models.iter().map(|variant| ready(global, path, &variant.model, job, engine));
-    Ok(Models { own: model(global, path, job, engine)?, others: others.collect::<Outcome<_>>()? })
+    Ok(Models { own: model(global, path, job, engine)?, others: others.collect::<CommandResult<_>>()? })
 }
 
-fn ready(global: &Global, job_file: &Path, model: &Path, job: &Job, engine: &Arc<dyn Engine>) -> Outcome<Model> {
+fn ready(global: &Global, job_file: &Path, model: &Path, job: &Job, engine: &Arc<dyn Engine>) -> CommandResult<Model> {
     let file = job_file.parent().unwrap_or(Path::new("")).join(model);
     let model = models::for_training(engines::load(global, &file)?, engine)?;
     Ok(if job.weights == Weights::Fresh { init::fresh(&model, job.seed)? } else { model })
 }
 
-fn read(path: &Path) -> Outcome<Job> {
+fn read(path: &Path) -> CommandResult<Job> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| anyhow::anyhow!("cannot read {path:?}: {e}"))
-        .exit_with(Exit::Configuration)?;
-    jobs::read(&text).map_err(|reason| anyhow::anyhow!("{}: {reason}", path.display())).exit_with(Exit::Configuration)
+        .exit_with(ExitCode::Configuration)?;
+    jobs::read(&text)
+        .map_err(|reason| anyhow::anyhow!("{}: {reason}", path.display()))
+        .exit_with(ExitCode::Configuration)
 }
 
-fn open(global: &Global, name: &str) -> Outcome<Dataset> {
+fn open(global: &Global, name: &str) -> CommandResult<Dataset> {
     Datasets::of(&global.data_folder()).open(name).map_err(refused)
 }
 
 /// What is learned from, where each end holds out its own.
-fn learned_from(global: &Global, job: &Job) -> Outcome<Dataset> {
+fn learned_from(global: &Global, job: &Job) -> CommandResult<Dataset> {
     let whole = open(global, &job.data.train)?;
     Ok(if whole.splits().contains(&"train") { whole.named_split("train")? } else { whole })
 }
 
 /// What is learned from, and what is held out, their classes numbered alike.
-fn data(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
+fn data(global: &Global, job: &Job) -> CommandResult<(Dataset, Option<Dataset>)> {
     let (seen, held_out) = divided(global, job)?;
     let mut data = job.data.clone();
     data.name_classes(held_out.iter().chain([&seen]));
-    let numbered = |dataset: &Dataset| data.numbered(dataset).exit_with(Exit::Configuration);
+    let numbered = |dataset: &Dataset| data.numbered(dataset).exit_with(ExitCode::Configuration);
     Ok((numbered(&seen)?, held_out.as_ref().map(numbered).transpose()?))
 }
 
 /// What is learned from, and what is held out, as they come.
-fn divided(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
+fn divided(global: &Global, job: &Job) -> CommandResult<(Dataset, Option<Dataset>)> {
     let whole = open(global, &job.data.train)?;
-    let split = |dataset: &Dataset, name: &str| -> Outcome<Option<Dataset>> {
+    let split = |dataset: &Dataset, name: &str| -> CommandResult<Option<Dataset>> {
         Ok(if dataset.splits().contains(&name) { Some(dataset.named_split(name)?) } else { None })
     };
     let seen = split(&whole, "train")?.unwrap_or_else(|| whole.clone());
     let held_out = match (&job.data.test, job.data.hold_out) {
         (Some(_), Some(_)) => {
-            return Err(Failure::message(Exit::Configuration, "data.test and data.hold_out exclude each other"));
+            return Err(CommandError::message(
+                ExitCode::Configuration,
+                "data.test and data.hold_out exclude each other",
+            ));
         }
         (Some(name), None) => {
             let other = open(global, name)?;
             Some(split(&other, "test")?.unwrap_or(other))
         }
         (None, Some(share)) => {
-            let (held_out, seen) = seen.split(share, job.seed).exit_with(Exit::Configuration)?;
+            let (held_out, seen) = seen.split(share, job.seed).exit_with(ExitCode::Configuration)?;
             return Ok((seen, Some(held_out)));
         }
         (None, None) => split(&whole, "test")?,
@@ -279,9 +284,9 @@ fn divided(global: &Global, job: &Job) -> Outcome<(Dataset, Option<Dataset>)> {
     Ok((seen, held_out))
 }
 
-fn refused(error: DatasetsError) -> Failure {
+fn refused(error: DatasetsError) -> CommandError {
     let help = error.help();
-    let failure = Failure::new(Exit::Failure, error);
+    let failure = CommandError::new(ExitCode::Failure, error);
     match help {
         Some(help) => failure.hint(help),
         None => failure,

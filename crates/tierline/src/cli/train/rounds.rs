@@ -10,7 +10,7 @@ use tierline_train::chart::Point;
 
 use super::Folder;
 use crate::cli::Global;
-use crate::output::{self, Outcome};
+use crate::output::{self, CommandResult};
 
 /// Between two drawings of the curves while rounds come: a picture may take
 /// longer than a round.
@@ -73,7 +73,13 @@ pub struct Rounds<'a> {
 
 impl<'a> Rounds<'a> {
     /// Of a simulation with so many ends, or of a job on nodes.
-    pub fn begin(global: &'a Global, job: &str, total: u64, ends: Option<usize>, folder: Folder) -> Outcome<Self> {
+    pub fn begin(
+        global: &'a Global,
+        job: &str,
+        total: u64,
+        ends: Option<usize>,
+        folder: Folder,
+    ) -> CommandResult<Self> {
         if global.json {
             global.output().event(&Line::Start { job, rounds: total, ends })?;
         } else {
@@ -91,7 +97,7 @@ impl<'a> Rounds<'a> {
         &self.folder
     }
 
-    pub fn round(&mut self, round: &RoundScores) -> Outcome {
+    pub fn round(&mut self, round: &RoundScores) -> CommandResult {
         self.seen.push(round.clone());
         if self.drawn.is_none_or(|drawn| drawn.elapsed() > REDRAW) {
             self.draw()?;
@@ -131,7 +137,7 @@ impl<'a> Rounds<'a> {
     }
 
     /// The job goes on without a node.
-    pub fn without(&self, why: Without, node: Option<&str>, reason: Option<&str>) -> Outcome {
+    pub fn without(&self, why: Without, node: Option<&str>, reason: Option<&str>) -> CommandResult {
         let (node, reason) = (node.unwrap_or("a node"), reason.unwrap_or("no reason was given"));
         if self.global.json {
             return self.global.output().event(&match why {
@@ -148,7 +154,7 @@ impl<'a> Rounds<'a> {
     }
 
     /// Draws the curves of the rounds so far, however the job ended.
-    pub fn draw(&mut self) -> Outcome {
+    pub fn draw(&mut self) -> CommandResult {
         if !self.seen.is_empty() {
             let points: Vec<Point> = self.seen.iter().map(Point::from).collect();
             self.folder.curves(&points, "round")?;
@@ -158,7 +164,7 @@ impl<'a> Rounds<'a> {
     }
 
     /// The last line; the model is in the folder already.
-    pub fn done(self) -> Outcome {
+    pub fn done(self) -> CommandResult {
         let file = self.folder.model();
         let model = models::digest(&std::fs::read(&file)?);
         let evaluated = self.seen.iter().rev().find(|r| r.loss.is_some());

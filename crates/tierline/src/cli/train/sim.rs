@@ -13,7 +13,7 @@ use super::rounds::{Rounds, Without};
 use super::{Folder, Train, data, folder_beside, job_models, learned_from, open, stopped_by_user};
 use crate::cli::engines;
 use crate::cli::{Global, usage};
-use crate::output::{Exit, ExitWith, Failure, Outcome};
+use crate::output::{CommandError, CommandResult, ExitCode, ExitWith};
 
 /// Round trip of a simulated link, at most: a day.
 const RTT_MS_MAX: f64 = 86_400e3;
@@ -88,7 +88,7 @@ impl Sim {
         &self.job
     }
 
-    fn scenario(&self, federation: &Federation) -> Outcome<Scenario> {
+    fn scenario(&self, federation: &Federation) -> CommandResult<Scenario> {
         Ok(Scenario {
             edges: self.edges.unwrap_or_else(|| edges_of(federation, self.ends)),
             end_link: link(self.end_link.as_deref())?,
@@ -112,7 +112,7 @@ fn edges_of(federation: &Federation, ends: usize) -> usize {
 }
 
 /// Refuses a site in which nobody would ever begin.
-fn check(federation: &Federation, ends: usize, edges: usize) -> Outcome {
+fn check(federation: &Federation, ends: usize, edges: usize) -> CommandResult {
     let least = federation.cloud.clients.min;
     let cloud = match federation.edge {
         Some(_) if edges > 0 => ("the cloud", least, "edges", edges),
@@ -123,14 +123,14 @@ fn check(federation: &Federation, ends: usize, edges: usize) -> Outcome {
     for (who, least, members, simulated) in std::iter::once(cloud).chain(edge) {
         if simulated < least {
             let text = format!("{who} waits for {least} {members}, with {simulated} simulated below it");
-            return Err(Failure::message(Exit::Infeasible, text)
+            return Err(CommandError::message(ExitCode::Infeasible, text)
                 .hint(format!("simulate more {members}, or lower `clients.min` in the job's file")));
         }
     }
     Ok(())
 }
 
-fn link(text: Option<&str>) -> Outcome<Link> {
+fn link(text: Option<&str>) -> CommandResult<Link> {
     let Some(text) = text else { return Ok(Link::NONE) };
     let numbers: Vec<f64> = text.split(',').filter_map(|n| n.trim().parse().ok()).collect();
     match numbers[..] {
@@ -144,14 +144,14 @@ fn link(text: Option<&str>) -> Outcome<Link> {
     }
 }
 
-pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
+pub fn sim(global: &Global, args: &Sim, job: Job) -> CommandResult {
     let Some(federation) = &job.federation else {
         let text = "the job has no table [federation]: it says nothing of many nodes";
         let hint =
             format!("add [federation.cloud] with rounds = 10, or: tierline train {} --local", args.job.display());
-        return Err(Failure::message(Exit::Configuration, text).hint(hint));
+        return Err(CommandError::message(ExitCode::Configuration, text).hint(hint));
     };
-    federation.check().exit_with(Exit::Configuration)?;
+    federation.check().exit_with(ExitCode::Configuration)?;
     let rounds = federation.cloud.rounds;
     let scenario = args.scenario(federation)?;
     check(federation, args.ends, scenario.edges)?;
@@ -160,13 +160,13 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
         let hint = "add hold_out = 0.2 under [data]";
         if job.data.hold_out.is_none() {
             let text = "ends look at models with examples of their own, and the job says not how many they hold out";
-            return Err(Failure::message(Exit::Configuration, text).hint(hint));
+            return Err(CommandError::message(ExitCode::Configuration, text).hint(hint));
         }
         (learned_from(global, &job)?, None)
     } else {
         data(global, &job)?
     };
-    let shares = partition(&seen, &args.partition, args.ends, job.seed).exit_with(Exit::Configuration)?;
+    let shares = partition(&seen, &args.partition, args.ends, job.seed).exit_with(ExitCode::Configuration)?;
     let shares = shares.iter().map(|share| seen.subset(share)).collect::<Result<Vec<_>, _>>()?;
     let models = job_models(global, &args.job, &job, &engine)?;
     let public = federation.distillation().map(|distil| open(global, &distil.public)).transpose()?;
@@ -195,7 +195,7 @@ pub fn sim(global: &Global, args: &Sim, job: Job) -> Outcome {
     shown.done()
 }
 
-fn failed(error: SimError, ends: usize) -> Failure {
+fn failed(error: SimError, ends: usize) -> CommandError {
     let hint = match error {
         SimError::Stalled { .. } => Some(format!(
             "ask for fewer in `clients` of the job's file, or simulate more than {ends} ends, or more or fewer edges"
@@ -203,12 +203,12 @@ fn failed(error: SimError, ends: usize) -> Failure {
         _ => None,
     };
     let exit = match error {
-        SimError::Stopped(_) => Exit::Interrupted,
-        SimError::Scenario { .. } => Exit::Configuration,
-        SimError::Stalled { .. } => Exit::Infeasible,
-        _ => Exit::Failure,
+        SimError::Stopped(_) => ExitCode::Interrupted,
+        SimError::Scenario { .. } => ExitCode::Configuration,
+        SimError::Stalled { .. } => ExitCode::Infeasible,
+        _ => ExitCode::Failure,
     };
-    let failure = Failure::new(exit, error);
+    let failure = CommandError::new(exit, error);
     match hint {
         Some(hint) => failure.hint(hint),
         None => failure,

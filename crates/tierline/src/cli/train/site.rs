@@ -16,14 +16,14 @@ use super::{Folder, Train, folder_beside, job_models};
 use crate::cli::client::{connect, refused};
 use crate::cli::engines;
 use crate::cli::{Global, block_on};
-use crate::output::{Exit, ExitWith, Failure, Outcome};
+use crate::output::{CommandError, CommandResult, ExitCode, ExitWith};
 
 /// Chunks ahead of the connection.
 const AHEAD_MAX: usize = 4;
 
-pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
+pub fn site(global: &Global, args: &Train, job: &Job) -> CommandResult {
     if let Some(federation) = &job.federation {
-        federation.check().exit_with(Exit::Configuration)?;
+        federation.check().exit_with(ExitCode::Configuration)?;
     }
     let engine = engines::engine(global)?;
     let Models { own, others } = job_models(global, &args.job, job, &engine)?;
@@ -61,7 +61,7 @@ pub fn site(global: &Global, args: &Train, job: &Job) -> Outcome {
             Followed::Ended => Ok(()),
             Followed::Left => {
                 let text = format!("job {} goes on without you", info.name);
-                Err(Failure::message(Exit::Interrupted, text).hint(format!(
+                Err(CommandError::message(ExitCode::Interrupted, text).hint(format!(
                     "follow it with `tierline job logs {0}`, end it with `tierline job cancel {0}`",
                     info.name
                 )))
@@ -84,7 +84,7 @@ pub async fn follow(
     node: &mut LocalClient<Channel>,
     info: &JobInfo,
     folder: Folder,
-) -> Outcome<Followed> {
+) -> CommandResult<Followed> {
     let mut shown = Rounds::begin(global, &info.name, info.rounds, None, folder)?;
     let followed = watch(node, info, &mut shown).await;
     let drawn = shown.draw();
@@ -99,7 +99,7 @@ pub async fn follow(
 }
 
 /// Shows what happens until the job is done.
-async fn watch(node: &mut LocalClient<Channel>, info: &JobInfo, shown: &mut Rounds<'_>) -> Outcome<Followed> {
+async fn watch(node: &mut LocalClient<Channel>, info: &JobInfo, shown: &mut Rounds<'_>) -> CommandResult<Followed> {
     for out in &info.excluded {
         shown.without(Without::Excluded, Some(&out.node), Some(&out.reason))?;
     }
@@ -113,7 +113,9 @@ async fn watch(node: &mut LocalClient<Channel>, info: &JobInfo, shown: &mut Roun
         // A node that ends properly closes the stream, one that is killed breaks it.
         let Ok(Some(event)) = event else {
             let text = "the node ended before the job did; the job goes on when the node is back";
-            return Err(Failure::message(Exit::Unreachable, text).hint(format!("tierline job logs {}", info.name)));
+            return Err(
+                CommandError::message(ExitCode::Unreachable, text).hint(format!("tierline job logs {}", info.name))
+            );
         };
         let json: serde_json::Value = serde_json::from_str(&event.json).unwrap_or_default();
         let (node, reason) = (json["node"].as_str(), json["reason"].as_str());
@@ -123,18 +125,18 @@ async fn watch(node: &mut LocalClient<Channel>, info: &JobInfo, shown: &mut Roun
             "unable" => shown.without(Without::Unable, node, reason)?,
             "done" => return Ok(Followed::Ended),
             "cancelled" => {
-                return Err(Failure::message(Exit::Interrupted, format!("job {} was cancelled", info.name)));
+                return Err(CommandError::message(ExitCode::Interrupted, format!("job {} was cancelled", info.name)));
             }
             _ => {
                 let reason = reason.unwrap_or("no reason was given");
-                return Err(Failure::message(Exit::Failure, format!("job {} failed: {reason}", info.name)));
+                return Err(CommandError::message(ExitCode::Failure, format!("job {} failed: {reason}", info.name)));
             }
         }
     }
 }
 
 /// Fetches a job's model.
-pub async fn fetch_model(node: &mut LocalClient<Channel>, info: &JobInfo) -> Outcome<Vec<u8>> {
+pub async fn fetch_model(node: &mut LocalClient<Channel>, info: &JobInfo) -> CommandResult<Vec<u8>> {
     let request = JobRequest { job: crate::cli::job::digest(info) };
     let mut stream = node.job_model(request).await.map_err(|s| refused(&s))?.into_inner();
     let mut bytes = Vec::new();

@@ -30,7 +30,7 @@ use super::messages::{Start, internal};
 use super::{AGAIN, Folder, INBOX_MAX, JobManifest, data, gossip, journal, may_pass, messages, sending};
 use crate::duties::federation::Jobs;
 use crate::net::Uplink;
-use crate::runtime::tasks::Task as Running;
+use crate::runtime::tasks::TaskHandle as Running;
 use crate::runtime::wait_until;
 use tierline_store::jobs::Side;
 

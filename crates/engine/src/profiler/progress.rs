@@ -38,20 +38,20 @@ pub struct Progress {
     pub done: f64,
 }
 
-type Listener = Arc<dyn Fn(Progress) + Send + Sync>;
+type Callback = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// Who is told of progress: by default nobody.
 #[derive(Clone, Default)]
-pub struct Watch(Option<Listener>, Arc<Mutex<Option<Progress>>>);
+pub struct ProgressListener(Option<Callback>, Arc<Mutex<Option<Progress>>>);
 
-impl Watch {
+impl ProgressListener {
     /// Calls `listener` between runs, on the thread that profiles; what it
     /// does there takes time from measuring, but isn't measured.
     pub fn new(listener: impl Fn(Progress) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(listener)), Arc::default())
     }
 
-    pub(super) fn tell(&self, phase: Phase, done: f64) {
+    pub(super) fn report(&self, phase: Phase, done: f64) {
         let Some(listener) = &self.0 else { return };
         let mut last = self.1.lock().unwrap_or_else(PoisonError::into_inner);
         // How much is left is an estimate; nobody wants to see it grow.
@@ -63,8 +63,8 @@ impl Watch {
     }
 }
 
-impl fmt::Debug for Watch {
+impl fmt::Debug for ProgressListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Watch(..)" } else { "Watch" })
+        f.write_str(if self.0.is_some() { "ProgressListener(..)" } else { "ProgressListener" })
     }
 }

@@ -13,7 +13,7 @@ const FILE: &str = "run.json";
 
 /// A run that came to its end.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
+pub struct CachedRun {
     /// Digest of everything that the results come from.
     pub key: String,
     /// When it ended, seconds since 1970.
@@ -24,7 +24,7 @@ pub struct Kept {
     pub files: Vec<(PathBuf, String)>,
 }
 
-impl Kept {
+impl CachedRun {
     /// Results of now.
     ///
     /// # Errors
@@ -96,13 +96,13 @@ mod tests {
         std::fs::write(&input, "x").unwrap();
         std::fs::write(&made, "picture").unwrap();
         let key = digest(&[&input]).unwrap();
-        assert_eq!(Kept::find(folder.path(), &key), None);
-        let kept = Kept::of(&key, "said", std::slice::from_ref(&made)).unwrap();
+        assert_eq!(CachedRun::find(folder.path(), &key), None);
+        let kept = CachedRun::of(&key, "said", std::slice::from_ref(&made)).unwrap();
         kept.keep(folder.path()).unwrap();
-        assert_eq!(Kept::find(folder.path(), &key), Some(kept));
+        assert_eq!(CachedRun::find(folder.path(), &key), Some(kept));
         std::fs::write(&input, "y").unwrap();
-        assert_eq!(Kept::find(folder.path(), &digest(&[&input]).unwrap()), None);
+        assert_eq!(CachedRun::find(folder.path(), &digest(&[&input]).unwrap()), None);
         std::fs::write(&made, "another").unwrap();
-        assert_eq!(Kept::find(folder.path(), &key), None, "somebody drew on it");
+        assert_eq!(CachedRun::find(folder.path(), &key), None, "somebody drew on it");
     }
 }

@@ -37,10 +37,10 @@ const SIZE_MAX: i64 = 1 << 40;
 pub(super) type Gradients = Result<Vec<Option<String>>, Fault>;
 
 /// Writes the gradients of a node's inputs from those of its outputs.
-pub(super) type Rule = fn(&mut Site) -> Gradients;
+pub(super) type Rule = fn(&mut RuleContext) -> Gradients;
 
-/// One node of the forward graph.
-pub(super) struct Site<'a> {
+/// What a rule gets: one node of the forward graph, and what is known of it.
+pub(super) struct RuleContext<'a> {
     pub(super) node: &'a NodeProto,
     pub(super) index: &'a Index<'a>,
     pub(super) types: &'a Types,
@@ -53,7 +53,7 @@ pub(super) struct Site<'a> {
     pub(super) wanted: Vec<bool>,
 }
 
-impl<'a> Site<'a> {
+impl<'a> RuleContext<'a> {
     /// Name of input `i`; empty when it is left out.
     pub(super) fn x(&self, i: usize) -> &'a str {
         self.node.input.get(i).map_or("", String::as_str)

@@ -1,6 +1,6 @@
 //! How often somebody may do a thing: a bucket for each, and one for all.
 //!
-//! Pure: told the time and who it is. Start at [`Pace`].
+//! Pure: told the time and who it is. Start at [`RateLimiter`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,14 +25,14 @@ type FullAt = Time;
 
 /// Who did how much lately.
 #[derive(Debug)]
-pub struct Pace<H> {
+pub struct RateLimiter<H> {
     allowance: Allowance,
     buckets: BTreeMap<H, FullAt>,
     /// Of those who aren't told apart.
     rest: FullAt,
 }
 
-impl<H: Ord> Pace<H> {
+impl<H: Ord> RateLimiter<H> {
     /// Nobody did anything yet.
     #[must_use]
     pub fn new(allowance: Allowance) -> Self {
@@ -87,37 +87,37 @@ mod tests {
 
     #[test]
     fn a_burst_then_one_by_one() {
-        let mut pace = Pace::new(ALLOWANCE);
+        let mut limiter = RateLimiter::new(ALLOWANCE);
         for _ in 0..3 {
-            assert_eq!(pace.wait(at(100), &"a"), Duration::ZERO);
-            pace.count(at(100), "a");
+            assert_eq!(limiter.wait(at(100), &"a"), Duration::ZERO);
+            limiter.count(at(100), "a");
         }
-        assert_eq!(pace.wait(at(100), &"a"), Duration::from_secs(10));
-        assert_eq!(pace.wait(at(100), &"b"), Duration::ZERO, "each has its own");
-        assert_eq!(pace.wait(at(110), &"a"), Duration::ZERO);
-        pace.count(at(110), "a");
-        assert_eq!(seconds(pace.wait(at(111), &"a")), 9);
-        assert_eq!(pace.wait(at(200), &"a"), Duration::ZERO);
+        assert_eq!(limiter.wait(at(100), &"a"), Duration::from_secs(10));
+        assert_eq!(limiter.wait(at(100), &"b"), Duration::ZERO, "each has its own");
+        assert_eq!(limiter.wait(at(110), &"a"), Duration::ZERO);
+        limiter.count(at(110), "a");
+        assert_eq!(seconds(limiter.wait(at(111), &"a")), 9);
+        assert_eq!(limiter.wait(at(200), &"a"), Duration::ZERO);
     }
 
     #[test]
     fn what_was_counted_beyond_the_limit_does_not_add_up_for_ever() {
-        let mut pace = Pace::new(ALLOWANCE);
-        (0..10_000).for_each(|_| pace.count(at(5), "a"));
-        assert!(pace.wait(at(5), &"a") <= Duration::from_secs(10));
+        let mut limiter = RateLimiter::new(ALLOWANCE);
+        (0..10_000).for_each(|_| limiter.count(at(5), "a"));
+        assert!(limiter.wait(at(5), &"a") <= Duration::from_secs(10));
     }
 
     #[test]
     fn more_than_can_be_told_apart_share_one() {
-        let mut pace = Pace::new(ALLOWANCE);
-        (0..TOLD_APART_MAX as u64).for_each(|who| pace.count(at(1), who));
+        let mut limiter = RateLimiter::new(ALLOWANCE);
+        (0..TOLD_APART_MAX as u64).for_each(|who| limiter.count(at(1), who));
         for who in 10_000..10_003 {
-            assert_eq!(pace.wait(at(1), &who), Duration::ZERO);
-            pace.count(at(1), who);
+            assert_eq!(limiter.wait(at(1), &who), Duration::ZERO);
+            limiter.count(at(1), who);
         }
-        assert!(pace.wait(at(1), &20_000) > Duration::ZERO);
+        assert!(limiter.wait(at(1), &20_000) > Duration::ZERO);
         // Those that were quiet since are forgotten.
-        pace.count(at(100), 20_000);
-        assert_eq!(pace.buckets.len(), 1);
+        limiter.count(at(100), 20_000);
+        assert_eq!(limiter.buckets.len(), 1);
     }
 }
