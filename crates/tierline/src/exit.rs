@@ -81,9 +81,10 @@ impl From<ErrorKind> for ExitCode {
 /// A node's error brings its kind and its hint, whichever way it came here.
 impl<E: Into<anyhow::Error>> From<E> for CommandError {
     fn from(error: E) -> Self {
-        match error.into().downcast::<NodeError>() {
-            Ok(NodeError { kind, error, hint }) => Self { exit: kind.into(), error, hint },
-            Err(error) => Self::new(ExitCode::Failure, error),
+        let error = error.into();
+        match error.downcast_ref::<NodeError>() {
+            Some(of) => Self { exit: of.kind.into(), hint: of.hint.clone(), error },
+            None => Self::new(ExitCode::Failure, error),
         }
     }
 }
@@ -103,5 +104,36 @@ pub trait ExitWith<T> {
 impl<T, E: Into<anyhow::Error>> ExitWith<T> for Result<T, E> {
     fn exit_with(self, exit: ExitCode) -> CommandResult<T> {
         self.map_err(|e| CommandError::new(exit, e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn a_node_s_error_brings_its_exit_code_and_its_hint_whichever_way_it_comes() {
+        let wrong = || NodeError::message(ErrorKind::Configuration, "no such key").hint("look again");
+        let ways: [CommandError; 3] = [
+            wrong().into(),
+            anyhow::Error::from(wrong()).into(),
+            Err::<(), _>(wrong()).context("at the start").unwrap_err().into(),
+        ];
+        for error in &ways {
+            assert_eq!((error.exit, error.hint.as_deref()), (ExitCode::Configuration, Some("look again")));
+        }
+        assert_eq!(ways.each_ref().map(|e| e.error.to_string()), ["no such key", "no such key", "at the start"]);
+    }
+
+    #[test]
+    fn what_nodes_refuse_is_told_apart_by_exit_codes() {
+        let exit = |code| CommandError::of(&Failure::new(code, "no")).exit as u8;
+        let codes = [Code::InvalidInput, Code::Unreachable, Code::Infeasible, Code::Corrupt, Code::DeadlineExceeded];
+        assert_eq!(codes.map(exit), [2, 4, 5, 6, 124]);
+        assert_eq!([Code::Internal, Code::NotFound].map(exit), [1, 1]);
+        let far = Failure::new(Code::Infeasible, "it does not fit").with_help("smaller").at("edge-1");
+        let error = CommandError::of(&far);
+        assert_eq!((error.error.to_string().as_str(), error.hint.as_deref()), ("edge-1: it does not fit", Some("smaller")));
     }
 }
