@@ -134,6 +134,9 @@ mod tests {
         assert_eq!([Code::Internal, Code::NotFound].map(exit), [1, 1]);
         let far = Failure::new(Code::Infeasible, "it does not fit").with_help("smaller").at("edge-1");
         let error = CommandError::of(&far);
-        assert_eq!((error.error.to_string().as_str(), error.hint.as_deref()), ("edge-1: it does not fit", Some("smaller")));
+        assert_eq!(
+            (error.error.to_string().as_str(), error.hint.as_deref()),
+            ("edge-1: it does not fit", Some("smaller"))
+        );
     }
 }

@@ -65,6 +65,13 @@ async fn remote(url: &str, data: &Path, output: Output) -> CommandResult<Channel
         CommandError::new(identity_exit(&e), e)
             .hint("a node answers operators only: `tierline token create --role operator` there, `tierline join URL --token-file FILE` here")
     })?;
+    let peer = identity.peer();
+    if SystemTime::now() > peer.not_after {
+        // Nodes would only close the connection.
+        let text = format!("the certificate of {} in {} has expired", peer.name, folder.display());
+        return Err(CommandError::message(ExitCode::Verification, text)
+            .hint("join again with a new token: `tierline token create` on the cloud, `tierline join` here"));
+    }
     let endpoint = transport::endpoint(url, transport::client_tls(&identity))
         .map_err(|e| CommandError::message(ExitCode::Usage, format!("--endpoint: {e}")))?;
     let channel = endpoint.connect().await.map_err(|e| {
@@ -72,7 +79,6 @@ async fn remote(url: &str, data: &Path, output: Output) -> CommandResult<Channel
             .hint("tierline doctor")
     })?;
     // Nodes renew their own while they run.
-    let peer = identity.peer();
     if peer.role == Role::Operator && peer.renewal_due(SystemTime::now()) {
         output.say(renewal(&identity, channel.clone(), &folder).await);
     }

@@ -63,7 +63,8 @@ fn an_operator_whose_certificate_can_t_be_renewed_is_told_and_goes_on_while_it_l
 
     let ended = certified(&site, &data, 10 * DAY, DAY);
     let ran = nodes(&data, &site.cloud.url);
-    ran.refused(4, "expired");
+    ran.refused(6, "the certificate of admin");
+    assert!(ran.stderr.contains("has expired") && ran.stderr.contains("join again"), "{ran:?}");
     assert_eq!(peer(&data).serial, ended.serial);
 
     let old = certified(&site, &data, Duration::ZERO, 10 * MINUTE);
