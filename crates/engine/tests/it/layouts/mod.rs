@@ -435,7 +435,8 @@ fn a_request_too_large_for_memory_is_refused() {
     let int = |values: &[i64]| i64s(values);
     let scalar = |value: i64| Tensor::new([], Elements::I64(vec![value])).unwrap();
     let weights = [("one", f32s(&[1, 1, 1, 1], &[2.0])), ("w", f32s(&[1], &[1.0]))];
-    let cases: Vec<(&str, &[&str], Vec<NodeProto>, Tensor, Tensor)> = vec![
+    type Case<'c> = (&'c str, &'c [&'c str], Vec<NodeProto>, Tensor, Tensor);
+    let cases: Vec<Case<'_>> = vec![
         (
             "ConstantOfShape",
             &["2"],

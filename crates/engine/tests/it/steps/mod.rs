@@ -137,11 +137,12 @@ impl Reference {
             let (got, want) = (numbers(got), numbers(want));
             let old = old.map_or_else(|| vec![0.0; want.len()], numbers);
             let largest = want.iter().zip(&old).fold(0f64, |m, (w, o)| m.max((w - o).abs()));
-            let apart = got.iter().zip(&want).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+            // What isn't a number is too far as well.
+            let apart = got.iter().zip(&want).map(|(a, b)| (a - b).abs());
+            let apart = apart.fold(0f64, |m, x| if x.is_nan() { f64::INFINITY } else { m.max(x) });
             let double = self.tensors[&format!("{number}/made/loss")].dtype() == DataType::F64;
             let bound = if double { APART_MAX[1] * (largest + 1e-3) } else { APART_MAX[0] * largest + 5e-6 };
-            // What isn't a number is too far as well.
-            if !(apart <= bound) {
+            if apart > bound {
                 wrong.push(format!("step {number}: `{name}` is {apart:.1e} off, of {largest:.1e}"));
             }
         }
