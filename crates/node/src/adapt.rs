@@ -37,6 +37,10 @@ pub const DWELL: Duration = Duration::from_millis(2_000);
 /// A session that could not be loaded is not tried again for so long.
 pub const WARM_RETRY: Duration = Duration::from_secs(60);
 
+/// A session that no plan has wanted for so long, now or if a link is lost or
+/// changes, is let go: conditions that come and go don't load it anew each time.
+pub const IDLE: Duration = Duration::from_secs(60);
+
 /// Sessions being loaded at once: loading takes whole cores.
 pub const WARMING_MAX: usize = 1;
 
@@ -211,6 +215,8 @@ pub struct Adapt<P> {
     models: BTreeMap<Digest, Model<P>>,
     conditions: Conditions,
     loaded: BTreeMap<SessionKey, (Loaded, u64)>,
+    /// Loaded sessions that no plan wants any more, and since when.
+    idle: BTreeMap<SessionKey, Time>,
     /// Sessions that could not be loaded, and until when not to try.
     refused: BTreeMap<SessionKey, Time>,
 }
@@ -225,6 +231,7 @@ impl<P: Plans> Adapt<P> {
             models: BTreeMap::new(),
             conditions: Conditions::default(),
             loaded: BTreeMap::new(),
+            idle: BTreeMap::new(),
             refused: BTreeMap::new(),
         }
     }
@@ -267,7 +274,7 @@ impl<P: Plans> Adapt<P> {
         for model in models {
             self.decide(now, model, hurry, out);
         }
-        self.arrange(out);
+        self.arrange(now, out);
         actions
     }
 
@@ -278,7 +285,8 @@ impl<P: Plans> Adapt<P> {
             let (_, since) = model.better.filter(|_| model.next.is_none())?;
             Some((since + HOLD).max(model.switched + DWELL))
         };
-        self.models.values().filter_map(due).chain(self.refused.values().copied()).min()
+        let idle = self.idle.iter().filter(|(key, _)| self.is_warm(**key)).map(|(_, since)| *since + IDLE);
+        self.models.values().filter_map(due).chain(self.refused.values().copied()).chain(idle).min()
     }
 
     /// The plan in use.
@@ -413,10 +421,11 @@ impl<P: Plans> Adapt<P> {
     }
 
     /// Loads what is wanted and not there, dropping what is there and not
-    /// wanted where room is needed.
-    fn arrange(&mut self, out: &mut Vec<Action>) {
+    /// wanted where room is needed, or once it has not been wanted for long.
+    fn arrange(&mut self, now: Time, out: &mut Vec<Action>) {
         let wanted = self.wanted();
         let keys: BTreeSet<SessionKey> = wanted.iter().map(|session| session.key).collect();
+        self.let_go(now, &keys, out);
         // A session turned out larger than stated.
         self.make_room(0, &keys, out);
         for session in wanted {
@@ -430,6 +439,20 @@ impl<P: Plans> Adapt<P> {
             }
             self.loaded.insert(session.key, (Loaded::Warming, session.bytes));
             out.push(Action::Warm(session.key));
+        }
+    }
+
+    /// Drops what no plan has wanted for [`IDLE`].
+    fn let_go(&mut self, now: Time, wanted: &BTreeSet<SessionKey>, out: &mut Vec<Action>) {
+        let Self { loaded, idle, .. } = self;
+        let is_idle = |key: &SessionKey, state: Loaded| state == Loaded::Warm && !wanted.contains(key);
+        idle.retain(|key, _| loaded.get(key).is_some_and(|(state, _)| is_idle(key, *state)));
+        for (key, (state, _)) in loaded.iter_mut().filter(|(key, (state, _))| is_idle(key, *state)) {
+            let since = *idle.entry(*key).or_insert(now);
+            if now.since(since) >= IDLE {
+                *state = Loaded::Evicting;
+                out.push(Action::Evict(*key));
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tierline_node::adapt::{
-    Action, Adapt, Conditions, DWELL, Event, GAIN, HOLD, Link, Plans, Session, SessionKey, Why,
+    Action, Adapt, Conditions, DWELL, Event, GAIN, HOLD, IDLE, Link, Plans, Session, SessionKey, Why,
 };
 use tierline_node::{Span, Time};
 use tierline_proto::Digest;
@@ -281,4 +281,36 @@ fn memory_is_kept_switches_are_warm_and_rare_whatever_the_link_does() {
             }
         }
     });
+}
+
+/// Without a link only the whole model is ever run; what stood by for a link is
+/// let go after a while, unless the link comes back.
+#[test]
+fn sessions_that_no_plan_wants_are_let_go_after_a_while() {
+    let mut adapt = Adapt::new(1_000);
+    let model = table(1);
+    let (whole, split) = (model.session(0).key, model.session(1).key);
+    let mut now = Time::ZERO + ms(1);
+    let first = adapt.step(now, conditions(link(8.0), true));
+    settle(&mut adapt, now, first);
+    let added = adapt.step(now, Event::Model { model: model.model, plans: model });
+    settle(&mut adapt, now, added);
+    assert!(adapt.is_warm(whole) && adapt.is_warm(split), "they stand by");
+    for comes_back in [true, false] {
+        now = now + DWELL;
+        let lost = adapt.step(now, conditions(Conditions::default(), true));
+        settle(&mut adapt, now, lost);
+        assert!(adapt.is_warm(split), "not at once");
+        let later = now + IDLE;
+        assert!(adapt.wake().is_some_and(|at| at <= later));
+        if comes_back {
+            let back = adapt.step(now + IDLE / 2, conditions(link(8.0), true));
+            settle(&mut adapt, now + IDLE / 2, back);
+            now = later;
+        }
+        let woken = adapt.step(later, Event::Wake);
+        assert_eq!(woken.contains(&Action::Evict(split)), !comes_back, "{woken:?}");
+        settle(&mut adapt, later, woken);
+        assert_eq!((adapt.is_warm(whole), adapt.is_warm(split)), (true, comes_back));
+    }
 }
