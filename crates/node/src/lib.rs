@@ -10,7 +10,8 @@
 //! Start at [`request`], the path of a request; then [`lease`] (is the next
 //! tier there?), [`admit`] (whose turn is it?), [`estimate`], [`calibrate`] and
 //! [`adapt`] (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
-//! (who may call what), [`places`] and [`rate`] (how many connections, how many joins).
+//! (who may call what), [`places`] and [`rate`] (how many connections, how many joins),
+//! [`renewal`] (when certificates are renewed).
 //! `docs/design/nodes.md` draws them.
 
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod lease;
 pub mod places;
 pub mod policy;
 pub mod rate;
+pub mod renewal;
 pub mod request;
 pub mod time;
 

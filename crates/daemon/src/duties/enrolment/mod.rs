@@ -21,6 +21,7 @@ use tierline_proto::v1::{
 use tierline_proto::{Breach, Role, Sound};
 use tierline_store::State;
 use tierline_store::members::{self, NodeRow};
+use tokio::sync::Notify;
 use tonic::service::RoutesBuilder;
 
 pub use self::authority::Authority;
@@ -64,6 +65,8 @@ pub struct Enrolment {
     /// Of others: nodes whose certificates don't say their newest names, as is
     /// told above.
     names: Mutex<Names>,
+    /// Rings when this node has another name than its certificate says.
+    renamed: Notify,
     /// For every door the same, since it counts who joins.
     service: Mutex<Option<EnrollmentService>>,
 }
@@ -72,7 +75,14 @@ impl Enrolment {
     fn new(assembly: &Assembly) -> Arc<Self> {
         let cx = assembly.cx.clone();
         let authority = assembly.find::<Ca>().map(|ca| Authority::new(ca, &cx));
-        Arc::new(Self { cx, authority, doors: assembly.get(), names: Mutex::default(), service: Mutex::default() })
+        Arc::new(Self {
+            cx,
+            authority,
+            doors: assembly.get(),
+            names: Mutex::default(),
+            renamed: Notify::new(),
+            service: Mutex::default(),
+        })
     }
 
     /// The signing part, on the cloud.
@@ -162,26 +172,14 @@ impl Enrolment {
 
     /// A parent tells of nodes with newer names: one that is meant itself gets
     /// a certificate of that name, and begins anew with it.
-    fn hear_names(self: &Arc<Self>, names: Names) {
+    fn hear_names(&self, names: Names) {
         let me = &self.cx.me;
         let meant = names.nodes.iter().any(|named| named.node_id == me.id() && named.name != me.name());
         *self.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
         self.tell_names();
-        if !meant {
-            return;
+        if meant {
+            self.renamed.notify_one();
         }
-        let enrolment = Arc::clone(self);
-        self.cx.tasks.spawn("renaming", async move {
-            if let Err(failure) = renewal::renew(&enrolment).await {
-                // Heard again with the next session, or at the next start.
-                tracing::warn!(%failure, "this node could not take its new name yet");
-                return;
-            }
-            let me = &enrolment.cx.me;
-            if me.identity().peer().name != me.name() {
-                enrolment.cx.end.begin_anew();
-            }
-        });
     }
 
     /// Takes over a list of those that are out, if it is newer.

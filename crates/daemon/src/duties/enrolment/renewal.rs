@@ -1,10 +1,11 @@
 //! Certificates are renewed by themselves, long before they end.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use rustls::pki_types::CertificateDer;
 use tierline_identity::{Identity, KeyRequest};
+use tierline_node::renewal::{Event, Renewal};
 use tierline_proto::Sound;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::v1::{Code, Failure};
@@ -13,25 +14,32 @@ use tonic::transport::Channel;
 use super::Enrolment;
 use crate::config::NodeConfig;
 use crate::runtime::tasks::in_place;
+use crate::runtime::wait_until;
 
-/// How often it is looked at: a device that wakes for an hour a day renews.
-const LOOK: Duration = Duration::from_secs(600);
-
-/// Renews when it is due, until the node ends.
+/// Renews when the machine says so, until the node ends. A node that has another
+/// name then begins anew with it.
 pub async fn keep(enrolment: Arc<Enrolment>) {
+    let cx = &enrolment.cx;
+    let mut machine = Renewal::default();
+    let looked = || Event::Looked { due: cx.me.identity().peer().renewal_due(SystemTime::now()) };
+    let mut event = looked();
     loop {
-        let cx = &enrolment.cx;
-        let due = cx.me.identity().peer().renewal_due(SystemTime::now());
-        if due {
-            match renew(&enrolment).await {
-                Ok(()) => {
-                    cx.events.record("node", "the certificate is renewed", &serde_json::json!({ "renewed": true }))
-                }
-                // There are weeks left to try again.
-                Err(failure) => tracing::warn!(%failure, "the certificate could not be renewed yet"),
-            }
+        if machine.step(cx.clock.now(), event).is_none() {
+            event = tokio::select! {
+                () = enrolment.renamed.notified() => Event::Renamed,
+                () = wait_until(Some(cx.clock.instant_of(machine.wake()))) => looked(),
+            };
+            continue;
         }
-        tokio::time::sleep(LOOK).await;
+        let renewed = renew(&enrolment).await;
+        match &renewed {
+            Ok(()) => cx.events.record("node", "the certificate is renewed", &serde_json::json!({ "renewed": true })),
+            Err(failure) => tracing::warn!(%failure, "the certificate could not be renewed yet"),
+        }
+        if renewed.is_ok() && cx.me.identity().peer().name != cx.me.name() {
+            cx.end.begin_anew();
+        }
+        event = Event::Ended { renewed: renewed.is_ok() };
     }
 }
 
@@ -39,7 +47,7 @@ pub async fn keep(enrolment: Arc<Enrolment>) {
 ///
 /// # Errors
 /// When the cloud can't be reached or refuses.
-pub async fn renew(enrolment: &Enrolment) -> Result<(), Failure> {
+async fn renew(enrolment: &Enrolment) -> Result<(), Failure> {
     let me = &enrolment.cx.me;
     let current = me.identity();
     let renewed: Identity = match enrolment.authority() {
