@@ -11,7 +11,7 @@ use tierline_proto::envelope::{to_child, to_parent};
 use tierline_proto::limits::{MODELS_MAX, PATH_TIERS_MAX, SUBTREE_NODES_MAX};
 use tierline_proto::Sound;
 use tierline_proto::v1::{
-    Catalogue, ChildMessage, EnrolmentNews, Envelope, JobAssignment, JobStanding, LinkEstimate, ParentMessage, ReverseRequest,
+    Catalogue, ChildMessage, EnrolmentNews, Envelope, JobAssignment, JobStatus, LinkEstimate, ParentMessage, ReverseRequest,
     SiteReport, UpstreamPath, WarmHints, site_report,
 };
 
@@ -41,7 +41,7 @@ fn opened(envelope: &Envelope) {
     let _ = Sound::<EnrolmentNews>::decode(payload());
     let _ = Sound::<ReverseRequest>::decode(payload());
     let _ = Sound::<WarmHints>::decode(payload());
-    let _ = Sound::<JobStanding>::decode(payload());
+    let _ = Sound::<JobStatus>::decode(payload());
     let _ = Sound::<JobAssignment>::decode(payload());
 }
 

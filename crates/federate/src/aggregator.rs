@@ -7,7 +7,7 @@ use crate::strategy::{Round, kept};
 use crate::sum::TERM_MAX;
 use crate::{
     Channel, Contribution, Counted, Down, FederateError, Hop, Layout, Memory, Report, Rule, Server, SpillStore,
-    Strategy, Vectors,
+    Strategy, Vectors, wire,
 };
 
 /// The models of one hop: the newest, those that members may still start
@@ -138,6 +138,16 @@ impl Aggregator {
     #[must_use]
     pub fn channels(&self) -> Vec<Channel> {
         self.strategy.channels()
+    }
+
+    /// Reads an update as it travels: what its bytes are is known here and to
+    /// [`Sender`](crate::Sender), and to nobody between them.
+    ///
+    /// # Errors
+    /// When they are broken or of another model.
+    pub fn read(&self, report: Report, update: &[u8]) -> Result<Contribution, FederateError> {
+        let layout = self.layout.of_examples(report.examples)?;
+        Ok(Contribution { vectors: wire::decode_update(update, &layout)?, report })
     }
 
     /// Refuses a contribution that can't be used here.

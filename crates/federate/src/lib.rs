@@ -22,6 +22,7 @@ pub mod progress;
 pub mod report;
 pub mod rule;
 pub mod seconds;
+pub mod seed;
 pub mod select;
 pub mod sender;
 pub mod strategy;

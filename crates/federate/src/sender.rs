@@ -58,7 +58,7 @@ impl Memory {
 }
 
 /// By name: what a member keeps between its tasks.
-pub type Kept = BTreeMap<String, Vec<f32>>;
+pub type MemberState = BTreeMap<String, Vec<f32>>;
 
 /// How a member's vectors travel.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,7 +77,7 @@ pub struct Sent {
     /// What the member keeps if it is counted. If it isn't, everything is as
     /// it was before the task: what counted before and didn't travel is still
     /// remembered, and the work behind this update is given up.
-    pub counted: Kept,
+    pub counted: MemberState,
 }
 
 impl Sender {
@@ -91,8 +91,8 @@ impl Sender {
         &self,
         layout: &Layout,
         vectors: &Vectors,
-        before: &Kept,
-        after: Kept,
+        before: &MemberState,
+        after: MemberState,
         round: u64,
         seed: u64,
     ) -> Result<Sent, FederateError> {
@@ -128,8 +128,8 @@ impl Sender {
         &self,
         vector: &[f32],
         shapes: &[Vec<usize>],
-        before: &Kept,
-        counted: &mut Kept,
+        before: &MemberState,
+        counted: &mut MemberState,
         (round, seed): (u64, u64),
     ) -> Result<Vec<u8>, FederateError> {
         let pipeline = self.pipeline_of(round);
@@ -198,7 +198,7 @@ fn sent(
 }
 
 /// What was kept of a vector of this length.
-fn of<'k>(kept: &'k Kept, name: &str, vector: &[f32]) -> Option<&'k Vec<f32>> {
+fn of<'k>(kept: &'k MemberState, name: &str, vector: &[f32]) -> Option<&'k Vec<f32>> {
     kept.get(name).filter(|kept| kept.len() == vector.len())
 }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::v1::{
-    Catalogue, ChildMessage, EnrolmentNews, Envelope, JobAssignment, JobStanding, ParentMessage, ReverseRequest,
+    Catalogue, ChildMessage, EnrolmentNews, Envelope, JobAssignment, JobStatus, ParentMessage, ReverseRequest,
     SiteReport, UpstreamPath, WarmHints, child_message, enrolment_news, parent_message, site_report,
 };
 
@@ -54,7 +54,7 @@ pub fn of_child(body: child_message::Body) -> Option<Envelope> {
         Body::Subtree(m) => report(site_report::Body::Subtree(m)),
         Body::Reply(m) => report(site_report::Body::Reply(m)),
         Body::Hints(m) => Envelope::new(PLANNING, &m),
-        Body::Standing(m) => Envelope::new(FEDERATION, &m),
+        Body::Status(m) => Envelope::new(FEDERATION, &m),
         Body::Heartbeat(_) | Body::Goodbye(_) => return None,
     })
 }
@@ -93,7 +93,7 @@ pub fn to_parent(envelope: Envelope, takes_envelopes: bool) -> Option<ChildMessa
             site_report::Body::Reply(m) => Body::Reply(m),
         },
         PLANNING => Body::Hints(WarmHints::decode(payload).ok()?),
-        FEDERATION => Body::Standing(JobStanding::decode(payload).ok()?),
+        FEDERATION => Body::Status(JobStatus::decode(payload).ok()?),
         _ => return None,
     };
     Some(ChildMessage { body: Some(body) })

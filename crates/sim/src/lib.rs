@@ -17,5 +17,5 @@ mod workers;
 
 pub use attack::{Attack, Harm};
 pub use link::Link;
-pub use scenario::{Examples, Outcome, Scenario, SimError, end_name};
+pub use scenario::{Examples, Scenario, SimError, SimulationResult, end_name};
 pub use site::run;

@@ -87,7 +87,7 @@ pub enum SimError {
 
 /// How a simulation ended.
 #[derive(Debug, Clone)]
-pub struct Outcome {
+pub struct SimulationResult {
     /// Every round of the cloud.
     pub rounds: Vec<RoundScores>,
     /// The last model.

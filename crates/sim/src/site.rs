@@ -1,29 +1,30 @@
 //! The site: nodes, and what happens between them.
 
 mod coordinator;
-mod exchange;
+mod network;
 mod participant;
 mod run;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tierline_engine::Stop;
-use tierline_federate::gossip::Offer;
-use tierline_federate::{
-    Aggregator, Channel, Contribution, Counted, Gossip, InMemory, Report, Sender, Server, Vectors,
-};
+use tierline_federate::{Aggregator, Federation, Hop, InMemory, RoundScores, Scoreboard, Sender, Server, Vectors};
 use tierline_graph::Model;
+use tierline_node::federation::coordination::{Setting, Start, Taken};
 use tierline_node::federation::{
-    Action, Assignment, Coordinator, Event, MemberEvent, Participant, Standing, Task, Terms, Update, Verdict, Work,
+    Assignment, Coordination, Coordinator, Event, MemberEvent, MemberStatus, Participant, Participation, Task, Terms,
+    Update, Verdict, Work,
 };
-use tierline_node::{Rng, Time};
+use tierline_node::{Peer, Rng, Time};
+use tierline_proto::v1::Failure;
 use tierline_train::Job;
 use tierline_train::data::seed_of;
-use tierline_train::federated::{Kept, ParameterLayout, Share, Tutor};
+use tierline_train::federated::{ParameterLayout, Share};
 
-use self::exchange::Neighbourhood;
+use self::coordinator::{Cloud, CoordinatorWorld};
+use self::participant::MemberWorld;
 pub use self::run::run;
 use crate::attack::Attack;
 use crate::clock::{Clock, seconds};
@@ -43,13 +44,16 @@ const VERSIONS_KEPT: u64 = 64;
 const STILL: Duration = Duration::from_secs(3_600);
 const STILL_WITH_AWAY: Duration = Duration::from_secs(30 * 24 * 3_600);
 
+/// A simulated node has one parent.
+const PARENT: Peer = Peer(0);
+
 /// What happens between nodes, each by its index: the cloud, then edges, then
 /// ends.
 enum Happening {
-    /// A member says what it is at.
-    Stands(usize, Standing),
-    /// A member is told what to do.
-    Told(usize, Assignment),
+    /// A member says what it is at, and which of its parent's models it holds.
+    Reported(usize, MemberStatus, u64),
+    /// A member is told what to do, and where that starts.
+    Told(usize, Assignment, Start),
     /// The model of a task is there.
     Fetched(usize, Work),
     /// A task is done.
@@ -58,15 +62,26 @@ enum Happening {
     Submitted(usize, Update),
     /// A member hears what became of its update.
     Answered(usize, Task, Verdict),
-    /// A neighbour's model is at an edge that gossips.
-    Met {
+    /// An edge is asked for its model of an exchange.
+    Asked {
         at: usize,
         from: usize,
-        number: u64,
-        offer: Arc<Offer>,
+        exchange: u64,
     },
-    /// It doesn't wait for others any longer.
-    MeetingEnds(usize, u64),
+    /// A neighbour's model is at an edge that gossips, or won't be.
+    Heard {
+        at: usize,
+        from: usize,
+        exchange: u64,
+        model: Result<Arc<Vec<u8>>, Failure>,
+    },
+    /// An edge doesn't wait for its neighbour's answer any longer.
+    PatienceEnds {
+        at: usize,
+        from: usize,
+        exchange: u64,
+        ask: u64,
+    },
     Away(usize),
     Back(usize),
     Wake(usize),
@@ -91,51 +106,16 @@ struct Relay {
     models: BTreeMap<u64, Time>,
 }
 
-/// A model that the cloud has made, or had evaluated.
-struct Made {
-    round: u64,
-    counted: Vec<Counted>,
-    last: bool,
-    evaluate: bool,
-}
-
 /// The participant of a node.
 struct Below {
     parent: usize,
-    participant: Participant,
+    member: Participation<MemberWorld>,
     pipes: [Pipe; 2],
     /// The edge that passes on what it says and hears.
     relay: Option<usize>,
     reachable: bool,
     /// The parent's model that it has, but for the first one.
     holds: u64,
-    /// The update that waits to be counted, as it travels.
-    update: Option<Held>,
-    kept: Kept,
-    /// Kept if the update is counted, and if it isn't.
-    next: Option<(Kept, Kept)>,
-}
-
-/// An update on its way to being counted.
-#[derive(Clone)]
-struct Held {
-    task: Task,
-    bytes: Arc<Vec<u8>>,
-    report: Report,
-}
-
-/// The coordinator of a node.
-struct Above {
-    coordinator: Coordinator,
-    aggregator: Aggregator,
-    published: BTreeMap<u64, Arc<Vectors>>,
-    /// The update that has just arrived.
-    inbox: Option<(Task, Contribution)>,
-    /// What its stretch began with.
-    base: Arc<Vectors>,
-    channels: Vec<Channel>,
-    /// How members' updates travel.
-    sender: Sender,
 }
 
 /// What an end trains on.
@@ -148,18 +128,29 @@ struct Trainee {
     running: Option<(Work, Ticket, Stop)>,
 }
 
+/// What an edge that gossips has for its neighbours.
+#[derive(Default)]
+struct Offers {
+    /// Its models, by exchange.
+    models: BTreeMap<u64, Arc<Vec<u8>>>,
+    /// Exchanges of which neighbours want a model that isn't made yet.
+    wanted: BTreeSet<(u64, usize)>,
+    /// How often it has asked.
+    asks: u64,
+}
+
 struct Node {
     name: String,
     below: Option<Below>,
-    above: Option<Above>,
+    above: Option<Coordination<CoordinatorWorld>>,
     trainee: Option<Trainee>,
-    neighbourhood: Neighbourhood,
+    offers: Offers,
     wakes_at: Option<Time>,
 }
 
 impl Node {
-    fn aggregator(&self) -> &Aggregator {
-        &self.above.as_ref().expect("a node that coordinates").aggregator
+    fn coordination(&self) -> &Coordination<CoordinatorWorld> {
+        self.above.as_ref().expect("a node that coordinates")
     }
 }
 
@@ -170,83 +161,101 @@ struct Site {
     relays: Vec<Relay>,
     index: BTreeMap<String, usize>,
     workers: Workers,
-    /// The cloud's, where models learn of public examples or of features.
-    tutor: Option<Tutor>,
-    /// Whether tasks begin with what is said of a member's own examples, and
-    /// what that is.
-    tells_apart: bool,
-    said: BTreeMap<usize, Arc<Vectors>>,
+    federation: Federation,
     epochs: u64,
     /// The job's.
     seed: u64,
-    edge_rounds: u64,
-    /// How edges meet between their rounds.
-    gossip: Option<Gossip>,
-    /// Rounds of the job, and whether ends evaluate models.
-    rounds: u64,
-    evaluate: bool,
     availability: f64,
     away: Duration,
-    bytes_up: u64,
-    bytes_down: u64,
-    round_began: Time,
     /// When somebody last began or ended some work.
     moved_at: Time,
-    made: VecDeque<Made>,
+    /// Rounds of which all is known, and nobody was told yet.
+    rounds: Vec<RoundScores>,
     excluded: Vec<(String, String)>,
     own: BTreeMap<String, Model>,
     over: bool,
 }
 
+/// What becomes of a future that waits for nothing.
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(output) => output,
+        std::task::Poll::Pending => unreachable!("in virtual time nothing waits"),
+    }
+}
+
+/// A side that coordinates, of the cloud (index 0) or of an edge.
+fn coordination(
+    job: &Job,
+    place: &ParameterLayout,
+    name: &str,
+    index: usize,
+    hop: &Hop,
+    world: CoordinatorWorld,
+) -> Coordination<CoordinatorWorld> {
+    let channels = hop.strategy.makes();
+    let model: Vectors = place.initial().into_iter().filter(|(c, _)| channels.contains(c)).collect();
+    let model_bytes = network::bytes_of(&model);
+    let server = Server { model, kept: BTreeMap::new() };
+    let aggregator = Aggregator::new(place.layout().clone(), hop, 0, server, Box::<InMemory>::default());
+    let terms = Terms {
+        clients: hop.clients.clone(),
+        timing: hop.strategy.behaviour().timing(),
+        seed: seed_of(&[job.seed, index as u64]),
+        tag: index as u32,
+        sums_up: index > 0,
+    };
+    let setting = Setting {
+        seed: job.seed,
+        node: name.to_owned(),
+        is_edge: index > 0,
+        federation: job.federation.clone().unwrap_or_default(),
+    };
+    let coordinator = Coordinator::new(terms);
+    let taken = Taken { coordinator, aggregator, board: Scoreboard::default(), model_bytes };
+    Coordination::new(setting, taken, world)
+}
+
 impl Site {
-    fn new(job: &Job, place: &ParameterLayout, shares: Vec<Share>, scenario: &Scenario, workers: Workers) -> Self {
+    fn new(
+        job: &Job,
+        place: &ParameterLayout,
+        shares: Vec<Share>,
+        scenario: &Scenario,
+        workers: Workers,
+        cloud: Cloud,
+    ) -> Self {
         let federation = job.federation.clone().unwrap_or_default();
-        let initial = place.initial();
-        let above = |hop: &tierline_federate::Hop, index: u64| {
-            let channels = hop.strategy.makes();
-            let model: Vectors =
-                initial.iter().filter(|(c, _)| channels.contains(c)).map(|(c, v)| (*c, v.clone())).collect();
-            let published = BTreeMap::from([(0, Arc::new(model.clone()))]);
-            let base = Arc::new(model.clone());
-            let server = Server { model, kept: BTreeMap::new() };
-            let aggregator = Aggregator::new(place.layout().clone(), hop, 0, server, Box::<InMemory>::default());
-            let timing = hop.strategy.behaviour().timing();
-            let seed = seed_of(&[job.seed, index]);
-            let tag = index as u32;
-            let terms = Terms { clients: hop.clients.clone(), timing, seed, tag, sums_up: index > 0 };
-            let (coordinator, sender) = (Coordinator::new(terms), hop.sender());
-            Above { coordinator, aggregator, published, inbox: None, base, channels, sender }
-        };
         let node = |name: String| Node {
             name,
             below: None,
             above: None,
             trainee: None,
-            neighbourhood: Neighbourhood::default(),
+            offers: Offers::default(),
             wakes_at: None,
         };
-        let below = |parent: usize, link: &Link, relay: Option<usize>| {
+        let below = |at: usize, parent: usize, link: &Link, relay: Option<usize>| {
             let (participant, _) = Participant::new();
-            Below {
-                parent,
-                participant,
-                pipes: Pipe::pair(link),
-                relay,
-                reachable: true,
-                holds: 0,
-                update: None,
-                kept: Kept::new(),
-                next: None,
-            }
+            let rng = Rng::with_seed(seed_of(&[job.seed, u64::MAX, at as u64]));
+            let member = Participation::new(participant, rng, MemberWorld::default());
+            Below { parent, member, pipes: Pipe::pair(link), relay, reachable: true, holds: 0 }
         };
         let mut rng = Rng::with_seed(seed_of(&[job.seed, u64::MAX]));
-        let mut nodes = vec![Node { above: Some(above(&federation.cloud, 0)), ..node("cloud".to_owned()) }];
+        let names = (0..scenario.edges.max(1)).map(|edge| format!("edge-{edge:02}"));
+        let edges: Vec<String> = if federation.edge.is_some() { names.collect() } else { Vec::new() };
+        let initial = Arc::new(place.initial());
+        let world = CoordinatorWorld::new(&initial, edges.iter().cloned().collect(), Some(cloud));
+        let above = coordination(job, place, "cloud", 0, &federation.cloud, world);
+        let mut nodes = vec![Node { above: Some(above), ..node("cloud".to_owned()) }];
         if let Some(hop) = &federation.edge {
-            for edge in 0..scenario.edges.max(1) {
+            for name in edges {
+                let at = nodes.len();
+                let world = CoordinatorWorld::new(&initial, BTreeSet::new(), None);
                 nodes.push(Node {
-                    above: Some(above(hop, 1 + edge as u64)),
-                    below: Some(below(0, &scenario.edge_link, None)),
-                    ..node(format!("edge-{edge:02}"))
+                    above: Some(coordination(job, place, &name, at, hop, world)),
+                    below: Some(below(at, 0, &scenario.edge_link, None)),
+                    ..node(name)
                 });
             }
         }
@@ -262,7 +271,7 @@ impl Site {
             let examples_per_s = scenario.examples_per_s / slow;
             let model = job.variant_of(&end_name(end)).map_or(0, |variant| variant + 1);
             let trainee = Trainee { share: Arc::new(share), model, examples_per_s, attack: None, running: None };
-            let below = Some(below(parent, &scenario.end_link, relay));
+            let below = Some(below(nodes.len(), parent, &scenario.end_link, relay));
             nodes.push(Node { below, trainee: Some(trainee), ..node(end_name(end)) });
         }
         Self {
@@ -272,22 +281,13 @@ impl Site {
             nodes,
             relays,
             workers,
-            tutor: None,
-            tells_apart: federation.transfer().is_some(),
-            said: BTreeMap::new(),
+            federation,
             epochs: job.epochs,
             seed: job.seed,
-            edge_rounds: federation.edge.as_ref().map_or(1, |e| e.rounds),
-            gossip: federation.edge.as_ref().and_then(|e| e.gossip.clone()),
-            rounds: federation.cloud.rounds,
-            evaluate: federation.evaluates_at_ends(),
             availability: scenario.availability,
             away: scenario.away,
-            bytes_up: 0,
-            bytes_down: 0,
-            round_began: Time::ZERO,
             moved_at: Time::ZERO,
-            made: VecDeque::new(),
+            rounds: Vec::new(),
             excluded: Vec::new(),
             own: BTreeMap::new(),
             over: false,
@@ -300,21 +300,20 @@ impl Site {
         trainees.zip(harmful).for_each(|(trainee, attack)| trainee.attack = *attack);
     }
 
-    fn begin(&mut self) {
-        let begin = Event::Begin { version: 0, rounds: self.rounds, evaluate: self.evaluate, stretch: 1 };
-        let cloud = self.nodes[0].above.as_mut().expect("the cloud coordinates");
-        let actions = cloud.coordinator.step(self.clock.now(), begin);
-        debug_assert!(actions.iter().all(|a| matches!(a, Action::Keep(_))), "nobody is there yet");
+    fn begin(&mut self) -> Result<(), SimError> {
+        let (rounds, evaluate) = (self.federation.cloud.rounds, self.federation.evaluates_at_ends());
+        self.coordinate(0, Event::Begin { version: 0, rounds, evaluate, stretch: 1 })?;
         for at in 1..self.nodes.len() {
             let examples = self.nodes[at].trainee.as_ref().map_or(1, |t| t.share.seen.len() as u64);
-            self.take_part(at, MemberEvent::LinkUp);
-            self.take_part(at, MemberEvent::Prepared(Ok(examples)));
+            self.links(at, true)?;
+            self.take_part(at, MemberEvent::Prepared(Ok(examples)))?;
             if self.nodes[at].trainee.is_some() && self.availability < 1.0 {
                 let up = seconds(self.away.as_secs_f64() * self.availability / (1.0 - self.availability));
                 let time = self.clock.now() + self.draw(up);
                 self.clock.at(time, Happening::Away(at));
             }
         }
+        Ok(())
     }
 
     /// An exponential draw of this mean.
@@ -330,8 +329,7 @@ impl Site {
     }
 
     fn standstill(&self) -> String {
-        let coordinator = &self.nodes[0].above.as_ref().expect("the cloud coordinates").coordinator;
-        let progress = coordinator.progress();
+        let progress = self.nodes[0].coordination().coordinator().progress();
         let excluded: Vec<String> = self.excluded.iter().map(|(who, why)| format!("{who}: {why}")).collect();
         let mut text = format!("{} of {} members can work", progress.ready, progress.members);
         if !excluded.is_empty() {
@@ -342,22 +340,18 @@ impl Site {
 
     fn happen(&mut self, happening: Happening) -> Result<(), SimError> {
         match happening {
-            Happening::Stands(at, standing) => {
-                let parent = self.parent(at);
-                let member = self.nodes[at].name.clone();
-                self.coordinate(parent, Event::Member { member, standing })
+            Happening::Reported(at, status, holds) => {
+                let (parent, member) = (self.parent(at), self.nodes[at].name.clone());
+                self.with_side(parent, async |side| side.reported(member, status, holds).await)
             }
-            Happening::Told(at, assignment) => {
-                self.take_part(at, MemberEvent::Assigned(assignment));
-                Ok(())
-            }
+            Happening::Told(at, assignment, start) => self.told(at, assignment, start),
             Happening::Fetched(at, work) => self.fetched(at, work),
             Happening::Worked(at, task) => self.worked(at, task),
             Happening::Submitted(at, update) => self.submitted(at, update),
-            Happening::Answered(at, task, verdict) => {
-                self.take_part(at, MemberEvent::Answered { task, verdict });
-                Ok(())
-            }
+            Happening::Answered(at, task, verdict) => match self.is_reachable(at) {
+                true => self.take_part(at, MemberEvent::Answered { task, verdict }),
+                false => Ok(()),
+            },
             Happening::Rising { relay, bytes, then } => {
                 let there = self.relays[relay].pipes[0].carry(self.clock.now(), bytes);
                 self.clock.at(there, *then);
@@ -367,11 +361,15 @@ impl Site {
                 self.fall(to, bytes, *then);
                 Ok(())
             }
-            Happening::Met { at, from, number, offer } => self.hear(at, from, number, offer),
-            Happening::MeetingEnds(at, number) => self.meeting_ends(at, number),
+            Happening::Asked { at, from, exchange } => {
+                self.asked(at, from, exchange);
+                Ok(())
+            }
+            Happening::Heard { at, from, exchange, model } => self.heard(at, from, exchange, model),
+            Happening::PatienceEnds { at, from, exchange, ask } => self.patience_ends(at, from, exchange, ask),
             Happening::Away(at) => {
                 self.reach(at, false);
-                self.take_part(at, MemberEvent::LinkDown);
+                self.links(at, false)?;
                 let (parent, member) = (self.parent(at), self.nodes[at].name.clone());
                 let time = self.clock.now() + self.draw(self.away);
                 self.clock.at(time, Happening::Back(at));
@@ -379,7 +377,7 @@ impl Site {
             }
             Happening::Back(at) => {
                 self.reach(at, true);
-                self.take_part(at, MemberEvent::LinkUp);
+                self.links(at, true)?;
                 let up = seconds(self.away.as_secs_f64() * self.availability / (1.0 - self.availability));
                 let time = self.clock.now() + self.draw(up);
                 self.clock.at(time, Happening::Away(at));
@@ -389,20 +387,18 @@ impl Site {
                 if self.nodes[at].wakes_at.is_some_and(|t| t <= self.clock.now()) {
                     self.nodes[at].wakes_at = None;
                 }
-                if self.nodes[at].below.is_some() {
-                    self.take_part(at, MemberEvent::Wake);
-                }
-                if self.nodes[at].above.is_some() {
-                    self.coordinate(at, Event::Wake)?;
-                }
-                self.set_alarm(at);
-                Ok(())
+                self.with_member(at, async |member| member.wakes().await)?;
+                self.with_side(at, async |side| side.wakes().await)
             }
         }
     }
 
     fn parent(&self, at: usize) -> usize {
         self.nodes[at].below.as_ref().map_or(0, |b| b.parent)
+    }
+
+    fn is_reachable(&self, at: usize) -> bool {
+        self.nodes[at].below.as_ref().is_some_and(|below| below.reachable)
     }
 
     fn reach(&mut self, at: usize, reachable: bool) {
@@ -414,16 +410,20 @@ impl Site {
     /// Posts the time at which a node's machines want to be woken.
     fn set_alarm(&mut self, at: usize) {
         let node = &mut self.nodes[at];
-        let below = node.below.as_ref().and_then(|b| b.participant.wake());
-        let above = node.above.as_ref().and_then(|a| a.coordinator.wake());
+        let below = node.below.as_ref().and_then(|b| b.member.wake());
+        let above = node.above.as_ref().and_then(|above| above.wake());
         let Some(wake) = below.into_iter().chain(above).min() else { return };
         if node.wakes_at.is_none_or(|t| wake < t) {
             node.wakes_at = Some(wake);
             self.clock.at(wake, Happening::Wake(at));
         }
     }
-}
 
-fn bytes_of(vectors: &Vectors) -> u64 {
-    vectors.values().map(|v| 4 * v.len() as u64).sum()
+    /// How updates travel to a node.
+    fn sender_to(&self, parent: usize) -> Sender {
+        match (&self.federation.edge, parent) {
+            (Some(edge), 1..) => edge.sender(),
+            _ => self.federation.cloud.sender(),
+        }
+    }
 }

@@ -17,13 +17,13 @@ use tierline_federate::{Contribution, Vectors};
 use tierline_graph::Model;
 use tierline_node::Time;
 use tierline_train::TrainError;
-use tierline_train::federated::{Kept, LocalTrainer, Share, Task};
+use tierline_train::federated::{LocalTask, LocalTrainer, MemberState, Share};
 
 /// Tasks that are begun and not collected yet, per thread.
 const AHEAD_MAX: usize = 4;
 
 /// A member's task.
-pub(crate) struct Order {
+pub(crate) struct WorkItem {
     pub(crate) member: String,
     pub(crate) round: u64,
     pub(crate) start: Arc<Vectors>,
@@ -32,7 +32,7 @@ pub(crate) struct Order {
     pub(crate) model: usize,
     /// Whether it only looks at the model.
     pub(crate) evaluate: bool,
-    pub(crate) kept: Kept,
+    pub(crate) kept: MemberState,
     pub(crate) stop: Stop,
 }
 
@@ -40,16 +40,16 @@ pub(crate) struct Order {
 /// and of the last evaluation its own model.
 pub(crate) struct Done {
     pub(crate) result: Result<Option<Contribution>, TrainError>,
-    pub(crate) kept: Kept,
+    pub(crate) kept: MemberState,
     pub(crate) own: Option<Model>,
 }
 
-type Ordered = (Order, Sender<Done>);
+type Queued = (WorkItem, Sender<Done>);
 
-/// Orders that no thread has heard of yet, by when their outcomes are wanted.
+/// Items that no thread has heard of yet, by when their outcomes are wanted.
 #[derive(Default)]
 struct Queue {
-    waiting: RefCell<BTreeMap<(Time, u64), Ordered>>,
+    waiting: RefCell<BTreeMap<(Time, u64), Queued>>,
     /// Tasks begun whose tickets are still there.
     begun: Cell<usize>,
     next: Cell<u64>,
@@ -73,7 +73,7 @@ impl Drop for Ticket {
 /// The threads.
 pub(crate) struct Workers {
     /// `None` once dropped, to tell the threads that nothing more comes.
-    orders: Option<Sender<Ordered>>,
+    items: Option<Sender<Queued>>,
     queue: Rc<Queue>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -82,20 +82,20 @@ impl Workers {
     /// One thread for each list of trainers, one for each of the job's
     /// models.
     pub(crate) fn new(trainers: Vec<Vec<LocalTrainer>>) -> Self {
-        let (orders, waiting) = channel::<Ordered>();
+        let (items, waiting) = channel::<Queued>();
         let waiting = Arc::new(Mutex::new(waiting));
         let threads = trainers.into_iter().map(|trainers| {
             let waiting = Arc::clone(&waiting);
             std::thread::spawn(move || work(trainers, &waiting))
         });
-        Self { orders: Some(orders), queue: Rc::default(), threads: threads.collect() }
+        Self { items: Some(items), queue: Rc::default(), threads: threads.collect() }
     }
 
     /// Has a task done whose outcome is wanted at that time.
-    pub(crate) fn order(&self, wanted: Time, order: Order) -> Ticket {
+    pub(crate) fn queue(&self, wanted: Time, item: WorkItem) -> Ticket {
         let (done, outcome) = channel();
         let key = (wanted, self.queue.next.replace(self.queue.next.get() + 1));
-        self.queue.waiting.borrow_mut().insert(key, (order, done));
+        self.queue.waiting.borrow_mut().insert(key, (item, done));
         let ticket = Ticket { key, queue: Rc::clone(&self.queue), outcome };
         self.begin_some();
         ticket
@@ -103,9 +103,9 @@ impl Workers {
 
     /// Waits for a task's outcome; `None` when its thread is gone.
     pub(crate) fn collect(&self, ticket: Ticket) -> Option<Done> {
-        let ordered = self.queue.waiting.borrow_mut().remove(&ticket.key);
-        // Ordered only now, and wanted before those that were begun.
-        ordered.into_iter().for_each(|ordered| self.begin(ordered));
+        let queued = self.queue.waiting.borrow_mut().remove(&ticket.key);
+        // Queued only now, and wanted before those that were begun.
+        queued.into_iter().for_each(|queued| self.begin(queued));
         let done = ticket.outcome.recv().ok();
         drop(ticket);
         self.begin_some();
@@ -114,36 +114,36 @@ impl Workers {
 
     fn begin_some(&self) {
         while self.queue.begun.get() < AHEAD_MAX * self.threads.len() {
-            let Some((_, ordered)) = self.queue.waiting.borrow_mut().pop_first() else { return };
-            self.begin(ordered);
+            let Some((_, queued)) = self.queue.waiting.borrow_mut().pop_first() else { return };
+            self.begin(queued);
         }
     }
 
-    fn begin(&self, ordered: Ordered) {
+    fn begin(&self, queued: Queued) {
         self.queue.begun.set(self.queue.begun.get() + 1);
-        if let Some(orders) = &self.orders {
+        if let Some(items) = &self.items {
             // Fails only when every thread has panicked; the outcome says so.
-            let _ = orders.send(ordered);
+            let _ = items.send(queued);
         }
     }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        self.orders = None;
+        self.items = None;
         for thread in self.threads.drain(..) {
             let _ended = thread.join();
         }
     }
 }
 
-fn work(mut trainers: Vec<LocalTrainer>, waiting: &Mutex<Receiver<(Order, Sender<Done>)>>) {
+fn work(mut trainers: Vec<LocalTrainer>, waiting: &Mutex<Receiver<(WorkItem, Sender<Done>)>>) {
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((order, done)) = next else { return };
-        let Order { member, round, start, share, model, evaluate, mut kept, stop } = order;
+        let Ok((item, done)) = next else { return };
+        let WorkItem { member, round, start, share, model, evaluate, mut kept, stop } = item;
         let trainer = &mut trainers[model];
-        let task = Task { member: &member, round, start: &start };
+        let task = LocalTask { member: &member, round, start: &start };
         let mut own = None;
         let result = match evaluate {
             true => trainer.conclude(task, &share, &kept, &stop).map(|concluded| {

@@ -3,6 +3,12 @@
 //! job's file, behind local training and before the stages that make an update
 //! small.
 //!
+//! What an update's bytes are is known to two functions:
+//! [`Sender::encode`](crate::Sender::encode) writes them, and
+//! [`Aggregator::read`](crate::Aggregator::read) makes of them what is checked
+//! and added. Nothing between them looks inside: a modifier whose sums are over
+//! integers that nobody decodes one by one changes these two and the sum.
+//!
 //! # Adding a modifier
 //!
 //! 1. Write `mine.rs` with a struct of its settings (serde, unknown ones

@@ -2,7 +2,7 @@
 //! those that counted is lost; all else is told anew.
 
 use tierline_codec::update::Pipeline;
-use tierline_federate::sender::{CONTROL, Kept, Memory, Sender, Sent};
+use tierline_federate::sender::{CONTROL, MemberState, Memory, Sender, Sent};
 use tierline_federate::{Channel, Layout, Part, Vectors, wire};
 
 fn layout() -> Layout {
@@ -23,7 +23,7 @@ fn update(rng: &mut fastrand::Rng) -> Vectors {
     Vectors::from([(Channel::Model, draw(100)), (Channel::Statistics, draw(4))])
 }
 
-fn send(sender: &Sender, vectors: &Vectors, kept: &Kept, round: u64) -> (Sent, Vectors) {
+fn send(sender: &Sender, vectors: &Vectors, kept: &MemberState, round: u64) -> (Sent, Vectors) {
     let sent = sender.encode(&layout(), vectors, kept, kept.clone(), round, 10 + round).unwrap();
     let arrived = wire::decode_update(&sent.bytes, &layout()).unwrap();
     (sent, arrived)
@@ -31,10 +31,10 @@ fn send(sender: &Sender, vectors: &Vectors, kept: &Kept, round: u64) -> (Sent, V
 
 /// Sends updates one after another; the sum of those that counted, and of what
 /// arrived of them.
-fn rounds(sender: &Sender, count: u64, refuse: impl Fn(u64) -> bool) -> (Vec<f64>, Vec<f64>, Kept) {
+fn rounds(sender: &Sender, count: u64, refuse: impl Fn(u64) -> bool) -> (Vec<f64>, Vec<f64>, MemberState) {
     let mut rng = fastrand::Rng::with_seed(1);
     let (mut wanted, mut arrived) = (vec![0f64; 100], vec![0f64; 100]);
-    let mut kept = Kept::new();
+    let mut kept = MemberState::new();
     for round in 0..count {
         let vectors = update(&mut rng);
         let (sent, got) = send(sender, &vectors, &kept, round);
@@ -76,7 +76,7 @@ fn momentum_is_gathered_where_nothing_travels() {
     };
     let vectors = Vectors::from([(Channel::Model, vec![10.0, 1.0])]);
     let sender = sender(&["topk:0.5"], dgc(0.9));
-    let first = sender.encode(&layout, &vectors, &Kept::new(), Kept::new(), 0, 1).unwrap();
+    let first = sender.encode(&layout, &vectors, &MemberState::new(), MemberState::new(), 0, 1).unwrap();
     assert_eq!(first.counted["velocity.model"], [0.0, 1.0]);
     assert_eq!(first.counted["gathered.model"], [0.0, 1.0]);
     let second = sender.encode(&layout, &vectors, &first.counted, first.counted.clone(), 1, 1).unwrap();
@@ -89,7 +89,7 @@ fn a_warm_up_begins_with_a_quarter() {
     let sender = sender(&["topk:0.01"], Memory::Dgc { momentum: 0.9, warmup: 2 });
     let travelled = |round| {
         let vectors = update(&mut fastrand::Rng::with_seed(3));
-        send(&sender, &vectors, &Kept::new(), round).1[&Channel::Model].iter().filter(|x| **x != 0.0).count()
+        send(&sender, &vectors, &MemberState::new(), round).1[&Channel::Model].iter().filter(|x| **x != 0.0).count()
     };
     assert_eq!([travelled(0), travelled(1), travelled(2), travelled(9)], [25, 5, 1, 1]);
 }
@@ -98,7 +98,7 @@ fn a_warm_up_begins_with_a_quarter() {
 fn an_estimate_comes_near_an_update_that_stays() {
     let sender = sender(&["topk:0.2"], Memory::Ef21 {});
     let vectors = update(&mut fastrand::Rng::with_seed(4));
-    let (mut kept, mut estimate) = (Kept::new(), vec![0f32; 100]);
+    let (mut kept, mut estimate) = (MemberState::new(), vec![0f32; 100]);
     for round in 0..5 {
         let (sent, arrived) = send(&sender, &vectors, &kept, round);
         estimate.iter_mut().zip(&arrived[&Channel::Model]).for_each(|(e, x)| *e += x);
@@ -119,7 +119,7 @@ fn without_loss_nothing_is_remembered() {
 #[test]
 fn broken_updates_are_refused() {
     let vectors = update(&mut fastrand::Rng::with_seed(5));
-    let (sent, _) = send(&sender(&["topk:0.1", "int8", "zstd"], Memory::None {}), &vectors, &Kept::new(), 0);
+    let (sent, _) = send(&sender(&["topk:0.1", "int8", "zstd"], Memory::None {}), &vectors, &MemberState::new(), 0);
     for end in 0..sent.bytes.len() {
         assert!(wire::decode_update(&sent.bytes[..end], &layout()).is_err(), "cut at {end}");
     }
@@ -128,7 +128,7 @@ fn broken_updates_are_refused() {
     assert!(wire::decode_update(&longer, &layout()).is_err());
     let other = Layout { statistics: vec![], ..layout() };
     assert!(wire::decode_update(&sent.bytes, &other).is_err(), "of another model");
-    let kept = Kept::from([("a".to_owned(), vec![1.0, -0.0]), ("b".to_owned(), vec![])]);
+    let kept = MemberState::from([("a".to_owned(), vec![1.0, -0.0]), ("b".to_owned(), vec![])]);
     let mut bytes = Vec::new();
     wire::encode_named(&kept, &mut bytes);
     assert_eq!(wire::decode_named(&bytes).unwrap(), kept);
@@ -166,7 +166,7 @@ fn an_update_that_is_refused_leaves_no_trace() {
         let sender = sender(&["topk:0.1", "int8"], memory);
         let run = |refused: bool| {
             let mut rng = fastrand::Rng::with_seed(7);
-            let (mut kept, mut bytes) = (Kept::new(), Vec::new());
+            let (mut kept, mut bytes) = (MemberState::new(), Vec::new());
             for round in 0..12 {
                 let mut draw = || (0..100).map(|_| rng.f32() - 0.5).collect::<Vec<f32>>();
                 let vectors: Vectors = channels.iter().map(|c| (*c, draw())).collect();
@@ -192,7 +192,7 @@ fn answers_and_control_variates_have_no_memory_and_travel_whole() {
         for channel in [Channel::Control, Channel::Logits] {
             for stages in [&["topk:0.01"][..], &["topk:0.1", "sign"], &["qsgd:2"], &["powersgd:1", "fp16"]] {
                 let vectors = Vectors::from([(channel, vector.clone())]);
-                let mut kept = Kept::new();
+                let mut kept = MemberState::new();
                 for round in 0..3 {
                     let sent = sender(stages, memory).encode(&layout, &vectors, &kept, kept.clone(), round, 1).unwrap();
                     let arrived = wire::decode_update(&sent.bytes, &layout).unwrap().remove(&channel).unwrap();
@@ -211,14 +211,14 @@ fn answers_and_control_variates_have_no_memory_and_travel_whole() {
 fn the_mean_of_members_control_variates_is_what_the_server_has() {
     let sender = sender(&["topk:0.1", "int4"], Memory::Feedback {});
     let mut rng = fastrand::Rng::with_seed(9);
-    let (mut server, mut members) = (vec![0f64; 100], vec![Kept::new(); 3]);
+    let (mut server, mut members) = (vec![0f64; 100], vec![MemberState::new(); 3]);
     for round in 0..10 {
         for (i, kept) in members.iter_mut().enumerate() {
             let draw: Vec<f32> = (0..100).map(|_| rng.f32() - 0.5).collect();
             let vectors = Vectors::from([(Channel::Control, draw.clone())]);
             // As training leaves it: moved by all bits.
             let own = kept.get(CONTROL).cloned().unwrap_or_else(|| vec![0.0; 100]);
-            let after = Kept::from([(CONTROL.to_owned(), own.iter().zip(&draw).map(|(c, d)| c + d).collect())]);
+            let after = MemberState::from([(CONTROL.to_owned(), own.iter().zip(&draw).map(|(c, d)| c + d).collect())]);
             let sent = sender.encode(&layout(), &vectors, kept, after, round, round).unwrap();
             if (round + i as u64).is_multiple_of(4) {
                 continue;

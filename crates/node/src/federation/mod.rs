@@ -7,7 +7,7 @@
 //!
 //! Messages carry *levels*, not edges: a coordinator tells a member what it
 //! wants of it now ([`Assignment`]), a member says what it is at
-//! ([`Standing`]). Either may be lost, repeated or overtaken by a newer one;
+//! ([`MemberStatus`]). Either may be lost, repeated or overtaken by a newer one;
 //! the next one mends it. What must not be lost goes into a journal: a
 //! `Keep` action is done, through to the disk, before any action behind it,
 //! and after a crash [`Coordinator::restored`] and [`Participant::restored`]
@@ -15,30 +15,38 @@
 //! its task is in the journal as counted before anybody hears of it, and
 //! whoever sends it again is told so.
 //!
-//! Pure: the machines see names, numbers and digests; weights and updates
-//! stay in the shell.
+//! The machines are pure: they see names, numbers and digests. What they ask
+//! for is done by a [`Coordination`] and a [`Participation`], which hold the
+//! weights and ask the world for the rest through their effects: a node's, or a
+//! simulation's.
 
+pub mod coordination;
 mod coordinator;
 pub mod exchange;
 pub mod home;
 mod participant;
+pub mod participation;
+pub mod relay;
 mod routes;
 
 use serde::{Deserialize, Serialize};
 use tierline_federate::Report;
 use tierline_proto::Digest;
 
+pub use coordination::Coordination;
 pub use coordinator::{Action, Coordinator, Event, Ledger, Phase, Progress, Record, Terms};
 pub use exchange::Exchange;
 pub use home::Home;
 pub use participant::{Action as MemberAction, Event as MemberEvent, Participant, Record as MemberRecord, Work};
+pub use participation::Participation;
+pub use relay::Relay;
 pub use routes::Routes;
 
 /// Names a piece of work, for good: never given twice in a job.
 ///
 /// The upper half says which coordinator gave it, so that a member that came
 /// to another one doesn't take its tasks for those of the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Task(pub u64);
 
 impl Task {
@@ -94,7 +102,7 @@ pub enum Assignment {
 /// What a member is at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Standing {
+pub enum MemberStatus {
     /// It fetches the model and opens its data.
     Preparing,
     /// It can work, or is at work.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Assignment, Standing, Task, Update, Verdict};
+use super::{Assignment, MemberStatus, Task, Update, Verdict};
 use crate::Rng;
 use crate::time::{Time, ns};
 
@@ -16,6 +16,13 @@ pub const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Time between two reports: a lost message is mended by the next one.
 pub const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// A model that can't be had now, or a task that can't begin now, is tried
+/// again after this.
+pub const AGAIN: Duration = Duration::from_secs(10);
+
+/// What a member lacks is looked for again after this.
+pub const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A piece of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,14 +42,24 @@ pub struct Work {
 pub enum Event {
     /// The coordinator says what it wants.
     Assigned(Assignment),
-    /// Model and data are there, or can't be: said again when that changes.
+    /// Model and data are there, or can't be. Who can't be prepared is asked to
+    /// look again.
     Prepared(Result<u64, String>),
+    /// They can't be had just now.
+    Unprepared,
+    /// This member can't take part, whatever comes.
+    Unable(String),
     /// A task is done, and what came of it lies on the disk; or it failed.
     Worked {
         /// Which.
         task: Task,
         /// The update.
         result: Result<Update, String>,
+    },
+    /// A task can't begin just now.
+    Hindered {
+        /// Which.
+        task: Task,
     },
     /// The coordinator said what became of an update.
     Answered {
@@ -67,14 +84,15 @@ pub enum Event {
 /// What the shell shall do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Fetch the model, open the data; then [`Event::Prepared`].
+    /// Fetch the model, open the data; then [`Event::Prepared`] or
+    /// [`Event::Unprepared`].
     Prepare,
     /// Write to the journal, through to the disk; in place of all of it when
     /// the record is [`Record::Settled`].
     Keep(Record),
     /// Tell the coordinator what this member is at.
-    Report(Standing),
-    /// Do it; then [`Event::Worked`].
+    Report(MemberStatus),
+    /// Do it; then [`Event::Worked`] or [`Event::Hindered`].
     Work(Work),
     /// Stop working on it; nobody wants it any more.
     Abandon(Task),
@@ -162,6 +180,10 @@ pub struct Participant {
     /// wanted still, by a coordinator that had lost sight of it.
     settled: Option<(Task, bool)>,
     up: bool,
+    /// When to prepare again.
+    prepare_at: Option<Time>,
+    /// When to begin the task again that couldn't.
+    work_at: Option<Time>,
     /// When to report again.
     report_at: Time,
     /// Whether the end was told.
@@ -178,6 +200,8 @@ impl Default for Participant {
             failed: None,
             settled: None,
             up: false,
+            prepare_at: None,
+            work_at: None,
             report_at: Time::ZERO,
             over: false,
         }
@@ -218,17 +242,17 @@ impl Participant {
 
     /// What it is at, for the coordinator.
     #[must_use]
-    pub fn standing(&self) -> Standing {
+    pub fn status(&self) -> MemberStatus {
         if let Some((task, reason)) = &self.failed {
-            return Standing::Failed { task: *task, reason: reason.clone(), examples: self.examples };
+            return MemberStatus::Failed { task: *task, reason: reason.clone(), examples: self.examples };
         }
         match &self.state {
-            State::Unable(reason) => Standing::Unable { reason: reason.clone() },
-            State::Preparing => Standing::Preparing,
+            State::Unable(reason) => MemberStatus::Unable { reason: reason.clone() },
+            State::Preparing => MemberStatus::Preparing,
             // An update that waits from before a restart, with the data not
             // opened yet.
-            _ if self.examples == 0 => Standing::Preparing,
-            _ => Standing::Ready { examples: self.examples },
+            _ if self.examples == 0 => MemberStatus::Preparing,
+            _ => MemberStatus::Ready { examples: self.examples },
         }
     }
 
@@ -244,13 +268,15 @@ impl Participant {
     /// When the machine wants `Wake`.
     #[must_use]
     pub fn wake(&self) -> Option<Time> {
-        if !self.up || self.over {
+        if self.over {
             return None;
         }
-        match &self.state {
-            State::Held { sending: false, not_before, .. } => Some(self.report_at.min(*not_before)),
-            _ => Some(self.report_at),
-        }
+        let send = match &self.state {
+            State::Held { sending: false, not_before, .. } if self.up => Some(*not_before),
+            _ => None,
+        };
+        let report = self.up.then_some(self.report_at);
+        [send, report, self.prepare_at, self.work_at].into_iter().flatten().min()
     }
 
     /// One step.
@@ -269,12 +295,15 @@ impl Participant {
                 self.report(now, out);
             }
             Event::Prepared(Err(reason)) => {
-                // An update from before a restart is as good as ever.
-                match self.state {
-                    State::Held { .. } => self.unable = Some(reason),
-                    _ => self.state = State::Unable(reason),
+                self.prepare_at = Some(now + LOOK_AGAIN);
+                self.is_unable(now, reason, out);
+            }
+            Event::Unable(reason) => self.is_unable(now, reason, out),
+            Event::Unprepared => self.prepare_at = Some(now + AGAIN),
+            Event::Hindered { task } => {
+                if self.working().is_some_and(|work| work.task == task) {
+                    self.work_at = Some(now + AGAIN);
                 }
-                self.report(now, out);
             }
             Event::Worked { task, result } => self.worked(now, task, result, out),
             Event::Answered { task, verdict } => self.answered(now, task, &verdict, out),
@@ -306,7 +335,22 @@ impl Participant {
     fn report(&mut self, now: Time, out: &mut Vec<Action>) {
         if self.up {
             self.report_at = now + REPORT_EVERY;
-            out.push(Action::Report(self.standing()));
+            out.push(Action::Report(self.status()));
+        }
+    }
+
+    /// It can't take part: said once, since it is asked to look again and again.
+    fn is_unable(&mut self, now: Time, reason: String, out: &mut Vec<Action>) {
+        let before = match &mut self.state {
+            // An update from before a restart is as good as ever.
+            State::Held { .. } => self.unable.replace(reason.clone()),
+            state => match std::mem::replace(state, State::Unable(reason.clone())) {
+                State::Unable(before) => Some(before),
+                _ => None,
+            },
+        };
+        if before.as_ref() != Some(&reason) {
+            self.report(now, out);
         }
     }
 
@@ -314,6 +358,7 @@ impl Participant {
         if self.working().is_none_or(|work| work.task != task) {
             return;
         }
+        self.work_at = None;
         match result {
             Ok(update) => {
                 out.push(Action::Keep(Record::Held(update.clone())));
@@ -347,6 +392,9 @@ impl Participant {
     }
 
     fn go_on(&mut self, now: Time, out: &mut Vec<Action>) {
+        if !self.over && self.prepare_at.take_if(|at| *at <= now).is_some() {
+            out.push(Action::Prepare);
+        }
         if let State::Held { update, sending, not_before, .. } = &mut self.state {
             if self.up && !*sending && now >= *not_before {
                 *sending = true;
@@ -365,12 +413,17 @@ impl Participant {
                 }
                 let work = Work { task, round, version, evaluate };
                 match self.state {
-                    State::Working(other) if other.task == task => return,
+                    State::Working(other) if other.task == task => {
+                        if self.work_at.take_if(|at| *at <= now).is_some() {
+                            out.push(Action::Work(other));
+                        }
+                        return;
+                    }
                     State::Working(other) => out.push(Action::Abandon(other.task)),
                     State::Idle => {}
                     State::Preparing | State::Unable(_) | State::Held { .. } => return,
                 }
-                self.failed = None;
+                (self.failed, self.work_at) = (None, None);
                 self.state = State::Working(work);
                 out.push(Action::Work(work));
             }
@@ -393,7 +446,7 @@ impl Participant {
     fn abandon(&mut self, out: &mut Vec<Action>) {
         if let State::Working(work) = self.state {
             out.push(Action::Abandon(work.task));
-            self.state = State::Idle;
+            (self.state, self.work_at) = (State::Idle, None);
         }
     }
 }
@@ -411,13 +464,59 @@ mod tests {
         step(Event::LinkUp);
         let missing = "no data set `squares` is known here";
         let said = step(Event::Prepared(Err(missing.to_owned())));
-        assert_eq!(said, [Action::Report(Standing::Unable { reason: missing.to_owned() })]);
+        assert_eq!(said, [Action::Report(MemberStatus::Unable { reason: missing.to_owned() })]);
         assert_eq!(step(Event::Assigned(Assignment::Wait)), []);
         let said = step(Event::Prepared(Ok(7)));
-        assert_eq!(said, [Action::Report(Standing::Ready { examples: 7 })]);
+        assert_eq!(said, [Action::Report(MemberStatus::Ready { examples: 7 })]);
         let work = Work { task: Task(3), round: 0, version: 0, evaluate: false };
         let Work { task, round, version, evaluate } = work;
         let asked = step(Event::Assigned(Assignment::Work { task, round, version, evaluate }));
         assert_eq!(asked, [Action::Work(work)]);
+    }
+
+    /// The disk is full, or the parent's model is on its way still.
+    #[test]
+    fn what_cannot_be_done_now_is_tried_again() {
+        let (mut it, first) = Participant::new();
+        assert_eq!(first, [Action::Prepare]);
+        let mut rng = Rng::with_seed(1);
+        let mut step = |it: &mut Participant, at, event| it.step(at, &mut rng, event);
+        assert_eq!(step(&mut it, Time::ZERO, Event::Unprepared), []);
+        let later = it.wake().expect("it looks again, whether its parent is there or not");
+        assert_eq!(later, Time::ZERO + AGAIN);
+        assert_eq!(step(&mut it, Time::ZERO, Event::Wake), [], "not yet");
+        assert_eq!(step(&mut it, later, Event::Wake), [Action::Prepare]);
+        step(&mut it, later, Event::LinkUp);
+        step(&mut it, later, Event::Prepared(Ok(7)));
+        let work = Work { task: Task(3), round: 0, version: 0, evaluate: false };
+        let Work { task, round, version, evaluate } = work;
+        let wanted = Event::Assigned(Assignment::Work { task, round, version, evaluate });
+        assert_eq!(step(&mut it, later, wanted.clone()), [Action::Work(work)]);
+        assert_eq!(step(&mut it, later, Event::Hindered { task: Task(2) }), [], "an older one");
+        assert_eq!(step(&mut it, later, Event::Hindered { task }), []);
+        assert_eq!(step(&mut it, later, wanted), [], "it waits");
+        let again = later + AGAIN;
+        assert!(it.wake().is_some_and(|at| at <= again));
+        assert!(step(&mut it, again, Event::Wake).contains(&Action::Work(work)));
+        // Nobody wants it any more.
+        step(&mut it, again, Event::Hindered { task });
+        assert_eq!(step(&mut it, again, Event::Assigned(Assignment::Wait)), [Action::Abandon(task)]);
+        let said = step(&mut it, again + AGAIN, Event::Wake);
+        assert!(!said.contains(&Action::Work(work)), "{said:?}");
+    }
+
+    /// It is asked to look each second, and says the same only once.
+    #[test]
+    fn who_lacks_the_same_says_so_once() {
+        let (mut it, _) = Participant::new();
+        let mut rng = Rng::with_seed(1);
+        it.step(Time::ZERO, &mut rng, Event::LinkUp);
+        let missing = Event::Prepared(Err("no data".to_owned()));
+        assert_eq!(it.step(Time::ZERO, &mut rng, missing.clone()).len(), 1);
+        let looks = Time::ZERO + LOOK_AGAIN;
+        assert_eq!(it.wake(), Some(looks));
+        assert_eq!(it.step(looks, &mut rng, Event::Wake), [Action::Prepare]);
+        assert_eq!(it.step(looks, &mut rng, missing), []);
+        assert_eq!(it.wake(), Some(looks + LOOK_AGAIN));
     }
 }

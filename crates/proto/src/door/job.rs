@@ -5,7 +5,7 @@ use super::{Breach, Door, bytes, count, digest, digest_or_none, failure, long, n
 use crate::limits::{LEADING_MAX, NEIGHBOURS_MAX, TEXT_BYTES_MAX, UPDATE_BYTES_MAX, URL_BYTES_MAX};
 use crate::name::NodeName;
 use crate::v1::{
-    JobAssignment, JobStanding, JobVerdict, MeetReply, MeetRequest, UpdateHeader, job_assignment, job_standing,
+    JobAssignment, JobStatus, JobVerdict, MeetReply, MeetRequest, UpdateHeader, job_assignment, job_status,
 };
 
 impl Door for JobAssignment {
@@ -33,16 +33,16 @@ impl Door for JobAssignment {
     }
 }
 
-impl Door for JobStanding {
+impl Door for JobStatus {
     fn check(&mut self) -> Result<(), Breach> {
-        use job_standing::Standing;
+        use job_status::Status;
         digest("the job", &mut self.job)?;
         node_or_none(&self.node)?;
         word("a node's address", &self.url, URL_BYTES_MAX)?;
-        match &mut self.standing {
-            Some(Standing::Unable(reason)) => reason.check(),
-            Some(Standing::Failed(failed)) => failure(&mut failed.reason),
-            Some(Standing::Preparing(_) | Standing::Examples(_) | Standing::Away(_)) | None => Ok(()),
+        match &mut self.status {
+            Some(Status::Unable(reason)) => reason.check(),
+            Some(Status::Failed(failed)) => failure(&mut failed.reason),
+            Some(Status::Preparing(_) | Status::Examples(_) | Status::Away(_)) | None => Ok(()),
         }
     }
 }

@@ -13,10 +13,10 @@ use tierline_proto::limits::{
 };
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    Boundary, Catalogue, ChildMessage, Code, Envelope, Failure, Heartbeat, JobAssignment, JobStanding, JoinRequest,
+    Boundary, Catalogue, ChildMessage, Code, Envelope, Failure, Heartbeat, JobAssignment, JobStatus, JoinRequest,
     LinkEstimate, LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ProbeChunk, Reply, ReverseReply,
     ReverseRequest, Revocations, Revoked, Route, RunHeader, SiteReport, StageTiming, Subtree, TensorInfo, UpdateHeader,
-    UpstreamPath, UpstreamTier, WarmHint, WarmHints, WorkOrder, child_message, job_standing, parent_message,
+    UpstreamPath, UpstreamTier, WarmHint, WarmHints, WorkOrder, child_message, job_status, parent_message,
     reverse_reply, site_report,
 };
 
@@ -138,10 +138,10 @@ fn lists_and_names_are_bounded() {
     let order = WorkOrder { differences: vec![DIGEST; LEADING_MAX + 1], ..WorkOrder::default() };
     let assignment = JobAssignment { job: DIGEST, want: Some(Want::Work(order)), node: String::new(), classes: None };
     refused(assignment, "differences that lead to a model");
-    let standing = |node: &str| JobStanding { job: DIGEST, node: node.into(), ..JobStanding::default() };
-    refused(standing(&"x".repeat(1 << 20)), "is no node's name");
-    refused(standing("a\u{1b}]0;b\u{7}"), "is no node's name");
-    refused(JobStanding { url: "https://a\u{9b}31m".into(), ..standing("a") }, "no word of this protocol");
+    let status = |node: &str| JobStatus { job: DIGEST, node: node.into(), ..JobStatus::default() };
+    refused(status(&"x".repeat(1 << 20)), "is no node's name");
+    refused(status("a\u{1b}]0;b\u{7}"), "is no node's name");
+    refused(JobStatus { url: "https://a\u{9b}31m".into(), ..status("a") }, "no word of this protocol");
     refused(
         UpdateHeader { job: DIGEST, digest: DIGEST, length: UPDATE_BYTES_MAX + 1, ..UpdateHeader::default() },
         "an update",
@@ -169,9 +169,9 @@ fn nodes_below_are_counted_not_carried() {
 #[test]
 fn texts_for_people_are_cut_not_refused() {
     let reason = Failure { code: Code::Internal.into(), message: "é".repeat(1 << 19), ..Failure::default() };
-    let standing = Some(job_standing::Standing::Unable(reason));
-    let sound = Sound::read(JobStanding { job: DIGEST, standing, ..JobStanding::default() }).unwrap();
-    let Some(job_standing::Standing::Unable(reason)) = &sound.standing else { panic!("{sound:?}") };
+    let status = Some(job_status::Status::Unable(reason));
+    let sound = Sound::read(JobStatus { job: DIGEST, status, ..JobStatus::default() }).unwrap();
+    let Some(job_status::Status::Unable(reason)) = &sound.status else { panic!("{sound:?}") };
     assert!(reason.message.len() <= TEXT_BYTES_MAX);
 }
 
@@ -202,7 +202,7 @@ fn duties_hear_the_same_of_nodes_that_know_no_envelopes() {
         child_message::Body::Subtree(Subtree { left_out: 5, ..Subtree::default() }),
         child_message::Body::Reply(ReverseReply { call: 6, body: None }),
         child_message::Body::Hints(WarmHints { hints: vec![WarmHint { model: DIGEST, ..WarmHint::default() }] }),
-        child_message::Body::Standing(JobStanding { job: DIGEST, holds: 7, ..JobStanding::default() }),
+        child_message::Body::Status(JobStatus { job: DIGEST, holds: 7, ..JobStatus::default() }),
     ];
     for body in child {
         let envelope = envelope::of_child(body.clone()).unwrap();

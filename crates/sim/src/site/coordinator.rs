@@ -1,134 +1,294 @@
-//! What nodes do as coordinators: count updates, make models, end stretches.
+//! Nodes as coordinators: their world is virtual time and the site's links.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tierline_federate::{Contribution, Counted, Report, aggregate, aggregator, wire};
-use tierline_node::federation::{Action, Event, MemberEvent, Task, Update};
-use tierline_train::federated::Kept;
+use tierline_federate::{Contribution, FederateError, Layout, RoundScores, Vectors};
+use tierline_node::Time;
+use tierline_node::federation::coordination::{Effects, Evaluation, Neighbourhood, News, Published, Start};
+use tierline_node::federation::{Assignment, Coordination, Coordinator, Event, Record, Task, Update, Verdict};
+use tierline_proto::v1::{Code, Failure};
+use tierline_train::data::Dataset;
+use tierline_train::federated::{LocalTrainer, Tutor};
 
-use super::{Happening, Held, MESSAGE_BYTES, Made, SimError, Site};
+use super::network::bytes_of;
+use super::{Happening, MESSAGE_BYTES, SimError, Site, ready};
 
-impl Site {
-    pub(super) fn submitted(&mut self, at: usize, update: Update) -> Result<(), SimError> {
-        let parent = self.parent(at);
-        let member = self.nodes[at].name.clone();
-        let held = self.nodes[at].below.as_ref().and_then(|b| b.update.clone());
-        let Some(Held { bytes, report, .. }) = held.filter(|held| held.task == update.task) else { return Ok(()) };
-        let Some(above) = &mut self.nodes[parent].above else { return Ok(()) };
-        let check = || {
-            let vectors = wire::decode_update(&bytes, &above.aggregator.layout().of_examples(report.examples)?)?;
-            let contribution = Contribution { vectors, report };
-            let checked = match above.coordinator.is_evaluation(update.task) {
-                true => aggregate::check_evaluation(&contribution),
-                false => above.aggregator.check(&contribution),
-            };
-            checked.map(|()| contribution)
-        };
-        let event = match check() {
-            Ok(contribution) => {
-                above.inbox = Some((update.task, contribution));
-                Event::Arrived { member, update }
-            }
-            Err(error) => Event::Unfit { member, task: update.task, reason: error.to_string() },
-        };
-        self.coordinate(parent, event)
+/// What a side that coordinates has for the site to do.
+pub(super) enum Asked {
+    Tell { member: String, assignment: Assignment, start: Start },
+    Answer { member: String, task: Task, verdict: Verdict },
+    Offer { exchange: u64, oldest: u64, model: Vec<u8> },
+    Ask { exchange: u64, neighbour: String, patience: Duration },
+    Gathered { task: Task, contribution: Contribution },
+    Finished,
+    Round(RoundScores),
+    Excluded { member: String, reason: String },
+}
+
+/// A model that was made: itself, and what members hold of it.
+struct Made {
+    own: Arc<Vectors>,
+    held: Arc<Vectors>,
+}
+
+/// What only the cloud has.
+pub(super) struct Cloud {
+    /// Where models learn of public examples or of features.
+    pub(super) tutor: Option<Tutor>,
+    pub(super) evaluator: LocalTrainer,
+    /// Held out, where the cloud evaluates.
+    pub(super) test: Option<Dataset>,
+    /// What members' tasks begin with, where that isn't a model.
+    pub(super) said: BTreeMap<String, Arc<Vectors>>,
+}
+
+/// The world around a side that coordinates. Processes don't die here, so what
+/// is stored is in memory; tests of the machines have them die.
+pub(super) struct CoordinatorWorld {
+    pub(super) now: Time,
+    asked: Vec<Asked>,
+    models: BTreeMap<u64, Made>,
+    /// Members that gossip.
+    edges: BTreeSet<String>,
+    /// Of an edge that gossips.
+    pub(super) neighbourhood: Option<Neighbourhood>,
+    pub(super) cloud: Option<Cloud>,
+}
+
+impl CoordinatorWorld {
+    pub(super) fn new(initial: &Arc<Vectors>, edges: BTreeSet<String>, cloud: Option<Cloud>) -> Self {
+        let first = Made { own: Arc::clone(initial), held: Arc::clone(initial) };
+        let models = BTreeMap::from([(0, first)]);
+        Self { now: Time::ZERO, asked: Vec::new(), models, edges, neighbourhood: None, cloud }
     }
 
+    /// The model that members start from.
+    pub(super) fn held(&self, version: u64) -> Option<&Arc<Vectors>> {
+        self.models.get(&version).map(|made| &made.held)
+    }
+}
+
+impl Effects for CoordinatorWorld {
+    type Error = SimError;
+
+    fn failed(error: FederateError) -> SimError {
+        error.into()
+    }
+
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    async fn keep(&mut self, _: Vec<Record>) -> Result<(), SimError> {
+        Ok(())
+    }
+
+    async fn keep_model(&mut self, model: Published<'_>) -> Result<u64, SimError> {
+        let held = Arc::new(model.held.clone());
+        let own = model.own.map_or_else(|| Arc::clone(&held), |own| Arc::new(own.clone()));
+        let bytes = bytes_of(&held);
+        self.models.insert(model.version, Made { own, held });
+        Ok(bytes)
+    }
+
+    async fn retain(&mut self, models: &BTreeSet<u64>, _: Option<&[u64]>) -> Result<(), SimError> {
+        self.models.retain(|version, _| models.contains(version));
+        Ok(())
+    }
+
+    async fn load_model(&mut self, version: u64) -> Result<Vectors, SimError> {
+        let made = self.models.get(&version);
+        Ok(made.map(|made| Vectors::clone(&made.own)).unwrap_or_default())
+    }
+
+    async fn load_update(&mut self, _: &Update) -> Result<Vec<u8>, SimError> {
+        Err(FederateError::Broken("nobody restarts in a simulation").into())
+    }
+
+    fn forget_update(&mut self, _: &Update) {}
+
+    fn sweep(&mut self, _: &Coordinator) {}
+
+    async fn tell(&mut self, member: &str, assignment: Assignment, start: Start) {
+        self.asked.push(Asked::Tell { member: member.to_owned(), assignment, start });
+    }
+
+    fn answer(&mut self, member: &str, task: Task, verdict: &Verdict) {
+        self.asked.push(Asked::Answer { member: member.to_owned(), task, verdict: verdict.clone() });
+    }
+
+    fn gossips(&self, member: &str) -> bool {
+        self.edges.contains(member)
+    }
+
+    fn neighbourhood(&self) -> Option<Neighbourhood> {
+        self.neighbourhood.clone()
+    }
+
+    async fn offer(&mut self, exchange: u64, oldest: u64, model: Vec<u8>) -> Result<(), SimError> {
+        self.asked.push(Asked::Offer { exchange, oldest, model });
+        Ok(())
+    }
+
+    fn ask(&mut self, exchange: u64, neighbour: &str, patience: Duration) {
+        self.asked.push(Asked::Ask { exchange, neighbour: neighbour.to_owned(), patience });
+    }
+
+    async fn gathered(&mut self, task: Task, contribution: Contribution) {
+        self.asked.push(Asked::Gathered { task, contribution });
+    }
+
+    async fn finished(&mut self, _: u64, _: &Vectors) -> Result<(), SimError> {
+        self.asked.push(Asked::Finished);
+        Ok(())
+    }
+
+    fn listen(&mut self, member: &str, held: &Vectors, contribution: &Contribution) -> Result<(), SimError> {
+        match self.cloud.as_mut().and_then(|cloud| cloud.tutor.as_mut()) {
+            Some(tutor) => Ok(tutor.hear(member, held, contribution)?),
+            None => Ok(()),
+        }
+    }
+
+    async fn teach(&mut self, _: u64, round: u64, model: &Vectors, _: &Layout) -> Result<Option<Vectors>, SimError> {
+        let Some(Cloud { tutor: Some(tutor), said, .. }) = &mut self.cloud else { return Ok(None) };
+        let learned = tutor.teach(model, round)?;
+        let now = tutor.said().into_iter().flatten();
+        said.extend(now.map(|(member, said)| (member.clone(), Arc::new(said.clone()))));
+        Ok(Some(learned))
+    }
+
+    fn said_bytes(&self, member: &str) -> u64 {
+        let said = self.cloud.as_ref().and_then(|cloud| cloud.said.get(member));
+        said.map_or(0, |said| bytes_of(said))
+    }
+
+    fn evaluate(&mut self, model: &Vectors) -> Result<Option<Evaluation>, SimError> {
+        let Some(Cloud { evaluator, test: Some(test), .. }) = &mut self.cloud else { return Ok(None) };
+        let scores = evaluator.evaluate(model, test)?;
+        Ok(Some(Evaluation { loss: scores.loss, accuracy: scores.accuracy }))
+    }
+
+    async fn note(&mut self, news: News<'_>) -> Result<(), SimError> {
+        match news {
+            News::Round(round) => self.asked.push(Asked::Round(round.clone())),
+            News::Excluded { member, reason } => {
+                self.asked.push(Asked::Excluded { member: member.to_owned(), reason: reason.to_owned() });
+            }
+            News::Pending(_) | News::Absent { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+impl Site {
+    /// One step of a node's coordinator.
     pub(super) fn coordinate(&mut self, at: usize, event: Event) -> Result<(), SimError> {
+        self.with_side(at, async |side| side.step(event).await)
+    }
+
+    /// Does something with a node's side that coordinates, and what it then asks
+    /// for.
+    pub(super) fn with_side(
+        &mut self,
+        at: usize,
+        act: impl AsyncFnOnce(&mut Coordination<CoordinatorWorld>) -> Result<(), SimError>,
+    ) -> Result<(), SimError> {
         let now = self.clock.now();
-        let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-        let actions = above.coordinator.step(now, event);
-        for action in actions {
-            self.perform_above(at, action)?;
+        if let Some(side) = &mut self.nodes[at].above {
+            side.effects.now = now;
+            ready(act(side))?;
+            for asked in std::mem::take(&mut side.effects.asked) {
+                self.perform(at, asked)?;
+            }
         }
         self.set_alarm(at);
         Ok(())
     }
 
-    pub(super) fn perform_above(&mut self, at: usize, action: Action) -> Result<(), SimError> {
-        match action {
-            Action::Keep(_) => {}
-            Action::Tell { member } => {
-                let Some(above) = &self.nodes[at].above else { return Ok(()) };
-                let assignment = above.coordinator.assignment(&member);
+    fn perform(&mut self, at: usize, asked: Asked) -> Result<(), SimError> {
+        match asked {
+            Asked::Tell { member, assignment, start } => {
                 let to = self.index[&member];
-                self.down(to, MESSAGE_BYTES, Happening::Told(to, assignment));
+                self.down(to, MESSAGE_BYTES, Happening::Told(to, assignment, start));
             }
-            Action::Answer { member, task, verdict } => {
+            Asked::Answer { member, task, verdict } => {
                 let to = self.index[&member];
                 self.down(to, MESSAGE_BYTES, Happening::Answered(to, task, verdict));
             }
-            Action::Add { member, update, version, staleness } => {
-                let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-                if let Some((_, contribution)) = above.inbox.take_if(|(task, _)| *task == update.task) {
-                    // Those of an older model would teach what was known then.
-                    if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0 && staleness == 0) {
-                        tutor.hear(&member, above.aggregator.held(), &contribution)?;
-                    }
-                    above.aggregator.add(contribution, version, staleness)?;
-                }
+            Asked::Offer { exchange, oldest, model } => self.offer(at, exchange, oldest, model),
+            Asked::Ask { exchange, neighbour, patience } => {
+                let to = self.index[&neighbour];
+                let offers = &mut self.nodes[at].offers;
+                offers.asks += 1;
+                let ends = Happening::PatienceEnds { at, from: to, exchange, ask: offers.asks };
+                self.clock.at(self.clock.now() + patience, ends);
+                self.across(at, to, MESSAGE_BYTES, Happening::Asked { at: to, from: at, exchange });
             }
-            Action::Make { round, counted, members, last, .. } => {
-                if let Some(exchange) = self.meets(at) {
-                    return self.begin_exchange(at, exchange, &counted, members);
-                }
-                let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-                above.aggregator.make(&counted, members)?;
-                let version = above.aggregator.version();
-                if let Some(tutor) = self.tutor.as_mut().filter(|_| at == 0) {
-                    let taught = tutor.teach(&above.aggregator.server().model, round)?;
-                    above.aggregator.replace(version, &taught);
-                    let said = tutor.said().into_iter().flatten();
-                    self.said.extend(said.map(|(member, said)| (self.index[member], Arc::new(said.clone()))));
-                }
-                self.publish(at, version)?;
-                self.let_go(at, version);
-                if at == 0 {
-                    // The cloud's are evaluated first.
-                    self.made.push_back(Made { round, counted, last, evaluate: false });
-                } else {
-                    self.coordinate(at, Event::Made { version, enough: false })?;
-                }
-            }
-            Action::Looked { version, counted } => {
-                if at == 0 {
-                    self.made.push_back(Made { round: self.rounds, counted, last: true, evaluate: true });
-                } else {
-                    self.coordinate(at, Event::Made { version, enough: false })?;
-                }
-            }
-            Action::Done { stretch, counted, .. } => self.done(at, stretch, &counted)?,
-            Action::Excluded { member, reason } => self.excluded.push((member, reason)),
+            Asked::Gathered { task, contribution } => self.gathered(at, task, contribution)?,
+            Asked::Finished => self.over = true,
+            Asked::Round(round) => self.rounds.push(round),
+            Asked::Excluded { member, reason } => self.excluded.push((member, reason)),
         }
         Ok(())
     }
 
-    /// Keeps the models that members may still start from.
-    pub(super) fn let_go(&mut self, at: usize, version: u64) {
-        let Some(above) = &mut self.nodes[at].above else { return };
-        let in_use = above.coordinator.versions_in_use();
-        above.aggregator.retain(&in_use);
-        above.published.retain(|v, _| *v == version || in_use.contains(v));
+    /// An update is at a member's coordinator.
+    pub(super) fn submitted(&mut self, at: usize, update: Update) -> Result<(), SimError> {
+        let (parent, member) = (self.parent(at), self.nodes[at].name.clone());
+        let below = self.nodes[at].below.as_ref();
+        let Some(bytes) = below.and_then(|below| below.member.effects.outgoing(update.task)) else { return Ok(()) };
+        self.with_side(parent, async |side| side.submitted(member, update, &bytes).await)
     }
 
-    /// A stretch is done: the cloud's job, or an edge's task.
-    pub(super) fn done(&mut self, at: usize, stretch: u64, counted: &[Counted]) -> Result<(), SimError> {
-        if at == 0 {
-            self.over = true;
+    /// An edge has made its model of an exchange: neighbours that wait get it.
+    fn offer(&mut self, at: usize, exchange: u64, oldest: u64, model: Vec<u8>) {
+        let offers = &mut self.nodes[at].offers;
+        offers.models.retain(|number, _| *number >= oldest);
+        offers.models.insert(exchange, Arc::new(model));
+        for (exchange, from) in std::mem::take(&mut offers.wanted) {
+            self.asked(at, from, exchange);
+        }
+    }
+
+    /// A neighbour asks an edge for its model of an exchange.
+    pub(super) fn asked(&mut self, at: usize, from: usize, exchange: u64) {
+        let offers = &mut self.nodes[at].offers;
+        let model = match offers.models.get(&exchange) {
+            Some(model) => Ok(Arc::clone(model)),
+            None if offers.models.last_key_value().is_some_and(|(newest, _)| *newest > exchange) => {
+                Err(Failure::new(Code::NotFound, "it is at a later exchange"))
+            }
+            None => {
+                offers.wanted.insert((exchange, from));
+                return;
+            }
+        };
+        let bytes = MESSAGE_BYTES + model.as_ref().map_or(0, |model| model.len() as u64);
+        self.across(at, from, bytes, Happening::Heard { at: from, from: at, exchange, model });
+    }
+
+    /// A neighbour's model is here, or won't be.
+    pub(super) fn heard(
+        &mut self,
+        at: usize,
+        from: usize,
+        exchange: u64,
+        model: Result<Arc<Vec<u8>>, Failure>,
+    ) -> Result<(), SimError> {
+        let neighbour = self.nodes[from].name.clone();
+        let model = model.map(|model| model.to_vec());
+        self.with_side(at, async |side| side.heard(exchange, &neighbour, model).await)
+    }
+
+    /// An edge doesn't wait for an answer any longer.
+    pub(super) fn patience_ends(&mut self, at: usize, from: usize, exchange: u64, ask: u64) -> Result<(), SimError> {
+        // It has asked again since, or somebody else.
+        if self.nodes[at].offers.asks != ask {
             return Ok(());
         }
-        let task = Task(stretch - 1);
-        let parent = self.parent(at);
-        let channels = self.nodes[parent].above.as_ref().map_or_else(Vec::new, |a| a.channels.clone());
-        let Some(work) = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) else { return Ok(()) };
-        let Some(above) = self.nodes[at].above.as_ref().filter(|_| work.task == task) else { return Ok(()) };
-        // Nothing changes where ends only evaluate.
-        let channels = if work.evaluate { Vec::new() } else { channels };
-        let vectors = aggregator::change(&above.base, &above.aggregator.server().model, &channels);
-        let contribution = Contribution { vectors, report: Report::together(counted) };
-        let after = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
-        let update = self.hold(at, work, contribution, after)?;
-        self.take_part(at, MemberEvent::Worked { task, result: Ok(update) });
-        Ok(())
+        self.heard(at, from, exchange, Err(Failure::new(Code::DeadlineExceeded, "the model isn't made yet")))
     }
 }

@@ -1,41 +1,135 @@
-//! What nodes do as members: fetch, train, hold updates, send them.
+//! Nodes as members: fetch, train, hold updates, send them.
 
 use std::sync::Arc;
 
 use tierline_engine::Stop;
 use tierline_federate::{Contribution, Vectors};
-use tierline_node::federation::{Event, MemberAction, MemberEvent, Task, Update, Work};
-use tierline_proto::Digest;
-use tierline_train::federated::Kept;
+use tierline_node::federation::coordination::{Neighbourhood, Start};
+use tierline_node::federation::participation::{Encoded, Encoder, MemberEffects};
+use tierline_node::federation::{
+    Assignment, MemberEvent, MemberRecord, MemberStatus, Participation, Task, Update, Work,
+};
+use tierline_node::{Peer, Time};
+use tierline_train::federated::MemberState;
 
-use super::{Happening, Held, MESSAGE_BYTES, Relay, SimError, Site, VERSIONS_KEPT, bytes_of};
+use super::network::bytes_of;
+use super::{Happening, MESSAGE_BYTES, PARENT, SimError, Site, ready};
 use crate::clock::seconds;
-use crate::workers::{Done, Order};
+use crate::workers::{Done, WorkItem};
 
-impl Site {
-    pub(super) fn take_part(&mut self, at: usize, event: MemberEvent) {
-        let now = self.clock.now();
-        let Some(below) = &mut self.nodes[at].below else { return };
-        let actions = below.participant.step(now, &mut self.rng, event);
-        for action in actions {
-            self.perform_below(at, action);
-        }
-        self.set_alarm(at);
+/// What a member has for the site to do.
+pub(super) enum Asked {
+    Report(MemberStatus),
+    Send(Update),
+    Work(Work),
+    Stop(Task),
+}
+
+/// The world around a member.
+#[derive(Default)]
+pub(super) struct MemberWorld {
+    now: Time,
+    asked: Vec<Asked>,
+    /// The update that waits to be counted.
+    update: Option<Encoded>,
+    /// What it keeps between its tasks.
+    kept: MemberState,
+}
+
+impl MemberWorld {
+    /// The update of a task, as it travels.
+    pub(super) fn outgoing(&self, task: Task) -> Option<Arc<Vec<u8>>> {
+        let update = self.update.as_ref().filter(|encoded| encoded.update.task == task);
+        update.map(|encoded| Arc::clone(&encoded.bytes))
+    }
+}
+
+impl MemberEffects for MemberWorld {
+    type Error = SimError;
+
+    fn now(&self) -> Time {
+        self.now
     }
 
-    pub(super) fn perform_below(&mut self, at: usize, action: MemberAction) {
-        match action {
-            // Processes don't die here; tests of the machines have them die.
-            MemberAction::Keep(_) | MemberAction::Prepare => {}
-            MemberAction::Report(standing) => {
-                self.up(at, MESSAGE_BYTES, Happening::Stands(at, standing));
+    async fn keep(&mut self, _: MemberRecord) -> Result<(), SimError> {
+        Ok(())
+    }
+
+    fn settle(&mut self, _: Task, counted: bool) -> Result<(), SimError> {
+        if let Some(update) = self.update.take().filter(|_| counted) {
+            self.kept = update.counted;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, _: Option<Peer>, status: &MemberStatus) {
+        self.asked.push(Asked::Report(status.clone()));
+    }
+
+    fn send(&mut self, _: Option<Peer>, update: Update) {
+        self.asked.push(Asked::Send(update));
+    }
+
+    fn prepare(&mut self) {}
+
+    fn work(&mut self, _: Option<Peer>, work: Work) {
+        self.asked.push(Asked::Work(work));
+    }
+
+    fn stop(&mut self, task: Task) {
+        self.asked.push(Asked::Stop(task));
+    }
+
+    async fn finish(&mut self) -> Result<(), SimError> {
+        Ok(())
+    }
+
+    async fn leave(&mut self, _: &str) -> Result<(), SimError> {
+        Ok(())
+    }
+}
+
+impl Site {
+    /// One step of a node's participant.
+    pub(super) fn take_part(&mut self, at: usize, event: MemberEvent) -> Result<(), SimError> {
+        self.with_member(at, async |member| member.step(event).await)
+    }
+
+    /// A node's link to its parent came or went.
+    pub(super) fn links(&mut self, at: usize, up: bool) -> Result<(), SimError> {
+        self.with_member(at, async |member| member.reaches(PARENT, up).await)
+    }
+
+    /// Does something with a node's side that takes part, and what it then asks
+    /// for.
+    pub(super) fn with_member(
+        &mut self,
+        at: usize,
+        act: impl AsyncFnOnce(&mut Participation<MemberWorld>) -> Result<(), SimError>,
+    ) -> Result<(), SimError> {
+        let now = self.clock.now();
+        if let Some(below) = &mut self.nodes[at].below {
+            below.member.effects.now = now;
+            ready(act(&mut below.member))?;
+            for asked in std::mem::take(&mut below.member.effects.asked) {
+                self.perform_below(at, asked)?;
             }
-            MemberAction::Work(work) => {
+        }
+        self.set_alarm(at);
+        Ok(())
+    }
+
+    fn perform_below(&mut self, at: usize, asked: Asked) -> Result<(), SimError> {
+        match asked {
+            Asked::Report(status) => {
+                let holds = self.nodes[at].below.as_ref().map_or(0, |below| below.holds);
+                self.up(at, MESSAGE_BYTES, Happening::Reported(at, status, holds));
+            }
+            Asked::Work(work) => {
                 let bytes = self.bytes_to(at, work);
-                self.bytes_down += bytes;
                 self.fetch(at, bytes + MESSAGE_BYTES, work);
             }
-            MemberAction::Abandon(task) => {
+            Asked::Stop(task) => {
                 if let Some(trainee) = &mut self.nodes[at].trainee
                     && trainee.running.as_ref().is_some_and(|(work, ..)| work.task == task)
                     && let Some((_, _, stop)) = trainee.running.take()
@@ -43,138 +137,86 @@ impl Site {
                     stop.pull();
                 }
             }
-            MemberAction::Send(update) => {
-                let bytes = update.bytes;
-                let task = update.task;
-                match self.up(at, bytes + MESSAGE_BYTES, Happening::Submitted(at, update)) {
-                    true => self.bytes_up += bytes,
-                    false => self.take_part(at, MemberEvent::Unsent { task }),
+            Asked::Send(update) => {
+                let (bytes, task) = (update.bytes, update.task);
+                if !self.up(at, bytes + MESSAGE_BYTES, Happening::Submitted(at, update)) {
+                    self.take_part(at, MemberEvent::Unsent { task })?;
                 }
             }
-            MemberAction::Settle { counted, .. } => {
-                if let Some(below) = &mut self.nodes[at].below {
-                    below.update = None;
-                    if let Some((if_counted, if_not)) = below.next.take() {
-                        below.kept = if counted { if_counted } else { if_not };
-                    }
-                }
-            }
-            MemberAction::Finish { .. } | MemberAction::Leave { .. } => {}
         }
+        Ok(())
     }
 
-    /// Sends bytes up; `then` happens when they are there. Says whether the
-    /// node can send.
-    pub(super) fn up(&mut self, at: usize, bytes: u64, then: Happening) -> bool {
-        let now = self.clock.now();
-        let Some(below) = self.nodes[at].below.as_mut().filter(|b| b.reachable) else { return false };
-        let there = below.pipes[0].carry(now, bytes);
-        let then = match below.relay {
-            Some(relay) => Happening::Rising { relay, bytes, then: Box::new(then) },
-            None => then,
-        };
-        self.clock.at(there, then);
-        true
-    }
-
-    /// Sends bytes down; `then` happens when they are there, if the node can
-    /// be reached.
-    pub(super) fn down(&mut self, at: usize, bytes: u64, then: Happening) {
-        let Some(below) = self.nodes[at].below.as_ref().filter(|b| b.reachable) else { return };
-        let now = self.clock.now();
-        match below.relay {
-            Some(relay) => {
-                let there = self.relays[relay].pipes[1].carry(now, bytes);
-                self.clock.at(there, Happening::Falling { to: at, bytes, then: Box::new(then) });
-            }
-            None => self.fall(at, bytes, then),
+    /// A member hears what its coordinator wants of it.
+    pub(super) fn told(&mut self, at: usize, assignment: Assignment, start: Start) -> Result<(), SimError> {
+        // What was on its way when the link broke is lost with it.
+        if !self.is_reachable(at) {
+            return Ok(());
         }
-    }
-
-    /// Bytes take the last link to a node.
-    pub(super) fn fall(&mut self, to: usize, bytes: u64, then: Happening) {
-        let now = self.clock.now();
-        let Some(below) = &mut self.nodes[to].below else { return };
-        let there = below.pipes[1].carry(now, bytes);
-        self.clock.at(there, then);
-    }
-
-    /// The model of a task comes down, once for all ends behind an edge.
-    pub(super) fn fetch(&mut self, at: usize, bytes: u64, work: Work) {
-        let now = self.clock.now();
-        let then = Happening::Fetched(at, work);
-        let reachable = self.nodes[at].below.as_ref().filter(|b| b.reachable);
-        let Some(below) = reachable else { return self.clock.at(now, then) };
-        let Some(relay) = below.relay else { return self.fall(at, bytes, then) };
-        let Relay { pipes, models } = &mut self.relays[relay];
-        // Versions far back are asked for no more.
-        models.retain(|version, _| version + VERSIONS_KEPT > work.version);
-        let there = *models.entry(work.version).or_insert_with(|| pipes[1].carry(now, bytes));
-        self.clock.at(there, Happening::Falling { to: at, bytes, then: Box::new(then) });
+        if let (Assignment::Work { task, round, .. }, Start::Model { neighbours, .. }) = (&assignment, start)
+            && let (Some(side), false) = (&mut self.nodes[at].above, neighbours.is_empty())
+        {
+            side.effects.neighbourhood = Some(Neighbourhood { task: *task, round: *round, neighbours });
+        }
+        self.with_member(at, async |member| match member.asked(PARENT).await? {
+            true => member.is_told(assignment).await,
+            false => Ok(()),
+        })
     }
 
     /// What a member's task begins with: its parent's model, or what is said of
     /// its own examples.
-    pub(super) fn start_of(&self, at: usize, work: Work) -> Option<Arc<Vectors>> {
-        if self.tells_apart && !work.evaluate {
-            return Some(self.said.get(&at).cloned().unwrap_or_default());
+    fn start_of(&self, at: usize, work: Work) -> Option<Arc<Vectors>> {
+        let world = &self.nodes[self.parent(at)].above.as_ref()?.effects;
+        if let (Some(_), false) = (self.federation.transfer(), work.evaluate) {
+            let said = world.cloud.as_ref().and_then(|cloud| cloud.said.get(&self.nodes[at].name));
+            return Some(said.cloned().unwrap_or_default());
         }
-        self.nodes[self.parent(at)].above.as_ref().and_then(|a| a.published.get(&work.version)).cloned()
+        world.held(work.version).cloned()
     }
 
     /// Bytes that take a member to what a task begins with: a model whole, or by
     /// what differs where models travel so.
-    pub(super) fn bytes_to(&self, at: usize, work: Work) -> u64 {
-        let version = work.version;
-        if self.tells_apart {
-            return self.start_of(at, work).map_or(0, |start| bytes_of(&start));
-        }
-        let (Some(below), Some(above)) = (&self.nodes[at].below, &self.nodes[self.parent(at)].above) else { return 0 };
-        let followed =
-            above.aggregator.down().filter(|_| version > 0).and_then(|down| down.bytes(below.holds, version));
-        followed.or_else(|| above.published.get(&version).map(|model| bytes_of(model))).unwrap_or(0)
+    fn bytes_to(&self, at: usize, work: Work) -> u64 {
+        let whole = self.start_of(at, work).map_or(0, |start| bytes_of(&start));
+        let says = self.federation.transfer().is_some() && !work.evaluate;
+        let (Some(below), Some(side)) = (&self.nodes[at].below, &self.nodes[self.parent(at)].above) else { return 0 };
+        let down = side.aggregator().down().filter(|_| work.version > 0 && !says);
+        down.and_then(|down| down.bytes(below.holds, work.version)).unwrap_or(whole)
     }
 
     /// The model of a task is there: an end trains, an edge begins rounds.
     pub(super) fn fetched(&mut self, at: usize, work: Work) -> Result<(), SimError> {
-        let wanted = self.nodes[at].below.as_ref().and_then(|b| b.participant.working()) == Some(work);
+        let wanted = self.nodes[at].below.as_ref().and_then(|b| b.member.working()) == Some(work);
         let start = self.start_of(at, work);
         let (true, Some(start)) = (wanted, start) else { return Ok(()) };
         let now = self.clock.now();
         self.moved_at = now;
         let node = &mut self.nodes[at];
-        if let Some(below) = &mut node.below {
-            below.holds = work.version;
-        }
+        let Some(below) = &mut node.below else { return Ok(()) };
+        below.holds = work.version;
         if let Some(trainee) = &mut node.trainee {
             let stop = Stop::asked();
-            // Looking takes next to nothing beside learning.
+            // An evaluation takes next to nothing beside training.
             let epochs = if work.evaluate { 0 } else { self.epochs };
             let examples = trainee.share.seen.len() as f64 * epochs as f64;
             let done = now + seconds(examples / trainee.examples_per_s);
-            let order = Order {
+            let item = WorkItem {
                 member: node.name.clone(),
                 round: work.round,
                 start,
                 share: Arc::clone(&trainee.share),
                 evaluate: work.evaluate,
                 model: trainee.model,
-                kept: node.below.as_ref().map_or_else(Kept::new, |b| b.kept.clone()),
+                kept: below.member.effects.kept.clone(),
                 stop: stop.clone(),
             };
-            trainee.running = Some((work, self.workers.order(done, order), stop));
+            let ticket = self.workers.queue(done, item);
+            trainee.running = Some((work, ticket, stop));
             self.clock.at(done, Happening::Worked(at, work.task));
             return Ok(());
         }
-        self.cut_short(at)?;
-        let Some(above) = &mut self.nodes[at].above else { return Ok(()) };
-        let version = above.aggregator.version() + 1;
-        above.aggregator.begin(version, &start)?;
-        above.base = Arc::new(above.aggregator.server().model.clone());
-        self.publish(at, version)?;
-        let stretch = work.task.0 + 1;
-        let rounds = if work.evaluate { 0 } else { self.edge_rounds };
-        self.coordinate(at, Event::Begin { version, rounds, evaluate: work.evaluate, stretch })
+        self.with_side(at, async |side| side.begin(work.task, &start, work.evaluate).await)
     }
 
     pub(super) fn worked(&mut self, at: usize, task: Task) -> Result<(), SimError> {
@@ -194,37 +236,44 @@ impl Site {
                 if let Some(attack) = attack {
                     attack.spoil(&mut contribution.vectors);
                 }
-                Ok(self.hold(at, work, contribution, kept)?)
+                Ok(self.hold(at, work, &contribution, kept)?)
             }
             Ok(None) => return Ok(()),
             Err(error) => Err(error.to_string()),
         };
-        self.take_part(at, MemberEvent::Worked { task, result });
-        Ok(())
+        self.take_part(at, MemberEvent::Worked { task, result })
+    }
+
+    /// The rounds of an edge's task are done.
+    pub(super) fn gathered(&mut self, at: usize, task: Task, mut contribution: Contribution) -> Result<(), SimError> {
+        let Some(below) = &self.nodes[at].below else { return Ok(()) };
+        let Some(work) = below.member.working().filter(|work| work.task == task) else { return Ok(()) };
+        if work.evaluate {
+            contribution.vectors.clear();
+        }
+        let kept = below.member.effects.kept.clone();
+        let result = Ok(self.hold(at, work, &contribution, kept)?);
+        self.take_part(at, MemberEvent::Worked { task, result })
     }
 
     /// Keeps a contribution, as it travels, until it is counted.
-    pub(super) fn hold(
+    fn hold(
         &mut self,
         at: usize,
         work: Work,
-        contribution: Contribution,
-        after: Kept,
+        contribution: &Contribution,
+        after: MemberState,
     ) -> Result<Update, SimError> {
         let parent = self.parent(at);
-        let seed = tierline_train::federated::seed_of_update(self.seed, &self.nodes[at].name, work.task.number());
-        let (Some(above), Contribution { vectors, report }) = (&self.nodes[parent].above, contribution) else {
-            return Err(SimError::Worker);
-        };
-        let layout = &above.aggregator.layout().of_examples(report.examples)?;
-        let before = self.nodes[at].below.as_ref().map_or_else(Kept::new, |b| b.kept.clone());
-        let sent = above.sender.encode(layout, &vectors, &before, after, work.round, seed)?;
-        let bytes = sent.bytes.len() as u64;
-        let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
-        if let Some(below) = &mut self.nodes[at].below {
-            below.update = Some(Held { task: work.task, bytes: Arc::new(sent.bytes), report });
-            below.next = Some((sent.counted, before));
-        }
-        Ok(Update { task: work.task, digest, bytes, report })
+        let layout = self.nodes[parent].coordination().aggregator().layout();
+        let (sender, layout) = (self.sender_to(parent), layout.of_examples(contribution.report.examples)?);
+        let node = &mut self.nodes[at];
+        let Some(below) = &mut node.below else { return Err(SimError::Worker) };
+        let encoder = Encoder { sender: &sender, layout: &layout, seed: self.seed, member: &node.name };
+        let world = &mut below.member.effects;
+        let encoded = encoder.encode(work, contribution, &world.kept, after)?;
+        let update = encoded.update.clone();
+        world.update = Some(encoded);
+        Ok(update)
     }
 }

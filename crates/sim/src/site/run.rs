@@ -1,19 +1,19 @@
 //! The loop over a site: what happens next, what the cloud has made, who is
 //! told of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tierline_engine::{Engine, LoadOptions, Stop};
-use tierline_federate::aggregate::mean_of;
-use tierline_federate::{Federation, HeldOut, RoundScores, Scoreboard};
+use tierline_federate::{Federation, RoundScores};
 use tierline_graph::Model;
 use tierline_node::Time;
-use tierline_node::federation::Event;
 use tierline_train::federated::{LocalTrainer, Models, Share, Tutor};
-use tierline_train::{Job, Scores, TrainError};
+use tierline_train::{Job, TrainError};
 
 use super::Site;
-use crate::scenario::{Examples, Outcome, Scenario, SimError, check, harmful};
+use super::coordinator::Cloud;
+use crate::scenario::{Examples, Scenario, SimError, SimulationResult, check, harmful};
 use crate::workers::Workers;
 
 /// Trains a job's model; `tell` hears of every round.
@@ -28,7 +28,7 @@ pub fn run(
     scenario: &Scenario,
     stop: &Stop,
     tell: &mut dyn FnMut(&RoundScores),
-) -> Result<Outcome, SimError> {
+) -> Result<SimulationResult, SimError> {
     let Examples { ends: mut data, test, public } = examples;
     let Models { own: model, others } = models.into();
     check(scenario, data.len())?;
@@ -36,7 +36,6 @@ pub fn run(
     let taught = job.federation.as_ref().is_some_and(Federation::learns_public_classes);
     job.data.name_classes(test.into_iter().chain(&data).chain(public.filter(|_| taught)));
     let (job, test) = (&job, test.map(|test| job.data.numbered(test)).transpose().map_err(TrainError::from)?);
-    let test = test.as_ref();
     let harmful = harmful(job, scenario, data.len());
     for (share, attack) in data.iter_mut().zip(&harmful) {
         if let Some(attack) = attack {
@@ -58,7 +57,7 @@ pub fn run(
     };
     let trainers = || [&model].into_iter().chain(&others).map(trainer).collect::<Result<Vec<_>, _>>();
     let wide = LoadOptions::with_threads(threads);
-    let mut evaluator = LocalTrainer::new(engine, model.clone(), job, &wide)?;
+    let evaluator = LocalTrainer::new(engine, model.clone(), job, &wide)?;
     let trainers = (0..threads.min(data.len())).map(|_| trainers()).collect::<Result<Vec<_>, _>>()?;
     let layout = evaluator.parameter_layout().layout();
     for (variant, trainer) in job.models.iter().zip(trainers.iter().flat_map(|p| &p[1..])) {
@@ -68,26 +67,26 @@ pub fn run(
         }
     }
     let shares = data.iter().map(|data| Share::of(data, job)).collect::<Result<Vec<_>, _>>()?;
-    for share in shares.iter().flat_map(|share| [&share.seen].into_iter().chain(&share.held_out)).chain(test) {
+    for share in shares.iter().flat_map(|share| [&share.seen].into_iter().chain(&share.held_out)).chain(&test) {
         evaluator.check(share)?;
     }
-    let mut site = Site::new(job, evaluator.parameter_layout(), shares, scenario, Workers::new(trainers));
     let federation = job.federation.clone().unwrap_or_default();
-    if let Some(distil) = federation.distillation() {
+    let tutor = if let Some(distil) = federation.distillation() {
         let missing = || {
             let reason = "models learn of it here, and it isn't given".to_owned();
             TrainError::Public { name: distil.public.clone(), reason }
         };
-        site.tutor = Some(Tutor::new(engine, &model, job, public.ok_or_else(missing)?, &wide)?);
+        Some(Tutor::new(engine, &model, job, public.ok_or_else(missing)?, &wide)?)
     } else {
-        site.tutor = Tutor::transfer(engine, evaluator.parameter_layout(), job, &wide)?;
-    }
+        Tutor::transfer(engine, evaluator.parameter_layout(), job, &wide)?
+    };
+    let parameter_layout = evaluator.parameter_layout().clone();
+    let test = test.filter(|_| !federation.evaluates_at_ends());
+    let cloud = Cloud { tutor, evaluator, test, said: BTreeMap::new() };
+    let mut site = Site::new(job, &parameter_layout, shares, scenario, Workers::new(trainers), cloud);
     site.spoil(&harmful);
-    site.begin();
-    let at_ends = federation.evaluates_at_ends();
-    let test = test.filter(|_| !at_ends);
+    site.begin()?;
     let mut scores: Vec<RoundScores> = Vec::new();
-    let mut board = Scoreboard::default();
     while !site.over {
         if stop.is_pulled() {
             return Err(SimError::Stopped(scores.len() as u64));
@@ -98,45 +97,18 @@ pub fn run(
             return Err(SimError::Stalled { round: scores.len() as u64 + 1, reason });
         };
         site.happen(event)?;
-        while let Some(made) = site.made.pop_front() {
-            let before = HeldOut::together(&made.counted);
-            let known = if made.evaluate {
-                board.evaluated(before)
-            } else {
-                let number = made.round + 1;
-                let evaluate = federation.evaluates_behind(number, made.last);
-                let evaluated: Option<Scores> = match test.filter(|_| evaluate) {
-                    Some(test) => Some(evaluator.evaluate(&site.nodes[0].aggregator().server().model, test)?),
-                    None => None,
-                };
-                let round = RoundScores {
-                    round: number,
-                    accuracy: evaluated.and_then(|s| s.accuracy),
-                    loss: evaluated.map(|s| s.loss),
-                    train_loss: mean_of(&made.counted, |report| report.loss),
-                    bytes_up: std::mem::take(&mut site.bytes_up),
-                    bytes_down: std::mem::take(&mut site.bytes_down),
-                    seconds: site.clock.now().since(site.round_began).as_secs_f64(),
-                    clients: made.counted.len(),
-                };
-                site.round_began = site.clock.now();
-                board.ended(round, before, at_ends)
-            };
-            let mut enough = false;
-            if let Some(round) = known {
-                tell(&round);
-                enough = federation.is_reached(&round);
-                scores.push(round);
-            }
-            let version = site.nodes[0].aggregator().version();
-            site.coordinate(0, Event::Made { version, enough })?;
+        for round in site.rounds.drain(..) {
+            tell(&round);
+            scores.push(round);
         }
     }
-    let last = &site.nodes[0].aggregator().server().model;
-    let model = match &mut site.tutor {
-        Some(tutor) => tutor.conclude(last)?,
-        None => evaluator.parameter_layout().export(last)?,
+    let side = site.nodes[0].above.as_mut().ok_or(SimError::Worker)?;
+    let last = side.aggregator().server().model.clone();
+    let tutor = side.effects.cloud.as_mut().and_then(|cloud| cloud.tutor.as_mut());
+    let model = match tutor {
+        Some(tutor) => tutor.conclude(&last)?,
+        None => parameter_layout.export(&last)?,
     };
     let seconds = site.clock.now().since(Time::ZERO).as_secs_f64();
-    Ok(Outcome { rounds: scores, model, seconds, excluded: site.excluded, own: site.own })
+    Ok(SimulationResult { rounds: scores, model, seconds, excluded: site.excluded, own: site.own })
 }

@@ -9,7 +9,7 @@ use tierline_engine::{Engine, LoadOptions, Stop};
 use tierline_federate::{Channel, RoundScores};
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::{Elements, Model, Tensor};
-use tierline_sim::{Examples, Link, Outcome, Scenario, SimError, run};
+use tierline_sim::{Examples, Link, Scenario, SimError, SimulationResult, run};
 use tierline_train::Job;
 use tierline_train::data::{Dataset, Partition, Targets, partition};
 use tierline_train::federated::{LocalTrainer, Models, ParameterLayout, Share};
@@ -61,7 +61,11 @@ fn read(federation: &str) -> Result<Job, toml::de::Error> {
     toml::from_str(&text)
 }
 
-fn simulate(federation: &str, ends: usize, scenario: &Scenario) -> Result<(Outcome, Vec<RoundScores>), SimError> {
+fn simulate(
+    federation: &str,
+    ends: usize,
+    scenario: &Scenario,
+) -> Result<(SimulationResult, Vec<RoundScores>), SimError> {
     simulate_on(&Partition::Dirichlet { alpha: 0.5 }, federation, ends, scenario)
 }
 
@@ -70,7 +74,7 @@ fn simulate_on(
     federation: &str,
     ends: usize,
     scenario: &Scenario,
-) -> Result<(Outcome, Vec<RoundScores>), SimError> {
+) -> Result<(SimulationResult, Vec<RoundScores>), SimError> {
     let all = pictures(400, 1);
     let shares = partition(&all, how, ends, 9).unwrap();
     let data = shares.iter().map(|share| all.subset(share).unwrap()).collect();
@@ -84,7 +88,7 @@ fn simulate_on(
     Ok((outcome, told))
 }
 
-fn accuracy(outcome: &Outcome) -> f64 {
+fn accuracy(outcome: &SimulationResult) -> f64 {
     outcome.rounds.last().unwrap().accuracy.unwrap()
 }
 
@@ -107,7 +111,7 @@ fn every_strategy_learns() {
         ("kind = 'fednova'", 10),
         ("kind = 'diloco', rate = 0.5", 10),
         ("kind = 'fedbuff', size = 3", 30),
-        ("kind = 'fedasync', alpha = 0.4", 60),
+        ("kind = 'fedasync', alpha = 0.4", 120),
     ] {
         let text = format!("[federation.cloud]\nrounds = {rounds}\nstrategy = {{ {strategy} }}\n");
         let scenario = Scenario { spread: 4.0, ..Scenario::default() };
@@ -455,7 +459,7 @@ pub fn accuracy_of(model: &Model, data: &Dataset) -> f64 {
 }
 
 /// Six ends, half of which call things by other names.
-fn personal(federation: &str, edges: usize) -> Outcome {
+fn personal(federation: &str, edges: usize) -> SimulationResult {
     let ends = (0..6).map(|end| {
         let pictures = pictures(80, 10 + end);
         pictures.relabelled(|class, count| if end % 2 == 0 { class } else { (class + 3) % count }).unwrap()
@@ -470,7 +474,7 @@ fn personal(federation: &str, edges: usize) -> Outcome {
 }
 
 /// Edges with two ends each, which meet between their rounds.
-fn gossip(rounds: &str, gossip: &str, edges: usize) -> Outcome {
+fn gossip(rounds: &str, gossip: &str, edges: usize) -> SimulationResult {
     let text = format!("[federation.cloud]\n{rounds}[federation.edge]\nrounds = 8\n{gossip}");
     let scenario = Scenario { edges, ..Scenario::default() };
     simulate(&text, 2 * edges, &scenario).unwrap().0

@@ -1,7 +1,7 @@
 //! A network that ends and the cloud train in parts (FedGKT).
 
 use tierline_engine::Stop;
-use tierline_sim::{Examples, Outcome, Scenario, run};
+use tierline_sim::{Examples, Scenario, SimulationResult, run};
 use tierline_train::data::{Partition, partition};
 
 use crate::federations::{accuracy_of, engine, job, network_named, pictures};
@@ -10,7 +10,7 @@ use crate::federations::{accuracy_of, engine, job, network_named, pictures};
 const FEATURES: usize = 6 * 14 * 14;
 const EXAMPLES: usize = 400;
 
-fn trained(strategy: &str, rounds: u64, up: &str, edges: usize) -> Result<Outcome, String> {
+fn trained(strategy: &str, rounds: u64, up: &str, edges: usize) -> Result<SimulationResult, String> {
     let all = pictures(EXAMPLES, 1);
     let shares = partition(&all, &Partition::Iid, 4, 9).unwrap();
     let ends = shares.iter().map(|share| all.subset(share).unwrap()).collect();
@@ -35,7 +35,7 @@ fn ends_and_the_cloud_each_train_a_part() {
     // What ends send is of their examples: features, ten numbers that the model says, and a class.
     let seen = EXAMPLES as u64 * 3 / 4;
     let bytes = seen * 4 * (FEATURES as u64 + 10 + 1);
-    let up = |outcome: &Outcome, round: usize| outcome.rounds[round].bytes_up;
+    let up = |outcome: &SimulationResult, round: usize| outcome.rounds[round].bytes_up;
     assert!((bytes..bytes + 5_000).contains(&up(&outcome, 1)), "{} {bytes}", up(&outcome, 1));
     assert_eq!(outcome.rounds[0].bytes_down, 0, "nothing is said before anybody was heard");
     assert_eq!(outcome.rounds[1].bytes_down, seen * 10 * 4);
@@ -60,7 +60,7 @@ fn what_the_cloud_says_reaches_ends_and_does_no_harm() {
     let told = trained("features = 'MaxPool_2_out0', epochs = 4", 6, "", 0).unwrap();
     let deaf = trained("features = 'MaxPool_2_out0', epochs = 4, weight = 0.0", 6, "", 0).unwrap();
     assert_ne!(told.model, deaf.model);
-    let accuracy = |outcome: &Outcome| outcome.rounds[5].accuracy.unwrap();
+    let accuracy = |outcome: &SimulationResult| outcome.rounds[5].accuracy.unwrap();
     let (of_told, of_deaf) = (accuracy(&told), accuracy(&deaf));
     assert!(of_told > 0.9 && of_told > of_deaf - 0.05, "{of_told} with what is said, {of_deaf} without");
 }

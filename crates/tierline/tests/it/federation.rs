@@ -12,7 +12,7 @@ use tierline_daemon::datasets::Datasets;
 use tierline_engine::{Evaluator, Stop};
 use tierline_graph::Model;
 use tierline_graph::fold::{Purpose, fold_for};
-use tierline_sim::{Examples, Outcome, Scenario};
+use tierline_sim::{Examples, Scenario, SimulationResult};
 use tierline_train::federated::Models;
 use tierline_train::{Job, init};
 use tierline_zoo::{Batch, Bn, Options};
@@ -128,7 +128,7 @@ impl Federation {
     }
 
     /// What the simulation makes of the same data.
-    fn outcome(&self, ends: &[&Node], scenario: &Scenario) -> Outcome {
+    fn outcome(&self, ends: &[&Node], scenario: &Scenario) -> SimulationResult {
         // As the tests' nodes.
         let engine = tierline_engine::rten();
         let job: Job =

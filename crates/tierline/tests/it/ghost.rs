@@ -12,9 +12,9 @@ use tierline_graph::fold::{Purpose, fold_for};
 use tierline_identity::Identity;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    ChildMessage, Code, Failure, Heartbeat, HelloRequest, JobAssignment, JobStanding, JobVerdict, NodeInfo,
-    SubmitChunk, SubmitReply, Subtree, UpdateHeader, WorkReport, child_message, job_standing, job_verdict,
-    parent_message, submit_chunk, submit_reply,
+    ChildMessage, Code, Failure, Heartbeat, HelloRequest, JobAssignment, JobStatus, JobVerdict, NodeInfo, SubmitChunk,
+    SubmitReply, Subtree, UpdateHeader, WorkReport, child_message, job_status, job_verdict, parent_message,
+    submit_chunk, submit_reply,
 };
 use tierline_proto::{Role, Versions};
 use tierline_train::Job;
@@ -119,16 +119,16 @@ impl Ghost {
                     let Some(parent_message::Body::Assignment(assignment)) = message.body else { continue };
                     // Once: the answer is what is wanted of it, again.
                     if told.lock().unwrap().is_none() {
-                        let ready = Some(job_standing::Standing::Examples(100));
-                        let standing = JobStanding {
+                        let ready = Some(job_status::Status::Examples(100));
+                        let status = JobStatus {
                             job: assignment.job.clone(),
                             node: String::new(),
-                            standing: ready,
+                            status: ready,
                             holds: 0,
                             url: String::new(),
                             classes: Vec::new(),
                         };
-                        send.send(say(child_message::Body::Standing(standing))).await.unwrap();
+                        send.send(say(child_message::Body::Status(status))).await.unwrap();
                     }
                     *told.lock().unwrap() = Some(assignment);
                 }
@@ -177,16 +177,16 @@ impl Ghost {
     }
 
     /// Says what somebody below it is at.
-    pub fn stands(&self, job: &bytes::Bytes, node: &str, standing: job_standing::Standing) {
-        let standing = JobStanding {
+    pub fn reported(&self, job: &bytes::Bytes, node: &str, status: job_status::Status) {
+        let status = JobStatus {
             job: job.clone(),
             node: node.to_owned(),
-            standing: Some(standing),
+            status: Some(status),
             holds: 0,
             url: String::new(),
             classes: Vec::new(),
         };
-        self.say(child_message::Body::Standing(standing));
+        self.say(child_message::Body::Status(status));
     }
 
     /// An update that changes every weight by so much.

@@ -11,9 +11,9 @@ use serde_json::Value;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
     Catalogue, ChildMessage, Code, Empty, Envelope, Failure, Goodbye, Heartbeat, HeartbeatAck, JobAssignment,
-    JobStanding, LinkEstimate, LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ReverseReply,
+    JobStatus, LinkEstimate, LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ReverseReply,
     ReverseRequest, Revocations, Revoked, RunChunk, Subtree, TaskFailure, UpstreamPath, UpstreamTier, WarmHint,
-    WarmHints, WorkOrder, child_message, job_standing, parent_message, reverse_reply, reverse_request, run_chunk,
+    WarmHints, WorkOrder, child_message, job_status, parent_message, reverse_reply, reverse_request, run_chunk,
 };
 use tierline_proto::{Digest, envelope};
 
@@ -106,14 +106,14 @@ fn a_node_takes_part_in_a_site_whose_cloud_has_more_to_say() {
     let data = site.join("end", "end-1", &site.cloud.url);
     // What the middle says instead of the parent's documents, by digest.
     let said: Arc<Mutex<Vec<(Bytes, Bytes)>>> = Arc::default();
-    let heard: Arc<Mutex<Vec<JobStanding>>> = Arc::default();
+    let heard: Arc<Mutex<Vec<JobStatus>>> = Arc::default();
     let (replaced, unable) = (Arc::clone(&said), Arc::clone(&heard));
     let rule = move |way: Way, path: &str, message: Bytes| {
         if way == Way::Up {
             if path == SESSION
-                && let Some(child_message::Body::Standing(standing)) = child_said(&message)
+                && let Some(child_message::Body::Status(status)) = child_said(&message)
             {
-                unable.lock().unwrap().push(standing);
+                unable.lock().unwrap().push(status);
             }
             return vec![message];
         }
@@ -167,8 +167,8 @@ fn a_node_takes_part_in_a_site_whose_cloud_has_more_to_say() {
     same_outputs(&infer(&end, &model, "here"), &infer(&end, &model, "cloud"));
     until("it says what it doesn't know", || {
         let heard = heard.lock().unwrap();
-        let unable = heard.iter().find_map(|standing| match &standing.standing {
-            Some(job_standing::Standing::Unable(failure)) => Some(failure.to_string()),
+        let unable = heard.iter().find_map(|status| match &status.status {
+            Some(job_status::Status::Unable(failure)) => Some(failure.to_string()),
             _ => None,
         })?;
         unable.contains("not known here").then_some(())
@@ -348,7 +348,7 @@ fn what_a_child_tells_of_others_stays_within_bounds() {
     let job = Bytes::from_static(&[7; 32]);
     let before = rss(&federation.site.cloud);
     for i in 0..100 {
-        rogue.stands(&job, &format!("{i}{}", "x".repeat(1 << 20)), job_standing::Standing::Examples(1));
+        rogue.reported(&job, &format!("{i}{}", "x".repeat(1 << 20)), job_status::Status::Examples(1));
     }
     until("the cloud has heard them", || {
         federation
@@ -477,21 +477,21 @@ impl Anything {
         }
     }
 
-    fn standing(&mut self) -> JobStanding {
-        use job_standing::Standing;
-        let standing = match self.rng.u8(..6) {
+    fn status(&mut self) -> JobStatus {
+        use job_status::Status;
+        let status = match self.rng.u8(..6) {
             0 => None,
-            1 => Some(Standing::Preparing(Empty {})),
-            2 => Some(Standing::Examples(self.count())),
-            3 => Some(Standing::Unable(self.failure())),
-            4 => Some(Standing::Away(Empty {})),
+            1 => Some(Status::Preparing(Empty {})),
+            2 => Some(Status::Examples(self.count())),
+            3 => Some(Status::Unable(self.failure())),
+            4 => Some(Status::Away(Empty {})),
             _ => {
                 let (task, reason, examples) = (self.count(), self.maybe(Self::failure), self.count());
-                Some(Standing::Failed(TaskFailure { task, reason, examples }))
+                Some(Status::Failed(TaskFailure { task, reason, examples }))
             }
         };
         let classes = vec![self.text(), self.text()];
-        JobStanding { job: self.bytes(), standing, node: self.text(), holds: self.count(), url: self.text(), classes }
+        JobStatus { job: self.bytes(), status, node: self.text(), holds: self.count(), url: self.text(), classes }
     }
 
     fn child(&mut self) -> ChildMessage {
@@ -521,7 +521,7 @@ impl Anything {
                 };
                 Some(Body::Hints(WarmHints { hints: self.list(hint) }))
             }
-            6 => Some(Body::Standing(self.standing())),
+            6 => Some(Body::Status(self.status())),
             7 => {
                 let data = Some(reverse_reply::Body::Data(Bytes::from(vec![0; self.rng.usize(..1_500_000)])));
                 Some(Body::Reply(ReverseReply { call: self.count(), body: data }))

@@ -2,7 +2,7 @@
 
 use tierline_federate::wire;
 use tierline_proto::Role;
-use tierline_proto::v1::{Code, Empty, NodeInfo, Subtree, WorkReport, child_message, job_standing, job_verdict};
+use tierline_proto::v1::{Code, Empty, NodeInfo, Subtree, WorkReport, child_message, job_status, job_verdict};
 
 use crate::faults::{number, of};
 use crate::federation::{Federation, lines};
@@ -63,16 +63,16 @@ fn an_edge_speaks_for_nobody_who_is_here_or_behind_another() {
     let job = edge.job();
     let behind = federation.site.join("end", "behind", &federation.site.cloud.url);
     // Of somebody of whom the cloud doesn't know that it is there, nobody speaks.
-    liar.stands(&job, "behind", job_standing::Standing::Examples(50));
+    liar.reported(&job, "behind", job_status::Status::Examples(50));
     edge.has_below(&[&behind]);
-    edge.stands(&job, "behind", job_standing::Standing::Examples(50));
+    edge.reported(&job, "behind", job_status::Status::Examples(50));
     liar.has_below(&[&behind, &federation.site.folder.path().join("good")]);
     let work = good.work();
     let behind = edge.work();
     // Of a node that is here, and of one behind the other edge.
     for (node, work) in [("good", &work), ("behind", &behind)] {
-        liar.stands(&job, node, job_standing::Standing::Examples(1));
-        liar.stands(&job, node, job_standing::Standing::Away(Empty {}));
+        liar.reported(&job, node, job_status::Status::Examples(1));
+        liar.reported(&job, node, job_status::Status::Away(Empty {}));
         let refused = liar.submit(work, 0, node, &liar.update(9.0)).unwrap_err();
         assert!(refused.message.contains(&format!("liar has not said that {node} is below it")), "{refused}");
     }
@@ -95,7 +95,7 @@ fn who_is_not_there_has_no_say() {
     // An end speaks for itself, though it is behind an edge that passes on.
     let absent = federation.site.join("end", "absent", &edge.url);
     other.has_below(&[&absent]);
-    other.stands(&job, "absent", job_standing::Standing::Examples(9));
+    other.reported(&job, "absent", job_status::Status::Examples(9));
     // An edge speaks for nobody whom the site doesn't have.
     let made_up = |name: &str| NodeInfo {
         node_id: "0123456789abcdef0123456789abcdef".into(),
@@ -106,7 +106,7 @@ fn who_is_not_there_has_no_say() {
     for name in ["nobody", "a\u{1b}[2Jb", &"x".repeat(1 << 20)] {
         let subtree = Subtree { nodes: vec![made_up(name)], news: true, ..Subtree::default() };
         rogue.say(child_message::Body::Subtree(subtree));
-        rogue.stands(&job, name, job_standing::Standing::Examples(9));
+        rogue.reported(&job, name, job_status::Status::Examples(9));
     }
     let work = (good.work(), other.work());
     let stolen = other.submit(&work.1, 0, "absent", &other.update(9.0)).unwrap_err();

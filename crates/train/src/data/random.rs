@@ -1,22 +1,10 @@
 //! Draws that depend on what they are for, not on what was drawn before.
 
+use tierline_federate::seed::seed_of;
+
 /// A generator for one purpose: equal words give equal draws.
-///
-/// Each word goes through the finaliser of SplitMix64 (Steele, Lea and Flood,
-/// 2014), so that neighbouring epochs and examples share nothing.
 pub(super) fn generator(words: &[u64]) -> fastrand::Rng {
     fastrand::Rng::with_seed(seed_of(words))
-}
-
-/// A seed for one purpose: equal words give equal seeds.
-#[must_use]
-pub fn seed_of(words: &[u64]) -> u64 {
-    words.iter().fold(0x6a09_e667_f3bc_c908, |state: u64, &word| {
-        let mut z = (state ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    })
 }
 
 /// Two independent draws from the standard normal distribution (Box and

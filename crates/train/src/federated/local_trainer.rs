@@ -11,7 +11,7 @@ use tierline_graph::{Model, Tensor};
 use super::knowledge::{Pupil, public};
 use super::parameter_layout::{NO_CLASSES, ParameterLayout, recipe, vector};
 use super::transfer::{Divided, Small, part_recipe};
-use super::{Kept, Share, Task, local};
+use super::{LocalTask, MemberState, Share, local};
 use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
 use crate::error::TrainError;
 use crate::job::Job;
@@ -127,9 +127,9 @@ impl LocalTrainer {
     /// fails.
     pub fn work(
         &mut self,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &mut Kept,
+        kept: &mut MemberState,
         stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         self.trainer.heed(stop.clone(), Some(STEP_TIME_MAX));
@@ -142,9 +142,9 @@ impl LocalTrainer {
 
     fn worked(
         &mut self,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &mut Kept,
+        kept: &mut MemberState,
         stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         self.trainer.check(&share.seen)?;
@@ -175,9 +175,9 @@ impl LocalTrainer {
     /// As [`LocalTrainer::work`].
     pub fn conclude(
         &mut self,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &Kept,
+        kept: &MemberState,
         stop: &Stop,
     ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
         self.trainer.heed(stop.clone(), Some(STEP_TIME_MAX));
@@ -189,9 +189,9 @@ impl LocalTrainer {
 
     fn concluded(
         &mut self,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &Kept,
+        kept: &MemberState,
         stop: &Stop,
     ) -> Result<Option<(Report, Option<Model>)>, TrainError> {
         if let Some(small) = &self.small {
@@ -311,10 +311,10 @@ impl LocalTrainer {
     /// with (Ditto).
     fn follow(
         &mut self,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         lambda: f64,
         share: &Share,
-        kept: &mut Kept,
+        kept: &mut MemberState,
         stop: &Stop,
     ) -> Result<Option<()>, TrainError> {
         let shared = self.parameter_layout.weights(&self.parameter_layout.state(task.start)?);
@@ -330,9 +330,9 @@ impl LocalTrainer {
     /// that it got.
     fn personalise(
         &mut self,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &Kept,
+        kept: &MemberState,
         stop: &Stop,
     ) -> Result<Option<()>, TrainError> {
         let state = self.parameter_layout.personal(task.start, kept)?;
@@ -395,7 +395,7 @@ impl LocalTrainer {
         Ok(self.job.options(normalize)?.batch)
     }
 
-    pub(super) fn seed(&self, task: Task<'_>) -> u64 {
+    pub(super) fn seed(&self, task: LocalTask<'_>) -> u64 {
         let mut words = vec![self.job.seed, task.round];
         words.extend(task.member.bytes().map(u64::from));
         seed_of(&words)

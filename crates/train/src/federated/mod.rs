@@ -15,47 +15,18 @@ mod transfer;
 use tierline_federate::Vectors;
 use tierline_graph::Model;
 
-use crate::data::{Dataset, seed_of};
+use crate::data::Dataset;
 use crate::error::TrainError;
 use crate::job::Job;
 
 pub use knowledge::{Tutor, public};
 pub use local_trainer::LocalTrainer;
 pub use parameter_layout::ParameterLayout;
-pub use tierline_federate::sender::Kept;
-
-/// Decides what the stages of an update draw.
-#[must_use]
-pub fn seed_of_update(seed: u64, member: &str, task: u64) -> u64 {
-    let mut words = vec![seed, UPDATE, task];
-    words.extend(member.bytes().map(u64::from));
-    seed_of(&words)
-}
-
-/// Decides what the stages of a model on its way down draw.
-#[must_use]
-pub fn seed_of_model(seed: u64, version: u64) -> u64 {
-    seed_of(&[seed, DOWN, version])
-}
-
-/// Decides which edges meet in a round of the cloud.
-#[must_use]
-pub fn seed_of_meeting(seed: u64, round: u64) -> u64 {
-    seed_of(&[seed, MEETING, round])
-}
-
-/// Keeps the seeds of meetings apart from others.
-const MEETING: u64 = 0x6d65_6574;
-
-/// Keeps the seeds of models apart from others.
-const DOWN: u64 = 0x646f_776e;
-
-/// Keeps the seeds of updates apart from those of batches.
-const UPDATE: u64 = 0x7570_6461_7465;
+pub use tierline_federate::sender::MemberState;
 
 /// A task, as the worker sees it.
 #[derive(Debug, Clone, Copy)]
-pub struct Task<'a> {
+pub struct LocalTask<'a> {
     /// Whose it is.
     pub member: &'a str,
     /// From 0, over the whole job.

@@ -9,7 +9,7 @@ use tierline_graph::onnx::NodeProto;
 use tierline_graph::step::{self, Optimizer, Recipe, Role, Schedule, Slot, Spec, Steering, StepError};
 use tierline_graph::{Elements, Model, Tensor};
 
-use super::Kept;
+use super::MemberState;
 use super::transfer::{Divided, part_recipe};
 use crate::error::TrainError;
 use crate::job::Job;
@@ -112,7 +112,7 @@ impl ParameterLayout {
     }
 
     /// Whether an end has kept something of its own.
-    pub(super) fn has_own(&self, kept: &Kept) -> bool {
+    pub(super) fn has_own(&self, kept: &MemberState) -> bool {
         kept.contains_key(OWN)
     }
 
@@ -174,7 +174,7 @@ impl ParameterLayout {
 
     /// A state that begins with an end's own model: this one, but for what the
     /// end keeps.
-    pub(super) fn personal(&self, model: &Vectors, kept: &Kept) -> Result<Vec<Tensor>, TrainError> {
+    pub(super) fn personal(&self, model: &Vectors, kept: &MemberState) -> Result<Vec<Tensor>, TrainError> {
         let mut state = self.state(model)?;
         // Nothing is kept at first.
         if let Some(flat) = kept.get(OWN) {
@@ -184,7 +184,7 @@ impl ParameterLayout {
     }
 
     /// A state from which an end trains what is shared.
-    pub(super) fn start(&self, model: &Vectors, kept: &Kept) -> Result<Vec<Tensor>, TrainError> {
+    pub(super) fn start(&self, model: &Vectors, kept: &MemberState) -> Result<Vec<Tensor>, TrainError> {
         if self.second { self.state(model) } else { self.personal(model, kept) }
     }
 
@@ -198,7 +198,7 @@ impl ParameterLayout {
     }
 
     /// Keeps what a state has of an end's own.
-    pub(super) fn keep_own(&self, state: &[Tensor], kept: &mut Kept) {
+    pub(super) fn keep_own(&self, state: &[Tensor], kept: &mut MemberState) {
         if !self.own.contains(&true) {
             return;
         }

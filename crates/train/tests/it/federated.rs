@@ -7,7 +7,7 @@ use tierline_federate::{Channel, Contribution, Vectors};
 use tierline_graph::fold::{Purpose, fold_for};
 use tierline_graph::{DataType, Elements, Model, Tensor};
 use tierline_train::data::{Dataset, Targets};
-use tierline_train::federated::{Kept, LocalTrainer, ParameterLayout, Share, Task};
+use tierline_train::federated::{LocalTask, LocalTrainer, MemberState, ParameterLayout, Share};
 use tierline_train::{Job, TrainError};
 use tierline_zoo::build::{Builder, Value};
 use tierline_zoo::{Batch, Bn, Options};
@@ -80,7 +80,7 @@ fn modifiers_change_what_is_sent_whatever_the_strategy() {
 struct Member {
     place: LocalTrainer,
     share: Share,
-    kept: Kept,
+    kept: MemberState,
 }
 
 impl Member {
@@ -88,17 +88,17 @@ impl Member {
         let job = job(federation);
         let place = LocalTrainer::new(&tierline_engine::rten(), network(name), &job, &LoadOptions::with_threads(1))?;
         let share = Share::of(&pictures(160, turn, 1 + turn as u64), &job)?;
-        Ok(Self { place, share, kept: Kept::new() })
+        Ok(Self { place, share, kept: MemberState::new() })
     }
 
     fn work(&mut self, round: u64, start: &Vectors) -> Contribution {
-        let task = Task { member: "end", round, start };
+        let task = LocalTask { member: "end", round, start };
         self.place.work(task, &self.share, &mut self.kept, &Stop::never()).unwrap().unwrap()
     }
 
     /// How its own model does, and the model.
     fn conclude(&mut self, start: &Vectors) -> (f64, Option<Model>) {
-        let task = Task { member: "end", round: 4, start };
+        let task = LocalTask { member: "end", round: 4, start };
         let stop = Stop::asked();
         let (report, own) = self.place.conclude(task, &self.share, &self.kept, &stop).unwrap().unwrap();
         let held_out = report.held_out.unwrap();
@@ -324,7 +324,7 @@ fn a_member_that_was_told_to_stop_works_on_the_next_task() {
     let model = members[0].place.parameter_layout().initial();
     let stop = Stop::asked();
     stop.pull();
-    let task = Task { member: "end", round: 0, start: &model };
+    let task = LocalTask { member: "end", round: 0, start: &model };
     let first = &mut members[0];
     assert!(first.place.work(task, &first.share, &mut first.kept, &stop).unwrap().is_none());
     assert!(first.place.conclude(task, &first.share, &first.kept, &stop).unwrap().is_none());

@@ -1,15 +1,12 @@
-//! Edges that meet: what they offer each other, and how one gets to a
+//! Edges that gossip: what they offer each other, and how one gets to a
 //! neighbour's model.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tierline_federate::gossip::{Mix, Offer};
-use tierline_federate::{Gossip, Layout, Vectors};
-use tierline_node::federation::exchange::{ANSWER_PATIENCE, Action, Event};
-use tierline_node::federation::{Exchange, Task};
+use tierline_node::federation::exchange::ANSWER_PATIENCE;
+use tierline_node::federation::{Task, coordination};
 use tierline_proto::limits::UPDATE_BYTES_MAX;
 use tierline_proto::v1::{Code, Failure, MeetReply, MeetRequest, Neighbour};
 use tierline_proto::{Digest, Sound};
@@ -19,9 +16,8 @@ use tierline_store::jobs::Side;
 use super::{Folder, messages};
 use crate::duties::federation::Jobs;
 use crate::net::transport::{self, Pair};
-use crate::runtime::wait_until;
 
-/// Whom an edge meets, as its parent last said: outlives the process, since
+/// Whom an edge exchanges models with, as its parent last said: outlives the process, since
 /// edges go on without their parent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Neighbourhood {
@@ -33,9 +29,10 @@ pub(super) struct Neighbourhood {
 }
 
 impl Neighbourhood {
-    /// In the order in which they are met.
-    pub(super) fn names(&self) -> Vec<String> {
-        self.neighbours.iter().map(|(name, _)| name.clone()).collect()
+    /// As the exchange wants it: in the order in which they are asked.
+    pub(super) fn for_exchange(&self) -> coordination::Neighbourhood {
+        let neighbours = self.neighbours.iter().map(|(name, _)| name.clone()).collect();
+        coordination::Neighbourhood { task: Task(self.task), round: self.round, neighbours }
     }
 }
 
@@ -62,68 +59,19 @@ pub(super) fn remember(folder: &Folder, task: Task, round: u64, neighbours: &[Ne
     folder.write(&folder.neighbours(), &json)
 }
 
-/// What came of an exchange.
-pub(super) struct Met {
-    pub(super) number: u64,
-    pub(super) model: Vectors,
-    /// Fetched from neighbours.
-    pub(super) bytes: u64,
-    /// Who wasn't met, and why.
-    pub(super) absent: Vec<(String, String)>,
-}
-
-/// An edge on its way to its neighbours.
-pub(super) struct Meets {
+/// An edge on its way to a neighbour's model.
+pub(super) struct Fetch {
     pub(super) jobs: Arc<Jobs>,
     pub(super) id: Digest,
     pub(super) folder: Folder,
-    pub(super) layout: Layout,
-    pub(super) gossip: Gossip,
-    pub(super) number: u64,
+    pub(super) exchange: u64,
+    /// How long the neighbour may take to answer.
+    pub(super) patience: Duration,
 }
 
-impl Meets {
-    /// Meets one neighbour behind the other, by name: no more than two models
-    /// are in memory, and sums don't depend on who is first.
-    pub(super) async fn all(self, mut mix: Mix) -> Met {
-        let names = neighbourhood(&self.folder).map_or_else(Vec::new, |neighbourhood| neighbourhood.names());
-        let clock = self.jobs.cx.clock;
-        let mut exchange = Exchange::new(names, &self.gossip);
-        let mut actions = VecDeque::from(exchange.step(clock.now(), Event::Start));
-        let (mut bytes, mut absent) = (0, Vec::new());
-        loop {
-            let event = match actions.pop_front() {
-                Some(Action::Ask { neighbour, patience }) => match self.mixed(&neighbour, patience, &mut mix).await {
-                    Ok(fetched) => {
-                        bytes += fetched;
-                        Event::Mixed
-                    }
-                    Err(failure) => Event::Failed(failure),
-                },
-                Some(Action::Absent { neighbour, reason }) => {
-                    absent.push((neighbour, reason.to_string()));
-                    continue;
-                }
-                Some(Action::Done) => break,
-                None => {
-                    wait_until(exchange.wake().map(|t| clock.instant_of(t))).await;
-                    Event::Wake
-                }
-            };
-            actions.extend(exchange.step(clock.now(), event));
-        }
-        let model = tokio::task::block_in_place(|| mix.mixed());
-        Met { number: self.number, model, bytes, absent }
-    }
-
-    /// Fetches a neighbour's model and mixes it in: its bytes.
-    async fn mixed(&self, name: &str, patience: Duration, mix: &mut Mix) -> Result<u64, Failure> {
-        let bytes = self.fetch(name, patience).await?;
-        let mixed = tokio::task::block_in_place(|| mix.meet(&Offer::decode(&bytes, &self.layout)?));
-        mixed.map(|()| bytes.len() as u64).map_err(|e| Failure::new(Code::InvalidInput, e.to_string()))
-    }
-
-    async fn fetch(&self, name: &str, patience: Duration) -> Result<Vec<u8>, Failure> {
+impl Fetch {
+    /// A neighbour's model, as it travels.
+    pub(super) async fn model_of(&self, name: &str) -> Result<Vec<u8>, Failure> {
         let unreachable = |text: String| Failure::new(Code::Unreachable, text);
         // Its address may have changed since the last try.
         let known = neighbourhood(&self.folder).into_iter().flat_map(|neighbourhood| neighbourhood.neighbours);
@@ -134,10 +82,10 @@ impl Meets {
         };
         let endpoint = transport::endpoint(&url, transport::client_tls(&self.jobs.cx.me.identity()));
         let pair = Pair::connect(&endpoint.map_err(|e| cannot(&e))?).await.map_err(|e| cannot(&e))?;
-        let request = MeetRequest { job: self.id.to_bytes(), exchange: self.number };
+        let request = MeetRequest { job: self.id.to_bytes(), exchange: self.exchange };
         let asked = async { pair.federate().meet(request).await.map_err(|status| Failure::from_status(&status)) };
         let late = |_| Failure::new(Code::DeadlineExceeded, format!("the model of {name} isn't made yet"));
-        let reply = tokio::time::timeout(patience, asked).await.map_err(late)??.into_inner();
+        let reply = tokio::time::timeout(self.patience, asked).await.map_err(late)??.into_inner();
         let MeetReply { offer, node } = Sound::read(reply)?.into_inner();
         if node != name {
             return Err(unreachable(format!("it is {node} that answers at {url}, not {name}")));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tierline_node::Peer;
 use tierline_proto::v1::job_assignment::Want;
-use tierline_proto::v1::{ClassNames, JobStanding};
+use tierline_proto::v1::{ClassNames, JobStatus};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::coordinator::ToCoordinator;
@@ -28,7 +28,7 @@ pub(super) struct Late(Mutex<Waiting>);
 #[derive(Default)]
 struct Waiting {
     /// By child and member.
-    standings: BTreeMap<(String, String), JobStanding>,
+    statuses: BTreeMap<(String, String), JobStatus>,
     /// By the parent that spoke.
     assigned: BTreeMap<Peer, (Arc<Uplink>, Want, Option<ClassNames>)>,
     /// Whether a child, or a parent, came or went.
@@ -42,19 +42,19 @@ impl Late {
     }
 
     /// Tells the coordinator how a member is.
-    pub(super) fn stands(&self, coordinator: &mpsc::Sender<ToCoordinator>, child: &str, standing: JobStanding) {
+    pub(super) fn reported(&self, coordinator: &mpsc::Sender<ToCoordinator>, child: &str, status: JobStatus) {
         let mut waiting = self.lock();
-        let key = (child.to_owned(), standing.node.clone());
+        let key = (child.to_owned(), status.node.clone());
         // Behind what waits already: an older word must not come last.
-        let standing = match waiting.standings.contains_key(&key) {
-            true => standing,
-            false => match coordinator.try_send(ToCoordinator::Stands { child: child.to_owned(), standing }) {
-                Err(TrySendError::Full(ToCoordinator::Stands { standing, .. })) => standing,
+        let status = match waiting.statuses.contains_key(&key) {
+            true => status,
+            false => match coordinator.try_send(ToCoordinator::Reported { child: child.to_owned(), status }) {
+                Err(TrySendError::Full(ToCoordinator::Reported { status, .. })) => status,
                 _ => return,
             },
         };
-        if waiting.standings.len() < SPEAKERS_MAX || waiting.standings.contains_key(&key) {
-            waiting.standings.insert(key, standing);
+        if waiting.statuses.len() < SPEAKERS_MAX || waiting.statuses.contains_key(&key) {
+            waiting.statuses.insert(key, status);
         } else {
             tracing::warn!(child, "more members speak than a site has; this one is not heard");
         }
@@ -102,9 +102,9 @@ impl Late {
     /// whether it shall look which children there are.
     pub(super) fn for_coordinator(&self) -> (bool, Vec<ToCoordinator>) {
         let mut waiting = self.lock();
-        let standings = std::mem::take(&mut waiting.standings).into_iter();
-        let stands = |((child, _), standing)| ToCoordinator::Stands { child, standing };
-        (std::mem::take(&mut waiting.children), standings.map(stands).collect())
+        let statuses = std::mem::take(&mut waiting.statuses).into_iter();
+        let reported = |((child, _), status)| ToCoordinator::Reported { child, status };
+        (std::mem::take(&mut waiting.children), statuses.map(reported).collect())
     }
 
     /// What the participant has not heard, now that its inbox is empty.
@@ -125,27 +125,27 @@ impl Late {
 mod tests {
     use super::*;
 
-    fn standing(node: &str, holds: u64) -> JobStanding {
-        JobStanding { node: node.to_owned(), holds, ..JobStanding::default() }
+    fn status(node: &str, holds: u64) -> JobStatus {
+        JobStatus { node: node.to_owned(), holds, ..JobStatus::default() }
     }
 
     fn said(message: ToCoordinator) -> (String, u64) {
         match message {
-            ToCoordinator::Stands { standing, .. } => (standing.node, standing.holds),
-            _ => panic!("not a standing"),
+            ToCoordinator::Reported { status, .. } => (status.node, status.holds),
+            _ => panic!("not a status"),
         }
     }
 
     #[test]
     fn a_full_inbox_loses_no_news_and_turns_none_around() {
         let (late, (coordinator, mut inbox)) = (Late::default(), mpsc::channel(1));
-        late.stands(&coordinator, "edge", standing("a", 1));
+        late.reported(&coordinator, "edge", status("a", 1));
         for (node, holds) in [("a", 2), ("b", 3)] {
-            late.stands(&coordinator, "edge", standing(node, holds));
+            late.reported(&coordinator, "edge", status(node, holds));
         }
         assert_eq!(said(inbox.try_recv().unwrap()), ("a".to_owned(), 1));
         // There is room again, but an older word waits still.
-        late.stands(&coordinator, "edge", standing("a", 4));
+        late.reported(&coordinator, "edge", status("a", 4));
         assert!(inbox.try_recv().is_err());
         late.child(&coordinator, ToCoordinator::ChildUp("x".into()));
         late.child(&coordinator, ToCoordinator::ChildDown("x".into()));
@@ -153,7 +153,7 @@ mod tests {
         let heard: Vec<_> = news.into_iter().map(said).collect();
         assert!(anew && heard == [("a".to_owned(), 4), ("b".to_owned(), 3)], "{heard:?}");
         assert!(matches!(inbox.try_recv(), Ok(ToCoordinator::ChildUp(_))));
-        late.stands(&coordinator, "edge", standing("a", 5));
+        late.reported(&coordinator, "edge", status("a", 5));
         assert_eq!(said(inbox.try_recv().unwrap()), ("a".to_owned(), 5));
         assert!(late.for_coordinator().1.is_empty());
     }

@@ -5,14 +5,14 @@ use std::io::ErrorKind;
 
 use tierline_federate::down::DIFFERENCES_MAX;
 use tierline_federate::{FederateError, HeldOut, Report};
-use tierline_node::federation::{Assignment, Standing, Task, Update, Verdict};
+use tierline_node::federation::{Assignment, MemberStatus, Task, Update, Verdict};
 use tierline_proto::Digest;
 use tierline_proto::limits::{MESSAGE_BYTES_MAX, TEXT_BYTES_MAX};
 use tierline_proto::v1;
 use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
-    Code, Empty, Failure, JobAssignment, JobMember, JobStanding, JobVerdict, Neighbour, TaskFailure, UpdateHeader,
-    WorkOrder, WorkReport, job_standing, job_verdict,
+    Code, Empty, Failure, JobAssignment, JobMember, JobStatus, JobVerdict, Neighbour, TaskFailure, UpdateHeader,
+    WorkOrder, WorkReport, job_status, job_verdict,
 };
 
 pub(super) fn internal(error: impl std::fmt::Display) -> Failure {
@@ -106,22 +106,20 @@ pub(super) fn assignment_of(want: Want) -> Result<Option<(Assignment, Start)>, F
     }))
 }
 
-/// A standing as it travels, of a member that holds this model of its parent
+/// A status as it travels, of a member that holds this model of its parent
 /// and is reached there, if it is.
-pub(super) fn standing(job: Digest, standing: &Standing, holds: u64, url: &str) -> JobStanding {
+pub(super) fn status(job: Digest, status: &MemberStatus, holds: u64, url: &str) -> JobStatus {
     let failure = |reason: &str| Failure::new(Code::Infeasible, reason);
-    let standing = match standing {
-        Standing::Preparing => job_standing::Standing::Preparing(Empty {}),
-        Standing::Ready { examples } => job_standing::Standing::Examples(*examples),
-        Standing::Unable { reason } => job_standing::Standing::Unable(failure(reason)),
-        Standing::Failed { task, reason, examples } => job_standing::Standing::Failed(TaskFailure {
-            task: task.0,
-            reason: Some(failure(reason)),
-            examples: *examples,
-        }),
+    let status = match status {
+        MemberStatus::Preparing => job_status::Status::Preparing(Empty {}),
+        MemberStatus::Ready { examples } => job_status::Status::Examples(*examples),
+        MemberStatus::Unable { reason } => job_status::Status::Unable(failure(reason)),
+        MemberStatus::Failed { task, reason, examples } => {
+            job_status::Status::Failed(TaskFailure { task: task.0, reason: Some(failure(reason)), examples: *examples })
+        }
     };
     let (job, node, url) = (job.to_bytes(), String::new(), url.to_owned());
-    JobStanding { job, node, standing: Some(standing), holds, url, classes: Vec::new() }
+    JobStatus { job, node, status: Some(status), holds, url, classes: Vec::new() }
 }
 
 /// Bytes that a job's members who don't take part make of an answer, at most:
@@ -156,13 +154,13 @@ fn words(failure: &Failure) -> String {
 
 /// What a member says it is at; `None` when it is away, or for what this
 /// version doesn't know.
-pub(super) fn standing_of(standing: JobStanding) -> Option<Standing> {
-    Some(match standing.standing? {
-        job_standing::Standing::Away(_) => return None,
-        job_standing::Standing::Preparing(_) => Standing::Preparing,
-        job_standing::Standing::Examples(examples) => Standing::Ready { examples },
-        job_standing::Standing::Unable(failure) => Standing::Unable { reason: words(&failure) },
-        job_standing::Standing::Failed(failed) => Standing::Failed {
+pub(super) fn status_of(status: JobStatus) -> Option<MemberStatus> {
+    Some(match status.status? {
+        job_status::Status::Away(_) => return None,
+        job_status::Status::Preparing(_) => MemberStatus::Preparing,
+        job_status::Status::Examples(examples) => MemberStatus::Ready { examples },
+        job_status::Status::Unable(failure) => MemberStatus::Unable { reason: words(&failure) },
+        job_status::Status::Failed(failed) => MemberStatus::Failed {
             task: Task(failed.task),
             reason: failed.reason.as_ref().map_or_else(String::new, words),
             examples: failed.examples,
@@ -247,8 +245,8 @@ mod tests {
     #[test]
     fn what_members_say_is_bounded_where_it_is_kept_and_shown() {
         let failure = Failure { message: "é".repeat(1 << 20), ..Failure::default() };
-        let said = JobStanding { standing: Some(job_standing::Standing::Unable(failure)), ..JobStanding::default() };
-        let Some(Standing::Unable { reason }) = standing_of(said) else { panic!("it is unable") };
+        let said = JobStatus { status: Some(job_status::Status::Unable(failure)), ..JobStatus::default() };
+        let Some(MemberStatus::Unable { reason }) = status_of(said) else { panic!("it is unable") };
         assert!(reason.len() <= TEXT_BYTES_MAX, "{}", reason.len());
         let all = (0..10_000).map(|i| (format!("end-{i}"), reason.clone()));
         let listed = listed(all);

@@ -4,7 +4,7 @@
 //! `tierline_node::federation`: the coordinator coordinates the nodes below
 //! (the cloud's duty, and an edge's), the participant answers to the parent
 //! (an end's duty, and an edge's). Where a job gives edges nothing to do, they
-//! are a `relay`. Start at [`Jobs`].
+//! are `relaying`. Start at [`Jobs`].
 
 mod arrivals;
 mod classes;
@@ -20,7 +20,7 @@ mod numbers;
 mod operators;
 mod participant;
 mod receiving;
-mod relay;
+mod relaying;
 mod sending;
 mod service;
 mod spill;
@@ -35,13 +35,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tierline_federate::{Federation, Gossip};
 use tierline_identity::Peer;
-use tierline_node::federation::{MemberRecord, Record, Standing};
+use tierline_node::federation::{MemberRecord, MemberStatus, Record, relay};
 use tierline_node::policy::{Roles, Rule};
 use tierline_proto::envelope::FEDERATION;
 use tierline_proto::limits::MESSAGE_BYTES_MAX;
 use tierline_proto::v1::federate_server::FederateServer;
 use tierline_proto::v1::job_assignment::Want;
-use tierline_proto::v1::{Code, Empty, Failure, JobAssignment, JobEvent, JobStanding};
+use tierline_proto::v1::{Code, Empty, Failure, JobAssignment, JobEvent, JobStatus};
 use tierline_proto::{Breach, Digest, Role, Sound};
 use tierline_store::State;
 use tierline_store::jobs::{self, Side};
@@ -50,14 +50,14 @@ use tokio::sync::{Notify, broadcast, mpsc};
 use tonic::service::RoutesBuilder;
 
 use self::arrivals::Arrivals;
-pub use self::coordinator::Order;
+pub use self::coordinator::JobCommand;
 use self::coordinator::ToCoordinator;
 pub use self::folder::Folder;
 use self::late::Late;
 use self::numbers::Numbers;
 use self::participant::ToParticipant;
 use self::receiving::Receiving;
-use self::relay::Relay;
+use self::relaying::Relay;
 use self::service::FederateService;
 use super::artefacts::Artefacts;
 use super::site::Site;
@@ -220,7 +220,17 @@ impl Jobs {
         feeds.entry(job).or_insert_with(|| broadcast::channel(FEED_MAX).0).clone()
     }
 
-    fn parent_changed(&self, parent: &Arc<Uplink>, up: bool) {
+    /// Tells every job that passes through here what happened.
+    fn tell_relays(self: &Arc<Self>, event: impl Fn() -> relay::Event) {
+        for sides in self.all() {
+            if let Some(relay) = &sides.relay {
+                relay.step(self, event());
+            }
+        }
+    }
+
+    fn parent_changed(self: &Arc<Self>, parent: &Arc<Uplink>, up: bool) {
+        self.tell_relays(|| relay::Event::Parent { parent: parent.peer, up });
         for sides in self.all() {
             sides.participant.iter().for_each(|participant| sides.late.parent(participant, parent, up));
         }
@@ -251,20 +261,20 @@ impl Duty for Arc<Jobs> {
     /// A child hears of every job.
     fn child_up(&self, child: &Peer) {
         self.tell_coordinators(|| ToCoordinator::ChildUp(child.name.clone()));
-        self.all().iter().filter_map(|sides| sides.relay.as_ref()).for_each(|relay| relay.child_up(self, &child.name));
+        self.tell_relays(|| relay::Event::ChildUp(child.name.clone()));
     }
 
     fn child_down(&self, child: &str) {
         self.tell_coordinators(|| ToCoordinator::ChildDown(child.to_owned()));
-        self.all().iter().filter_map(|sides| sides.relay.as_ref()).for_each(|relay| relay.child_down(child));
+        self.tell_relays(|| relay::Event::ChildDown(child.to_owned()));
     }
 
     fn hear_child(&self, child: &Peer, payload: Bytes) -> Result<(), Breach> {
-        let standing = Sound::<JobStanding>::decode(payload)?;
-        if self.site.speaks_for(&child.name, &standing.node) {
-            self.child_stands(&child.name, standing.into_inner());
+        let status = Sound::<JobStatus>::decode(payload)?;
+        if self.site.speaks_for(&child.name, &status.node) {
+            self.child_reported(&child.name, status.into_inner());
         } else {
-            tracing::debug!(child = child.name, member = standing.node, "it speaks for a node that isn't below it");
+            tracing::debug!(child = child.name, member = status.node, "it speaks for a node that isn't below it");
         }
         Ok(())
     }
@@ -304,7 +314,7 @@ impl Duty for Arc<Jobs> {
     }
 }
 
-type Told<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+type Ended<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 impl Jobs {
     /// Takes up the jobs that were under way before the start.
@@ -345,7 +355,7 @@ impl Jobs {
     /// pass, else over here, and whoever answers for it is told.
     ///
     /// Boxed, since a job that is taken up again may fail again.
-    fn job_failed<'a>(self: &'a Arc<Self>, id: Digest, name: &'a str, failure: &'a Failure) -> Told<'a> {
+    fn job_failed<'a>(self: &'a Arc<Self>, id: Digest, name: &'a str, failure: &'a Failure) -> Ended<'a> {
         Box::pin(async move {
             let json = serde_json::json!({ "job": id.to_string() });
             self.cx.events.record("job", format!("job {name} stopped here: {failure}"), &json);
@@ -400,8 +410,8 @@ impl Jobs {
 
     /// Tells a parent that this node takes no part in a job.
     fn tell_unable(&self, uplink: &Uplink, job: Digest, reason: &str) {
-        let standing = messages::standing(job, &Standing::Unable { reason: reason.to_owned() }, 0, "");
-        uplink.tell(FEDERATION, &standing);
+        let status = messages::status(job, &MemberStatus::Unable { reason: reason.to_owned() }, 0, "");
+        uplink.tell(FEDERATION, &status);
     }
 
     /// Sets up the sides of a job on this node.
@@ -432,7 +442,12 @@ impl Jobs {
             jobs.insert(id, Arc::clone(&sides));
         }
         if let Some(relay) = &sides.relay {
-            self.cx.children.names().iter().for_each(|child| relay.child_up(self, child));
+            let up = self.cx.parents.iter().filter(|uplink| uplink.is_up());
+            let parents = up.map(|uplink| relay::Event::Parent { parent: uplink.peer, up: true });
+            let children = self.cx.children.names().into_iter().map(relay::Event::ChildUp);
+            for event in parents.chain(children) {
+                relay.step(self, event);
+            }
             return Ok(());
         }
         let edge_coordinates = hop.is_some();

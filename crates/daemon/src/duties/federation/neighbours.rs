@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tierline_node::federation::relay;
 use tierline_proto::Digest;
 use tierline_proto::envelope::FEDERATION;
 use tierline_proto::v1::job_assignment::Want;
-use tierline_proto::v1::{Code, Empty, Failure, JobAssignment, JobStanding, JobVerdict, UpdateHeader};
+use tierline_proto::v1::{Code, Empty, Failure, JobAssignment, JobStatus, JobVerdict, UpdateHeader};
 use tierline_store::State;
 use tierline_store::jobs::{JobRow, Side};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -23,13 +24,13 @@ static NEWS: Semaphore = Semaphore::const_new(64);
 
 impl Jobs {
     /// A child says what it, or a member below it, is at.
-    pub(super) fn child_stands(self: &Arc<Self>, child: &str, standing: JobStanding) {
-        let Ok(job) = messages::digest(&standing.job) else { return };
+    pub(super) fn child_reported(self: &Arc<Self>, child: &str, status: JobStatus) {
+        let Ok(job) = messages::digest(&status.job) else { return };
         if let Some(sides) = self.get(job) {
             if let Some(relay) = &sides.relay {
-                relay.stands(child, standing);
+                relay.step(self, relay::Event::Reported { child: child.to_owned(), status });
             } else if let Some(coordinator) = &sides.coordinator {
-                sides.late.stands(coordinator, child, standing);
+                sides.late.reported(coordinator, child, status);
             }
             return;
         }
@@ -41,7 +42,7 @@ impl Jobs {
             // It was away when the job ended.
             let rows = jobs.cx.state.with(State::jobs).await;
             if rows.is_ok_and(|rows| rows.iter().any(|row| row.job == job && row.ended.is_some())) {
-                let over = messages::assignment(job, &standing.node, Want::Over(Empty {}));
+                let over = messages::assignment(job, &status.node, Want::Over(Empty {}));
                 jobs.cx.children.tell(&child, FEDERATION, &over);
             }
         });
@@ -111,7 +112,8 @@ impl Jobs {
     /// Passes on what a parent wants of members below.
     fn pass_on(self: &Arc<Self>, sides: &Sides, uplink: &Arc<Uplink>, assignment: JobAssignment) {
         let Ok(id) = messages::digest(&assignment.job) else { return };
-        if sides.relay.as_ref().is_none_or(|relay| !relay.hear(self, uplink, assignment)) {
+        let told = relay::Event::Told { parent: uplink.peer, assignment };
+        if sides.relay.as_ref().is_none_or(|relay| !relay.step(self, told)) {
             return;
         }
         self.leave_job(id);
@@ -186,7 +188,7 @@ impl Jobs {
     pub fn update_goes_to(&self, child: &str, header: &UpdateHeader) -> Result<Option<Arc<Uplink>>, Failure> {
         let sides = self.get(messages::digest(&header.job)?);
         let relay = sides.as_ref().and_then(|sides| sides.relay.as_ref());
-        relay.map(|relay| relay.parent_of(child, messages::member(child, &header.node))).transpose()
+        relay.map(|relay| relay.parent_of(self, child, messages::member(child, &header.node))).transpose()
     }
 
     /// What would become of an update, if it can't be counted any more; `None`

@@ -42,10 +42,10 @@ struct Job {
 
 /// Numbers of jobs.
 #[derive(Debug, Default)]
-pub(super) struct Numbers(Mutex<Kept>);
+pub(super) struct Numbers(Mutex<Recent>);
 
 impl Numbers {
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Recent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -79,12 +79,12 @@ impl Numbers {
 
 /// The oldest first.
 #[derive(Debug, Default)]
-struct Kept(BTreeMap<JobKey, Job>);
+struct Recent(BTreeMap<JobKey, Job>);
 
 /// Names a job among the numbers: when it was given, and its digest.
 pub(super) type JobKey = (u64, Digest);
 
-impl Kept {
+impl Recent {
     fn of(&mut self, key: JobKey) -> &mut Job {
         if self.0.len() >= JOBS_MAX && !self.0.contains_key(&key) {
             self.0.pop_first();
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn a_round_that_is_made_again_counts_once() {
         let key = (1, Digest([7; 32]));
-        let mut jobs = Kept::default();
+        let mut jobs = Recent::default();
         jobs.begin(key, "say \"hi\"");
         let scores = RoundScores {
             round: 1,

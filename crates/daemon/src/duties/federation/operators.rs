@@ -12,7 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::coordinator::ToCoordinator;
 use super::neighbours::stopped;
-use super::{Folder, JOBS_MAX, JobManifest, Order, data, messages};
+use super::{Folder, JOBS_MAX, JobCommand, JobManifest, data, messages};
 use crate::duties::artefacts::upload::Uploads;
 use crate::duties::federation::Jobs;
 use crate::runtime::events;
@@ -166,14 +166,14 @@ impl Jobs {
     ///
     /// # Errors
     /// When the job is unknown or over.
-    pub async fn job_control(&self, wanted: &str, order: Order) -> Result<JobInfo, Failure> {
+    pub async fn job_control(&self, wanted: &str, command: JobCommand) -> Result<JobInfo, Failure> {
         let row = self.job_row(wanted).await?;
         let Some(coordinator) = self.get(row.job).and_then(|sides| sides.coordinator.clone()) else {
             let how = row.ended.as_deref().unwrap_or("coordinated elsewhere");
             return Err(Failure::new(Code::Infeasible, format!("job {} is {how}", row.name)));
         };
         let (ask, answer) = oneshot::channel();
-        coordinator.send(ToCoordinator::Order(order, ask)).await.map_err(|_| stopped())?;
+        coordinator.send(ToCoordinator::Command(command, ask)).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?;
         self.job_info(&row.job.to_string()).await
     }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Jobs, Order};
+use super::{JobCommand, Jobs};
 use crate::duties::artefacts::upload;
 
 /// Messages of a stream ahead of the connection.
@@ -49,13 +49,13 @@ pub async fn submit(jobs: &Arc<Jobs>, mut stream: Streaming<JobSubmitChunk>) -> 
 /// # Errors
 /// As [`Jobs`] says.
 pub async fn control(jobs: &Arc<Jobs>, request: &JobControlRequest) -> Result<JobInfo, Failure> {
-    let order = match request.what() {
-        What::Pause => Order::Pause,
-        What::Resume => Order::Resume,
-        What::Cancel => Order::Cancel,
-        What::Unspecified => return Err(Failure::new(Code::Protocol, "that is no order for a job")),
+    let command = match request.what() {
+        What::Pause => JobCommand::Pause,
+        What::Resume => JobCommand::Resume,
+        What::Cancel => JobCommand::Cancel,
+        What::Unspecified => return Err(Failure::new(Code::Protocol, "that is no command for a job")),
     };
-    jobs.job_control(&request.job, order).await
+    jobs.job_control(&request.job, command).await
 }
 
 /// A job is followed.

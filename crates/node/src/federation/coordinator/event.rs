@@ -3,7 +3,7 @@
 use tierline_federate::Counted;
 
 use super::Record;
-use crate::federation::{Standing, Task, Update, Verdict};
+use crate::federation::{MemberStatus, Task, Update, Verdict};
 
 /// What happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,12 +20,12 @@ pub enum Event {
         /// What asked for it: told back when they are done.
         stretch: u64,
     },
-    /// A member's link is there, or its standing changed.
+    /// A member's link is there, or its status changed.
     Member {
         /// Who.
         member: String,
         /// What it is at.
-        standing: Standing,
+        status: MemberStatus,
     },
     /// A member's link is gone.
     Lost {

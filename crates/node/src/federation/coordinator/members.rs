@@ -4,22 +4,22 @@ use tierline_federate::{Late, Timing, select};
 
 use super::journal::{AssignedTask, TaskStatus};
 use super::{Action, Coordinator, FAILURES_MAX, MEMBERS_MAX, Record};
-use crate::federation::{Assignment, Standing, Task, Update, Verdict};
+use crate::federation::{Assignment, MemberStatus, Task, Update, Verdict};
 use crate::time::Time;
 
 impl Coordinator {
     /// A member says what it is at.
-    pub(super) fn stands(&mut self, now: Time, member: String, standing: Standing, out: &mut Vec<Action>) {
+    pub(super) fn reported(&mut self, now: Time, member: String, status: MemberStatus, out: &mut Vec<Action>) {
         if self.members.len() >= MEMBERS_MAX && !self.members.contains_key(&member) {
             return;
         }
         let task = self.ledger.task_of(&member);
         let entry = self.members.entry(member.clone()).or_default();
         if let Some(settling) = self.settling.as_mut()
-            && (!entry.present || entry.standing.as_ref() != Some(&standing))
+            && (!entry.present || entry.status.as_ref() != Some(&status))
         {
             settling.last = now;
-            if let (Some(awaited), false) = (settling.awaited.as_mut(), standing == Standing::Preparing) {
+            if let (Some(awaited), false) = (settling.awaited.as_mut(), status == MemberStatus::Preparing) {
                 awaited.remove(&member);
             }
         }
@@ -28,9 +28,9 @@ impl Coordinator {
         if let Some(at) = entry.lost_at.take() {
             self.lost.remove(&(at, member.clone()));
         }
-        if let Standing::Failed { task: failed, reason, examples } = standing {
+        if let MemberStatus::Failed { task: failed, reason, examples } = status {
             // Not today, but maybe tomorrow.
-            entry.standing = Some(Standing::Ready { examples });
+            entry.status = Some(MemberStatus::Ready { examples });
             self.count_able(now, was_able, true);
             let entry = self.members.entry(member.clone()).or_default();
             if task == Some(failed) {
@@ -46,8 +46,8 @@ impl Coordinator {
             out.push(Action::Tell { member });
             return;
         }
-        let unable = matches!(standing, Standing::Unable { .. });
-        entry.standing = Some(standing);
+        let unable = matches!(status, MemberStatus::Unable { .. });
+        entry.status = Some(status);
         let is_able = entry.is_able();
         self.count_able(now, was_able, is_able);
         if is_able && self.settling.is_some() && !self.ledger.members.contains_key(&member) {

@@ -18,7 +18,7 @@ use tierline_proto::Digest;
 pub use self::event::{Action, Event};
 use self::journal::{AssignedTask, TaskStatus};
 pub use self::journal::{Ledger, Record};
-use super::{Assignment, Standing, Task, Update};
+use super::{Assignment, MemberStatus, Task, Update};
 use crate::time::Time;
 
 /// Members of one coordinator.
@@ -84,7 +84,7 @@ pub struct Progress {
 
 #[derive(Debug, Clone, Default)]
 struct Member {
-    standing: Option<Standing>,
+    status: Option<MemberStatus>,
     present: bool,
     /// When its link was lost.
     lost_at: Option<Time>,
@@ -263,7 +263,7 @@ impl Coordinator {
                     self.compact(out);
                 }
             }
-            Event::Member { member, standing } => self.stands(now, member, standing, out),
+            Event::Member { member, status } => self.reported(now, member, status, out),
             Event::Lost { member } => self.lost(now, &member),
             Event::Arrived { member, update } => self.arrived(now, member, update, out),
             Event::Unfit { member, task, reason } => self.unfit(member, task, reason, out),
@@ -435,12 +435,12 @@ impl Member {
 
     /// Whether it can be asked for work, if it is there.
     fn may_work(&self) -> bool {
-        matches!(self.standing, Some(Standing::Ready { .. }))
+        matches!(self.status, Some(MemberStatus::Ready { .. }))
     }
 
     fn examples(&self) -> u64 {
-        match self.standing {
-            Some(Standing::Ready { examples }) => examples,
+        match self.status {
+            Some(MemberStatus::Ready { examples }) => examples,
             _ => 0,
         }
     }

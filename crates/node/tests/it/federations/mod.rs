@@ -1,5 +1,6 @@
 //! Federations: rounds, journals and members, alone and in a whole [`world`].
 
+mod coordinations;
 mod exchanges;
 mod homes;
 mod world;
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use tierline_federate::{Clients, Late, Report, Seconds, Timing};
 use tierline_node::federation::{
-    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, MemberRecord, Participant, Phase, Record,
-    Standing, Task, Terms, Update, Verdict,
+    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, MemberRecord, MemberStatus, Participant, Phase,
+    Record, Task, Terms, Update, Verdict,
 };
 use tierline_node::{Rng, Time};
 use tierline_proto::Digest;
@@ -76,17 +77,17 @@ fn an_update_from_before_a_restart_is_sent_though_the_data_are_gone() {
     participant.step(now, &mut rng, MemberEvent::Prepared(Err("no data".to_owned())));
     let sent = participant.step(now, &mut rng, MemberEvent::LinkUp);
     assert!(sent.contains(&MemberAction::Send(update)), "{sent:?}");
-    assert_eq!(participant.standing(), Standing::Preparing, "its task is not over yet");
+    assert_eq!(participant.status(), MemberStatus::Preparing, "its task is not over yet");
     let answered = MemberEvent::Answered { task: Task(3), verdict: Verdict::Counted };
     let last = participant.step(now, &mut rng, answered);
-    let unable = Standing::Unable { reason: "no data".to_owned() };
+    let unable = MemberStatus::Unable { reason: "no data".to_owned() };
     assert!(last.contains(&MemberAction::Report(unable)), "{last:?}");
 }
 
 const NONE: Vec<Record> = Vec::new();
 
 fn ready(member: usize) -> Event {
-    Event::Member { member: name(member), standing: Standing::Ready { examples: 100 } }
+    Event::Member { member: name(member), status: MemberStatus::Ready { examples: 100 } }
 }
 
 fn update(task: Task) -> Update {
@@ -176,10 +177,10 @@ fn a_member_whose_task_failed_is_asked_again_by_a_coordinator_that_was_killed() 
     step(&mut coordinator, ready(0));
     let task = task_of(&coordinator, 0).unwrap();
     // It says so until it is given other work, to whoever coordinates then.
-    let standing = Standing::Failed { task, reason: "no memory".to_owned(), examples: 100 };
+    let status = MemberStatus::Failed { task, reason: "no memory".to_owned(), examples: 100 };
     let (mut restored, _) = Coordinator::restored(terms, journal, now);
-    restored.step(now, Event::Member { member: name(0), standing: standing.clone() });
-    restored.step(now, Event::Member { member: name(0), standing });
+    restored.step(now, Event::Member { member: name(0), status: status.clone() });
+    restored.step(now, Event::Member { member: name(0), status });
     assert!(task_of(&restored, 0).is_some_and(|again| again != task));
 }
 
@@ -191,8 +192,8 @@ fn a_member_whose_task_failed_is_told_again_of_the_next_one() {
     coordinator.step(now, Event::Begin { version: 0, rounds: 1, evaluate: false, stretch: 1 });
     coordinator.step(now, ready(0));
     let task = task_of(&coordinator, 0).unwrap();
-    let standing = Standing::Failed { task, reason: "no memory".to_owned(), examples: 100 };
-    let failed = Event::Member { member: name(0), standing };
+    let status = MemberStatus::Failed { task, reason: "no memory".to_owned(), examples: 100 };
+    let failed = Event::Member { member: name(0), status };
     let told = |actions: Vec<Action>| actions.contains(&Action::Tell { member: name(0) });
     assert!(told(coordinator.step(now, failed.clone())));
     assert!(task_of(&coordinator, 0).is_some_and(|again| again != task));
@@ -263,8 +264,8 @@ fn a_machine_that_waits_is_not_woken_over_and_over() {
     let terms = terms(Clients { min: 3, ..Clients::default() }, Timing::Round);
     let (mut coordinator, _) = Coordinator::restored(terms, [], Time::ZERO);
     coordinator.step(Time::ZERO, Event::Begin { version: 0, rounds: 1, evaluate: false, stretch: 1 });
-    let standing = Standing::Ready { examples: 100 };
-    coordinator.step(Time::ZERO + ms(10), Event::Member { member: name(0), standing });
+    let status = MemberStatus::Ready { examples: 100 };
+    coordinator.step(Time::ZERO + ms(10), Event::Member { member: name(0), status });
     // Two members are missing, for ever.
     let mut wakes = 0;
     while let Some(time) = coordinator.wake() {
@@ -387,7 +388,7 @@ fn members_that_are_killed_each_second_hold_up_no_first_round() {
         // One of three is started again, and is soon back.
         let (at, member) = (Time::ZERO + ms(1_000 * second), *second as usize % 3);
         coordinator.step(at, Event::Lost { member: name(member) });
-        let preparing = Event::Member { member: name(member), standing: Standing::Preparing };
+        let preparing = Event::Member { member: name(member), status: MemberStatus::Preparing };
         coordinator.step(at + ms(300), preparing);
         coordinator.step(at + ms(600), ready(member));
         if let Some(wake) = coordinator.wake().filter(|wake| *wake < at + ms(1_000)) {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tierline_federate::{Clients, Report, Timing};
 use tierline_node::federation::{
-    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, Participant, Record, Standing, Task, Terms,
+    Action, Assignment, Coordinator, Event, MemberAction, MemberEvent, MemberStatus, Participant, Record, Task, Terms,
     Update, Verdict,
 };
 use tierline_node::{Rng, Time};
@@ -21,7 +21,7 @@ pub const STEP: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub enum Happening {
     ToMember(usize, u64, Assignment),
-    ToCoordinator(usize, Standing),
+    ToCoordinator(usize, MemberStatus),
     Submitted(usize, Update),
     Answered(usize, u64, Task, Verdict),
     Unsent(usize, u64, Task),
@@ -262,7 +262,7 @@ impl World {
                     let length = self.members[at].journal.len();
                     assert!(length <= 2, "{length} records of one task");
                 }
-                MemberAction::Report(standing) => self.carry(Happening::ToCoordinator(at, standing)),
+                MemberAction::Report(status) => self.carry(Happening::ToCoordinator(at, status)),
                 MemberAction::Work(work) => {
                     assert!(!work.evaluate || work.version == self.rounds, "only the last model is evaluated");
                     let slow = if at.is_multiple_of(7) { 20 } else { 1 };
@@ -290,8 +290,8 @@ impl World {
             Happening::ToMember(at, life, assignment) if self.members[at].life == life => {
                 self.take_part(at, MemberEvent::Assigned(assignment));
             }
-            Happening::ToCoordinator(at, standing) if self.members[at].running.is_some() => {
-                self.coordinate(Event::Member { member: name(at), standing });
+            Happening::ToCoordinator(at, status) if self.members[at].running.is_some() => {
+                self.coordinate(Event::Member { member: name(at), status });
             }
             Happening::Submitted(at, update) => {
                 let member = name(at);

@@ -10,15 +10,15 @@ use crate::data::BatchOptions;
 use crate::error::TrainError;
 use crate::federated::local_trainer::LocalTrainer;
 use crate::federated::parameter_layout::vector;
-use crate::federated::{Kept, Share, Task};
+use crate::federated::{LocalTask, MemberState, Share};
 
 impl LocalTraining for FedGkt {
     fn work(
         &self,
         at: &mut LocalTrainer,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &mut Kept,
+        kept: &mut MemberState,
         stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         let state = at.parameter_layout.start(&Vectors::new(), kept)?;

@@ -10,7 +10,7 @@ use crate::data::seed_of;
 use crate::error::TrainError;
 use crate::federated::local_trainer::{DIGEST, LocalTrainer};
 use crate::federated::parameter_layout::vector;
-use crate::federated::{Kept, Share, Task};
+use crate::federated::{LocalTask, MemberState, Share};
 
 /// Keeps the order of public examples apart from that of others.
 const PRETRAIN: u64 = 0x7072_6574;
@@ -19,9 +19,9 @@ impl LocalTraining for FedMd {
     fn work(
         &self,
         at: &mut LocalTrainer,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &mut Kept,
+        kept: &mut MemberState,
         stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         let mut state = at.parameter_layout.start(task.start, kept)?;

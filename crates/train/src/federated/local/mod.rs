@@ -13,7 +13,7 @@ use tierline_engine::Stop;
 use tierline_federate::{Contribution, Federation, Strategy};
 
 use super::local_trainer::LocalTrainer;
-use super::{Kept, Share, Task};
+use super::{LocalTask, MemberState, Share};
 use crate::error::TrainError;
 
 /// A way to do tasks.
@@ -27,9 +27,9 @@ pub(super) trait LocalTraining {
     fn work(
         &self,
         at: &mut LocalTrainer,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &mut Kept,
+        kept: &mut MemberState,
         stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError>;
 }

@@ -10,7 +10,7 @@ use super::LocalTraining;
 use crate::error::TrainError;
 use crate::federated::local_trainer::{LocalTrainer, pull_to};
 use crate::federated::parameter_layout::vector;
-use crate::federated::{Kept, Share, Task};
+use crate::federated::{LocalTask, MemberState, Share};
 
 /// Epochs over the member's examples.
 pub(super) struct Train;
@@ -19,9 +19,9 @@ impl LocalTraining for Train {
     fn work(
         &self,
         at: &mut LocalTrainer,
-        task: Task<'_>,
+        task: LocalTask<'_>,
         share: &Share,
-        kept: &mut Kept,
+        kept: &mut MemberState,
         stop: &Stop,
     ) -> Result<Option<Contribution>, TrainError> {
         let state = at.parameter_layout.start(task.start, kept)?;
@@ -59,7 +59,7 @@ impl LocalTraining for Train {
 
 /// SCAFFOLD's second option: a member's control variate becomes its mean
 /// gradient over the task, `c_i - c + (x - y) / (K eta)`; gives the change.
-fn controlled(change: &[f32], control: &[f32], path: f64, kept: &mut Kept) -> Vec<f32> {
+fn controlled(change: &[f32], control: &[f32], path: f64, kept: &mut MemberState) -> Vec<f32> {
     let moved = |(d, c): (&f32, &f32)| (-f64::from(*d) / path - f64::from(*c)) as f32;
     let change: Vec<f32> = change.iter().zip(control).map(moved).collect();
     let own = kept.entry(CONTROL.to_owned()).or_default();

@@ -1,88 +1,90 @@
 //! Members of a job: where they are, what they say and send, what they are
 //! told.
 
-use tierline_federate::{Contribution, Report, aggregate, wire};
-use tierline_node::federation::{Assignment, Event, Standing, Task, Update};
-use tierline_proto::envelope::FEDERATION;
-use tierline_proto::v1::{ClassNames, Failure, JobAssignment, JobStanding, JobVerdict, UpdateHeader, job_standing};
-use tierline_proto::{Digest, Role};
-use tierline_store::State;
-use tierline_store::jobs::Side;
+use tierline_federate::Report;
+use tierline_node::federation::{Event, MemberStatus, Task, Update, Verdict};
+use tierline_proto::Digest;
+use tierline_proto::v1::{Failure, JobStatus, JobVerdict, UpdateHeader, job_status};
 use tokio::sync::oneshot;
 
-use super::Coordination;
+use super::Coordinating;
 use crate::duties::federation::classes;
-use crate::duties::federation::messages::{self, Start};
+use crate::duties::federation::messages;
 use crate::duties::federation::participant::ToParticipant;
 
-impl Coordination {
-    /// Whether a child is no member itself, but passes on what is said to those
-    /// below it: an edge, where the job gives edges nothing to do.
-    pub(super) fn passes_on(&self, child: &str) -> bool {
-        let flat = self.side.below.is_none() && self.side.manifest.federation().edge.is_none();
-        flat && self.side.jobs.cx.children.role_of(child) == Some(Role::Edge)
-    }
-
+impl Coordinating {
     /// A child says what it, or a member below it, is at.
-    pub(super) async fn stands(&mut self, child: &str, standing: JobStanding) -> Result<(), Failure> {
-        let member = messages::member(child, &standing.node).to_owned();
-        let passes_on = self.passes_on(child);
+    pub(super) async fn reported(&mut self, child: &str, status: JobStatus) -> Result<(), Failure> {
+        let member = messages::member(child, &status.node).to_owned();
+        let passes_on = self.world().passes_on(child);
         if passes_on != (member != child) {
             // An edge that can't pass the job on; or a child that speaks for
             // others though that is not its part.
-            if passes_on && let Some(Standing::Unable { reason }) = messages::standing_of(standing) {
+            if passes_on && let Some(MemberStatus::Unable { reason }) = messages::status_of(status) {
                 self.note_unable(&member, &reason);
             }
             return Ok(());
         }
-        if let Some(job_standing::Standing::Away(_)) = standing.standing {
-            return match self.routes.release(child, &member) {
-                true => self.step(Event::Lost { member }).await,
+        if let Some(job_status::Status::Away(_)) = status.status {
+            return match self.rounds.effects.routes.release(child, &member) {
+                true => self.rounds.step(Event::Lost { member }).await,
                 false => Ok(()),
             };
         }
-        let said = standing.clone();
-        let (holds, url) = (standing.holds, standing.url.clone());
-        let Some(mut standing) = messages::standing_of(standing) else { return Ok(()) };
-        if !self.routes.claim(child, &member) {
+        let said = status.clone();
+        let (holds, url) = (status.holds, status.url.clone());
+        let Some(mut status) = messages::status_of(status) else { return Ok(()) };
+        if !self.rounds.effects.routes.claim(child, &member) {
             return Ok(());
         }
-        self.holds.insert(member.clone(), holds);
         self.reached_at(&member, url).await;
         self.held.remove(&member);
         match classes::checked(said.classes.clone()) {
-            Err(failure) => standing = Standing::Unable { reason: failure.to_string() },
+            Err(failure) => status = MemberStatus::Unable { reason: failure.to_string() },
             Ok(names) => {
-                let ready = matches!(standing, Standing::Ready { .. });
+                let ready = matches!(status, MemberStatus::Ready { .. });
                 if ready && !self.has_numbers(&member, names).await? {
                     self.held.insert(member.clone(), (child.to_owned(), said));
-                    standing = Standing::Preparing;
+                    status = MemberStatus::Preparing;
                 }
             }
         }
-        match &standing {
-            Standing::Unable { reason } => self.note_unable(&member, reason),
+        match &status {
+            MemberStatus::Unable { reason } => self.note_unable(&member, reason),
             _ => drop(self.unable.remove(&member)),
         }
-        self.step(Event::Member { member, standing }).await
+        self.rounds.reported(member, status, holds).await
+    }
+
+    /// A member says where it is reached: its neighbours should know.
+    async fn reached_at(&mut self, member: &str, url: String) {
+        if url.is_empty() || self.world().urls.get(member) == Some(&url) {
+            return;
+        }
+        self.rounds.effects.urls.insert(member.to_owned(), url);
+        let others: Vec<String> = self.rounds.assigned().filter(|other| *other != member).map(str::to_owned).collect();
+        for other in &others {
+            self.rounds.tell(other).await;
+        }
     }
 
     /// A member says which classes it names. Whether it can be asked for work:
     /// not while the node above has to be asked for their numbers.
     async fn has_numbers(&mut self, member: &str, names: Vec<String>) -> Result<bool, Failure> {
-        let known = names.iter().all(|name| self.classes.names.contains(name));
-        if self.classes.hear(member, names.clone()) {
-            self.side.folder.save_classes(&self.classes.names)?;
+        let world = &mut self.rounds.effects;
+        let known = names.iter().all(|name| world.classes.names.contains(name));
+        if world.classes.hear(member, names.clone()) {
+            world.side.folder.save_classes(&world.classes.names)?;
         }
-        match &self.side.below {
+        match &world.side.below {
             Some(below) if !known => {
                 let _ = below.send(ToParticipant::Names(names)).await;
                 Ok(false)
             }
             _ => {
-                if self.classes.is_waited_for() {
+                if world.classes.is_waited_for() {
                     // Who comes a moment later has a say in it.
-                    self.coordinator.hold_until_settled();
+                    self.rounds.coordinator_mut().hold_until_settled();
                 }
                 Ok(true)
             }
@@ -91,12 +93,12 @@ impl Coordination {
 
     /// The node above has told how classes are numbered.
     pub(super) async fn named(&mut self, names: Vec<String>) -> Result<(), Failure> {
-        self.classes.names = names;
-        for (member, (child, standing)) in std::mem::take(&mut self.held) {
-            match standing.classes.iter().all(|name| self.classes.names.contains(name)) {
-                true => self.stands(&child, standing).await?,
+        self.rounds.effects.classes.names = names;
+        for (member, (child, status)) in std::mem::take(&mut self.held) {
+            match status.classes.iter().all(|name| self.world().classes.names.contains(name)) {
+                true => self.reported(&child, status).await?,
                 // It finds out for itself that its classes aren't among them.
-                false => self.tell(&member).await,
+                false => self.rounds.tell(&member).await,
             }
         }
         Ok(())
@@ -105,17 +107,44 @@ impl Coordination {
     fn note_unable(&mut self, member: &str, reason: &str) {
         let before = self.unable.insert(member.to_owned(), reason.to_owned());
         if before.as_deref() != Some(reason) {
-            self.tell_watchers("unable", &serde_json::json!({ "node": member, "reason": reason }));
+            self.world().tell_watchers("unable", &serde_json::json!({ "node": member, "reason": reason }));
         }
     }
 
     /// Lets the coordinator know of an answer that it doesn't want, so that its
     /// task is not open for ever.
-    pub(super) async fn unwanted(&mut self, member: &str, task: Task) -> Result<(), Failure> {
+    async fn unwanted(&mut self, member: &str, task: Task) -> Result<(), Failure> {
         let update = Update { task, digest: Digest([0; 32]), bytes: 0, report: Report::default() };
-        self.step(Event::Arrived { member: member.to_owned(), update }).await
+        self.rounds.step(Event::Arrived { member: member.to_owned(), update }).await
     }
 
+    /// What would become of an update, before its bytes come.
+    pub(super) async fn would(
+        &mut self,
+        child: &str,
+        header: &UpdateHeader,
+        answer: oneshot::Sender<Result<Option<JobVerdict>, Failure>>,
+    ) -> Result<(), Failure> {
+        let member = messages::member(child, &header.node);
+        if !self.world().routes.speaks(child, member) {
+            let _ = answer.send(Err(messages::stranger(child, member)));
+            return Ok(());
+        }
+        let task = Task(header.task);
+        let mut verdict = self.rounds.coordinator().would(member, task);
+        let examples = header.report.map_or(0, |report| report.examples);
+        if verdict.is_some() {
+            // Its task may be open though it is too late for it.
+            self.unwanted(member, task).await?;
+        } else if let Some(reason) = self.rounds.too_long(header.length, examples) {
+            verdict = Some(Verdict::Refused { reason: reason.clone() });
+            self.rounds.step(Event::Unfit { member: member.to_owned(), task, reason }).await?;
+        }
+        let _ = answer.send(Ok(verdict.as_ref().map(messages::verdict)));
+        Ok(())
+    }
+
+    /// An update is on the disk.
     pub(super) async fn submitted(
         &mut self,
         member: String,
@@ -124,34 +153,18 @@ impl Coordination {
     ) -> Result<(), Failure> {
         let task = Task(header.task);
         let update = messages::update_of(&header)?;
-        let file = self.side.folder.incoming(task.0, &update.digest.0);
-        if let Some(verdict) = self.coordinator.would(&member, task) {
+        let folder = self.world().side.folder.clone();
+        let file = folder.incoming(task.0, &update.digest.0);
+        if let Some(verdict) = self.rounds.coordinator().would(&member, task) {
             // Decided while its bytes were on their way.
-            if !self.coordinator.counts(task, update.digest) {
-                self.side.folder.remove(&[file]);
+            if !self.rounds.coordinator().counts(task, update.digest) {
+                folder.remove(&[file]);
             }
             let _ = answer.send(messages::verdict(&verdict));
             return self.unwanted(&member, task).await;
         }
-        let report = update.report;
-        let layout = self.aggregator.layout().of_examples(report.examples);
-        let evaluate = self.coordinator.is_evaluation(task);
-        let read = tokio::task::block_in_place(|| {
-            let bytes = self.side.folder.read(&file)?;
-            let check = || {
-                let vectors = wire::decode_update(&bytes, &layout?)?;
-                let contribution = Contribution { vectors, report };
-                let checked = if evaluate {
-                    aggregate::check_evaluation(&contribution)
-                } else {
-                    self.aggregator.check(&contribution)
-                };
-                checked.map(|()| contribution)
-            };
-            Ok::<_, Failure>(check())
-        });
-        let checked = match read {
-            Ok(checked) => checked,
+        let bytes = match folder.read(&file) {
+            Ok(bytes) => bytes,
             Err(failure) => {
                 // Its member is not answered, and sends it again.
                 let text = format!("an update of {member} can't be read: {failure}");
@@ -159,89 +172,7 @@ impl Coordination {
                 return Ok(());
             }
         };
-        self.waiting.insert((member.clone(), task), (answer, file.clone()));
-        let event = match checked {
-            Ok(contribution) => {
-                self.bytes_up += header.length + report.bytes_up;
-                self.bytes_down += report.bytes_down;
-                if evaluate {
-                    // All that it says is in the journal.
-                    self.side.folder.remove(&[file]);
-                } else {
-                    self.checked.insert(task, contribution);
-                }
-                Event::Arrived { member, update }
-            }
-            Err(error) => Event::Unfit { member, task, reason: error.to_string() },
-        };
-        self.step(event).await
-    }
-
-    /// Why an update is not worth its bytes, before they come.
-    pub(super) fn too_long(&self, header: &UpdateHeader) -> Option<String> {
-        let examples = header.report.map_or(0, |report| report.examples);
-        let layout = match self.aggregator.layout().of_examples(examples) {
-            Ok(layout) => layout,
-            Err(error) => return Some(error.to_string()),
-        };
-        let (length, most) = (header.length, wire::longest(&layout));
-        (length > most).then(|| format!("an update of {length} bytes; one of this model has {most} at most"))
-    }
-
-    /// Where a model is to be had.
-    async fn start(&mut self, version: u64) -> Start {
-        let (jobs, id) = (self.jobs(), self.side.id);
-        let leading: Vec<u64> = self.aggregator.down().into_iter().flat_map(|down| down.leading_to(version)).collect();
-        let evaluate = move |state: &State| {
-            let of = |side, version| state.version(id, side, version).ok().flatten();
-            // None where one of them is gone: they are followed one behind the other.
-            let differences: Option<_> =
-                leading.iter().map(|version| of(Side::CoordinatorDifferences, *version)).collect();
-            Ok((of(Side::Coordinator, version), differences.unwrap_or_default()))
-        };
-        // Who can't be told now is told again.
-        let (model, differences) = jobs.cx.state.with(evaluate).await.unwrap_or_default();
-        Start { model, differences, neighbours: Vec::new() }
-    }
-
-    /// Bytes that take a member to a model: the job's first one whole, others
-    /// by what differs where they travel so.
-    fn bytes_between(&self, holds: u64, version: u64) -> u64 {
-        let followed = self.aggregator.down().filter(|_| version > 0).and_then(|down| down.bytes(holds, version));
-        followed.unwrap_or(self.artefact_bytes)
-    }
-
-    /// Tells a member what is wanted of it now.
-    pub(super) async fn tell(&mut self, member: &str) {
-        let jobs = self.jobs();
-        let assignment = self.coordinator.assignment(member);
-        let mut start = Start::default();
-        if let Assignment::Work { task, version, round, evaluate } = assignment {
-            start = match self.tells_apart && !evaluate {
-                true => Start { model: self.said.get(member).map(|said| said.digest), ..Start::default() },
-                false => {
-                    let neighbours = self.neighbours_of(member, round);
-                    Start { neighbours, ..self.start(version).await }
-                }
-            };
-            let told = self.told.insert(member.to_owned(), task);
-            if told != Some(task) {
-                // What was sent before a restart was counted by who is gone.
-                let sent_before = told.is_none() && self.holds.get(member) == Some(&version);
-                let holds = if sent_before { Some(version.saturating_sub(1)) } else { self.holds.get(member).copied() };
-                self.bytes_down += match self.tells_apart && !evaluate {
-                    true => self.said.get(member).map_or(0, |said| said.bytes),
-                    false => self.bytes_between(holds.unwrap_or(0), version),
-                };
-                self.holds.insert(member.to_owned(), version);
-            }
-        }
-        let want = messages::want(assignment, start);
-        // A child that has said nothing yet is reached by its own name.
-        let child = self.routes.via(member).unwrap_or(member);
-        let further = if child == member { "" } else { member };
-        let classes = Some(ClassNames { names: self.classes.told(member) });
-        let assignment = JobAssignment { classes, ..messages::assignment(self.side.id, further, want) };
-        jobs.cx.children.tell(child, FEDERATION, &assignment);
+        self.rounds.effects.waiting.insert((member.clone(), task), (answer, file));
+        self.rounds.submitted(member, update, &bytes).await
     }
 }

@@ -1,19 +1,21 @@
 //! Takes a job up: its model, its journal, the data that judges it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tierline_federate::{Aggregator, Federation, Layout, Scoreboard, Server, Vectors, wire};
 use tierline_graph::Model;
 use tierline_node::Time;
 use tierline_node::admit::Class;
-use tierline_node::federation::{Action, Coordinator, Event, Record, Routes, Terms};
+use tierline_node::federation::coordination::{Setting, Taken};
+use tierline_node::federation::{Action, Coordination, Coordinator, Event, Record, Terms};
 use tierline_proto::v1::Failure;
+use tierline_store::jobs::Side;
 use tierline_train::data::{Dataset, seed_of};
 use tierline_train::federated::{LocalTrainer, ParameterLayout, Tutor};
 
-use super::{Coordination, CoordinatorSide};
+use super::world::NodeWorld;
+use super::{Coordinating, CoordinatorSide};
 use crate::duties::federation::Jobs;
 use crate::duties::federation::classes::Classes;
 use crate::duties::federation::data;
@@ -23,7 +25,7 @@ use crate::duties::federation::spill::OnDisk;
 
 impl CoordinatorSide {
     /// Takes up the job where its journal ends.
-    pub(super) async fn set_up(self) -> Result<Coordination, Failure> {
+    pub(super) async fn set_up(self) -> Result<Coordinating, Failure> {
         let jobs = Arc::clone(&self.jobs);
         jobs.artefacts.ensure(self.manifest.model).await?;
         let model = jobs.artefacts.get(self.manifest.model).await?;
@@ -37,13 +39,13 @@ impl CoordinatorSide {
         let past = jobs.cx.state.with(move |state| state.rounds(id)).await?;
         let past: Vec<_> = past.iter().filter_map(|scores| serde_json::from_str(scores).ok()).collect();
         jobs.numbers.begin(self.metrics_key(), &self.manifest.name, &past);
-        let behaviour = self.hop.strategy.behaviour();
+        let (is_edge, federation) = (self.below.is_some(), self.manifest.federation());
         let terms = Terms {
             clients: self.hop.clients.clone(),
-            timing: behaviour.timing(),
-            seed: seed_of(&[self.manifest.job.seed, u64::from(self.below.is_some())]),
-            tag: if self.below.is_some() { tag_of(&jobs) } else { 0 },
-            sums_up: self.below.is_some(),
+            timing: self.hop.strategy.behaviour().timing(),
+            seed: seed_of(&[self.manifest.job.seed, u64::from(is_edge)]),
+            tag: if is_edge { tag_of(&jobs) } else { 0 },
+            sums_up: is_edge,
         };
         let journal = self.journal(&terms, parameter_layout.layout()).await?;
         let (coordinator, actions) = Coordinator::restored(terms, journal, jobs.cx.clock.now());
@@ -52,64 +54,68 @@ impl CoordinatorSide {
         let version = coordinator.version();
         let server = Server { model: initial, kept: self.folder.load_server(version)? };
         let spill = Box::new(OnDisk::new(self.folder.incoming_folder()));
-        let aggregator = Aggregator::new(parameter_layout.layout().clone(), &self.hop, version, server, spill);
-        let kept = self.folder.load_classes()?;
-        let classes = match (&self.below, kept) {
+        let mut aggregator = Aggregator::new(parameter_layout.layout().clone(), &self.hop, version, server, spill);
+        let classes = match (is_edge, self.folder.load_classes()?) {
             // The node above decides.
-            (Some(_), kept) => Classes::decided(kept.unwrap_or_default(), 0),
-            (None, Some(kept)) => Classes::decided(kept, parameter_layout.classes()),
-            (None, None) => Classes::new(parameter_layout.classes()),
+            (true, kept) => Classes::decided(kept.unwrap_or_default(), 0),
+            (false, Some(kept)) => Classes::decided(kept, parameter_layout.classes()),
+            (false, None) => Classes::new(parameter_layout.classes()),
         };
-        let mut coordination = Coordination {
-            evaluator: None,
-            tutor: None,
-            board: Scoreboard::default(),
-            parameter_layout,
-            coordinator,
-            aggregator,
-            waiting: HashMap::new(),
-            checked: HashMap::new(),
-            routes: Routes::default(),
-            told: BTreeMap::new(),
-            holds: BTreeMap::new(),
-            urls: BTreeMap::new(),
-            exchange: None,
-            classes,
-            held: BTreeMap::new(),
-            unable: BTreeMap::new(),
-            said,
-            tells_apart: self.manifest.federation().transfer().is_some(),
-            bytes_up: 0,
-            bytes_down: 0,
-            artefact_bytes: model_bytes,
-            round_began: Instant::now(),
-            over: false,
-            side: self,
+        let setting = Setting {
+            seed: self.manifest.job.seed,
+            node: jobs.cx.me.name().to_owned(),
+            is_edge,
+            federation: federation.clone(),
         };
+        let mut world = NodeWorld::new(self, parameter_layout, classes, said);
         if version > 0 {
-            let model = coordination.load_own(version).await?;
-            coordination.aggregator.replace(version, &model);
-            coordination.take_up_way_down(version).await?;
-            if coordination.aggregator.looks_back() {
-                for past in coordination.coordinator.versions_in_use() {
-                    let model =
-                        if past > 0 { coordination.load(past).await? } else { coordination.parameter_layout.initial() };
-                    coordination.aggregator.remember(past, model);
+            world.restore(&mut aggregator, &coordinator).await?;
+        }
+        let mut board = Scoreboard::default();
+        if !is_edge {
+            world.evaluator = world.evaluator()?;
+            world.tutor = world.tutor()?;
+            board = Scoreboard::behind(world.side.folder.load_round()?);
+        }
+        let taken = Taken { coordinator, aggregator, board, model_bytes };
+        let mut rounds = Coordination::new(setting, taken, world);
+        rounds.perform(actions).await?;
+        if !is_edge {
+            let (rounds_of_job, evaluate) = (federation.cloud.rounds, federation.evaluates_at_ends());
+            rounds.step(Event::Begin { version: 0, rounds: rounds_of_job, evaluate, stretch: 1 }).await?;
+        }
+        Ok(Coordinating { rounds, held: BTreeMap::new(), unable: BTreeMap::new(), over: false })
+    }
+}
+
+impl NodeWorld {
+    /// Goes on with the models of before.
+    async fn restore(&mut self, aggregator: &mut Aggregator, coordinator: &Coordinator) -> Result<(), Failure> {
+        let version = coordinator.version();
+        aggregator.replace(version, &self.load(self.own_models, version).await?);
+        if aggregator.down().is_some() {
+            let (jobs, id) = (self.jobs(), self.side.id);
+            let held = self.load(Side::Coordinator, version).await?;
+            let mut offered = Vec::new();
+            for (to, difference) in
+                jobs.cx.state.with(move |state| state.versions(id, Side::CoordinatorDifferences)).await?
+            {
+                // One that leads further is of a model that is made again.
+                if let (true, Some(bytes)) = (to <= version, jobs.artefacts.length(difference).await?) {
+                    offered.push((to, bytes));
                 }
             }
+            if let Some(down) = aggregator.down_mut() {
+                down.hold(held);
+                offered.into_iter().for_each(|(to, bytes)| down.offer(to, bytes));
+            }
         }
-        if coordination.side.below.is_none() {
-            coordination.evaluator = coordination.evaluator()?;
-            coordination.tutor = coordination.tutor()?;
-            coordination.board = Scoreboard::behind(coordination.side.folder.load_round()?);
+        if aggregator.looks_back() {
+            for past in coordinator.versions_in_use() {
+                aggregator.remember(past, self.load(Side::Coordinator, past).await?);
+            }
         }
-        coordination.perform(actions).await?;
-        if coordination.side.below.is_none() {
-            let (rounds, evaluate) =
-                (coordination.side.hop.rounds, coordination.side.manifest.federation().evaluates_at_ends());
-            coordination.step(Event::Begin { version: 0, rounds, evaluate, stretch: 1 }).await?;
-        }
-        Ok(coordination)
+        Ok(())
     }
 }
 
@@ -153,7 +159,7 @@ fn tag_of(jobs: &Jobs) -> u32 {
     u32::from_le_bytes([a, b, c, d]).max(1)
 }
 
-impl Coordination {
+impl NodeWorld {
     /// The data held out for the job, if this node has it.
     fn evaluator(&self) -> Result<Option<(LocalTrainer, Dataset)>, Failure> {
         let jobs = self.jobs();

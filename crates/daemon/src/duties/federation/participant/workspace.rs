@@ -7,8 +7,8 @@ use tierline_engine::Stop;
 use tierline_federate::{Contribution, Layout, Report, Sender, Vectors};
 use tierline_graph::Model;
 use tierline_node::admit::Class;
+use tierline_node::federation::participation::Encoder;
 use tierline_node::federation::{Update, Work};
-use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 use tierline_train::data::{Others, names_together};
 use tierline_train::federated::{self, LocalTrainer, ParameterLayout, Share};
@@ -103,7 +103,7 @@ impl Workspace {
         let begun = Instant::now();
         let before = folder.load_kept()?;
         let mut kept = before.clone();
-        let task = federated::Task { member: jobs.cx.me.name(), round: work.round, start };
+        let task = federated::LocalTask { member: jobs.cx.me.name(), round: work.round, start };
         let done = if work.evaluate {
             let report = self.conclude(jobs, folder, work.round, start, stop)?;
             report.map(|report| Contribution { vectors: Vectors::new(), report })
@@ -134,7 +134,7 @@ impl Workspace {
         stop: &Stop,
     ) -> Result<Option<Report>, Failure> {
         let Some((trainer, share)) = &mut self.trainer else { return Err(internal("this node doesn't train")) };
-        let task = federated::Task { member: jobs.cx.me.name(), round, start };
+        let task = federated::LocalTask { member: jobs.cx.me.name(), round, start };
         let Some((report, own)) = trainer.conclude(task, share, &folder.load_kept()?, stop).map_err(internal)? else {
             return Ok(None);
         };
@@ -152,15 +152,12 @@ impl Workspace {
         sender: &Sender,
         work: Work,
         contribution: &Contribution,
-        (before, after): (&federated::Kept, federated::Kept),
+        (before, after): (&federated::MemberState, federated::MemberState),
     ) -> Result<Update, Failure> {
-        let seed = federated::seed_of_update(self.seed, jobs.cx.me.name(), work.task.number());
-        let sent = sender.encode(&self.layout, &contribution.vectors, before, after, work.round, seed);
-        let sent = sent.map_err(internal)?;
-        let task = work.task;
-        folder.write(&folder.outgoing(task.0), &sent.bytes)?;
-        folder.save_kept(task.0, &sent.counted, before)?;
-        let digest = Digest(*blake3::hash(&sent.bytes).as_bytes());
-        Ok(Update { task, digest, bytes: sent.bytes.len() as u64, report: contribution.report })
+        let encoder = Encoder { sender, layout: &self.layout, seed: self.seed, member: jobs.cx.me.name() };
+        let encoded = encoder.encode(work, contribution, before, after).map_err(internal)?;
+        folder.write(&folder.outgoing(work.task.0), &encoded.bytes)?;
+        folder.save_kept(work.task.0, &encoded.counted, before)?;
+        Ok(encoded.update)
     }
 }
