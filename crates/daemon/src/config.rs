@@ -70,7 +70,7 @@ const PROFILE_SECONDS_MAX: u64 = 3_600;
 const REQUESTS_BYTES_MIN: u64 = 256 << 20;
 
 /// How many times as long something takes: `LEAST` at least, above 0 at any
-/// rate, and at most [`FACTOR_MAX`]. So whatever is computed of it is a time.
+/// rate, and at most `FACTOR_MAX`. So whatever is computed of it is a time.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub struct Factor<const LEAST: u32>(f64);

@@ -25,7 +25,7 @@ use tierline_proto::Digest;
 use crate::time::Time;
 
 /// Answers that count, the last ones.
-pub const SAMPLES: usize = 9;
+pub const SAMPLES: usize = 5;
 
 /// Answers from which on a ratio is believed.
 pub const SAMPLES_MIN: usize = 3;

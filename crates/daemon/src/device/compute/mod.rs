@@ -2,7 +2,7 @@
 //! queue before it (`tierline_node::admit`). Requests run on its one worker
 //! thread, from sessions of recent slices that are kept warm within the node's
 //! memory for such ([`super::memory`]); training, evaluation and profiling hold
-//! the device a step at a time ([`Compute::hold`], [`super::scheduled`]).
+//! the device a step at a time ([`Compute::hold`], `scheduled`).
 //!
 //! One at a time, because a session already uses every thread it was given:
 //! two at once would only make both late.

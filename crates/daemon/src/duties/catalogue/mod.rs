@@ -458,7 +458,7 @@ impl Catalogue {
     /// Runs segments here; what isn't loaded is loaded first, as its turn comes.
     ///
     /// # Errors
-    /// Those of [`wire::compute_failure`], and of a model that can't be had.
+    /// What the device refuses or fails at, and that of a model that can't be had.
     pub async fn run_here(
         &self,
         program: &Arc<Program>,
