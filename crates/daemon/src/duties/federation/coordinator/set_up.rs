@@ -59,6 +59,11 @@ impl CoordinatorSide {
             // The node above decides.
             (true, kept) => Classes::decided(kept.unwrap_or_default(), 0),
             (false, Some(kept)) => Classes::decided(kept, parameter_layout.classes()),
+            // Work was given out by a version that agreed on no names: whoever
+            // asks for theirs is told at once, since nobody decides any more.
+            (false, None) if coordinator.version() > 0 || coordinator.progress().goal > 0 => {
+                Classes::decided(Vec::new(), parameter_layout.classes())
+            }
             (false, None) => Classes::new(parameter_layout.classes()),
         };
         let setting = Setting {
