@@ -20,5 +20,5 @@ pub fn pack(package: &Package) -> Result<Vec<u8>> {
     for name in ["LICENSE-APACHE", "LICENSE-MIT", "README.md", "CHANGELOG.md"] {
         tar.file(&format!("{root}/share/doc/tierline/{name}"), 0o644, &package.file(name)?)?;
     }
-    Ok(zstd::bulk::compress(&tar.finish(), LEVEL)?)
+    Ok(zstd::bulk::compress(&tar.finish()?, LEVEL)?)
 }

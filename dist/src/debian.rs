@@ -4,7 +4,7 @@
 use anyhow::Result;
 
 use crate::tar::Tar;
-use crate::{Package, ar, gzip, md5};
+use crate::{Package, gzip};
 
 /// The unit, in the repository.
 pub const UNIT: &str = "dist/files/tierline.service";
@@ -27,17 +27,24 @@ pub fn pack(package: &Package) -> Result<Vec<u8>> {
     control.file("control", 0o644, fields(package, &files).as_bytes())?;
     control.file("conffiles", 0o644, format!("/{DEFAULTS}\n").as_bytes())?;
     let sums = files.iter().filter(|(path, ..)| path != DEFAULTS);
-    let sums: String = sums.map(|(path, _, content)| format!("{}  {path}\n", md5::hex(content))).collect();
+    let sums: String = sums.map(|(path, _, content)| format!("{:x}  {path}\n", md5::compute(content))).collect();
     control.file("md5sums", 0o644, sums.as_bytes())?;
     for (path, name) in SCRIPTS {
         control.file(name, 0o755, &package.file(path)?)?;
     }
-    let members: [(&str, &[u8]); 3] = [
-        ("debian-binary", b"2.0\n"),
-        ("control.tar.gz", &gzip(&control.finish())?),
-        ("data.tar.gz", &gzip(&data.finish())?),
+    let members = [
+        ("debian-binary", b"2.0\n".to_vec()),
+        ("control.tar.gz", gzip(&control.finish()?)?),
+        ("data.tar.gz", gzip(&data.finish()?)?),
     ];
-    Ok(ar::pack(&members, package.time_s))
+    let mut archive = ar::Builder::new(Vec::new());
+    for (name, content) in members {
+        let mut header = ar::Header::new(name.into(), content.len() as u64);
+        header.set_mtime(package.time_s);
+        header.set_mode(0o100_644);
+        archive.append(&header, &content[..])?;
+    }
+    Ok(archive.into_inner()?)
 }
 
 /// Path, mode and content of every file.

@@ -94,7 +94,7 @@ fn root(package: &Package) -> Result<Vec<u8>> {
     for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
         tar.file(&format!("usr/share/doc/tierline/{name}"), 0o644, &package.file(name)?)?;
     }
-    Ok(tar.finish())
+    tar.finish()
 }
 
 /// Where the loader looks for each library that the binary needs, directly or

@@ -6,13 +6,11 @@
 
 #![forbid(unsafe_code)]
 
-mod ar;
 mod archive;
 mod debian;
 mod documents;
 mod elf;
 mod image;
-mod md5;
 mod tar;
 
 use std::fs;

@@ -1,19 +1,21 @@
-//! Tar archives (POSIX.1-1988 `ustar`), with owners, modes and times as told.
+//! Tar archives with owners, modes and times as told, and the folders above
+//! each file; the `tar` crate writes them.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+use ::tar::{Builder, EntryType, Header};
+use anyhow::{Context, Result, ensure};
 
 use crate::checked;
 
-const BLOCK: usize = 512;
-
 /// An archive that is being written.
 pub struct Tar {
-    bytes: Vec<u8>,
+    archive: Builder<Vec<u8>>,
     /// What comes before each path: `./` where packages want it.
     before: &'static str,
     time_s: u64,
     /// Folders that are there.
-    folders: std::collections::BTreeSet<String>,
+    folders: BTreeSet<String>,
 }
 
 /// Who owns an entry, by number.
@@ -21,29 +23,25 @@ pub type Owner = u32;
 
 impl Tar {
     pub fn new(before: &'static str, time_s: u64) -> Self {
-        Self { bytes: Vec::new(), before, time_s, folders: std::collections::BTreeSet::new() }
+        Self { archive: Builder::new(Vec::new()), before, time_s, folders: BTreeSet::new() }
     }
 
     /// Adds a file, and the folders above it.
     pub fn file(&mut self, path: &str, mode: u32, content: &[u8]) -> Result<()> {
         self.above(path)?;
-        self.header(checked(path)?, b'0', mode, 0, content.len() as u64)?;
-        self.bytes.extend_from_slice(content);
-        self.pad();
-        Ok(())
+        self.entry(checked(path)?, EntryType::Regular, mode, 0, content)
     }
 
     /// Adds a folder, and those above it.
     pub fn folder(&mut self, path: &str, mode: u32, owner: Owner) -> Result<()> {
         self.above(path)?;
         self.folders.insert(path.to_owned());
-        self.header(&format!("{}/", checked(path)?), b'5', mode, owner, 0)
+        self.entry(&format!("{}/", checked(path)?), EntryType::Directory, mode, owner, &[])
     }
 
     /// The archive's bytes.
-    pub fn finish(mut self) -> Vec<u8> {
-        self.bytes.resize(self.bytes.len() + 2 * BLOCK, 0);
-        self.bytes
+    pub fn finish(self) -> Result<Vec<u8>> {
+        Ok(self.archive.into_inner()?)
     }
 
     fn above(&mut self, path: &str) -> Result<()> {
@@ -56,43 +54,24 @@ impl Tar {
         Ok(())
     }
 
-    fn header(&mut self, path: &str, kind: u8, mode: u32, owner: Owner, size: u64) -> Result<()> {
-        let path = format!("{}{path}", self.before);
-        // A long path is split at a slash: a prefix of 155 bytes, a name of 100.
-        let (prefix, name) = match path.len() {
-            0..=100 => ("", path.as_str()),
-            _ => path
-                .match_indices('/')
-                .map(|(at, _)| (&path[..at], &path[at + 1..]))
-                .find(|(prefix, name)| prefix.len() <= 155 && (1..=100).contains(&name.len()))
-                .unwrap_or(("", "")),
-        };
-        ensure!(!name.is_empty(), "`{path}` is too long for an archive");
-        let mut block = [0; BLOCK];
-        let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
-        put(0, name);
-        put(100, &format!("{mode:07o}"));
-        put(108, &format!("{owner:07o}"));
-        put(116, &format!("{owner:07o}"));
-        put(124, &format!("{size:011o}"));
-        put(136, &format!("{:011o}", self.time_s));
-        put(148, "        ");
-        put(257, "ustar\x0000");
+    fn entry(&mut self, path: &str, kind: EntryType, mode: u32, owner: Owner, content: &[u8]) -> Result<()> {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(owner.into());
+        header.set_gid(owner.into());
+        header.set_mtime(self.time_s);
+        header.set_size(content.len() as u64);
         if owner == 0 {
-            put(265, "root");
-            put(297, "root");
+            header.set_username("root")?;
+            header.set_groupname("root")?;
         }
-        put(329, "0000000");
-        put(337, "0000000");
-        put(345, prefix);
-        block[156] = kind;
-        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        self.bytes.extend_from_slice(&block);
-        Ok(())
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK), 0);
+        // `Header::set_path` would leave out `./`.
+        let path = format!("{}{path}", self.before);
+        let name = &mut header.as_old_mut().name;
+        ensure!(path.len() <= name.len(), "`{path}` is too long for an archive");
+        name[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_cksum();
+        self.archive.append(&header, content).with_context(|| format!("cannot pack `{path}`"))
     }
 }
