@@ -62,7 +62,7 @@ impl Context {
     pub fn keep<T, F>(&self, name: &'static str, of: &Arc<T>, begin: impl Fn(Arc<T>) -> F + Send + Sync + 'static)
     where
         T: Send + Sync + 'static,
-        F: Future<Output = ()> + Send,
+        F: Future<Output = ()> + Send + 'static,
     {
         let kept = Arc::clone(of);
         self.tasks.keep(name, move || begin(Arc::clone(&kept)));

@@ -40,15 +40,23 @@ impl Records {
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn with<T: Send + 'static>(
+    pub fn with<T: Send + 'static>(
         &self,
         work: impl FnOnce(&State) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, Failure> {
+    ) -> impl Future<Output = Result<T, Failure>> + Send + '_ {
         let (reply, answer) = oneshot::channel();
         let request: Request = Box::new(move |state| {
             // Who has gone away doesn't want to know.
             let _ = reply.send(work(state));
         });
+        self.answered(request, answer)
+    }
+
+    async fn answered<T: Send + 'static>(
+        &self,
+        request: Request,
+        answer: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, Failure> {
         let broke_off = || Failure::new(Code::Internal, "the node's state broke off; its log says where");
         self.0.send(request).await.map_err(|_| broke_off())?;
         Ok(answer.await.map_err(|_| broke_off())??)

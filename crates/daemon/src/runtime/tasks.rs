@@ -66,6 +66,9 @@ impl<S: Stream + Unpin, H: Unpin> Stream for Holding<S, H> {
     }
 }
 
+/// A future whose own type nothing is made for.
+type Boxed<'f, T> = Pin<Box<dyn Future<Output = T> + Send + 'f>>;
+
 /// Starts tasks, and waits for them; clones share them.
 #[derive(Clone)]
 pub struct Tasks(Arc<Inner>);
@@ -120,8 +123,12 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
     ) -> TaskHandle<T> {
-        let (tasks, future) = (self.clone(), Box::pin(future));
-        self.track(name, async move { tasks.caught(name, future).await })
+        self.spawn_boxed(name, Box::pin(future))
+    }
+
+    fn spawn_boxed<T: Send + 'static>(&self, name: &'static str, future: Boxed<'static, T>) -> TaskHandle<T> {
+        let tasks = self.clone();
+        self.track(name, Box::pin(async move { tasks.caught_boxed(name, future).await }))
     }
 
     /// As [`Tasks::spawn`]; what came of it is handed on, also when it broke
@@ -137,17 +144,16 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let (tasks, future) = (self.clone(), Box::pin(future));
-        self.track(name, async move {
-            then(tasks.caught(name, future).await).await;
+        let run = async move {
+            then(tasks.caught_boxed(name, future).await).await;
             Ok(())
-        })
+        };
+        self.track(name, Box::pin(run))
     }
 
-    fn track<T: Send + 'static>(
-        &self,
-        name: &'static str,
-        future: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> TaskHandle<T> {
+    /// All that is made for each kind of task is its result: the runtime's code
+    /// for a task is long.
+    fn track<T: Send + 'static>(&self, name: &'static str, future: Boxed<'static, Result<T, Failure>>) -> TaskHandle<T> {
         let tasks = self.clone();
         let run = async move {
             let _running = tasks.enter(name);
@@ -164,6 +170,10 @@ impl Tasks {
         name: &'static str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> TaskHandle<T> {
+        self.blocking_boxed(name, Box::new(work))
+    }
+
+    fn blocking_boxed<T: Send + 'static>(&self, name: &'static str, work: Box<dyn FnOnce() -> T + Send>) -> TaskHandle<T> {
         let tasks = self.clone();
         let run = move || {
             let _running = tasks.enter(name);
@@ -177,7 +187,7 @@ impl Tasks {
     /// left anything half done.
     pub fn keep<F>(&self, name: &'static str, begin: impl Fn() -> F + Send + Sync + 'static)
     where
-        F: Future<Output = ()> + Send,
+        F: Future<Output = ()> + Send + 'static,
     {
         self.until_done(name, move || {
             let kept = begin();
@@ -192,15 +202,30 @@ impl Tasks {
     /// [`ControlFlow::Break`].
     pub fn until_done<F>(&self, name: &'static str, begin: impl Fn() -> F + Send + Sync + 'static) -> TaskHandle<()>
     where
-        F: Future<Output = ControlFlow<()>> + Send,
+        F: Future<Output = ControlFlow<()>> + Send + 'static,
     {
+        let begin = Arc::new(begin);
+        self.until_done_boxed(
+            name,
+            Box::new(move || {
+                let begin = Arc::clone(&begin);
+                // Beginning may panic as well as what was begun.
+                Box::pin(async move { begin().await })
+            }),
+        )
+    }
+
+    fn until_done_boxed(
+        &self,
+        name: &'static str,
+        begin: Box<dyn Fn() -> Boxed<'static, ControlFlow<()>> + Send + Sync>,
+    ) -> TaskHandle<()> {
         let tasks = self.clone();
-        self.track(name, async move {
+        let run = async move {
             let mut pause = PAUSE_MIN;
             loop {
                 let began = Instant::now();
-                // Beginning may panic as well as what was begun.
-                let why = match tasks.caught(name, async { begin().await }).await {
+                let why = match tasks.caught_boxed(name, begin()).await {
                     Ok(ControlFlow::Break(())) => return Ok(()),
                     Ok(ControlFlow::Continue(())) => format!("{name} has ended by itself"),
                     Err(failure) => failure.message,
@@ -214,7 +239,8 @@ impl Tasks {
                 tokio::time::sleep(pause).await;
                 pause = (2 * pause).min(PAUSE_MAX);
             }
-        })
+        };
+        self.track(name, Box::pin(run))
     }
 
     /// A stream that a task of its own feeds, `ahead` messages before whoever
@@ -248,9 +274,16 @@ impl Tasks {
         &'f self,
         name: &'static str,
         future: impl Future<Output = T> + Send + 'f,
-    ) -> impl Future<Output = Result<T, Failure>> + Send + 'f {
+    ) -> impl Future<Output = Result<T, Failure>> + Send {
         // Boxed at once: some are large, and would be moved from layer to layer.
-        let mut future = Box::pin(future);
+        self.caught_boxed(name, Box::pin(future))
+    }
+
+    fn caught_boxed<'f, T>(
+        &'f self,
+        name: &'static str,
+        mut future: Boxed<'f, T>,
+    ) -> impl Future<Output = Result<T, Failure>> + Send {
         let mut begun = false;
         let polled = std::future::poll_fn(move |cx| {
             let poll = || {
