@@ -153,7 +153,11 @@ impl Tasks {
 
     /// All that is made for each kind of task is its result: the runtime's code
     /// for a task is long.
-    fn track<T: Send + 'static>(&self, name: &'static str, future: Boxed<'static, Result<T, Failure>>) -> TaskHandle<T> {
+    fn track<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        future: Boxed<'static, Result<T, Failure>>,
+    ) -> TaskHandle<T> {
         let tasks = self.clone();
         let run = async move {
             let _running = tasks.enter(name);
@@ -173,7 +177,11 @@ impl Tasks {
         self.blocking_boxed(name, Box::new(work))
     }
 
-    fn blocking_boxed<T: Send + 'static>(&self, name: &'static str, work: Box<dyn FnOnce() -> T + Send>) -> TaskHandle<T> {
+    fn blocking_boxed<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: Box<dyn FnOnce() -> T + Send>,
+    ) -> TaskHandle<T> {
         let tasks = self.clone();
         let run = move || {
             let _running = tasks.enter(name);
