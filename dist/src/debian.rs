@@ -2,6 +2,7 @@
 //! a user for it.
 
 use anyhow::Result;
+use time::format_description::well_known::Rfc2822;
 
 use crate::tar::Tar;
 use crate::{Package, gzip};
@@ -64,7 +65,8 @@ fn files(package: &Package) -> Result<Vec<(String, u32, Vec<u8>)>> {
     }
     let doc = "usr/share/doc/tierline";
     files.push((format!("{doc}/copyright"), 0o644, copyright(package)?));
-    files.push((format!("{doc}/changelog.gz"), 0o644, gzip(&package.file("CHANGELOG.md")?)?));
+    files.push((format!("{doc}/CHANGELOG.md.gz"), 0o644, gzip(&package.file("CHANGELOG.md")?)?));
+    files.push((format!("{doc}/changelog.gz"), 0o644, gzip(changelog(package)?.as_bytes())?));
     files.push((format!("{doc}/README.md"), 0o644, package.file("README.md")?));
     files.sort_by(|a, b| a.0.cmp(&b.0));
     Ok(files)
@@ -81,7 +83,7 @@ fn fields(package: &Package, files: &[(String, u32, Vec<u8>)]) -> String {
     }
     let depends = if needs.is_empty() { String::new() } else { format!("Depends: {}\n", needs.join(", ")) };
     format!(
-        "Package: tierline\nVersion: {}\nArchitecture: {}\nMaintainer: Tierline <tierline@localhost>\n\
+        "Package: tierline\nVersion: {}\nArchitecture: {}\nMaintainer: {}\n\
          Installed-Size: {kilobytes}\n{depends}Section: science\nPriority: optional\n\
          Description: deep learning across end devices, edge nodes and the cloud\n \
          Tierline measures devices and links, decides which part of a model runs\n \
@@ -89,7 +91,19 @@ fn fields(package: &Package, files: &[(String, u32, Vec<u8>)]) -> String {
          package holds the one binary, its manual, and a service.\n",
         package.version,
         package.elf.machine.debian(),
+        package.maintainer,
     )
+}
+
+/// What changed, in the form that tools read (Policy, 4.4): where to read it.
+fn changelog(package: &Package) -> Result<String> {
+    Ok(format!(
+        "tierline ({}) unstable; urgency=medium\n\n  * What changed is in CHANGELOG.md.gz beside this file.\n\n \
+         -- {}  {}\n",
+        package.version,
+        package.maintainer,
+        package.time()?.format(&Rfc2822)?
+    ))
 }
 
 /// Both licences (DEP 5's form).

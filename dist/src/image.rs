@@ -9,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
 
 use crate::tar::Tar;
 use crate::{Package, gzip};
@@ -37,7 +38,7 @@ pub fn write(package: &Package, folder: &Path) -> Result<()> {
     };
     let tar = root(package)?;
     let layer = put(LAYER, &gzip(&tar)?)?;
-    let created = moment(package.time_s);
+    let created = package.time()?.format(&Rfc3339)?;
     let platform = json!({ "architecture": package.elf.machine.oci(), "os": "linux" });
     let config = json!({
         "created": created,
@@ -119,40 +120,4 @@ fn libraries(package: &Package) -> Result<Vec<(String, PathBuf)>> {
 fn sha256(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Seconds since 1970 as RFC 3339 has them.
-fn moment(time_s: u64) -> String {
-    let (mut days, second) = (time_s / 86_400, time_s % 86_400);
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let mut month = 1;
-    for length in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", days + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn moments_are_dates() {
-        for (time_s, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_709_251_199, "2024-02-29T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ] {
-            assert_eq!(super::moment(time_s), text);
-        }
-    }
 }

@@ -17,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use time::OffsetDateTime;
 
 pub use documents::{Document, Documents};
 pub use elf::Elf;
@@ -37,6 +38,8 @@ pub struct Package {
     /// When it was made, seconds since 1970, so that the same input gives the
     /// same files.
     pub time_s: u64,
+    /// Who packs it, as in `Name <address>`.
+    pub maintainer: String,
 }
 
 impl Package {
@@ -44,12 +47,12 @@ impl Package {
     ///
     /// # Errors
     /// When it can't be read, or doesn't run here.
-    pub fn of(binary: &Path, repository: &Path, time_s: u64) -> Result<Self> {
+    pub fn of(binary: &Path, repository: &Path, time_s: u64, maintainer: String) -> Result<Self> {
         let documents = Documents::by(binary)?;
         let bytes = fs::read(binary).with_context(|| format!("cannot read {}", binary.display()))?;
         let elf = Elf::read(&bytes).with_context(|| format!("{} can't be packed", binary.display()))?;
         let version = documents.version.clone();
-        Ok(Self { version, binary: bytes, elf, documents, repository: repository.to_owned(), time_s })
+        Ok(Self { version, binary: bytes, elf, documents, repository: repository.to_owned(), time_s, maintainer })
     }
 
     /// Writes everything into a folder, and says what.
@@ -66,6 +69,11 @@ impl Package {
         let image = folder.join(format!("tierline-{}-{}.oci", self.version, machine.oci()));
         image::write(self, &image)?;
         Ok(vec![archive, deb, image])
+    }
+
+    /// When it was made.
+    fn time(&self) -> Result<OffsetDateTime> {
+        Ok(OffsetDateTime::from_unix_timestamp(self.time_s.try_into()?)?)
     }
 
     /// A file of the repository.

@@ -24,7 +24,9 @@ fn package() -> Package {
     ];
     let documents = Documents { version: "1.2.3".into(), all };
     let elf = Elf::read(&binary).unwrap();
-    Package { version: "1.2.3".into(), binary, elf, documents, repository: repository(), time_s: 1_000_000_000 }
+    let maintainer = "Who Packs <packs@tierline.example>".into();
+    let time_s = 1_000_000_000;
+    Package { version: "1.2.3".into(), binary, elf, documents, repository: repository(), time_s, maintainer }
 }
 
 /// Everything, in a folder that goes with the value.
@@ -84,7 +86,8 @@ fn debian_packages_are_read_and_installed_by_dpkg() {
     let (folder, paths) = written();
     let deb = paths[1].to_string_lossy().into_owned();
     let Some(fields) = tool("dpkg-deb", &["--field", &deb]) else { return };
-    for line in ["Package: tierline", "Version: 1.2.3", "Depends: libc6 (>= 2."] {
+    let maintainer = "Maintainer: Who Packs <packs@tierline.example>";
+    for line in ["Package: tierline", "Version: 1.2.3", maintainer, "Depends: libc6 (>= 2."] {
         assert!(fields.contains(line), "`{line}` is missing: {fields}");
     }
     let contents = tool("dpkg-deb", &["--contents", &deb]).unwrap();
@@ -104,6 +107,11 @@ fn debian_packages_are_read_and_installed_by_dpkg() {
     let control = folder.path().join("control");
     tool("dpkg-deb", &["--control", &deb, &control.to_string_lossy()]).unwrap();
     assert_eq!(mode(&control.join("postinst")), 0o755);
+    if let Some(said) =
+        tool("dpkg-parsechangelog", &["-l", &format!("{}/usr/share/doc/tierline/changelog.gz", root.display())])
+    {
+        assert!(said.contains("Version: 1.2.3") && said.contains("Date: Sun, 09 Sep 2001 01:46:40 +0000"), "{said}");
+    }
     // The digests are those that coreutils compute.
     let sums = control.join("md5sums");
     let check = Command::new("md5sum").args(["--check", "--quiet"]).arg(sums).current_dir(&root).output();
