@@ -68,7 +68,9 @@ fn archives_unpack_to_what_went_in() {
     assert_eq!(std::fs::read(root.join("bin/tierline")).unwrap(), package().binary);
     assert_eq!(mode(&root.join("bin/tierline")), 0o755);
     assert_eq!(std::fs::read_to_string(root.join("share/man/man1/tierline.1")).unwrap(), ".TH tierline 1\n");
-    assert!(root.join("lib/systemd/system/tierline.service").exists());
+    let unit = std::fs::read_to_string(root.join("lib/systemd/system/tierline.service")).unwrap();
+    assert!(unit.contains("ExecStart=/usr/local/bin/tierline node"), "{unit}");
+    assert!(root.join("lib/sysusers.d/tierline.conf").exists());
 }
 
 #[test]
