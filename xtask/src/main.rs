@@ -117,13 +117,13 @@ fn generate(args: &[&str]) -> Result<()> {
 
 /// Builds the users' binary and a program of ours, and runs the program.
 fn program(package: &str, assets: &Assets, rest: &[String]) -> Result<()> {
-    let task = built(package, "release")?;
-    assets.environment(task).args(rest).run()
+    let process = built(package, "release")?;
+    assets.environment(process).args(rest).run()
 }
 
 /// Packs the users' binary, linked with more patience than anything else is.
 fn dist(rest: &[String]) -> Result<()> {
-    let task = built("tierline-dist", "dist")?;
+    let process = built("tierline-dist", "dist")?;
     // The same commit gives the same files.
     let time = std::env::var("SOURCE_DATE_EPOCH").ok().or_else(|| {
         command::program("git").args(["-C"]).args([command::root()]).args(["log", "-1", "--format=%ct"]).output().ok()
