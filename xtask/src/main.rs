@@ -117,13 +117,13 @@ fn generate(args: &[&str]) -> Result<()> {
 
 /// Builds the users' binary and a program of ours, and runs the program.
 fn program(package: &str, assets: &Assets, rest: &[String]) -> Result<()> {
-    let process = built(package, "release")?;
+    let process = built(package)?;
     assets.environment(process).args(rest).run()
 }
 
-/// Packs the users' binary, linked with more patience than anything else is.
+/// Packs the users' binary.
 fn dist(rest: &[String]) -> Result<()> {
-    let process = built("tierline-dist", "dist")?;
+    let process = built("tierline-dist")?;
     // The same commit gives the same files.
     let time = std::env::var("SOURCE_DATE_EPOCH").ok().or_else(|| {
         command::program("git").args(["-C"]).args([command::root()]).args(["log", "-1", "--format=%ct"]).output().ok()
@@ -131,11 +131,11 @@ fn dist(rest: &[String]) -> Result<()> {
     process.env("SOURCE_DATE_EPOCH", time.unwrap_or_default().trim()).args(rest).run()
 }
 
-/// A program of ours, built beside the users' binary: both in one profile, so
-/// that nothing is built twice.
-fn built(package: &str, profile: &str) -> Result<command::Process> {
-    command::cargo(["build", "--profile", profile, "--package", "tierline", "--package", package]).run()?;
-    let folder = command::target_folder()?.join(profile);
+/// A program of ours, built beside the users' binary: both in the profile that
+/// users get, so that nothing is built twice.
+fn built(package: &str) -> Result<command::Process> {
+    command::cargo(["build", "--release", "--package", "tierline", "--package", package]).run()?;
+    let folder = command::target_folder()?.join("release");
     Ok(command::program(folder.join(package))
         .env("TIERLINE_BINARY", folder.join("tierline"))
         .env("TIERLINE_REPOSITORY", command::root()))
