@@ -263,6 +263,7 @@ fn a_damaged_journal_ends_the_job_where_it_is_and_says_so() {
     federation.site.cloud.restart();
     let job = until("the job has failed", || federation.shown().filter(|job| job["state"] == "failed"));
     assert!(job["failure"].as_str().unwrap().contains("the job's journal is damaged"), "{job}");
+    assert_eq!(job["members"], 3, "who took part is known still: {job}");
     until("ends hear of it", || {
         let over = |end: &Node| end.ask(&["job", "show", "squares", "--json"]).json()["state"] == "over";
         ends[..2].iter().all(over).then_some(())

@@ -100,6 +100,8 @@ struct Coordinating {
     held: BTreeMap<String, (String, JobStatus)>,
     /// Members that can't take part, and why.
     unable: BTreeMap<String, String>,
+    /// The round in which members were kept last, and whether it had begun.
+    kept_in: Option<(u64, bool)>,
     over: bool,
 }
 
@@ -122,26 +124,7 @@ impl CoordinatorSide {
 
     /// Whether the job is over; an end of the inbox comes before that.
     async fn coordinate(self, inbox: &mut mpsc::Receiver<ToCoordinator>) -> Result<bool, Failure> {
-        let jobs = Arc::clone(&self.jobs);
-        let mut side = self.set_up().await?;
-        side.finish().await?;
-        while !side.over {
-            let progress = side.rounds.coordinator().progress();
-            jobs.numbers.progress(side.world().side.metrics_key(), &progress);
-            let wake = side.rounds.wake().map(|t| jobs.cx.clock.instant_of(t));
-            tokio::select! {
-                message = inbox.recv() => match message {
-                    Some(message) => side.hear(message).await?,
-                    None => return Ok(false),
-                },
-                () = wait_until(wake) => side.rounds.wakes().await?,
-            }
-            if inbox.is_empty() {
-                side.catch_up().await?;
-            }
-            side.finish().await?;
-        }
-        Ok(true)
+        self.set_up().await?.go_on(inbox).await
     }
 }
 
@@ -152,6 +135,33 @@ impl Coordinating {
 
     fn jobs(&self) -> Arc<Jobs> {
         self.world().jobs()
+    }
+
+    /// Hears what comes, and wakes when it is time.
+    async fn go_on(&mut self, inbox: &mut mpsc::Receiver<ToCoordinator>) -> Result<bool, Failure> {
+        let jobs = self.jobs();
+        self.finish().await?;
+        while !self.over {
+            let progress = self.rounds.coordinator().progress();
+            jobs.numbers.progress(self.world().side.metrics_key(), &progress);
+            let at = (progress.round, progress.goal > 0);
+            if self.kept_in.replace(at) != Some(at) {
+                self.keep_members().await?;
+            }
+            let wake = self.rounds.wake().map(|t| jobs.cx.clock.instant_of(t));
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    Some(message) => self.hear(message).await?,
+                    None => return Ok(false),
+                },
+                () = wait_until(wake) => self.rounds.wakes().await?,
+            }
+            if inbox.is_empty() {
+                self.catch_up().await?;
+            }
+            self.finish().await?;
+        }
+        Ok(true)
     }
 
     /// Hears what found no room in the inbox.
@@ -247,12 +257,18 @@ impl Coordinating {
     async fn end(&mut self, how: &'static str, json: &serde_json::Value) -> Result<(), Failure> {
         let (jobs, id) = (self.jobs(), self.world().side.id);
         // The end leaves nobody.
-        let kept = prost::Message::encode_to_vec(&self.info()?);
-        jobs.cx.state.with(move |state| state.keep_end(id, &kept)).await?;
+        self.keep_members().await?;
         jobs.cx.state.with(move |state| state.end_job(id, how, "")).await?;
         self.rounds.step(Event::End).await?;
         self.world().tell_watchers(how, json);
         self.clean().await
+    }
+
+    /// Keeps who takes part and who doesn't: shown when the job is over, however
+    /// it ended.
+    async fn keep_members(&mut self) -> Result<(), Failure> {
+        let (id, kept) = (self.world().side.id, prost::Message::encode_to_vec(&self.info()?));
+        self.jobs().cx.state.with(move |state| state.keep_end(id, &kept)).await
     }
 
     /// Nothing but the result is kept of a job that is over.

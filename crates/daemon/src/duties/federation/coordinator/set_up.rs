@@ -89,7 +89,7 @@ impl CoordinatorSide {
             let (rounds_of_job, evaluate) = (federation.cloud.rounds, federation.evaluates_at_ends());
             rounds.step(Event::Begin { version: 0, rounds: rounds_of_job, evaluate, stretch: 1 }).await?;
         }
-        Ok(Coordinating { rounds, held: BTreeMap::new(), unable: BTreeMap::new(), over: false })
+        Ok(Coordinating { rounds, held: BTreeMap::new(), unable: BTreeMap::new(), kept_in: None, over: false })
     }
 }
 
