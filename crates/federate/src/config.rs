@@ -113,7 +113,7 @@ pub struct Hop {
     /// sets the two apart; whole when left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub down: Vec<String>,
-    /// An edge's: how its model meets other edges' between its rounds; not at
+    /// An edge's: how it exchanges models with other edges between its rounds; not at
     /// all when left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gossip: Option<Gossip>,

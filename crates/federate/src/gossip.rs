@@ -17,7 +17,7 @@ use tierline_codec::update::Pipeline;
 use crate::strategy::in_range;
 use crate::{Channel, FederateError, Layout, Seconds, Vectors, wire};
 
-/// How an edge's model meets its neighbours'.
+/// How an edge exchanges models with its neighbours.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Gossip {
@@ -80,7 +80,7 @@ impl Gossip {
         Pipeline::parse(&self.stages).unwrap_or_default()
     }
 
-    /// Whether edges meet behind this round of a task, from 0.
+    /// Whether edges exchange models behind this round of a task, from 0.
     #[must_use]
     pub fn meets_behind(&self, round: u64) -> bool {
         (round + 1).is_multiple_of(self.every.max(1))

@@ -33,16 +33,12 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renew;
 
-/// The renewal of one certificate.
-///
-/// Invariant: one renewal at a time.
+/// The renewal of one certificate. The shell does one renewal at a time, and
+/// tells what happened meanwhile behind it.
 #[derive(Debug, Default)]
 pub struct Renewal {
-    under_way: bool,
-    /// The node was renamed, and no renewal that began since has succeeded.
+    /// The node was renamed, and the certificate hasn't been renewed since.
     renamed: bool,
-    /// Renamed while one was under way, which may still say the old name.
-    again: bool,
     look_at: Time,
 }
 
@@ -55,20 +51,16 @@ impl Renewal {
                 due || self.renamed
             }
             Event::Renamed => {
-                self.again = self.under_way;
                 self.renamed = true;
                 true
             }
+            // There are weeks left to try again what failed.
             Event::Ended { renewed } => {
-                self.under_way = false;
-                self.renamed &= self.again || !renewed;
-                // There are weeks left to try again what failed.
-                std::mem::take(&mut self.again)
+                self.renamed &= !renewed;
+                false
             }
         };
-        let begins = wanted && !self.under_way;
-        self.under_way |= begins;
-        begins.then_some(Renew)
+        wanted.then_some(Renew)
     }
 
     /// When it wants to be told whether it is due.
@@ -90,7 +82,6 @@ mod tests {
         for _ in 0..3 {
             now = it.wake();
             assert_eq!(it.step(now, Event::Looked { due: true }), Some(Renew));
-            assert_eq!(it.step(now, Event::Looked { due: true }), None, "one at a time");
             assert_eq!(it.step(now, Event::Ended { renewed: false }), None, "not at once");
         }
         assert_eq!(it.wake(), now + LOOK);
@@ -103,8 +94,8 @@ mod tests {
     fn a_name_is_certified_however_often_it_changes() {
         let (mut it, now) = (Renewal::default(), Time::ZERO);
         assert_eq!(it.step(now, Event::Renamed), Some(Renew));
-        assert_eq!(it.step(now, Event::Renamed), None, "one is under way");
-        assert_eq!(it.step(now, Event::Ended { renewed: true }), Some(Renew), "which may say the name before");
+        assert_eq!(it.step(now, Event::Ended { renewed: true }), None);
+        assert_eq!(it.step(now, Event::Renamed), Some(Renew), "meanwhile: that one may say the name before");
         assert_eq!(it.step(now, Event::Ended { renewed: false }), None);
         assert_eq!(it.step(it.wake(), Event::Looked { due: false }), Some(Renew), "it isn't certified yet");
         assert_eq!(it.step(now, Event::Ended { renewed: true }), None);

@@ -117,7 +117,7 @@ pub const CHAIN_MAX: usize = 4;
 /// Length of one certificate or signature, bytes.
 pub const CERTIFICATE_BYTES_MAX: usize = 16 << 10;
 
-/// Edges that an edge meets: all others below the same node.
+/// Edges that an edge exchanges models with: all others below the same node.
 pub const NEIGHBOURS_MAX: usize = CHILDREN_MAX;
 
 /// Differences that lead to the model of a task.

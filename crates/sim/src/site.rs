@@ -58,6 +58,10 @@ enum Happening {
     Fetched(usize, Work),
     /// A task is done.
     Worked(usize, Task),
+    /// A member says which update it has.
+    Offered(usize, Update),
+    /// A member hears that its update is wanted.
+    Wanted(usize, Update),
     /// An update arrives.
     Submitted(usize, Update),
     /// A member hears what became of its update.
@@ -67,6 +71,7 @@ enum Happening {
         at: usize,
         from: usize,
         exchange: u64,
+        ask: u64,
     },
     /// A neighbour's model is at an edge that gossips, or won't be.
     Heard {
@@ -75,7 +80,7 @@ enum Happening {
         exchange: u64,
         model: Result<Arc<Vec<u8>>, Failure>,
     },
-    /// An edge doesn't wait for its neighbour's answer any longer.
+    /// An edge doesn't wait any longer for its neighbour to answer.
     PatienceEnds {
         at: usize,
         from: usize,
@@ -133,10 +138,12 @@ struct Trainee {
 struct Offers {
     /// Its models, by exchange.
     models: BTreeMap<u64, Arc<Vec<u8>>>,
-    /// Exchanges of which neighbours want a model that isn't made yet.
-    wanted: BTreeSet<(u64, usize)>,
-    /// How often it has asked.
+    /// Exchanges of which neighbours want a model that isn't made yet, and by
+    /// which of their questions.
+    wanted: BTreeMap<(u64, usize), u64>,
+    /// How often it has asked, and which of its questions was answered last.
     asks: u64,
+    answered: u64,
 }
 
 struct Node {
@@ -347,6 +354,8 @@ impl Site {
             Happening::Told(at, assignment, start) => self.told(at, assignment, start),
             Happening::Fetched(at, work) => self.fetched(at, work),
             Happening::Worked(at, task) => self.worked(at, task),
+            Happening::Offered(at, update) => self.offered(at, update),
+            Happening::Wanted(at, update) => self.send_update(at, update),
             Happening::Submitted(at, update) => self.submitted(at, update),
             Happening::Answered(at, task, verdict) => match self.is_reachable(at) {
                 true => self.take_part(at, MemberEvent::Answered { task, verdict }),
@@ -361,8 +370,8 @@ impl Site {
                 self.fall(to, bytes, *then);
                 Ok(())
             }
-            Happening::Asked { at, from, exchange } => {
-                self.asked(at, from, exchange);
+            Happening::Asked { at, from, exchange, ask } => {
+                self.asked(at, from, exchange, ask);
                 Ok(())
             }
             Happening::Heard { at, from, exchange, model } => self.heard(at, from, exchange, model),

@@ -16,8 +16,9 @@ use crate::Time;
 /// again at once.
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(8);
 
-/// One that can't be reached is asked again after this.
-pub const AGAIN: Duration = Duration::from_millis(500);
+/// One that can't be reached, or has nothing yet, is asked again after this, and
+/// no sooner.
+pub const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What happens.
 #[derive(Debug, Clone, PartialEq)]
@@ -63,7 +64,9 @@ pub struct Exchange {
     deadline: Option<Duration>,
     patience: Duration,
     began: Time,
-    /// When the neighbour at hand was last heard of.
+    /// When the neighbour at hand was last asked.
+    asked: Time,
+    /// When it was last heard of.
     heard: Time,
     /// Whether it was asked behind the deadline.
     late: bool,
@@ -80,6 +83,7 @@ impl Exchange {
             deadline: gossip.deadline(),
             patience: gossip.patience(),
             began: Time::ZERO,
+            asked: Time::ZERO,
             heard: Time::ZERO,
             late: false,
             again_at: None,
@@ -123,7 +127,8 @@ impl Exchange {
         let left = self.deadline.map(|deadline| deadline.saturating_sub(now.since(self.began)));
         self.late = left.is_some_and(|left| left.is_zero());
         // One more try behind the deadline finds those that are ready.
-        let patience = left.unwrap_or(ANSWER_PATIENCE).clamp(AGAIN, 2 * ANSWER_PATIENCE);
+        let patience = left.unwrap_or(ANSWER_PATIENCE).clamp(ASK_AGAIN, 2 * ANSWER_PATIENCE);
+        self.asked = now;
         vec![Action::Ask { neighbour, patience }]
     }
 
@@ -135,11 +140,15 @@ impl Exchange {
             // It is there, and will have it.
             ModelNotReady | DeadlineExceeded => {
                 self.heard = now;
-                self.ask(now)
+                if now.since(self.asked) >= ASK_AGAIN {
+                    return self.ask(now);
+                }
+                self.again_at = Some(self.asked + ASK_AGAIN);
+                Vec::new()
             }
             _ if now.since(self.heard) >= self.patience => self.absent(now, failure),
             _ => {
-                self.again_at = Some(now + AGAIN);
+                self.again_at = Some(now + ASK_AGAIN);
                 Vec::new()
             }
         }

@@ -40,7 +40,7 @@ pub use home::Home;
 pub use participant::{Action as MemberAction, Event as MemberEvent, Participant, Record as MemberRecord, Work};
 pub use participation::Participation;
 pub use relay::Relay;
-pub use routes::Routes;
+pub use routes::{Routes, stranger};
 
 /// Names a piece of work, for good: never given twice in a job.
 ///

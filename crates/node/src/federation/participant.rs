@@ -142,14 +142,14 @@ impl Record {
 
 #[derive(Debug, Clone, PartialEq)]
 enum State {
-    /// Model and data are on their way; whether the preparation is under way.
+    /// Model and data are on their way.
     Preparing,
     /// It can't take part.
     Unable(String),
     /// Nothing to do.
     Idle,
-    /// At work.
-    Working(Work),
+    /// At work, or waiting to begin it again.
+    Working { work: Work, again_at: Option<Time> },
     /// An update waits to be answered.
     Held {
         update: Update,
@@ -182,8 +182,6 @@ pub struct Participant {
     up: bool,
     /// When to prepare again.
     prepare_at: Option<Time>,
-    /// When to begin the task again that couldn't.
-    work_at: Option<Time>,
     /// When to report again.
     report_at: Time,
     /// Whether the end was told.
@@ -201,7 +199,6 @@ impl Default for Participant {
             settled: None,
             up: false,
             prepare_at: None,
-            work_at: None,
             report_at: Time::ZERO,
             over: false,
         }
@@ -260,7 +257,7 @@ impl Participant {
     #[must_use]
     pub fn working(&self) -> Option<Work> {
         match self.state {
-            State::Working(work) => Some(work),
+            State::Working { work, .. } => Some(work),
             _ => None,
         }
     }
@@ -275,8 +272,12 @@ impl Participant {
             State::Held { sending: false, not_before, .. } if self.up => Some(*not_before),
             _ => None,
         };
+        let work = match self.state {
+            State::Working { again_at, .. } => again_at,
+            _ => None,
+        };
         let report = self.up.then_some(self.report_at);
-        [send, report, self.prepare_at, self.work_at].into_iter().flatten().min()
+        [send, work, report, self.prepare_at].into_iter().flatten().min()
     }
 
     /// One step.
@@ -301,8 +302,10 @@ impl Participant {
             Event::Unable(reason) => self.is_unable(now, reason, out),
             Event::Unprepared => self.prepare_at = Some(now + AGAIN),
             Event::Hindered { task } => {
-                if self.working().is_some_and(|work| work.task == task) {
-                    self.work_at = Some(now + AGAIN);
+                if let State::Working { work, again_at } = &mut self.state
+                    && work.task == task
+                {
+                    *again_at = Some(now + AGAIN);
                 }
             }
             Event::Worked { task, result } => self.worked(now, task, result, out),
@@ -341,6 +344,7 @@ impl Participant {
 
     /// It can't take part: said once, since it is asked to look again and again.
     fn is_unable(&mut self, now: Time, reason: String, out: &mut Vec<Action>) {
+        self.abandon(out);
         let before = match &mut self.state {
             // An update from before a restart is as good as ever.
             State::Held { .. } => self.unable.replace(reason.clone()),
@@ -358,7 +362,6 @@ impl Participant {
         if self.working().is_none_or(|work| work.task != task) {
             return;
         }
-        self.work_at = None;
         match result {
             Ok(update) => {
                 out.push(Action::Keep(Record::Held(update.clone())));
@@ -395,6 +398,11 @@ impl Participant {
         if !self.over && self.prepare_at.take_if(|at| *at <= now).is_some() {
             out.push(Action::Prepare);
         }
+        if let State::Working { work, again_at } = &mut self.state
+            && again_at.take_if(|at| *at <= now).is_some()
+        {
+            out.push(Action::Work(*work));
+        }
         if let State::Held { update, sending, not_before, .. } = &mut self.state {
             if self.up && !*sending && now >= *not_before {
                 *sending = true;
@@ -413,18 +421,13 @@ impl Participant {
                 }
                 let work = Work { task, round, version, evaluate };
                 match self.state {
-                    State::Working(other) if other.task == task => {
-                        if self.work_at.take_if(|at| *at <= now).is_some() {
-                            out.push(Action::Work(other));
-                        }
-                        return;
-                    }
-                    State::Working(other) => out.push(Action::Abandon(other.task)),
+                    State::Working { work: other, .. } if other.task == task => return,
+                    State::Working { work: other, .. } => out.push(Action::Abandon(other.task)),
                     State::Idle => {}
                     State::Preparing | State::Unable(_) | State::Held { .. } => return,
                 }
-                (self.failed, self.work_at) = (None, None);
-                self.state = State::Working(work);
+                self.failed = None;
+                self.state = State::Working { work, again_at: None };
                 out.push(Action::Work(work));
             }
             Assignment::Wait => self.abandon(out),
@@ -444,9 +447,9 @@ impl Participant {
     }
 
     fn abandon(&mut self, out: &mut Vec<Action>) {
-        if let State::Working(work) = self.state {
+        if let State::Working { work, .. } = self.state {
             out.push(Action::Abandon(work.task));
-            (self.state, self.work_at) = (State::Idle, None);
+            self.state = State::Idle;
         }
     }
 }

@@ -39,6 +39,8 @@ pub enum Event {
     Told {
         /// Which.
         parent: Peer,
+        /// Whether it can still be reached: it may have gone since it spoke.
+        up: bool,
         /// What.
         assignment: JobAssignment,
     },
@@ -135,13 +137,13 @@ impl Relay {
             }
             Event::Reported { child, status } => self.reported(&child, status).into_iter().collect(),
             Event::Parent { parent, up } => {
-                match up {
-                    true => self.up.insert(parent),
-                    false => self.up.remove(&parent),
-                };
+                self.reaches(parent, up);
                 Vec::new()
             }
-            Event::Told { parent, assignment } => self.told(parent, assignment),
+            Event::Told { parent, up, assignment } => {
+                self.reaches(parent, up);
+                self.told(parent, assignment)
+            }
         }
     }
 
@@ -151,9 +153,7 @@ impl Relay {
     /// When the child doesn't speak for the member, or no parent has asked.
     pub fn parent_of(&self, child: &str, member: &str) -> Result<Peer, Failure> {
         if !self.routes.speaks(child, member) {
-            // It may be believed soon: what it said of the member may be on its way.
-            let text = format!("{child} has not said that {member} is below it");
-            return Err(Failure::new(Code::Unreachable, text));
+            return Err(super::stranger(child, member));
         }
         let parent = self.parent.filter(|parent| self.up.contains(parent));
         parent.ok_or_else(|| Failure::new(Code::Unreachable, "the node that coordinates the job can't be reached"))
@@ -172,11 +172,16 @@ impl Relay {
         self.tell(status)
     }
 
+    fn reaches(&mut self, parent: Peer, up: bool) {
+        match up {
+            true => self.up.insert(parent),
+            false => self.up.remove(&parent),
+        };
+    }
+
     fn told(&mut self, parent: Peer, assignment: JobAssignment) -> Vec<Action> {
         let JobAssignment { node: member, want, classes, .. } = assignment;
-        // Whoever speaks is there. Parents of one site know the same job; the
-        // first one keeps it.
-        self.up.insert(parent);
+        // Parents of one site know the same job; the first one keeps it.
         if self.parent.is_none_or(|kept| !self.up.contains(&kept)) {
             self.parent = Some(parent);
         }
@@ -249,7 +254,7 @@ mod tests {
 
     fn told(parent: u32, node: &str, want: Want) -> Event {
         let assignment = JobAssignment { node: node.to_owned(), want: Some(want), ..JobAssignment::default() };
-        Event::Told { parent: Peer(parent), assignment }
+        Event::Told { parent: Peer(parent), up: true, assignment }
     }
 
     fn work(task: u64, version: u64, differences: usize) -> Want {
@@ -303,5 +308,11 @@ mod tests {
         relay.step(Event::Parent { parent: Peer(1), up: true });
         assert_eq!(relay.step(told(1, "a", work(10, 0, 0))), [], "it is not taken back");
         assert_eq!(relay.parent_of("a", "a").unwrap(), Peer(2));
+        // Its last word comes behind its end: it is no more there for that.
+        relay.step(Event::Parent { parent: Peer(2), up: false });
+        let assignment = JobAssignment { want: Some(Want::Join(Empty {})), ..JobAssignment::default() };
+        relay.step(Event::Told { parent: Peer(2), up: false, assignment });
+        assert_eq!(relay.parent_of("a", "a").unwrap_err().code(), Code::Unreachable);
+        assert_eq!(passed(&relay.step(told(1, "", Want::Join(Empty {})))), ["a > 1"]);
     }
 }

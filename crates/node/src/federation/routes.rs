@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tierline_proto::{Code, Failure};
+
 /// Members known by one node for one job.
 pub const ROUTES_MAX: usize = 1 << 20;
 
@@ -62,6 +64,13 @@ impl Routes {
         gone.iter().for_each(|member| drop(self.0.remove(member)));
         gone
     }
+}
+
+/// A child speaks for a member that isn't known to be below it.
+#[must_use]
+pub fn stranger(child: &str, member: &str) -> Failure {
+    // It may be believed soon: what it said of the member may be on its way.
+    Failure::new(Code::Unreachable, format!("{child} has not said that {member} is below it"))
 }
 
 #[cfg(test)]

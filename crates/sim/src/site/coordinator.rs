@@ -136,6 +136,8 @@ impl Effects for CoordinatorWorld {
         self.asked.push(Asked::Ask { exchange, neighbour: neighbour.to_owned(), patience });
     }
 
+    fn ask_no_more(&mut self) {}
+
     async fn gathered(&mut self, task: Task, contribution: Contribution) {
         self.asked.push(Asked::Gathered { task, contribution });
     }
@@ -223,9 +225,9 @@ impl Site {
                 let to = self.index[&neighbour];
                 let offers = &mut self.nodes[at].offers;
                 offers.asks += 1;
-                let ends = Happening::PatienceEnds { at, from: to, exchange, ask: offers.asks };
-                self.clock.at(self.clock.now() + patience, ends);
-                self.across(at, to, MESSAGE_BYTES, Happening::Asked { at: to, from: at, exchange });
+                let ask = offers.asks;
+                self.clock.at(self.clock.now() + patience, Happening::PatienceEnds { at, from: to, exchange, ask });
+                self.across(at, to, MESSAGE_BYTES, Happening::Asked { at: to, from: at, exchange, ask });
             }
             Asked::Gathered { task, contribution } => self.gathered(at, task, contribution)?,
             Asked::Finished => self.over = true,
@@ -233,6 +235,18 @@ impl Site {
             Asked::Excluded { member, reason } => self.excluded.push((member, reason)),
         }
         Ok(())
+    }
+
+    /// A member's coordinator hears of an update: its bytes come only if they are
+    /// wanted.
+    pub(super) fn offered(&mut self, at: usize, update: Update) -> Result<(), SimError> {
+        let (parent, member) = (self.parent(at), self.nodes[at].name.clone());
+        let would = self.nodes[parent].coordination().coordinator().would(&member, update.task);
+        if would.is_none() {
+            self.down(at, MESSAGE_BYTES, Happening::Wanted(at, update));
+            return Ok(());
+        }
+        self.with_side(parent, async |side| side.unwanted(&member, update.task).await)
     }
 
     /// An update is at a member's coordinator.
@@ -248,13 +262,13 @@ impl Site {
         let offers = &mut self.nodes[at].offers;
         offers.models.retain(|number, _| *number >= oldest);
         offers.models.insert(exchange, Arc::new(model));
-        for (exchange, from) in std::mem::take(&mut offers.wanted) {
-            self.asked(at, from, exchange);
+        for ((exchange, from), ask) in std::mem::take(&mut offers.wanted) {
+            self.asked(at, from, exchange, ask);
         }
     }
 
     /// A neighbour asks an edge for its model of an exchange.
-    pub(super) fn asked(&mut self, at: usize, from: usize, exchange: u64) {
+    pub(super) fn asked(&mut self, at: usize, from: usize, exchange: u64, ask: u64) {
         let offers = &mut self.nodes[at].offers;
         let model = match offers.models.get(&exchange) {
             Some(model) => Ok(Arc::clone(model)),
@@ -262,10 +276,12 @@ impl Site {
                 Err(Failure::new(Code::NotFound, "it is at a later exchange"))
             }
             None => {
-                offers.wanted.insert((exchange, from));
+                offers.wanted.insert((exchange, from), ask);
                 return;
             }
         };
+        // Patience is for an answer: how long the model takes is the link's.
+        self.nodes[from].offers.answered = ask;
         let bytes = MESSAGE_BYTES + model.as_ref().map_or(0, |model| model.len() as u64);
         self.across(at, from, bytes, Happening::Heard { at: from, from: at, exchange, model });
     }
@@ -285,8 +301,9 @@ impl Site {
 
     /// An edge doesn't wait for an answer any longer.
     pub(super) fn patience_ends(&mut self, at: usize, from: usize, exchange: u64, ask: u64) -> Result<(), SimError> {
-        // It has asked again since, or somebody else.
-        if self.nodes[at].offers.asks != ask {
+        // It was answered, or has asked again since, or somebody else.
+        let offers = &self.nodes[at].offers;
+        if offers.asks != ask || offers.answered == ask {
             return Ok(());
         }
         self.heard(at, from, exchange, Err(Failure::new(Code::DeadlineExceeded, "the model isn't made yet")))

@@ -1,5 +1,6 @@
 //! Nodes as members: fetch, train, hold updates, send them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tierline_engine::Stop;
@@ -138,13 +139,22 @@ impl Site {
                 }
             }
             Asked::Send(update) => {
-                let (bytes, task) = (update.bytes, update.task);
-                if !self.up(at, bytes + MESSAGE_BYTES, Happening::Submitted(at, update)) {
+                let task = update.task;
+                if !self.up(at, MESSAGE_BYTES, Happening::Offered(at, update)) {
                     self.take_part(at, MemberEvent::Unsent { task })?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// A member sends the bytes of an update.
+    pub(super) fn send_update(&mut self, at: usize, update: Update) -> Result<(), SimError> {
+        let (bytes, task) = (update.bytes, update.task);
+        match self.up(at, bytes, Happening::Submitted(at, update)) {
+            true => Ok(()),
+            false => self.take_part(at, MemberEvent::Unsent { task }),
+        }
     }
 
     /// A member hears what its coordinator wants of it.
@@ -156,6 +166,10 @@ impl Site {
         if let (Assignment::Work { task, round, .. }, Start::Model { neighbours, .. }) = (&assignment, start)
             && let (Some(side), false) = (&mut self.nodes[at].above, neighbours.is_empty())
         {
+            let before = side.effects.neighbourhood.take().filter(|before| before.task == *task);
+            let mut all: BTreeSet<String> = before.into_iter().flat_map(|before| before.neighbours).collect();
+            all.extend(neighbours);
+            let neighbours = all.into_iter().collect();
             side.effects.neighbourhood = Some(Neighbourhood { task: *task, round: *round, neighbours });
         }
         self.with_member(at, async |member| match member.asked(PARENT).await? {

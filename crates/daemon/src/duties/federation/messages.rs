@@ -42,12 +42,6 @@ pub(super) fn member<'m>(child: &'m str, node: &'m str) -> &'m str {
     if node.is_empty() { child } else { node }
 }
 
-/// A child speaks for a member that isn't known to be below it.
-pub(super) fn stranger(child: &str, member: &str) -> Failure {
-    // It may be believed soon: what it said of the member may be on its way.
-    Failure::new(Code::Unreachable, format!("{child} has not said that {member} is below it"))
-}
-
 /// What is wanted for a job, of a child or of a member below it.
 pub(super) fn assignment(job: Digest, node: &str, want: Want) -> JobAssignment {
     JobAssignment { job: job.to_bytes(), node: node.to_owned(), want: Some(want), classes: None }

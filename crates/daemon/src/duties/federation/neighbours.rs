@@ -112,7 +112,7 @@ impl Jobs {
     /// Passes on what a parent wants of members below.
     fn pass_on(self: &Arc<Self>, sides: &Sides, uplink: &Arc<Uplink>, assignment: JobAssignment) {
         let Ok(id) = messages::digest(&assignment.job) else { return };
-        let told = relay::Event::Told { parent: uplink.peer, assignment };
+        let told = relay::Event::Told { parent: uplink.peer, up: uplink.is_up(), assignment };
         if sides.relay.as_ref().is_none_or(|relay| !relay.step(self, told)) {
             return;
         }

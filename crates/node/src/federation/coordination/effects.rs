@@ -47,7 +47,9 @@ pub struct Published<'a> {
     pub kept: &'a std::collections::BTreeMap<String, Vec<f32>>,
 }
 
-/// Whom an edge exchanges models with, as its parent last said.
+/// Whom an edge exchanges models with, as its parent last said. Of one task,
+/// neighbours only become more: a parent that has just started hasn't heard of
+/// all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Neighbourhood {
     /// Since which task.
@@ -168,6 +170,9 @@ pub trait Effects: Send {
     /// Asks a neighbour for its model of an exchange, and waits so long; then
     /// [`Coordination::heard`](super::Coordination::heard).
     fn ask(&mut self, exchange: u64, neighbour: &str, patience: Duration);
+
+    /// The neighbour that was asked is not waited for any more.
+    fn ask_no_more(&mut self);
 
     /// Of an edge: its task is done.
     fn gathered(&mut self, task: Task, contribution: Contribution) -> impl Future<Output = ()> + Send;

@@ -122,6 +122,7 @@ impl<E: Effects> Coordination<E> {
     /// Ends one that nobody wants any more.
     pub(super) async fn cut_exchange_short(&mut self) -> Result<(), E::Error> {
         let Some(exchange) = self.exchange.take() else { return Ok(()) };
+        self.effects.ask_no_more();
         let event = self.conclude(exchange.version).await?;
         self.step(event).await
     }
@@ -129,6 +130,7 @@ impl<E: Effects> Coordination<E> {
     /// Forgets one that is under way: the job is over.
     pub fn forget_exchange(&mut self) {
         self.exchange = None;
+        self.effects.ask_no_more();
     }
 
     async fn exchange_goes_on(&mut self, event: ExchangeEvent) -> Result<(), E::Error> {

@@ -10,15 +10,16 @@ mod effects;
 mod exchange;
 mod models;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use tierline_federate::{
-    Aggregator, Contribution, FederateError, Federation, HeldOut, Hop, Scoreboard, aggregate, wire,
+    Aggregator, Contribution, FederateError, Federation, HeldOut, Hop, Report, Scoreboard, aggregate, wire,
 };
+use tierline_proto::Digest;
 
 pub use self::effects::{Effects, Evaluation, Neighbourhood, News, Published, Start};
 use self::exchange::GossipExchange;
-use super::{Action, Assignment, Coordinator, Event, MemberStatus, Record, Task, Update, Verdict};
+use super::{Action, Assignment, Coordinator, Event, MemberStatus, Record, Task, Update};
 use crate::Time;
 
 /// What a side goes by.
@@ -57,8 +58,8 @@ pub struct Coordination<E> {
     coordinator: Coordinator,
     aggregator: Aggregator,
     board: Scoreboard,
-    /// Contributions that were checked and wait to be added.
-    checked: HashMap<(String, Task), Contribution>,
+    /// The contribution that has just arrived, checked.
+    arrived: Option<(Task, Contribution)>,
     /// The work each member was told of last.
     assigned: BTreeMap<String, Task>,
     /// The model that each member holds, once it has what it was told of.
@@ -84,7 +85,7 @@ impl<E: Effects> Coordination<E> {
             coordinator,
             aggregator,
             board,
-            checked: HashMap::new(),
+            arrived: None,
             assigned: BTreeMap::new(),
             holds: BTreeMap::new(),
             exchange: None,
@@ -110,17 +111,6 @@ impl<E: Effects> Coordination<E> {
     #[must_use]
     pub fn aggregator(&self) -> &Aggregator {
         &self.aggregator
-    }
-
-    /// The models, to be told of those from before a crash.
-    pub fn aggregator_mut(&mut self) -> &mut Aggregator {
-        &mut self.aggregator
-    }
-
-    /// What it goes by.
-    #[must_use]
-    pub fn setting(&self) -> &Setting {
-        &self.setting
     }
 
     /// Its own hop.
@@ -199,12 +189,7 @@ impl<E: Effects> Coordination<E> {
             // Kept before.
             Action::Keep(_) => {}
             Action::Tell { member } => self.tell(&member).await,
-            Action::Answer { member, task, verdict } => {
-                self.effects.answer(&member, task, &verdict);
-                if verdict != Verdict::Counted {
-                    self.checked.remove(&(member, task));
-                }
-            }
+            Action::Answer { member, task, verdict } => self.effects.answer(&member, task, &verdict),
             Action::Add { member, update, version, staleness } => {
                 self.add(member, &update, version, staleness).await?;
             }
@@ -234,7 +219,11 @@ impl<E: Effects> Coordination<E> {
     /// Those of the effects.
     pub async fn reported(&mut self, member: String, status: MemberStatus, holds: u64) -> Result<(), E::Error> {
         self.holds.insert(member.clone(), holds);
-        self.step(Event::Member { member, status }).await
+        self.step(Event::Member { member: member.clone(), status }).await?;
+        if !self.coordinator.knows_member(&member) {
+            self.holds.remove(&member);
+        }
+        Ok(())
     }
 
     /// Members that were told of work.
@@ -294,6 +283,9 @@ impl<E: Effects> Coordination<E> {
     /// Those of the effects.
     pub async fn submitted(&mut self, member: String, update: Update, bytes: &[u8]) -> Result<(), E::Error> {
         let (task, report) = (update.task, update.report);
+        if self.coordinator.would(&member, task).is_some() {
+            return self.unwanted(&member, task).await;
+        }
         let is_evaluation = self.coordinator.is_evaluation(task);
         let check = || {
             let contribution = self.aggregator.read(report, bytes)?;
@@ -310,23 +302,29 @@ impl<E: Effects> Coordination<E> {
                 if is_evaluation {
                     self.effects.forget_update(&update);
                 } else {
-                    self.checked.insert((member.clone(), task), contribution);
+                    self.arrived = Some((task, contribution));
                 }
-                Event::Arrived { member: member.clone(), update }
+                Event::Arrived { member, update }
             }
-            Err(error) => Event::Unfit { member: member.clone(), task, reason: error.to_string() },
+            Err(error) => Event::Unfit { member, task, reason: error.to_string() },
         };
-        self.step(event).await?;
-        // One that came twice is added once.
-        self.checked.remove(&(member, task));
-        Ok(())
+        self.step(event).await
+    }
+
+    /// A member would send an answer that isn't wanted any more: it is told so,
+    /// and its task is not open for ever.
+    ///
+    /// # Errors
+    /// Those of the effects.
+    pub async fn unwanted(&mut self, member: &str, task: Task) -> Result<(), E::Error> {
+        let update = Update { task, digest: Digest([0; 32]), bytes: 0, report: Report::default() };
+        self.step(Event::Arrived { member: member.to_owned(), update }).await
     }
 
     async fn add(&mut self, member: String, update: &Update, version: u64, staleness: u64) -> Result<(), E::Error> {
         let (task, report) = (update.task, update.report);
-        let key = (member, task);
-        let contribution = match self.checked.remove(&key) {
-            Some(contribution) => contribution,
+        let contribution = match self.arrived.take_if(|(arrived, _)| *arrived == task) {
+            Some((_, contribution)) => contribution,
             None => {
                 // From before a restart, as is what it took to bring it.
                 self.bytes_up += update.bytes + report.bytes_up;
@@ -337,7 +335,7 @@ impl<E: Effects> Coordination<E> {
         };
         // Those of an older model would teach what was known then.
         if staleness == 0 {
-            self.effects.listen(&key.0, self.aggregator.held(), &contribution)?;
+            self.effects.listen(&member, self.aggregator.held(), &contribution)?;
         }
         E::compute(|| self.aggregator.add(contribution, version, staleness)).map_err(E::failed)
     }

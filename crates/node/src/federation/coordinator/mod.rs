@@ -412,6 +412,12 @@ impl Coordinator {
         }
     }
 
+    /// Whether a member was heard of, and is not one too many.
+    #[must_use]
+    pub fn knows_member(&self, member: &str) -> bool {
+        self.members.contains_key(member)
+    }
+
     /// Members that can't be reached.
     #[must_use]
     pub fn away(&self) -> Vec<&str> {

@@ -38,7 +38,6 @@ struct World {
     told: Vec<(String, Assignment, Start)>,
     answers: Vec<(String, Verdict)>,
     gathered: Vec<(Task, Contribution)>,
-    /// Calls that came before their records were in the journal.
     excluded: Vec<String>,
 }
 
@@ -114,6 +113,8 @@ impl Effects for World {
     fn ask(&mut self, _: u64, _: &str, _: Duration) {
         unreachable!("nobody gossips here")
     }
+
+    fn ask_no_more(&mut self) {}
 
     async fn gathered(&mut self, task: Task, contribution: Contribution) {
         self.gathered.push((task, contribution));

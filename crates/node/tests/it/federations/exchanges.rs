@@ -7,7 +7,7 @@ use std::time::Duration;
 use tierline_federate::{Gossip, Seconds};
 use tierline_node::Time;
 use tierline_node::federation::Exchange;
-use tierline_node::federation::exchange::{AGAIN, ANSWER_PATIENCE, Action, Event};
+use tierline_node::federation::exchange::{ANSWER_PATIENCE, ASK_AGAIN, Action, Event};
 use tierline_proto::{Code, Failure};
 
 use crate::harness::{ms, seeds};
@@ -37,7 +37,7 @@ fn whatever_neighbours_do_an_exchange_ends_in_time() {
                 match action {
                     Action::Ask { neighbour, patience } => {
                         assert!(
-                            asked.is_none() && patience >= AGAIN && patience <= 2 * ANSWER_PATIENCE,
+                            asked.is_none() && patience >= ASK_AGAIN && patience <= 2 * ANSWER_PATIENCE,
                             "{patience:?}"
                         );
                         asked = Some((neighbour, patience));
@@ -83,7 +83,7 @@ fn whatever_neighbours_do_an_exchange_ends_in_time() {
         assert_eq!(exchange.step(now, Event::Wake), [], "nothing comes behind the end");
         if let Some(deadline) = deadline {
             // Behind the deadline each is asked once more, for the shortest time.
-            let latest = Duration::from_secs_f64(deadline) + 2 * ANSWER_PATIENCE + AGAIN * (names.len() as u32 + 1);
+            let latest = Duration::from_secs_f64(deadline) + 2 * ANSWER_PATIENCE + ASK_AGAIN * (names.len() as u32 + 1);
             assert!(done.since(Time::ZERO) <= latest, "{done:?} behind {latest:?}");
         }
     });
@@ -108,4 +108,9 @@ fn one_that_is_away_is_given_up_and_one_that_works_is_not() {
         let asked = exchange.step(Time::ZERO + ANSWER_PATIENCE * n, not_ready);
         assert!(matches!(&asked[..], [Action::Ask { .. }]), "{asked:?}");
     }
+    // One that says so at once isn't asked without end.
+    let now = Time::ZERO + ANSWER_PATIENCE * 99;
+    let not_ready = Event::Failed(Failure::new(Code::ModelNotReady, "not yet"));
+    assert_eq!(exchange.step(now + ms(1), not_ready), []);
+    assert_eq!(exchange.wake(), Some(now + ASK_AGAIN));
 }

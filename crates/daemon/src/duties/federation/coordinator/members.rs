@@ -1,9 +1,7 @@
 //! Members of a job: where they are, what they say and send, what they are
 //! told.
 
-use tierline_federate::Report;
-use tierline_node::federation::{Event, MemberStatus, Task, Update, Verdict};
-use tierline_proto::Digest;
+use tierline_node::federation::{Event, MemberStatus, Task, Verdict, stranger};
 use tierline_proto::v1::{Failure, JobStatus, JobVerdict, UpdateHeader, job_status};
 use tokio::sync::oneshot;
 
@@ -111,13 +109,6 @@ impl Coordinating {
         }
     }
 
-    /// Lets the coordinator know of an answer that it doesn't want, so that its
-    /// task is not open for ever.
-    async fn unwanted(&mut self, member: &str, task: Task) -> Result<(), Failure> {
-        let update = Update { task, digest: Digest([0; 32]), bytes: 0, report: Report::default() };
-        self.rounds.step(Event::Arrived { member: member.to_owned(), update }).await
-    }
-
     /// What would become of an update, before its bytes come.
     pub(super) async fn would(
         &mut self,
@@ -127,7 +118,7 @@ impl Coordinating {
     ) -> Result<(), Failure> {
         let member = messages::member(child, &header.node);
         if !self.world().routes.speaks(child, member) {
-            let _ = answer.send(Err(messages::stranger(child, member)));
+            let _ = answer.send(Err(stranger(child, member)));
             return Ok(());
         }
         let task = Task(header.task);
@@ -135,7 +126,7 @@ impl Coordinating {
         let examples = header.report.map_or(0, |report| report.examples);
         if verdict.is_some() {
             // Its task may be open though it is too late for it.
-            self.unwanted(member, task).await?;
+            self.rounds.unwanted(member, task).await?;
         } else if let Some(reason) = self.rounds.too_long(header.length, examples) {
             verdict = Some(Verdict::Refused { reason: reason.clone() });
             self.rounds.step(Event::Unfit { member: member.to_owned(), task, reason }).await?;
@@ -161,7 +152,7 @@ impl Coordinating {
                 folder.remove(&[file]);
             }
             let _ = answer.send(messages::verdict(&verdict));
-            return self.unwanted(&member, task).await;
+            return self.rounds.unwanted(&member, task).await;
         }
         let bytes = match folder.read(&file) {
             Ok(bytes) => bytes,

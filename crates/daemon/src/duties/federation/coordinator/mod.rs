@@ -247,10 +247,7 @@ impl Coordinating {
     async fn finish(&mut self) -> Result<(), Failure> {
         let Some(version) = self.rounds.effects.finished.take() else { return Ok(()) };
         let json = serde_json::json!({ "version": version });
-        let text = format!("job {} is done", self.world().side.manifest.name);
-        self.end("done", &json).await?;
-        self.jobs().cx.events.record("job", text, &json);
-        Ok(())
+        self.end("done", &json).await
     }
 
     /// The job is over: who takes part is kept, and everybody is told.
@@ -259,6 +256,9 @@ impl Coordinating {
         // The end leaves nobody.
         self.keep_members().await?;
         jobs.cx.state.with(move |state| state.end_job(id, how, "")).await?;
+        if how == "done" {
+            jobs.cx.events.record("job", format!("job {} is done", self.world().side.manifest.name), json);
+        }
         self.rounds.step(Event::End).await?;
         self.world().tell_watchers(how, json);
         self.clean().await

@@ -85,7 +85,8 @@ impl CoordinatorSide {
         let taken = Taken { coordinator, aggregator, board, model_bytes };
         let mut rounds = Coordination::new(setting, taken, world);
         rounds.perform(actions).await?;
-        if !is_edge {
+        // One that has led to its model already is not begun again.
+        if !is_edge && rounds.effects.finished.is_none() {
             let (rounds_of_job, evaluate) = (federation.cloud.rounds, federation.evaluates_at_ends());
             rounds.step(Event::Begin { version: 0, rounds: rounds_of_job, evaluate, stretch: 1 }).await?;
         }

@@ -305,6 +305,10 @@ impl Effects for NodeWorld {
         self.asking = Some(task.owned());
     }
 
+    fn ask_no_more(&mut self) {
+        self.asking = None;
+    }
+
     async fn gathered(&mut self, task: Task, contribution: Contribution) {
         if let Some(below) = &self.side.below {
             let _ = below.send(ToParticipant::Gathered { task, contribution }).await;

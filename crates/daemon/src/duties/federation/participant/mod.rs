@@ -49,7 +49,6 @@ pub(super) enum ToParticipant {
 }
 
 /// What a node is told to do its part of a job.
-#[derive(Clone)]
 pub(super) struct ParticipantSide {
     pub(super) jobs: Arc<Jobs>,
     pub(super) id: Digest,
@@ -131,7 +130,8 @@ impl TakingPart {
                     if !start.neighbours.is_empty() {
                         gossip::remember(&self.world().side.folder, task, round, &start.neighbours)?;
                     }
-                    self.rounds.effects.start = start;
+                    let under_way = self.rounds.working().map(|work| work.task);
+                    self.rounds.effects.begins(task, start, under_way);
                 }
                 if self.is_named(&assignment, classes).await? {
                     self.rounds.step(MemberEvent::Assigned(assignment)).await?;

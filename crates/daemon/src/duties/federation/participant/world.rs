@@ -1,6 +1,7 @@
 //! The world around a side that takes part: this node's disk, its links, its
 //! processor.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -10,9 +11,9 @@ use tierline_federate::{Sender, Vectors, wire};
 use tierline_node::federation::participation::MemberEffects;
 use tierline_node::federation::{MemberEvent, MemberRecord, MemberStatus, Task, Update, Verdict, Work};
 use tierline_node::{Peer, Time};
-use tierline_proto::Role;
 use tierline_proto::envelope::FEDERATION;
 use tierline_proto::v1::{Code, Failure, JobStatus};
+use tierline_proto::{Digest, Role};
 use tierline_store::jobs::Side;
 use tokio::sync::mpsc;
 
@@ -21,6 +22,7 @@ use super::{ParticipantSide, ToParticipant, finish, open, start};
 use crate::duties::federation::classes::Asked;
 use crate::duties::federation::coordinator::ToCoordinator;
 use crate::duties::federation::messages::{self, Start, internal};
+use crate::duties::federation::{Folder, Jobs};
 use crate::duties::federation::{data, journal, may_pass, sending};
 use crate::net::Uplink;
 use crate::runtime::tasks::TaskHandle;
@@ -32,8 +34,9 @@ type Missing = Arc<Mutex<Option<(Vec<Option<SystemTime>>, String)>>>;
 /// This node, for a side that takes part.
 pub(super) struct NodeWorld {
     pub(super) side: ParticipantSide,
-    /// Where the model that was named last is.
-    pub(super) start: Start,
+    /// Where the models are that tasks begin with: of the one under way, and of
+    /// the one that was named last.
+    starts: BTreeMap<Task, Start>,
     /// The parent's model that is here, by its number.
     holds: Arc<AtomicU64>,
     pub(super) workspace: Arc<Mutex<Option<Workspace>>>,
@@ -53,7 +56,7 @@ impl NodeWorld {
     pub(super) fn new(side: ParticipantSide, asked: Asked, holds: u64, door: mpsc::Sender<ToParticipant>) -> Self {
         Self {
             side,
-            start: Start::default(),
+            starts: BTreeMap::new(),
             holds: Arc::new(AtomicU64::new(holds)),
             workspace: Arc::default(),
             missing: Arc::default(),
@@ -63,6 +66,12 @@ impl NodeWorld {
             door,
             over: false,
         }
+    }
+
+    /// Takes down where a task begins that may be done next.
+    pub(super) fn begins(&mut self, task: Task, start: Start, under_way: Option<Task>) {
+        self.starts.retain(|known, _| Some(*known) == under_way);
+        self.starts.insert(task, start);
     }
 
     fn uplink(&self, parent: Option<Peer>) -> Option<Arc<Uplink>> {
@@ -214,10 +223,15 @@ impl MemberEffects for NodeWorld {
     fn work(&mut self, parent: Option<Peer>, work: Work) {
         self.stop = Stop::asked();
         self.at_work.retain(|task| !task.is_finished());
+        let Some(start) = self.starts.get(&work.task).cloned() else { return };
+        let ParticipantSide { jobs, id, folder, above, .. } = &self.side;
         let attempt = Attempt {
-            side: self.side.clone(),
+            jobs: Arc::clone(jobs),
+            id: *id,
+            folder: folder.clone(),
+            coordinates: above.is_some(),
             work,
-            start: self.start.clone(),
+            start,
             holds: Arc::clone(&self.holds),
             workspace: Arc::clone(&self.workspace),
             sender: self.sender(parent),
@@ -280,7 +294,11 @@ impl MemberEffects for NodeWorld {
 
 /// One try at a task.
 struct Attempt {
-    side: ParticipantSide,
+    jobs: Arc<Jobs>,
+    id: Digest,
+    folder: Folder,
+    /// Whether others do the work: an edge's.
+    coordinates: bool,
     work: Work,
     start: Start,
     holds: Arc<AtomicU64>,
@@ -294,7 +312,7 @@ struct Attempt {
 impl Attempt {
     /// What came of it; `None` when it was told to stop.
     async fn run(self) -> Result<Option<ToParticipant>, Failure> {
-        let ParticipantSide { jobs, id, .. } = self.side.clone();
+        let (jobs, id) = (Arc::clone(&self.jobs), self.id);
         let version = self.work.version;
         let bytes = match self.start.model {
             None => None,
@@ -316,12 +334,11 @@ impl Attempt {
                 None => workspace.initial.clone(),
                 Some(bytes) => wire::decode(bytes, &workspace.layout).map_err(internal)?,
             };
-            if self.side.above.is_some() {
+            if self.coordinates {
                 return Ok(Some(ToParticipant::Fetched { work: self.work, model }));
             }
             workspace.name_classes(&self.names)?;
-            let ParticipantSide { jobs, folder, .. } = &self.side;
-            let update = workspace.train(jobs, folder, &self.sender, self.work, &model, &self.stop)?;
+            let update = workspace.train(&self.jobs, &self.folder, &self.sender, self.work, &model, &self.stop)?;
             let worked = |update| MemberEvent::Worked { task: self.work.task, result: Ok(update) };
             Ok(update.map(|update| ToParticipant::Event(worked(update))))
         });
