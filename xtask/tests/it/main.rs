@@ -4,5 +4,6 @@ mod edges;
 mod generated;
 mod licences;
 mod pages;
+mod profiles;
 mod tasks;
 mod workspace;
