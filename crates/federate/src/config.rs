@@ -47,7 +47,7 @@ pub struct Federation {
     pub modifiers: Vec<Modifier>,
     /// Ends the job before its last round.
     pub stop: Stop,
-    /// Rounds between two looks at the examples held out; the last round is
+    /// Rounds between two evaluations on the examples held out; the last round is
     /// always evaluated.
     pub evaluate_every: u64,
     /// Who holds them out; the cloud when left out, and where each end has a
@@ -60,9 +60,9 @@ pub struct Federation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EvaluateAt {
-    /// The cloud, which looks at each model that it makes.
+    /// The cloud, which evaluates each model that it makes.
     Cloud,
-    /// Each end, which looks at each model that it gets.
+    /// Each end, which evaluates each model that it gets.
     Ends,
 }
 
@@ -239,7 +239,7 @@ impl Federation {
     /// and of the rounds that an edge runs for one of the cloud's, only the
     /// first begins with the cloud's model.
     #[must_use]
-    pub fn looks_in(&self, round: u64) -> bool {
+    pub fn evaluates_in(&self, round: u64) -> bool {
         let each = self.edge.as_ref().map_or(1, |edge| edge.rounds).max(1);
         let (of_cloud, within) = (round / each, round % each);
         // Where the model is divided, ends have no whole one before the end.

@@ -16,7 +16,7 @@ pub enum Event {
     /// The node begins, or the time that [`Renewal::wake`] named has come; and
     /// whether the certificate has passed the part of its life after which it
     /// is renewed.
-    Looked {
+    Checked {
         /// Whether it has.
         due: bool,
     },
@@ -46,7 +46,7 @@ impl Renewal {
     /// One step.
     pub fn step(&mut self, now: Time, event: Event) -> Option<Renew> {
         let wanted = match event {
-            Event::Looked { due } => {
+            Event::Checked { due } => {
                 self.look_at = now + LOOK;
                 due || self.renamed
             }
@@ -78,16 +78,16 @@ mod tests {
     fn what_fails_is_tried_again_when_it_is_looked_at() {
         let mut it = Renewal::default();
         let mut now = it.wake();
-        assert_eq!(it.step(now, Event::Looked { due: false }), None);
+        assert_eq!(it.step(now, Event::Checked { due: false }), None);
         for _ in 0..3 {
             now = it.wake();
-            assert_eq!(it.step(now, Event::Looked { due: true }), Some(Renew));
+            assert_eq!(it.step(now, Event::Checked { due: true }), Some(Renew));
             assert_eq!(it.step(now, Event::Ended { renewed: false }), None, "not at once");
         }
         assert_eq!(it.wake(), now + LOOK);
-        assert_eq!(it.step(it.wake(), Event::Looked { due: true }), Some(Renew));
+        assert_eq!(it.step(it.wake(), Event::Checked { due: true }), Some(Renew));
         assert_eq!(it.step(now, Event::Ended { renewed: true }), None);
-        assert_eq!(it.step(it.wake(), Event::Looked { due: false }), None);
+        assert_eq!(it.step(it.wake(), Event::Checked { due: false }), None);
     }
 
     #[test]
@@ -97,8 +97,8 @@ mod tests {
         assert_eq!(it.step(now, Event::Ended { renewed: true }), None);
         assert_eq!(it.step(now, Event::Renamed), Some(Renew), "meanwhile: that one may say the name before");
         assert_eq!(it.step(now, Event::Ended { renewed: false }), None);
-        assert_eq!(it.step(it.wake(), Event::Looked { due: false }), Some(Renew), "it isn't certified yet");
+        assert_eq!(it.step(it.wake(), Event::Checked { due: false }), Some(Renew), "it isn't certified yet");
         assert_eq!(it.step(now, Event::Ended { renewed: true }), None);
-        assert_eq!(it.step(it.wake(), Event::Looked { due: false }), None);
+        assert_eq!(it.step(it.wake(), Event::Checked { due: false }), None);
     }
 }

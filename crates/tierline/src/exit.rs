@@ -29,7 +29,7 @@ pub enum ExitCode {
 /// Why a command failed, what to try next, and the exit code.
 #[derive(Debug)]
 pub struct CommandError {
-    /// ExitCode code.
+    /// With which the command ends.
     pub exit: ExitCode,
     /// What failed and why.
     pub error: anyhow::Error,

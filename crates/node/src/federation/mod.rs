@@ -83,7 +83,7 @@ pub enum Assignment {
         round: u64,
         /// The model to start from.
         version: u64,
-        /// Whether nothing is to be learned: the member looks at the model.
+        /// Whether nothing is to be learned: the member evaluates the model.
         #[serde(rename = "look")]
         evaluate: bool,
     },

@@ -33,7 +33,7 @@ pub struct Work {
     pub round: u64,
     /// The model to start from.
     pub version: u64,
-    /// Whether nothing is to be learned: the member looks at the model.
+    /// Whether nothing is to be learned: the member evaluates the model.
     pub evaluate: bool,
 }
 
@@ -506,6 +506,32 @@ mod tests {
         assert_eq!(step(&mut it, again, Event::Assigned(Assignment::Wait)), [Action::Abandon(task)]);
         let said = step(&mut it, again + AGAIN, Event::Wake);
         assert!(!said.contains(&Action::Work(work)), "{said:?}");
+    }
+
+    /// A parent that says one thing and another keeps nobody busy: a time to wake
+    /// is always to come.
+    #[test]
+    fn who_waits_to_begin_again_is_not_woken_for_what_it_does_no_more() {
+        let work = |number| {
+            let (task, round, version, evaluate) = (Task(number), 0, 0, false);
+            Event::Assigned(Assignment::Work { task, round, version, evaluate })
+        };
+        let unable = Event::Unable("no such class".to_owned());
+        for instead in [unable, Event::Assigned(Assignment::Wait), work(4), work(2)] {
+            let (mut it, _) = Participant::new();
+            let mut rng = Rng::with_seed(1);
+            let mut step = |it: &mut Participant, at, event| it.step(at, &mut rng, event);
+            let mut now = Time::ZERO;
+            for event in [Event::LinkUp, Event::Prepared(Ok(7)), work(3), Event::Hindered { task: Task(3) }] {
+                step(&mut it, now, event);
+            }
+            step(&mut it, now, instead.clone());
+            for _ in 0..10 {
+                now = it.wake().expect("it reports");
+                step(&mut it, now, Event::Wake);
+                assert!(it.wake().is_some_and(|next| next > now), "{instead:?}: woken at {now:?} again and again");
+            }
+        }
     }
 
     /// It is asked to look each second, and says the same only once.

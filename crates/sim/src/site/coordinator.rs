@@ -16,7 +16,7 @@ use super::network::bytes_of;
 use super::{Happening, MESSAGE_BYTES, SimError, Site, ready};
 
 /// What a side that coordinates has for the site to do.
-pub(super) enum Asked {
+pub(super) enum CoordinatorRequest {
     Tell { member: String, assignment: Assignment, start: Start },
     Answer { member: String, task: Task, verdict: Verdict },
     Offer { exchange: u64, oldest: u64, model: Vec<u8> },
@@ -48,7 +48,7 @@ pub(super) struct Cloud {
 /// is stored is in memory; tests of the machines have them die.
 pub(super) struct CoordinatorWorld {
     pub(super) now: Time,
-    asked: Vec<Asked>,
+    requests: Vec<CoordinatorRequest>,
     models: BTreeMap<u64, Made>,
     /// Members that gossip.
     edges: BTreeSet<String>,
@@ -61,7 +61,7 @@ impl CoordinatorWorld {
     pub(super) fn new(initial: &Arc<Vectors>, edges: BTreeSet<String>, cloud: Option<Cloud>) -> Self {
         let first = Made { own: Arc::clone(initial), held: Arc::clone(initial) };
         let models = BTreeMap::from([(0, first)]);
-        Self { now: Time::ZERO, asked: Vec::new(), models, edges, neighbourhood: None, cloud }
+        Self { now: Time::ZERO, requests: Vec::new(), models, edges, neighbourhood: None, cloud }
     }
 
     /// The model that members start from.
@@ -112,11 +112,11 @@ impl Effects for CoordinatorWorld {
     fn sweep(&mut self, _: &Coordinator) {}
 
     async fn tell(&mut self, member: &str, assignment: Assignment, start: Start) {
-        self.asked.push(Asked::Tell { member: member.to_owned(), assignment, start });
+        self.requests.push(CoordinatorRequest::Tell { member: member.to_owned(), assignment, start });
     }
 
     fn answer(&mut self, member: &str, task: Task, verdict: &Verdict) {
-        self.asked.push(Asked::Answer { member: member.to_owned(), task, verdict: verdict.clone() });
+        self.requests.push(CoordinatorRequest::Answer { member: member.to_owned(), task, verdict: verdict.clone() });
     }
 
     fn gossips(&self, member: &str) -> bool {
@@ -128,22 +128,22 @@ impl Effects for CoordinatorWorld {
     }
 
     async fn offer(&mut self, exchange: u64, oldest: u64, model: Vec<u8>) -> Result<(), SimError> {
-        self.asked.push(Asked::Offer { exchange, oldest, model });
+        self.requests.push(CoordinatorRequest::Offer { exchange, oldest, model });
         Ok(())
     }
 
     fn ask(&mut self, exchange: u64, neighbour: &str, patience: Duration) {
-        self.asked.push(Asked::Ask { exchange, neighbour: neighbour.to_owned(), patience });
+        self.requests.push(CoordinatorRequest::Ask { exchange, neighbour: neighbour.to_owned(), patience });
     }
 
     fn ask_no_more(&mut self) {}
 
     async fn gathered(&mut self, task: Task, contribution: Contribution) {
-        self.asked.push(Asked::Gathered { task, contribution });
+        self.requests.push(CoordinatorRequest::Gathered { task, contribution });
     }
 
     async fn finished(&mut self, _: u64, _: &Vectors) -> Result<(), SimError> {
-        self.asked.push(Asked::Finished);
+        self.requests.push(CoordinatorRequest::Finished);
         Ok(())
     }
 
@@ -175,9 +175,10 @@ impl Effects for CoordinatorWorld {
 
     async fn note(&mut self, news: News<'_>) -> Result<(), SimError> {
         match news {
-            News::Round(round) => self.asked.push(Asked::Round(round.clone())),
+            News::Round(round) => self.requests.push(CoordinatorRequest::Round(round.clone())),
             News::Excluded { member, reason } => {
-                self.asked.push(Asked::Excluded { member: member.to_owned(), reason: reason.to_owned() });
+                self.requests
+                    .push(CoordinatorRequest::Excluded { member: member.to_owned(), reason: reason.to_owned() });
             }
             News::Pending(_) | News::Absent { .. } => {}
         }
@@ -202,26 +203,26 @@ impl Site {
         if let Some(side) = &mut self.nodes[at].above {
             side.effects.now = now;
             ready(act(side))?;
-            for asked in std::mem::take(&mut side.effects.asked) {
-                self.perform(at, asked)?;
+            for request in std::mem::take(&mut side.effects.requests) {
+                self.perform(at, request)?;
             }
         }
         self.set_alarm(at);
         Ok(())
     }
 
-    fn perform(&mut self, at: usize, asked: Asked) -> Result<(), SimError> {
-        match asked {
-            Asked::Tell { member, assignment, start } => {
+    fn perform(&mut self, at: usize, request: CoordinatorRequest) -> Result<(), SimError> {
+        match request {
+            CoordinatorRequest::Tell { member, assignment, start } => {
                 let to = self.index[&member];
                 self.down(to, MESSAGE_BYTES, Happening::Told(to, assignment, start));
             }
-            Asked::Answer { member, task, verdict } => {
+            CoordinatorRequest::Answer { member, task, verdict } => {
                 let to = self.index[&member];
                 self.down(to, MESSAGE_BYTES, Happening::Answered(to, task, verdict));
             }
-            Asked::Offer { exchange, oldest, model } => self.offer(at, exchange, oldest, model),
-            Asked::Ask { exchange, neighbour, patience } => {
+            CoordinatorRequest::Offer { exchange, oldest, model } => self.offer(at, exchange, oldest, model),
+            CoordinatorRequest::Ask { exchange, neighbour, patience } => {
                 let to = self.index[&neighbour];
                 let offers = &mut self.nodes[at].offers;
                 offers.asks += 1;
@@ -229,10 +230,10 @@ impl Site {
                 self.clock.at(self.clock.now() + patience, Happening::PatienceEnds { at, from: to, exchange, ask });
                 self.across(at, to, MESSAGE_BYTES, Happening::Asked { at: to, from: at, exchange, ask });
             }
-            Asked::Gathered { task, contribution } => self.gathered(at, task, contribution)?,
-            Asked::Finished => self.over = true,
-            Asked::Round(round) => self.rounds.push(round),
-            Asked::Excluded { member, reason } => self.excluded.push((member, reason)),
+            CoordinatorRequest::Gathered { task, contribution } => self.gathered(at, task, contribution)?,
+            CoordinatorRequest::Finished => self.over = true,
+            CoordinatorRequest::Round(round) => self.rounds.push(round),
+            CoordinatorRequest::Excluded { member, reason } => self.excluded.push((member, reason)),
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::clock::seconds;
 use crate::workers::{Done, WorkItem};
 
 /// What a member has for the site to do.
-pub(super) enum Asked {
+pub(super) enum MemberRequest {
     Report(MemberStatus),
     Send(Update),
     Work(Work),
@@ -30,7 +30,7 @@ pub(super) enum Asked {
 #[derive(Default)]
 pub(super) struct MemberWorld {
     now: Time,
-    asked: Vec<Asked>,
+    requests: Vec<MemberRequest>,
     /// The update that waits to be counted.
     update: Option<Encoded>,
     /// What it keeps between its tasks.
@@ -64,21 +64,21 @@ impl MemberEffects for MemberWorld {
     }
 
     fn report(&mut self, _: Option<Peer>, status: &MemberStatus) {
-        self.asked.push(Asked::Report(status.clone()));
+        self.requests.push(MemberRequest::Report(status.clone()));
     }
 
     fn send(&mut self, _: Option<Peer>, update: Update) {
-        self.asked.push(Asked::Send(update));
+        self.requests.push(MemberRequest::Send(update));
     }
 
     fn prepare(&mut self) {}
 
     fn work(&mut self, _: Option<Peer>, work: Work) {
-        self.asked.push(Asked::Work(work));
+        self.requests.push(MemberRequest::Work(work));
     }
 
     fn stop(&mut self, task: Task) {
-        self.asked.push(Asked::Stop(task));
+        self.requests.push(MemberRequest::Stop(task));
     }
 
     async fn finish(&mut self) -> Result<(), SimError> {
@@ -112,25 +112,25 @@ impl Site {
         if let Some(below) = &mut self.nodes[at].below {
             below.member.effects.now = now;
             ready(act(&mut below.member))?;
-            for asked in std::mem::take(&mut below.member.effects.asked) {
-                self.perform_below(at, asked)?;
+            for request in std::mem::take(&mut below.member.effects.requests) {
+                self.perform_below(at, request)?;
             }
         }
         self.set_alarm(at);
         Ok(())
     }
 
-    fn perform_below(&mut self, at: usize, asked: Asked) -> Result<(), SimError> {
-        match asked {
-            Asked::Report(status) => {
+    fn perform_below(&mut self, at: usize, request: MemberRequest) -> Result<(), SimError> {
+        match request {
+            MemberRequest::Report(status) => {
                 let holds = self.nodes[at].below.as_ref().map_or(0, |below| below.holds);
                 self.up(at, MESSAGE_BYTES, Happening::Reported(at, status, holds));
             }
-            Asked::Work(work) => {
+            MemberRequest::Work(work) => {
                 let bytes = self.bytes_to(at, work);
                 self.fetch(at, bytes + MESSAGE_BYTES, work);
             }
-            Asked::Stop(task) => {
+            MemberRequest::Stop(task) => {
                 if let Some(trainee) = &mut self.nodes[at].trainee
                     && trainee.running.as_ref().is_some_and(|(work, ..)| work.task == task)
                     && let Some((_, _, stop)) = trainee.running.take()
@@ -138,7 +138,7 @@ impl Site {
                     stop.pull();
                 }
             }
-            Asked::Send(update) => {
+            MemberRequest::Send(update) => {
                 let task = update.task;
                 if !self.up(at, MESSAGE_BYTES, Happening::Offered(at, update)) {
                     self.take_part(at, MemberEvent::Unsent { task })?;

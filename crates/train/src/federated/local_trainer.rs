@@ -149,7 +149,7 @@ impl LocalTrainer {
     ) -> Result<Option<Contribution>, TrainError> {
         self.trainer.check(&share.seen)?;
         let mut held_out = None;
-        if self.federation.looks_in(task.round) {
+        if self.federation.evaluates_in(task.round) {
             let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
             held_out = self.evaluate_held_out(share)?;
         }
@@ -165,7 +165,7 @@ impl LocalTrainer {
         Ok(Some(contribution))
     }
 
-    /// Does the last task: looks at the model that the job led to, as the
+    /// Does the last task: evaluates the model that the job led to, as the
     /// member would use it. Nothing is learned from it; where members have
     /// models of their own, this one's comes with it.
     ///

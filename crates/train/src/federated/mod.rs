@@ -55,7 +55,7 @@ impl From<&Model> for Models {
 pub struct Share {
     /// What it learns from.
     pub seen: Dataset,
-    /// What it looks at models with, where ends do.
+    /// What it evaluates models on, where ends do.
     pub held_out: Option<Dataset>,
 }
 

@@ -21,13 +21,13 @@ use crate::runtime::wait_until;
 pub async fn keep(enrolment: Arc<Enrolment>) {
     let cx = &enrolment.cx;
     let mut machine = Renewal::default();
-    let looked = || Event::Looked { due: cx.me.identity().peer().renewal_due(SystemTime::now()) };
-    let mut event = looked();
+    let checked = || Event::Checked { due: cx.me.identity().peer().renewal_due(SystemTime::now()) };
+    let mut event = checked();
     loop {
         if machine.step(cx.clock.now(), event).is_none() {
             event = tokio::select! {
                 () = enrolment.renamed.notified() => Event::Renamed,
-                () = wait_until(Some(cx.clock.instant_of(machine.wake()))) => looked(),
+                () = wait_until(Some(cx.clock.instant_of(machine.wake()))) => checked(),
             };
             continue;
         }

@@ -28,12 +28,12 @@ pub(super) fn open_public(jobs: &Jobs, job: &Job, distil: &Distillation) -> Resu
     Ok(whole)
 }
 
-/// What this end learns from, and looks at models with where ends do.
+/// What this end learns from, and evaluates models on where ends do.
 pub(super) fn share(jobs: &Jobs, job: &Job) -> Result<Share, Failure> {
     let mut share =
         Share::of(&open(jobs, &job.data.train)?, job).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
-    let looks = job.federation.as_ref().is_some_and(tierline_federate::Federation::evaluates_at_ends);
-    if let (true, Some(name)) = (looks, &job.data.test)
+    let evaluates = job.federation.as_ref().is_some_and(tierline_federate::Federation::evaluates_at_ends);
+    if let (true, Some(name)) = (evaluates, &job.data.test)
         && let Some(other) = held_out(jobs, name, true)?
     {
         let numbered = job.data.numbered(&other).map_err(|e| Failure::new(Code::Infeasible, e.to_string()))?;
@@ -71,7 +71,7 @@ pub(super) fn stamp(jobs: &Jobs, job: &Job) -> Vec<Option<SystemTime>> {
     names.into_iter().flatten().map(|name| known.told_at(name)).collect()
 }
 
-/// What looks at models: the split `test` of a data set, or all of one that
+/// What models are evaluated on: the split `test` of a data set, or all of one that
 /// has no splits and is there for nothing else (`own`); `None` if the node
 /// hasn't any.
 pub(super) fn held_out(jobs: &Jobs, name: &str, own: bool) -> Result<Option<Dataset>, Failure> {

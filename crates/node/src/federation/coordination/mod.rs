@@ -199,7 +199,7 @@ impl<E: Effects> Coordination<E> {
                     None => self.make(version, round, &counted, members, last).await.map(Some),
                 };
             }
-            Action::Looked { version, counted } => {
+            Action::Evaluated { version, counted } => {
                 if let Some(known) = self.board.evaluated(HeldOut::together(&counted)) {
                     self.effects.note(News::Round(&known)).await?;
                 }

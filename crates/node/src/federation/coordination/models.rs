@@ -28,7 +28,7 @@ impl<E: Effects> Coordination<E> {
         Ok(())
     }
 
-    /// Makes a model, looks at it, and keeps it.
+    /// Makes a model, keeps it, and evaluates it.
     pub(super) async fn make(
         &mut self,
         version: u64,

@@ -48,7 +48,7 @@ pub enum Event {
         /// What is wrong with it.
         reason: String,
     },
-    /// The model of [`Action::Make`] is made and kept, or [`Action::Looked`]
+    /// The model of [`Action::Make`] is made and kept, or [`Action::Evaluated`]
     /// is dealt with.
     Made {
         /// Its number.
@@ -112,7 +112,7 @@ pub enum Action {
     },
     /// Members have evaluated the newest model; then [`Event::Made`] with its
     /// number.
-    Looked {
+    Evaluated {
         /// That number.
         version: u64,
         /// What they say; nothing when all of them are gone.

@@ -110,7 +110,7 @@ pub struct Ledger {
     /// End of the stretch (one past its last round), and its name.
     pub(super) until: u64,
     pub(super) stretch: u64,
-    /// Whether the stretch's last round only looks at its model.
+    /// Whether the stretch's last round only evaluates its model.
     #[serde(rename = "look")]
     pub(super) evaluate: bool,
     /// What the stretch counted so far.

@@ -122,7 +122,7 @@ impl Coordinator {
             staleness: ledger.staleness(assigned),
         });
         if ledger.evaluates() {
-            return Some(Action::Looked { version: ledger.version, counted: counted.collect() });
+            return Some(Action::Evaluated { version: ledger.version, counted: counted.collect() });
         }
         Some(Action::Make {
             version: ledger.version + 1,

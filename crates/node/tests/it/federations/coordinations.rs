@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tierline_federate::gossip::{Gossip, Offer};
 use tierline_federate::sender::MemberState;
 use tierline_federate::strategy::{FedAsync, FedAvg};
 use tierline_federate::{
@@ -19,6 +20,7 @@ use tierline_node::federation::participation::Encoder;
 use tierline_node::federation::{
     Assignment, Coordination, Coordinator, Event, MemberStatus, Record, Task, Terms, Update, Verdict, Work,
 };
+use tierline_proto::{Code, Failure};
 
 /// What outlives a process.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +29,8 @@ struct Disk {
     models: BTreeMap<u64, Vectors>,
     kept: BTreeMap<u64, BTreeMap<String, Vec<f32>>>,
     updates: BTreeMap<Task, Vec<u8>>,
+    neighbourhood: Option<Neighbourhood>,
+    offers: BTreeMap<u64, Vec<u8>>,
     rounds: Vec<RoundScores>,
     finished: Option<Vectors>,
 }
@@ -38,6 +42,8 @@ struct World {
     told: Vec<(String, Assignment, Start)>,
     answers: Vec<(String, Verdict)>,
     gathered: Vec<(Task, Contribution)>,
+    asked: Option<(u64, String)>,
+    absent: Vec<String>,
     excluded: Vec<String>,
 }
 
@@ -103,18 +109,23 @@ impl Effects for World {
     }
 
     fn neighbourhood(&self) -> Option<Neighbourhood> {
-        None
+        self.disk.neighbourhood.clone()
     }
 
-    async fn offer(&mut self, _: u64, _: u64, _: Vec<u8>) -> Result<(), FederateError> {
-        unreachable!("nobody gossips here")
+    async fn offer(&mut self, exchange: u64, oldest: u64, model: Vec<u8>) -> Result<(), FederateError> {
+        self.disk.offers.retain(|number, _| *number >= oldest);
+        let before = self.disk.offers.insert(exchange, model.clone());
+        assert!(before.is_none_or(|before| before == model), "neighbours may have mixed in the one before");
+        Ok(())
     }
 
-    fn ask(&mut self, _: u64, _: &str, _: Duration) {
-        unreachable!("nobody gossips here")
+    fn ask(&mut self, exchange: u64, neighbour: &str, _: Duration) {
+        self.asked = Some((exchange, neighbour.to_owned()));
     }
 
-    fn ask_no_more(&mut self) {}
+    fn ask_no_more(&mut self) {
+        self.asked = None;
+    }
 
     async fn gathered(&mut self, task: Task, contribution: Contribution) {
         self.gathered.push((task, contribution));
@@ -145,7 +156,8 @@ impl Effects for World {
         match news {
             News::Round(round) => self.disk.rounds.push(round.clone()),
             News::Excluded { member, .. } => self.excluded.push(member.to_owned()),
-            News::Pending(_) | News::Absent { .. } => {}
+            News::Absent { neighbour, .. } => self.absent.push(neighbour.to_owned()),
+            News::Pending(_) => {}
         }
         Ok(())
     }
@@ -317,6 +329,52 @@ fn an_edge_sums_up_what_its_rounds_changed() {
         let (of, contribution) = it.side().effects.gathered.last().cloned().expect("its task is done");
         assert_eq!((of, &contribution.vectors[&Channel::Model][..]), (task, &[4.0, 8.0][..]), "{killed_after:?}");
         assert_eq!(contribution.report.examples, 2, "each member's once");
+    }
+}
+
+/// An edge goes halfway to a neighbour that has as many examples, whatever else
+/// is said to it, and whenever it is killed; what it offers is the same again.
+#[test]
+fn an_edge_that_gossips_is_mixed_with_its_neighbours() {
+    let clients = Clients { min: 2, ..Clients::default() };
+    let hop = Hop { clients, ..Hop::default() };
+    let gossip = Gossip { stages: vec!["qsgd:6".to_owned()], ..Gossip::default() };
+    let edge = Hop { gossip: Some(gossip.clone()), ..hop.clone() };
+    let federation = Federation { cloud: hop, edge: Some(edge), ..Federation::default() };
+    let theirs = Offer { examples: 2, model: model(16.0) };
+    let theirs = theirs.encode(&layout(), &Gossip::default().pipeline(), 1).unwrap();
+    let gone = || Err(Failure::new(Code::NotFound, "it is at a later exchange"));
+    for killed_after in [None, Some(1), Some(2), Some(3)] {
+        for there in [true, false] {
+            let mut it = Process::start(&federation, true, &["a", "b"], killed_after);
+            let (task, neighbours) = (Task::new(9, 3), vec!["east".to_owned()]);
+            it.side().effects.disk.neighbourhood = Some(Neighbourhood { task, round: 5, neighbours });
+            ready(it.side().begin(task, &model(10.0), false)).unwrap();
+            for (member, change) in [("a", 1.0), ("b", 3.0)] {
+                let work = it.work_of(member);
+                it.sends(member, work, change);
+            }
+            // The exchange is under way, and may be cut off here.
+            it.killed();
+            assert_eq!(it.side().effects.asked, Some((5, "east".to_owned())), "{killed_after:?}");
+            let own = Offer::decode(&it.side().effects.disk.offers[&5], &layout()).unwrap();
+            assert_eq!(own.examples, 2);
+            ready(it.side().heard(4, "east", Ok(theirs.clone()))).unwrap();
+            ready(it.side().heard(5, "west", Ok(theirs.clone()))).unwrap();
+            assert!(it.side().effects.gathered.is_empty(), "of another exchange, or of nobody who was asked");
+            let answer = if there { Ok(theirs.clone()) } else { gone() };
+            ready(it.side().heard(5, "east", answer)).unwrap();
+            ready(it.side().heard(5, "east", Ok(theirs.clone()))).unwrap();
+            let (_, contribution) = it.side().effects.gathered.pop().expect("its task is done");
+            // What sets the two apart is taken between models as they travelled.
+            let apart = |at: usize| [16.0, 32.0][at] - own.model[&Channel::Model][at];
+            let moved = |at: usize| if there { 0.5 * apart(at) } else { 0.0 };
+            let expected = [2.0 + moved(0), 4.0 + moved(1)];
+            let made = &contribution.vectors[&Channel::Model];
+            assert!(made.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-5), "{made:?}, not {expected:?}");
+            assert_eq!(it.side().effects.absent.is_empty(), there);
+            assert!(contribution.report.bytes_up >= if there { theirs.len() as u64 } else { 0 });
+        }
     }
 }
 

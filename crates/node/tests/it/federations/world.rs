@@ -205,7 +205,7 @@ impl World {
                     let delay = Duration::from_millis(self.rng.u64(1..200));
                     self.schedule.after(delay, Happening::Made(self.life, version));
                 }
-                Action::Looked { version, counted } => {
+                Action::Evaluated { version, counted } => {
                     let who: BTreeSet<String> = counted.iter().map(|c| c.member.clone()).collect();
                     if let Some(before) = self.evaluated.replace((version, who.clone())) {
                         assert_eq!(before, (version, who), "those who have evaluated did");

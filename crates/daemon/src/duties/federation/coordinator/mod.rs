@@ -18,7 +18,7 @@ use tierline_proto::v1::{Empty, Failure, JobEvent, JobInfo, JobStatus, JobVerdic
 use tierline_store::jobs::Side;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use self::world::NodeWorld;
+use self::world::CoordinatorWorld;
 use super::messages;
 use super::numbers::JobKey;
 use super::participant::ToParticipant;
@@ -95,7 +95,7 @@ pub(super) struct CoordinatorSide {
 /// What a side holds once its model is here.
 struct Coordinating {
     /// The rounds.
-    rounds: Coordination<NodeWorld>,
+    rounds: Coordination<CoordinatorWorld>,
     /// What members said whose classes the node above was asked for.
     held: BTreeMap<String, (String, JobStatus)>,
     /// Members that can't take part, and why.
@@ -129,7 +129,7 @@ impl CoordinatorSide {
 }
 
 impl Coordinating {
-    fn world(&self) -> &NodeWorld {
+    fn world(&self) -> &CoordinatorWorld {
         &self.rounds.effects
     }
 
@@ -256,9 +256,7 @@ impl Coordinating {
         // The end leaves nobody.
         self.keep_members().await?;
         jobs.cx.state.with(move |state| state.end_job(id, how, "")).await?;
-        if how == "done" {
-            jobs.cx.events.record("job", format!("job {} is done", self.world().side.manifest.name), json);
-        }
+        jobs.cx.events.record("job", format!("job {} is {how}", self.world().side.manifest.name), json);
         self.rounds.step(Event::End).await?;
         self.world().tell_watchers(how, json);
         self.clean().await

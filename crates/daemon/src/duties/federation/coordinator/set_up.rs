@@ -14,7 +14,7 @@ use tierline_store::jobs::Side;
 use tierline_train::data::{Dataset, seed_of};
 use tierline_train::federated::{LocalTrainer, ParameterLayout, Tutor};
 
-use super::world::NodeWorld;
+use super::world::CoordinatorWorld;
 use super::{Coordinating, CoordinatorSide};
 use crate::duties::federation::Jobs;
 use crate::duties::federation::classes::Classes;
@@ -72,7 +72,7 @@ impl CoordinatorSide {
             is_edge,
             federation: federation.clone(),
         };
-        let mut world = NodeWorld::new(self, parameter_layout, classes, said);
+        let mut world = CoordinatorWorld::new(self, parameter_layout, classes, said);
         if version > 0 {
             world.restore(&mut aggregator, &coordinator).await?;
         }
@@ -94,7 +94,7 @@ impl CoordinatorSide {
     }
 }
 
-impl NodeWorld {
+impl CoordinatorWorld {
     /// Goes on with the models of before.
     async fn restore(&mut self, aggregator: &mut Aggregator, coordinator: &Coordinator) -> Result<(), Failure> {
         let version = coordinator.version();
@@ -165,7 +165,7 @@ fn tag_of(jobs: &Jobs) -> u32 {
     u32::from_le_bytes([a, b, c, d]).max(1)
 }
 
-impl NodeWorld {
+impl CoordinatorWorld {
     /// The data held out for the job, if this node has it.
     fn evaluator(&self) -> Result<Option<(LocalTrainer, Dataset)>, Failure> {
         let jobs = self.jobs();

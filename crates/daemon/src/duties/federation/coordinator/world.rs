@@ -37,13 +37,13 @@ const MEMBER_BITS: u32 = 20;
 type Waiting = (oneshot::Sender<JobVerdict>, PathBuf);
 
 /// This node, for a side that coordinates.
-pub(super) struct NodeWorld {
+pub(super) struct CoordinatorWorld {
     pub(super) side: CoordinatorSide,
     pub(super) parameter_layout: ParameterLayout,
     /// Where the aggregator's own models are: apart from those that members
     /// hold, where the two differ.
     pub(super) own_models: Side,
-    /// Data held out here, and what looks at it.
+    /// Data held out here, and what evaluates models on it.
     pub(super) evaluator: Option<(LocalTrainer, Dataset)>,
     /// The cloud's, where models learn of public examples or of features.
     pub(super) tutor: Option<Tutor>,
@@ -63,7 +63,7 @@ pub(super) struct NodeWorld {
     pub(super) finished: Option<u64>,
 }
 
-impl NodeWorld {
+impl CoordinatorWorld {
     pub(super) fn new(
         side: CoordinatorSide,
         parameter_layout: ParameterLayout,
@@ -179,7 +179,7 @@ impl NodeWorld {
     }
 }
 
-impl Effects for NodeWorld {
+impl Effects for CoordinatorWorld {
     type Error = Failure;
 
     fn failed(error: FederateError) -> Failure {

@@ -19,7 +19,7 @@ use tierline_train::data::Others;
 use tokio::sync::mpsc;
 
 use self::workspace::Workspace;
-use self::world::NodeWorld;
+use self::world::MemberWorld;
 use super::classes::{self, Asked};
 use super::coordinator::ToCoordinator;
 use super::messages::internal;
@@ -60,7 +60,7 @@ pub(super) struct ParticipantSide {
 
 /// The side while it runs.
 struct TakingPart {
-    rounds: Participation<NodeWorld>,
+    rounds: Participation<MemberWorld>,
 }
 
 impl ParticipantSide {
@@ -83,7 +83,7 @@ impl ParticipantSide {
         let asked = Asked::knowing(self.folder.load_classes()?.unwrap_or_default());
         let (door, mut own) = mpsc::channel(INBOX_MAX);
         let holds = start::newest(&jobs, self.id).await?.0;
-        let world = NodeWorld::new(self, asked, holds, door);
+        let world = MemberWorld::new(self, asked, holds, door);
         let mut side = TakingPart { rounds: Participation::new(participant, Rng::new(), world) };
         side.rounds.perform(first).await?;
         while !side.world().over {
@@ -105,7 +105,7 @@ impl ParticipantSide {
 }
 
 impl TakingPart {
-    fn world(&self) -> &NodeWorld {
+    fn world(&self) -> &MemberWorld {
         &self.rounds.effects
     }
 
@@ -134,7 +134,7 @@ impl TakingPart {
                     self.rounds.effects.begins(task, start, under_way);
                 }
                 if self.is_named(&assignment, classes).await? {
-                    self.rounds.step(MemberEvent::Assigned(assignment)).await?;
+                    self.rounds.is_told(assignment).await?;
                 }
                 Ok(())
             }

@@ -123,7 +123,7 @@ impl Workspace {
         self.hold(jobs, folder, sender, work, &contribution, (&before, kept)).map(Some)
     }
 
-    /// Looks at the model that a job led to, and keeps an end's own if it has
+    /// Evaluates the model that a job led to, and keeps an end's own if it has
     /// one; `None` when it was told to stop.
     pub(super) fn conclude(
         &mut self,

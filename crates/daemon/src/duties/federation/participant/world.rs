@@ -32,7 +32,7 @@ use crate::runtime::tasks::TaskHandle;
 type Missing = Arc<Mutex<Option<(Vec<Option<SystemTime>>, String)>>>;
 
 /// This node, for a side that takes part.
-pub(super) struct NodeWorld {
+pub(super) struct MemberWorld {
     pub(super) side: ParticipantSide,
     /// Where the models are that tasks begin with: of the one under way, and of
     /// the one that was named last.
@@ -52,7 +52,7 @@ pub(super) struct NodeWorld {
     pub(super) over: bool,
 }
 
-impl NodeWorld {
+impl MemberWorld {
     pub(super) fn new(side: ParticipantSide, asked: Asked, holds: u64, door: mpsc::Sender<ToParticipant>) -> Self {
         Self {
             side,
@@ -126,14 +126,14 @@ impl NodeWorld {
     }
 }
 
-impl Drop for NodeWorld {
+impl Drop for MemberWorld {
     fn drop(&mut self) {
         // Whoever takes the job up again begins its work anew.
         self.stop.pull();
     }
 }
 
-impl MemberEffects for NodeWorld {
+impl MemberEffects for MemberWorld {
     type Error = Failure;
 
     fn now(&self) -> Time {
