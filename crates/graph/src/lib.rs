@@ -11,6 +11,7 @@ pub mod cost;
 pub mod cuts;
 pub mod emit;
 pub mod error;
+pub mod exits;
 pub mod fold;
 pub mod gradient;
 pub mod index;

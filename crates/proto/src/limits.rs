@@ -37,6 +37,9 @@ pub const WORD_BYTES_MAX: usize = 64;
 /// Length of a codec's name, bytes.
 pub const CODEC_NAME_BYTES_MAX: usize = 32;
 
+/// Early exits of a model.
+pub const EXITS_MAX: usize = 16;
+
 /// Boundaries in a route: one fewer than the tiers of the longest path.
 pub const BOUNDARIES_MAX: usize = 8;
 

@@ -21,7 +21,7 @@ use std::ops::Deref;
 use bytes::Bytes;
 
 use crate::digest::DigestError;
-use crate::limits::{DEADLINE_MS_MAX, HOPS_MAX, TEXT_BYTES_MAX, WORD_BYTES_MAX};
+use crate::limits::{DEADLINE_MS_MAX, EXITS_MAX, HOPS_MAX, TEXT_BYTES_MAX, WORD_BYTES_MAX};
 use crate::name::{self, NameError, NodeName};
 use crate::v1::{Code, Failure, LinkEstimate, LoadReport};
 use crate::{Digest, FrameError};
@@ -157,6 +157,12 @@ pub enum Breach {
     /// A deadline further off than allowed.
     #[error("a deadline {0} us off; the limit is {DEADLINE_MS_MAX} ms")]
     Deadline(u64),
+    /// An exit that no model has, or out of order.
+    #[error("exit {0} is out of order or beyond the limit {EXITS_MAX}")]
+    Exit(u32),
+    /// A threshold that is no number.
+    #[error("a threshold of {0}")]
+    Threshold(f64),
     /// A choice that this version doesn't know.
     #[error("{what} {number} is not known here; update this node")]
     Unknown {

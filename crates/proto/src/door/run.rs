@@ -7,10 +7,10 @@ use super::{Breach, Door, Sound, TIME_NS_MAX, bytes, count, cut, digest};
 use crate::Digest;
 use crate::frame;
 use crate::limits::{
-    BOUNDARIES_MAX, CODEC_NAME_BYTES_MAX, DEADLINE_MS_MAX, HOPS_MAX, MODEL_NAME_BYTES_MAX, NAME_BYTES_MAX,
-    RUN_BYTES_MAX, STAGES_MAX, TENSORS_MAX, TEXT_BYTES_MAX, URL_BYTES_MAX,
+    BOUNDARIES_MAX, CODEC_NAME_BYTES_MAX, DEADLINE_MS_MAX, EXITS_MAX, HOPS_MAX, MODEL_NAME_BYTES_MAX, NAME_BYTES_MAX,
+    RUN_BYTES_MAX, STAGES_MAX, TENSORS_MAX, TEXT_BYTES_MAX, URL_BYTES_MAX, WORD_BYTES_MAX,
 };
-use crate::v1::{InferHeader, Placement, Reply, Route, RunHeader, StageTiming};
+use crate::v1::{ExitRule, InferHeader, Placement, Reply, Route, RunHeader, StageTiming};
 
 /// Names a request everywhere it runs.
 pub type RequestId = [u8; 16];
@@ -27,6 +27,7 @@ impl Door for RunHeader {
             return Err(Breach::Deadline(self.remaining_us));
         }
         bytes("trace", self.trace.as_bytes(), NAME_BYTES_MAX)?;
+        exits(&self.exits)?;
         frame::check(&self.tensors, RUN_BYTES_MAX)?;
         Ok(())
     }
@@ -55,6 +56,9 @@ impl Door for InferHeader {
             return Err(Breach::Unknown { what: "placement", number: self.placement });
         }
         self.route.as_mut().map_or(Ok(()), Door::check)?;
+        if let Some(exit) = self.exit.filter(|exit| *exit as usize > EXITS_MAX) {
+            return Err(Breach::Exit(exit));
+        }
         frame::check(&self.tensors, RUN_BYTES_MAX)?;
         Ok(())
     }
@@ -93,6 +97,9 @@ impl Door for Reply {
             cut(&mut degraded.node, URL_BYTES_MAX);
         }
         super::failure(&mut self.failure)?;
+        if self.exit as usize > EXITS_MAX {
+            return Err(Breach::Exit(self.exit));
+        }
         frame::check(&self.tensors, RUN_BYTES_MAX)?;
         Ok(())
     }
@@ -127,6 +134,23 @@ impl Door for StageTiming {
             .for_each(|bytes| *bytes = (*bytes).min(super::BYTES_MAX));
         Ok(())
     }
+}
+
+/// Rules of exits: in order, each at most once, with thresholds that are numbers.
+fn exits(rules: &[ExitRule]) -> Result<(), Breach> {
+    count("exits", rules.len(), EXITS_MAX)?;
+    let mut before = 0;
+    for rule in rules {
+        if rule.exit <= before || rule.exit as usize > EXITS_MAX {
+            return Err(Breach::Exit(rule.exit));
+        }
+        before = rule.exit;
+        bytes("a criterion's name", rule.criterion.as_bytes(), WORD_BYTES_MAX)?;
+        if !rule.threshold.is_finite() {
+            return Err(Breach::Threshold(rule.threshold));
+        }
+    }
+    Ok(())
 }
 
 fn request_id(bytes: &[u8]) -> Result<RequestId, Breach> {

@@ -428,6 +428,7 @@ impl<'n> Flow<'n> {
                 degraded,
                 stages,
                 tensors: Vec::new(),
+                exit: 0,
             },
         }
     }
@@ -443,6 +444,7 @@ impl<'n> Flow<'n> {
                 degraded: None,
                 stages: self.stages.clone(),
                 tensors: Vec::new(),
+                exit: 0,
             },
         }
     }
@@ -509,6 +511,7 @@ async fn call(
         trace: request.trace.clone(),
         tensors: tierline_proto::frame::declare(&tensors),
         no_fallback: !request.fallback,
+        exits: Vec::new(),
     };
     let started = Instant::now();
     let predicted =
