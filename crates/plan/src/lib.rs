@@ -3,13 +3,15 @@
 //! Pure: no I/O, no clock. Times come from profiles, bandwidths from whoever
 //! measures them. Start at [`plan()`] for a model, at [`problem`] for bare
 //! numbers; `table` holds every plan that is best somewhere, [`mod@explain`]
-//! says why one is, [`site`] reads what users write about their machines.
+//! says why one is, [`site`] reads what users write about their machines,
+//! [`exits`] says when an early answer is sure enough.
 
 #![forbid(unsafe_code)]
 
 pub mod bounded;
 mod dense;
 pub mod evaluate;
+pub mod exits;
 pub mod explain;
 pub mod flow;
 mod local;
