@@ -33,18 +33,21 @@ pub struct Cut {
 ///
 /// A node with subgraphs (If, Loop, Scan) is one node: nothing is cut inside,
 /// and what its bodies capture counts as used by it. Values that depend on
-/// constants alone don't cross: every slice computes its own.
+/// constants alone don't cross: every slice computes its own. What no output
+/// needs is as if it weren't there.
 #[must_use]
 pub fn cuts(model: &Model, types: &Types) -> Vec<Cut> {
     let index = Index::new(model);
     let graph = index.graph;
-    let end = index.order.len();
+    let outputs: Vec<&str> = graph.output.iter().map(|output| output.name()).collect();
+    let needed = index.needed_for(&outputs, &HashSet::new());
+    let end = index.order.iter().rposition(|node| needed.contains(node)).map_or(0, |last| last + 1);
     // Last position at which each value is read; outputs at the end.
     let mut last: HashMap<&str, usize> = HashMap::new();
-    for (position, &node) in index.order.iter().enumerate() {
+    for (position, &node) in index.order.iter().enumerate().filter(|(_, node)| needed.contains(node)) {
         last.extend(index.reads[node].iter().map(|name| (*name, position)));
     }
-    last.extend(graph.output.iter().map(|output| (output.name(), end)));
+    last.extend(outputs.into_iter().map(|output| (output, end)));
     let barred = barred(&index, types);
 
     // Values alive, by the order in which they are made.
@@ -127,11 +130,22 @@ fn barred<'m>(index: &Index<'m>, types: &Types) -> HashSet<&'m str> {
 /// tiers that differ in memory, operators or throughput.
 #[must_use]
 pub fn candidates(model: &Model, types: &Types, cuts: &[Cut], max: usize) -> Vec<Cut> {
+    candidates_with(model, types, cuts, max, &BTreeSet::new())
+}
+
+/// [`candidates`], the cuts at these positions of the list among them.
+pub(crate) fn candidates_with(
+    model: &Model,
+    types: &Types,
+    cuts: &[Cut],
+    max: usize,
+    keep: &BTreeSet<usize>,
+) -> Vec<Cut> {
     if cuts.len() <= max {
         return cuts.to_vec();
     }
     let size = |c: &Cut| c.bytes.unwrap_or(u64::MAX);
-    let mut chosen: BTreeSet<usize> = BTreeSet::new();
+    let mut chosen: BTreeSet<usize> = keep.clone();
     let mut best = u64::MAX;
     for (i, cut) in cuts.iter().enumerate() {
         if size(cut) < best {
@@ -142,7 +156,8 @@ pub fn candidates(model: &Model, types: &Types, cuts: &[Cut], max: usize) -> Vec
     while chosen.len() > max {
         // Thin out where the sizes differ least.
         let list: Vec<usize> = chosen.iter().copied().collect();
-        let drop = list.windows(2).min_by_key(|w| size(&cuts[w[0]]) - size(&cuts[w[1]])).map(|w| w[0]);
+        let pairs = list.windows(2).filter(|w| !keep.contains(&w[0]));
+        let drop = pairs.min_by_key(|w| size(&cuts[w[0]]).abs_diff(size(&cuts[w[1]]))).map(|w| w[0]);
         match drop {
             Some(i) => chosen.remove(&i),
             None => break,

@@ -2,10 +2,13 @@
 //!
 //! Data only, kept in the model's own file under [`METADATA_KEY`]. What an
 //! exit's output says of its sureness is computed by `tierline_plan::exits`.
-//! Start at [`Exits::of`].
+//! Start at [`Exits::of`], then [`places`](fn@places).
+
+mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use places::{Part, PlaceError, candidates, head_macs, macs_before, places, slice, trunk_macs};
 use serde::{Deserialize, Serialize};
 
 use crate::error::LoadError;

@@ -62,61 +62,124 @@ pub enum SliceError {
 /// # Errors
 /// [`SliceError`].
 pub fn slice(model: &Model, types: &Types, at: &[Vec<String>]) -> Result<Vec<Model>, SliceError> {
-    let index = Index::new(model);
-    let graph = index.graph;
-    let inputs = index.inputs();
-    let outputs: Vec<&str> = graph.output.iter().map(|v| v.name()).collect();
-    for (cut, frontier) in at.iter().enumerate() {
-        for tensor in frontier {
-            if !index.is_dynamic(tensor) {
-                return Err(SliceError::Constant { cut, tensor: tensor.clone() });
-            }
-            if !index.producer.contains_key(tensor.as_str()) && !inputs.contains(&tensor.as_str()) {
-                let names = index.producer.keys().chain(&inputs).copied().filter(|name| index.is_dynamic(name));
-                return Err(SliceError::Unknown { cut, tensor: tensor.clone(), near: nearest(tensor, names) });
-            }
-        }
-    }
+    let slicer = Slicer::new(model, types);
+    slicer.check(at)?;
+    let outputs: Vec<&str> = slicer.index.graph.output.iter().map(|v| v.name()).collect();
     // Nodes needed to get from one boundary to the next.
-    let mut boundaries: Vec<Vec<&str>> = vec![inputs.clone()];
+    let mut boundaries: Vec<Vec<&str>> = vec![slicer.index.inputs()];
     boundaries.extend(at.iter().map(|f| f.iter().map(String::as_str).collect()));
     boundaries.push(outputs);
-    let position: HashMap<usize, usize> = index.order.iter().enumerate().map(|(p, &n)| (n, p)).collect();
-    let declared: HashMap<&str, &ValueInfoProto> =
-        graph.input.iter().chain(&graph.output).chain(&graph.value_info).map(|v| (v.name(), v)).collect();
     // All that the slices so far compute.
     let mut before: HashSet<usize> = HashSet::new();
     let mut slices = Vec::with_capacity(boundaries.len() - 1);
     for part in 0..boundaries.len() - 1 {
-        let given: HashSet<&str> = boundaries[part].iter().copied().collect();
-        let nodes = index.needed_for(&boundaries[part + 1], &given);
+        slices.push(slicer.part(part, at.len(), &boundaries[part], &boundaries[part + 1], &mut before)?);
+    }
+    Ok(slices)
+}
+
+/// The model that takes one frontier, or the model's inputs, and gives other
+/// tensors of `model`.
+///
+/// # Errors
+/// [`SliceError`]; cut 0 is the frontier taken.
+pub(crate) fn between(
+    model: &Model,
+    types: &Types,
+    given: Option<&[String]>,
+    wanted: &[&str],
+) -> Result<Model, SliceError> {
+    let slicer = Slicer::new(model, types);
+    if let Some(given) = given {
+        slicer.check(&[given.to_vec()])?;
+    }
+    // Outputs of a model may be constants; frontiers may not.
+    let computed = wanted.iter().filter(|name| slicer.index.is_dynamic(name));
+    slicer.check(&[computed.map(|name| (*name).to_owned()).collect()])?;
+    let taken: Vec<&str> = match given {
+        Some(given) => given.iter().map(String::as_str).collect(),
+        None => slicer.index.inputs(),
+    };
+    slicer.part(usize::from(given.is_some()), 1, &taken, wanted, &mut HashSet::new())
+}
+
+/// What all slices of a model are made from.
+struct Slicer<'m> {
+    model: &'m Model,
+    types: &'m Types,
+    index: Index<'m>,
+    position: HashMap<usize, usize>,
+    declared: HashMap<&'m str, &'m ValueInfoProto>,
+}
+
+impl<'m> Slicer<'m> {
+    fn new(model: &'m Model, types: &'m Types) -> Self {
+        let index = Index::new(model);
+        let graph = index.graph;
+        let position = index.order.iter().enumerate().map(|(p, &n)| (n, p)).collect();
+        let declared =
+            graph.input.iter().chain(&graph.output).chain(&graph.value_info).map(|v| (v.name(), v)).collect();
+        Self { model, types, index, position, declared }
+    }
+
+    /// Refuses frontiers of tensors that aren't there, or of constants.
+    fn check(&self, at: &[Vec<String>]) -> Result<(), SliceError> {
+        let (index, inputs) = (&self.index, self.index.inputs());
+        for (cut, frontier) in at.iter().enumerate() {
+            for tensor in frontier {
+                if !index.is_dynamic(tensor) {
+                    return Err(SliceError::Constant { cut, tensor: tensor.clone() });
+                }
+                if !index.producer.contains_key(tensor.as_str()) && !inputs.contains(&tensor.as_str()) {
+                    let names = index.producer.keys().chain(&inputs).copied().filter(|name| index.is_dynamic(name));
+                    return Err(SliceError::Unknown { cut, tensor: tensor.clone(), near: nearest(tensor, names) });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Slice `part` of those that `cuts` cuts make. `before` is what the slices
+    /// before it compute.
+    fn part<'n>(
+        &self,
+        part: usize,
+        cuts: usize,
+        given: &[&'n str],
+        wanted: &[&'n str],
+        before: &mut HashSet<usize>,
+    ) -> Result<Model, SliceError>
+    where
+        'm: 'n,
+    {
+        let index = &self.index;
+        let taken: HashSet<&str> = given.iter().copied().collect();
+        let nodes = index.needed_for(wanted, &taken);
         if part > 0 {
             // Walking back past the frontier means that it isn't complete:
             // name the values that cross it, not their causes.
-            index.add_needed(&boundaries[part], &HashSet::new(), &mut before);
+            index.add_needed(given, &HashSet::new(), before);
             let is_before = |name: &str| index.producer.get(name).is_none_or(|p| before.contains(p));
             let crossing: BTreeSet<String> = nodes
                 .iter()
                 .filter(|n| !before.contains(n))
-                .flat_map(|&n| index.reads[n].iter())
-                .chain(&boundaries[part + 1])
-                .filter(|name| !given.contains(**name) && index.is_dynamic(name) && is_before(name))
-                .map(|name| (*name).to_owned())
+                .flat_map(|&n| index.reads[n].iter().copied())
+                .chain(wanted.iter().copied())
+                .filter(|name| !taken.contains(*name) && index.is_dynamic(name) && is_before(name))
+                .map(str::to_owned)
                 .collect();
             if !crossing.is_empty() {
-                let behind = boundaries[part + 1].iter().all(|name| is_before(name));
-                if behind && part < at.len() {
+                let behind = wanted.iter().all(|name| is_before(name));
+                if behind && part < cuts {
                     return Err(SliceError::Order { cut: part });
                 }
                 return Err(SliceError::Incomplete { cut: part - 1, missing: crossing.into_iter().collect() });
             }
         }
         let mut nodes: Vec<usize> = nodes.into_iter().collect();
-        nodes.sort_unstable_by_key(|n| position[n]);
-        let part = Part { nodes: &nodes, given: &boundaries[part], wanted: &boundaries[part + 1] };
-        slices.push(build(model, types, &index, &declared, part)?);
+        nodes.sort_unstable_by_key(|n| self.position[n]);
+        build(self.model, self.types, index, &self.declared, Part { nodes: &nodes, given, wanted })
     }
-    Ok(slices)
 }
 
 /// What one slice is made of: its nodes in order, and its boundaries.

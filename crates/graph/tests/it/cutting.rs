@@ -25,7 +25,7 @@ fn symbol(value: impl Hash) -> u64 {
 }
 
 /// The model's outputs as symbols, in order.
-fn run(model: &Model, inputs: &HashMap<String, u64>) -> Vec<(String, u64)> {
+pub(crate) fn run(model: &Model, inputs: &HashMap<String, u64>) -> Vec<(String, u64)> {
     let mut values: HashMap<&str, u64> = inputs.iter().map(|(name, v)| (name.as_str(), *v)).collect();
     let graph = model.graph();
     values.extend(graph.initializer.iter().map(|t| (t.name(), symbol((t.name(), t.raw_data().len())))));
@@ -39,7 +39,7 @@ fn run(model: &Model, inputs: &HashMap<String, u64>) -> Vec<(String, u64)> {
     graph.output.iter().map(|o| (o.name().to_owned(), values[o.name()])).collect()
 }
 
-fn given(model: &Model) -> HashMap<String, u64> {
+pub(crate) fn given(model: &Model) -> HashMap<String, u64> {
     model.inputs().into_iter().map(|v| (v.name.clone(), symbol(v.name))).collect()
 }
 
@@ -239,13 +239,13 @@ fn wrong_frontiers_are_named() {
 
 /// One node of a random graph.
 #[derive(Debug, Clone)]
-struct Random {
+pub(crate) struct Random {
     kind: u8,
     picks: Vec<Pick>,
     outputs: usize,
 }
 
-fn nodes() -> impl Strategy<Value = Vec<Random>> {
+pub(crate) fn nodes() -> impl Strategy<Value = Vec<Random>> {
     let node = (0u8..8, prop::collection::vec(any::<Pick>(), 1..4), 1usize..4)
         .prop_map(|(kind, picks, outputs)| Random { kind, picks, outputs });
     prop::collection::vec(node, 1..14)
@@ -253,7 +253,7 @@ fn nodes() -> impl Strategy<Value = Vec<Random>> {
 
 /// A graph of nodes that add values, mix them to several, capture them in
 /// bodies, or make more of constants alone; in an order given by `keys`.
-fn random_model(nodes: &[Random], keys: &[u32]) -> Model {
+pub(crate) fn random_model(nodes: &[Random], keys: &[u32]) -> Model {
     let mut values: Vec<String> = ["x0", "x1", "w0"].map(str::to_owned).to_vec();
     let mut constants = vec!["w0".to_owned(), "w1".to_owned()];
     let mut text = "x0: f32[2,3]\nx1: f32[2,3]\nw0 = f32[2,3]\nw1 = f32[2,3]\n".to_owned();

@@ -4,6 +4,7 @@ mod assets;
 mod checks;
 mod costs;
 mod cutting;
+mod exits;
 mod external;
 mod infer_types;
 mod inlining;
