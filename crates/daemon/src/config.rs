@@ -216,6 +216,11 @@ pub struct NodeConfig {
     /// Seconds in which a model must be measured; one that takes longer isn't
     /// offered here.
     pub profile_seconds: u64,
+    /// Inferences of each caller that may go past every early exit, in a
+    /// minute; any number when it is missing. Beyond it the caller gets the
+    /// deepest exit's answer, marked as degraded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deep_per_minute: Option<u32>,
     /// What plans make small.
     pub objective: Objective,
     /// What plans must keep.
@@ -246,6 +251,7 @@ impl Default for NodeConfig {
             requests_bytes: None,
             shares: SharesConfig::default(),
             profile_seconds: PROFILE_SECONDS_DEFAULT,
+            deep_per_minute: None,
             objective: Objective::Latency,
             limits: Limits::default(),
             watts: 0.0,

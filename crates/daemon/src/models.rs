@@ -14,9 +14,12 @@ use tierline_engine::{
     Apart, Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session, StateSlot, Stateful, Stop,
 };
 use tierline_graph::cuts::{Cut, candidates, cuts};
+use tierline_graph::exits::{self, Exits};
 use tierline_graph::fold::{Purpose, fold, fold_for};
 use tierline_graph::infer::{Types, infer_types, infer_types_with};
+use tierline_graph::profile::ModelProfile;
 use tierline_graph::{DataType, Dim, Model, Tensor, ValueInfo};
+use tierline_plan::request::Exit;
 use tierline_proto::limits::RUN_BYTES_MAX;
 
 use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
@@ -50,8 +53,23 @@ pub struct Manifest {
     pub nodes: u64,
     /// Elements of its weights.
     pub parameters: u64,
-    /// Multiply-adds at `input_shapes`, where known.
+    /// Multiply-adds at `input_shapes`, where known; those of exits' heads aside.
     pub macs: Option<u64>,
+    /// Early exits, where it has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exits: Option<PlacedExits>,
+}
+
+/// Early exits of a model, and where they are judged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlacedExits {
+    /// What the model's file says.
+    pub stated: Exits,
+    /// The output of the model's end that they are judged by.
+    pub judged: String,
+    /// Per exit the candidate cut at which it is judged; one more than there
+    /// are for an exit that comes too late to spare anything.
+    pub cuts: Vec<usize>,
 }
 
 /// A model folded for training: Dropout stays, and shared weights stay one.
@@ -133,22 +151,39 @@ impl Prepared {
     ) -> NodeResult<Manifest> {
         let cuts_max = if cuts_max == 0 { CANDIDATE_CUTS_MAX } else { cuts_max.min(CANDIDATE_CUTS_MAX) };
         let types = self.types(&shapes)?;
-        let all = cuts(&self.model, &types);
-        let chosen = candidates(&self.model, &types, &all, cuts_max);
-        let costs = tierline_graph::cost::cost(&self.model, &types);
+        let stated = Exits::of(&self.model).of_kind(ErrorKind::Input)?;
+        let chosen = match &stated {
+            Some(stated) => exits::candidates(&self.model, &types, stated, cuts_max).of_kind(ErrorKind::Input)?,
+            None => candidates(&self.model, &types, &cuts(&self.model, &types), cuts_max),
+        };
+        let cuts: Vec<Vec<String>> = chosen.into_iter().map(|c| c.tensors).collect();
+        let (mut outputs, mut macs) =
+            (self.model.outputs(), tierline_graph::cost::total_macs(&tierline_graph::cost::cost(&self.model, &types)));
+        let placed = match stated {
+            Some(stated) => {
+                let ends = stated.ends(&self.model);
+                outputs.retain(|output| ends.contains(&output.name));
+                macs = exits::trunk_macs(&self.model, &types, &stated);
+                let judged = stated.judged(&self.model).of_kind(ErrorKind::Input)?;
+                let cuts = exits::places(&self.model, &stated, &cuts).of_kind(ErrorKind::Input)?;
+                Some(PlacedExits { stated, judged, cuts })
+            }
+            None => None,
+        };
         Ok(Manifest {
             name: name.to_owned(),
             digest: self.digest.clone(),
             bytes: self.bytes,
             source_digest,
             inputs: self.model.inputs(),
-            outputs: self.model.outputs(),
+            outputs,
             input_shapes: shapes,
-            cuts: chosen.into_iter().map(|c| c.tensors).collect(),
+            cuts,
             sample: BTreeMap::new(),
             nodes: self.model.graph().node.len() as u64,
             parameters: tierline_graph::cost::parameters(&self.model),
-            macs: tierline_graph::cost::total_macs(&costs),
+            macs,
+            exits: placed,
         })
     }
 }
@@ -216,6 +251,9 @@ impl Manifest {
         if let Some(crowd) = self.cuts.iter().map(Vec::len).find(|len| *len > CUT_TENSORS_MAX) {
             return Err(format!("{crowd} tensors at a cut; at most {CUT_TENSORS_MAX} are taken"));
         }
+        if let Some(exits) = &self.exits {
+            exits.check(self.cuts.len())?;
+        }
         // What can't be sent to it, it can't be measured at either.
         let mut bytes = 0u64;
         for input in &self.inputs {
@@ -248,6 +286,67 @@ impl Manifest {
                 position,
             })
             .collect()
+    }
+}
+
+/// Bytes of a tensor's name in what another node says of exits.
+const NAME_BYTES_MAX: usize = tierline_proto::limits::NAME_BYTES_MAX;
+
+impl PlacedExits {
+    /// Per exit the share of the examples that reach it which go on, as it was
+    /// calibrated: `None` where the file doesn't say for these thresholds.
+    #[must_use]
+    pub fn calibrated(&self) -> Vec<Option<f64>> {
+        let rules: Vec<Option<f64>> = self.stated.exits.iter().map(|exit| exit.rule.map(|r| r.threshold)).collect();
+        let point = self.stated.calibration.iter().flat_map(|c| &c.points).find(|point| point.thresholds == rules);
+        let Some(point) = point else { return vec![None; rules.len()] };
+        let mut reach = 1.0;
+        let go_on = |leave: &f64| {
+            let go_on = if reach > 0.0 { (1.0 - leave / reach).clamp(0.0, 1.0) } else { 1.0 };
+            reach -= leave;
+            Some(go_on)
+        };
+        point.leave.iter().map(go_on).collect()
+    }
+
+    /// The exits that answer by their own rules, for a plan: `go_on` is the
+    /// share that goes on at each exit, `profiles` are those of the tiers.
+    #[must_use]
+    pub fn planned(&self, go_on: &[f64], profiles: &[&ModelProfile]) -> Vec<Exit> {
+        let segments = profiles.first().map_or(0, |profile| profile.segments.len());
+        let ruled = self.stated.exits.iter().zip(&self.cuts).zip(go_on).enumerate();
+        let ruled = ruled.filter(|(_, ((exit, cut), _))| exit.rule.is_some() && **cut + 1 < segments);
+        let head = |index: usize| profiles.iter().map(move |p| p.head_ns.get(index).copied().flatten().unwrap_or(0));
+        ruled
+            .map(|(index, ((_, cut), go_on))| Exit {
+                number: index + 1,
+                segment: *cut,
+                go_on: *go_on,
+                head_ns: head(index).collect(),
+            })
+            .collect()
+    }
+
+    /// Refuses what no manifest has.
+    fn check(&self, cuts: usize) -> Result<(), String> {
+        let exits = &self.stated.exits;
+        if exits.len() > exits::EXITS_MAX || self.cuts.len() != exits.len() {
+            return Err(format!("{} exits, {} places of such", exits.len(), self.cuts.len()));
+        }
+        if self.cuts.iter().any(|cut| *cut > cuts) || self.cuts.windows(2).any(|pair| pair[0] > pair[1]) {
+            return Err(format!("exits at cuts {:?} of {cuts}", self.cuts));
+        }
+        let names = exits.iter().flat_map(|exit| exit.outputs.keys().map(String::as_str).chain(exit.names()));
+        if let Some(long) = names.chain([self.judged.as_str()]).map(str::len).find(|len| *len > NAME_BYTES_MAX) {
+            return Err(format!("a tensor's name of {long} bytes"));
+        }
+        if exits.iter().filter_map(|exit| exit.rule).any(|rule| !rule.threshold.is_finite()) {
+            return Err("a threshold that is no number".to_owned());
+        }
+        if self.stated.calibration.as_ref().is_some_and(|c| c.points.len() > exits::POINTS_MAX) {
+            return Err("a calibration with too many points".to_owned());
+        }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tierline_engine::profiler::{CodecProbe, ProfileOptions, ProgressListener, profile};
+use tierline_engine::profiler::{CodecProbe, ProfileOptions, ProgressListener, heads, profile};
 use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
 use tierline_graph::profile::{CodecProfile, DeviceProfile, ModelProfile};
 use tierline_graph::{DataType, Elements, Model, Tensor};
@@ -54,8 +54,16 @@ pub fn measure(work: &Work<'_>, how: Measuring) -> Result<ModelProfile, EngineEr
     let Measuring { load, slowdown, progress, stop } = how;
     let digest = work.manifest.digest.clone();
     let options = ProfileOptions { digest, load, budget: PROFILE_TIME, progress, stop, ..ProfileOptions::default() };
-    let measured =
-        profile(work.engine.as_ref(), work.model, &work.manifest.cuts, work.inputs, &options, &mut CodecMeter)?;
+    let (engine, cuts, inputs) = (work.engine.as_ref(), &work.manifest.cuts, work.inputs);
+    let measured = match work.manifest.exits.as_ref().map(|exits| &exits.stated) {
+        None => profile(engine, work.model, cuts, inputs, &options, &mut CodecMeter)?,
+        Some(exits) => {
+            let trunk = exits.trunk(work.model).map_err(|e| EngineError::Prepare { reason: e.to_string() })?;
+            let of_trunk = profile(engine, &trunk, cuts, inputs, &options, &mut CodecMeter)?;
+            let head_ns = heads(engine, work.model, exits, cuts, inputs, &options)?;
+            ModelProfile { head_ns, ..of_trunk }
+        }
+    };
     Ok(if slowdown > 1.0 { slowed(measured, slowdown) } else { measured })
 }
 

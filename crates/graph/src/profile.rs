@@ -48,6 +48,10 @@ pub struct ModelProfile {
     pub output: CutProfile,
     /// Bytes of the model's inputs at these input shapes, and their codecs.
     pub input: CutProfile,
+    /// Time that the head of each early exit adds to the segment that it sits
+    /// behind, nanoseconds; `None` where the device can't run it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub head_ns: Vec<Option<u64>>,
 }
 
 /// One segment of a model on one device.
@@ -203,6 +207,8 @@ impl ModelProfile {
             size("memory of a segment", segment.memory_bytes)?;
         }
         time("time of the whole model", self.whole_ns)?;
+        count("exits", self.head_ns.len(), crate::exits::EXITS_MAX)?;
+        self.head_ns.iter().flatten().try_for_each(|ns| time("time of an exit's head", *ns))?;
         time("time to load", self.load_ns)?;
         share("spread", self.spread)?;
         size("size of the outputs", self.output_bytes)?;
@@ -237,6 +243,9 @@ impl DeviceProfile {
             for segment in &mut model.segments {
                 segment.time_ns = segment.time_ns.map(time);
             }
+            for head in &mut model.head_ns {
+                *head = head.map(time);
+            }
             for tensor in
                 model.cuts.iter_mut().chain([&mut model.input, &mut model.output]).flat_map(|c| &mut c.tensors)
             {
@@ -270,6 +279,7 @@ mod tests {
             output_bytes: 4,
             output: cut.clone(),
             input: cut,
+            head_ns: vec![Some(2), None],
         }
     }
 
@@ -277,7 +287,7 @@ mod tests {
     fn numbers_that_nobody_can_have_measured_are_refused() {
         profile().check().unwrap();
         type Change = fn(&mut ModelProfile);
-        let changes: [(Change, &str); 8] = [
+        let changes: [(Change, &str); 9] = [
             (|p| p.segments[0].time_ns = Some(u64::MAX), "time of a segment"),
             (|p| p.segments[1].memory_bytes = u64::MAX, "memory of a segment"),
             (|p| p.whole_ns = u64::MAX, "time of the whole model"),
@@ -286,6 +296,7 @@ mod tests {
             (|p| p.input.tensors[0].codecs[0].bytes = u64::MAX, "encoded size"),
             (|p| p.cuts[0].tensors[0].codecs[0].loss = f64::NAN, "loss of a codec"),
             (|p| p.cuts.clear(), "one more segment than cuts"),
+            (|p| p.head_ns[0] = Some(u64::MAX), "time of an exit's head"),
         ];
         for (change, what) in changes {
             let mut wrong = profile();

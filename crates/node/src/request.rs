@@ -14,6 +14,12 @@
 //! A next tier that shows no sign of life is not waited for either: a recovery
 //! starts beside the call, or with it where the silence began before.
 //!
+//! Where the model has early exits, the node's own segments run in steps, and
+//! the shell judges each exit's answer. One that is sure enough ends the
+//! request. One that isn't is kept: it is the answer when going on fails, when
+//! the caller may go no deeper, or when no time is left; so a request that has
+//! passed an exit is always answered.
+//!
 //! A request that is wrong in itself (tensors that don't fit the model) fails
 //! at once, whoever says so: no other node would answer it.
 //!
@@ -37,6 +43,9 @@ pub const RESERVE_FACTOR: f64 = 1.5;
 /// Reserved on top, for queueing and for the way back.
 pub const RESERVE_SLACK: Duration = Duration::from_millis(5);
 
+/// Why a caller gets an exit's answer that isn't sure.
+pub const DEEP_BUDGET_SPENT: &str = "the caller has used up its budget of inferences that go deeper";
+
 /// Ways to recover that a request may carry.
 pub const RECOVERIES_MAX: usize = 8;
 
@@ -47,8 +56,9 @@ pub struct Setup {
     pub node: String,
     /// When it must be answered.
     pub deadline: Time,
-    /// Segments to run here first; `None` relays the tensors as they came.
-    pub local: Option<Local>,
+    /// Segments to run here first, one step after the other: each but the last
+    /// ends where an exit is judged. None relays the tensors as they came.
+    pub local: Vec<Local>,
     /// Who runs the rest; `None` when `local` reaches the outputs.
     pub upstream: Option<Upstream>,
     /// Longest wait for the next tier before a recovery starts beside it;
@@ -95,6 +105,19 @@ pub enum Recovery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Op(pub u32);
 
+/// What a run of segments came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ran {
+    /// Nothing to judge: the tensors are at hand.
+    On,
+    /// An exit's answer, sure enough.
+    Sure,
+    /// An exit's answer, to be kept while the request goes on.
+    Unsure,
+    /// An exit's answer, not sure enough; but the caller may go no deeper.
+    Capped,
+}
+
 /// What happens to a request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -105,7 +128,7 @@ pub enum Event {
         /// Which.
         op: Op,
         /// How. A refusal by the queue is a failure too.
-        result: Result<(), Failure>,
+        result: Result<Ran, Failure>,
     },
     /// A call was answered: all tensors are here and decoded.
     CallDone {
@@ -210,7 +233,8 @@ struct Active {
 ///
 /// Invariants: `Finish` is emitted exactly once, at the latest at the first
 /// step at or after the deadline, unless the caller cancelled; nothing is
-/// active afterwards.
+/// active afterwards. Once an exit's answer is at hand, only a request that is
+/// wrong in itself fails.
 #[derive(Debug)]
 pub struct Request {
     setup: Setup,
@@ -222,6 +246,10 @@ pub struct Request {
     hedge_at: Option<Time>,
     /// The parent that shows no sign of life, and what was waited for.
     silent: Option<(Peer, String)>,
+    /// Local steps begun.
+    steps: usize,
+    /// The run whose exit has the best answer so far.
+    at_hand: Option<Op>,
     /// Recoveries begun or ruled out.
     tried: BTreeSet<usize>,
     /// What went wrong first: the cause of a degraded answer.
@@ -241,6 +269,8 @@ impl Request {
             down,
             hedge_at: None,
             silent: None,
+            steps: 0,
+            at_hand: None,
             tried: BTreeSet::new(),
             trouble: None,
             done: false,
@@ -268,17 +298,24 @@ impl Request {
             Event::Silent { peer, reason } => self.silent(now, peer, reason, out),
             Event::Wake => self.hedge(now, out),
         }
-        if late && !self.done {
-            self.fail(self.deadline_failure(), out);
+        // An answer at hand goes out in time; without one, time decides alone.
+        if !self.done && (late || now >= self.due()) {
+            self.give_up(Cause::Deadline, self.deadline_failure(), out);
         }
         actions
+    }
+
+    /// When the request must end, with what is at hand.
+    fn due(&self) -> Time {
+        let deadline = self.setup.deadline;
+        if self.at_hand.is_some() { deadline - RESERVE_SLACK } else { deadline }
     }
 
     /// When the machine wants `Wake`.
     #[must_use]
     pub fn wake(&self) -> Option<Time> {
-        let deadline = self.setup.deadline;
-        (!self.done).then(|| self.hedge_at.map_or(deadline, |at| at.min(deadline)))
+        let due = self.due();
+        (!self.done).then(|| self.hedge_at.map_or(due, |at| at.min(due)))
     }
 
     /// Whether it has ended.
@@ -291,26 +328,49 @@ impl Request {
         if self.next_op != 0 {
             return;
         }
-        match (self.setup.local, self.setup.upstream) {
-            (Some(local), _) => self.run(local.span, Kind::Local, out),
-            (None, Some(upstream)) => self.hand_on(now, upstream, out),
-            (None, None) => {
-                let failure =
-                    Failure::new(Code::Internal, "a request without a plan: neither segments nor a next tier");
-                self.fail(failure, out);
+        if self.setup.local.is_empty() && self.setup.upstream.is_none() {
+            let failure = Failure::new(Code::Internal, "a request without a plan: neither segments nor a next tier");
+            return self.fail(failure, out);
+        }
+        self.go_on(now, None, out);
+    }
+
+    /// The next step here, or what comes after the last: `made` has the
+    /// tensors at hand.
+    fn go_on(&mut self, now: Time, made: Option<Op>, out: &mut Vec<Action>) {
+        let next = self.setup.local.get(self.steps).copied();
+        match (next, self.setup.upstream, made) {
+            (Some(step), _, _) => {
+                self.steps += 1;
+                self.run(step.span, Kind::Local, out);
             }
+            (None, Some(upstream), _) => self.hand_on(now, upstream, out),
+            (None, None, Some(made)) => self.answer(made, None, out),
+            (None, None, None) => {}
         }
     }
 
-    fn run_done(&mut self, now: Time, op: Op, result: Result<(), Failure>, late: bool, out: &mut Vec<Action>) {
+    fn run_done(&mut self, now: Time, op: Op, result: Result<Ran, Failure>, late: bool, out: &mut Vec<Action>) {
         let Some(active) = self.take(op) else { return };
-        match (active.kind, result, self.setup.upstream) {
-            (Kind::Local, Ok(()), None) => self.answer(op, None, out),
-            (Kind::Local, Ok(()), Some(upstream)) if !late => self.hand_on(now, upstream, out),
-            (Kind::Local, Ok(()), Some(_)) => {}
-            (Kind::Recovery, Ok(()), _) => self.answer(op, None, out),
-            (_, Err(failure), _) => self.trouble(now, Cause::LocalFailure, failure, late, out),
-            (Kind::Planned, Ok(()), _) => {}
+        match (active.kind, result) {
+            (_, Err(failure)) => self.trouble(now, Cause::LocalFailure, failure, late, out),
+            (Kind::Recovery, Ok(_)) | (Kind::Local, Ok(Ran::Sure)) => self.answer(op, None, out),
+            (Kind::Local, Ok(Ran::Capped)) => {
+                let failure = Failure::new(Code::Overloaded, DEEP_BUDGET_SPENT);
+                self.trouble = Some((Cause::DeepBudget, failure));
+                self.answer(op, None, out);
+            }
+            (Kind::Local, Ok(ran)) => {
+                if ran == Ran::Unsure {
+                    self.at_hand = Some(op);
+                }
+                // What reaches the outputs at the deadline is an answer still.
+                let ends = self.steps == self.setup.local.len() && self.setup.upstream.is_none();
+                if !late || ends {
+                    self.go_on(now, Some(op), out);
+                }
+            }
+            (Kind::Planned, Ok(_)) => {}
         }
     }
 
@@ -409,7 +469,10 @@ impl Request {
         }
         match self.next_recovery(now) {
             Some(recovery) => self.recover(now, recovery, out),
-            None => self.fail(self.no_way(failure), out),
+            None => {
+                let failure = self.no_way(failure);
+                self.give_up(cause, failure, out);
+            }
         }
     }
 
@@ -467,6 +530,18 @@ impl Request {
             node: self.setup.node.clone(),
         });
         self.end(Some(RequestOutcome::Answer { op, degraded: own.or(degraded) }), out);
+    }
+
+    /// Nothing better is to come: an exit's answer where there is one, else
+    /// the failure.
+    fn give_up(&mut self, cause: Cause, failure: Failure, out: &mut Vec<Action>) {
+        match self.at_hand {
+            Some(op) => {
+                self.trouble.get_or_insert((cause, failure));
+                self.answer(op, None, out);
+            }
+            None => self.fail(failure, out),
+        }
     }
 
     fn fail(&mut self, failure: Failure, out: &mut Vec<Action>) {

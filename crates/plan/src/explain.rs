@@ -10,8 +10,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluate::{Route, Violation};
-use crate::plan::Plan;
-use crate::request::{Objective, PlanRequest};
+use crate::plan::{Plan, plan_with_direct};
+use crate::request::{LinkCondition, Objective, PlanRequest};
 
 /// Times measured while the plan ran, nanoseconds, medians; what wasn't
 /// measured is missing.
@@ -57,6 +57,32 @@ pub struct Explanation {
     pub runner_up: Option<Alternative>,
     /// What would be better but for a limit.
     pub binding: Option<BindingLimit>,
+    /// The early exits, and what they are worth: filled in by [`Explanation::with_exits`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exits: Vec<ExitWorth>,
+}
+
+/// An early exit in a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExitWorth {
+    /// Its number among the model's exits, from 1.
+    pub number: usize,
+    /// The segment behind which it is judged.
+    pub segment: usize,
+    /// The tier that judges it.
+    pub tier: String,
+    /// Share of the requests that get there.
+    pub reach: f64,
+    /// Share of the requests that leave there.
+    pub leave: f64,
+    /// Time of its head there, nanoseconds.
+    pub head_ns: f64,
+    /// What the objective makes of the best placement without it, if there is
+    /// one; the other exits let as many of those that reach them go on as before.
+    pub without: Option<f64>,
+    /// How much more that is, as a share of the plan's; negative: less, and the
+    /// exit isn't worth its head.
+    pub worth: Option<f64>,
 }
 
 /// A stage or a link.
@@ -159,6 +185,45 @@ pub fn explain(request: &PlanRequest, plan: &Plan, measured: Option<&Measured>) 
             reason: b.violation.to_string(),
             refused: alternative(&b.bounds, b.route, b.objective_value),
         }),
+        exits: Vec::new(),
+    }
+}
+
+impl Explanation {
+    /// Adds what each early exit is worth under `links`, and the direct link if
+    /// there is one: the best placement without it is looked for.
+    #[must_use]
+    pub fn with_exits(
+        mut self,
+        request: &PlanRequest,
+        plan: &Plan,
+        links: &[LinkCondition],
+        direct: Option<&LinkCondition>,
+    ) -> Self {
+        let n = request.segments();
+        let tier_of = |segment: usize| {
+            let above = |k: usize| plan.bounds.get(k).is_none_or(|bound| segment < (*bound).min(n));
+            (0..request.tiers.len()).find(|k| above(*k)).unwrap_or(0)
+        };
+        let worth = |(at, exit): (usize, &crate::request::Exit)| {
+            let mut others = request.clone();
+            others.exits.remove(at);
+            let without = plan_with_direct(&others, links, direct).ok().map(|plan| plan.objective_value);
+            let reach: f64 = request.exits[..at].iter().map(|earlier| earlier.go_on).product();
+            let tier = tier_of(exit.segment);
+            ExitWorth {
+                number: exit.number,
+                segment: exit.segment,
+                tier: request.tiers[tier].name.clone(),
+                reach,
+                leave: reach * (1.0 - exit.go_on),
+                head_ns: exit.head_ns.get(tier).map_or(0.0, |ns| *ns as f64),
+                without,
+                worth: without.filter(|_| plan.objective_value > 0.0).map(|w| w / plan.objective_value - 1.0),
+            }
+        };
+        self.exits = request.exits.iter().enumerate().map(worth).collect();
+        self
     }
 }
 
@@ -232,6 +297,21 @@ impl fmt::Display for Explanation {
                 Value(self.objective, r.objective_value),
                 r.more * 100.0
             )?,
+        }
+        for exit in &self.exits {
+            write!(
+                f,
+                "\nexit {}: behind segment {} on {}, {:.0} % of requests get there, {:.0} % leave; head {}",
+                exit.number,
+                exit.segment,
+                exit.tier,
+                exit.reach * 100.0,
+                exit.leave * 100.0,
+                Time(exit.head_ns)
+            )?;
+            if let (Some(without), Some(worth)) = (exit.without, exit.worth) {
+                write!(f, "; without it {} ({:+.1} %)", Value(self.objective, without), worth * 100.0)?;
+            }
         }
         if self.loss > 0.0 {
             write!(f, "\nloss: codecs change the outputs by {:.1e}", self.loss)?;

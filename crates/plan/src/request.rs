@@ -185,6 +185,8 @@ impl Default for Limits {
 /// An early exit: after `segment`, a share of the requests is answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Exit {
+    /// Its number among the model's exits, from 1.
+    pub number: usize,
     /// The head sits behind this segment.
     pub segment: usize,
     /// Share of the requests that reach it which go on, 0 to 1.

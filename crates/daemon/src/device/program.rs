@@ -1,9 +1,10 @@
 //! What runs on a device: a model in segments, and the slices that sessions are
 //! loaded from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use tierline_graph::exits::{self, Rule};
 use tierline_graph::infer::Types;
 use tierline_graph::slice::SliceError;
 use tierline_graph::{Model, Tensor, ValueInfo};
@@ -49,6 +50,33 @@ impl Program {
         self.manifest.cuts.len() + 1
     }
 
+    /// Exits judged once `to` segments have run.
+    pub fn exits_at(&self, to: usize) -> impl Iterator<Item = usize> + '_ {
+        let cuts = self.manifest.exits.iter().flat_map(|exits| &exits.cuts).enumerate();
+        cuts.filter(move |(_, cut)| *cut + 1 == to && to < self.segments()).map(|(exit, _)| exit)
+    }
+
+    /// The exits that answer by their own rules.
+    #[must_use]
+    pub fn ruled_exits(&self) -> Vec<ActiveExit> {
+        let Some(exits) = &self.manifest.exits else { return Vec::new() };
+        let rules = exits.stated.exits.iter().map(|exit| exit.rule).zip(&exits.cuts).enumerate();
+        let active = |(index, (rule, cut)): (usize, (Option<Rule>, &usize))| {
+            Some(ActiveExit { index, segment: cut + 1, rule: rule? })
+        };
+        rules.filter_map(active).filter(|exit| exit.segment < self.segments()).collect()
+    }
+
+    /// Where segments `first..last` are interrupted to judge exits: the
+    /// ends of the steps between, `last` among them.
+    #[must_use]
+    pub fn steps(&self, first: usize, last: usize, exits: &[ActiveExit]) -> Vec<(usize, usize)> {
+        let ends: BTreeSet<usize> =
+            exits.iter().map(|exit| exit.segment).filter(|at| first < *at && *at < last).collect();
+        let ends: Vec<usize> = ends.into_iter().chain([last]).collect();
+        std::iter::once(first).chain(ends.iter().copied()).zip(ends.iter().copied()).filter(|(a, b)| a < b).collect()
+    }
+
     /// Names of the tensors that enter segment `index`: the model's inputs
     /// for the first, else the frontier before it.
     #[must_use]
@@ -83,13 +111,30 @@ pub struct Source {
     pub types: Types,
 }
 
+/// An exit that may answer a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ActiveExit {
+    /// Its place among the model's exits, from 0.
+    pub index: usize,
+    /// Segments that have run when it is judged.
+    pub segment: usize,
+    /// When it answers.
+    pub rule: Rule,
+}
+
 impl Source {
-    /// The model of segments `from..to` of `program`.
+    /// The model of segments `from..to` of `program`: it gives the frontier
+    /// behind them, and the answers of exits that are judged there.
     ///
     /// # Errors
     /// When the cuts don't fit the model.
     pub fn slice(&self, program: &Program, from: usize, to: usize) -> Result<Model, SliceError> {
         let cuts = &program.manifest.cuts;
+        if let Some(exits) = &program.manifest.exits {
+            let judged: Vec<usize> = program.exits_at(to).collect();
+            let part = exits::Part { cuts, from, to, exits: &judged };
+            return exits::slice(&self.model, &self.types, &exits.stated, part);
+        }
         let mut at = Vec::new();
         if from > 0 {
             at.push(cuts[from - 1].clone());

@@ -14,6 +14,7 @@
 //! whole and to its halves at some cuts (`spread.rs`).
 
 mod chain;
+mod heads;
 mod measure;
 pub(crate) mod memory;
 mod progress;
@@ -27,6 +28,7 @@ use tierline_graph::slice::slice;
 use tierline_graph::{Model, Tensor, Types, cost, infer_computed_types, infer_types_with};
 
 use self::chain::{Chain, Values, cannot, pick};
+pub use self::heads::heads;
 use self::measure::{Rounds, Runner, Step, deviation, error, typical};
 pub use self::progress::{Phase, Progress, ProgressListener};
 use self::spread::Anchor;
@@ -224,6 +226,7 @@ pub fn profile_with(
         output_bytes,
         output,
         input,
+        head_ns: Vec::new(),
     })
 }
 

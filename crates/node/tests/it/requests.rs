@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tierline_node::admit::{self, Class, Job, JobId, Limits, Queue};
-use tierline_node::request::{Action, Event, Local, Op, Recovery, Request, RequestOutcome, Setup, Upstream};
+use tierline_node::request::{Action, Event, Local, Op, Ran, Recovery, Request, RequestOutcome, Setup, Upstream};
 use tierline_node::{Peer, Rng, Span, Time};
 use tierline_proto::v1::{Degraded, degraded::Cause};
 use tierline_proto::{Code, Failure};
@@ -27,6 +27,8 @@ struct Weather {
     /// Requests per second and slots per node.
     rate: u64,
     slots: usize,
+    /// Whether half of the models have exits.
+    exits: bool,
 }
 
 type Key = u64;
@@ -57,9 +59,14 @@ struct Live {
     above: BTreeMap<Op, Key>,
     /// Ops that are the planned path.
     planned: Vec<Op>,
+    /// Those of them that end at an exit.
+    judged: Vec<Op>,
     deadline: Time,
     /// Degraded answers that came from above, by op.
     came_degraded: BTreeMap<Op, bool>,
+    /// Exits that were passed, and the verdict that ended the request.
+    passed: u32,
+    verdict: Option<(Op, Ran)>,
 }
 
 struct Node {
@@ -81,6 +88,8 @@ struct Shape {
     /// Share of the model done before leaving tier 0 and tier 1.
     cuts: [f64; 2],
     holds: [bool; 2],
+    /// Whether each tier's part has exits inside and at its end.
+    exits: bool,
 }
 
 struct World<'a> {
@@ -132,7 +141,11 @@ impl<'a> World<'a> {
         let time = shape.whole[node];
         let until = if node < 2 { shape.cuts[node].max(from) } else { 1.0 };
         let span = |from: f64, to: f64| Span { first: (from * 100.0) as u32, last: (to * 100.0) as u32 };
-        let local = (until > from).then(|| Local { span: span(from, until), predicted: share(time, from, until) });
+        let steps = if shape.exits { 3 } else { 1 };
+        let step = |at: u32| if at == steps { until } else { from + (until - from) * f64::from(at) / f64::from(steps) };
+        let local = (0..steps).map(|s| (step(s), step(s + 1)));
+        let local = local.map(|(from, to)| Local { span: span(from, to), predicted: share(time, from, to) });
+        let local = if until > from { local.collect() } else { Vec::new() };
         let upstream = (until < 1.0).then(|| {
             let above: Duration = share(shape.whole[node + 1], until, 1.0);
             Upstream { peer: PARENT, predicted: above + ms(20), back: ms(5) }
@@ -143,8 +156,18 @@ impl<'a> World<'a> {
         let setup = Setup { node: format!("n{node}"), deadline, local, upstream, patience: None, recoveries };
         let down = if self.nodes[node].leased { vec![] } else { vec![(PARENT, "no lease".to_owned())] };
         let machine = Request::new(setup, down);
-        let live =
-            Live { machine, caller, above: BTreeMap::new(), planned: vec![], deadline, came_degraded: BTreeMap::new() };
+        let (above, came_degraded) = (BTreeMap::new(), BTreeMap::new());
+        let live = Live {
+            machine,
+            caller,
+            above,
+            planned: vec![],
+            judged: vec![],
+            deadline,
+            came_degraded,
+            passed: 0,
+            verdict: None,
+        };
         self.shapes.insert(key, shape);
         self.nodes[node].live.insert(key, live);
         assert!(now <= deadline);
@@ -157,7 +180,10 @@ impl<'a> World<'a> {
         if let Event::CallDone { op, result: Ok(degraded) } = &event {
             live.came_degraded.insert(*op, degraded.is_some());
         }
+        let cancelled = event == Event::Cancel;
         let actions = live.machine.step(now, event);
+        // One that has ended while its end is still being performed stays until then.
+        let ends = cancelled || actions.iter().any(|action| matches!(action, Action::Finish(_)));
         for action in actions {
             self.perform(node, key, action);
         }
@@ -165,7 +191,8 @@ impl<'a> World<'a> {
         assert!(now < live.deadline || live.machine.is_done(), "still going at its deadline");
         match live.machine.wake() {
             Some(wake) => self.schedule.at(wake, Ev::Wake(node, key)),
-            None => drop(self.nodes[node].live.remove(&key)),
+            None if ends => drop(self.nodes[node].live.remove(&key)),
+            None => {}
         }
     }
 
@@ -180,6 +207,8 @@ impl<'a> World<'a> {
                 self.nodes[node].jobs.insert(id, (key, op, actual));
                 if let Some(live) = self.nodes[node].live.get_mut(&key).filter(|_| !recovery) {
                     live.planned.push(op);
+                    // Where the outputs are, nothing is left to judge.
+                    live.judged.extend((span.last < 100).then_some(op));
                 }
                 let class = if recovery { Class::Recovery } else { Class::Interactive };
                 let (caller, service) = (admit::Caller(0), service.mul_f64(0.99));
@@ -217,10 +246,19 @@ impl<'a> World<'a> {
                     RequestOutcome::Answer { op, degraded } => {
                         let planned = live.planned.contains(op);
                         let came = live.came_degraded.get(op).copied().unwrap_or(false);
-                        assert_eq!(degraded.is_some(), !planned || came, "degraded iff not the planned way");
-                        planned
+                        // An exit's answer is the planned one where it was sure.
+                        let kept = match live.verdict {
+                            Some((at, Ran::Sure)) if at == *op => false,
+                            Some((at, _)) if at == *op => true,
+                            _ => false,
+                        };
+                        assert_eq!(degraded.is_some(), !planned || came || kept, "degraded iff not the planned way");
+                        planned && !kept
                     }
-                    RequestOutcome::Failed(_) => false,
+                    RequestOutcome::Failed(failure) => {
+                        assert_eq!(live.passed, 0, "an answer was at hand: {failure}");
+                        false
+                    }
                 };
                 assert!(now <= live.deadline);
                 match live.caller {
@@ -273,6 +311,7 @@ impl<'a> World<'a> {
             whole: [whole, whole / 4, whole / 16],
             cuts: [first, second],
             holds: [self.rng.u8(..4) != 0, self.rng.bool()],
+            exits: self.weather.exits && self.rng.bool(),
         };
         // The planned part, then a recovery of the rest, fit with room.
         let deadline = now + whole.mul_f64(1.9) + ms(30) + between(self.rng, [ms(0), ms(2_000)]);
@@ -328,7 +367,11 @@ impl<'a> World<'a> {
             Ev::RunDone(node, id, fails) => {
                 let Some((key, op, _)) = self.nodes[node].jobs.remove(&id) else { return };
                 self.queue(node, admit::Event::Done(id));
-                let result = if fails { Err(Failure::new(Code::Engine, "the engine failed")) } else { Ok(()) };
+                let result = if fails {
+                    Err(Failure::new(Code::Engine, "the engine failed"))
+                } else {
+                    Ok(self.judge(node, key, op))
+                };
                 self.event(node, key, Event::RunDone { op, result });
             }
             Ev::CallArrives { node, key, caller, remaining, whole } => {
@@ -380,6 +423,22 @@ impl<'a> World<'a> {
         }
     }
 
+    /// What the exit behind a planned run says.
+    fn judge(&mut self, node: usize, key: Key, op: Op) -> Ran {
+        let exits = self.shapes.get(&key).is_some_and(|shape| shape.exits);
+        let live = self.nodes[node].live.get_mut(&key).filter(|live| exits && live.judged.contains(&op));
+        let Some(live) = live else { return Ran::On };
+        let ran = match self.rng.u8(..20) {
+            0..3 => Ran::Sure,
+            3 => Ran::Capped,
+            4 => return Ran::On,
+            _ => Ran::Unsure,
+        };
+        live.verdict = Some((op, ran));
+        live.passed += u32::from(ran == Ran::Unsure);
+        ran
+    }
+
     fn run(mut self) -> Vec<(RequestOutcome, bool, bool)> {
         self.schedule.after(ms(0), Ev::Arrive);
         if self.weather.faults {
@@ -404,7 +463,7 @@ impl<'a> World<'a> {
 
 #[test]
 fn without_faults_every_answer_is_the_planned_one() {
-    let weather = Weather { faults: false, engine_faults: false, rate: 4, slots: 64 };
+    let weather = Weather { faults: false, engine_faults: false, rate: 4, slots: 64, exits: false };
     seeds(300, |rng| {
         for (outcome, planned, _) in World::new(rng, weather).run() {
             assert!(matches!(outcome, RequestOutcome::Answer { .. }) && planned, "{outcome:?}");
@@ -414,7 +473,7 @@ fn without_faults_every_answer_is_the_planned_one() {
 
 #[test]
 fn an_end_that_holds_the_model_answers_whatever_happens_above() {
-    let weather = Weather { faults: true, engine_faults: false, rate: 10, slots: 64 };
+    let weather = Weather { faults: true, engine_faults: false, rate: 10, slots: 64, exits: false };
     let (degraded, failed) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     seeds(1_200, |rng| {
         for (outcome, _, holds) in World::new(rng, weather).run() {
@@ -439,7 +498,7 @@ fn an_end_that_holds_the_model_answers_whatever_happens_above() {
 
 #[test]
 fn full_queues_and_failing_engines_still_end_every_request_once_and_in_time() {
-    let weather = Weather { faults: true, engine_faults: true, rate: 40, slots: 1 };
+    let weather = Weather { faults: true, engine_faults: true, rate: 40, slots: 1, exits: false };
     let codes = std::cell::RefCell::new(BTreeMap::<Code, u32>::new());
     seeds(1_200, |rng| {
         for (outcome, ..) in World::new(rng, weather).run() {
@@ -454,11 +513,79 @@ fn full_queues_and_failing_engines_still_end_every_request_once_and_in_time() {
     }
 }
 
+#[test]
+fn a_request_that_has_passed_an_exit_is_always_answered() {
+    let causes = std::cell::RefCell::new(BTreeMap::<Cause, u32>::new());
+    for (rate, slots, engine_faults) in [(10, 64, false), (40, 1, true)] {
+        let weather = Weather { faults: true, engine_faults, rate, slots, exits: true };
+        seeds(1_000, |rng| {
+            for (outcome, ..) in World::new(rng, weather).run() {
+                if let RequestOutcome::Answer { degraded: Some(degraded), .. } = outcome {
+                    *causes.borrow_mut().entry(degraded.cause()).or_default() += 1;
+                }
+            }
+        });
+    }
+    let causes: Vec<Cause> = causes.into_inner().into_keys().collect();
+    for cause in [Cause::DeepBudget, Cause::Deadline, Cause::LinkDown, Cause::LocalFailure] {
+        assert!(causes.contains(&cause), "{causes:?}");
+    }
+}
+
+/// Two steps here with an exit behind each, then the call.
+fn with_exits(recoveries: Vec<Recovery>) -> Request {
+    let step = |first, last| Local { span: Span { first, last }, predicted: ms(10) };
+    let local = vec![step(0, 1), step(1, 2)];
+    Request::new(Setup { local, ..setup(recoveries) }, vec![])
+}
+
+#[test]
+fn an_exit_that_is_sure_ends_the_request_and_one_that_is_not_is_kept() {
+    let at = |t: u64| Time::ZERO + ms(t);
+    let ran = |op, ran| Event::RunDone { op: Op(op), result: Ok(ran) };
+    let answer = |actions: &[Action]| match actions.last() {
+        Some(Action::Finish(RequestOutcome::Answer { op, degraded })) => (op.0, degraded.as_ref().map(Degraded::cause)),
+        _ => panic!("{actions:?}"),
+    };
+    let mut request = with_exits(vec![]);
+    let _ = request.step(at(0), Event::Start);
+    assert_eq!(answer(&request.step(at(10), ran(0, Ran::Sure))), (0, None));
+    // Not sure: the next step, and then the call; when that fails, the deepest exit's answer at once.
+    let mut request = with_exits(vec![]);
+    let _ = request.step(at(0), Event::Start);
+    let actions = request.step(at(10), ran(0, Ran::Unsure));
+    assert!(matches!(actions[..], [Action::Run { op: Op(1), span: Span { first: 1, last: 2 }, .. }]), "{actions:?}");
+    let actions = request.step(at(20), ran(1, Ran::Unsure));
+    assert!(matches!(actions[..], [Action::Call { op: Op(2), .. }]), "{actions:?}");
+    let lost = Event::PeerDown { peer: PARENT, reason: "cut".into() };
+    assert_eq!(answer(&request.step(at(30), lost)), (1, Some(Cause::LinkDown)));
+    // The caller may go no deeper.
+    let mut request = with_exits(vec![HERE]);
+    let _ = request.step(at(0), Event::Start);
+    assert_eq!(answer(&request.step(at(10), ran(0, Ran::Capped))), (0, Some(Cause::DeepBudget)));
+    // Nothing comes: in time for the answer to get out.
+    let mut request = with_exits(vec![]);
+    let _ = request.step(at(0), Event::Start);
+    let _ = request.step(at(10), ran(0, Ran::Unsure));
+    assert_eq!(request.wake(), Some(at(195)));
+    assert_eq!(answer(&request.step(at(195), Event::Wake)), (0, Some(Cause::Deadline)));
+    // With a way to recover the rest, that is tried first.
+    let mut request = with_exits(vec![HERE]);
+    let _ = request.step(at(0), Event::Start);
+    let _ = request.step(at(10), ran(0, Ran::Unsure));
+    let _ = request.step(at(20), ran(1, Ran::Unsure));
+    let failed = Event::CallDone { op: Op(2), result: Err(Failure::new(Code::Draining, "going down")) };
+    let actions = request.step(at(30), failed);
+    assert!(matches!(actions[..], [Action::Run { op: Op(3), recovery: true, .. }]), "{actions:?}");
+    let broken = Event::RunDone { op: Op(3), result: Err(Failure::new(Code::Engine, "broken")) };
+    assert_eq!(answer(&request.step(at(60), broken)), (1, Some(Cause::UpstreamOverloaded)));
+}
+
 fn setup(recoveries: Vec<Recovery>) -> Setup {
     let local = Local { span: Span { first: 0, last: 2 }, predicted: ms(10) };
     let upstream = Upstream { peer: PARENT, predicted: ms(30), back: ms(5) };
     let deadline = Time::ZERO + ms(200);
-    Setup { node: "end".into(), deadline, local: Some(local), upstream: Some(upstream), patience: None, recoveries }
+    Setup { node: "end".into(), deadline, local: vec![local], upstream: Some(upstream), patience: None, recoveries }
 }
 
 const HERE: Recovery = Recovery::Here(Local { span: Span { first: 2, last: 9 }, predicted: ms(40) });
@@ -467,7 +594,7 @@ const HERE: Recovery = Recovery::Here(Local { span: Span { first: 2, last: 9 }, 
 fn called(recoveries: Vec<Recovery>) -> Request {
     let mut request = Request::new(setup(recoveries), vec![]);
     assert!(matches!(request.step(Time::ZERO, Event::Start)[..], [Action::Run { op: Op(0), recovery: false, .. }]));
-    let actions = request.step(Time::ZERO + ms(10), Event::RunDone { op: Op(0), result: Ok(()) });
+    let actions = request.step(Time::ZERO + ms(10), Event::RunDone { op: Op(0), result: Ok(Ran::On) });
     let remaining = ms(185);
     assert_eq!(actions, [Action::Call { op: Op(1), peer: PARENT, remaining, whole: false }]);
     request
@@ -488,7 +615,7 @@ fn a_recovery_starts_beside_a_late_call_and_the_first_answer_wins() {
         let (event, loser) = if call_first {
             (Event::CallDone { op: Op(1), result: Ok(None) }, Op(2))
         } else {
-            (Event::RunDone { op: Op(2), result: Ok(()) }, Op(1))
+            (Event::RunDone { op: Op(2), result: Ok(Ran::On) }, Op(1))
         };
         let actions = request.step(hedge + ms(20), event);
         let [Action::Abandon { op }, Action::Finish(RequestOutcome::Answer { op: winner, degraded })] = &actions[..]
@@ -513,7 +640,7 @@ fn a_silent_next_tier_is_not_waited_for() {
     let actions = request.step(at(20), silent());
     assert!(matches!(actions[..], [Action::Run { op: Op(2), recovery: true, .. }]), "{actions:?}");
     assert_eq!(request.step(at(21), silent()), [], "once");
-    let actions = request.step(at(60), Event::RunDone { op: Op(2), result: Ok(()) });
+    let actions = request.step(at(60), Event::RunDone { op: Op(2), result: Ok(Ran::On) });
     let [Action::Abandon { op: Op(1) }, Action::Finish(RequestOutcome::Answer { degraded: Some(degraded), .. })] =
         &actions[..]
     else {
@@ -524,7 +651,7 @@ fn a_silent_next_tier_is_not_waited_for() {
     let mut request = Request::new(setup(vec![HERE]), vec![]);
     let _ = request.step(Time::ZERO, Event::Start);
     assert_eq!(request.step(at(5), silent()), []);
-    let actions = request.step(at(10), Event::RunDone { op: Op(0), result: Ok(()) });
+    let actions = request.step(at(10), Event::RunDone { op: Op(0), result: Ok(Ran::On) });
     assert!(
         matches!(actions[..], [Action::Call { op: Op(1), .. }, Action::Run { op: Op(2), recovery: true, .. }]),
         "{actions:?}"
@@ -579,9 +706,9 @@ fn the_nearest_way_that_is_open_and_in_time_is_taken() {
 fn a_lost_lease_is_not_called_and_a_cancelled_request_says_nothing() {
     let mut request = Request::new(setup(vec![HERE]), vec![(PARENT, "the link is down".into())]);
     let _ = request.step(Time::ZERO, Event::Start);
-    let actions = request.step(Time::ZERO + ms(9), Event::RunDone { op: Op(0), result: Ok(()) });
+    let actions = request.step(Time::ZERO + ms(9), Event::RunDone { op: Op(0), result: Ok(Ran::On) });
     assert!(matches!(actions[..], [Action::Run { op: Op(1), recovery: true, .. }]));
-    let actions = request.step(Time::ZERO + ms(50), Event::RunDone { op: Op(1), result: Ok(()) });
+    let actions = request.step(Time::ZERO + ms(50), Event::RunDone { op: Op(1), result: Ok(Ran::On) });
     let [Action::Finish(RequestOutcome::Answer { degraded: Some(degraded), .. })] = &actions[..] else {
         panic!("{actions:?}")
     };

@@ -162,8 +162,12 @@ fn costs_followed_by_hand() {
 #[test]
 fn an_exit_lets_fewer_requests_through() {
     let mut request = by_hand();
-    request.exits =
-        vec![tierline_plan::request::Exit { segment: 0, go_on: 0.25, head_ns: vec![4_000_000, 400_000, 40_000] }];
+    request.exits = vec![tierline_plan::request::Exit {
+        number: 1,
+        segment: 0,
+        go_on: 0.25,
+        head_ns: vec![4_000_000, 400_000, 40_000],
+    }];
     let links = [LinkCondition::symmetric(8.0 * MBIT, 5_000_000), LinkCondition::symmetric(80.0 * MBIT, 20_000_000)];
     let e = request.evaluate_with(&[1, 4], &[vec![0]], Route::Line, &links, None).unwrap();
     // The head runs for all, the rest for a quarter.

@@ -1,5 +1,6 @@
 //! What people read about a plan.
 
+use tierline_plan::request::Exit;
 use tierline_plan::{Explanation, LinkCondition, Measured, explain, plan};
 
 use crate::support::by_hand;
@@ -23,6 +24,29 @@ fn readable_with_and_without_measurements() {
     insta::assert_snapshot!(format!("{predicted}\n\n{compared}"));
     let back: Explanation = serde_json::from_str(&serde_json::to_string(&compared).unwrap()).unwrap();
     assert_eq!(back, compared);
+}
+
+#[test]
+fn an_exit_is_worth_what_the_best_plan_without_it_takes_more() {
+    let mut request = by_hand();
+    let head_ns = vec![1_000_000; request.tiers.len()];
+    request.exits = vec![
+        Exit { number: 1, segment: 0, go_on: 0.4, head_ns: head_ns.clone() },
+        Exit { number: 2, segment: 1, go_on: 0.5, head_ns },
+    ];
+    let chosen = plan(&request, &fast()).unwrap();
+    let explanation = explain(&request, &chosen, None).with_exits(&request, &chosen, &fast(), None);
+    let [first, second] = &explanation.exits[..] else { panic!("two exits") };
+    assert!((first.leave - 0.6).abs() < 1e-12 && (second.reach - 0.4).abs() < 1e-12);
+    assert!((second.leave - 0.2).abs() < 1e-12);
+    for (at, exit) in explanation.exits.iter().enumerate() {
+        let mut others = request.clone();
+        others.exits.remove(at);
+        let without = plan(&others, &fast()).unwrap().objective_value;
+        assert_eq!(exit.without, Some(without));
+        assert!((exit.worth.unwrap() - (without / chosen.objective_value - 1.0)).abs() < 1e-12);
+    }
+    insta::assert_snapshot!(explanation);
 }
 
 #[test]

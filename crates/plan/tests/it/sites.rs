@@ -41,6 +41,7 @@ fn profile(ms: f64) -> ModelProfile {
         output_bytes: 4_000,
         output: Default::default(),
         input: cut("image", 600_000),
+        head_ns: Vec::new(),
     }
 }
 

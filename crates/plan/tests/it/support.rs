@@ -59,7 +59,12 @@ pub fn request(seed: u64, tiers: usize, segments: usize, objective: Objective, h
         .filter(|_| has.exits && r.chance(0.3))
         .collect::<Vec<_>>()
         .into_iter()
-        .map(|segment| Exit { segment, go_on: r.unit(), head_ns: (0..tiers).map(|_| r.below(2_000_000)).collect() })
+        .map(|segment| Exit {
+            number: segment + 1,
+            segment,
+            go_on: r.unit(),
+            head_ns: (0..tiers).map(|_| r.below(2_000_000)).collect(),
+        })
         .collect();
     let private_tier = if has.privacy { r.below(tiers as u64) as usize } else { 0 };
     let limits = Limits {

@@ -66,7 +66,7 @@ fn a_table_of_nothing_is_refused() {
     request.limits.deadline_ns = Some(1);
     assert!(PlanTable::precompute(request, &Grid::default()).is_err());
     let mut request = by_hand();
-    request.exits = vec![Exit { segment: 9, go_on: 0.5, head_ns: vec![1; 3] }];
+    request.exits = vec![Exit { number: 1, segment: 9, go_on: 0.5, head_ns: vec![1; 3] }];
     assert!(PlanTable::precompute(request, &Grid::default()).is_err());
 }
 

@@ -40,6 +40,9 @@ pub struct Infer {
     /// Hand on at these segments instead: 3,7 runs 0..3 here, 3..7 one tier up, the rest two up
     #[arg(long, value_name = "S1[,S2...]", value_delimiter = ',', conflicts_with = "placement")]
     split: Vec<u32>,
+    /// Let this early exit answer at the latest, from 1; 0: none of them, but the model's end
+    #[arg(long, value_name = "N")]
+    exit: Option<u32>,
     /// Write each output as FOLDER/NAME.npy; in NAME, what files can't have is `%` and two digits
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -99,6 +102,8 @@ pub struct Answered {
     pub digest: String,
     /// Whether it came another way than planned.
     pub degraded: bool,
+    /// The early exit that answered, from 1; 0: the model's end.
+    pub exit: u32,
     /// Why, when degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -154,6 +159,7 @@ pub(super) fn infer(global: &Global, args: &Infer) -> CommandResult {
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
         let wanted = if args.split.is_empty() { Wanted::at(args.placement.into()) } else { Wanted::split(&args.split) };
+        let wanted = Wanted { exit: args.exit, ..wanted };
         for _ in 0..args.repeat.max(1) {
             let answer = ask(&mut node, &args.model, &inputs, args.deadline, &wanted).await?;
             let line = line(answer, args)?;
@@ -182,13 +188,14 @@ pub struct Answer {
 pub struct Wanted {
     placement: Placement,
     route: Option<Route>,
+    exit: Option<u32>,
 }
 
 impl Wanted {
     /// By the plan, or all on one tier.
     #[must_use]
     pub fn at(placement: Placement) -> Self {
-        Self { placement, route: None }
+        Self { placement, route: None, exit: None }
     }
 
     /// Handed on at these segments, nearest tier first.
@@ -196,7 +203,7 @@ impl Wanted {
     pub fn split(places: &[u32]) -> Self {
         let boundary = |place: &u32| Boundary { cut: place.checked_sub(1), tensors: Vec::new() };
         let route = Route { boundaries: places.iter().map(boundary).collect(), ..Route::default() };
-        Self { placement: Placement::Fixed, route: Some(route) }
+        Self { placement: Placement::Fixed, route: Some(route), exit: None }
     }
 }
 
@@ -218,6 +225,7 @@ pub async fn ask(
         deadline_ms: u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX).max(1),
         placement: wanted.placement.into(),
         route: wanted.route.clone(),
+        exit: wanted.exit,
         ..InferHeader::default()
     };
     let bodies: Vec<infer_chunk::Body> = std::iter::once(infer_chunk::Body::Header(header))
@@ -297,6 +305,7 @@ fn line(answer: Answer, args: &Infer) -> CommandResult<Answered> {
         model: args.model.clone(),
         digest: Digest::try_from(&answer.reply.model).map_or_else(|_| String::new(), |d| d.to_string()),
         degraded: reply.degraded.is_some(),
+        exit: reply.exit,
         reason: reply.degraded.map(|d| d.reason),
         latency_ms: answer.latency.as_secs_f64() * 1e3,
         node_ms: ms(answer.reply.total_ns),
@@ -337,6 +346,9 @@ fn text(a: &Answered) -> String {
     let mut text = format!("{} {}: {:.1} ms", a.model, short(&a.digest), a.latency_ms);
     if let Some(predicted) = a.predicted_ms {
         text.push_str(&format!(" (predicted {predicted:.1} ms)"));
+    }
+    if a.exit > 0 {
+        text.push_str(&format!("  exit {}", a.exit));
     }
     if let Some(reason) = &a.reason {
         text.push_str(&format!("  degraded: {reason}"));

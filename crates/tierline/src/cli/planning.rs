@@ -378,6 +378,11 @@ fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: boo
     }
     let borrowed: Vec<&ModelProfile> = profiles.iter().collect();
     let mut request = site.request(&borrowed).exit_with(ExitCode::Configuration)?;
+    if let Some(exits) = &manifest.exits {
+        // Without a calibration nobody is known to leave.
+        let go_on: Vec<f64> = exits.calibrated().into_iter().map(|go_on| go_on.unwrap_or(1.0)).collect();
+        request.exits = exits.planned(&go_on, &borrowed);
+    }
     if let Some(objective) = &args.objective {
         request.objective = objective.parse().map_err(|e: String| usage(e))?;
     }
@@ -387,6 +392,7 @@ fn on_site(global: &Global, args: &Plan, model: &Path, file: &Path, explain: boo
         CommandError::new(exit, e)
     })?;
     let explanation = tierline_plan::explain(&request, &plan, None);
+    let explanation = explanation.with_exits(&request, &plan, &site.conditions(), site.direct().as_ref());
     let placement = tierline_daemon::duties::planning::words(&plan.evaluation);
     let document = SitePlan { placement, tiers: site.names(), cuts: manifest.cuts, plan, explanation };
     global.output().data(&document, |d| {

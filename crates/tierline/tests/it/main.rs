@@ -6,6 +6,7 @@ mod data;
 mod doors;
 mod earlier;
 mod examples;
+mod exits;
 mod faults;
 mod federation;
 mod ghost;

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::flow::{self, Answer, Inputs, RoutedRequest};
 use super::service::pack;
-use super::{Inference, wire};
+use super::{Inference, exits, wire};
 use crate::device::budget::Held;
 use crate::net::gate;
 use crate::runtime::ns;
@@ -114,6 +114,7 @@ async fn prepare(
     wire::check_wanted(&encoded, &entry.manifest.inputs)
         .map_err(|f| f.with_help(format!("`tierline model show {}` lists the inputs", entry.manifest.name)))?;
     let program = duty.catalogue.program_within(&entry, deadline).await?;
+    let exits = exits::active(&program, header.exit)?;
     let placed = match header.placement() {
         Placement::Plan => duty.planning.current_plan(&entry, &program),
         Placement::Here => duty.planning.all_here(&program),
@@ -134,6 +135,8 @@ async fn prepare(
         fallback: true,
         reply_codec: duty.planning.reply_codec(entry.model),
         hedged,
+        exits,
+        guarded: true,
     };
     Ok((routed, Inputs::new(0, encoded, held), placed.predicted_ns, placed.text))
 }

@@ -10,17 +10,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tierline_node::admit::Class;
-use tierline_node::request::{Action, Event, Local, Op, Recovery, Request, RequestOutcome, Setup, Upstream};
+use tierline_node::request::{
+    Action, DEEP_BUDGET_SPENT, Event, Local, Op, Ran, Recovery, Request, RequestOutcome, Setup, Upstream,
+};
 use tierline_node::{Peer, Span};
+use tierline_proto::v1::degraded::Cause;
 use tierline_proto::v1::{Boundary, Code, Degraded, Failure, Reply, Route, RunHeader, StageTiming};
 use tierline_proto::{Digest, Encoded};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::{Inference, calls, wire};
+use super::exits::{ExitAnswer, Judging};
+use super::{Inference, calls, exits, wire};
 use crate::device::budget::Held;
 use crate::device::compute::Turn;
-use crate::device::program::{Named, Program, SliceKey};
+use crate::device::program::{ActiveExit, Named, Program, SliceKey};
 use crate::duties::planning::segment_after;
 use crate::runtime::tasks::in_place;
 use crate::runtime::{ns, wait_until};
@@ -97,6 +101,10 @@ pub struct RoutedRequest {
     /// Whether to run here as well once the next tier is much later than
     /// predicted, rather than wait until the deadline is near.
     pub hedged: bool,
+    /// Exits that may answer, from here on.
+    pub exits: Vec<ActiveExit>,
+    /// Whether the caller's budget of deep inferences is counted here.
+    pub guarded: bool,
 }
 
 /// A request's end.
@@ -111,8 +119,8 @@ pub struct Answer {
 
 /// What a run or call produced.
 enum Product {
-    Ran { outputs: Named, timing: StageTiming },
-    Called { outputs: Named, sent: u64, encode: Duration, waited: Duration, stages: Vec<StageTiming>, received: u64 },
+    Ran { outputs: Named, timing: StageTiming, exit: Option<ExitAnswer> },
+    Called { outputs: Named, sent: u64, encode: Duration, waited: Duration, stages: Vec<StageTiming>, exit: u32 },
 }
 
 /// What became of a run or call.
@@ -129,34 +137,40 @@ struct Flow<'n> {
     inputs: Arc<Inputs>,
     /// Segment of the first boundary: where the planned local run ends.
     split: usize,
-    /// The frontier at `split`, once computed.
-    frontier: Option<Arc<Named>>,
+    /// The last frontier computed, and the segment behind it.
+    frontier: Option<(usize, Arc<Named>)>,
+    judging: Arc<Judging>,
     products: HashMap<Op, Product>,
     tasks: HashMap<Op, AbortHandle>,
     /// Bytes that a call has to send.
     sending: Arc<AtomicU64>,
     done: mpsc::Sender<Done>,
     inbox: mpsc::Receiver<Done>,
-    /// Stages that ran here, in order.
-    stages: Vec<StageTiming>,
+    /// What ran here of the plan, so far.
+    own: Option<StageTiming>,
+    /// Whether the last exit above was told to answer, sure or not.
+    capped: bool,
 }
 
 impl<'n> Flow<'n> {
     fn new(duty: &'n Arc<Inference>, request: RoutedRequest, inputs: Inputs) -> Self {
         let split = request.boundaries.first().map_or(request.program.segments(), |b| segment_after(b.cut));
         let (done, inbox) = mpsc::channel(DONE_MAX);
+        let judging = Judging::new(request.exits.clone());
         Self {
             duty,
             request: Arc::new(request),
             inputs: Arc::new(inputs),
             split,
             frontier: None,
+            judging,
             products: HashMap::new(),
             tasks: HashMap::new(),
             sending: Arc::default(),
             done,
             inbox,
-            stages: Vec::new(),
+            own: None,
+            capped: false,
         }
     }
 
@@ -200,10 +214,11 @@ impl<'n> Flow<'n> {
             .map(|u| u.predicted.saturating_mul(PATIENCE_FACTOR) + PATIENCE_FLOOR);
         // Without a next tier everything runs here.
         let split = if upstream.is_some() { self.split } else { segments };
+        let steps = self.request.program.steps(first, split, self.judging.exits());
         Ok(Setup {
             node: self.duty.cx.me.name().to_owned(),
             deadline: self.duty.cx.clock.time_of(self.request.deadline),
-            local: (split > first).then(|| local(first, split)),
+            local: steps.into_iter().map(|(from, to)| local(from, to)).collect(),
             upstream,
             patience,
             recoveries,
@@ -270,25 +285,24 @@ impl<'n> Flow<'n> {
     }
 
     fn keep(&mut self, op: Op, product: Product) {
-        if let Product::Ran { outputs, .. } = &product {
-            self.inputs.held.count(wire::bytes(outputs));
-        }
-        if let Product::Ran { outputs, timing } = &product
-            && timing.last_segment as usize == self.split
-            && self.split < self.request.program.segments()
-        {
-            self.frontier = Some(Arc::new(outputs.clone()));
-            self.stages.push(timing.clone());
+        if let Product::Ran { outputs, timing, exit } = &product {
+            let answers = exit.as_ref().map_or(0, |exit| wire::bytes(&exit.outputs));
+            self.inputs.held.count(wire::bytes(outputs) + answers);
+            let last = timing.last_segment as usize;
+            if last < self.request.program.segments() {
+                self.frontier = Some((last, Arc::new(outputs.clone())));
+                self.own = Some(joined(self.own.take(), timing));
+            }
         }
         self.products.insert(op, product);
     }
 
     fn start_run(&mut self, op: Op, span: Span, recovery: bool) {
         let (first, last) = (span.first as usize, span.last as usize);
-        let from_frontier = first != self.inputs.segment && first == self.split;
-        let frontier = self.frontier.clone().filter(|_| from_frontier);
+        let frontier = self.frontier.as_ref().filter(|(at, _)| *at == first && first != self.inputs.segment);
+        let frontier = frontier.map(|(_, tensors)| Arc::clone(tensors));
         // Without the frontier a recovery starts from the inputs.
-        let first = if from_frontier && self.frontier.is_none() { self.inputs.segment } else { first };
+        let first = if frontier.is_none() { self.inputs.segment } else { first };
         let key = SliceKey { digest: self.request.program.manifest.digest.clone(), from: first, to: last };
         let planned = !recovery && key.to < self.request.program.segments();
         let whole = key.from == 0 && key.to == self.request.program.segments();
@@ -305,6 +319,9 @@ impl<'n> Flow<'n> {
         let (catalogue, program) = (Arc::clone(&self.duty.catalogue), Arc::clone(&self.request.program));
         let (name, role, inputs) =
             (self.duty.cx.me.name().to_owned(), self.duty.cx.me.role().into(), Arc::clone(&self.inputs));
+        let (judging, clock, duty) = (Arc::clone(&self.judging), self.duty.cx.clock, Arc::clone(self.duty));
+        let guarded = (self.request.guarded && !recovery).then(|| judging.last()).flatten();
+        let caller = self.inputs.held.caller();
         let work = async move {
             let tensors = match (fit, frontier) {
                 (Err(failure), _) => Err(failure),
@@ -316,7 +333,16 @@ impl<'n> Flow<'n> {
                 Err(failure) => return (Event::RunDone { op, result: Err(failure.at(&name)) }, None),
             };
             match catalogue.run_here(&program, key, tensors, turn).await {
-                Ok(computed) => {
+                Ok(mut computed) => {
+                    let judged = judging.judge(&program, last, &mut computed.outputs);
+                    let (mut ran, exit) = match judged {
+                        Ok(judged) => (judged.ran, judged.answer),
+                        Err(failure) => return (Event::RunDone { op, result: Err(failure.at(&name)) }, None),
+                    };
+                    // Behind the last exit here the model is run to its end.
+                    if ran == Ran::Unsure && guarded == Some(last) && !duty.deep.may(clock.now(), &caller) {
+                        ran = Ran::Capped;
+                    }
                     let at_entry = first == inputs.segment;
                     let timing = StageTiming {
                         node: name,
@@ -329,10 +355,8 @@ impl<'n> Flow<'n> {
                         received_bytes: if at_entry { inputs.received } else { 0 },
                         ..StageTiming::default()
                     };
-                    (
-                        Event::RunDone { op, result: Ok(()) },
-                        Some((op, Product::Ran { outputs: computed.outputs, timing })),
-                    )
+                    let product = Product::Ran { outputs: computed.outputs, timing, exit };
+                    (Event::RunDone { op, result: Ok(ran) }, Some((op, product)))
                 }
                 Err(failure) => {
                     let mut failure = failure.at(&name);
@@ -349,9 +373,17 @@ impl<'n> Flow<'n> {
 
     fn start_call(&mut self, op: Op, peer: Peer, remaining: Duration, whole: bool) {
         let (duty, request, inputs) = (Arc::clone(self.duty), Arc::clone(&self.request), Arc::clone(&self.inputs));
-        let (frontier, split, sending) = (self.frontier.clone(), self.split, Arc::clone(&self.sending));
+        let (split, sending) = (self.split, Arc::clone(&self.sending));
+        let frontier = self.frontier.as_ref().filter(|(at, _)| *at == split).map(|(_, tensors)| Arc::clone(tensors));
+        // Exits above are the last that a caller without a budget gets to.
+        let above = self.judging.last().is_some_and(|last| last > split);
+        let capped = self.request.guarded
+            && above
+            && !whole
+            && !self.duty.deep.may(self.duty.cx.clock.now(), &inputs.held.caller());
+        self.capped |= capped;
         let work = async move {
-            let call = Call { peer, remaining, whole, split, sending };
+            let call = Call { peer, remaining, whole, split, sending, capped };
             let result = self::call(&duty, &request, &inputs, frontier, call).await;
             match result {
                 Ok((product, degraded)) => (Event::CallDone { op, result: Ok(degraded) }, Some((op, product))),
@@ -383,21 +415,23 @@ impl<'n> Flow<'n> {
         for (_, task) in self.tasks.drain() {
             task.abort();
         }
-        let (op, degraded) = match outcome {
+        let (op, mut degraded) = match outcome {
             RequestOutcome::Failed(failure) => return self.failed(failure),
             RequestOutcome::Answer { op, degraded } => (op, degraded),
         };
-        if let Some(degraded) = &degraded {
-            self.duty.numbers.degraded(degraded);
-        }
-        let mut stages = std::mem::take(&mut self.stages);
-        let outputs = match self.products.remove(&op) {
+        let mut stages: Vec<StageTiming> = self.own.take().into_iter().collect();
+        let (outputs, exit) = match self.products.remove(&op) {
             None => return self.failed(Failure::new(Code::Internal, "the answer was lost on its way")),
-            Some(Product::Ran { outputs, timing }) => {
-                stages.push(timing);
-                outputs
+            // It is among the stages already.
+            Some(Product::Ran { exit: Some(exit), .. }) => (exit.outputs, exit.index as u32 + 1),
+            Some(Product::Ran { outputs, timing, exit: None }) => {
+                match stages.pop() {
+                    Some(own) if own.last_segment == timing.first_segment => stages.push(joined(Some(own), &timing)),
+                    own => stages.extend(own.into_iter().chain([timing])),
+                }
+                (outputs, 0)
             }
-            Some(Product::Called { outputs, sent, encode, waited, stages: above, received }) => {
+            Some(Product::Called { outputs, sent, encode, waited, stages: above, exit }) => {
                 if stages.is_empty() {
                     // Nothing ran here: the stage is the relaying itself.
                     let at = self.inputs.segment as u32;
@@ -414,11 +448,22 @@ impl<'n> Flow<'n> {
                 if let Some(own) = stages.last_mut() {
                     (own.sent_bytes, own.encode_ns, own.upstream_ns) = (sent, ns(encode), ns(waited));
                 }
-                let _ = received;
                 stages.extend(above);
-                outputs
+                let last = self.judging.exits().last().map_or(0, |exit| exit.index as u32 + 1);
+                if self.capped && exit == last && degraded.is_none() {
+                    let reason = DEEP_BUDGET_SPENT.to_owned();
+                    let node = self.duty.cx.me.name().to_owned();
+                    degraded = Some(Degraded { cause: Cause::DeepBudget.into(), reason, node });
+                }
+                (outputs, exit)
             }
         };
+        if self.request.guarded && exit == 0 && self.judging.last().is_some() {
+            self.duty.deep.count(self.duty.cx.clock.now(), self.inputs.held.caller());
+        }
+        if let Some(degraded) = &degraded {
+            self.duty.numbers.degraded(degraded);
+        }
         Answer {
             outputs,
             held: Some(Arc::clone(&self.inputs.held)),
@@ -428,7 +473,7 @@ impl<'n> Flow<'n> {
                 degraded,
                 stages,
                 tensors: Vec::new(),
-                exit: 0,
+                exit,
             },
         }
     }
@@ -442,7 +487,7 @@ impl<'n> Flow<'n> {
                 request: self.request.id.clone().into(),
                 failure: Some(failure),
                 degraded: None,
-                stages: self.stages.clone(),
+                stages: self.own.iter().cloned().collect(),
                 tensors: Vec::new(),
                 exit: 0,
             },
@@ -464,6 +509,8 @@ struct Call {
     remaining: Duration,
     whole: bool,
     split: usize,
+    /// Whether the last exit answers, sure or not.
+    capped: bool,
     /// Told how much there is to send.
     sending: Arc<AtomicU64>,
 }
@@ -476,7 +523,7 @@ async fn call(
     frontier: Option<Arc<Named>>,
     call: Call,
 ) -> Result<(Product, Option<Degraded>), Failure> {
-    let Call { peer, remaining, whole, split, sending } = call;
+    let Call { peer, remaining, whole, split, capped, sending } = call;
     let uplink = duty.cx.parents.get(peer)?;
     let first = request.boundaries.first().filter(|_| !whole);
     let codec_of = |name: &str| {
@@ -511,7 +558,7 @@ async fn call(
         trace: request.trace.clone(),
         tensors: tierline_proto::frame::declare(&tensors),
         no_fallback: !request.fallback,
-        exits: Vec::new(),
+        exits: if whole { Vec::new() } else { exits::told(&request.exits, segment, capped) },
     };
     let started = Instant::now();
     let predicted =
@@ -529,7 +576,17 @@ async fn call(
     inputs.held.take(wire::decoded_bytes(&encoded)?)?;
     let (outputs, _) = in_place(|| wire::unpack(&encoded))?;
     inputs.held.give_back(received);
-    Ok((Product::Called { outputs, sent, encode, waited, stages: reply.stages, received }, reply.degraded))
+    let Reply { stages, degraded, exit, .. } = reply;
+    Ok((Product::Called { outputs, sent, encode, waited, stages, exit }, degraded))
+}
+
+/// Two steps in one, where the second follows the first.
+fn joined(before: Option<StageTiming>, timing: &StageTiming) -> StageTiming {
+    let Some(mut joined) = before else { return timing.clone() };
+    joined.last_segment = timing.last_segment;
+    joined.queue_ns += timing.queue_ns;
+    joined.compute_ns += timing.compute_ns;
+    joined
 }
 
 /// Gives back what a call held of a request's memory.

@@ -1,11 +1,12 @@
 //! Requests: run here, in part or whole, and handed on.
 //!
-//! `entry` has those that enter the site here, `service` those that children
+//! `exits` judges early exits. `entry` has those that enter the site here, `service` those that children
 //! hand on, `flow` the path of each. `wire` makes bytes of tensors, and tensors
 //! of bytes.
 
 mod calls;
 mod entry;
+mod exits;
 mod flow;
 mod numbers;
 mod service;
@@ -21,6 +22,7 @@ use tierline_proto::v1::infer_server::InferServer;
 use tonic::service::RoutesBuilder;
 
 pub use self::entry::{Answered, infer};
+use self::exits::DeepBudget;
 use self::numbers::Numbers;
 use self::service::InferService;
 use super::catalogue::Catalogue;
@@ -49,12 +51,15 @@ pub struct Inference {
     catalogue: Arc<Catalogue>,
     planning: Arc<Planning>,
     numbers: Numbers,
+    /// How many inferences of each caller may go past the exits.
+    deep: DeepBudget,
 }
 
 impl Inference {
     fn new(assembly: &Assembly) -> Arc<Self> {
         let (cx, catalogue, planning) = (assembly.cx.clone(), assembly.get(), assembly.get());
-        Arc::new(Self { cx, catalogue, planning, numbers: Numbers::default() })
+        let deep = DeepBudget::new(cx.me.config().deep_per_minute);
+        Arc::new(Self { cx, catalogue, planning, numbers: Numbers::default(), deep })
     }
 
     /// A request that entered here ended.

@@ -16,6 +16,8 @@ struct Inner {
     seconds: Histogram<12>,
     degraded: BTreeMap<&'static str, u64>,
     sent_bytes: u64,
+    /// Answers by the exit that gave them; 0 is the model's end.
+    exits: BTreeMap<u32, u64>,
 }
 
 /// Counted so far.
@@ -23,8 +25,8 @@ pub(super) struct Numbers(Mutex<Inner>);
 
 impl Default for Numbers {
     fn default() -> Self {
-        let (requests, degraded) = (BTreeMap::new(), BTreeMap::new());
-        Self(Mutex::new(Inner { requests, seconds: Histogram::new(BUCKETS), degraded, sent_bytes: 0 }))
+        let (requests, degraded, exits) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self(Mutex::new(Inner { requests, seconds: Histogram::new(BUCKETS), degraded, sent_bytes: 0, exits }))
     }
 }
 
@@ -45,6 +47,9 @@ impl Numbers {
         *inner.requests.entry(outcome).or_default() += 1;
         inner.seconds.count(total.as_secs_f64());
         inner.sent_bytes += sent;
+        if reply.failure.is_none() {
+            *inner.exits.entry(reply.exit).or_default() += 1;
+        }
     }
 
     /// An answer of this node, as entry or relay, was degraded.
@@ -64,6 +69,10 @@ impl Numbers {
         let help = "Answers that did not come the planned way, by cause.";
         let counts = inner.degraded.iter().map(|(cause, count)| (*cause, count));
         numbers::labelled(out, ("tierline_degraded_total", "counter", help), "cause", counts);
+        let help = "Answers to requests that entered here, by the early exit that gave them; 0 is the model's end.";
+        let counts: Vec<(String, u64)> = inner.exits.iter().map(|(exit, count)| (exit.to_string(), *count)).collect();
+        let counts = counts.iter().map(|(exit, count)| (exit.as_str(), count));
+        numbers::labelled(out, ("tierline_exits_total", "counter", help), "exit", counts);
         let help = "Encoded activations sent between tiers for requests of this node.";
         numbers::single(out, "tierline_sent_bytes_total", "counter", help, inner.sent_bytes);
     }

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::flow::{self, Answer, Inputs, RoutedRequest};
-use super::{Inference, wire};
+use super::{Inference, exits, wire};
 use crate::device::budget::Held;
 use crate::duties::planning::segment_after;
 use crate::net::gate;
@@ -105,6 +105,8 @@ async fn prepare(
         return Err(Failure::new(Code::Protocol, text).with_help("add the model again on the cloud"));
     }
     let boundaries = route.boundaries.clone();
+    let mut exits = exits::heard(&program, &header.exits);
+    exits.retain(|exit| exit.segment > from);
     Ok(RoutedRequest {
         id: header.request.to_vec(),
         program,
@@ -116,6 +118,8 @@ async fn prepare(
         fallback: !header.no_fallback,
         reply_codec: route.reply_codec.clone(),
         hedged: false,
+        exits,
+        guarded: false,
     })
 }
 

@@ -109,6 +109,14 @@ impl Planning {
         if reply.degraded.is_some() {
             return;
         }
+        if let Some(exits) = entry.manifest.exits.as_ref().filter(|_| header.exit.is_none()) {
+            let odds = inner.odds.entry(entry.model).or_default();
+            let before = odds.go_on(exits);
+            odds.observe(exits, reply);
+            if odds.go_on(exits) != before {
+                self.changed.notify_one();
+            }
+        }
         let recent = inner.recent.entry(entry.model).or_default();
         if recent.placement != placement {
             *recent = Recent { placement: placement.to_owned(), answers: VecDeque::new() };
@@ -181,7 +189,8 @@ impl Planning {
         let measured = inner.recent.get(&entry.model).filter(|r| r.placement == placement).map(Recent::measured);
         let document = PlanDocument {
             model: entry.manifest.name.clone(),
-            explanation: tierline_plan::explain(&wanted, &plan, measured.as_ref()),
+            explanation: tierline_plan::explain(&wanted, &plan, measured.as_ref())
+                .with_exits(&wanted, &plan, &links, None),
             placement,
             tiers: wanted.tiers.iter().map(|t| t.name.clone()).collect(),
             unmeasured: wanted

@@ -10,6 +10,7 @@
 //! go, `describe` tells people. Start at [`Planning`].
 
 mod describe;
+mod odds;
 mod placement;
 mod tables;
 
@@ -34,6 +35,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use self::describe::Recent;
 pub use self::describe::describe_plan;
+use self::odds::Odds;
 use self::placement::place;
 pub use self::placement::{Placed, segment_after, words};
 pub use self::tables::Planned;
@@ -88,8 +90,18 @@ impl Refused {
     }
 }
 
+/// Tiers of a path, and their profiles.
+type Tiers = Vec<(String, Option<Digest>)>;
+
 /// What a set of tables was made from; the same key needs no other tables.
-type Key = (Digest, Vec<(Option<Peer>, Vec<(String, Option<Digest>)>)>);
+#[derive(PartialEq)]
+struct Key {
+    own: Digest,
+    /// Per path, its tiers and their profiles.
+    paths: Vec<(Option<Peer>, Tiers)>,
+    /// Per exit, the share of requests that goes on.
+    go_on: Vec<f64>,
+}
 
 struct Inner {
     adapt: Adapt<Planned>,
@@ -98,6 +110,8 @@ struct Inner {
     calibration: Calibration,
     /// Answers of the plan in force, by model.
     recent: HashMap<Digest, Recent>,
+    /// How many requests leave at each exit, by model.
+    odds: HashMap<Digest, Odds>,
     /// Where requests went last, by model.
     last: HashMap<Digest, Placed>,
     /// Models whose plans went to make room, and whether they are wanted again.
@@ -112,6 +126,7 @@ impl Inner {
             calibration: Calibration::default(),
             keys: HashMap::new(),
             recent: HashMap::new(),
+            odds: HashMap::new(),
             last: HashMap::new(),
             parted: HashMap::new(),
         }
@@ -209,6 +224,7 @@ impl Planning {
             let mut inner = self.lock();
             inner.keys.remove(&model);
             inner.recent.remove(&model);
+            inner.odds.remove(&model);
             inner.last.remove(&model);
             inner.parted.remove(&model);
             inner.calibration.forget(model);
@@ -495,18 +511,26 @@ impl Planning {
         let tiers = |above: &[Above]| {
             above.iter().map(|(tier, profile)| (tier.node_id.clone(), profile.as_ref().map(|p| p.0))).collect()
         };
-        let key: Key = (own_digest, sources.iter().map(|(peer, above)| (*peer, tiers(above))).collect());
+        let exits = entry.manifest.exits.as_ref().map(|exits| {
+            let go_on = self.lock().odds.get(&entry.model).cloned().unwrap_or_default().go_on(exits);
+            (exits.clone(), go_on)
+        });
+        let key = Key {
+            own: own_digest,
+            paths: sources.iter().map(|(peer, above)| (*peer, tiers(above))).collect(),
+            go_on: exits.iter().flat_map(|(_, go_on)| go_on).copied().collect(),
+        };
         if self.lock().keys.get(&entry.model) == Some(&key) {
             return Ok(());
         }
         let made = Arc::new(());
         let (config, model, name) = (self.cx.me.config().clone(), entry.model, self.cx.me.name().to_owned());
         let planned =
-            self.cx.tasks.blocking("planning", move || tables(model, &name, &own, sources, &config)).await??;
+            self.cx.tasks.blocking("planning", move || tables(model, &name, &own, sources, &exits, &config)).await??;
         {
             let mut inner = self.lock();
             // Ratios to another profile say nothing of this one.
-            if inner.keys.get(&entry.model).is_some_and(|(own, _)| *own != own_digest) {
+            if inner.keys.get(&entry.model).is_some_and(|key| key.own != own_digest) {
                 inner.calibration.forget(entry.model);
             }
             inner.keys.insert(entry.model, key);

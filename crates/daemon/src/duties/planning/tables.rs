@@ -12,6 +12,7 @@ use tierline_plan::{Evaluation, Grid, LinkCondition, PlanRequest, PlanTable};
 use tierline_proto::v1::{Code, Failure, LinkEstimate, UpstreamTier};
 use tierline_proto::{Digest, Role};
 
+use crate::models::PlacedExits;
 use crate::runtime::{Context, ns};
 
 /// Assumed of a link that nothing is known of yet: 10 Mbit/s. Probes replace
@@ -68,7 +69,12 @@ pub struct Planned {
     plans: Vec<(usize, usize)>,
     /// Memory of each segment, bytes.
     memory: Vec<u64>,
+    /// Segments that have run when an exit is judged: sessions end there.
+    steps: Vec<usize>,
 }
+
+/// The early exits of a model, and the share of requests that goes on at each.
+pub(super) type Exits = Option<(PlacedExits, Vec<f64>)>;
 
 impl Planned {
     pub(super) fn evaluate(&self, plan: usize, conditions: &Conditions) -> Option<(&Path, Evaluation)> {
@@ -113,7 +119,9 @@ impl Plans for Planned {
         let Some(&(path, placement)) = self.plans.get(plan) else { return Vec::new() };
         let table = &self.paths[path].table;
         let last = table.bounds(placement).first().copied().unwrap_or(self.memory.len());
-        self.session(0, last).into_iter().collect()
+        let ends = self.steps.iter().copied().filter(|at| *at < last);
+        let starts = std::iter::once(0).chain(ends.clone());
+        starts.zip(ends.chain([last])).filter_map(|(first, last)| self.session(first, last)).collect()
     }
 
     fn whole(&self) -> Option<Session> {
@@ -166,6 +174,7 @@ pub(super) fn tables(
     name: &str,
     own: &Arc<ModelProfile>,
     sources: Vec<Source>,
+    exits: &Exits,
     config: &crate::config::NodeConfig,
 ) -> Result<Planned, Failure> {
     let infeasible = |text: String| {
@@ -176,6 +185,7 @@ pub(super) fn tables(
         paths: Vec::new(),
         plans: Vec::new(),
         memory: own.segments.iter().map(|s| s.memory_bytes).collect(),
+        steps: Vec::new(),
     };
     let (mut first_link, mut first_wait) = (0, 1);
     let mut last_error = None;
@@ -194,6 +204,11 @@ pub(super) fn tables(
         let mut request = PlanRequest::from_profiles(&names, &profiles)
             .ok_or_else(|| infeasible("profiles of different models".to_owned()))?;
         (request.objective, request.limits) = (config.objective, config.limits.clone());
+        if let Some((exits, go_on)) = exits {
+            request.exits = exits.planned(go_on, &profiles);
+            planned.steps = request.exits.iter().map(|exit| exit.segment + 1).collect();
+            planned.steps.dedup();
+        }
         if let Some(tier) = request.tiers.first_mut() {
             (tier.memory_max, tier.watts, tier.price_per_hour) =
                 (config.memory_bytes(), config.watts, config.price_per_hour);
