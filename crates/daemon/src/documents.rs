@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tierline_graph::profile::ModelProfile;
+use tierline_plan::Service;
 use tierline_proto::limits::DOCUMENT_BYTES_MAX;
 use tierline_proto::v1::{Code, Failure};
 
@@ -43,6 +44,14 @@ pub trait Document: Serialize + DeserializeOwned {
 
 impl Document for ModelProfile {
     const WHAT: &'static str = "the model's profile";
+
+    fn check(&self) -> Result<(), String> {
+        Self::check(self).map_err(|e| e.to_string())
+    }
+}
+
+impl Document for Service {
+    const WHAT: &'static str = "the service";
 
     fn check(&self) -> Result<(), String> {
         Self::check(self).map_err(|e| e.to_string())

@@ -16,4 +16,5 @@ pub mod models;
 pub mod net;
 pub mod profiling;
 pub mod runtime;
+pub mod services;
 pub mod words;

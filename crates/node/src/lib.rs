@@ -7,7 +7,8 @@
 //! often does nothing. What the daemon runs is what the tests drive, under
 //! virtual time with seeded faults.
 //!
-//! Start at [`request`], the path of a request; then [`lease`] (is the next
+//! Start at [`request`], the path of a request; then [`composition`] (one of several
+//! models), [`lease`] (is the next
 //! tier there?), [`admit`] (whose turn is it?), [`estimate`], [`calibrate`] and
 //! [`adapt`] (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
 //! (who may call what), [`places`] and [`rate`] (how many connections, how many joins),
@@ -19,6 +20,7 @@
 pub mod adapt;
 pub mod admit;
 pub mod calibrate;
+pub mod composition;
 pub mod estimate;
 pub mod federation;
 pub mod fetch;

@@ -601,7 +601,7 @@ fn reserve(recovery: &Recovery) -> Duration {
     seconds(predicted.as_secs_f64() * RESERVE_FACTOR).saturating_add(RESERVE_SLACK)
 }
 
-fn cause_of(code: Code) -> Cause {
+pub(crate) fn cause_of(code: Code) -> Cause {
     match code {
         Code::Unreachable => Cause::LinkDown,
         Code::DeadlineExceeded => Cause::UpstreamTimeout,

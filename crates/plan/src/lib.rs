@@ -20,6 +20,7 @@ pub mod problem;
 pub mod random;
 pub mod request;
 mod search;
+pub mod service;
 pub mod site;
 pub mod table;
 
@@ -27,5 +28,6 @@ pub use evaluate::{Cost, Evaluation, Route, Violation};
 pub use explain::{Explanation, Measured, explain};
 pub use plan::{Plan, PlanError, plan, plan_with_direct};
 pub use request::{Limits, LinkCondition, Objective, PlanRequest};
+pub use service::Service;
 pub use site::Site;
 pub use table::{Grid, PlanTable};

@@ -222,7 +222,7 @@ fn suggest(suggestion: &Option<String>) -> String {
 }
 
 /// The nearest of `known`, if it is near at all.
-fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     let score = |k: &str| strsim::jaro_winkler(&word.to_lowercase(), &k.to_lowercase());
     let best = known.map(|k| (score(k), k)).max_by(|a, b| a.0.total_cmp(&b.0))?;
     (best.0 > 0.75).then(|| best.1.to_owned())

@@ -62,6 +62,9 @@ pub const RUNS_PER_CONNECTION_MAX: u32 = 64;
 /// Names in a catalogue, and models in an offer.
 pub const MODELS_MAX: usize = 4_096;
 
+/// Services in a catalogue: names made of several models.
+pub const SERVICES_MAX: usize = 512;
+
 /// Tiers in the path that a parent tells of: those of the longest route.
 pub const PATH_TIERS_MAX: usize = BOUNDARIES_MAX;
 

@@ -6,10 +6,15 @@ use tierline_proto::Digest;
 use super::{State, StoreError};
 
 /// Steps of the tables.
-pub const TABLES: &[&str] = &["
+pub const TABLES: &[&str] = &[
+    "
     CREATE TABLE names (name TEXT PRIMARY KEY, manifest BLOB NOT NULL) STRICT;
     CREATE TABLE profiles (model BLOB PRIMARY KEY, profile BLOB NOT NULL) STRICT;
-"];
+",
+    "
+    CREATE TABLE services (name TEXT PRIMARY KEY, document BLOB NOT NULL) STRICT;
+",
+];
 
 impl State {
     /// Points `name` at a manifest.
@@ -35,6 +40,34 @@ impl State {
     pub fn names(&self) -> Result<Vec<(String, Digest)>, StoreError> {
         self.with(|c| {
             c.prepare("SELECT name, manifest FROM names ORDER BY name")?
+                .query_map([], |row| Ok((row.get(0)?, Digest(row.get(1)?))))?
+                .collect()
+        })
+    }
+
+    /// Points `name` at a service's document.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn set_service(&self, name: &str, document: Digest) -> Result<(), StoreError> {
+        self.with(|c| c.execute("INSERT OR REPLACE INTO services VALUES (?1, ?2)", params![name, document.0]).map(drop))
+    }
+
+    /// Forgets the service `name`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove_service(&self, name: &str) -> Result<(), StoreError> {
+        self.essential(|c| c.execute("DELETE FROM services WHERE name = ?1", [name]).map(drop))
+    }
+
+    /// Every service and its document.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn services(&self) -> Result<Vec<(String, Digest)>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT name, document FROM services ORDER BY name")?
                 .query_map([], |row| Ok((row.get(0)?, Digest(row.get(1)?))))?
                 .collect()
         })

@@ -8,6 +8,7 @@ pub mod inference;
 mod operators;
 pub mod planning;
 pub mod profiling;
+pub mod services;
 pub mod site;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub const REGISTRY: &[Registration] = &[
     planning::DUTY,
     profiling::DUTY,
     inference::DUTY,
+    services::DUTY,
     federation::DUTY,
     operators::DUTY,
 ];

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tierline_proto::limits::MODEL_FILES_MAX;
 use tierline_proto::v1::local_server::{Local, LocalServer};
 use tierline_proto::v1::{
@@ -16,8 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::artefacts::upload::Uploaded;
 use super::artefacts::{Artefacts, upload};
-use super::catalogue::Catalogue;
+use super::catalogue::{Catalogue, Composed, SERVICE_FILE};
 use super::enrolment::Enrolment;
 use super::federation::{Jobs, watching};
 use super::inference::{self, Inference};
@@ -130,17 +132,23 @@ impl Local for LocalService {
         for entry in self.catalogue.known.list() {
             models.push(self.catalogue.info(&entry).await?);
         }
-        Ok(Response::new(ModelListReply { models }))
+        let services = self.catalogue.known.services().iter().map(Composed::info).collect();
+        Ok(Response::new(ModelListReply { models, services }))
     }
 
     async fn model_show(&self, request: Request<ModelShowRequest>) -> Reply1<ModelShowReply> {
         let name = request.into_inner().model;
+        if let Some(composed) = self.catalogue.known.service(&name) {
+            let service_json = json(composed.service.as_ref())?;
+            return Ok(Response::new(ModelShowReply { service_json, ..ModelShowReply::default() }));
+        }
         let entry = self.catalogue.entry(&name)?;
         let profile = self.catalogue.known.profile(entry.model);
         Ok(Response::new(ModelShowReply {
             info: Some(self.catalogue.info(&entry).await?),
             manifest_json: json(&entry.manifest)?,
             profile_json: profile.map_or(Ok(String::new()), |p| json(p.as_ref()))?,
+            service_json: String::new(),
         }))
     }
 
@@ -160,20 +168,34 @@ impl Local for LocalService {
             Some(model_add_chunk::Body::Data(data)) => Some(data),
             _ => None,
         });
-        let entry = self.catalogue.add_model(header, uploads.await?).await?;
-        Ok(Response::new(ModelAddReply { entry: Some(entry.message()), notes: Vec::new() }))
+        let mut uploads = uploads.await?;
+        if header.files.first().is_some_and(|file| file.name == SERVICE_FILE) {
+            let text = uploads.files.first_mut().map_or(Ok(Bytes::new()), Uploaded::read)?;
+            let text = std::str::from_utf8(&text).map_err(|e| Failure::new(Code::InvalidInput, e.to_string()))?;
+            let composed = self.catalogue.add_service(&header.name, text, header.replace).await?;
+            return Ok(Response::new(ModelAddReply { service: Some(composed.message()), ..ModelAddReply::default() }));
+        }
+        let entry = self.catalogue.add_model(header, uploads).await?;
+        Ok(Response::new(ModelAddReply { entry: Some(entry.message()), ..ModelAddReply::default() }))
     }
 
     async fn model_remove(&self, request: Request<ModelRemoveRequest>) -> Reply1<Empty> {
         let name = request.into_inner().model;
-        self.catalogue.remove_model(&name).await?;
+        match self.catalogue.known.service(&name).filter(|_| self.cx.parents.is_empty()) {
+            Some(composed) => self.catalogue.remove_service(&composed).await?,
+            None => self.catalogue.remove_model(&name).await?,
+        }
         Ok(Response::new(Empty {}))
     }
 
     async fn model_rename(&self, request: Request<ModelRenameRequest>) -> Reply1<ModelAddReply> {
         let ModelRenameRequest { model, name } = request.into_inner();
+        if let Some(composed) = self.catalogue.known.service(&model).filter(|_| self.cx.parents.is_empty()) {
+            let renamed = self.catalogue.rename_service(&composed, &name).await?;
+            return Ok(Response::new(ModelAddReply { service: Some(renamed.message()), ..ModelAddReply::default() }));
+        }
         let entry = self.catalogue.rename_model(&model, &name).await?;
-        Ok(Response::new(ModelAddReply { entry: Some(entry.message()), notes: Vec::new() }))
+        Ok(Response::new(ModelAddReply { entry: Some(entry.message()), ..ModelAddReply::default() }))
     }
 
     async fn profile(&self, request: Request<ProfileRequest>) -> Reply1<Self::ProfileStream> {

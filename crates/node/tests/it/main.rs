@@ -5,6 +5,7 @@
 
 mod adapts;
 mod admits;
+mod compositions;
 mod estimates;
 mod federations;
 mod fetches;

@@ -78,6 +78,14 @@ pub fn classes(answer: &Tensor, reading: Reading) -> Result<Vec<Vec<Option<usize
     each_example(answer, reading, |places| places.iter().map(|place| place.as_ref().map(best)).collect())
 }
 
+/// The distribution at each place of each example; `None` where there is none.
+///
+/// # Errors
+/// [`JudgeError`].
+pub fn probabilities(answer: &Tensor, reading: Reading) -> Result<Vec<Vec<Option<Vec<f64>>>>, JudgeError> {
+    each_example(answer, reading, <[Option<Vec<f64>>]>::to_vec)
+}
+
 /// Calls `judge` with the probabilities at each place of each example.
 fn each_example<T>(
     answer: &Tensor,

@@ -3,6 +3,7 @@
 mod chains;
 mod explains;
 mod problems;
+mod services;
 mod sites;
 mod support;
 mod tables;

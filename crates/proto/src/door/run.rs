@@ -97,6 +97,7 @@ impl Door for Reply {
             cut(&mut degraded.node, URL_BYTES_MAX);
         }
         super::failure(&mut self.failure)?;
+        cut(&mut self.member, TEXT_BYTES_MAX);
         if self.exit as usize > EXITS_MAX {
             return Err(Breach::Exit(self.exit));
         }

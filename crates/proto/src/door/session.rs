@@ -6,14 +6,14 @@ use super::{
 use crate::envelope;
 use crate::limits::{
     CERTIFICATE_BYTES_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, RENAMES_MAX, REVERSE_BYTES_MAX, REVOCATIONS_MAX,
-    SUBTREE_NODES_MAX, WORD_BYTES_MAX,
+    SERVICES_MAX, SUBTREE_NODES_MAX, WORD_BYTES_MAX,
 };
 use crate::name::{self, NodeName};
 use crate::v1::{
     Catalogue, ChildMessage, EnrolmentNews, Envelope, Goodbye, Heartbeat, HeartbeatAck, HelloReply, HelloRequest,
     ModelEntry, ModelOffer, Names, NodeInfo, Offers, ParentMessage, ReverseReply, ReverseRequest, Revocations,
-    SiteReport, Subtree, UpstreamPath, UpstreamTier, WarmHints, child_message, enrolment_news, parent_message,
-    reverse_reply, reverse_request, site_report,
+    ServiceEntry, SiteReport, Subtree, UpstreamPath, UpstreamTier, WarmHints, child_message, enrolment_news,
+    parent_message, reverse_reply, reverse_request, site_report,
 };
 
 /// What a child says.
@@ -205,8 +205,18 @@ impl Door for Catalogue {
     fn check(&mut self) -> Result<(), Breach> {
         count("models in a catalogue", self.models.len(), MODELS_MAX)?;
         count("names removed", self.removed.len(), MODELS_MAX)?;
+        count("services in a catalogue", self.services.len(), SERVICES_MAX)?;
         self.models.iter_mut().try_for_each(Door::check)?;
+        self.services.iter_mut().try_for_each(Door::check)?;
         self.removed.iter().try_for_each(|name| Ok(name::check_model(name)?))
+    }
+}
+
+impl Door for ServiceEntry {
+    fn check(&mut self) -> Result<(), Breach> {
+        name::check_model(&self.name)?;
+        digest("a service", &mut self.document)?;
+        Ok(())
     }
 }
 

@@ -5,22 +5,24 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
+use tierline_daemon::duties::catalogue::SERVICE_FILE;
 use tierline_daemon::models::{self, Manifest};
+use tierline_plan::Service;
 use tierline_proto::Digest;
 use tierline_proto::v1::local_client::LocalClient;
 use tierline_proto::v1::{
     Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelRenameRequest,
-    ModelShowRequest, ModelState, model_add_chunk,
+    ModelShowRequest, ModelState, ServiceInfo, model_add_chunk,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use super::{Global, args, client, engines, infer};
-use crate::output::{self, CommandResult};
+use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Args)]
 pub struct Add {
-    /// The ONNX file
+    /// The ONNX file; or a TOML file that makes one service of several models
     model: PathBuf,
     /// The name it will be asked for by
     #[arg(long)]
@@ -116,7 +118,80 @@ fn line(entry: ModelEntry) -> ModelLine {
     }
 }
 
+/// A service that was added.
+#[derive(Serialize)]
+struct ServiceAdded {
+    #[serde(flatten)]
+    service: ServiceLine,
+    /// Nodes that are connected, and know it by this name.
+    known_by: usize,
+    /// Those that are connected and didn't within the time.
+    not_yet: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct ServiceLine {
+    name: String,
+    digest: String,
+    kind: String,
+    members: Vec<String>,
+}
+
+/// How many nodes know what was added, in words; nothing for a node alone.
+fn said(known_by: usize, not_yet: &[String], next: &str) -> Option<String> {
+    match (known_by + not_yet.len(), not_yet.is_empty()) {
+        (1, _) => None,
+        (all, true) => Some(format!("all {all} nodes know it{next}")),
+        (all, false) => Some(format!("{known_by} of {all} nodes know it; not yet: {}", not_yet.join(", "))),
+    }
+}
+
+fn add_service(global: &Global, args: &Add) -> CommandResult {
+    if !args.shapes.is_empty() || !args.samples.is_empty() {
+        return Err(super::usage("--shape and --sample are for models; a service takes those of its members"));
+    }
+    let text = std::fs::read_to_string(&args.model)
+        .map_err(|e| anyhow::anyhow!("{}: {e}", args.model.display()))
+        .exit_with(ExitCode::Usage)?;
+    // A broken file is reported here, before anything is sent.
+    let service = Service::parse(&text)
+        .map_err(|e| anyhow::anyhow!("{}: {e}", args.model.display()))
+        .exit_with(ExitCode::Configuration)?;
+    let header = ModelAddHeader {
+        name: args.name.clone(),
+        files: vec![ModelFile { name: SERVICE_FILE.into(), length: text.len() as u64 }],
+        replace: args.replace,
+        ..ModelAddHeader::default()
+    };
+    super::block_on(async {
+        let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        let bodies = [model_add_chunk::Body::Header(header), model_add_chunk::Body::Data(text.into())];
+        let chunks = bodies.map(|body| ModelAddChunk { body: Some(body) });
+        let reply = node.model_add(tokio_stream::iter(chunks)).await.map_err(|s| client::refused(&s))?.into_inner();
+        let entry = reply.service.unwrap_or_default();
+        let (known_by, not_yet) = spread(&mut node, args.wait).await?;
+        let said = said(known_by, &not_yet, "");
+        let service = ServiceLine {
+            name: entry.name,
+            digest: Digest::try_from(&entry.document).map_or_else(|_| String::new(), |d| d.to_string()),
+            kind: service.kind.word().to_owned(),
+            members: service.members.iter().map(|member| member.model.clone()).collect(),
+        };
+        global.output().data(&ServiceAdded { service, known_by, not_yet }, |added| {
+            let s = &added.service;
+            format!("{}  {}  {} of {}", s.name, infer::short(&s.digest), s.kind, s.members.join(", "))
+        })?;
+        if let Some(said) = said {
+            global.output().say(said);
+        }
+        Ok(())
+    })
+}
+
 pub fn add(global: &Global, args: &Add) -> CommandResult {
+    if args.model.extension().is_some_and(|extension| extension == "toml") {
+        return add_service(global, args);
+    }
     let shapes = args::shapes(&args.shapes)?;
     let samples = args::tensors(&args.samples)?;
     // A broken file is reported here, before anything is sent.
@@ -152,11 +227,7 @@ pub fn add(global: &Global, args: &Add) -> CommandResult {
         let reply = node.model_add(ReceiverStream::new(receive)).await.map_err(|s| client::refused(&s))?.into_inner();
         let model = line(reply.entry.unwrap_or_default());
         let (known_by, not_yet) = spread(&mut node, args.wait).await?;
-        let said = match (known_by + not_yet.len(), not_yet.is_empty()) {
-            (1, _) => None,
-            (all, true) => Some(format!("all {all} nodes know it, and measure it next")),
-            (all, false) => Some(format!("{known_by} of {all} nodes know it; not yet: {}", not_yet.join(", "))),
-        };
+        let said = said(known_by, &not_yet, ", and measure it next");
         global.output().data(&Added { model, known_by, not_yet }, |added| {
             let m = &added.model;
             format!("{}  {}  {}", m.name, infer::short(&m.digest), output::bytes(m.bytes))
@@ -171,6 +242,8 @@ pub fn add(global: &Global, args: &Add) -> CommandResult {
 #[derive(Serialize)]
 struct Models {
     models: Vec<ModelLine>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    services: Vec<ServiceLine>,
 }
 
 pub fn ls(global: &Global, args: &Ls) -> CommandResult {
@@ -191,7 +264,17 @@ pub fn ls(global: &Global, args: &Ls) -> CommandResult {
                 ModelLine { state: Some(state), profiled: Some(m.profiled), ..line(m.entry.unwrap_or_default()) }
             })
             .collect();
-        global.output().data(&Models { models }, |l| {
+        let service = |info: ServiceInfo| {
+            let entry = info.entry.unwrap_or_default();
+            ServiceLine {
+                name: entry.name,
+                digest: Digest::try_from(&entry.document).map_or_else(|_| String::new(), |d| d.to_string()),
+                kind: info.kind,
+                members: info.members,
+            }
+        };
+        let services = reply.services.into_iter().map(service).collect();
+        global.output().data(&Models { models, services }, |l| {
             let rows: Vec<Vec<String>> = l
                 .models
                 .iter()
@@ -206,7 +289,19 @@ pub fn ls(global: &Global, args: &Ls) -> CommandResult {
                     ]
                 })
                 .collect();
-            output::table(&["name", "digest", "bytes", "state", "profiled"], &rows)
+            let mut text = output::table(&["name", "digest", "bytes", "state", "profiled"], &rows);
+            let rows: Vec<Vec<String>> = l
+                .services
+                .iter()
+                .map(|s| {
+                    vec![s.name.clone(), s.digest.chars().take(12).collect(), s.kind.clone(), s.members.join(", ")]
+                })
+                .collect();
+            if !rows.is_empty() {
+                text.push('\n');
+                text.push_str(&output::table(&["service", "digest", "kind", "members"], &rows));
+            }
+            text
         })
     })
 }
@@ -219,6 +314,11 @@ pub fn show(global: &Global, args: &Named) -> CommandResult {
             .await
             .map_err(|s| client::refused(&s))?
             .into_inner();
+        if !reply.service_json.is_empty() {
+            let service: Service = serde_json::from_str(&reply.service_json)?;
+            let text = service.write()?;
+            return global.output().data(&service, |_| text);
+        }
         let manifest: Manifest = serde_json::from_str(&reply.manifest_json)?;
         global.output().data(&manifest, |m| {
             let mut text = format!("{}  {}\n", m.name, m.digest);

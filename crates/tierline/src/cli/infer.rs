@@ -107,6 +107,9 @@ pub struct Answered {
     /// Why, when degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Of a service: the models that the answer is of.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub member: String,
     /// From the caller's first byte to the last, milliseconds.
     pub latency_ms: f64,
     /// The same as the entry node saw it.
@@ -307,6 +310,7 @@ fn line(answer: Answer, args: &Infer) -> CommandResult<Answered> {
         degraded: reply.degraded.is_some(),
         exit: reply.exit,
         reason: reply.degraded.map(|d| d.reason),
+        member: reply.member,
         latency_ms: answer.latency.as_secs_f64() * 1e3,
         node_ms: ms(answer.reply.total_ns),
         predicted_ms: (answer.reply.predicted_ns > 0).then(|| ms(answer.reply.predicted_ns)),
@@ -344,6 +348,9 @@ pub(super) fn short(digest: &str) -> &str {
 
 fn text(a: &Answered) -> String {
     let mut text = format!("{} {}: {:.1} ms", a.model, short(&a.digest), a.latency_ms);
+    if !a.member.is_empty() {
+        text.push_str(&format!("  by {}", a.member));
+    }
     if let Some(predicted) = a.predicted_ms {
         text.push_str(&format!(" (predicted {predicted:.1} ms)"));
     }

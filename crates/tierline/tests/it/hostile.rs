@@ -12,8 +12,9 @@ use tierline_proto::v1::job_assignment::Want;
 use tierline_proto::v1::{
     Catalogue, ChildMessage, Code, Empty, Envelope, Failure, Goodbye, Heartbeat, HeartbeatAck, JobAssignment,
     JobStatus, LinkEstimate, LoadReport, ModelEntry, ModelOffer, NodeInfo, Offers, ParentMessage, ReverseReply,
-    ReverseRequest, Revocations, Revoked, RunChunk, Subtree, TaskFailure, UpstreamPath, UpstreamTier, WarmHint,
-    WarmHints, WorkOrder, child_message, job_status, parent_message, reverse_reply, reverse_request, run_chunk,
+    ReverseRequest, Revocations, Revoked, RunChunk, ServiceEntry, Subtree, TaskFailure, UpstreamPath, UpstreamTier,
+    WarmHint, WarmHints, WorkOrder, child_message, job_status, parent_message, reverse_reply, reverse_request,
+    run_chunk,
 };
 use tierline_proto::{Digest, envelope};
 
@@ -302,7 +303,7 @@ fn a_parent_neither_ends_a_node_nor_fills_it() {
                 bytes: 1,
             };
             let models = (0..1_000).map(entry).collect();
-            let catalogue = Catalogue { sequence: n, full: false, models, removed: Vec::new() };
+            let catalogue = Catalogue { sequence: n, models, ..Catalogue::default() };
             out.push(of(parent_message::Body::Catalogue(catalogue)));
         }
         out
@@ -574,8 +575,10 @@ impl Anything {
                     model: any.bytes(),
                     bytes: any.count(),
                 };
-                let (models, removed) = (self.list(entry), self.list(Self::text));
-                Some(Body::Catalogue(Catalogue { sequence: self.count(), full: self.rng.bool(), models, removed }))
+                let service = |any: &mut Self| ServiceEntry { name: any.text(), document: any.bytes() };
+                let (models, removed, services) = (self.list(entry), self.list(Self::text), self.list(service));
+                let (sequence, full) = (self.count(), self.rng.bool());
+                Some(Body::Catalogue(Catalogue { sequence, full, models, removed, services }))
             }
             3 | 4 => Some(Body::Path(UpstreamPath { sequence: self.count(), tiers: self.list(Self::tier) })),
             5 => {

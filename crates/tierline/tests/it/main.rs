@@ -27,6 +27,7 @@ mod operators;
 mod panics;
 mod reference;
 mod running;
+mod services;
 mod site;
 mod supervised;
 mod train;

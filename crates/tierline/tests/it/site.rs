@@ -364,14 +364,14 @@ fn concurrent_requests_are_all_answered() {
 }
 
 /// A link before a node, changed while it runs.
-struct Link {
+pub struct Link {
     process: std::process::Child,
     listen: String,
     control: String,
 }
 
 impl Link {
-    fn to(url: &str, shape: &[&str]) -> Self {
+    pub fn to(url: &str, shape: &[&str]) -> Self {
         use std::io::BufRead;
         let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_tierline"))
             .args(["link", "start", "--to", url.trim_start_matches("https://"), "--control", "127.0.0.1:0", "--json"])
@@ -386,11 +386,11 @@ impl Link {
         Self { process, listen: text("listen"), control: text("control") }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("https://{}", self.listen)
     }
 
-    fn set(&self, args: &[&str]) -> serde_json::Value {
+    pub fn set(&self, args: &[&str]) -> serde_json::Value {
         tierline([&["link", "set", "--control", &self.control, "--json"], args].concat()).json()
     }
 }

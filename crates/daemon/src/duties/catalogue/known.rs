@@ -10,6 +10,7 @@ use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use tierline_graph::profile::ModelProfile;
+use tierline_plan::Service;
 use tierline_proto::Digest;
 use tierline_proto::v1::{self, Catalogue, Code, Failure, ModelEntry};
 
@@ -54,9 +55,21 @@ impl Entry {
     }
 }
 
+/// A name made of several models.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Composed {
+    /// The name it is asked for by.
+    pub name: String,
+    /// Digest of its document.
+    pub document: Digest,
+    /// What it is.
+    pub service: Arc<Service>,
+}
+
 /// Names and programs. Reads are many and short, writes few.
 pub struct Known {
     entries: RwLock<BTreeMap<String, Entry>>,
+    services: RwLock<BTreeMap<String, Composed>>,
     /// What requests need to know of models, as large as their manifests.
     programs: RwLock<HashMap<Digest, Arc<Program>>>,
     /// Where the models themselves are kept.
@@ -82,6 +95,7 @@ impl Known {
     pub fn new(memory: Memory) -> Self {
         Self {
             entries: RwLock::default(),
+            services: RwLock::default(),
             programs: RwLock::default(),
             memory,
             profiles: RwLock::default(),
@@ -149,6 +163,36 @@ impl Known {
         entries.get(name_or_digest).or_else(|| entries.values().find(|e| e.manifest.digest == name_or_digest)).cloned()
     }
 
+    /// The entry of a name, and of nothing else.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<Entry> {
+        read(&self.entries).get(name).cloned()
+    }
+
+    /// The service of a name.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<Composed> {
+        read(&self.services).get(name).cloned()
+    }
+
+    /// Every service, by name.
+    #[must_use]
+    pub fn services(&self) -> Vec<Composed> {
+        read(&self.services).values().cloned().collect()
+    }
+
+    /// Points a name at a service; gives the one it pointed at before.
+    pub fn insert_service(&self, composed: Composed) -> Option<Composed> {
+        self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        write(&self.services).insert(composed.name.clone(), composed)
+    }
+
+    /// Forgets a service.
+    pub fn remove_service(&self, name: &str) {
+        self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        write(&self.services).remove(name);
+    }
+
     /// The entry of a prepared model.
     #[must_use]
     pub fn by_model(&self, model: Digest) -> Option<Entry> {
@@ -168,6 +212,9 @@ impl Known {
         for entry in read(&self.entries).values() {
             hasher.update(entry.manifest.name.as_bytes()).update(&[0]).update(&entry.manifest_digest.0);
         }
+        for composed in read(&self.services).values() {
+            hasher.update(composed.name.as_bytes()).update(&[1]).update(&composed.document.0);
+        }
         let mut first = [0; 8];
         hasher.finalize_xof().fill(&mut first);
         u64::from_le_bytes(first).max(1)
@@ -181,6 +228,7 @@ impl Known {
             full: true,
             models: self.list().iter().map(Entry::message).collect(),
             removed: Vec::new(),
+            services: self.services().iter().map(Composed::message).collect(),
         }
     }
 

@@ -2,6 +2,7 @@
 //! above, fetched, loaded, removed.
 
 mod known;
+mod services;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -20,7 +21,7 @@ use tierline_store::{State, models};
 use tokio::sync::watch;
 
 use self::known::unknown_model;
-pub use self::known::{Entry, Known};
+pub use self::known::{Composed, Entry, Known};
 use super::artefacts::Artefacts;
 use super::artefacts::upload::{Uploaded, Uploads};
 use crate::device::compute::{ComputeError, Computed, Turn};
@@ -41,6 +42,9 @@ const WARM_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// A model that could not be had, to take over or to measure, is tried again after this.
 pub const AGAIN: Duration = Duration::from_secs(15);
+
+/// The file that a service is added by.
+pub const SERVICE_FILE: &str = "service.toml";
 
 /// Its line in the registry.
 pub const DUTY: Registration = Registration {
@@ -127,6 +131,11 @@ impl Catalogue {
     /// [`Code::UnknownModel`].
     pub fn entry(&self, name: &str) -> Result<Entry, Failure> {
         self.known.get(name).ok_or_else(|| {
+            if let Some(composed) = self.known.service(name) {
+                let members = composed.service.models().join(", ");
+                let text = format!("`{name}` is a {} of {members}, and no model", composed.service.kind.word());
+                return Failure::new(Code::UnknownModel, text).with_help("ask for one of them");
+            }
             if self.is_announced(name) {
                 let text = format!("model `{name}` is on its way to {}", self.cx.me.name());
                 return Failure::new(Code::ModelNotReady, text).with_help("send the request again in a moment");
@@ -143,7 +152,11 @@ impl Catalogue {
 
     /// Whether a parent has told of a model of this name.
     fn is_announced(&self, name: &str) -> bool {
-        self.heard.borrow().as_ref().is_some_and(|heard| heard.models.iter().any(|model| model.name == name))
+        let announces = |heard: &CatalogueMessage| {
+            let services = heard.services.iter().map(|service| &service.name);
+            heard.models.iter().map(|model| &model.name).chain(services).any(|known| known == name)
+        };
+        self.heard.borrow().as_ref().is_some_and(announces)
     }
 
     /// What is known of an entry here.
@@ -221,8 +234,12 @@ impl Catalogue {
         }
         tierline_proto::name::check_model(&header.name)
             .map_err(|e| Failure::new(Code::InvalidInput, e.to_string()).with_help("choose another --name"))?;
-        if header.files.first().is_none_or(|file| file.name != "model.onnx") {
-            return Err(Failure::new(Code::Protocol, "the first file must be model.onnx"));
+        match header.files.first().map(|file| file.name.as_str()) {
+            Some("model.onnx") if self.known.service(&header.name).is_some() => {
+                return Err(self.check_free(&header.name).err().unwrap_or_default());
+            }
+            Some("model.onnx" | SERVICE_FILE) => {}
+            _ => return Err(Failure::new(Code::Protocol, "the first file must be model.onnx or service.toml")),
         }
         let known = self.known.list().len();
         if known >= MODELS_MAX && self.known.get(&header.name).is_none() {
@@ -366,11 +383,8 @@ impl Catalogue {
         if entry.manifest.name == new {
             return Ok(entry);
         }
-        if known.iter().any(|other| other.manifest.name == new) {
-            let text = format!("`{new}` names a model already");
-            return Err(Failure::new(Code::AlreadyExists, text)
-                .with_help(format!("choose another name, or remove it: `tierline model rm {new}`")));
-        }
+        self.check_free(new)?;
+        self.check_unneeded(&entry.manifest.name)?;
         // First the new name: at no moment is the model without one.
         let renamed = self.adopt_manifest(Manifest { name: new.to_owned(), ..entry.manifest.clone() }).await?;
         self.forget_name(&entry).await?;
@@ -394,6 +408,7 @@ impl Catalogue {
         let _turn = self.artefacts.naming.lock().await;
         let known = self.known.list();
         let entry = self.known.get(name).ok_or_else(|| unknown_model(name, &known))?;
+        self.check_unneeded(&entry.manifest.name)?;
         self.forget_name(&entry).await?;
         self.tell_children();
         self.let_go(&entry).await;
@@ -575,6 +590,10 @@ impl Catalogue {
         for entry in renamed {
             self.forget_adopted(entry, &mut changed, &mut late).await;
         }
+        if message.full && newest() {
+            let (news, again) = self.adopt_services(message).await;
+            (changed, late) = (changed | news, late | again);
+        }
         if changed {
             self.tell_children();
             self.tell(&Change::Renamed);
@@ -692,7 +711,7 @@ impl Duty for Arc<Catalogue> {
                 }
             }
         }
-        Ok(())
+        self.open_services().await
     }
 
     async fn begin(&self) -> Result<(), Failure> {
@@ -717,6 +736,7 @@ impl Duty for Arc<Catalogue> {
     async fn needs(&self, needed: &mut HashSet<Digest>) -> Result<(), Failure> {
         let named = self.cx.state.with(State::named).await?;
         needed.extend(&named.manifests);
+        needed.extend(self.cx.state.with(State::services).await?.into_iter().map(|(_, document)| document));
         let (mut models, mut known) = (HashSet::new(), HashSet::new());
         for entry in self.known.list() {
             known.insert(entry.manifest_digest);

@@ -69,14 +69,15 @@ fn deadline(header: &InferHeader) -> Duration {
 }
 
 /// What became of a request that entered the site here.
-struct Entered {
+pub struct Entered {
     /// Expected time, nanoseconds.
-    predicted: u64,
+    pub predicted: u64,
     /// The plan in force.
-    plan: String,
+    pub plan: String,
     /// Digest of the model that its name pointed at.
-    model: bytes::Bytes,
-    answer: Answer,
+    pub model: bytes::Bytes,
+    /// What it is answered.
+    pub answer: Answer,
 }
 
 /// A request that enters the site here.
@@ -88,20 +89,29 @@ async fn enter(
     held: Arc<Held>,
 ) -> Entered {
     let id = fastrand::u128(..).to_be_bytes().to_vec();
+    if let Some(services) = duty.services().filter(|services| services.has(&header.model)) {
+        return services.answer(id, header.clone(), encoded, deadline, held).await;
+    }
     match prepare(duty, header, encoded, deadline, &id, held).await {
         Ok((routed, inputs, predicted, plan)) => {
             let model = routed.program.manifest.digest.parse().map(Digest::to_bytes).unwrap_or_default();
             Entered { predicted, plan, model, answer: flow::answer(duty, routed, inputs).await }
         }
-        Err(failure) => {
-            let reply = Reply { request: id.into(), failure: Some(failure.at(duty.cx.me.name())), ..Reply::default() };
-            let answer = Answer { outputs: Vec::new(), held: None, reply };
-            Entered { predicted: 0, plan: String::new(), model: bytes::Bytes::new(), answer }
-        }
+        Err(failure) => Entered::failed(id, failure.at(duty.cx.me.name())),
     }
 }
 
-async fn prepare(
+impl Entered {
+    /// One that failed.
+    #[must_use]
+    pub fn failed(id: Vec<u8>, failure: Failure) -> Self {
+        let reply = Reply { request: id.into(), failure: Some(failure), ..Reply::default() };
+        let answer = Answer { outputs: Vec::new(), held: None, reply };
+        Self { predicted: 0, plan: String::new(), model: bytes::Bytes::new(), answer }
+    }
+}
+
+pub(super) async fn prepare(
     duty: &Arc<Inference>,
     header: &InferHeader,
     encoded: Vec<Encoded>,

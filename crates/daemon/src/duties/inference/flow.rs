@@ -474,6 +474,7 @@ impl<'n> Flow<'n> {
                 stages,
                 tensors: Vec::new(),
                 exit,
+                ..Reply::default()
             },
         }
     }
@@ -489,7 +490,7 @@ impl<'n> Flow<'n> {
                 degraded: None,
                 stages: self.own.iter().cloned().collect(),
                 tensors: Vec::new(),
-                exit: 0,
+                ..Reply::default()
             },
         }
     }

@@ -8,11 +8,12 @@ mod calls;
 mod entry;
 mod exits;
 mod flow;
+pub mod members;
 mod numbers;
 mod service;
 pub mod wire;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tierline_node::policy::{Roles, Rule};
@@ -21,8 +22,10 @@ use tierline_proto::v1::Reply;
 use tierline_proto::v1::infer_server::InferServer;
 use tonic::service::RoutesBuilder;
 
-pub use self::entry::{Answered, infer};
+pub use self::entry::{Answered, Entered, infer};
 use self::exits::DeepBudget;
+pub use self::flow::Answer;
+use self::members::Services;
 use self::numbers::Numbers;
 use self::service::InferService;
 use super::catalogue::Catalogue;
@@ -53,13 +56,15 @@ pub struct Inference {
     numbers: Numbers,
     /// How many inferences of each caller may go past the exits.
     deep: DeepBudget,
+    /// Whoever answers for several models under one name.
+    services: OnceLock<Arc<dyn Services>>,
 }
 
 impl Inference {
     fn new(assembly: &Assembly) -> Arc<Self> {
         let (cx, catalogue, planning) = (assembly.cx.clone(), assembly.get(), assembly.get());
         let deep = DeepBudget::new(cx.me.config().deep_per_minute);
-        Arc::new(Self { cx, catalogue, planning, numbers: Numbers::default(), deep })
+        Arc::new(Self { cx, catalogue, planning, numbers: Numbers::default(), deep, services: OnceLock::new() })
     }
 
     /// A request that entered here ended.
