@@ -116,6 +116,9 @@ pub trait Duty: Send + Sync {
     /// Takes no new work from now on.
     fn drain(&self) {}
 
+    /// Waits until what was taken on before is done.
+    async fn drained(&self) {}
+
     /// Its numbers, in Prometheus' text format.
     fn numbers(&self, out: &mut String) {
         let _ = out;

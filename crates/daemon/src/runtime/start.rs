@@ -38,6 +38,10 @@ use crate::net::{Children, Net, Parents, Revoked, children, serving};
 /// Answers under way get so long to end once the node is told to stop.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// Requests that were admitted before the end are given so long: less than what
+/// asks a node to end (systemd, Kubernetes) waits before it kills.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(25);
+
 /// Tasks get so long to come to an end behind that.
 const END_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -195,6 +199,14 @@ pub async fn run(
     notify(Notice::Note(format!("{} says goodbye", cx.me.name())))?;
     cx.children.drain();
     cx.end.begin();
+    let drained = async {
+        for duty in cx.duties.all() {
+            duty.drained().await;
+        }
+    };
+    if tokio::time::timeout(DRAIN_TIME_MAX, drained).await.is_err() {
+        tracing::warn!("not everything that was admitted is done; the node ends all the same");
+    }
     // Servers end by themselves once their answers are out.
     let servers = async {
         if let Some(network) = network {

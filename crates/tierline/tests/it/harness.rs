@@ -344,6 +344,44 @@ impl Site {
     }
 }
 
+/// A link before a node, changed while it runs.
+pub struct Link {
+    process: Child,
+    pub listen: String,
+    pub control: String,
+}
+
+impl Link {
+    pub fn to(url: &str, shape: &[&str]) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_tierline"))
+            .args(["link", "start", "--to", url.trim_start_matches("https://"), "--control", "127.0.0.1:0", "--json"])
+            .args(shape)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap();
+        let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+        Self { process, listen: text("listen"), control: text("control") }
+    }
+
+    pub fn url(&self) -> String {
+        format!("https://{}", self.listen)
+    }
+
+    pub fn set(&self, args: &[&str]) -> Value {
+        tierline([&["link", "set", "--control", &self.control, "--json"], args].concat()).json()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// A small network with seeded weights, and an input for it.
 pub struct Model {
     pub file: PathBuf,

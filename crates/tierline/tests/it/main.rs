@@ -19,6 +19,7 @@ mod hostile_requests;
 mod identity;
 mod jobs;
 mod layouts;
+mod lost;
 mod memory;
 mod middle;
 mod names;

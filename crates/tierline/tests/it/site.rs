@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Model, Node, Site, outputs, same_outputs, tierline, until, until_planned, within};
+use crate::harness::{Link, Model, Node, Site, outputs, same_outputs, tierline, until, until_planned, within};
 
 /// A cloud, an edge and an end, planned.
 struct Three {
@@ -361,45 +361,6 @@ fn concurrent_requests_are_all_answered() {
             }
         }
     });
-}
-
-/// A link before a node, changed while it runs.
-pub struct Link {
-    process: std::process::Child,
-    listen: String,
-    control: String,
-}
-
-impl Link {
-    pub fn to(url: &str, shape: &[&str]) -> Self {
-        use std::io::BufRead;
-        let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_tierline"))
-            .args(["link", "start", "--to", url.trim_start_matches("https://"), "--control", "127.0.0.1:0", "--json"])
-            .args(shape)
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        std::io::BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let ready: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let text = |key: &str| ready[key].as_str().unwrap().to_owned();
-        Self { process, listen: text("listen"), control: text("control") }
-    }
-
-    pub fn url(&self) -> String {
-        format!("https://{}", self.listen)
-    }
-
-    pub fn set(&self, args: &[&str]) -> serde_json::Value {
-        tierline([&["link", "set", "--control", &self.control, "--json"], args].concat()).json()
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use tierline_node::{Peer, Span};
 use tierline_proto::v1::degraded::Cause;
 use tierline_proto::v1::{Boundary, Code, Degraded, Failure, Reply, Route, RunHeader, StageTiming};
 use tierline_proto::{Digest, Encoded};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::exits::{ExitAnswer, Judging};
@@ -126,8 +126,25 @@ enum Product {
 /// What became of a run or call.
 type Done = (Event, Option<(Op, Product)>);
 
+/// Counts a request as long as it lives.
+struct UnderWay<'n>(&'n watch::Sender<usize>);
+
+impl<'n> UnderWay<'n> {
+    fn count(all: &'n watch::Sender<usize>) -> Self {
+        all.send_modify(|under_way| *under_way += 1);
+        Self(all)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|under_way| *under_way -= 1);
+    }
+}
+
 /// Runs one request to its end.
 pub async fn answer(duty: &Arc<Inference>, request: RoutedRequest, inputs: Inputs) -> Answer {
+    let _counted = UnderWay::count(&duty.under_way);
     Flow::new(duty, request, inputs).run().await
 }
 
@@ -308,7 +325,8 @@ impl<'n> Flow<'n> {
         let whole = key.from == 0 && key.to == self.request.program.segments();
         let turn = Turn {
             caller: self.inputs.held.caller(),
-            class: if recovery { Class::Recovery } else { Class::Interactive },
+            // What has begun goes first, and is finished also where nothing new is taken.
+            class: if recovery || key.from > self.inputs.segment { Class::Recovery } else { Class::Interactive },
             deadline: self.request.deadline,
             service: self.duty.planning.service(&self.request.program, key.from, key.to),
             after: self.request.peer.filter(|_| planned).map_or(Duration::ZERO, |peer| {

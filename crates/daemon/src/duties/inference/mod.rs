@@ -20,6 +20,7 @@ use tierline_node::policy::{Roles, Rule};
 use tierline_proto::limits::MESSAGE_BYTES_MAX;
 use tierline_proto::v1::Reply;
 use tierline_proto::v1::infer_server::InferServer;
+use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
 
 pub use self::entry::{Answered, Entered, infer};
@@ -58,13 +59,23 @@ pub struct Inference {
     deep: DeepBudget,
     /// Whoever answers for several models under one name.
     services: OnceLock<Arc<dyn Services>>,
+    /// Requests under way here.
+    under_way: watch::Sender<usize>,
 }
 
 impl Inference {
     fn new(assembly: &Assembly) -> Arc<Self> {
         let (cx, catalogue, planning) = (assembly.cx.clone(), assembly.get(), assembly.get());
         let deep = DeepBudget::new(cx.me.config().deep_per_minute);
-        Arc::new(Self { cx, catalogue, planning, numbers: Numbers::default(), deep, services: OnceLock::new() })
+        Arc::new(Self {
+            cx,
+            catalogue,
+            planning,
+            numbers: Numbers::default(),
+            deep,
+            services: OnceLock::new(),
+            under_way: watch::Sender::default(),
+        })
     }
 
     /// A request that entered here ended.
@@ -88,6 +99,11 @@ impl Duty for Arc<Inference> {
 
     fn drain(&self) {
         self.cx.device.compute.drain();
+    }
+
+    async fn drained(&self) {
+        // The sender lives as long as this does.
+        let _ = self.under_way.subscribe().wait_for(|under_way| *under_way == 0).await;
     }
 
     fn numbers(&self, out: &mut String) {

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::harness::Link;
 use crate::harness::{Node, Ran, Site, outputs, tierline, until, within, write_npy};
-use crate::site::Link;
 
 /// As `--input` takes it.
 struct Digits {
