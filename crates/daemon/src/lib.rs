@@ -10,6 +10,7 @@ pub mod device;
 pub mod documents;
 pub mod duties;
 pub mod error;
+pub mod examples;
 pub mod jobs;
 pub mod machine;
 pub mod models;

@@ -3,6 +3,7 @@
 pub mod artefacts;
 pub mod disk;
 mod error;
+pub mod examples;
 pub mod jobs;
 pub mod members;
 pub mod models;

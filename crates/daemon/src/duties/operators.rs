@@ -7,10 +7,11 @@ use bytes::Bytes;
 use tierline_proto::limits::MODEL_FILES_MAX;
 use tierline_proto::v1::local_server::{Local, LocalServer};
 use tierline_proto::v1::{
-    Code, DrainRequest, Empty, Event, Failure, InferChunk, JobControlRequest, JobInfo, JobListReply, JobRequest,
-    JobSubmitChunk, MetricsReply, ModelAddChunk, ModelAddReply, ModelListReply, ModelRemoveRequest, ModelRenameRequest,
-    ModelShowReply, ModelShowRequest, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest, NodeStatus, NodesReply,
-    PlanReply, PlanRequest, ProfileProgress, ProfileRequest, TokenCreateReply, TokenCreateRequest, TokenListReply,
+    Code, DrainRequest, Empty, Event, ExampleListReply, ExampleListRequest, ExampleRemoveReply, ExampleRequest,
+    Failure, InferChunk, JobControlRequest, JobInfo, JobListReply, JobRequest, JobSubmitChunk, MetricsReply,
+    ModelAddChunk, ModelAddReply, ModelListReply, ModelRemoveRequest, ModelRenameRequest, ModelShowReply,
+    ModelShowRequest, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest, NodeStatus, NodesReply, PlanReply,
+    PlanRequest, ProfileProgress, ProfileRequest, TokenCreateReply, TokenCreateRequest, TokenListReply,
     TokenRevokeRequest, WatchRequest, model_add_chunk,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,6 +27,7 @@ use super::inference::{self, Inference};
 use super::json;
 use super::planning::Planning;
 use super::profiling::Profiling;
+use super::services::{Services, examples};
 use super::site::Site;
 use crate::net::gate::Door;
 use crate::runtime::duty::{Assembly, Duty, Registration};
@@ -52,6 +54,7 @@ pub struct LocalService {
     planning: Arc<Planning>,
     profiling: Arc<Profiling>,
     inference: Arc<Inference>,
+    services: Arc<Services>,
     federation: Arc<Jobs>,
 }
 
@@ -66,6 +69,7 @@ impl LocalService {
             planning: assembly.get(),
             profiling: assembly.get(),
             inference: assembly.get(),
+            services: assembly.get(),
             federation: assembly.get(),
         }
     }
@@ -89,6 +93,7 @@ impl Local for LocalService {
     type WatchStream = ReceiverStream<Result<Event, Status>>;
     type JobWatchStream = watching::Events;
     type JobModelStream = watching::Model;
+    type ExampleFetchStream = examples::Sent;
 
     async fn status(&self, _: Request<Empty>) -> Reply1<NodeStatus> {
         Ok(Response::new(self.site.status().await))
@@ -243,6 +248,18 @@ impl Local for LocalService {
 
     async fn job_model(&self, request: Request<JobRequest>) -> Reply1<Self::JobModelStream> {
         Ok(Response::new(watching::model(&self.federation, &request.into_inner().job).await?))
+    }
+
+    async fn example_list(&self, request: Request<ExampleListRequest>) -> Reply1<ExampleListReply> {
+        Ok(Response::new(self.services.example_list(request.into_inner()).await?))
+    }
+
+    async fn example_fetch(&self, request: Request<ExampleRequest>) -> Reply1<Self::ExampleFetchStream> {
+        Ok(Response::new(self.services.example_fetch(request.into_inner().example).await?))
+    }
+
+    async fn example_remove(&self, request: Request<ExampleListRequest>) -> Reply1<ExampleRemoveReply> {
+        Ok(Response::new(self.services.example_remove(request.into_inner()).await?))
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Reply1<Empty> {

@@ -12,6 +12,7 @@ mod completions;
 mod data;
 mod doctor;
 mod engines;
+mod examples;
 pub mod infer;
 mod job;
 mod link;
@@ -117,6 +118,9 @@ enum Verb {
     /// Name data sets on this device, and look into them
     #[command(subcommand)]
     Data(data::DataVerb),
+    /// What services kept to train on: examples that small models weren't sure of
+    #[command(subcommand)]
+    Examples(examples::ExamplesVerb),
     /// Measure a model on this device
     Profile(planning::Profile),
     /// Find the best placement of a model on the tiers
@@ -175,6 +179,7 @@ fn dispatch(cli: Cli) -> CommandResult {
         Verb::Nodes(args) => site::nodes(global, &args),
         Verb::Model(verb) => model::model(global, verb),
         Verb::Data(verb) => data::data(global, verb),
+        Verb::Examples(verb) => examples::examples(global, verb),
         Verb::Profile(args) => planning::profile(global, &args),
         Verb::Plan(args) => planning::plan(global, &args, false),
         Verb::Explain(args) => planning::plan(global, &args, true),

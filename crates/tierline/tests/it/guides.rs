@@ -249,6 +249,13 @@ fn operating() {
 }
 
 #[test]
+fn cascades() {
+    let mut reader = Reader::new(10);
+    assert!(reader.follow(&page("docs/guide/cascades.md"), |_| true) > 8);
+    reader.made(&["try/hard/features.npy", "try/hard/labels.npy"]);
+}
+
+#[test]
 fn training() {
     let mut reader = Reader::new(10);
     assert!(reader.follow(&page("docs/guide/training.md"), |_| true) > 7);

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::Services;
+use super::examples::Mined;
 use crate::device::budget::Held;
 use crate::device::program::Named;
 use crate::duties::catalogue::Composed;
@@ -52,6 +53,7 @@ pub async fn answer(
         return failed(&id, failure.with_help(help));
     }
     let flow = Flow {
+        picked: None,
         duty,
         id,
         header,
@@ -95,6 +97,8 @@ struct Flow<'n> {
     /// Boxes that members on crops look at, by step.
     chosen: BTreeMap<usize, Chosen>,
     tasks: HashMap<Ask, AbortHandle>,
+    /// Why the first model's answer doesn't stand, and how sure it was.
+    picked: Option<(&'static str, f64)>,
 }
 
 impl Flow<'_> {
@@ -154,7 +158,7 @@ impl Flow<'_> {
             if events.is_empty() {
                 let wake = machine.wake().map(|t| clock.instant_of(t));
                 events.push(tokio::select! {
-                    Some(heard) = inbox.recv() => self.hear(heard, poor.is_some()),
+                    Some(heard) = inbox.recv() => self.hear(heard, poor),
                     () = wait_until(wake) => Event::Wake,
                 });
             }
@@ -248,7 +252,7 @@ impl Flow<'_> {
     }
 
     /// What the machine is told.
-    fn hear(&mut self, heard: Heard, poor: bool) -> Event {
+    fn hear(&mut self, heard: Heard, poor: Option<&'static str>) -> Event {
         let (ask, step, piece, what) = heard;
         let mut entered = match what {
             What::Silent(reason) => return Event::Silent { ask, reason },
@@ -264,7 +268,17 @@ impl Flow<'_> {
         let sure = match service.kind {
             Kind::Cascade if last => true,
             Kind::Cascade => match in_place(|| member.judge(&entered.answer.outputs)) {
-                Ok(verdict) => verdict.sure && !poor && fastrand::f64() >= service.audit,
+                Ok(verdict) => {
+                    let doubt = match poor {
+                        Some(poor) => Some(poor),
+                        None if !verdict.sure => Some("unsure"),
+                        None => (fastrand::f64() < service.audit).then_some("audit"),
+                    };
+                    if let (0, Some(why)) = (step, doubt) {
+                        self.picked = Some((why, verdict.sureness));
+                    }
+                    doubt.is_none()
+                }
                 Err(e) => {
                     let text = format!("the answer of `{}` can't be judged: {e}", member.name());
                     return Event::Failed { ask, failure: Failure::new(Code::Engine, text) };
@@ -335,6 +349,7 @@ impl Flow<'_> {
         };
         let members: Vec<&str> = steps.iter().map(|step| self.service().members[*step].name()).collect();
         let member = members.join(", ");
+        self.mine();
         self.duty.numbers.answered(&format!("{}/{member}", self.composed.name));
         let of = |step: &usize| self.answers.get(step).and_then(|pieces| pieces.values().next());
         let (exit, model) = match &steps[..] {
@@ -356,6 +371,27 @@ impl Flow<'_> {
         };
         let answer = Answer { outputs, reply, held: Some(Arc::clone(&self.held)) };
         Entered { predicted: 0, plan, model, answer }
+    }
+
+    /// Hands what the first model wasn't sure of to whoever keeps examples.
+    fn mine(&mut self) {
+        let Some((why, sureness)) = self.picked else { return };
+        let service = Arc::clone(&self.composed.service);
+        let Some(rules) = service.examples.clone().filter(|rules| rules.policy != plan::Policy::None) else { return };
+        let inputs = match rules.policy {
+            plan::Policy::Raw => match self.inputs() {
+                Ok(inputs) => Some(inputs),
+                // What doesn't fit into memory isn't kept.
+                Err(_) => return,
+            },
+            _ => None,
+        };
+        let of = |(step, pieces): (&usize, &BTreeMap<usize, Entered>)| {
+            let entered = pieces.values().next()?;
+            Some((service.members[*step].clone(), entered.answer.outputs.clone()))
+        };
+        let answers = self.answers.iter().filter_map(of).collect();
+        self.duty.keep(Mined { service: self.composed.name.clone(), rules, why, sureness, inputs, answers });
     }
 
     fn document(&self) -> bytes::Bytes {

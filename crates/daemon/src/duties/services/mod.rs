@@ -3,28 +3,38 @@
 //! The catalogue keeps what they are made of; `flow` has the path of a request
 //! past the models, which are asked as ordinary requests.
 
+mod counts;
+pub mod examples;
 mod flow;
-mod numbers;
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use tierline_proto::Encoded;
-use tierline_proto::v1::InferHeader;
+use tierline_node::policy::{Roles, Rule};
+use tierline_proto::v1::{Failure, InferHeader};
+use tierline_proto::{Digest, Encoded};
 
-use self::numbers::Numbers;
+use self::counts::Numbers;
+use self::examples::Keeping;
+use super::artefacts::Artefacts;
 use super::catalogue::Catalogue;
 use super::inference::Inference;
 use super::inference::members::{self, Answering};
 use crate::device::budget::Held;
-use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
+use crate::runtime::{Context, numbers};
 
 /// Its line in the registry.
 pub const DUTY: Registration = Registration {
     name: "services",
-    tables: &[],
-    rules: &[],
+    tables: tierline_store::examples::TABLES,
+    rules: &[
+        Rule::new("/tierline.v1.Local/ExampleList", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/ExampleFetch", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/ExampleRemove", Roles::OPERATOR, Roles::NODES),
+    ],
     make: |assembly| {
         let services = Services::new(assembly);
         Box::new(assembly.add(services))
@@ -34,15 +44,18 @@ pub const DUTY: Registration = Registration {
 /// The duty.
 pub struct Services {
     cx: Context,
+    artefacts: Arc<Artefacts>,
     catalogue: Arc<Catalogue>,
     inference: Arc<Inference>,
     numbers: Numbers,
+    keeping: Keeping,
 }
 
 impl Services {
     fn new(assembly: &Assembly) -> Arc<Self> {
         let (cx, catalogue, inference): (_, _, Arc<Inference>) = (assembly.cx.clone(), assembly.get(), assembly.get());
-        let services = Arc::new(Self { cx, catalogue, inference, numbers: Numbers::default() });
+        let (artefacts, numbers, keeping) = (assembly.get(), Numbers::default(), Keeping::default());
+        let services = Arc::new(Self { cx, artefacts, catalogue, inference, numbers, keeping });
         services.inference.serve_by(Arc::new(Named(Arc::clone(&services))));
         services
     }
@@ -68,8 +81,20 @@ impl members::Services for Named {
     }
 }
 
+#[tonic::async_trait]
 impl Duty for Arc<Services> {
+    async fn needs(&self, needed: &mut HashSet<Digest>) -> Result<(), Failure> {
+        let rows = self.cx.state.with(|state| state.examples("")).await?;
+        needed.extend(rows.into_iter().map(|row| row.artefact));
+        Ok(())
+    }
+
     fn numbers(&self, out: &mut String) {
         self.numbers.text(out);
+        let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
+        let help = "Examples of services that were kept here.";
+        numbers::single(out, "tierline_examples_kept_total", "counter", help, count(&self.keeping.kept));
+        let help = "Examples that were picked and not kept: no room, or too many at once.";
+        numbers::single(out, "tierline_examples_dropped_total", "counter", help, count(&self.keeping.dropped));
     }
 }

@@ -258,3 +258,64 @@ fn what_does_not_fit_is_refused() {
     assert_eq!(cloud.ask(&["model", "rm", "numbers"]).code, 0);
     assert_eq!(cloud.ask(&["model", "rm", "small"]).code, 0);
 }
+
+#[test]
+fn what_a_small_model_was_not_sure_of_is_kept_to_train_on() {
+    let site = Site::new();
+    let mut end = site.end("end-1", &site.cloud.url, &[]);
+    let digits = Digits::add(&site, &["small", "large"]);
+    let with = |policy: &str, count: usize| {
+        cascade(2.0)
+            .replace("\"raw\"", &format!("\"{policy}\""))
+            .replace("max_count = 1000", &format!("max_count = {count}"))
+    };
+    let kept =
+        |end: &Node| end.ask(&["examples", "ls", "digits", "--json"]).json()["examples"].as_array().unwrap().clone();
+    let ask = |end: &Node| {
+        until("the large model's answer", || {
+            let ran = digits.ask(end, "digits", "10 s");
+            (ran.code == 0).then(|| ran.json()).filter(|answer| answer["member"] == "large")
+        })
+    };
+    assert_eq!(digits.service(&site, "digits", &with("none", 9)).code, 0);
+    ask(&end);
+    assert!(kept(&end).is_empty());
+
+    assert_eq!(digits.service(&site, "digits", &with("raw", 3)).code, 0);
+    let answer = ask(&end);
+    until("an example is kept", || (!kept(&end).is_empty()).then_some(()));
+    // What is kept is on the disk: a power cut takes none of it.
+    end.kill();
+    end.restart();
+    let example = kept(&end)[0].clone();
+    assert_eq!((&example["why"], &example["node"]), (&"unsure".into(), &"end-1".into()));
+    let number = example["example"].to_string();
+    let shown = end.ask(&["examples", "show", &number, "--json"]).json();
+    let best = |values: &[f64]| (0..values.len()).max_by(|a, b| values[*a].total_cmp(&values[*b])).unwrap();
+    assert_eq!(shown["labels"], serde_json::json!([best(&outputs(&answer)[0].1)]));
+    let held: Vec<String> =
+        shown["tensors"].as_array().unwrap().iter().map(|t| format!("{}/{}", t["member"], t["name"])).collect();
+    assert_eq!(held, ["\"\"/\"input\"", "\"small\"/\"logits\"", "\"large\"/\"logits\""]);
+    for _ in 0..5 {
+        ask(&end);
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(kept(&end).len(), 3, "more than the quota");
+
+    let out = digits.folder.join("hard");
+    let exported = end.ask(&["examples", "export", "digits", "--out", out.to_str().unwrap(), "--json"]).json();
+    assert_eq!((&exported["examples"], &exported["shape"]), (&3.into(), &serde_json::json!([3, 1, 28, 28])));
+    let added = end.ask(&["data", "add", "hard", out.to_str().unwrap(), "--json"]);
+    assert_eq!(added.code, 0, "{added:?}");
+
+    // Features only: no input leaves memory.
+    assert_eq!(digits.service(&site, "digits", &with("features", 3)).code, 0);
+    assert_eq!(end.ask(&["examples", "rm", "--service", "digits"]).code, 0);
+    ask(&end);
+    let number = until("an example is kept", || kept(&end).first().map(|example| example["example"].to_string()));
+    let shown = end.ask(&["examples", "show", &number, "--json"]).json();
+    assert!(shown["tensors"].as_array().unwrap().iter().all(|tensor| tensor["member"] != ""), "{shown}");
+    end.ask(&["examples", "show", "12345"]).refuses("there is no example 12345 on end-1");
+    let exported = end.ask(&["examples", "export", "digits", "--out", out.to_str().unwrap(), "--json"]).json();
+    assert_eq!(exported["shape"], serde_json::json!([1, 10]));
+}
