@@ -289,6 +289,9 @@ impl Manifest {
     }
 }
 
+/// Exits that plans may leave out: each doubles the plans. Later ones stay.
+const WAYS_OF: usize = 3;
+
 /// Bytes of a tensor's name in what another node says of exits.
 const NAME_BYTES_MAX: usize = tierline_proto::limits::NAME_BYTES_MAX;
 
@@ -325,6 +328,30 @@ impl PlacedExits {
                 head_ns: head(index).collect(),
             })
             .collect()
+    }
+
+    /// Ways to use the exits of a plan: all of them, and without those that
+    /// may not be worth their heads. Who would have left at an exit that is
+    /// left out is taken to leave at the next one: answers get no worse.
+    #[must_use]
+    pub fn ways(exits: Vec<Exit>) -> Vec<Vec<Exit>> {
+        let count = exits.len().min(WAYS_OF);
+        let mut ways: Vec<Vec<Exit>> = Vec::with_capacity(1 << count);
+        for left_out in 0..1usize << count {
+            let mut way = Vec::with_capacity(exits.len());
+            // Shares of all requests that are still there.
+            let (mut before, mut reach) = (1.0, 1.0);
+            for (at, exit) in exits.iter().enumerate() {
+                reach *= exit.go_on;
+                if at >= count || left_out & (1 << at) == 0 {
+                    let go_on = if before > 0.0 { reach / before } else { 1.0 };
+                    way.push(Exit { go_on, ..exit.clone() });
+                    before = reach;
+                }
+            }
+            ways.push(way);
+        }
+        ways
     }
 
     /// Refuses what no manifest has.
@@ -471,5 +498,24 @@ impl Engine for OnDemand {
         state: Vec<Tensor>,
     ) -> Result<Box<dyn Stateful>, EngineError> {
         self.engine().load_stateful(model, options, slots, state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_that_is_left_out_leaves_its_requests_to_the_next() {
+        let exit = |number, go_on| Exit { number, segment: number, go_on, head_ns: vec![1] };
+        let ways = PlacedExits::ways(vec![exit(1, 0.5), exit(2, 0.5)]);
+        let shares: Vec<Vec<(usize, f64)>> =
+            ways.iter().map(|way| way.iter().map(|exit| (exit.number, exit.go_on)).collect()).collect();
+        assert_eq!(shares, [vec![(1, 0.5), (2, 0.5)], vec![(2, 0.25)], vec![(1, 0.5)], vec![]]);
+        assert_eq!(PlacedExits::ways(Vec::new()), [vec![]]);
+        // Nobody gets past the first.
+        let ways = PlacedExits::ways(vec![exit(1, 0.0), exit(2, 0.5)]);
+        assert_eq!(ways[0].iter().map(|exit| exit.go_on).collect::<Vec<_>>(), [0.0, 1.0]);
+        assert_eq!(PlacedExits::ways((1..=6).map(|n| exit(n, 0.5)).collect()).len(), 8);
     }
 }

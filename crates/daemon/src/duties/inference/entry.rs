@@ -51,11 +51,11 @@ pub async fn infer(
     });
     let encoded = collected.await?;
     let Entered { predicted, plan, model, answer } = enter(duty, &header, encoded, deadline, Arc::new(held)).await;
-    let held = answer.held.clone();
+    let (held, exits) = (answer.held.clone(), answer.exits.clone());
     let (reply, tensors) = pack(answer, wire::raw().name());
     let total = arrived.elapsed();
     duty.count_request(total, &reply);
-    duty.planning.observe_answer(&header, &plan, total, &reply);
+    duty.planning.observe_answer(&header, &plan, &exits, total, &reply);
     let reply = InferReply { reply: Some(reply), total_ns: ns(total), predicted_ns: predicted, plan, model };
     Ok(Response::new(send(duty, reply, tensors, held)))
 }
@@ -106,7 +106,7 @@ impl Entered {
     #[must_use]
     pub fn failed(id: Vec<u8>, failure: Failure) -> Self {
         let reply = Reply { request: id.into(), failure: Some(failure), ..Reply::default() };
-        let answer = Answer { outputs: Vec::new(), held: None, reply };
+        let answer = Answer { outputs: Vec::new(), held: None, exits: Vec::new(), reply };
         Self { predicted: 0, plan: String::new(), model: bytes::Bytes::new(), answer }
     }
 }
@@ -124,7 +124,7 @@ pub(super) async fn prepare(
     wire::check_wanted(&encoded, &entry.manifest.inputs)
         .map_err(|f| f.with_help(format!("`tierline model show {}` lists the inputs", entry.manifest.name)))?;
     let program = duty.catalogue.program_within(&entry, deadline).await?;
-    let exits = exits::active(&program, header.exit)?;
+    let mut exits = exits::active(&program, header.exit)?;
     let placed = match header.placement() {
         Placement::Plan => duty.planning.current_plan(&entry, &program),
         Placement::Here => duty.planning.all_here(&program),
@@ -132,6 +132,9 @@ pub(super) async fn prepare(
         Placement::Cloud => duty.planning.all_at_role(&program, Role::Cloud)?,
         Placement::Fixed => duty.planning.fixed(&program, header.route.as_ref().unwrap_or(&Route::default()))?,
     };
+    if let (None, Some(used)) = (header.exit, &placed.exits) {
+        exits.retain(|exit| used.contains(&(exit.index + 1)));
+    }
     // What is asked for by name is waited for; a plan only has to be quick.
     let hedged = header.placement() == Placement::Plan;
     let routed = RoutedRequest {

@@ -115,6 +115,8 @@ pub struct Answer {
     pub reply: Reply,
     /// What the request holds of the node's memory, until the answer is out.
     pub held: Option<Arc<Held>>,
+    /// Numbers of the exits that could have answered, from 1.
+    pub exits: Vec<usize>,
 }
 
 /// What a run or call produced.
@@ -485,6 +487,7 @@ impl<'n> Flow<'n> {
         Answer {
             outputs,
             held: Some(Arc::clone(&self.inputs.held)),
+            exits: self.judging.exits().iter().map(|exit| exit.index + 1).collect(),
             reply: Reply {
                 request: self.request.id.clone().into(),
                 failure: None,
@@ -502,6 +505,7 @@ impl<'n> Flow<'n> {
         Answer {
             outputs: Vec::new(),
             held: None,
+            exits: Vec::new(),
             reply: Reply {
                 request: self.request.id.clone().into(),
                 failure: Some(failure),

@@ -7,8 +7,8 @@ use tierline_plan::{Explanation, LinkCondition, Measured, PlanRequest};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure, InferHeader, Reply, StageTiming};
 
-use super::placement::words;
-use super::tables::Path;
+use super::placement::{with_exits, words};
+use super::tables::{Path, exits_of};
 use super::{Inner, Planning};
 use crate::duties::catalogue::Entry;
 use crate::runtime::ns;
@@ -92,7 +92,16 @@ struct PlanDocument {
 
 impl Planning {
     /// Remembers how an answer came about, for `explain`.
-    pub fn observe_answer(&self, header: &InferHeader, placement: &str, total: Duration, reply: &Reply) {
+    ///
+    /// The exits of the numbers `exits`, from 1, could have answered it.
+    pub fn observe_answer(
+        &self,
+        header: &InferHeader,
+        placement: &str,
+        exits: &[usize],
+        total: Duration,
+        reply: &Reply,
+    ) {
         let Some(entry) = self.catalogue.known.get(&header.model) else { return };
         if reply.failure.is_some() {
             return;
@@ -109,11 +118,11 @@ impl Planning {
         if reply.degraded.is_some() {
             return;
         }
-        if let Some(exits) = entry.manifest.exits.as_ref().filter(|_| header.exit.is_none()) {
+        if let Some(placed) = entry.manifest.exits.as_ref().filter(|_| header.exit.is_none()) {
             let odds = inner.odds.entry(entry.model).or_default();
-            let before = odds.go_on(exits);
-            odds.observe(exits, reply);
-            if odds.go_on(exits) != before {
+            let before = odds.go_on(placed);
+            odds.observe(placed, exits, reply);
+            if odds.go_on(placed) != before {
                 self.changed.notify_one();
             }
         }
@@ -180,12 +189,12 @@ impl Planning {
             return Err(Failure::new(Code::Infeasible, text)
                 .with_help("relax the limits, or check the links with `tierline nodes`"));
         };
-        let in_force = inner
-            .adapt
-            .current(entry.model)
-            .and_then(|p| planned.evaluate(p, inner.adapt.conditions()))
-            .map_or_else(|| "none".to_owned(), |(_, evaluation)| words(&evaluation));
-        let placement = words(&plan.evaluation);
+        let in_force =
+            inner.adapt.current(entry.model).and_then(|p| planned.evaluate(p, inner.adapt.conditions())).map_or_else(
+                || "none".to_owned(),
+                |(path, evaluation)| with_exits(words(&evaluation), &exits_of(path.table.request())),
+            );
+        let placement = with_exits(words(&plan.evaluation), &exits_of(&wanted));
         let measured = inner.recent.get(&entry.model).filter(|r| r.placement == placement).map(Recent::measured);
         let document = PlanDocument {
             model: entry.manifest.name.clone(),

@@ -39,7 +39,7 @@ use self::odds::Odds;
 use self::placement::place;
 pub use self::placement::{Placed, segment_after, words};
 pub use self::tables::Planned;
-use self::tables::{Above, TIERS_ABOVE_MAX, conditions, tables};
+use self::tables::{Above, TIERS_ABOVE_MAX, conditions, exits_of, tables};
 use super::artefacts::Artefacts;
 use super::catalogue::{Catalogue, Change, Entry};
 use crate::device::memory::{self, Kind, Memory};
@@ -424,7 +424,8 @@ impl Planning {
         let plan = inner.adapt.current(model)?;
         let (path, evaluation) = inner.adapt.plans(model)?.evaluate(plan, inner.adapt.conditions())?;
         let beyond_ns = path.beyond_ns(model, &evaluation, inner.adapt.conditions());
-        Some((place(path.peer, &evaluation, beyond_ns), evaluation))
+        let exits = exits_of(path.table.request());
+        Some((place(path.peer, &evaluation, exits, beyond_ns), evaluation))
     }
 
     /// Makes tables and wakes the machine, until the node ends.

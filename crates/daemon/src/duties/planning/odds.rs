@@ -18,38 +18,50 @@ const HALF_LIFE: f64 = 512.0;
 const STEPS: f64 = 16.0;
 
 /// What traffic shows of the exits of one model.
+///
+/// Who leaves at an exit is taken to be sure at every later one as well, so
+/// that a request says something of all exits that were in use, and what was
+/// seen with some of them holds for others.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Odds {
-    /// Per exit, how many requests reached it and left there, old ones fading.
+    /// Per exit, requests that could have left there or before, and those of
+    /// them that went on; old ones fading.
     seen: Vec<(f64, f64)>,
 }
 
 impl Odds {
-    /// A request was answered.
-    pub(super) fn observe(&mut self, exits: &PlacedExits, reply: &Reply) {
+    /// A request was answered; the exits of these numbers, from 1, were in use.
+    pub(super) fn observe(&mut self, exits: &PlacedExits, used: &[usize], reply: &Reply) {
         self.seen.resize(exits.cuts.len(), (0.0, 0.0));
         let fade = 0.5f64.powf(1.0 / HALF_LIFE);
         let left = reply.exit as usize;
-        for (index, (exit, seen)) in exits.stated.exits.iter().zip(&mut self.seen).enumerate() {
-            if exit.rule.is_none() {
-                continue;
-            }
-            if left == 0 || index < left {
-                *seen = (seen.0 * fade + 1.0, seen.1 * fade + f64::from(index + 1 == left));
-            }
+        for number in used {
+            let Some(seen) = number.checked_sub(1).and_then(|index| self.seen.get_mut(index)) else { continue };
+            let went_on = left == 0 || *number < left;
+            *seen = (seen.0 * fade + 1.0, seen.1 * fade + f64::from(went_on));
         }
     }
 
     /// Per exit the share of those that reach it which go on.
     pub(super) fn go_on(&self, exits: &PlacedExits) -> Vec<f64> {
-        let calibrated = exits.calibrated();
-        let share = |(index, calibrated): (usize, Option<f64>)| {
-            let (reached, left) = self.seen.get(index).copied().unwrap_or_default();
-            let (prior, weight) = calibrated.map_or((1.0, GUESSED_WEIGHT), |share| (share, CALIBRATED_WEIGHT));
-            let share = (prior * weight + reached - left) / (weight + reached);
-            (share.clamp(0.0, 1.0) * STEPS).round() / STEPS
+        // Shares of all requests that are still there behind each exit.
+        let (mut calibrated, mut before) = (1.0, 1.0);
+        let mut share = |(index, go_on): (usize, Option<f64>)| {
+            let (weight, prior) = match go_on {
+                Some(go_on) => {
+                    calibrated *= go_on;
+                    (CALIBRATED_WEIGHT, calibrated)
+                }
+                None => (GUESSED_WEIGHT, 1.0),
+            };
+            let (seen, went_on) = self.seen.get(index).copied().unwrap_or_default();
+            let reach = ((prior * weight + went_on) / (weight + seen)).min(before);
+            let reach = (reach * STEPS).round() / STEPS;
+            let go_on = if before > 0.0 { (reach / before).min(1.0) } else { 1.0 };
+            before = reach.min(before);
+            go_on
         };
-        calibrated.into_iter().enumerate().map(share).collect()
+        exits.calibrated().into_iter().enumerate().map(&mut share).collect()
     }
 }
 
@@ -88,10 +100,23 @@ mod tests {
         let mut odds = Odds::default();
         // Half leave at the first, half of the rest at the second.
         assert_eq!(odds.go_on(&placed), [0.5, 0.5]);
-        (0..2_000).for_each(|_| odds.observe(&placed, &reply(0)));
-        assert_eq!(odds.go_on(&placed), [15.0 / 16.0, 15.0 / 16.0]);
-        (0..4_000).for_each(|_| odds.observe(&placed, &reply(1)));
+        (0..2_000).for_each(|_| odds.observe(&placed, &[1, 2], &reply(0)));
+        assert_eq!(odds.go_on(&placed), [15.0 / 16.0, 1.0]);
+        (0..4_000).for_each(|_| odds.observe(&placed, &[1, 2], &reply(1)));
         assert!(odds.go_on(&placed)[0] < 0.1);
+    }
+
+    #[test]
+    fn an_exit_that_is_not_in_use_is_judged_by_nobody() {
+        let placed = exits(Some(vec![0.5, 0.25]));
+        let mut odds = Odds::default();
+        // A quarter goes on behind the second, as calibrated for both together.
+        (0..4_000).for_each(|n| odds.observe(&placed, &[2], &reply(if n % 4 == 0 { 0 } else { 2 })));
+        assert_eq!(odds.go_on(&placed), [0.5, 0.5]);
+        // Nobody leaves at either.
+        (0..4_000).for_each(|_| odds.observe(&placed, &[2], &reply(0)));
+        let [first, second] = odds.go_on(&placed)[..] else { panic!("two exits") };
+        assert_eq!((first, second), (0.5, 1.0), "no more than get there");
     }
 
     #[test]
@@ -99,7 +124,7 @@ mod tests {
         let placed = exits(None);
         let mut odds = Odds::default();
         assert_eq!(odds.go_on(&placed), [1.0, 1.0]);
-        (0..16).for_each(|_| odds.observe(&placed, &reply(2)));
+        (0..16).for_each(|_| odds.observe(&placed, &[1, 2], &reply(2)));
         assert_eq!(odds.go_on(&placed), [1.0, 3.0 / 16.0]);
     }
 }

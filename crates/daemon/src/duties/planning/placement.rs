@@ -9,6 +9,7 @@ use tierline_proto::v1::{Boundary, Code, Failure, Route, TensorCodec};
 use tierline_proto::{Digest, Role};
 
 use super::Planning;
+use super::tables::exits_of;
 use crate::device::program::Program;
 use crate::duties::catalogue::Entry;
 use crate::runtime::ns;
@@ -30,10 +31,13 @@ pub struct Placed {
     pub predicted_ns: u64,
     /// The placement in words.
     pub text: String,
+    /// Numbers of the exits that the plan uses, from 1; `None`: any.
+    pub exits: Option<Vec<usize>>,
 }
 
-/// Where `evaluation` goes; it takes so much beyond what profiles say.
-pub(super) fn place(peer: Option<Peer>, evaluation: &Evaluation, beyond_ns: f64) -> Placed {
+/// Where `evaluation` goes, past these exits; it takes so much beyond what
+/// profiles say.
+pub(super) fn place(peer: Option<Peer>, evaluation: &Evaluation, exits: Vec<usize>, beyond_ns: f64) -> Placed {
     let boundaries: Vec<Boundary> = evaluation
         .links
         .iter()
@@ -50,7 +54,8 @@ pub(super) fn place(peer: Option<Peer>, evaluation: &Evaluation, beyond_ns: f64)
         peer: peer.filter(|_| !boundaries.is_empty()),
         boundaries,
         predicted_ns: (evaluation.cost.latency_ns + beyond_ns).max(0.0) as u64,
-        text: words(evaluation),
+        text: with_exits(words(evaluation), &exits),
+        exits: Some(exits),
     }
 }
 
@@ -61,6 +66,16 @@ pub fn words(evaluation: &Evaluation) -> String {
     match (busy().next(), busy().nth(1)) {
         (Some(only), None) => everything_on(&only.tier),
         _ => busy().map(|stage| segments_on(stage.first, stage.last, &stage.tier)).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// A placement, and the exits on its way: `everything on end, exits 1, 2`.
+pub(super) fn with_exits(placement: String, exits: &[usize]) -> String {
+    let numbers: Vec<String> = exits.iter().map(ToString::to_string).collect();
+    match exits.len() {
+        0 => placement,
+        1 => format!("{placement}, exit {}", numbers[0]),
+        _ => format!("{placement}, exits {}", numbers.join(", ")),
     }
 }
 
@@ -217,7 +232,9 @@ impl Planning {
                 bounds.resize(request.tiers.len().checked_sub(1)?, request.segments());
                 let evaluation = request.evaluate(&bounds, &path.links(inner.adapt.conditions())).ok()?;
                 let beyond_ns = path.beyond_ns(model?, &evaluation, inner.adapt.conditions());
-                Some(place(Some(peer), &evaluation, beyond_ns))
+                let placed = place(Some(peer), &evaluation, exits_of(request), beyond_ns);
+                // The caller chose the place, not the exits.
+                Some(Placed { text: words(&evaluation), exits: None, ..placed })
             });
         known.unwrap_or_else(|| Placed {
             boundaries: places
@@ -227,6 +244,7 @@ impl Planning {
             peer: Some(peer),
             predicted_ns: 0,
             text: format!("handed on at {places:?}"),
+            exits: None,
         })
     }
 }

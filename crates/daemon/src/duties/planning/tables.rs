@@ -35,6 +35,11 @@ pub(super) struct Path {
     pub(super) first_wait: usize,
 }
 
+/// Exits of a table's plans, by their numbers.
+pub(super) fn exits_of(request: &PlanRequest) -> Vec<usize> {
+    request.exits.iter().map(|exit| exit.number).collect()
+}
+
 impl Path {
     pub(super) fn links(&self, conditions: &Conditions) -> Vec<LinkCondition> {
         let own = conditions.links.iter().skip(self.first_link).take(self.above.len());
@@ -69,8 +74,6 @@ pub struct Planned {
     plans: Vec<(usize, usize)>,
     /// Memory of each segment, bytes.
     memory: Vec<u64>,
-    /// Segments that have run when an exit is judged: sessions end there.
-    steps: Vec<usize>,
 }
 
 /// The early exits of a model, and the share of requests that goes on at each.
@@ -119,7 +122,10 @@ impl Plans for Planned {
         let Some(&(path, placement)) = self.plans.get(plan) else { return Vec::new() };
         let table = &self.paths[path].table;
         let last = table.bounds(placement).first().copied().unwrap_or(self.memory.len());
-        let ends = self.steps.iter().copied().filter(|at| *at < last);
+        // Sessions end where an exit is judged.
+        let mut steps: Vec<usize> = table.request().exits.iter().map(|exit| exit.segment + 1).collect();
+        steps.dedup();
+        let ends = steps.iter().copied().filter(|at| *at < last);
         let starts = std::iter::once(0).chain(ends.clone());
         starts.zip(ends.chain([last])).filter_map(|(first, last)| self.session(first, last)).collect()
     }
@@ -185,7 +191,6 @@ pub(super) fn tables(
         paths: Vec::new(),
         plans: Vec::new(),
         memory: own.segments.iter().map(|s| s.memory_bytes).collect(),
-        steps: Vec::new(),
     };
     let (mut first_link, mut first_wait) = (0, 1);
     let mut last_error = None;
@@ -204,26 +209,25 @@ pub(super) fn tables(
         let mut request = PlanRequest::from_profiles(&names, &profiles)
             .ok_or_else(|| infeasible("profiles of different models".to_owned()))?;
         (request.objective, request.limits) = (config.objective, config.limits.clone());
-        if let Some((exits, go_on)) = exits {
-            request.exits = exits.planned(go_on, &profiles);
-            planned.steps = request.exits.iter().map(|exit| exit.segment + 1).collect();
-            planned.steps.dedup();
-        }
+        let exits = exits.iter().flat_map(|(exits, go_on)| exits.planned(go_on, &profiles)).collect();
         if let Some(tier) = request.tiers.first_mut() {
             (tier.memory_max, tier.watts, tier.price_per_hour) =
                 (config.memory_bytes(), config.watts, config.price_per_hour);
         }
-        match PlanTable::precompute(request, &grid(above.len())) {
-            Ok(table) => {
-                let path = planned.paths.len();
-                let here =
-                    |placement: usize| table.bounds(placement).first().is_none_or(|&b| b == planned.memory.len());
-                // All here is the same plan on every path.
-                let new = (0..table.len()).filter(|&p| path == 0 || !here(p)).map(|p| (path, p));
-                planned.plans.extend(new);
-                planned.paths.push(Path { peer, above: roles, table, first_link, first_wait });
+        for exits in PlacedExits::ways(exits) {
+            let request = PlanRequest { exits, ..request.clone() };
+            match PlanTable::precompute(request, &grid(above.len())) {
+                Ok(table) => {
+                    let path = planned.paths.len();
+                    let here =
+                        |placement: usize| table.bounds(placement).first().is_none_or(|&b| b == planned.memory.len());
+                    // All here is the same plan on every path.
+                    let new = (0..table.len()).filter(|&p| first_link == 0 || !here(p)).map(|p| (path, p));
+                    planned.plans.extend(new);
+                    planned.paths.push(Path { peer, above: roles.clone(), table, first_link, first_wait });
+                }
+                Err(e) => last_error = Some(e),
             }
-            Err(e) => last_error = Some(e),
         }
         first_link += TIERS_ABOVE_MAX;
         first_wait += TIERS_ABOVE_MAX;

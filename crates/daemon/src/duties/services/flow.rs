@@ -369,7 +369,7 @@ impl Flow<'_> {
             member,
             ..Reply::default()
         };
-        let answer = Answer { outputs, reply, held: Some(Arc::clone(&self.held)) };
+        let answer = Answer { outputs, reply, held: Some(Arc::clone(&self.held)), exits: Vec::new() };
         Entered { predicted: 0, plan, model, answer }
     }
 
