@@ -6,8 +6,9 @@
 //! its places are on average.
 //!
 //! Start at [`sureness`] for one answer, at [`Judge`] for a request that
-//! passes exits one after the other.
+//! passes exits one after the other, at [`calibrate`](mod@calibrate) for thresholds.
 
+pub mod calibrate;
 mod judge;
 
 use tierline_graph::exits::{Criterion, Scores};
