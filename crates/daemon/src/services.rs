@@ -259,3 +259,43 @@ fn judged<'m>(member: &Member, manifest: &'m Manifest) -> Result<&'m ValueInfo, 
 fn quoted<'v>(values: impl Iterator<Item = &'v ValueInfo>) -> String {
     values.map(|value| format!("`{}`", value.name)).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use tierline_proto::Code;
+
+    use crate::documents;
+
+    use super::*;
+
+    fn read(json: &str) -> Result<Service, tierline_proto::Failure> {
+        documents::read::<Service>(json.as_bytes())
+    }
+
+    #[test]
+    fn what_other_nodes_say_is_checked() {
+        let member = |n: usize| format!(r#"{{"model":"m{n}","threshold":0.5,"criterion":"margin"}}"#);
+        let of = |kind: &str, members: &str| format!(r#"{{"schema":1,"kind":"{kind}","member":[{members}]}}"#);
+        let plain = r#"{"model":"a"},{"model":"b"}"#;
+        assert!(read(&of("ensemble", plain)).is_ok());
+        // Of a newer version, with more to say.
+        assert!(read(&of("ensemble", plain).replace(r#""kind""#, r#""mood":1,"kind""#)).is_ok());
+        let crowd: Vec<String> = (0..10_000).map(member).collect();
+        let circle = r#"{"model":"a","inputs":{"x":{"of":"b","output":"y"}}},
+            {"model":"b","inputs":{"x":{"of":"a","output":"y"}}}"#;
+        let itself = r#"{"model":"a","inputs":{"x":{"of":"a","output":"y"}}},{"model":"b"}"#;
+        for (json, part) in [
+            (of("cascade", &crowd.join(",")), "10000 members; at most 16"),
+            (of("cascade", ""), "this one has 0"),
+            (of("heap", plain), "unknown variant"),
+            (of("chain", circle), "no member before it"),
+            (of("chain", itself), "no member before it"),
+            (of("cascade", plain), "needs `criterion` and `threshold`"),
+            (of("ensemble", &plain.replace("\"b\"", "\"a\"")), "two members are called `a`"),
+        ] {
+            let failure = read(&json).unwrap_err();
+            assert_eq!(failure.code(), Code::Corrupt);
+            assert!(failure.message.contains(part), "{failure}");
+        }
+    }
+}

@@ -26,7 +26,7 @@ const KEYS: [(&str, &[&str]); 5] = [
         ],
     ),
     ("quality", &["input", "blur_min", "dark_max", "bright_min", "white"]),
-    ("examples", &["policy", "max_mb", "max_count", "collect"]),
+    ("examples", &["policy", "max_mb", "max_count"]),
     ("calibration", &["data", "examples", "accuracy", "point"]),
 ];
 

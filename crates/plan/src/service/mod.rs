@@ -30,7 +30,7 @@ pub const TOML_BYTES_MAX: usize = 64 << 10;
 const NAMES_MAX: usize = 64;
 
 /// Points of a calibration curve.
-const POINTS_MAX: usize = 256;
+pub const POINTS_MAX: usize = 256;
 
 /// Crops of one request, at most, whatever is declared.
 pub const CROPS_MAX: usize = 1_024;
@@ -305,9 +305,6 @@ pub struct Examples {
     /// How many on each node.
     #[serde(default = "max_count")]
     pub max_count: usize,
-    /// Whether nodes above collect them.
-    #[serde(default)]
-    pub collect: bool,
 }
 
 fn max_mb() -> f64 {

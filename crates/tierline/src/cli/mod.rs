@@ -6,6 +6,7 @@
 mod apart;
 mod args;
 mod bench;
+mod calibrate;
 mod catalogue;
 pub mod client;
 mod completions;

@@ -8,7 +8,7 @@ use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, ValueInfo, infer_computed_types};
 
-use super::{Global, args, catalogue, engines, trainable, usage, zoo};
+use super::{Global, args, calibrate, catalogue, engines, trainable, usage, zoo};
 use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Subcommand)]
@@ -31,6 +31,8 @@ pub enum ModelVerb {
     Show(catalogue::Named),
     /// Take a model's name back, on the whole site
     Rm(catalogue::Named),
+    /// Find a cascade's thresholds on examples with labels
+    Calibrate(Box<calibrate::Calibrate>),
     /// Give a model another name
     Rename(catalogue::Rename),
 }
@@ -46,6 +48,7 @@ pub fn model(global: &Global, verb: ModelVerb) -> CommandResult {
         ModelVerb::Ls(args) => catalogue::ls(global, &args),
         ModelVerb::Show(args) => catalogue::show(global, &args),
         ModelVerb::Rm(args) => catalogue::rm(global, &args),
+        ModelVerb::Calibrate(args) => calibrate::calibrate_service(global, &args),
         ModelVerb::Rename(args) => catalogue::rename(global, &args),
     }
 }

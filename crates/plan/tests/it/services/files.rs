@@ -32,7 +32,7 @@ fn what_is_written_is_read_again() {
     let service = Service::parse(&format!("{CASCADE}{more}")).unwrap();
     assert_eq!((service.kind, service.models()), (Kind::Cascade, vec!["small", "large"]));
     let examples = service.examples.unwrap();
-    assert_eq!((examples.policy, examples.max_count, examples.collect), (Policy::Features, 1_000, false));
+    assert_eq!((examples.policy, examples.max_count), (Policy::Features, 1_000));
     let chain = Service::parse(CHAIN).unwrap();
     assert_eq!((chain.before(0), chain.before(1)), (vec![], vec![0]));
 }

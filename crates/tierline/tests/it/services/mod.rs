@@ -319,3 +319,66 @@ fn what_a_small_model_was_not_sure_of_is_kept_to_train_on() {
     let exported = end.ask(&["examples", "export", "digits", "--out", out.to_str().unwrap(), "--json"]).json();
     assert_eq!(exported["shape"], serde_json::json!([1, 10]));
 }
+
+#[test]
+fn thresholds_are_found_on_examples_with_labels() {
+    const EXAMPLES: usize = 12;
+    let site = Site::new();
+    let digits = Digits::add(&site, &["small", "large"]);
+    let mut rng = fastrand::Rng::with_seed(5);
+    let pictures: Vec<Vec<f32>> = (0..EXAMPLES).map(|_| (0..784).map(|_| rng.f32() * 4.0 - 2.0).collect()).collect();
+    let logits = |model: &str, picture: &[f32]| {
+        let npy = digits.folder.join("one.npy");
+        write_npy(&npy, vec![1, 1, 28, 28], picture.to_vec());
+        let input = format!("input=@{}", npy.display());
+        outputs(&site.cloud.ask(&["infer", "--model", model, "--input", &input, "--json"]).json())[0].1.clone()
+    };
+    let best = |values: &[f64]| (0..values.len()).max_by(|a, b| values[*a].total_cmp(&values[*b])).unwrap();
+    // The large model is right, by these labels.
+    let labels: Vec<usize> = pictures.iter().map(|picture| best(&logits("large", picture))).collect();
+    let small: Vec<(f64, bool)> = pictures
+        .iter()
+        .zip(&labels)
+        .map(|(picture, label)| {
+            let said = logits("small", picture);
+            (softmax(&said)[best(&said)], best(&said) == *label)
+        })
+        .collect();
+    let set = digits.folder.join("set");
+    std::fs::create_dir_all(&set).unwrap();
+    write_npy(&set.join("features.npy"), vec![EXAMPLES, 1, 28, 28], pictures.concat());
+    let tensor = tierline_graph::Tensor::new(
+        [EXAMPLES],
+        tierline_graph::Elements::I64(labels.iter().map(|label| *label as i64).collect()),
+    );
+    std::fs::write(set.join("labels.npy"), tierline_codec::npy::write(&tensor.unwrap()).unwrap()).unwrap();
+    let added = site.cloud.ask(&["data", "add", "set", set.to_str().unwrap(), "--classes", "10"]);
+    assert_eq!(added.code, 0, "{added:?}");
+
+    let file = digits.folder.join("cascade.toml");
+    std::fs::write(&file, cascade(0.5)).unwrap();
+    let out = digits.folder.join("calibrated.toml");
+    for loss in ["0", "25", "100"] {
+        let args = ["model", "calibrate", file.to_str().unwrap(), "--dataset", "set", "--loss", loss, "--json"];
+        let found = site.cloud.ask(&[&args[..], &["--out", out.to_str().unwrap()]].concat()).json();
+        assert_eq!((&found["examples"], &found["accuracy"]), (&EXAMPLES.into(), &1.0.into()));
+        let threshold = found["chosen"]["thresholds"][0].as_f64().unwrap();
+        let right = small.iter().filter(|(sure, right)| *sure < threshold || *right).count() as f64 / EXAMPLES as f64;
+        let answered = small.iter().filter(|(sure, _)| *sure >= threshold).count() as f64 / EXAMPLES as f64;
+        let close = |a: f64, b: &Value| (a - b.as_f64().unwrap()).abs() < 1e-9;
+        assert!(
+            close(right, &found["chosen"]["accuracy"]) && close(answered, &found["chosen"]["answered"][0]),
+            "{found}"
+        );
+        assert!(right >= 1.0 - loss.parse::<f64>().unwrap() / 100.0);
+        if loss == "100" {
+            assert_eq!(answered, 1.0, "it costs least to leave all to the small model");
+        }
+    }
+    // What is written is a service, with its curve.
+    let text = std::fs::read_to_string(&out).unwrap();
+    assert!(text.contains("[[calibration.point]]"), "{text}");
+    assert_eq!(digits.service(&site, "digits", &text).code, 0);
+    let args = ["model", "calibrate", file.to_str().unwrap(), "--dataset", "nothing"];
+    site.cloud.ask(&args).refuses("nothing");
+}
