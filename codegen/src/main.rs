@@ -1,4 +1,4 @@
-//! Writes the Rust of the two `.proto` files beside them, in pure Rust. With
+//! Writes the Rust of the `.proto` files beside them, in pure Rust. With
 //! `--check` it writes nothing and fails where something would change.
 
 use std::fs;
@@ -13,9 +13,14 @@ struct Source {
     generate: fn(proto: &Path, folder: &Path) -> Result<PathBuf>,
 }
 
-const SOURCES: [Source; 2] = [
+const SOURCES: [Source; 3] = [
     Source { proto: "crates/graph/proto/onnx.proto", rust: "crates/graph/src/onnx.rs", generate: onnx },
     Source { proto: "crates/proto/proto/tierline.proto", rust: "crates/proto/src/v1.rs", generate: tierline },
+    Source {
+        proto: "crates/proto/proto/open_inference.proto",
+        rust: "crates/proto/src/oip/messages.rs",
+        generate: open_inference,
+    },
 ];
 
 fn main() -> Result<()> {
@@ -56,6 +61,17 @@ fn onnx(proto: &Path, folder: &Path) -> Result<PathBuf> {
 
 /// Tierline's messages and services.
 fn tierline(proto: &Path, folder: &Path) -> Result<PathBuf> {
+    grpc(proto, folder)?;
+    Ok(folder.join("tierline.v1.rs"))
+}
+
+/// Those of the Open Inference Protocol.
+fn open_inference(proto: &Path, folder: &Path) -> Result<PathBuf> {
+    grpc(proto, folder)?;
+    Ok(folder.join("inference.rs"))
+}
+
+fn grpc(proto: &Path, folder: &Path) -> Result<()> {
     let descriptors = protox::compile([proto], [proto.parent().context("a folder")?])?;
     tonic_prost_build::configure()
         // Payloads stay slices of the buffer they arrived in.
@@ -63,7 +79,7 @@ fn tierline(proto: &Path, folder: &Path) -> Result<PathBuf> {
         .emit_rerun_if_changed(false)
         .out_dir(folder)
         .compile_fds(descriptors)?;
-    Ok(folder.join("tierline.v1.rs"))
+    Ok(())
 }
 
 /// FNV-1a (Fowler, Noll and Vo), 64 bits: tells one version of a file from

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tierline_engine::{Apart, LoadOptions, Provider};
 use tierline_node::admit::{Share, Shares};
 use tierline_plan::{Limits, Objective};
+use tierline_proto::Role;
 use tierline_store::disk;
 
 use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
@@ -161,6 +162,65 @@ impl SharesConfig {
     }
 }
 
+/// The table `[serve]`: applications that speak the Open Inference Protocol.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServeConfig {
+    /// Address for HTTP, or `off`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Address for gRPC, or `off`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<String>,
+    /// Whether anybody may ask who reaches an address beyond this machine.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub open: bool,
+}
+
+/// An address that a node is to answer at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish<'c> {
+    /// None.
+    Nowhere,
+    /// One that it can do without.
+    Default(&'static str),
+    /// One that was asked for.
+    At(&'c str),
+}
+
+/// Where ends answer applications on their own machine, unless told otherwise.
+const HTTP_DEFAULT: &str = "127.0.0.1:8000";
+const GRPC_DEFAULT: &str = "127.0.0.1:8001";
+
+impl ServeConfig {
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Where a node of this role answers HTTP.
+    #[must_use]
+    pub fn http(&self, role: Role) -> Wish<'_> {
+        wish(self.http.as_deref(), role, HTTP_DEFAULT)
+    }
+
+    /// Where a node of this role answers gRPC.
+    #[must_use]
+    pub fn grpc(&self, role: Role) -> Wish<'_> {
+        wish(self.grpc.as_deref(), role, GRPC_DEFAULT)
+    }
+}
+
+fn wish<'c>(said: Option<&'c str>, role: Role, default: &'static str) -> Wish<'c> {
+    match said {
+        Some("off") => Wish::Nowhere,
+        Some(address) => Wish::At(address),
+        None if role == Role::End => Wish::Default(default),
+        None => Wish::Nowhere,
+    }
+}
+
 /// One node's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -182,6 +242,9 @@ pub struct NodeConfig {
     /// nobody may when it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
+    /// Who serves applications, and where.
+    #[serde(skip_serializing_if = "ServeConfig::is_default")]
+    pub serve: ServeConfig,
     /// What is logged, as in `warn,tierline=debug`; TIERLINE_LOG goes before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
@@ -239,6 +302,7 @@ impl Default for NodeConfig {
             listen: None,
             advertise: None,
             metrics: None,
+            serve: ServeConfig::default(),
             log: None,
             parents: Vec::new(),
             engine: "auto".to_owned(),

@@ -99,7 +99,30 @@ fn bounded(mut text: String, max: usize) -> String {
     text
 }
 
-fn grpc_code(code: Code) -> tonic::Code {
+impl Code {
+    /// The HTTP status for applications, beside [`Failure::into_status`] for gRPC.
+    #[must_use]
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::InvalidInput | Self::Protocol | Self::VersionMismatch => 400,
+            Self::Unauthenticated => 401,
+            Self::Forbidden => 403,
+            Self::UnknownModel | Self::NotFound => 404,
+            Self::AlreadyExists => 409,
+            Self::TooLarge => 413,
+            Self::Infeasible => 422,
+            // As proxies say that a caller is gone.
+            Self::Cancelled => 499,
+            Self::Ok | Self::Engine | Self::Corrupt | Self::Internal => 500,
+            Self::ModelNotReady | Self::Unreachable | Self::Draining | Self::Overloaded | Self::StorageFull => 503,
+            Self::DeadlineExceeded => 504,
+        }
+    }
+}
+
+/// The gRPC code of a failure.
+#[must_use]
+pub fn grpc_code(code: Code) -> tonic::Code {
     use tonic::Code as Grpc;
     match code {
         Code::Ok => Grpc::Unknown,

@@ -14,6 +14,7 @@ pub mod failure;
 pub mod frame;
 pub mod limits;
 pub mod name;
+pub mod oip;
 mod role;
 pub mod versions;
 

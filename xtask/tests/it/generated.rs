@@ -2,9 +2,10 @@
 
 use crate::workspace::root;
 
-const MADE: [(&str, &str); 2] = [
+const MADE: [(&str, &str); 3] = [
     ("crates/graph/proto/onnx.proto", "crates/graph/src/onnx.rs"),
     ("crates/proto/proto/tierline.proto", "crates/proto/src/v1.rs"),
+    ("crates/proto/proto/open_inference.proto", "crates/proto/src/oip/messages.rs"),
 ];
 
 #[test]

@@ -9,6 +9,7 @@ mod operators;
 pub mod planning;
 pub mod profiling;
 pub mod services;
+pub mod serving;
 pub mod site;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub const REGISTRY: &[Registration] = &[
     profiling::DUTY,
     inference::DUTY,
     services::DUTY,
+    serving::DUTY,
     federation::DUTY,
     operators::DUTY,
 ];

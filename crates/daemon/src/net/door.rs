@@ -209,23 +209,31 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// One without TLS.
+    #[must_use]
+    pub fn plain(from: Network) -> Self {
+        Self { peer: None, from, requests: Arc::default() }
+    }
+
     /// It asked for something.
     pub fn asks(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// A connection after its handshake. Ends by itself when its place is given
+/// A connection, after its handshake where it has one. Ends by itself when its place is given
 /// to another, when nothing is asked of it, or when a stranger's time is over.
-pub struct Connection {
-    stream: TlsStream<TcpStream>,
+pub struct Connection<S = TlsStream<TcpStream>> {
+    stream: S,
     caller: Caller,
     end: Pin<Box<dyn Future<Output = &'static str> + Send>>,
 }
 
-impl Connection {
-    fn new<H: Ord + Clone + Send + Sync + 'static>(
-        stream: TlsStream<TcpStream>,
+impl<S> Connection<S> {
+    /// A connection that holds a place, and may stay for so long.
+    #[must_use]
+    pub fn new<H: Ord + Clone + Send + Sync + 'static>(
+        stream: S,
         caller: Caller,
         held: Held<H>,
         life: Option<Duration>,
@@ -271,14 +279,14 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.ended(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, into)
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.ended(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
@@ -295,7 +303,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-impl Connected for Connection {
+impl<S> Connected for Connection<S> {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {

@@ -8,8 +8,8 @@ pub mod children;
 pub mod door;
 pub mod gate;
 pub mod parents;
+pub mod plain;
 pub mod revoked;
-mod scrape;
 pub mod serving;
 #[cfg(test)]
 mod testing;

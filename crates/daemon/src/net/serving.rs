@@ -23,7 +23,7 @@ use super::children::ControlService;
 use super::door::Doors;
 use super::gate::{Door, GateLayer};
 use super::transport::HEADER_BYTES_MAX;
-use super::{Net, scrape};
+use super::Net;
 use crate::config::LISTEN_DEFAULT;
 use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 use crate::runtime::tasks::TaskHandle;
@@ -69,19 +69,6 @@ pub async fn listen(me: &Me) -> NodeResult<Option<TcpListener>> {
     let listener = TcpListener::bind(&address).await.map_err(|e| {
         NodeError::message(ErrorKind::Configuration, format!("cannot listen on {address}: {e}"))
             .hint("choose another address with --listen HOST:PORT")
-    })?;
-    Ok(Some(listener))
-}
-
-/// The door for Prometheus, where one is configured.
-///
-/// # Errors
-/// When the address can't be had.
-pub async fn listen_for_scrapes(me: &Me) -> NodeResult<Option<TcpListener>> {
-    let Some(address) = &me.config().metrics else { return Ok(None) };
-    let listener = TcpListener::bind(address).await.map_err(|e| {
-        NodeError::message(ErrorKind::Configuration, format!("cannot give numbers at {address}: {e}"))
-            .hint("choose another address with --metrics HOST:PORT")
     })?;
     Ok(Some(listener))
 }
@@ -197,10 +184,4 @@ pub fn serve_socket(net: &Net, cx: &Context, rules: &Arc<[Rule]>, path: &Path) -
             served(&end, &result.await)
         }
     }))
-}
-
-/// Answers Prometheus, until the node ends.
-pub fn serve_scrapes(cx: &Context, listener: TcpListener) {
-    let (scraped, listener) = (cx.clone(), Arc::new(listener));
-    cx.tasks.keep("scrape", move || scrape::serve(scraped.clone(), Arc::clone(&listener)));
 }

@@ -56,6 +56,16 @@ pub trait Duty: Send + Sync {
         let _ = (door, routes);
     }
 
+    /// Answers plain HTTP at the applications' address.
+    fn http(&self) -> axum::Router {
+        axum::Router::new()
+    }
+
+    /// Answers gRPC at the applications' address.
+    fn grpc(&self, routes: &mut RoutesBuilder) {
+        let _ = routes;
+    }
+
     /// A parent's session opened.
     fn parent_up(&self, parent: &Arc<Uplink>) {
         let _ = parent;

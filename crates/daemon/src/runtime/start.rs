@@ -33,6 +33,7 @@ use crate::duties::REGISTRY;
 use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 use crate::models;
 use crate::net::door::{self, Doors, Rooms};
+use crate::net::plain::Plain;
 use crate::net::{Children, Net, Parents, Revoked, children, serving};
 
 /// Answers under way get so long to end once the node is told to stop.
@@ -89,6 +90,12 @@ pub struct Ready<'a> {
     /// Where Prometheus reads its numbers, if anywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<String>,
+    /// Where applications reach it over HTTP, if anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Where applications reach it over gRPC, if anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<String>,
     /// What it calls.
     pub parents: &'a [String],
     /// Where its operators reach it.
@@ -153,11 +160,9 @@ pub async fn run(
     if let Some(advertised) = advertise.or_else(|| serving::advertised(&cx.me, address?)) {
         cx.me.is_reached_at(advertised);
     }
-    let scraped = serving::listen_for_scrapes(&cx.me).await?;
-    let metrics = scraped.as_ref().and_then(|l| l.local_addr().ok()).map(|a| format!("http://{a}/metrics"));
-    if let Some(listener) = scraped {
-        serving::serve_scrapes(cx, listener);
-    }
+    let plain = Plain::listen(&cx.me).await?;
+    let places = plain.places();
+    let plain = plain.serve(cx)?;
     let serve = |listener| serving::serve_network(net, cx, &node.doors, &node.rules, listener);
     let network = listener.map(serve).transpose()?;
     let local = serving::serve_socket(net, cx, &node.rules, &socket)?;
@@ -176,7 +181,9 @@ pub async fn run(
         role: cx.me.role().word(),
         id: cx.me.id(),
         url,
-        metrics,
+        metrics: places.metrics.map(|a| format!("http://{a}/metrics")),
+        http: places.http.map(|a| format!("http://{a}")),
+        grpc: places.grpc.map(|a| a.to_string()),
         parents: &cx.me.config().parents,
         socket: socket.clone(),
         engine: format!("{} {}", cx.device.engine.name(), cx.device.engine.version()),
@@ -213,6 +220,9 @@ pub async fn run(
             let _ = network.await;
         }
         let _ = local.await;
+        for server in plain {
+            let _ = server.await;
+        }
     };
     let _ = tokio::time::timeout(GRACE, servers).await;
     cx.tasks.end(END_TIME_MAX).await;

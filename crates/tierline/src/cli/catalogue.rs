@@ -11,7 +11,7 @@ use tierline_plan::Service;
 use tierline_proto::Digest;
 use tierline_proto::v1::local_client::LocalClient;
 use tierline_proto::v1::{
-    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelEntry, ModelFile, ModelRemoveRequest, ModelRenameRequest,
+    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelAddReply, ModelEntry, ModelFile, ModelRemoveRequest, ModelRenameRequest,
     ModelShowRequest, ModelState, ServiceInfo, model_add_chunk,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -188,6 +188,24 @@ fn add_service(global: &Global, args: &Add) -> CommandResult {
     })
 }
 
+/// Gives a node a model: its header's files, one after another.
+pub async fn send(
+    node: &mut LocalClient<Channel>,
+    header: ModelAddHeader,
+    parts: Vec<Bytes>,
+) -> CommandResult<ModelAddReply> {
+    let (send, receive) = tokio::sync::mpsc::channel(8);
+    tokio::spawn(async move {
+        let data = parts.into_iter().flat_map(infer::split).map(model_add_chunk::Body::Data);
+        for body in std::iter::once(model_add_chunk::Body::Header(header)).chain(data) {
+            if send.send(ModelAddChunk { body: Some(body) }).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(node.model_add(ReceiverStream::new(receive)).await.map_err(|s| client::refused(&s))?.into_inner())
+}
+
 pub fn add(global: &Global, args: &Add) -> CommandResult {
     if args.model.extension().is_some_and(|extension| extension == "toml") {
         return add_service(global, args);
@@ -215,16 +233,7 @@ pub fn add(global: &Global, args: &Add) -> CommandResult {
     };
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
-        let (send, receive) = tokio::sync::mpsc::channel(8);
-        tokio::spawn(async move {
-            let data = parts.into_iter().flat_map(infer::split).map(model_add_chunk::Body::Data);
-            for body in std::iter::once(model_add_chunk::Body::Header(header)).chain(data) {
-                if send.send(ModelAddChunk { body: Some(body) }).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let reply = node.model_add(ReceiverStream::new(receive)).await.map_err(|s| client::refused(&s))?.into_inner();
+        let reply = send(&mut node, header, parts).await?;
         let model = line(reply.entry.unwrap_or_default());
         let (known_by, not_yet) = spread(&mut node, args.wait).await?;
         let said = said(known_by, &not_yet, ", and measure it next");

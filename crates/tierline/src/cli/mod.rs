@@ -21,6 +21,7 @@ mod model;
 mod node;
 mod planning;
 mod running;
+mod serve;
 mod site;
 mod train;
 mod trainable;
@@ -137,6 +138,8 @@ enum Verb {
     Sim(train::Sim),
     /// Send a request to a node
     Infer(infer::Infer),
+    /// Serve models to applications, with nothing to set up
+    Serve(serve::Serve),
     /// Measure how fast a node answers
     Bench(bench::Bench),
     /// A link in userspace, as slow and broken as wished
@@ -188,6 +191,7 @@ fn dispatch(cli: Cli) -> CommandResult {
         Verb::Job(verb) => job::job(global, verb),
         Verb::Sim(args) => train::simulate(global, &args),
         Verb::Infer(args) => infer::infer(global, &args),
+        Verb::Serve(args) => serve::serve(global, &args),
         Verb::Bench(args) => bench::bench(global, &args),
         Verb::Link(verb) => link::link(global, verb),
         Verb::Apart(args) => apart::apart(&args),

@@ -59,6 +59,12 @@ pub struct NodeArgs {
     /// Give numbers to Prometheus at this address, over plain HTTP
     #[arg(long, value_name = "HOST:PORT")]
     metrics: Option<String>,
+    /// Serve applications over HTTP at this address, or `off`; ends do at 127.0.0.1:8000
+    #[arg(long, value_name = "HOST:PORT")]
+    http: Option<String>,
+    /// Serve applications over gRPC at this address, or `off`; ends do at 127.0.0.1:8001
+    #[arg(long, value_name = "HOST:PORT")]
+    grpc: Option<String>,
     /// The tier above: https://host:port (repeat: most wanted first)
     #[arg(long = "parent", value_name = "URL")]
     parents: Vec<String>,
@@ -175,6 +181,8 @@ impl NodeArgs {
             (&mut config.listen, &self.listen),
             (&mut config.advertise, &self.advertise),
             (&mut config.metrics, &self.metrics),
+            (&mut config.serve.http, &self.http),
+            (&mut config.serve.grpc, &self.grpc),
         ] {
             if given.is_some() {
                 value.clone_from(given);

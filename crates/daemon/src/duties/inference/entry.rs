@@ -50,14 +50,29 @@ pub async fn infer(
         _ => None,
     });
     let encoded = collected.await?;
-    let Entered { predicted, plan, model, answer } = enter(duty, &header, encoded, deadline, Arc::new(held)).await;
-    let (held, exits) = (answer.held.clone(), answer.exits.clone());
+    let Entered { predicted, plan, model, answer } = ask(duty, &header, encoded, arrived, Arc::new(held)).await;
+    let held = answer.held.clone();
     let (reply, tensors) = pack(answer, wire::raw().name());
-    let total = arrived.elapsed();
-    duty.count_request(total, &reply);
-    duty.planning.observe_answer(&header, &plan, &exits, total, &reply);
-    let reply = InferReply { reply: Some(reply), total_ns: ns(total), predicted_ns: predicted, plan, model };
+    let reply = InferReply { reply: Some(reply), total_ns: ns(arrived.elapsed()), predicted_ns: predicted, plan, model };
     Ok(Response::new(send(duty, reply, tensors, held)))
+}
+
+/// Answers what an application asks, however it asked: the one way in. What it
+/// wants of model, placement, deadline, exit and priority, the header says.
+/// The answer is counted, and planning learns from it.
+pub async fn ask(
+    duty: &Arc<Inference>,
+    header: &InferHeader,
+    encoded: Vec<Encoded>,
+    arrived: Instant,
+    held: Arc<Held>,
+) -> Entered {
+    let entered = enter(duty, header, encoded, arrived + deadline(header), held).await;
+    let total = arrived.elapsed();
+    duty.count_request(total, &entered.answer.reply);
+    let Answer { reply, exits, .. } = &entered.answer;
+    duty.planning.observe_answer(header, &entered.plan, exits, total, reply);
+    entered
 }
 
 /// Time for a request.
@@ -76,7 +91,7 @@ pub struct Entered {
     pub plan: String,
     /// Digest of the model that its name pointed at.
     pub model: bytes::Bytes,
-    /// What it is answered.
+    /// Outputs, and how it went.
     pub answer: Answer,
 }
 

@@ -23,7 +23,7 @@ use tierline_proto::v1::infer_server::InferServer;
 use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
 
-pub use self::entry::{Answered, Entered, infer};
+pub use self::entry::{Answered, Entered, ask, infer};
 use self::exits::DeepBudget;
 pub use self::flow::Answer;
 use self::members::Services;

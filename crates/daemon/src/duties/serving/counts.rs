@@ -1,0 +1,155 @@
+//! Statistics of models, as Triton's extension has them: every request counts
+//! once, whichever way it came.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tierline_proto::oip::VERSION;
+use tierline_proto::oip::messages::{InferBatchStatistics, InferStatistics, ModelStatistics, StatisticDuration};
+
+use crate::runtime::events::now_ms;
+use crate::runtime::{ns, numbers};
+
+/// Sizes of the first axis that are told apart; others count in all only.
+const BATCHES_MAX: usize = 64;
+
+/// How long the parts of an answer took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Spent {
+    /// Size of the first axis of the first input.
+    pub rows: u64,
+    /// Waiting for a device.
+    pub queue_ns: u64,
+    /// Reading and decoding.
+    pub input_ns: u64,
+    /// Computing, on every node.
+    pub infer_ns: u64,
+    /// Encoding.
+    pub output_ns: u64,
+}
+
+/// How often, and how long in all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    count: u64,
+    ns: u64,
+}
+
+impl Sum {
+    fn add(&mut self, ns: u64) {
+        self.count += 1;
+        self.ns = self.ns.saturating_add(ns);
+    }
+
+    fn message(self) -> Option<StatisticDuration> {
+        Some(StatisticDuration { count: self.count, ns: self.ns })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Parts {
+    input: Sum,
+    infer: Sum,
+    output: Sum,
+}
+
+impl Parts {
+    fn add(&mut self, spent: Spent) {
+        self.input.add(spent.input_ns);
+        self.infer.add(spent.infer_ns);
+        self.output.add(spent.output_ns);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    last_ms: u64,
+    rows: u64,
+    success: Sum,
+    fail: Sum,
+    queue: Sum,
+    parts: Parts,
+    batches: BTreeMap<u64, Parts>,
+}
+
+/// Counted so far, by model.
+#[derive(Debug, Default)]
+pub struct Counts(Mutex<BTreeMap<String, Model>>);
+
+impl Counts {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Model>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request was answered.
+    pub fn success(&self, model: &str, total: Duration, spent: Spent) {
+        let mut models = self.lock();
+        let model = at(&mut models, model);
+        model.last_ms = now_ms();
+        model.rows += spent.rows;
+        model.success.add(ns(total));
+        model.queue.add(spent.queue_ns);
+        model.parts.add(spent);
+        if model.batches.len() < BATCHES_MAX || model.batches.contains_key(&spent.rows) {
+            model.batches.entry(spent.rows).or_default().add(spent);
+        }
+    }
+
+    /// A request failed, or was refused.
+    pub fn failure(&self, model: &str, total: Duration) {
+        at(&mut self.lock(), model).fail.add(ns(total));
+    }
+
+    /// As the extension has it; a model that nobody asked has zeros.
+    pub fn message(&self, name: &str) -> ModelStatistics {
+        let models = self.lock();
+        let none = Model::default();
+        let model = models.get(name).unwrap_or(&none);
+        let batch = |(rows, parts): (&u64, &Parts)| InferBatchStatistics {
+            batch_size: *rows,
+            compute_input: parts.input.message(),
+            compute_infer: parts.infer.message(),
+            compute_output: parts.output.message(),
+        };
+        ModelStatistics {
+            name: name.to_owned(),
+            version: VERSION.to_owned(),
+            last_inference: model.last_ms,
+            inference_count: model.rows,
+            execution_count: model.success.count,
+            inference_stats: Some(InferStatistics {
+                success: model.success.message(),
+                fail: model.fail.message(),
+                queue: model.queue.message(),
+                compute_input: model.parts.input.message(),
+                compute_infer: model.parts.infer.message(),
+                compute_output: model.parts.output.message(),
+                cache_hit: Sum::default().message(),
+                cache_miss: Sum::default().message(),
+            }),
+            batch_stats: model.batches.iter().map(batch).collect(),
+        }
+    }
+
+    /// Forgets models that are none any more.
+    pub fn keep(&self, is_known: impl Fn(&str) -> bool) {
+        self.lock().retain(|name, _| is_known(name));
+    }
+
+    /// All of it, as Prometheus reads it.
+    pub fn text(&self, out: &mut String) {
+        let models = self.lock();
+        let of = |count: fn(&Model) -> u64| models.iter().map(move |(name, model)| (name.as_str(), count(model)));
+        let help = "Requests of applications that were answered, by model.";
+        let head = ("tierline_served_requests_total", "counter", help);
+        numbers::labelled(out, head, "model", of(|model| model.success.count));
+        let help = "Requests of applications that failed or were refused, by model.";
+        let head = ("tierline_served_failures_total", "counter", help);
+        numbers::labelled(out, head, "model", of(|model| model.fail.count));
+    }
+}
+
+fn at<'m>(models: &'m mut BTreeMap<String, Model>, name: &str) -> &'m mut Model {
+    models.entry(name.to_owned()).or_default()
+}

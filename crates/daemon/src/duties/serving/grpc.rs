@@ -1,0 +1,187 @@
+//! The protocol over gRPC.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tierline_proto::failure::grpc_code;
+use tierline_proto::oip::grpc;
+use tierline_proto::oip::messages::grpc_inference_service_server::GrpcInferenceService;
+use tierline_proto::oip::messages::{
+    ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
+    ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
+    ModelStreamInferResponse, RepositoryIndexRequest, RepositoryIndexResponse, ServerLiveRequest, ServerLiveResponse,
+    ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+};
+use tierline_proto::v1::Failure;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Request, Response, Status, Streaming};
+
+use super::answer::Asked;
+use super::{Serving, describe, told};
+use crate::net::door::Caller;
+
+/// Answers of a stream ahead of the connection.
+const AHEAD_MAX: usize = 4;
+
+/// The service.
+pub struct Service(pub Arc<Serving>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// A failure, with its code.
+fn failed(failure: &Failure) -> Status {
+    let code = grpc_code(failure.code());
+    if matches!(code, tonic::Code::Internal | tonic::Code::DataLoss | tonic::Code::Unavailable) {
+        tracing::debug!(%failure, "an application's request failed");
+    }
+    Status::new(code, told(failure))
+}
+
+/// Who calls, whose connection is in use from now on.
+fn caller(extensions: &Extensions) -> String {
+    let caller = extensions.get::<Caller>();
+    caller.inspect(|caller| caller.asks()).map_or_else(String::new, |caller| format!("{:?}", caller.from))
+}
+
+/// Time that a call is given by who makes it.
+fn patience(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number.saturating_mul(3_600)),
+        "M" => Duration::from_secs(number.saturating_mul(60)),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+impl Service {
+    async fn answer(
+        &self,
+        message: ModelInferRequest,
+        caller: &str,
+        (patience, trace): (Option<Duration>, String),
+        arrived: Instant,
+    ) -> Result<ModelInferResponse, Failure> {
+        let (model, version) = (message.model_name.clone(), message.model_version.clone());
+        let held = self.0.cx.device.budget.request(caller);
+        let answer = async {
+            held.take(prost::Message::encoded_len(&message) as u64)?;
+            let request = grpc::read(message)?;
+            let asked = Asked { model, version, request, trace, patience, arrived, held };
+            let (response, _held) = self.0.answer(asked).await?;
+            Ok(grpc::write(response))
+        };
+        self.0.cx.tasks.caught("call", answer).await?
+    }
+}
+
+fn trace(metadata: &MetadataMap) -> String {
+    metadata.get("traceparent").and_then(|text| text.to_str().ok()).unwrap_or_default().to_owned()
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Service {
+    type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
+
+    async fn server_live(&self, request: Request<ServerLiveRequest>) -> Answer<ServerLiveResponse> {
+        caller(request.extensions());
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(&self, request: Request<ServerReadyRequest>) -> Answer<ServerReadyResponse> {
+        caller(request.extensions());
+        Ok(Response::new(ServerReadyResponse { ready: !self.0.cx.end.has_begun() }))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Answer<ModelReadyResponse> {
+        caller(request.extensions());
+        let ModelReadyRequest { name, version } = request.into_inner();
+        let ready = self.0.entry(&name, &version).is_ok_and(|entry| self.0.is_ready(&entry));
+        Ok(Response::new(ModelReadyResponse { ready }))
+    }
+
+    async fn server_metadata(&self, request: Request<ServerMetadataRequest>) -> Answer<ServerMetadataResponse> {
+        caller(request.extensions());
+        Ok(Response::new(describe::server()))
+    }
+
+    async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Answer<ModelMetadataResponse> {
+        caller(request.extensions());
+        let ModelMetadataRequest { name, version } = request.into_inner();
+        let entry = self.0.entry(&name, &version).map_err(|failure| failed(&failure))?;
+        Ok(Response::new(describe::metadata(&entry)))
+    }
+
+    async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
+        caller(request.extensions());
+        let ModelConfigRequest { name, version } = request.into_inner();
+        let entry = self.0.entry(&name, &version).map_err(|failure| failed(&failure))?;
+        Ok(Response::new(ModelConfigResponse { config: Some(describe::config(&entry)) }))
+    }
+
+    async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
+        caller(request.extensions());
+        let ModelStatisticsRequest { name, version } = request.into_inner();
+        let entry = match name.is_empty() {
+            true => None,
+            false => Some(self.0.entry(&name, &version).map_err(|failure| failed(&failure))?),
+        };
+        Ok(Response::new(ModelStatisticsResponse { model_stats: self.0.statistics(entry.as_ref()) }))
+    }
+
+    async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Answer<RepositoryIndexResponse> {
+        caller(request.extensions());
+        Ok(Response::new(RepositoryIndexResponse { models: self.0.index(request.into_inner().ready) }))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
+        let arrived = Instant::now();
+        let caller = caller(request.extensions());
+        let context = (patience(request.metadata()), trace(request.metadata()));
+        let answered = self.answer(request.into_inner(), &caller, context, arrived).await;
+        answered.map(Response::new).map_err(|failure| failed(&failure))
+    }
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Answer<Self::ModelStreamInferStream> {
+        let caller = caller(request.extensions());
+        let trace = trace(request.metadata());
+        let service = Self(Arc::clone(&self.0));
+        let mut requests = request.into_inner();
+        let answers = self.0.cx.tasks.stream("stream of requests", AHEAD_MAX, |send| async move {
+            loop {
+                let message = match requests.message().await {
+                    Ok(Some(message)) => message,
+                    Ok(None) => return,
+                    Err(status) => {
+                        let _ = send.send(Err(status)).await;
+                        return;
+                    }
+                };
+                let (id, arrived) = (message.id.clone(), Instant::now());
+                let answer = match service.answer(message, &caller, (None, trace.clone()), arrived).await {
+                    Ok(response) => {
+                        ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
+                    }
+                    // Which request it was, its id says.
+                    Err(failure) => ModelStreamInferResponse {
+                        error_message: told(&failure),
+                        infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
+                    },
+                };
+                if send.send(Ok(answer)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(answers))
+    }
+}

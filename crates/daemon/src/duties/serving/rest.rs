@@ -1,0 +1,232 @@
+//! The protocol over HTTP.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::{Bytes, BytesMut};
+use serde_json::{Value, json};
+use tierline_proto::limits::RUN_BYTES_MAX;
+use tierline_proto::oip::rest::{self, JSON_LENGTH_HEADER};
+use tierline_proto::v1::{Code, Failure};
+use tokio_stream::StreamExt;
+
+use super::answer::Asked;
+use super::{Serving, describe, told};
+use crate::device::budget::Held;
+use crate::net::plain::{From, refusal};
+
+/// Each piece of a body has to come within this.
+const PIECE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Pieces of a body whose length nobody told beforehand.
+const PIECES_MAX: usize = 65_536;
+
+/// A body that says no more than which models are wanted.
+const SMALL_BYTES_MAX: u64 = 64 << 10;
+
+/// Whoever is busy is asked again after so long, seconds.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+type Duty = State<Arc<Serving>>;
+
+/// A path's parts, where they are text.
+type Parts<T> = Result<Path<T>, PathRejection>;
+
+/// Every path of the protocol.
+pub fn router(serving: &Arc<Serving>) -> Router {
+    let mut router = Router::new()
+        .route("/v2", get(async || json(&describe::server_json())))
+        .route("/v2/", get(async || json(&describe::server_json())))
+        .route("/v2/health/live", get(async || json(&json!({ "live": true }))))
+        .route("/v2/health/ready", get(ready))
+        .route("/v2/models/stats", get(all_statistics))
+        .route("/v2/repository/index", post(index));
+    // With a version in the path, and without.
+    for model in ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"] {
+        router = router
+            .route(model, get(metadata))
+            .route(&format!("{model}/ready"), get(model_ready))
+            .route(&format!("{model}/config"), get(config))
+            .route(&format!("{model}/stats"), get(statistics))
+            .route(&format!("{model}/infer"), post(infer));
+    }
+    router.with_state(Arc::clone(serving))
+}
+
+fn json(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+/// A failure, with its status.
+fn failed(failure: &Failure) -> Response {
+    let code = failure.code();
+    if code.http_status() >= 500 {
+        tracing::debug!(%failure, "an application's request failed");
+    }
+    let status = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = refusal(status, &told(failure));
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    }
+    response
+}
+
+fn answered(result: Result<Value, Failure>) -> Response {
+    result.map_or_else(|failure| failed(&failure), |value| json(&value))
+}
+
+/// Model and version of a path; an empty version where it has none.
+fn named(path: Parts<Vec<(String, String)>>) -> Result<(String, String), Failure> {
+    let Path(parts) = path.map_err(|_| Failure::new(Code::InvalidInput, "the path is no text"))?;
+    let of = |wanted: &str| parts.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+    Ok((of("model").unwrap_or_default(), of("version").unwrap_or_default()))
+}
+
+async fn ready(State(serving): Duty) -> Response {
+    let ready = !serving.cx.end.has_begun();
+    let body = json(&json!({ "ready": ready }));
+    if ready { body } else { (StatusCode::SERVICE_UNAVAILABLE, body).into_response() }
+}
+
+async fn model_ready(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
+    let found = named(path).and_then(|(model, version)| serving.entry(&model, &version));
+    match found {
+        Ok(entry) => {
+            let ready = serving.is_ready(&entry);
+            let body = json(&json!({ "name": entry.manifest.name, "ready": ready }));
+            if ready { body } else { (StatusCode::SERVICE_UNAVAILABLE, body).into_response() }
+        }
+        Err(failure) => failed(&failure),
+    }
+}
+
+async fn metadata(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
+    let found = named(path).and_then(|(model, version)| serving.entry(&model, &version));
+    answered(found.map(|entry| describe::metadata_json(&entry)))
+}
+
+async fn config(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
+    let found = named(path).and_then(|(model, version)| serving.entry(&model, &version));
+    answered(found.map(|entry| describe::config_json(&entry)))
+}
+
+async fn statistics(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
+    let found = named(path).and_then(|(model, version)| serving.entry(&model, &version));
+    answered(found.map(|entry| describe::statistics_json(serving.statistics(Some(&entry)))))
+}
+
+async fn all_statistics(State(serving): Duty) -> Response {
+    json(&describe::statistics_json(serving.statistics(None)))
+}
+
+async fn index(State(serving): Duty, request: Request<Body>) -> Response {
+    let read = async {
+        let held = serving.cx.device.budget.request(&caller(&request));
+        let body = body(request, SMALL_BYTES_MAX, &held).await?;
+        if body.iter().all(u8::is_ascii_whitespace) {
+            return Ok(false);
+        }
+        let wrong = |_| Failure::new(Code::InvalidInput, "this is no request for the index of models");
+        let asked: Value = serde_json::from_slice(&body).map_err(wrong)?;
+        let wrong = || Failure::new(Code::InvalidInput, "`ready` is true or false");
+        let Value::Object(asked) = asked else { return Err(wrong()) };
+        asked.get("ready").map_or(Ok(false), |ready| ready.as_bool().ok_or_else(wrong))
+    };
+    match read.await {
+        Ok(only_ready) => json(&describe::index_json(serving.index(only_ready))),
+        Err(failure) => failed(&failure),
+    }
+}
+
+async fn infer(State(serving): Duty, path: Parts<Vec<(String, String)>>, request: Request<Body>) -> Response {
+    let arrived = Instant::now();
+    match answer(&serving, path, request, arrived).await {
+        Ok(response) => response,
+        Err(failure) => failed(&failure),
+    }
+}
+
+async fn answer(
+    serving: &Arc<Serving>,
+    path: Parts<Vec<(String, String)>>,
+    request: Request<Body>,
+    arrived: Instant,
+) -> Result<Response, Failure> {
+    let (model, version) = named(path)?;
+    // Before a body is read for nothing.
+    serving.entry(&model, &version)?;
+    let length = text(request.headers(), JSON_LENGTH_HEADER).map(str::to_owned);
+    let trace = text(request.headers(), "traceparent").unwrap_or_default().to_owned();
+    let held = serving.cx.device.budget.request(&caller(&request));
+    let body = body(request, RUN_BYTES_MAX, &held).await?;
+    let request = crate::runtime::tasks::in_place(|| rest::read(&body, length.as_deref()))?;
+    let wants = request.outputs.clone();
+    let binary = request.binary;
+    let asked = Asked { model, version, request, trace, patience: None, arrived, held };
+    let (response, _held) = serving.answer(asked).await?;
+    let is_binary = |output: &str| {
+        let wanted = wants.iter().find(|wanted| wanted.name == output);
+        wanted.and_then(|wanted| wanted.binary).unwrap_or(binary)
+    };
+    let body = rest::write(&response, is_binary)?;
+    let mut response = Response::new(Body::from(body.bytes));
+    let headers = response.headers_mut();
+    let kind = if body.json.is_some() { "application/octet-stream" } else { "application/json" };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if let Some(length) = body.json {
+        headers.insert(JSON_LENGTH_HEADER, length.into());
+    }
+    Ok(response)
+}
+
+fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+    headers.get(name).map(|value| value.to_str().unwrap_or("?"))
+}
+
+/// Who is behind a request, for its share of memory.
+fn caller(request: &Request<Body>) -> String {
+    request.extensions().get::<From>().map_or_else(String::new, |From(from)| format!("{from:?}"))
+}
+
+/// A request's body, as far as it may hold it.
+async fn body(request: Request<Body>, bytes_max: u64, held: &Held) -> Result<Bytes, Failure> {
+    if let Some(encoding) = text(request.headers(), "content-encoding").filter(|encoding| *encoding != "identity") {
+        let encoding: String = encoding.chars().take(32).collect();
+        return Err(Failure::new(Code::InvalidInput, format!("bodies in `{encoding}` aren't taken: send it plain")));
+    }
+    let too_large = || Failure::new(Code::TooLarge, format!("a request has at most {bytes_max} bytes"));
+    let declared = text(request.headers(), "content-length").and_then(|text| text.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > bytes_max) {
+        return Err(too_large());
+    }
+    held.take(declared.unwrap_or(0))?;
+    let mut body = BytesMut::with_capacity(declared.unwrap_or(0).min(1 << 20) as usize);
+    let mut stream = request.into_body().into_data_stream();
+    let mut pieces = 0usize;
+    loop {
+        let piece = tokio::time::timeout(PIECE_TIME_MAX, stream.next()).await;
+        let late = |_| Failure::new(Code::DeadlineExceeded, "the request's body did not come in time");
+        let Some(piece) = piece.map_err(late)? else { break };
+        let piece = piece.map_err(|_| Failure::new(Code::Protocol, "the request's body broke off"))?;
+        pieces += 1;
+        if declared.is_none() {
+            if pieces > PIECES_MAX {
+                let text = format!("a body comes in at most {PIECES_MAX} chunks");
+                return Err(Failure::new(Code::TooLarge, text));
+            }
+            held.take(piece.len() as u64)?;
+        }
+        if (body.len() + piece.len()) as u64 > bytes_max {
+            return Err(too_large());
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body.freeze())
+}
