@@ -3,7 +3,7 @@
 //!
 //! Start at `proto/tierline.proto` for the messages ([`v1`]), then [`door`] for
 //! how a message is checked where it comes in, and [`frame`] for how tensors
-//! travel. `docs/reference/protocol.md` has the tour.
+//! travel; [`oip`] has what applications speak. `docs/reference/protocol.md` has the tour.
 
 #![forbid(unsafe_code)]
 

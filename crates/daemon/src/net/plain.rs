@@ -150,10 +150,11 @@ async fn listen(serve: &ServeConfig, wish: Wish<'_>, flag: &str) -> NodeResult<O
             tracing::info!("applications aren't served at {address}: {error}");
             Ok(None)
         }
-        Err(error) => {
-            Err(NodeError::message(ErrorKind::Configuration, format!("cannot serve applications at {address}: {error}"))
-                .hint(format!("choose another address with {flag} HOST:PORT")))
-        }
+        Err(error) => Err(NodeError::message(
+            ErrorKind::Configuration,
+            format!("cannot serve applications at {address}: {error}"),
+        )
+        .hint(format!("choose another address with {flag} HOST:PORT"))),
     }
 }
 

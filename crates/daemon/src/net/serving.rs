@@ -19,11 +19,11 @@ use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::service::{Routes, RoutesBuilder};
 use tonic::transport::Server;
 
+use super::Net;
 use super::children::ControlService;
 use super::door::Doors;
 use super::gate::{Door, GateLayer};
 use super::transport::HEADER_BYTES_MAX;
-use super::Net;
 use crate::config::LISTEN_DEFAULT;
 use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 use crate::runtime::tasks::TaskHandle;

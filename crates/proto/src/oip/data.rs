@@ -5,8 +5,8 @@ use std::fmt;
 use half::{bf16, f16};
 use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
 
-use super::tensor::{Datatype, RANK_MAX, Tensor};
 use super::invalid;
+use super::tensor::{Datatype, RANK_MAX, Tensor};
 use crate::limits::RUN_BYTES_MAX;
 use crate::v1::Failure;
 

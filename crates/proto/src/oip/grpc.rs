@@ -148,7 +148,10 @@ fn bytes(name: &str, datatype: Datatype, contents: InferTensorContents) -> Resul
     }
     macro_rules! narrow {
         ($from:expr, $int:ty) => {
-            $from.into_iter().map(|x| <$int>::try_from(x).map(<$int>::to_le_bytes)).collect::<Result<Vec<_>, _>>()
+            $from
+                .into_iter()
+                .map(|x| <$int>::try_from(x).map(<$int>::to_le_bytes))
+                .collect::<Result<Vec<_>, _>>()
                 .map(|all| all.concat())
                 .map_err(|_| invalid(format!("`{name}`: a number that is no {datatype}")))?
         };

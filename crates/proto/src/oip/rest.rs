@@ -72,6 +72,9 @@ pub fn only_input(name: &str, datatype: Datatype, axes: &[Option<u64>], data: By
         let text = format!("input `{name}` has more than one free axis, so that its bytes alone don't say its shape");
         invalid(text).with_help("send them behind JSON that says it")
     };
+    if data.is_empty() {
+        return Err(invalid("the request has no bytes"));
+    }
     let (count, data) = match datatype.size() {
         Some(size) if data.len().is_multiple_of(size) => (data.len() / size, data),
         Some(size) => return Err(invalid(format!("{} bytes are no elements of {size} bytes", data.len()))),
@@ -154,14 +157,8 @@ impl Head {
             return Err(invalid(format!("{} bytes follow that belong to no input", behind.len() - at)));
         }
         let binary = flag(&self.parameters, "binary_data_output")?.unwrap_or(false);
-        let request = Request {
-            id: self.id,
-            parameters: self.parameters,
-            inputs,
-            raw: None,
-            outputs: self.outputs,
-            binary,
-        };
+        let request =
+            Request { id: self.id, parameters: self.parameters, inputs, raw: None, outputs: self.outputs, binary };
         request.checked()
     }
 }

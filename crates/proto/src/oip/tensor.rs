@@ -167,9 +167,7 @@ impl Tensor {
                     Some(given) => {
                         Err(invalid(format!("`{name}` of shape {shape:?} takes {count} BYTES; {given} were given")))
                     }
-                    None => {
-                        Err(invalid(format!("`{name}`: each of its BYTES stands behind its length in four bytes")))
-                    }
+                    None => Err(invalid(format!("`{name}`: each of its BYTES stands behind its length in four bytes"))),
                 }
             }
         }
@@ -205,7 +203,8 @@ pub(super) fn elements(name: &str, datatype: Datatype, shape: &[usize]) -> Resul
 /// When one is negative.
 pub(super) fn axes(name: &str, shape: &[i64]) -> Result<Vec<usize>, Failure> {
     let axis = |&axis: &i64| {
-        usize::try_from(axis).map_err(|_| invalid(format!("`{name}`: {axis} is no size; a request's shape has none free")))
+        usize::try_from(axis)
+            .map_err(|_| invalid(format!("`{name}`: {axis} is no size; a request's shape has none free")))
     };
     shape.iter().take(RANK_MAX + 1).map(axis).collect()
 }
@@ -217,9 +216,9 @@ fn texts(mut data: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
         if data.is_empty() || broken {
             return None;
         }
-        let text = data.split_first_chunk::<4>().and_then(|(length, rest)| {
-            rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)
-        });
+        let text = data
+            .split_first_chunk::<4>()
+            .and_then(|(length, rest)| rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?));
         match text {
             Some((text, rest)) => {
                 data = rest;

@@ -11,8 +11,8 @@ use tierline_plan::Service;
 use tierline_proto::Digest;
 use tierline_proto::v1::local_client::LocalClient;
 use tierline_proto::v1::{
-    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelAddReply, ModelEntry, ModelFile, ModelRemoveRequest, ModelRenameRequest,
-    ModelShowRequest, ModelState, ServiceInfo, model_add_chunk,
+    Empty, InputShape, ModelAddChunk, ModelAddHeader, ModelAddReply, ModelEntry, ModelFile, ModelRemoveRequest,
+    ModelRenameRequest, ModelShowRequest, ModelState, ServiceInfo, model_add_chunk,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;

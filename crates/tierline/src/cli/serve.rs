@@ -171,11 +171,7 @@ fn name_of(file: &Path) -> String {
 }
 
 /// A model as it is added: measured at 1 where an axis is free and nobody said otherwise.
-fn addition(
-    name: &str,
-    model: &Model,
-    given: &BTreeMap<String, Vec<u64>>,
-) -> CommandResult<(ModelAddHeader, Bytes)> {
+fn addition(name: &str, model: &Model, given: &BTreeMap<String, Vec<u64>>) -> CommandResult<(ModelAddHeader, Bytes)> {
     let bytes = Bytes::from(model.to_bytes()?);
     let mut shapes = Vec::new();
     for input in model.inputs() {

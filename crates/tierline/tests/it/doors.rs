@@ -204,7 +204,7 @@ fn silent_strangers_keep_nobody_out() {
     let _slow = silent(&site.cloud.metrics, 100);
     until("Prometheus gets in", || {
         let mut stream = silent(&site.cloud.metrics, 1).pop()?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").ok()?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         answer.starts_with("HTTP/1.1 200").then_some(())

@@ -74,6 +74,8 @@ pub struct Node {
     pub url: String,
     /// Where it gives its numbers; empty if nowhere.
     pub metrics: String,
+    /// Where applications reach it over HTTP; empty if nowhere.
+    pub http: String,
     log: PathBuf,
     args: Vec<String>,
     /// Its data folder is seen from its own mount namespace only.
@@ -112,6 +114,7 @@ impl Node {
             data: data.to_owned(),
             url: ready["url"].as_str().unwrap_or_default().to_owned(),
             metrics: ready["metrics"].as_str().unwrap_or_default().to_owned(),
+            http: ready["http"].as_str().unwrap_or_default().to_owned(),
             log,
             args: args.iter().map(|&a| a.to_owned()).collect(),
             apart: false,
@@ -140,7 +143,7 @@ impl Node {
     pub fn scrape(&self) -> String {
         let address = self.metrics.trim_start_matches("http://").trim_end_matches("/metrics");
         let mut stream = std::net::TcpStream::connect(address).expect("it listens");
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: tierline\r\n\r\n").expect("it reads");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: tierline\r\nConnection: close\r\n\r\n").expect("it reads");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("it answers");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");

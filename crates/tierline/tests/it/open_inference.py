@@ -88,8 +88,8 @@ def check_http(address, folder):
         same("float32", client.infer("float32", [given]).as_numpy("y"), expected(x))
         client.infer("float32", [given], parameters={"tier": "here", "deadline_ms": 2000}, priority=1, timeout=2_000_000)
         index = client.get_model_repository_index()
-        assert sorted(m["name"] for m in index) == sorted(KINDS) and {m["state"] for m in index} == {"READY"}, index
-        assert len(client.get_inference_statistics()["model_stats"]) == len(KINDS)
+        assert {m["name"] for m in index} >= set(KINDS) and {m["state"] for m in index} == {"READY"}, index
+        assert len(client.get_inference_statistics()["model_stats"]) == len(index)
         for call, status in [
             (lambda: client.infer("nobody", [given]), "404"),
             (lambda: client.infer("float32", [given], model_version="2"), "404"),
@@ -127,7 +127,7 @@ def check_grpc(address, folder):
             same(kind, result.as_numpy("y"), expected(x))
             response = result.get_response()
             assert response.id == "r2" and response.parameters["tier"].string_param == "cloud", response
-        assert len(client.get_model_repository_index().models) == len(KINDS)
+        assert len(client.get_model_repository_index().models) >= len(KINDS)
         x = sample("float32")
         given = triton.InferInput("x", x.shape, "FP32")
         given.set_data_from_numpy(x)

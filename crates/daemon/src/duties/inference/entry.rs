@@ -53,7 +53,8 @@ pub async fn infer(
     let Entered { predicted, plan, model, answer } = ask(duty, &header, encoded, arrived, Arc::new(held)).await;
     let held = answer.held.clone();
     let (reply, tensors) = pack(answer, wire::raw().name());
-    let reply = InferReply { reply: Some(reply), total_ns: ns(arrived.elapsed()), predicted_ns: predicted, plan, model };
+    let reply =
+        InferReply { reply: Some(reply), total_ns: ns(arrived.elapsed()), predicted_ns: predicted, plan, model };
     Ok(Response::new(send(duty, reply, tensors, held)))
 }
 

@@ -47,11 +47,7 @@ impl Serving {
         answered.map(|(response, _, held)| (response, held))
     }
 
-    async fn answer_of(
-        self: &Arc<Self>,
-        entry: Entry,
-        asked: Asked,
-    ) -> Result<(Response, Spent, Arc<Held>), Failure> {
+    async fn answer_of(self: &Arc<Self>, entry: Entry, asked: Asked) -> Result<(Response, Spent, Arc<Held>), Failure> {
         let Asked { mut request, trace, patience, arrived, held, .. } = asked;
         if let Some(raw) = request.raw.take() {
             let [input] = &entry.manifest.inputs[..] else {

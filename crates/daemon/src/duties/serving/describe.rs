@@ -52,7 +52,9 @@ pub fn config(entry: &Entry) -> ModelConfig {
     ModelConfig {
         name: entry.manifest.name.clone(),
         platform: PLATFORM.to_owned(),
-        version_policy: Some(ModelVersionPolicy { policy_choice: Some(PolicyChoice::Latest(Latest { num_versions: 1 })) }),
+        version_policy: Some(ModelVersionPolicy {
+            policy_choice: Some(PolicyChoice::Latest(Latest { num_versions: 1 })),
+        }),
         max_batch_size: 0,
         input: entry
             .manifest

@@ -14,8 +14,8 @@ mod tensors;
 use std::sync::Arc;
 
 use axum::Router;
-use tierline_proto::oip::messages::grpc_inference_service_server::GrpcInferenceServiceServer;
 use tierline_proto::oip::VERSION;
+use tierline_proto::oip::messages::grpc_inference_service_server::GrpcInferenceServiceServer;
 use tierline_proto::v1::{Code, Failure};
 use tonic::service::RoutesBuilder;
 
@@ -30,12 +30,8 @@ use crate::runtime::duty::{Assembly, Duty, Registration};
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// Its line in the registry.
-pub const DUTY: Registration = Registration {
-    name: "serving",
-    tables: &[],
-    rules: &[],
-    make: |assembly| Box::new(Serving::new(assembly)),
-};
+pub const DUTY: Registration =
+    Registration { name: "serving", tables: &[], rules: &[], make: |assembly| Box::new(Serving::new(assembly)) };
 
 /// The duty.
 pub struct Serving {
@@ -83,9 +79,7 @@ impl Duty for Arc<Serving> {
 
     fn grpc(&self, routes: &mut RoutesBuilder) {
         let service = GrpcInferenceServiceServer::new(grpc::Service(Arc::clone(self)));
-        routes.add_service(
-            service.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX),
-        );
+        routes.add_service(service.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX));
     }
 
     fn numbers(&self, out: &mut String) {

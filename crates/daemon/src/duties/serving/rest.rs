@@ -160,6 +160,11 @@ async fn answer(
     arrived: Instant,
 ) -> Result<Response, Failure> {
     let (model, version) = named(path)?;
+    if let Some(encoding) = text(request.headers(), "content-encoding").filter(|encoding| *encoding != "identity") {
+        let encoding: String = encoding.chars().take(32).collect();
+        let text = format!("bodies in `{encoding}` aren't taken: send it plain");
+        return Ok(refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, &text));
+    }
     // Before a body is read for nothing.
     serving.entry(&model, &version)?;
     let length = text(request.headers(), JSON_LENGTH_HEADER).map(str::to_owned);
@@ -197,10 +202,6 @@ fn caller(request: &Request<Body>) -> String {
 
 /// A request's body, as far as it may hold it.
 async fn body(request: Request<Body>, bytes_max: u64, held: &Held) -> Result<Bytes, Failure> {
-    if let Some(encoding) = text(request.headers(), "content-encoding").filter(|encoding| *encoding != "identity") {
-        let encoding: String = encoding.chars().take(32).collect();
-        return Err(Failure::new(Code::InvalidInput, format!("bodies in `{encoding}` aren't taken: send it plain")));
-    }
     let too_large = || Failure::new(Code::TooLarge, format!("a request has at most {bytes_max} bytes"));
     let declared = text(request.headers(), "content-length").and_then(|text| text.parse::<u64>().ok());
     if declared.is_some_and(|length| length > bytes_max) {
