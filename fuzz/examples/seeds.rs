@@ -13,10 +13,13 @@ use std::path::Path;
 
 use image::ImageFormat;
 use parquet::basic::Compression;
+use prost::Message;
 use tierline_codec::update::Pipeline;
 use tierline_codec::{codecs, npy};
 use tierline_federate::{Channel, Layout, Part, wire};
 use tierline_graph::{Elements, Tensor};
+use tierline_proto::oip::messages::model_infer_request::InferInputTensor;
+use tierline_proto::oip::messages::{InferTensorContents, ModelInferRequest};
 
 fn main() {
     let npy: Vec<Vec<u8>> = tensors().iter().filter_map(|tensor| npy::write(tensor).ok()).collect();
@@ -31,6 +34,7 @@ fn main() {
     keep("update", updates());
     keep("contribution", contributions());
     keep("data", data());
+    keep("oip", requests());
 }
 
 /// One file for each, named by its place.
@@ -54,6 +58,46 @@ fn tensors() -> Vec<Tensor> {
         tensor(&[4, 6], Elements::U8((0..24).collect())),
         tensor(&[3], Elements::I32(vec![i32::MIN, 0, 5])),
         tensor(&[2], Elements::Bool(vec![1, 0])),
+    ]
+}
+
+/// Requests of applications, in each form.
+fn requests() -> Vec<Vec<u8>> {
+    let json = |choice: u8, text: &str| [&[choice], text.as_bytes()].concat();
+    let behind = r#"{"id":"a","inputs":[{"name":"x","shape":[2,1],"datatype":"FP16","parameters":{"binary_data_size":4}}],"outputs":[{"name":"y","parameters":{"binary_data":false}}]}"#;
+    let length = (behind.len() as u16).to_le_bytes();
+    let input = |datatype: &str, contents| InferInputTensor {
+        name: datatype.to_lowercase(),
+        datatype: datatype.to_owned(),
+        shape: vec![2],
+        contents,
+        ..InferInputTensor::default()
+    };
+    let ints = InferTensorContents { int_contents: vec![-1, 2], ..InferTensorContents::default() };
+    let texts = InferTensorContents { bytes_contents: vec!["a".into(), "bc".into()], ..InferTensorContents::default() };
+    let typed = ModelInferRequest {
+        model_name: "m".to_owned(),
+        inputs: vec![input("INT8", Some(ints)), input("BYTES", Some(texts))],
+        ..ModelInferRequest::default()
+    };
+    let raw = ModelInferRequest {
+        inputs: vec![input("BF16", None), input("BOOL", None)],
+        raw_input_contents: vec![vec![1, 2, 3, 4].into(), vec![0, 1].into()],
+        ..ModelInferRequest::default()
+    };
+    vec![
+        json(
+            0,
+            r#"{"inputs":[{"name":"x","shape":[2,2],"datatype":"FP32","data":[[1,2.5],[-3e2,0]]}],"parameters":{"tier":"here"}}"#,
+        ),
+        json(0, r#"{"inputs":[{"data":["a","\u00fc"],"name":"x","shape":[2],"datatype":"BYTES"}]}"#),
+        json(
+            0,
+            r#"{"inputs":[{"name":"x","shape":[1],"datatype":"BOOL","data":[true]},{"name":"n","shape":[1],"datatype":"UINT64","data":[18446744073709551615]}]}"#,
+        ),
+        [&[1], &length[..], behind.as_bytes(), &[0, 60, 0, 61]].concat(),
+        [vec![2], typed.encode_to_vec()].concat(),
+        [vec![2], raw.encode_to_vec()].concat(),
     ]
 }
 

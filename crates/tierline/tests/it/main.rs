@@ -28,11 +28,8 @@ mod operators;
 mod panics;
 mod reference;
 mod running;
-<<<<<<< HEAD
-mod services;
-=======
 mod serve;
->>>>>>> 0b595b3 (serving: tests through tritonclient and raw HTTP; docs)
+mod services;
 mod site;
 mod supervised;
 mod train;

@@ -164,7 +164,10 @@ fn every_form_of_a_request_is_taken() {
     let (status, binary) = http.post(INFER, &length, &[head.as_bytes(), &bytes].concat());
     assert_eq!((status, &binary["outputs"]), (200, &outputs));
     // Bytes alone, and bytes back.
-    let request = format!("POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\nInference-Header-Content-Length: 0\r\n\r\n", bytes.len());
+    let request = format!(
+        "POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\nInference-Header-Content-Length: 0\r\n\r\n",
+        bytes.len()
+    );
     http.write(&[request.as_bytes(), &bytes].concat());
     let (status, head, body) = http.answer();
     assert_eq!(status, 200);
@@ -364,7 +367,8 @@ fn ends_serve_their_own_machine_and_say_where_an_answer_comes_from() {
         (status == 200).then_some(meta)
     });
     let of = &meta["inputs"][0];
-    let shape: Vec<i64> = of["shape"].as_array().expect("axes").iter().map(|a| a.as_i64().expect("a number").max(1)).collect();
+    let shape: Vec<i64> =
+        of["shape"].as_array().expect("axes").iter().map(|a| a.as_i64().expect("a number").max(1)).collect();
     let count = shape.iter().product::<i64>() as usize;
     let ask = |tier: &str| {
         let request = json!({
