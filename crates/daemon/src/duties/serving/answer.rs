@@ -10,9 +10,8 @@ use tierline_proto::oip::{Parameter, Parameters, Request, Response, rest};
 use tierline_proto::v1::{Code, Failure, InferHeader, Placement, Reply};
 
 use super::counts::Spent;
-use super::{Serving, tensors};
+use super::{Model, Serving, tensors};
 use crate::device::budget::Held;
-use crate::duties::catalogue::Entry;
 use crate::duties::inference::{self, Entered};
 use crate::runtime::ns;
 
@@ -35,23 +34,28 @@ pub struct Asked {
 }
 
 impl Serving {
-    /// Answers a request; its numbers count under its model.
+    /// Answers a request, which counts under its model; one that fails counts
+    /// where it was read ([`Serving::failed`]).
     pub async fn answer(self: &Arc<Self>, asked: Asked) -> Result<(Response, Arc<Held>), Failure> {
-        let entry = self.entry(&asked.model, &asked.version)?;
-        let (name, arrived) = (entry.manifest.name.clone(), asked.arrived);
-        let answered = self.answer_of(entry, asked).await;
-        match &answered {
-            Ok((_, spent, _)) => self.counts.success(&name, arrived.elapsed(), *spent),
-            Err(_) => self.counts.failure(&name, arrived.elapsed()),
+        let model = self.model(&asked.model, &asked.version)?;
+        let (name, arrived) = (model.name.clone(), asked.arrived);
+        let answered = self.answer_of(model, asked).await;
+        if let Ok((_, spent, _)) = &answered {
+            self.counts.success(&name, arrived.elapsed(), *spent);
         }
         answered.map(|(response, _, held)| (response, held))
     }
 
-    async fn answer_of(self: &Arc<Self>, entry: Entry, asked: Asked) -> Result<(Response, Spent, Arc<Held>), Failure> {
+    /// A request for a model failed, or wasn't one.
+    pub fn failed(&self, model: &str, arrived: Instant) {
+        self.counts.failure(model, arrived.elapsed());
+    }
+
+    async fn answer_of(self: &Arc<Self>, model: Model, asked: Asked) -> Result<(Response, Spent, Arc<Held>), Failure> {
         let Asked { mut request, trace, patience, arrived, held, .. } = asked;
         if let Some(raw) = request.raw.take() {
-            let [input] = &entry.manifest.inputs[..] else {
-                let text = format!("the model has {} inputs: bytes alone don't say which", entry.manifest.inputs.len());
+            let [input] = &model.inputs[..] else {
+                let text = format!("the model has {} inputs: bytes alone don't say which", model.inputs.len());
                 return Err(Failure::new(Code::InvalidInput, text));
             };
             let datatype = input.dtype.and_then(tensors::datatype);
@@ -62,13 +66,13 @@ impl Serving {
             let axes: Vec<Option<u64>> = shape.iter().map(Dim::known).collect();
             request.inputs.push(rest::only_input(&input.name, datatype, &axes, raw)?);
         }
-        let outputs = &entry.manifest.outputs;
+        let outputs = &model.outputs;
         if let Some(unknown) = request.outputs.iter().find(|w| outputs.iter().all(|output| output.name != w.name)) {
             let names: Vec<String> = outputs.iter().map(|output| format!("`{}`", output.name)).collect();
             let text = format!("the model has no output `{}`; it gives {}", unknown.name, names.join(", "));
             return Err(Failure::new(Code::InvalidInput, text));
         }
-        let header = header(&entry.manifest.name, &request.parameters, trace, patience)?;
+        let header = header(&model.name, &request.parameters, trace, patience)?;
         let rows = request.inputs.first().and_then(|input| input.shape.first()).map_or(1, |rows| *rows as u64);
         let inputs = std::mem::take(&mut request.inputs);
         let encoded = inputs.into_iter().map(tensors::encode).collect::<Result<Vec<_>, _>>()?;
@@ -91,7 +95,7 @@ impl Serving {
         }
         let outputs = outputs.into_iter().map(|(name, tensor)| tensors::decode(name, tensor));
         let response = Response {
-            model: entry.manifest.name.clone(),
+            model: model.name.clone(),
             id: request.id,
             parameters: told(&reply, plan),
             outputs: outputs.collect::<Result<_, _>>()?,

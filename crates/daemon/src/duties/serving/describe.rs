@@ -11,8 +11,7 @@ use tierline_proto::oip::messages::{
 };
 use tierline_proto::oip::{Datatype, VERSION, grpc};
 
-use super::{Serving, tensors};
-use crate::duties::catalogue::Entry;
+use super::{Model, Serving, tensors};
 
 /// What runs models, as metadata name it.
 const PLATFORM: &str = "tierline_onnx";
@@ -31,39 +30,37 @@ pub fn server() -> ServerMetadataResponse {
 }
 
 /// What a model takes and gives.
-pub fn metadata(entry: &Entry) -> ModelMetadataResponse {
+pub fn metadata(model: &Model) -> ModelMetadataResponse {
     let tensor = |value: &ValueInfo| TensorMetadata {
         name: value.name.clone(),
         datatype: datatype(value).map_or_else(String::new, |datatype| datatype.name().to_owned()),
         shape: axes(value),
     };
     ModelMetadataResponse {
-        name: entry.manifest.name.clone(),
+        name: model.name.clone(),
         versions: vec![VERSION.to_owned()],
         platform: PLATFORM.to_owned(),
-        inputs: entry.manifest.inputs.iter().map(tensor).collect(),
-        outputs: entry.manifest.outputs.iter().map(tensor).collect(),
+        inputs: model.inputs.iter().map(tensor).collect(),
+        outputs: model.outputs.iter().map(tensor).collect(),
     }
 }
 
 /// The same as Triton's configuration has it.
-pub fn config(entry: &Entry) -> ModelConfig {
+pub fn config(model: &Model) -> ModelConfig {
     let kind = |value: &ValueInfo| datatype(value).map_or(0, |datatype| grpc::data_type(datatype).into());
     ModelConfig {
-        name: entry.manifest.name.clone(),
+        name: model.name.clone(),
         platform: PLATFORM.to_owned(),
         version_policy: Some(ModelVersionPolicy {
             policy_choice: Some(PolicyChoice::Latest(Latest { num_versions: 1 })),
         }),
         max_batch_size: 0,
-        input: entry
-            .manifest
+        input: model
             .inputs
             .iter()
             .map(|value| ModelInput { name: value.name.clone(), data_type: kind(value), dims: axes(value) })
             .collect(),
-        output: entry
-            .manifest
+        output: model
             .outputs
             .iter()
             .map(|value| ModelOutput { name: value.name.clone(), data_type: kind(value), dims: axes(value) })
@@ -86,25 +83,29 @@ fn axes(value: &ValueInfo) -> Vec<i64> {
 impl Serving {
     /// Models by name.
     pub fn index(&self, only_ready: bool) -> Vec<ModelIndex> {
-        let index = |entry: Entry| {
-            let fit = self.catalogue.known.check_fit(entry.model);
-            let ready = self.is_ready(&entry);
+        let index = |model: Model| {
+            let ready = self.is_ready(&model);
+            let reason = match ready {
+                true => "",
+                false if self.cx.end.has_begun() => "the node ends",
+                false => "it can't be run on this node",
+            };
             ModelIndex {
-                name: entry.manifest.name,
+                name: model.name,
                 version: VERSION.to_owned(),
                 state: if ready { "READY" } else { "UNAVAILABLE" }.to_owned(),
-                reason: if fit.is_err() { "it can't be run on this node".to_owned() } else { String::new() },
+                reason: reason.to_owned(),
             }
         };
-        let all = self.catalogue.known.list().into_iter().map(index);
+        let all = self.models().into_iter().map(index);
         all.filter(|model| !only_ready || model.state == "READY").collect()
     }
 
     /// Statistics of one model, or of all.
-    pub fn statistics(&self, entry: Option<&Entry>) -> Vec<ModelStatistics> {
-        match entry {
-            Some(entry) => vec![self.counts.message(&entry.manifest.name)],
-            None => self.catalogue.known.list().iter().map(|e| self.counts.message(&e.manifest.name)).collect(),
+    pub fn statistics(&self, model: Option<&Model>) -> Vec<ModelStatistics> {
+        match model {
+            Some(model) => vec![self.counts.message(&model.name)],
+            None => self.models().iter().map(|model| self.counts.message(&model.name)).collect(),
         }
     }
 }
@@ -116,8 +117,8 @@ pub fn server_json() -> Value {
 }
 
 /// [`metadata`] over HTTP.
-pub fn metadata_json(entry: &Entry) -> Value {
-    let of = metadata(entry);
+pub fn metadata_json(model: &Model) -> Value {
+    let of = metadata(model);
     let tensors = |tensors: Vec<TensorMetadata>| -> Vec<Value> {
         let tensor = |t: TensorMetadata| json!({ "name": t.name, "datatype": t.datatype, "shape": t.shape });
         tensors.into_iter().map(tensor).collect()
@@ -132,8 +133,8 @@ pub fn metadata_json(entry: &Entry) -> Value {
 }
 
 /// [`config`] over HTTP.
-pub fn config_json(entry: &Entry) -> Value {
-    let of = config(entry);
+pub fn config_json(model: &Model) -> Value {
+    let of = config(model);
     let tensors = |values: &[ValueInfo]| -> Vec<Value> {
         let tensor = |value: &ValueInfo| {
             let kind = datatype(value).map_or("TYPE_INVALID", Datatype::config_name);
@@ -147,8 +148,8 @@ pub fn config_json(entry: &Entry) -> Value {
         "backend": of.backend,
         "version_policy": { "latest": { "num_versions": 1 } },
         "max_batch_size": of.max_batch_size,
-        "input": tensors(&entry.manifest.inputs),
-        "output": tensors(&entry.manifest.outputs),
+        "input": tensors(&model.inputs),
+        "output": tensors(&model.outputs),
         "default_model_filename": of.default_model_filename,
     })
 }

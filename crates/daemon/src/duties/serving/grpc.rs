@@ -69,6 +69,7 @@ impl Service {
         arrived: Instant,
     ) -> Result<ModelInferResponse, Failure> {
         let (model, version) = (message.model_name.clone(), message.model_version.clone());
+        let name = self.0.model(&model, &version)?.name;
         let held = self.0.cx.device.budget.request(caller);
         let answer = async {
             held.take(prost::Message::encoded_len(&message) as u64)?;
@@ -77,7 +78,8 @@ impl Service {
             let (response, _held) = self.0.answer(asked).await?;
             Ok(grpc::write(response))
         };
-        self.0.cx.tasks.caught("call", answer).await?
+        let answered = self.0.cx.tasks.caught("call", answer).await.and_then(|answered| answered);
+        answered.inspect_err(|_| self.0.failed(&name, arrived))
     }
 }
 
@@ -102,7 +104,7 @@ impl GrpcInferenceService for Service {
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Answer<ModelReadyResponse> {
         caller(request.extensions());
         let ModelReadyRequest { name, version } = request.into_inner();
-        let ready = self.0.entry(&name, &version).is_ok_and(|entry| self.0.is_ready(&entry));
+        let ready = self.0.model(&name, &version).is_ok_and(|model| self.0.is_ready(&model));
         Ok(Response::new(ModelReadyResponse { ready }))
     }
 
@@ -114,25 +116,25 @@ impl GrpcInferenceService for Service {
     async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Answer<ModelMetadataResponse> {
         caller(request.extensions());
         let ModelMetadataRequest { name, version } = request.into_inner();
-        let entry = self.0.entry(&name, &version).map_err(|failure| failed(&failure))?;
-        Ok(Response::new(describe::metadata(&entry)))
+        let model = self.0.model(&name, &version).map_err(|failure| failed(&failure))?;
+        Ok(Response::new(describe::metadata(&model)))
     }
 
     async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
         caller(request.extensions());
         let ModelConfigRequest { name, version } = request.into_inner();
-        let entry = self.0.entry(&name, &version).map_err(|failure| failed(&failure))?;
-        Ok(Response::new(ModelConfigResponse { config: Some(describe::config(&entry)) }))
+        let model = self.0.model(&name, &version).map_err(|failure| failed(&failure))?;
+        Ok(Response::new(ModelConfigResponse { config: Some(describe::config(&model)) }))
     }
 
     async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
         caller(request.extensions());
         let ModelStatisticsRequest { name, version } = request.into_inner();
-        let entry = match name.is_empty() {
+        let model = match name.is_empty() {
             true => None,
-            false => Some(self.0.entry(&name, &version).map_err(|failure| failed(&failure))?),
+            false => Some(self.0.model(&name, &version).map_err(|failure| failed(&failure))?),
         };
-        Ok(Response::new(ModelStatisticsResponse { model_stats: self.0.statistics(entry.as_ref()) }))
+        Ok(Response::new(ModelStatisticsResponse { model_stats: self.0.statistics(model.as_ref()) }))
     }
 
     async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Answer<RepositoryIndexResponse> {

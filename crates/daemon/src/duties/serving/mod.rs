@@ -14,14 +14,17 @@ mod tensors;
 use std::sync::Arc;
 
 use axum::Router;
+use tierline_graph::ValueInfo;
+use tierline_proto::Digest;
 use tierline_proto::oip::VERSION;
 use tierline_proto::oip::messages::grpc_inference_service_server::GrpcInferenceServiceServer;
 use tierline_proto::v1::{Code, Failure};
 use tonic::service::RoutesBuilder;
 
 use self::counts::Counts;
-use super::catalogue::{Catalogue, Change, Entry};
+use super::catalogue::{Catalogue, Change, Composed, Entry};
 use super::inference::Inference;
+use crate::models::Manifest;
 use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
 
@@ -32,6 +35,23 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Its line in the registry.
 pub const DUTY: Registration =
     Registration { name: "serving", tables: &[], rules: &[], make: |assembly| Box::new(Serving::new(assembly)) };
+
+/// What applications know as a model: one of the catalogue, or several under
+/// one name.
+struct Model {
+    name: String,
+    inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
+    /// Of one that is no service.
+    digest: Option<Digest>,
+}
+
+impl From<Entry> for Model {
+    fn from(entry: Entry) -> Self {
+        let Manifest { name, inputs, outputs, .. } = entry.manifest;
+        Self { name, inputs, outputs, digest: Some(entry.model) }
+    }
+}
 
 /// The duty.
 pub struct Serving {
@@ -48,26 +68,44 @@ impl Serving {
         let (counted, known) = (Arc::clone(&counts), Arc::clone(&catalogue.known));
         catalogue.on_change(move |change| {
             if matches!(change, Change::Gone(_) | Change::Renamed) {
-                counted.keep(|name| known.get(name).is_some());
+                counted.keep(|name| known.get(name).is_some() || known.service(name).is_some());
             }
         });
         Arc::new(Self { cx, catalogue, inference: assembly.get(), counts })
     }
 
-    /// The model of a name, at a version that it has; an empty version is any.
-    fn entry(&self, name: &str, version: &str) -> Result<Entry, Failure> {
-        let entry = self.catalogue.entry(name)?;
+    /// The model or service of a name, at a version that it has; an empty
+    /// version is any.
+    fn model(&self, name: &str, version: &str) -> Result<Model, Failure> {
+        let model = match self.catalogue.known.service(name) {
+            Some(composed) => self.service(&composed)?,
+            None => Model::from(self.catalogue.entry(name)?),
+        };
         if !version.is_empty() && version != VERSION {
             let version: String = version.chars().take(32).collect();
-            let text = format!("model `{}` has version {VERSION}, and no `{version}`", entry.manifest.name);
+            let text = format!("model `{}` has version {VERSION}, and no `{version}`", model.name);
             return Err(Failure::new(Code::UnknownModel, text));
         }
-        Ok(entry)
+        Ok(model)
+    }
+
+    fn service(&self, composed: &Composed) -> Result<Model, Failure> {
+        let wiring = self.catalogue.wiring(&composed.service)?;
+        Ok(Model { name: composed.name.clone(), inputs: wiring.inputs, outputs: wiring.outputs, digest: None })
+    }
+
+    /// All of them, by name; services whose members aren't all here are left out.
+    fn models(&self) -> Vec<Model> {
+        let known = &self.catalogue.known;
+        let mut models: Vec<Model> = known.list().into_iter().map(Model::from).collect();
+        models.extend(known.services().iter().filter_map(|composed| self.service(composed).ok()));
+        models
     }
 
     /// Whether requests for a model are answered.
-    fn is_ready(&self, entry: &Entry) -> bool {
-        !self.cx.end.has_begun() && self.catalogue.known.check_fit(entry.model).is_ok()
+    fn is_ready(&self, model: &Model) -> bool {
+        let fit = model.digest.is_none_or(|digest| self.catalogue.known.check_fit(digest).is_ok());
+        fit && !self.cx.end.has_begun()
     }
 }
 

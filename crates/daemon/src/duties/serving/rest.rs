@@ -96,11 +96,11 @@ async fn ready(State(serving): Duty) -> Response {
 }
 
 async fn model_ready(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
-    let found = named(path).and_then(|(model, version)| serving.entry(&model, &version));
+    let found = named(path).and_then(|(model, version)| serving.model(&model, &version));
     match found {
-        Ok(entry) => {
-            let ready = serving.is_ready(&entry);
-            let body = json(&json!({ "name": entry.manifest.name, "ready": ready }));
+        Ok(model) => {
+            let ready = serving.is_ready(&model);
+            let body = json(&json!({ "name": model.name, "ready": ready }));
             if ready { body } else { (StatusCode::SERVICE_UNAVAILABLE, body).into_response() }
         }
         Err(failure) => failed(&failure),
@@ -108,18 +108,18 @@ async fn model_ready(State(serving): Duty, path: Parts<Vec<(String, String)>>) -
 }
 
 async fn metadata(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
-    let found = named(path).and_then(|(model, version)| serving.entry(&model, &version));
-    answered(found.map(|entry| describe::metadata_json(&entry)))
+    let found = named(path).and_then(|(model, version)| serving.model(&model, &version));
+    answered(found.map(|model| describe::metadata_json(&model)))
 }
 
 async fn config(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
-    let found = named(path).and_then(|(model, version)| serving.entry(&model, &version));
-    answered(found.map(|entry| describe::config_json(&entry)))
+    let found = named(path).and_then(|(model, version)| serving.model(&model, &version));
+    answered(found.map(|model| describe::config_json(&model)))
 }
 
 async fn statistics(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
-    let found = named(path).and_then(|(model, version)| serving.entry(&model, &version));
-    answered(found.map(|entry| describe::statistics_json(serving.statistics(Some(&entry)))))
+    let found = named(path).and_then(|(model, version)| serving.model(&model, &version));
+    answered(found.map(|model| describe::statistics_json(serving.statistics(Some(&model)))))
 }
 
 async fn all_statistics(State(serving): Duty) -> Response {
@@ -166,7 +166,17 @@ async fn answer(
         return Ok(refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, &text));
     }
     // Before a body is read for nothing.
-    serving.entry(&model, &version)?;
+    let name = serving.model(&model, &version)?.name;
+    let answered = read_and_answer(serving, (model, version), request, arrived).await;
+    answered.inspect_err(|_| serving.failed(&name, arrived))
+}
+
+async fn read_and_answer(
+    serving: &Arc<Serving>,
+    (model, version): (String, String),
+    request: Request<Body>,
+    arrived: Instant,
+) -> Result<Response, Failure> {
     let length = text(request.headers(), JSON_LENGTH_HEADER).map(str::to_owned);
     let trace = text(request.headers(), "traceparent").unwrap_or_default().to_owned();
     let held = serving.cx.device.budget.request(&caller(&request));
