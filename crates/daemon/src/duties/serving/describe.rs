@@ -102,7 +102,7 @@ impl Serving {
     }
 
     /// Statistics of one model, or of all.
-    pub fn statistics(&self, model: Option<&Model>) -> Vec<ModelStatistics> {
+    pub(super) fn statistics(&self, model: Option<&Model>) -> Vec<ModelStatistics> {
         match model {
             Some(model) => vec![self.counts.message(&model.name)],
             None => self.models().iter().map(|model| self.counts.message(&model.name)).collect(),
