@@ -1,5 +1,5 @@
 //! Packs a binary as users install it: an archive, a Debian package, a
-//! container image. Builds nothing and starts nothing but that binary, which
+//! container image, a Python wheel. Builds nothing and starts nothing but that binary, which
 //! writes its own completions and manual; needs no packaging tools.
 //!
 //! Start at [`Package::of`].
@@ -12,6 +12,7 @@ mod documents;
 mod elf;
 mod image;
 mod tar;
+mod wheel;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,9 @@ impl Package {
         fs::write(&deb, debian::pack(self)?)?;
         let image = folder.join(format!("tierline-{}-{}.oci", self.version, machine.oci()));
         image::write(self, &image)?;
-        Ok(vec![archive, deb, image])
+        let wheel = folder.join(wheel::name(self));
+        fs::write(&wheel, wheel::pack(self)?)?;
+        Ok(vec![archive, deb, image, wheel])
     }
 
     /// When it was made.

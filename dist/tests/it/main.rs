@@ -190,3 +190,36 @@ fn images_are_what_the_specification_says() {
         assert!(said.contains("\"/usr/bin/tierline\""), "{said}");
     }
 }
+
+#[test]
+fn wheels_install_as_the_format_says() {
+    let (folder, paths) = written();
+    let wheel = &paths[3];
+    let name = wheel.file_name().unwrap().to_string_lossy().into_owned();
+    assert!(name.starts_with("tierline-1.2.3-py3-none-manylinux_2_"), "{name}");
+    let mut zip = zip::ZipArchive::new(std::fs::File::open(wheel).unwrap()).unwrap();
+    let mut read = |name: &str| {
+        let mut content = Vec::new();
+        zip.by_name(name).unwrap_or_else(|e| panic!("{name}: {e}")).read_to_end(&mut content).unwrap();
+        content
+    };
+    let record = String::from_utf8(read("tierline-1.2.3.dist-info/RECORD")).unwrap();
+    assert!(record.lines().count() > 10, "{record}");
+    assert!(record.contains("tierline-1.2.3.data/scripts/tierline,sha256="), "{record}");
+    // Every module of the package is in it.
+    for module in std::fs::read_dir(repository().join("python/tierline")).unwrap() {
+        let module = module.unwrap().file_name().to_string_lossy().into_owned();
+        if module != "__pycache__" {
+            assert!(record.contains(&format!("tierline/{module},")), "{module}: {record}");
+        }
+    }
+    let target = folder.path().join("installed");
+    let (wheel, into) = (wheel.to_str().unwrap(), target.to_str().unwrap());
+    // It checks the tag, and puts every file where it belongs.
+    let install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", into, wheel];
+    if tool("python3", &["-m", "pip", "--version"]).is_some() && tool("python3", &install).is_some() {
+        assert!(std::fs::read(target.join("bin/tierline")).unwrap() == package().binary);
+        assert_eq!(mode(&target.join("bin/tierline")) & 0o111, 0o111);
+        assert!(target.join("tierline/py.typed").exists());
+    }
+}
