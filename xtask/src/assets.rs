@@ -16,8 +16,14 @@ use anyhow::{Context, Result, bail};
 use crate::command::{self, Process};
 
 /// Python packages, pinned: another version is another set of assets.
-const PACKAGES: &[&str] =
-    &["numpy==2.4.6", "onnx==1.23.2", "onnxruntime==1.32.0", "grpcio==1.85.3", "grpcio-tools==1.85.1"];
+const PACKAGES: &[&str] = &[
+    "numpy==2.4.6",
+    "onnx==1.23.2",
+    "onnxruntime==1.32.0",
+    "grpcio==1.85.3",
+    "grpcio-tools==1.81.1",
+    "tritonclient[grpc,http]==2.73.0",
+];
 
 /// Packages that only carry files: fetched and unpacked, not installed.
 const ARCHIVES: &[&str] = &["rapidocr-onnxruntime==1.4.4", "scikit-image==0.26.0"];
