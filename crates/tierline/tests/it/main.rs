@@ -26,6 +26,7 @@ mod names;
 mod newcomer;
 mod operators;
 mod panics;
+mod python;
 mod reference;
 mod running;
 mod serve;
