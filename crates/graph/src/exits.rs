@@ -4,11 +4,13 @@
 //! exit's output says of its sureness is computed by `tierline_plan::exits`.
 //! Start at [`Exits::of`], then [`places`](fn@places).
 
+mod attach;
 mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use places::{Part, PlaceError, candidates, head_macs, macs_before, places, slice, trunk_macs};
+pub use attach::{Answer, AttachError, Head, Wanted, answer, attach, learned, spread, with_weights};
+pub use places::{Part, PlaceError, candidates, giving, head_macs, macs_before, places, slice, trunk_macs};
 use serde::{Deserialize, Serialize};
 
 use crate::error::LoadError;

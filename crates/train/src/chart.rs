@@ -9,6 +9,7 @@ use font8x8::legacy::BASIC_LEGACY;
 use image::{Rgb, RgbImage};
 
 use tierline_federate::RoundScores;
+use tierline_graph::exits::Calibration;
 
 use crate::run::Epoch;
 use crate::trainer::Scores;
@@ -70,6 +71,23 @@ enum Anchor {
 #[must_use]
 pub fn svg(points: &[Point], unit: &str) -> String {
     let (marks, height) = marks(points, unit);
+    written(marks, height)
+}
+
+/// How accuracy depends on work, beside the model's end alone, as SVG.
+#[must_use]
+pub fn calibration_svg(calibration: &Calibration) -> String {
+    let share = |macs: f64| 100.0 * macs / calibration.macs.max(1.0);
+    let curve: Vec<(f64, f64)> = calibration.points.iter().map(|p| (share(p.macs), p.accuracy)).collect();
+    let (first, last) = curve.iter().fold((0.0f64, 100.0f64), |(l, h), (x, _)| (l.min(*x), h.max(*x)));
+    let end = [(first, calibration.accuracy), (last, calibration.accuracy)];
+    let mut marks = Vec::new();
+    let text = ["accuracy", "multiply-adds, % of the model without exits"];
+    panel(&mut marks, 0.0, text, ["the end alone", "with exits"], &end, &curve);
+    written(marks, PANEL)
+}
+
+fn written(marks: Vec<Mark>, height: f64) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
@@ -137,12 +155,19 @@ fn marks(points: &[Point], unit: &str) -> (Vec<Mark>, f64) {
     }
     let mut marks = Vec::new();
     for (i, (title, trained, held_out)) in panels.iter().enumerate() {
-        panel(&mut marks, i as f64 * PANEL, [title, unit], trained, held_out);
+        panel(&mut marks, i as f64 * PANEL, [title, unit], ["training", "held out"], trained, held_out);
     }
     (marks, panels.len() as f64 * PANEL)
 }
 
-fn panel(marks: &mut Vec<Mark>, top: f64, [title, unit]: [&str; 2], trained: &[(f64, f64)], held_out: &[(f64, f64)]) {
+fn panel(
+    marks: &mut Vec<Mark>,
+    top: f64,
+    [title, unit]: [&str; 2],
+    names: [&str; 2],
+    trained: &[(f64, f64)],
+    held_out: &[(f64, f64)],
+) {
     let all = || trained.iter().chain(held_out);
     let (low, high) = all().fold((f64::MAX, f64::MIN), |(l, h), (_, y)| (l.min(*y), h.max(*y)));
     let last = all().fold(1.0f64, |last, (x, _)| last.max(*x));
@@ -172,10 +197,10 @@ fn panel(marks: &mut Vec<Mark>, top: f64, [title, unit]: [&str; 2], trained: &[(
     marks.push(say((LEFT, top + 20.0), title, INK, Anchor::Start));
     marks.push(say((WIDTH - RIGHT, bottom + 30.0), unit, INK, Anchor::End));
     if !trained.is_empty() {
-        marks.push(say((WIDTH - RIGHT - 80.0, top + 20.0), "training", TRAINED, Anchor::End));
+        marks.push(say((WIDTH - RIGHT - 80.0, top + 20.0), names[0], TRAINED, Anchor::End));
     }
     if !held_out.is_empty() {
-        marks.push(say((WIDTH - RIGHT, top + 20.0), "held out", HELD_OUT, Anchor::End));
+        marks.push(say((WIDTH - RIGHT, top + 20.0), names[1], HELD_OUT, Anchor::End));
     }
     for (curve, color) in [(trained, TRAINED), (held_out, HELD_OUT)] {
         let points: Vec<(f64, f64)> = curve.iter().map(|&(e, v)| (x(e), y(v))).collect();

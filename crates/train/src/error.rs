@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use tierline_engine::EngineError;
 use tierline_federate::FederateError;
+use tierline_graph::exits::AttachError;
 use tierline_graph::step::StepError;
 use tierline_graph::{DataType, InferError, LoadError, TensorError};
 
@@ -42,6 +43,12 @@ pub enum TrainError {
     /// Tensors that don't fit.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// A model that can't have exits.
+    #[error(transparent)]
+    Exits(#[from] AttachError),
+    /// Heads that can't be fitted.
+    #[error("exits can't be fitted: {0}")]
+    Fit(String),
     /// Training feeds one input.
     #[error("the model takes {} inputs ({}); a data set feeds one: train a model with one input", .inputs.len(), .inputs.join(", "))]
     Inputs {

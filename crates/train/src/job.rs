@@ -6,7 +6,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tierline_federate::Federation;
 use tierline_federate::config::EPOCHS_MAX;
-use tierline_graph::step::{Clip, Decay, Loss, Optimizer, Recipe, Schedule, matches};
+use tierline_graph::step::{Also, Clip, Decay, Loss, Optimizer, Recipe, Schedule, matches};
 
 use crate::data::{Augment, BatchOptions, CLASSES_MAX, DataError, Dataset, Last, Normalize, Others, names_together};
 use crate::error::TrainError;
@@ -50,6 +50,10 @@ pub struct Job {
     pub loss: Loss,
     /// The output that the loss is about; the first unless said.
     pub output: Option<String>,
+    /// Further outputs that learn the same targets, such as early exits, and
+    /// what their losses weigh.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Also>,
     /// How weights follow their gradients.
     pub optimizer: Optimizer,
     /// Learning rate over time.
@@ -324,6 +328,7 @@ impl Job {
         Recipe {
             loss: self.loss.clone(),
             output: self.output.clone(),
+            also: self.also.clone(),
             optimizer: self.optimizer.clone(),
             schedule: self.schedule(per_epoch),
             clip: self.clip,

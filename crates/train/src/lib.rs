@@ -12,6 +12,7 @@
 pub mod chart;
 pub mod checkpoint;
 pub mod data;
+pub mod exits;
 pub mod federated;
 pub mod init;
 pub mod job;

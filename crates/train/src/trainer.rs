@@ -463,7 +463,7 @@ fn is_finite(tensor: &Tensor) -> bool {
 
 /// The batch as the model takes it, where that differs: its axes joined or
 /// split, its numbers as integers.
-fn fit(input: &ValueInfo, features: &Tensor) -> Result<Option<Tensor>, TrainError> {
+pub(crate) fn fit(input: &ValueInfo, features: &Tensor) -> Result<Option<Tensor>, TrainError> {
     let shape = fitted(input, &features.shape()[1..])?;
     let same = shape.as_ref().is_none_or(|s| s[..] == features.shape()[1..]);
     if same && input.dtype.is_none_or(|d| d == features.dtype()) {

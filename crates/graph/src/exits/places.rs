@@ -179,6 +179,14 @@ pub fn slice(model: &Model, types: &Types, exits: &Exits, part: Part<'_>) -> Res
     slice::between(model, types, given, &wanted)
 }
 
+/// The model that gives these tensors, whatever else it gives left out.
+///
+/// # Errors
+/// When there is no such tensor.
+pub fn giving(model: &Model, types: &Types, tensors: &[&str]) -> Result<Model, SliceError> {
+    slice::between(model, types, None, tensors)
+}
+
 /// Which nodes are whose.
 struct View<'m> {
     index: Index<'m>,

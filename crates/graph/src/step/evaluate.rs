@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::loss::About;
 use super::{Loss, Recipe, Role, Spec, StepError, logits, loss, normalise};
 use crate::constant::tensor_from_proto;
 use crate::emit::{Emitter, node};
@@ -31,7 +32,8 @@ pub struct Evaluation {
 pub fn evaluation(model: &Model, recipe: &Recipe, spec: &Spec) -> Result<Evaluation, StepError> {
     let model = crate::upgrade::upgraded(&deployed(model)?)?;
     let (model, logits) = logits::found(&model, &recipe.loss, &spec.predicts)?;
-    let (model, attached) = loss::attach(&model, &recipe.loss, &spec.predicts, &logits)?;
+    let (model, attached) =
+        loss::attach(&model, &recipe.loss, &[About { output: &spec.predicts, logits: &logits, weight: 1.0 }])?;
     let mut proto = model.proto().clone();
     let graph = proto.graph.mut_or_insert_default();
     let kept = [Some(&attached.loss), attached.correct.as_ref(), attached.counted.as_ref()];

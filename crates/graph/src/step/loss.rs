@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{StepError, TARGET};
 use crate::emit::{Attribute, Emitter};
-use crate::infer::infer_types;
+use crate::infer::{Types, infer_types};
 use crate::model::Model;
 use crate::slice::value_info_proto;
 use crate::tensor::{DataType, Elements, Tensor};
@@ -113,9 +113,20 @@ impl Loss {
     }
 }
 
-/// The model with its loss behind `logits`, which [`super::logits`] found for
-/// `output`, and an input for targets.
-pub(super) fn attach(model: &Model, loss: &Loss, output: &str, logits: &str) -> Result<(Model, Attached), StepError> {
+/// An output that a loss is about.
+pub(super) struct About<'a> {
+    /// Its name.
+    pub(super) output: &'a str,
+    /// What [`super::logits`] found for it.
+    pub(super) logits: &'a str,
+    /// What its loss is multiplied by.
+    pub(super) weight: f64,
+}
+
+/// The model with its loss behind logits, and an input for targets. The loss
+/// is the weighted sum over outputs that all learn the same targets; what is
+/// counted is of the first.
+pub(super) fn attach(model: &Model, loss: &Loss, about: &[About<'_>]) -> Result<(Model, Attached), StepError> {
     let types = infer_types(model)?;
     let taken: Vec<&str> = types.iter().map(|t| t.name.as_str()).collect();
     for name in [TARGET, "loss", "correct"] {
@@ -124,6 +135,62 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str, logits: &str) -> 
         }
     }
     let mut out = Emitter::new(taken);
+    let mut first: Option<Valued> = None;
+    for about in about {
+        let mut own = valued(&types, loss, about, &mut out)?;
+        if about.weight != 1.0 {
+            let weight = out.scalar(own.dtype, about.weight);
+            own.value = out.op("Mul", &[&own.value, &weight], &[]);
+        }
+        match &mut first {
+            None => first = Some(own),
+            Some(first) if first.target == own.target => {
+                first.value = out.op("Add", &[&first.value, &own.value], &[]);
+            }
+            Some(first) => {
+                return Err(StepError::Shape {
+                    loss: loss.name(),
+                    output: about.output.to_owned(),
+                    needs: format!("the same targets of every output, {}", describe(&first.target)),
+                    found: format!("one for targets of {}", describe(&own.target)),
+                });
+            }
+        }
+    }
+    let none = StepError::NoParameters { reason: ": its loss is about no output".to_owned() };
+    let Valued { value, counts, target, classes, dtype } = first.ok_or(none)?;
+    let mut proto = model.proto().clone();
+    out.named("Identity", &[&value], &["loss"], &[]);
+    let names = counts.as_ref().map(|_| ["correct".to_owned(), out.name("counted")]);
+    for (count, name) in counts.iter().flatten().zip(names.iter().flatten()) {
+        out.named("Identity", &[count], &[name], &[]);
+    }
+    let (nodes, constants) = out.finish();
+    let graph = proto.graph.mut_or_insert_default();
+    graph.node.extend(nodes);
+    graph.initializer.extend(constants);
+    graph.input.push(value_info_proto(&target));
+    // Only what is an output is checked to be there.
+    let scalar = |name: &str, dtype| ValueInfo { name: name.to_owned(), dtype: Some(dtype), shape: Some(vec![]) };
+    graph.output.push(value_info_proto(&scalar("loss", dtype)));
+    graph.output.extend(names.iter().flatten().map(|name| value_info_proto(&scalar(name, DataType::I64))));
+    let classes = classes.filter(|_| names.is_some());
+    let [correct, counted] = names.map_or([None, None], |names| names.map(Some));
+    Ok((Model::from_proto(proto)?, Attached { loss: "loss".into(), correct, counted, classes }))
+}
+
+/// A loss of one output.
+struct Valued {
+    value: String,
+    /// Examples that are right, and that count.
+    counts: Option<[String; 2]>,
+    target: ValueInfo,
+    classes: Option<u64>,
+    dtype: DataType,
+}
+
+fn valued(types: &Types, loss: &Loss, about: &About<'_>, out: &mut Emitter) -> Result<Valued, StepError> {
+    let &About { output, logits, .. } = about;
     let unknown = ValueInfo { name: logits.to_owned(), dtype: None, shape: None };
     let info = types.get(logits).unwrap_or(&unknown);
     let wrong = |needs: &str| StepError::Shape {
@@ -142,7 +209,7 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str, logits: &str) -> 
         }
         _ => None,
     };
-    let mut w = Writer { out: &mut out, dtype };
+    let mut w = Writer { out, dtype };
     let mut target = ValueInfo { name: TARGET.to_owned(), dtype: Some(dtype), shape: Some(shape.clone()) };
     let fixed = shape.iter().all(|d| d.known().is_some());
     let mut counts = None;
@@ -200,24 +267,7 @@ pub(super) fn attach(model: &Model, loss: &Loss, output: &str, logits: &str) -> 
             w.op("Add", &[&own, &taught])
         }
     };
-    let mut proto = model.proto().clone();
-    out.named("Identity", &[&value], &["loss"], &[]);
-    let names = counts.as_ref().map(|_| ["correct".to_owned(), out.name("counted")]);
-    for (count, name) in counts.iter().flatten().zip(names.iter().flatten()) {
-        out.named("Identity", &[count], &[name], &[]);
-    }
-    let (nodes, constants) = out.finish();
-    let graph = proto.graph.mut_or_insert_default();
-    graph.node.extend(nodes);
-    graph.initializer.extend(constants);
-    graph.input.push(value_info_proto(&target));
-    // Only what is an output is checked to be there.
-    let scalar = |name: &str, dtype| ValueInfo { name: name.to_owned(), dtype: Some(dtype), shape: Some(vec![]) };
-    graph.output.push(value_info_proto(&scalar("loss", dtype)));
-    graph.output.extend(names.iter().flatten().map(|name| value_info_proto(&scalar(name, DataType::I64))));
-    let classes = classes.filter(|_| names.is_some());
-    let [correct, counted] = names.map_or([None, None], |names| names.map(Some));
-    Ok((Model::from_proto(proto)?, Attached { loss: "loss".into(), correct, counted, classes }))
+    Ok(Valued { value, counts, target, classes, dtype })
 }
 
 fn check_weights(weights: &[f64], classes: u64, wrong: &dyn Fn(&str) -> StepError) -> Result<(), StepError> {

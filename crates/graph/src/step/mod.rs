@@ -25,6 +25,9 @@ mod untrained;
 
 use std::collections::HashMap;
 
+use loss::About;
+use serde::{Deserialize, Serialize};
+
 pub use evaluate::{Evaluation, answering, deployed, evaluation, probe};
 pub use loss::{LEFT_OUT, Loss, Targets};
 pub use metadata::{METADATA, Role, Slot, Spec};
@@ -53,6 +56,9 @@ pub struct Recipe {
     pub loss: Loss,
     /// The output that the loss is about; `None` for the only or first one.
     pub output: Option<String>,
+    /// Further outputs that learn the same targets, such as early exits: their
+    /// losses are added (BranchyNet: Teerapittayanon 2016).
+    pub also: Vec<Also>,
     /// How weights follow their gradients.
     pub optimizer: Optimizer,
     /// Learning rate over time.
@@ -70,11 +76,29 @@ pub struct Recipe {
     pub steering: Option<Steering>,
 }
 
+/// A further output that learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Also {
+    /// The output.
+    pub output: String,
+    /// What its loss is multiplied by, at least 0.
+    #[serde(default = "Also::whole")]
+    pub weight: f64,
+}
+
+impl Also {
+    fn whole() -> f64 {
+        1.0
+    }
+}
+
 impl Default for Recipe {
     fn default() -> Self {
         Self {
             loss: Loss::CrossEntropy { targets: Targets::Classes, smoothing: 0.0, weights: Vec::new() },
             output: None,
+            also: Vec::new(),
             optimizer: Optimizer::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.0 },
             schedule: Schedule::constant(0.01),
             clip: None,
@@ -211,9 +235,20 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     untrained::refuse_inner_statistics(&model, &parameters)?;
     let (model, statistics) = normalise::in_training(&model, &all, &parameters, &recipe.freeze)?;
     let output = output(&model, recipe)?;
-    let (model, logits) = logits::found(&model, &recipe.loss, &output)?;
+    let (mut model, logits) = logits::found(&model, &recipe.loss, &output)?;
+    let mut also = Vec::with_capacity(recipe.also.len());
+    for other in &recipe.also {
+        named(&model, &other.output)?;
+        let logits;
+        (model, logits) = logits::found(&model, &recipe.loss, &other.output)?;
+        also.push(logits);
+    }
     let model = dropout::drawn(&model, recipe.seed)?;
-    let (model, loss) = loss::attach(&model, &recipe.loss, &output, &logits)?;
+    let others = recipe.also.iter().zip(&also);
+    let others = others.map(|(also, logits)| About { output: &also.output, logits, weight: also.weight });
+    let about: Vec<About> =
+        [About { output: &output, logits: &logits, weight: 1.0 }].into_iter().chain(others).collect();
+    let (model, loss) = loss::attach(&model, &recipe.loss, &about)?;
 
     let forward = Forward::new(&model, kernels)?;
     let mut out = forward.emitter();
@@ -336,6 +371,10 @@ impl Recipe {
     /// [`StepError::Range`], naming the first of them.
     pub fn check(&self) -> Result<(), StepError> {
         self.loss.check()?;
+        if let Some(also) = self.also.iter().find(|also| !(also.weight >= 0.0 && also.weight.is_finite())) {
+            let (what, range) = ("the weight of an output's loss", "at least 0 and finite");
+            return Err(StepError::Range { what, value: also.weight, range });
+        }
         self.optimizer.check()?;
         self.schedule.check()?;
         self.clip.map_or(Ok(()), Clip::check)
@@ -343,12 +382,21 @@ impl Recipe {
 }
 
 fn output(model: &Model, recipe: &Recipe) -> Result<String, StepError> {
-    let available: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
     match &recipe.output {
-        Some(name) if available.contains(name) => Ok(name.clone()),
-        Some(name) => Err(StepError::Output { output: name.clone(), available }),
-        None => available.first().cloned().ok_or(StepError::NoParameters { reason: ": it has no outputs".into() }),
+        Some(name) => named(model, name).map(|()| name.clone()),
+        None => {
+            let first = model.outputs().into_iter().next().map(|o| o.name);
+            first.ok_or(StepError::NoParameters { reason: ": it has no outputs".into() })
+        }
     }
+}
+
+fn named(model: &Model, output: &str) -> Result<(), StepError> {
+    let available: Vec<String> = model.outputs().into_iter().map(|o| o.name).collect();
+    if available.iter().any(|name| name == output) {
+        return Ok(());
+    }
+    Err(StepError::Output { output: output.to_owned(), available })
 }
 
 /// State becomes inputs with defaults; the loss, metrics and the next state

@@ -219,3 +219,168 @@ proptest! {
         }
     }
 }
+
+mod attaching {
+    use tierline_graph::cuts::cuts;
+    use tierline_graph::exits::{AttachError, Exits, Scores, Wanted, attach, head_macs, learned, places, spread};
+    use tierline_graph::{Model, infer_types};
+
+    use super::frontiers;
+    use crate::text::model;
+
+    fn at(tensors: &[&str]) -> Wanted {
+        Wanted { at: tensors.iter().map(|t| (*t).to_owned()).collect(), hidden: 0 }
+    }
+
+    /// The operators behind a tensor, in order, that the trunk doesn't have.
+    fn head(text: &str, tensor: &str) -> String {
+        let given = model(text);
+        let (made, exits, _) = attach(&given, &at(&[tensor])).unwrap();
+        exits.check(&made).unwrap();
+        assert_eq!(Exits::of(&made).unwrap().unwrap(), exits);
+        let types = infer_types(&made).unwrap();
+        let shape = |name: &str| {
+            let shape = types.get(name).and_then(|t| t.shape.clone()).unwrap();
+            shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        };
+        let nodes = &made.graph().node[given.graph().node.len()..];
+        let node = |n: &tierline_graph::onnx::NodeProto| format!("{} [{}]", n.op_type(), shape(&n.output[0]));
+        nodes.iter().map(node).collect::<Vec<_>>().join(" ")
+    }
+
+    const PICTURES: &str = "
+        x: f32[N,1,12,12]
+        w = f32[6,1,3,3]
+        v = f32[384,10]
+        a = Conv(x, w) pads=[1,1,1,1]
+        b = Relu(a)
+        c = MaxPool(b) kernel_shape=[2,2] strides=[2,2]
+        d = Conv(c, u) pads=[1,1,1,1]
+        u = f32[384,6,3,3]
+        e = GlobalAveragePool(d)
+        f = Flatten(e)
+        end = MatMul(f, v)
+    ";
+
+    #[test]
+    fn heads_by_the_form_of_what_they_read() {
+        // A grid of places where sides are known, as large as is cheap.
+        assert_eq!(head(PICTURES, "c"), "Flatten [N,216] Gemm [N,10]");
+        assert_eq!(head(PICTURES, "b"), "AveragePool [N,6,6,6] Flatten [N,216] Gemm [N,10]");
+        assert_eq!(head(PICTURES, "d"), "GlobalAveragePool [N,384,1,1] Flatten [N,384] Gemm [N,10]");
+        assert_eq!(head(PICTURES, "f"), "Gemm [N,10]");
+        let free = PICTURES.replace("N,1,12,12", "N,1,H,W");
+        assert_eq!(head(&free, "c"), "GlobalAveragePool [N,6,1,1] Flatten [N,6] Gemm [N,10]");
+        // Probabilities stand for probabilities.
+        let soft = PICTURES.replace("end = MatMul(f, v)", "l = MatMul(f, v)\nend = Softmax(l)");
+        assert_eq!(head(&soft, "f"), "Gemm [N,10] Softmax [N,10]");
+        let (_, exits, heads) = attach(&model(&soft), &at(&["c", "f"])).unwrap();
+        assert_eq!((exits.scores, heads[1].width), (Scores::Probabilities, 384));
+    }
+
+    #[test]
+    fn sequences_and_maps() {
+        let sequence = "
+            x: f32[N,T,8]
+            w = f32[8,8]
+            v = f32[8,5]
+            a = MatMul(x, w)
+            b = Relu(a)
+            c = MatMul(b, w)
+            end = MatMul(c, v)
+        ";
+        assert_eq!(head(sequence, "b"), "MatMul [N,T,5] Add [N,T,5]");
+        let pooled =
+            sequence.replace("end = MatMul(c, v)", "p = ReduceMean(c) axes=[1] keepdims=0\nend = MatMul(p, v)");
+        assert_eq!(head(&pooled, "b"), "Transpose [N,8,T] GlobalAveragePool [N,8,1] Flatten [N,8] Gemm [N,5]");
+        let map = "
+            x: f32[N,3,16,16]
+            w = f32[8,3,3,3]
+            v = f32[4,8,1,1]
+            s = f32[4]
+            a = Conv(x, w) pads=[1,1,1,1]
+            b = MaxPool(a) kernel_shape=[4,4] strides=[4,4]
+            c = Relu(a)
+            end = Conv(c, v)
+        ";
+        assert_eq!(head(map, "a"), "Conv [N,4,16,16]");
+        let map = map.replace(
+            "c = Relu(a)",
+            "g = Relu(b)\nd = ConvTranspose(g, z) strides=[4,4]\nz = f32[8,8,4,4]\nc = Relu(d)",
+        );
+        assert_eq!(head(&map, "g"), "Conv [N,4,4,4] Resize [N,4,16,16]");
+    }
+
+    #[test]
+    fn a_learned_criterion_looks_at_features_and_the_largest_probabilities() {
+        let given = model(PICTURES);
+        let (made, exits, mut heads) = attach(&given, &at(&["c", "f"])).unwrap();
+        let before = made.graph().node.len();
+        let (made, exits) = learned(&made, &exits, &mut heads).unwrap();
+        assert_eq!(exits.exits[0].sureness.as_deref(), Some("exit_1_sureness"));
+        let nodes: Vec<&str> = made.graph().node[before..before + 5].iter().map(|n| n.op_type()).collect();
+        assert_eq!(nodes, ["Softmax", "TopK", "Concat", "Gemm", "Sigmoid"]);
+        let types = infer_types(&made).unwrap();
+        assert_eq!(types.get(&heads[0].sureness.clone().unwrap()[0]).unwrap().elements(), Some(219));
+        let cuts = frontiers(cuts(&exits.trunk(&made).unwrap(), &types));
+        let found = places(&made, &exits, &cuts).unwrap();
+        let names: Vec<&str> = found.iter().map(|&p| cuts[p][0].as_str()).collect();
+        assert_eq!(names, ["c", "f"]);
+    }
+
+    #[test]
+    fn tensors_are_spread_over_the_multiply_adds() {
+        let given = model(
+            "
+            x: f32[N,10]
+            w = f32[10,10]
+            wide = f32[10,40]
+            back = f32[40,10]
+            a = MatMul(x, w)
+            b = Relu(a)
+            c = MatMul(b, wide)
+            d = Relu(c)
+            e = MatMul(d, back)
+            f = Add(e, b)
+            end = MatMul(f, w)
+        ",
+        );
+        // 100, 500 and 900 of 1,000; `d` isn't alone at its cut, `b` and `f` are.
+        assert_eq!(spread(&given, 1).unwrap(), ["b"]);
+        assert_eq!(spread(&given, 2).unwrap(), ["b", "f"]);
+        let error = spread(&given, 3).unwrap_err();
+        assert!(matches!(error, AttachError::NoCut { found: 2, wanted: 3 }), "{error}");
+        assert!(spread(&given, 0).is_err());
+    }
+
+    #[test]
+    fn heads_cost_little() {
+        let given = model(&PICTURES.replace("f32[N,", "f32[1,"));
+        let (made, exits, _) = attach(&given, &at(&["c"])).unwrap();
+        assert_eq!(head_macs(&made, &infer_types(&made).unwrap(), &exits), [Some(2_160)]);
+    }
+
+    #[test]
+    fn what_cannot_have_exits_is_told_why() {
+        let cases = [
+            ("x: f32[N,4]\na = Relu(x)\none = Neg(a)\ntwo = Abs(a)", "a", "gives 2 outputs (one, two)"),
+            ("x: f32[N,4]\na = Relu(x)\nend = ArgMax(a) axis=1 keepdims=0", "a", "output `end` is int64"),
+            ("x: f32[N,4]\na = Relu(x)\nend = ReduceSum(a) keepdims=1", "a", "output `end`"),
+            ("x: f32[N,4]\na = Relu(x)\nend = Sigmoid(a)", "a", "Sigmoid"),
+            ("x: f32[4,6]\na = Relu(x)\nend = Transpose(a)", "a", "output `end` is float32 [6, 4]"),
+            ("x: f32[N,4]\na = Relu(x)\nend = Neg(a)", "nowhere", "no tensor `nowhere`"),
+            ("x: f32[N,4]\na = Relu(x)\nend = Neg(a)", "x", "no tensor `x`"),
+            ("x: f32[N,4]\na = Cast(x) to=7\nb = Cast(a) to=1\nend = Neg(b)", "a", "`a` is int64"),
+            ("x: f32[N,T,4]\ny: f32[N,S,4]\na = Relu(y)\nb = Concat(x, a) axis=1\nend = Neg(b)", "a", "`a` is"),
+        ];
+        for (text, tensor, part) in cases {
+            let error = attach(&model(text), &at(&[tensor])).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+        let (made, ..) = attach(&model(PICTURES), &at(&["c"])).unwrap();
+        let error = attach(&made, &at(&["f"])).unwrap_err().to_string();
+        assert!(error.contains("exits already: exit_1"), "{error}");
+        let old: Model = model(&PICTURES.replace("\n        x:", "\n        opset 9\n        x:"));
+        assert!(matches!(attach(&old, &at(&["c"])), Err(AttachError::Opset(9))));
+    }
+}

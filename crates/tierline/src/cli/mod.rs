@@ -14,6 +14,7 @@ mod data;
 mod doctor;
 mod engines;
 mod examples;
+mod exits;
 pub mod infer;
 mod job;
 mod link;

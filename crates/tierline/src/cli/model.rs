@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use serde::Serialize;
 use tierline_daemon::models::{self, Prepared};
 use tierline_graph::cuts::{Cut, cuts};
+use tierline_graph::exits::{Exit, Exits, Rule, head_macs, macs_before};
 use tierline_graph::slice::slice;
-use tierline_graph::{Dim, ValueInfo, infer_computed_types};
+use tierline_graph::{Dim, Model, Types, ValueInfo, infer_computed_types};
 
-use super::{Global, args, calibrate, catalogue, engines, trainable, usage, zoo};
+use super::{Global, args, calibrate, catalogue, engines, exits, trainable, usage, zoo};
 use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Subcommand)]
@@ -19,6 +20,8 @@ pub enum ModelVerb {
     Slice(Slice),
     /// Turn a model into its training step, an ONNX file that any runtime takes
     Trainable(Box<trainable::Trainable>),
+    /// Give a classifier early exits, fitted and calibrated on a data set
+    AddExits(Box<exits::AddExits>),
     /// Draw a model's weights anew
     Init(trainable::Init),
     /// Write a known architecture as an ONNX file, with weights drawn at random
@@ -42,6 +45,7 @@ pub fn model(global: &Global, verb: ModelVerb) -> CommandResult {
         ModelVerb::Inspect(args) => inspect(global, &args),
         ModelVerb::Slice(args) => slice_model(global, &args),
         ModelVerb::Trainable(args) => trainable::trainable_model(global, &args),
+        ModelVerb::AddExits(args) => exits::add_exits(global, &args),
         ModelVerb::Init(args) => trainable::init_model(global, &args),
         ModelVerb::Zoo(args) => zoo::zoo(global, &args),
         ModelVerb::Add(args) => catalogue::add(global, &args),
@@ -72,7 +76,38 @@ struct Inspection {
     macs: Option<u64>,
     /// Nodes left after constant folding; the cuts are cuts of that graph.
     nodes_folded: usize,
+    /// Early exits, in the order in which they are computed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    exits: Vec<ExitLine>,
+    /// Without heads of exits.
     cuts: Vec<CutLine>,
+}
+
+#[derive(Serialize)]
+struct ExitLine {
+    outputs: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<Rule>,
+    /// Multiply-adds until what its head reads, and of the head.
+    macs: Option<u64>,
+    head_macs: Option<u64>,
+}
+
+/// The exits that a model's file tells of.
+fn exit_lines(model: &Model, types: &Types, exits: &Exits) -> Vec<ExitLine> {
+    let macs = macs_before(model, types, exits).into_iter().zip(head_macs(model, types, exits));
+    let line = |(exit, (macs, head_macs)): (&Exit, _)| ExitLine {
+        outputs: exit.names().map(str::to_owned).collect(),
+        rule: exit.rule,
+        macs,
+        head_macs,
+    };
+    exits.exits.iter().zip(macs).map(line).collect()
+}
+
+/// A criterion, as files name it.
+fn criterion(rule: &Rule) -> String {
+    serde_json::to_value(rule.criterion).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 #[derive(Serialize)]
@@ -101,6 +136,9 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
     let prepared = Prepared::fold(given, &engine)?;
     let types = prepared.types(&shapes)?;
     let costs = tierline_graph::cost::cost(&prepared.model, &types);
+    let exits = Exits::of(&prepared.model).exit_with(ExitCode::Failure)?;
+    let trunk = exits.as_ref().map(|exits| exits.trunk(&prepared.model)).transpose()?;
+    let trunk = trunk.unwrap_or_else(|| prepared.model.clone());
     let report = Inspection {
         inputs: prepared.model.inputs().into_iter().map(value).collect(),
         outputs: prepared.model.outputs().into_iter().map(value).collect(),
@@ -108,10 +146,8 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
         parameters: tierline_graph::cost::parameters(&prepared.model),
         macs: tierline_graph::cost::total_macs(&costs),
         nodes_folded: prepared.model.graph().node.len(),
-        cuts: cuts(&prepared.model, &types)
-            .into_iter()
-            .map(|Cut { tensors, bytes, .. }| CutLine { tensors, bytes })
-            .collect(),
+        exits: exits.as_ref().map_or_else(Vec::new, |exits| exit_lines(&prepared.model, &types, exits)),
+        cuts: cuts(&trunk, &types).into_iter().map(|Cut { tensors, bytes, .. }| CutLine { tensors, bytes }).collect(),
     };
     global.output().data(&report, |r| {
         let mut text = String::new();
@@ -129,6 +165,11 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
             output::count(r.parameters),
             r.cuts.len()
         ));
+        if !r.exits.is_empty() {
+            let rows: Vec<Vec<String>> = r.exits.iter().map(exit_row).collect();
+            text.push_str(&output::table(&["exit", "rule", "multiply-adds", "of the head"], &rows));
+            text.push('\n');
+        }
         let rows: Vec<Vec<String>> = r
             .cuts
             .iter()
@@ -138,6 +179,12 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
         text.push_str(&output::table(&["cut", "bytes", "tensors"], &rows));
         text
     })
+}
+
+fn exit_row(exit: &ExitLine) -> Vec<String> {
+    let count = |n: Option<u64>| n.map_or("?".to_owned(), output::count);
+    let rule = exit.rule.map_or("none".to_owned(), |r| format!("{} of at least {:.4}", criterion(&r), r.threshold));
+    vec![args::join_names(&exit.outputs), rule, count(exit.macs), count(exit.head_macs)]
 }
 
 #[derive(Debug, clap::Args)]

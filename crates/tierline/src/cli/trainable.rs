@@ -99,6 +99,7 @@ impl RecipeArgs {
                 }
             },
             output: self.output.clone(),
+            also: Vec::new(),
             optimizer: match self.optimizer.as_str() {
                 "adam" => Optimizer::Adam(moments),
                 "adamw" => Optimizer::AdamW(moments),

@@ -1,5 +1,6 @@
 //! The binary as its users meet it: real processes, real sockets.
 
+mod add_exits;
 mod bad_input;
 mod cli;
 mod data;

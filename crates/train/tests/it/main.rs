@@ -4,6 +4,7 @@ mod bad_input;
 mod batches;
 mod classes;
 mod detecting;
+mod exits;
 mod federated;
 mod folders;
 mod formats;

@@ -284,7 +284,7 @@ fn divided(global: &Global, job: &Job) -> CommandResult<(Dataset, Option<Dataset
     Ok((seen, held_out))
 }
 
-fn refused(error: DatasetsError) -> CommandError {
+pub fn refused(error: DatasetsError) -> CommandError {
     let help = error.help();
     let failure = CommandError::new(ExitCode::Failure, error);
     match help {

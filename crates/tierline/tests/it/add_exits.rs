@@ -1,0 +1,65 @@
+//! `tierline model add-exits`, on small made-up pictures.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tierline_graph::Model;
+use tierline_graph::exits::{Criterion, Exits};
+use tierline_zoo::{Batch, Bn, Options};
+
+use crate::harness::Ran;
+use crate::train::corners;
+
+fn within(folder: &Path, args: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_tierline"))
+        .args(args)
+        .current_dir(folder)
+        .env("TIERLINE_ENGINE", "rten")
+        .env("TIERLINE_DATA", folder.join("data"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    Ran::of(output)
+}
+
+#[test]
+fn a_model_gains_exits_that_are_calibrated_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    corners(folder.path());
+    let options = Options { bn: Bn::Kept, batch: Batch::Free, image: None, seed: 3 };
+    tierline_zoo::by_name("lenet", &options).unwrap().save(&folder.path().join("net.onnx")).unwrap();
+    let run = |args: &[&str]| within(folder.path(), args);
+    assert_eq!(run(&["data", "add", "corners", "pictures", "--grey", "--size", "28x28"]).code, 0);
+    let add = ["model", "add-exits", "net.onnx", "--dataset", "corners", "--out", "exits.onnx", "--json"];
+    for (extra, criterion) in [
+        (&["--exits", "1"][..], Criterion::Entropy),
+        (&["--exits", "2", "--criterion", "learned", "--curve", "curve.svg"][..], Criterion::Learned),
+        (&["--at", "MaxPool_2_out0", "--fit", "heads", "--hidden", "4", "--epochs", "1"][..], Criterion::Entropy),
+    ] {
+        let ran = run(&[&add[..], extra].concat());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+        assert_eq!(report["calibrated_on"], 6, "a fifth of 60, halved");
+        let model = Model::load(&folder.path().join("exits.onnx")).unwrap();
+        let exits = Exits::of(&model).unwrap().unwrap();
+        assert_eq!(exits.calibration.unwrap().criterion, criterion);
+        // Two classes of the ten that the network has: what the end says is
+        // never right by much, the exits nearly always are.
+        assert!(exits.exits.iter().any(|exit| exit.rule.is_some_and(|rule| rule.criterion == criterion)));
+        assert!(report["checked"]["share"].as_f64().unwrap() < 1.0, "{report}");
+    }
+    assert!(std::fs::read_to_string(folder.path().join("curve.svg")).unwrap().contains("the end alone"));
+
+    let again =
+        ["model", "add-exits", "exits.onnx", "--dataset", "corners", "--out", "again.onnx", "--criterion", "margin"];
+    let ran = run(&again);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let exits = Exits::of(&Model::load(&folder.path().join("again.onnx")).unwrap()).unwrap().unwrap();
+    assert_eq!(exits.exits[0].rule.unwrap().criterion, Criterion::Margin);
+    let shown = run(&["model", "inspect", "again.onnx"]);
+    assert!(shown.stdout.contains("margin of at least"), "{shown:?}");
+    let refused = run(&[&again[..], &["--exits", "1"]].concat());
+    assert_ne!(refused.code, 0, "{refused:?}");
+    assert!(refused.stderr.contains("exits already"), "{refused:?}");
+}
