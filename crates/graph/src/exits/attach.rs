@@ -499,7 +499,7 @@ impl Maker<'_> {
             features <= FEATURES_MAX && (features * units) as f64 <= self.budget
         };
         let most = (2..=GRID_MAX.min(height).min(width)).rev().find(|grid| fits(*grid)).unwrap_or(1);
-        let even = |grid: &u64| height % grid == 0 && width % grid == 0;
+        let even = |grid: &u64| height.is_multiple_of(*grid) && width.is_multiple_of(*grid);
         (1..=most).rev().take_while(|grid| grid * 3 >= most * 2).find(even).unwrap_or(most)
     }
 
@@ -557,9 +557,9 @@ pub fn learned(model: &Model, exits: &Exits, heads: &mut [Head]) -> Result<(Mode
         let weight = maker.weight("weight", &[width, 1], width);
         let bias = maker.weight("bias", &[1], width);
         let axis = ("axis", Attribute::Int(1));
-        let shares = out.op("Softmax", &[&head.logits], &[axis.clone()]);
+        let shares = out.op("Softmax", &[&head.logits], std::slice::from_ref(&axis));
         let count = out.ints(&[top as i64]);
-        let best = out.ops("TopK", &[&shares, &count], 2, &[axis.clone()]).swap_remove(0);
+        let best = out.ops("TopK", &[&shares, &count], 2, std::slice::from_ref(&axis)).swap_remove(0);
         let seen = out.op("Concat", &[&head.features, &best], &[axis]);
         let score = out.op("Gemm", &[&seen, &weight, &bias], &[]);
         out.named("Sigmoid", &[&score], &[&name], &[]);

@@ -267,7 +267,7 @@ impl<'s> Search<'s> {
     /// Tries every threshold of an exit for those that come by, the exits
     /// before it being settled; `sums` are right answers and cost of those who
     /// left, and what heads cost so far.
-    fn at(&mut self, exit: usize, here: &[usize], settled: &mut Vec<Option<f64>>, sums: (f64, f64, f64)) {
+    fn at(&mut self, exit: usize, here: &[usize], settled: &mut [Option<f64>], sums: (f64, f64, f64)) {
         let (right, cost, heads) = sums;
         if exit == self.grids.len() {
             let right = right + here.iter().map(|&e| self.samples.end[e]).sum::<f64>();
@@ -476,8 +476,8 @@ mod tests {
             for example in 0..samples.end.len() {
                 let mut spent = 0.0;
                 let mut answer = None;
-                for exit in 0..exits {
-                    let Some(threshold) = thresholds[exit] else { continue };
+                for (exit, threshold) in thresholds.iter().enumerate() {
+                    let Some(threshold) = *threshold else { continue };
                     spent += costs.heads[exit];
                     if samples.sureness[exit][example] >= threshold {
                         answer = Some((samples.right[exit][example], costs.before[exit]));

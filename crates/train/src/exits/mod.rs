@@ -59,6 +59,9 @@ pub struct Training {
     pub seed: u64,
 }
 
+/// Told what a model gives for a batch, and its targets; whether to go on.
+pub type Each<'e> = dyn FnMut(&[Tensor], &Tensor) -> Result<bool, TrainError> + 'e;
+
 /// Calls `each` with what a model gives for every batch of the data, and the
 /// batch's targets.
 ///
@@ -68,7 +71,7 @@ pub fn each_batch(
     with: &Fitting<'_>,
     model: &Model,
     tensors: &[&str],
-    each: &mut dyn FnMut(&[Tensor], &Tensor) -> Result<bool, TrainError>,
+    each: &mut Each<'_>,
 ) -> Result<(), TrainError> {
     let types = infer_types(model)?;
     let model = giving(model, &types, tensors).map_err(|e| TrainError::Fit(e.to_string()))?;
