@@ -2,6 +2,7 @@
 
 pub mod artefacts;
 pub mod catalogue;
+mod dashboard;
 pub mod enrolment;
 pub mod federation;
 pub mod inference;
@@ -33,6 +34,7 @@ pub const REGISTRY: &[Registration] = &[
     serving::DUTY,
     federation::DUTY,
     operators::DUTY,
+    dashboard::DUTY,
 ];
 
 /// A document for an operator.

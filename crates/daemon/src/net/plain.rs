@@ -61,6 +61,10 @@ const SCRAPES: Shares =
 #[derive(Debug, Clone, Copy)]
 pub struct From(pub Network);
 
+/// Whether the caller is on this machine.
+#[derive(Debug, Clone, Copy)]
+pub struct FromHere(pub bool);
+
 /// The plain doors of a node.
 pub struct Plain {
     http: Option<TcpListener>,
@@ -241,6 +245,7 @@ async fn connection(cx: &Context, stream: TcpStream, from: SocketAddr, held: &He
     let (counted, tasks) = (Arc::clone(&busy), cx.tasks.clone());
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(From(Network::from(from.ip())));
+        request.extensions_mut().insert(FromHere(from.ip().to_canonical().is_loopback()));
         let (mut router, tasks, under_way) = (router.clone(), tasks.clone(), UnderWay::new(&counted));
         async move {
             let answer = async { router.call(request.map(Body::new)).await };

@@ -3,6 +3,7 @@
 mod add_exits;
 mod bad_input;
 mod cli;
+mod dashboard;
 mod data;
 mod doors;
 mod earlier;

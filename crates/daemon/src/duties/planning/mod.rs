@@ -13,6 +13,7 @@ mod describe;
 mod odds;
 mod placement;
 mod tables;
+mod what_if;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};

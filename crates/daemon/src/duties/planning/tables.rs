@@ -27,10 +27,10 @@ pub(super) const TIERS_ABOVE_MAX: usize = 3;
 pub(super) struct Path {
     pub(super) peer: Option<Peer>,
     /// Names and roles above this node, nearest first.
-    above: Vec<(String, Role)>,
+    pub(super) above: Vec<(String, Role)>,
     pub(super) table: PlanTable,
     /// Where its links begin in the conditions' row.
-    first_link: usize,
+    pub(super) first_link: usize,
     /// Where the waits of its tiers begin; this node's is at 0.
     pub(super) first_wait: usize,
 }
@@ -68,7 +68,7 @@ impl Path {
 /// Every plan of one model on this node.
 #[derive(Debug)]
 pub struct Planned {
-    model: Digest,
+    pub(super) model: Digest,
     pub(super) paths: Vec<Path>,
     /// Path and placement of each plan.
     plans: Vec<(usize, usize)>,

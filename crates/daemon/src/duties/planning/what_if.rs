@@ -1,0 +1,93 @@
+//! Plans that would be chosen if a link were faster or slower: out of the very
+//! table that requests go by.
+
+use tierline_node::adapt::{Conditions, Plans};
+use tierline_plan::Evaluation;
+use tierline_proto::v1::{Code, Failure};
+
+use super::{Planning, words};
+use crate::duties::catalogue::Entry;
+
+/// What would be chosen at each of some speeds.
+#[derive(Debug, serde::Serialize)]
+pub struct WhatIf {
+    model: String,
+    /// The link that is thought of as other than it is: its lower and its upper
+    /// end. None where nothing lies above this node.
+    link: Option<[String; 2]>,
+    /// Its speed as it is, bytes per second upwards; 0 where it is down.
+    up_bytes_per_s: f64,
+    /// The placement that requests run now.
+    in_force: String,
+    chosen: Vec<Chosen>,
+}
+
+/// What would be chosen at one speed.
+#[derive(Debug, serde::Serialize)]
+struct Chosen {
+    up_bytes_per_s: f64,
+    placement: String,
+    /// From request to answer, waiting included.
+    latency_ns: f64,
+    #[serde(flatten)]
+    evaluation: Evaluation,
+}
+
+impl Planning {
+    /// The placement that requests for a model run now, if there is one.
+    #[must_use]
+    pub fn in_force(&self, entry: &Entry) -> Option<String> {
+        let inner = self.lock();
+        let planned = inner.adapt.plans(entry.model)?;
+        let (_, evaluation) = planned.evaluate(inner.adapt.current(entry.model)?, inner.adapt.conditions())?;
+        Some(words(&evaluation))
+    }
+
+    /// What would be chosen if the first link upwards had each of `speeds`,
+    /// bytes per second, and everything else were as it is.
+    ///
+    /// # Errors
+    /// [`Code::ModelNotReady`] before there are plans.
+    pub fn what_if(&self, entry: &Entry, speeds: &[f64]) -> Result<WhatIf, Failure> {
+        let inner = self.lock();
+        let planned = inner.adapt.plans(entry.model).ok_or_else(|| {
+            let text = format!("{} is not planned on {} yet", entry.manifest.name, self.cx.me.name());
+            Failure::new(Code::ModelNotReady, text)
+        })?;
+        let now = inner.adapt.conditions();
+        let in_force = inner.adapt.current(entry.model).and_then(|plan| planned.evaluate(plan, now));
+        let upward = || planned.paths.iter().find(|path| !path.above.is_empty());
+        // The way that requests go; else the first one.
+        let path = in_force.as_ref().map(|(path, _)| *path).filter(|path| !path.above.is_empty()).or_else(upward);
+        let mut answer = WhatIf {
+            model: entry.manifest.name.clone(),
+            link: path.map(|path| [self.cx.me.name().to_owned(), path.above[0].0.clone()]),
+            up_bytes_per_s: path.and_then(|path| now.links.get(path.first_link)).map_or(0.0, |link| link.up),
+            in_force: in_force.map_or_else(|| "none".to_owned(), |(_, evaluation)| words(&evaluation)),
+            chosen: Vec::new(),
+        };
+        let Some(path) = path else { return Ok(answer) };
+        for &up in speeds {
+            let mut then = now.clone();
+            if let Some(link) = then.links.get_mut(path.first_link) {
+                let ratio = if link.up > 0.0 && link.down > 0.0 { link.down / link.up } else { 1.0 };
+                (link.up, link.down) = (up, up * ratio);
+            }
+            answer.chosen.extend(chosen(planned, &then).map(|(plan, evaluation)| Chosen {
+                up_bytes_per_s: up,
+                placement: words(&evaluation),
+                latency_ns: evaluation.cost.latency_ns + plan,
+                evaluation,
+            }));
+        }
+        Ok(answer)
+    }
+}
+
+/// The best plan, and what it takes beyond its evaluation.
+fn chosen(planned: &super::Planned, conditions: &Conditions) -> Option<(f64, Evaluation)> {
+    let timed = (0..planned.count()).filter_map(|plan| Some((planned.predicted(plan, conditions)?, plan)));
+    let (_, best) = timed.min()?;
+    let (path, evaluation) = planned.evaluate(best, conditions)?;
+    Some((path.beyond_ns(planned.model, &evaluation, conditions), evaluation))
+}

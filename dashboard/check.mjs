@@ -1,0 +1,58 @@
+// Looks at a running node's dashboard in a headless Chromium, and fails on
+// whatever a person would notice: errors, requests that leave this machine,
+// sections that stay empty, a page wider than a phone, keys that do nothing.
+//
+//     npm install --no-save playwright-core     (anywhere; and NODE_PATH or a link to it)
+//     node dashboard/check.mjs http://127.0.0.1:8000 [FOLDER FOR SCREENSHOTS]
+//
+// CHROMIUM names the browser; /usr/bin/chromium without it.
+
+import { createRequire } from "node:module";
+import { join } from "node:path";
+
+const { chromium } = createRequire(join(process.cwd(), "here.js"))("playwright-core");
+const [, , address, folder] = process.argv;
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-background-networking"],
+});
+const wrong = [];
+
+for (const [name, scheme, width, height] of [["light", "light", 1280, 900], ["dark", "dark", 1280, 900], ["phone", "light", 375, 800]]) {
+  const page = await browser.newPage({ colorScheme: scheme, viewport: { width, height } });
+  const expect = (holds, what) => { if (!holds) wrong.push(`${name}: ${what}`); };
+  await page.route("**", (route) => {
+    const to = new URL(route.request().url());
+    if (["127.0.0.1", "localhost", "[::1]"].includes(to.hostname)) return route.continue();
+    wrong.push(`${name}: asked for ${to}`);
+    return route.abort();
+  });
+  page.on("console", (said) => { if (["error", "warning"].includes(said.type())) wrong.push(`${name}: ${said.text()}`); });
+  page.on("pageerror", (error) => wrong.push(`${name}: ${error}`));
+  await page.goto(`${address}/`);
+  await page.waitForSelector("#state.good", { timeout: 15_000 });
+  for (const id of ["map svg", "tiles dd", "nodes tbody tr", "waterfall svg", "sweep svg", "events li"]) {
+    expect(await page.locator(`#${id}`).count() > 0, `#${id} is empty`);
+  }
+  for (const drawn of await page.locator("svg[role=img]").all()) {
+    expect((await drawn.getAttribute("aria-label"))?.length > 0, "a drawing without words");
+  }
+  const [inner, outer] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+  expect(inner <= outer, `${inner} pixels wide on a screen of ${outer}`);
+  // By keys alone: every control is reached, and the slider moves the plan.
+  const reached = new Set();
+  for (let i = 0; i < 20; i += 1) {
+    await page.keyboard.press("Tab");
+    reached.add(await page.evaluate(() => document.activeElement.id || document.activeElement.tagName));
+  }
+  for (const control of ["model", "speed", "events", "SUMMARY", "A"]) expect(reached.has(control), `Tab never reaches ${control}`);
+  const before = await page.locator("#speed-label").textContent();
+  await page.locator("#speed").focus();
+  await page.keyboard.press("Home");
+  expect(await page.locator("#speed-label").textContent() !== before, "the slider moves nothing");
+  if (folder) await page.screenshot({ path: `${folder}/${name}.png`, fullPage: true });
+  await page.close();
+}
+await browser.close();
+wrong.forEach((what) => console.error(what));
+console.log(wrong.length === 0 ? "the page is well" : `${wrong.length} faults`);
+process.exit(wrong.length === 0 ? 0 : 1);
