@@ -24,6 +24,7 @@ mod planning;
 mod running;
 mod serve;
 mod site;
+mod top;
 mod train;
 mod trainable;
 mod zoo;
@@ -106,6 +107,8 @@ enum Verb {
     Doctor,
     /// Run this device's node until it is stopped, look at one that runs, or stop it
     Node(Box<node::NodeArgs>),
+    /// Watch a node and its site, live
+    Top(top::Top),
     /// What happened on a node
     Logs(running::Logs),
     /// Tokens that let devices join the site
@@ -178,6 +181,7 @@ fn dispatch(cli: Cli) -> CommandResult {
     match cli.verb {
         Verb::Doctor => doctor::doctor(global),
         Verb::Node(args) => node::node(global, &args),
+        Verb::Top(args) => top::top(global, &args),
         Verb::Logs(args) => running::logs(global, &args),
         Verb::Token(verb) => site::token(global, verb),
         Verb::Join(args) => node::join(global, &args),

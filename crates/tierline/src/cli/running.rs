@@ -231,7 +231,7 @@ fn print(global: &Global, event: &Event) -> CommandResult {
 }
 
 /// A moment as `2026-03-01 14:05:09.123`, in UTC.
-fn moment(time_ms: u64) -> String {
+pub fn moment(time_ms: u64) -> String {
     let (days, ms) = (time_ms / 86_400_000, time_ms % 86_400_000);
     let (year, month, day) = date(days);
     let (seconds, ms) = (ms / 1_000, ms % 1_000);

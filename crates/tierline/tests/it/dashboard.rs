@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Node, Site, until, until_planned};
+use crate::harness::{Node, Site, tierline, until, until_planned};
 
 /// Status, head (in small letters) and body of what a node answers.
 fn get(address: &str, path: &str, host: &str) -> (u16, String, String) {
@@ -110,6 +110,16 @@ fn the_page_reads_the_site_its_plans_and_what_would_be() {
         let (got, _, body) = looked.get(path);
         assert!(got == status && body.contains(says), "{path}: {got} {body}");
     }
+
+    // The same on a terminal, and for programs.
+    let text = end.ask(&["top", "--once"]);
+    assert_eq!(text.code, 0, "{text:?}");
+    for words in ["end-1 (end)", "edge-1", "cloud", "digits", "requests  ok"] {
+        assert!(text.stdout.contains(words), "`{words}` is missing:\n{}", text.stdout);
+    }
+    let json = end.ask(&["top", "--json"]).json();
+    assert_eq!(json["plans"][0]["model"], "digits");
+    end.ask(&["top"]).refused(2, "draws on a terminal");
 }
 
 #[test]
@@ -155,4 +165,5 @@ fn only_this_machine_is_shown_the_page_and_browsers_are_told_to_stay() {
     // No node, no page.
     let folder = site.end("end-2", &site.cloud.url, &["--http", "off"]);
     assert!(folder.http.is_empty());
+    tierline(["top", "--once", "--data", "/nonexistent"]).refused(4, "no node runs");
 }
