@@ -267,7 +267,7 @@ impl<'s> Search<'s> {
     /// Tries every threshold of an exit for those that come by, the exits
     /// before it being settled; `sums` are right answers and cost of those who
     /// left, and what heads cost so far.
-    fn at(&mut self, exit: usize, here: &[usize], settled: &mut [Option<f64>], sums: (f64, f64, f64)) {
+    fn at(&mut self, exit: usize, here: &[usize], settled: &mut Vec<Option<f64>>, sums: (f64, f64, f64)) {
         let (right, cost, heads) = sums;
         if exit == self.grids.len() {
             let right = right + here.iter().map(|&e| self.samples.end[e]).sum::<f64>();
@@ -301,7 +301,7 @@ impl<'s> Search<'s> {
     }
 
     /// The last exit: all its thresholds in one pass.
-    fn last(&mut self, exit: usize, here: &[usize], settled: &mut Vec<Option<f64>>, sums: (f64, f64, f64)) {
+    fn last(&mut self, exit: usize, here: &[usize], settled: &[Option<f64>], sums: (f64, f64, f64)) {
         let (right, cost, heads) = sums;
         let levels = self.grids[exit].len();
         // Who leaves at each level, and what they win here over the end.
@@ -464,7 +464,6 @@ mod tests {
 
     /// Every threshold that could matter, by the definition.
     fn brute_force(samples: &Samples, costs: &Costs) -> Vec<(f64, f64)> {
-        let exits = samples.sureness.len();
         let mut all: Vec<Vec<Option<f64>>> = vec![Vec::new()];
         for list in &samples.sureness {
             let values = list.iter().copied().filter(|s| !s.is_nan()).map(Some).chain([None]);

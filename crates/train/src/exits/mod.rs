@@ -67,12 +67,7 @@ pub type Each<'e> = dyn FnMut(&[Tensor], &Tensor) -> Result<bool, TrainError> + 
 ///
 /// # Errors
 /// When the model doesn't take the data, or the engine fails.
-pub fn each_batch(
-    with: &Fitting<'_>,
-    model: &Model,
-    tensors: &[&str],
-    each: &mut Each<'_>,
-) -> Result<(), TrainError> {
+pub fn each_batch(with: &Fitting<'_>, model: &Model, tensors: &[&str], each: &mut Each<'_>) -> Result<(), TrainError> {
     let types = infer_types(model)?;
     let model = giving(model, &types, tensors).map_err(|e| TrainError::Fit(e.to_string()))?;
     let inputs = model.inputs();
