@@ -151,7 +151,11 @@ pub fn add_exits(global: &Global, args: &AddExits) -> CommandResult {
     let load = LoadOptions::with_threads(args.threads);
     let with = Fitting { engine: engine.clone(), load: load.clone(), data: &seen, batch: batch.clone() };
     let calibrates = exits.is_some() && args.at.is_none() && args.exits.is_none();
-    let (model, mut exits, heads) = match exits.filter(|_| calibrates) {
+    if exits.is_some() && !calibrates {
+        let text = format!("{} has exits already", args.model.display());
+        return Err(usage(text).hint("leave --at and --exits away to calibrate those"));
+    }
+    let (model, mut exits, heads) = match exits {
         Some(exits) => (model, exits, Vec::new()),
         None => fitted(global, args, criterion, &with, &model)?,
     };
