@@ -134,7 +134,7 @@ export function waterfall(explanation, width) {
 /** Expected latency over the link's speed, with a band for each plan. */
 export function sweep(answer, at, width) {
   const points = answer.chosen;
-  const [left, right, top, bottom] = [52, 8, 8, 24];
+  const [left, right, top, bottom] = [66, 8, 8, 24];
   const height = 190;
   const log = Math.log10;
   const [x0, x1] = [log(points[0].up_bytes_per_s), log(points.at(-1).up_bytes_per_s)];
@@ -178,7 +178,7 @@ export function sweep(answer, at, width) {
 
 /** Scores of a job's rounds; `of` names the scores. */
 export function curve(rounds, of, width) {
-  const [left, top, height, bottom] = [44, 8, 120, 18];
+  const [left, top, height, bottom] = [58, 8, 120, 18];
   const image = drawing(width, height, `${of.join(" and ")} over ${rounds.length} rounds`);
   const last = Math.max(2, rounds.at(-1).round);
   const x = (round) => left + ((round - 1) / (last - 1)) * (width - left - 8);

@@ -36,6 +36,7 @@ pub const DUTY: Registration = Registration {
 const FILES: &[(&str, &str, &str)] = &[
     ("/dashboard", "text/html; charset=utf-8", include_str!("../../../../../dashboard/index.html")),
     ("/dashboard/style.css", "text/css; charset=utf-8", include_str!("../../../../../dashboard/style.css")),
+    ("/dashboard/icon.svg", "image/svg+xml", include_str!("../../../../../dashboard/icon.svg")),
     ("/dashboard/main.js", "text/javascript; charset=utf-8", include_str!("../../../../../dashboard/main.js")),
     ("/dashboard/draw.js", "text/javascript; charset=utf-8", include_str!("../../../../../dashboard/draw.js")),
     ("/dashboard/words.js", "text/javascript; charset=utf-8", include_str!("../../../../../dashboard/words.js")),
