@@ -301,6 +301,12 @@ impl<P: Plans> Adapt<P> {
         self.models.get(&model).map(|model| &model.plans)
     }
 
+    /// The same, to be added to: plans keep their places. `Conditions` makes
+    /// the machine look at what is new.
+    pub fn plans_mut(&mut self, model: Digest) -> Option<&mut P> {
+        self.models.get_mut(&model).map(|model| &mut model.plans)
+    }
+
     /// Conditions as last reported.
     #[must_use]
     pub fn conditions(&self) -> &Conditions {

@@ -61,6 +61,16 @@ impl Ratios {
     pub fn of(&self, model: Digest, tier: &str) -> f64 {
         if self.0.is_empty() { 1.0 } else { self.0.get(&(model, tier.to_owned())).copied().unwrap_or(1.0) }
     }
+
+    /// Whether those of a model differ from others by more than a tremble.
+    #[must_use]
+    pub fn differ(&self, others: &Self, model: Digest) -> bool {
+        /// Two steps.
+        const TREMBLE: f64 = 2.5 * STEP;
+        let tiers = self.0.keys().chain(others.0.keys()).filter(|(of, _)| *of == model).map(|(_, tier)| tier);
+        let mut apart = tiers.map(|tier| (self.of(model, tier) / others.of(model, tier)).ln().abs());
+        apart.any(|apart| apart > TREMBLE)
+    }
 }
 
 #[derive(Debug)]

@@ -3,8 +3,11 @@
 //!
 //! Over four decades of bandwidth a model has a handful of distinct optimal
 //! placements (14 in our widest measurement); between grid points the best of
-//! them is chosen by evaluating each at the exact conditions. A direct link is
-//! a path of its own, with two tiers and its own table. Changing plans only
+//! them is chosen by evaluating each at the exact conditions. What the grid
+//! can't foresee (a device that turns out slower than it was measured, a round
+//! trip shorter than any of the grid) is searched for when it happens, and the
+//! placement found stays ([`PlanTable::extend`]). A direct link is a path of
+//! its own, with two tiers and its own table. Changing plans only
 //! when it pays and lasts is the node's business.
 
 use crate::evaluate::{Evaluation, Route, Violation};
@@ -14,6 +17,9 @@ use crate::search::Prepared;
 
 /// Link conditions searched at most; with many tiers the grid is coarser.
 const CONDITIONS_MAX: usize = 2_000;
+
+/// Placements of a table at most; searches find no more beyond it.
+const PLACEMENTS_MAX: usize = 128;
 
 /// Link conditions to plan for.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,6 +88,22 @@ impl PlanTable {
             (true, None) => Err(PlanError::Empty),
             _ => Ok(Self { request, prepared, placements }),
         }
+    }
+
+    /// Searches for the best placement of `now`, which is the table's request
+    /// with times as they turned out, and keeps it. Its index, where it is new.
+    pub fn extend(&mut self, now: &PlanRequest, links: &[LinkCondition]) -> Option<usize> {
+        if self.placements.len() >= PLACEMENTS_MAX {
+            return None;
+        }
+        let findings = Prepared::new(now).search(now, Route::Line, links, None);
+        // What can't be placed now gives no placement.
+        let bounds = conclude(now, findings, links, None).ok()?.bounds;
+        if self.placements.contains(&bounds) {
+            return None;
+        }
+        self.placements.push(bounds);
+        Some(self.placements.len() - 1)
     }
 
     /// The request it was made for.

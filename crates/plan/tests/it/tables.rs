@@ -26,6 +26,37 @@ fn on_grid_points_the_table_has_the_best_plan() {
 }
 
 #[test]
+fn a_table_learns_what_its_grid_could_not_foresee() {
+    let mut table = PlanTable::precompute(by_hand(), &Grid::default()).unwrap();
+    let fast = [LinkCondition::symmetric(1e8, 1_000_000); 2];
+    let before = table.len();
+    // On the grid there is nothing new.
+    assert_eq!(table.extend(&by_hand(), &fast), None);
+    // The gateway and the server turn out fifty times slower than they were measured.
+    let mut slower = by_hand();
+    for time in slower.tiers[1..].iter_mut().flat_map(|tier| tier.segment_ns.iter_mut().flatten()) {
+        *time *= 50;
+    }
+    let best = plan(&slower, &fast).unwrap();
+    let known = (0..before).any(|index| table.bounds(index) == best.bounds);
+    let added = table.extend(&slower, &fast);
+    assert_eq!(added.is_none(), known, "{:?}", best.bounds);
+    let index = (0..table.len()).find(|index| table.bounds(*index) == best.bounds).expect("it is there now");
+    assert!(table.evaluate(index, &fast).is_ok());
+    // One that no grid of links could hold: the whole model at home, in a table for links alone.
+    let narrow = Grid { bandwidth: (1e8, 1.5e8), bandwidth_points: 2, rtts_ns: vec![1_000] };
+    let mut table = PlanTable::precompute(by_hand(), &narrow).unwrap();
+    let slow = [LinkCondition::symmetric(2.5e5, 40_000_000); 2];
+    let best = plan(&by_hand(), &slow).unwrap();
+    if (0..table.len()).all(|index| table.bounds(index) != best.bounds) {
+        let index = table.extend(&by_hand(), &slow).expect("it is new");
+        assert_eq!(table.bounds(index), best.bounds);
+    }
+    let (_, value) = table.choose(&slow).unwrap();
+    assert!((value - best.objective_value).abs() <= best.objective_value * 1e-9);
+}
+
+#[test]
 fn between_grid_points_it_is_near() {
     let mut worst: f64 = 1.0;
     for seed in 0..20 {

@@ -553,3 +553,24 @@ fn predictions_follow_a_device_that_is_slower_than_when_it_was_measured() {
     let answer = ask();
     assert!(answer["predicted_ms"].as_f64().unwrap() > 2.0 * measured, "{measured} ms were measured: {answer}");
 }
+
+#[test]
+fn requests_leave_a_device_that_is_slower_than_when_it_was_measured() {
+    let site = Site::new();
+    let data = site.join("end", "end-1", &site.cloud.url);
+    let model = site.add_model();
+    let mut end = Node::start(&data, &[]);
+    until_planned(&end);
+    end.stop();
+    let end = Node::start(&data, &["--slowdown", "40"]);
+    until_planned(&end);
+    let ask = || end.ask(&["infer", "--model", "digits", "--input", &model.input, "--json"]).json();
+    // No table made of what was measured has a plan that leaves.
+    let answer = until("a plan that leaves the end", || {
+        let answer = ask();
+        (answer["stages"].as_array()?.len() > 1).then_some(answer)
+    });
+    assert_eq!(answer["degraded"], false, "{answer}");
+    let explained = end.ask(&["explain", "digits", "--json"]).json();
+    assert_ne!(explained["in_force"], "everything on end-1", "{explained}");
+}

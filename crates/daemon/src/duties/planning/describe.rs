@@ -160,20 +160,13 @@ impl Planning {
         let mut best: Option<(&Path, PlanRequest, tierline_plan::Plan, Vec<LinkCondition>)> = None;
         let mut failed = None;
         for path in &planned.paths {
-            let mut wanted = path.table.request().clone();
+            let mut wanted = path.request_now(entry.model, inner.adapt.conditions());
             if !request.objective.is_empty() {
                 wanted.objective = request.objective.parse().map_err(invalid)?;
             }
             if !request.limits_json.is_empty() {
                 wanted.limits =
                     serde_json::from_str(&request.limits_json).map_err(|e| invalid(format!("limits: {e}")))?;
-            }
-            for (tier, at) in wanted.tiers.iter_mut().zip(std::iter::once(0).chain(path.first_wait..)) {
-                tier.wait_ns = inner.adapt.conditions().waits.get(at).map_or(0, |w| ns(*w));
-                let ratio = inner.adapt.conditions().ratios.of(entry.model, &tier.name);
-                for time in tier.segment_ns.iter_mut().flatten() {
-                    *time = (*time as f64 * ratio) as u64;
-                }
             }
             let links = path.links(inner.adapt.conditions());
             match tierline_plan::plan(&wanted, &links) {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tierline_graph::profile::ModelProfile;
 use tierline_identity::Peer as Certified;
-use tierline_node::adapt::{Action, Adapt, Event, SessionKey, Why};
+use tierline_node::adapt::{Action, Adapt, Conditions, Event, Link, SessionKey, Why};
 use tierline_node::calibrate::Calibration;
 use tierline_node::policy::{Roles, Rule};
 use tierline_node::{Peer, Span, Time};
@@ -113,6 +113,8 @@ struct Inner {
     recent: HashMap<Digest, Recent>,
     /// How many requests leave at each exit, by model.
     odds: HashMap<Digest, Odds>,
+    /// Under which conditions each model's tables were last searched beyond.
+    searched: HashMap<Digest, Conditions>,
     /// Where requests went last, by model.
     last: HashMap<Digest, Placed>,
     /// Models whose plans went to make room, and whether they are wanted again.
@@ -128,6 +130,7 @@ impl Inner {
             keys: HashMap::new(),
             recent: HashMap::new(),
             odds: HashMap::new(),
+            searched: HashMap::new(),
             last: HashMap::new(),
             parted: HashMap::new(),
         }
@@ -226,6 +229,7 @@ impl Planning {
             inner.keys.remove(&model);
             inner.recent.remove(&model);
             inner.odds.remove(&model);
+            inner.searched.remove(&model);
             inner.last.remove(&model);
             inner.parted.remove(&model);
             inner.calibration.forget(model);
@@ -247,6 +251,7 @@ impl Planning {
         let same = !changed && *self.lock().adapt.conditions() == conditions;
         if !same {
             self.step(Event::Conditions { conditions, changed });
+            self.changed.notify_one();
         }
     }
 
@@ -457,7 +462,9 @@ impl Planning {
                 {
                     self.catalogue.tell(&Change::Unprofiled(&entry));
                 }
-                if let Err(failure) = self.remake(&entry).await {
+                let remade = self.remake(&entry).await;
+                self.search_beyond(entry.model);
+                if let Err(failure) = remade {
                     let text = format!("{} could not be planned: {failure}", entry.manifest.name);
                     self.cx.events.record(
                         "plan",
@@ -537,10 +544,28 @@ impl Planning {
             }
             inner.keys.insert(entry.model, key);
             inner.parted.remove(&entry.model);
+            inner.searched.remove(&entry.model);
         }
         self.memory.keep(memory::Key::Plans(entry.model), &made, planned.byte_len());
         self.step(Event::Model { model: entry.model, plans: planned });
         Ok(())
+    }
+
+    /// Looks for plans that no table of a model has, where requests come and
+    /// conditions are others than when it was last looked.
+    fn search_beyond(self: &Arc<Self>, model: Digest) {
+        let mut inner = self.lock();
+        let conditions = inner.adapt.conditions().clone();
+        let moved = inner.searched.get(&model).is_none_or(|before| beyond(model, before, &conditions));
+        if !moved || !inner.recent.contains_key(&model) {
+            return;
+        }
+        inner.searched.insert(model, conditions.clone());
+        let found = inner.adapt.plans_mut(model).is_some_and(|planned| planned.extend(&conditions));
+        drop(inner);
+        if found {
+            self.step(Event::Conditions { conditions, changed: false });
+        }
     }
 
     async fn profile_above(&self, model: Digest, tier: &UpstreamTier) -> Option<(Digest, Arc<ModelProfile>)> {
@@ -637,6 +662,18 @@ impl Duty for Arc<Planning> {
         let help = "Changes of the plan in force.";
         numbers::single(out, "tierline_plan_switches_total", "counter", help, switches);
     }
+}
+
+/// Whether conditions moved so far that a plan may be best that wasn't before:
+/// a model's ratios by more than a step, a link by more than it trembles.
+fn beyond(model: Digest, before: &Conditions, now: &Conditions) -> bool {
+    let apart = |a: f64, b: f64, floor: f64| (a - b).abs() > floor.max(0.25 * a.max(b));
+    let link = |(a, b): (&Link, &Link)| {
+        apart(a.up, b.up, 0.0) || apart(a.down, b.down, 0.0) || apart(a.rtt.as_secs_f64(), b.rtt.as_secs_f64(), 1e-4)
+    };
+    before.links.len() != now.links.len()
+        || before.links.iter().zip(&now.links).any(link)
+        || before.ratios.differ(&now.ratios, model)
 }
 
 /// Whether links, waits or profiles on a path differ enough to matter to plans.

@@ -35,6 +35,21 @@ pub(super) struct Path {
     pub(super) first_wait: usize,
 }
 
+impl Path {
+    /// What is planned, as it is now: waits, and times as they turned out.
+    pub(super) fn request_now(&self, model: Digest, conditions: &Conditions) -> PlanRequest {
+        let mut request = self.table.request().clone();
+        for (tier, at) in request.tiers.iter_mut().zip(std::iter::once(0).chain(self.first_wait..)) {
+            tier.wait_ns = conditions.waits.get(at).map_or(0, |wait| ns(*wait));
+            let ratio = conditions.ratios.of(model, &tier.name);
+            for time in tier.segment_ns.iter_mut().flatten() {
+                *time = (*time as f64 * ratio) as u64;
+            }
+        }
+        request
+    }
+}
+
 /// Exits of a table's plans, by their numbers.
 pub(super) fn exits_of(request: &PlanRequest) -> Vec<usize> {
     request.exits.iter().map(|exit| exit.number).collect()
@@ -97,6 +112,22 @@ impl Planned {
     pub(super) fn byte_len(&self) -> u64 {
         let tables: u64 = self.paths.iter().map(|path| path.table.byte_len()).sum();
         tables + (self.plans.len() * size_of::<(usize, usize)>() + self.memory.len() * size_of::<u64>()) as u64
+    }
+
+    /// Adds what is best now, where no table has it: what a grid can't foresee.
+    /// Whether there is more than before.
+    pub(super) fn extend(&mut self, conditions: &Conditions) -> bool {
+        let (before, segments) = (self.plans.len(), self.memory.len());
+        for (index, path) in self.paths.iter_mut().enumerate() {
+            let (now, links) = (path.request_now(self.model, conditions), path.links(conditions));
+            let Some(placement) = path.table.extend(&now, &links) else { continue };
+            let here = path.table.bounds(placement).first().is_none_or(|bound| *bound == segments);
+            // All here is the same plan on every path.
+            if path.first_link == 0 || !here {
+                self.plans.push((index, placement));
+            }
+        }
+        self.plans.len() > before
     }
 
     pub(super) fn path_of(&self, peer: Peer) -> Option<&Path> {
