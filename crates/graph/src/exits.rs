@@ -47,6 +47,29 @@ pub enum Criterion {
     Learned,
 }
 
+impl Criterion {
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Confidence, Self::Entropy, Self::Margin, Self::Patience, Self::Learned];
+
+    /// Its name in files and on the wire.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Confidence => "confidence",
+            Self::Entropy => "entropy",
+            Self::Margin => "margin",
+            Self::Patience => "patience",
+            Self::Learned => "learned",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|criterion| criterion.name() == name)
+    }
+}
+
 /// When an exit answers: when its sureness is at least the threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -394,6 +417,15 @@ mod tests {
         let (key, value) = (Some(METADATA_KEY.to_owned()), Some(text.to_owned()));
         proto.metadata_props.push(StringStringEntryProto { key, value, ..Default::default() });
         Exits::of(&Model { proto })
+    }
+
+    #[test]
+    fn criteria_have_one_name_everywhere() {
+        for criterion in Criterion::ALL {
+            assert_eq!(serde_json::to_value(criterion).unwrap(), criterion.name());
+            assert_eq!(Criterion::by_name(criterion.name()), Some(criterion));
+        }
+        assert_eq!(Criterion::by_name("luck"), None);
     }
 
     #[test]

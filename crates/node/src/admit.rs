@@ -39,6 +39,22 @@ pub struct JobId(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub u64);
 
+/// How urgent a caller finds a job beside its others; nobody else's wait longer
+/// for it. From 1, which goes first; what isn't said comes last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Priority(u32);
+
+impl Priority {
+    /// That of a request which says none.
+    pub const NONE: Self = Self(u32::MAX);
+
+    /// As requests say it: 0 is none.
+    #[must_use]
+    pub fn of(said: u32) -> Self {
+        if said == 0 { Self::NONE } else { Self(said) }
+    }
+}
+
 /// Order of service; recoveries first. What comes behind interactive work is
 /// background work: it runs in pieces, between which others have their turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -148,6 +164,8 @@ pub struct Job {
     pub caller: Caller,
     /// Its class.
     pub class: Class,
+    /// Among its caller's jobs of this class, the least goes first.
+    pub priority: Priority,
     /// When its result must be there.
     pub deadline: Time,
     /// Expected time in the slot.
@@ -218,7 +236,7 @@ pub enum Refusal {
 type Key = (bool, u64, Rank);
 
 /// Order among the jobs of one caller.
-type Rank = (Class, Time, u64);
+type Rank = (Class, Priority, Time, u64);
 
 /// A job at work.
 #[derive(Debug, Clone, Copy)]
@@ -317,7 +335,10 @@ impl Queue {
     /// Expected wait of a request with a far deadline, submitted now.
     #[must_use]
     pub fn expected_wait(&self, now: Time) -> Duration {
-        self.wait_before(now, (false, u64::MAX, (Class::Interactive, Time::from_ns(u64::MAX), u64::MAX)))
+        self.wait_before(
+            now,
+            (false, u64::MAX, (Class::Interactive, Priority::NONE, Time::from_ns(u64::MAX), u64::MAX)),
+        )
     }
 
     fn admit(&mut self, now: Time, job: Job, actions: &mut Vec<Action>) -> Result<(), Refusal> {
@@ -371,7 +392,7 @@ impl Queue {
     /// The waiting jobs of `job`'s caller and `job` itself, in the caller's
     /// rounds by their ranks; and where `job` is among them.
     fn placed_with(&self, job: Job) -> (Key, Vec<(Key, Job)>) {
-        let rank = (job.class, job.deadline, self.arrivals);
+        let rank = (job.class, job.priority, job.deadline, self.arrivals);
         if job.class.is_background() {
             let key = (true, 0, rank);
             return (key, vec![(key, job)]);
@@ -428,7 +449,7 @@ impl Queue {
 
     /// The next job of a background class.
     fn first_of(&self, class: Class) -> Option<Key> {
-        let from = (true, 0, (class, Time::ZERO, 0));
+        let from = (true, 0, (class, Priority(0), Time::ZERO, 0));
         self.waiting.range(from..).next().filter(|(_, job)| job.class == class).map(|(key, _)| *key)
     }
 

@@ -14,6 +14,7 @@ pub mod evaluate;
 pub mod exits;
 pub mod explain;
 pub mod flow;
+pub mod keys;
 mod local;
 pub mod plan;
 pub mod problem;

@@ -7,6 +7,7 @@
 use serde::Deserialize;
 use tierline_graph::profile::ModelProfile;
 
+use crate::keys::{self, UnknownKey, nearest, suggest};
 use crate::plan::PlanError;
 use crate::request::{Limits, LinkCondition, LinkPrice, Objective, PlanRequest, check_profiles};
 
@@ -138,15 +139,8 @@ pub enum SiteError {
     #[error("{0}")]
     Syntax(String),
     /// A key that means nothing.
-    #[error("unknown key `{key}` in {table}{}", suggest(.suggestion))]
-    UnknownKey {
-        /// The key.
-        key: String,
-        /// Where it stands.
-        table: String,
-        /// The likeliest meant.
-        suggestion: Option<String>,
-    },
+    #[error(transparent)]
+    UnknownKey(#[from] UnknownKey),
     /// A number out of range.
     #[error("{owner}: `{key}` is {value}; it must be {needed}")]
     Value {
@@ -217,17 +211,6 @@ pub enum SiteError {
     },
 }
 
-fn suggest(suggestion: &Option<String>) -> String {
-    suggestion.as_ref().map_or_else(String::new, |s| format!("; did you mean `{s}`?"))
-}
-
-/// The nearest of `known`, if it is near at all.
-pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    let score = |k: &str| strsim::jaro_winkler(&word.to_lowercase(), &k.to_lowercase());
-    let best = known.map(|k| (score(k), k)).max_by(|a, b| a.0.total_cmp(&b.0))?;
-    (best.0 > 0.75).then(|| best.1.to_owned())
-}
-
 fn latency() -> Objective {
     Objective::Latency
 }
@@ -263,7 +246,7 @@ impl Site {
         let table: toml::Table = text.parse().map_err(syntax)?;
         check_keys(&table, "", "the site")?;
         if let Some(toml::Value::Table(weights)) = table.get("objective") {
-            check_known(weights, WEIGHTS, "`objective`")?;
+            keys::check(weights, WEIGHTS, "`objective`")?;
         }
         for key in ["tier", "link", "limits"] {
             match table.get(key) {
@@ -439,13 +422,7 @@ impl SiteLink {
 
 fn check_keys(table: &toml::Table, kind: &str, place: &str) -> Result<(), SiteError> {
     let known = KEYS.iter().find(|(name, _)| *name == kind).map_or(&[][..], |(_, keys)| keys);
-    check_known(table, known, place)
-}
-
-fn check_known(table: &toml::Table, known: &[&str], place: &str) -> Result<(), SiteError> {
-    let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) else { return Ok(()) };
-    let suggestion = nearest(key, known.iter().copied());
-    Err(SiteError::UnknownKey { key: key.clone(), table: place.to_owned(), suggestion })
+    Ok(keys::check(table, known, place)?)
 }
 
 fn above_zero(owner: impl Fn() -> String, key: &'static str, value: Option<f64>) -> Result<(), SiteError> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tierline_node::Time;
-use tierline_node::admit::{Action, Caller, Class, Event, Job, JobId, Limits, Queue, Refusal};
+use tierline_node::admit::{Action, Caller, Class, Event, Job, JobId, Limits, Priority, Queue, Refusal};
 
 use crate::harness::{Schedule, between, ms, seeds};
 
@@ -31,7 +31,15 @@ fn parts(with_requests: bool) -> BTreeMap<Class, f64> {
                 let id = JobId(classes.len() as u64);
                 classes.push(class);
                 let deadline = now + ms(3_600_000);
-                let job = Job { id, caller: Caller(0), class, deadline, service: ms(10), after: ms(0) };
+                let job = Job {
+                    id,
+                    caller: Caller(0),
+                    class,
+                    priority: Priority::NONE,
+                    deadline,
+                    service: ms(10),
+                    after: ms(0),
+                };
                 begin(&queue.step(now, Event::Submit(job)), &classes, &mut waiting, &mut running);
             }
         }
@@ -74,7 +82,15 @@ fn a_floor_makes_no_request_late() {
         let mut queue = Queue::new(Limits { slots: 1, waiting: 64 });
         let job = |id: u64, class, deadline| {
             let caller = Caller(id);
-            Event::Submit(Job { id: JobId(id), caller, class, deadline, service: ms(10), after: ms(0) })
+            Event::Submit(Job {
+                id: JobId(id),
+                caller,
+                class,
+                priority: Priority::NONE,
+                deadline,
+                service: ms(10),
+                after: ms(0),
+            })
         };
         let far = Time::ZERO + ms(10_000);
         assert_eq!(queue.step(Time::ZERO, job(0, Class::Interactive, far)), [Action::Start(JobId(0))]);
@@ -88,7 +104,18 @@ fn a_floor_makes_no_request_late() {
     let far = Time::ZERO + ms(10_000);
     for (id, class) in [Class::Interactive, Class::Training, Class::Recovery].into_iter().enumerate() {
         let (id, caller) = (JobId(id as u64), Caller(id as u64));
-        queue.step(Time::ZERO, Event::Submit(Job { id, caller, class, deadline: far, service: ms(10), after: ms(0) }));
+        queue.step(
+            Time::ZERO,
+            Event::Submit(Job {
+                id,
+                caller,
+                class,
+                priority: Priority::NONE,
+                deadline: far,
+                service: ms(10),
+                after: ms(0),
+            }),
+        );
     }
     assert_eq!(queue.step(Time::ZERO + ms(10), Event::Done(JobId(0))), [Action::Start(JobId(2))]);
 }
@@ -115,7 +142,7 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
                     let class = [Class::Recovery, Class::Interactive, Class::Batch][rng.usize(..3)];
                     let (service, after) = (between(rng, [ms(1), ms(60)]), between(rng, [ms(0), ms(20)]));
                     let (caller, deadline) = (Caller(rng.u64(..4)), now + between(rng, [ms(1), ms(400)]));
-                    let job = Job { id, caller, class, deadline, service, after };
+                    let job = Job { id, caller, class, priority: Priority::NONE, deadline, service, after };
                     jobs.insert(id, job);
                     open.insert(id);
                     Event::Submit(job)
@@ -171,7 +198,33 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
 
 fn job(id: u64, class: Class, deadline: u64, service: u64) -> Job {
     let (deadline, service) = (Time::ZERO + ms(deadline), ms(service));
-    Job { id: JobId(id), caller: Caller(0), class, deadline, service, after: Duration::ZERO }
+    Job { id: JobId(id), caller: Caller(0), class, priority: Priority::NONE, deadline, service, after: Duration::ZERO }
+}
+
+#[test]
+fn priorities_order_a_callers_own_jobs_and_nobody_elses() {
+    let mut queue = Queue::new(Limits { slots: 1, waiting: 9 });
+    let caller = |id: u64, caller: u64, said: u32| {
+        let job = job(id, Class::Interactive, 10_000, 10);
+        Event::Submit(Job { caller: Caller(caller), priority: Priority::of(said), ..job })
+    };
+    assert_eq!(queue.step(Time::ZERO, caller(0, 9, 0)), [Action::Start(JobId(0))]);
+    // One caller says nothing, the other that all of its are urgent, one more than the other.
+    for (id, of, said) in [(1, 1, 0), (2, 1, 0), (3, 2, 2), (4, 2, 1)] {
+        assert_eq!(queue.step(Time::ZERO, caller(id, of, said)), []);
+    }
+    let order: Vec<u64> = (0..4)
+        .scan(0, |running, _| {
+            let [Action::Start(next)] = queue.step(Time::ZERO, Event::Done(JobId(*running)))[..] else { return None };
+            *running = next.0;
+            Some(next.0)
+        })
+        .collect();
+    // They take turns; within the second's, the more urgent goes first.
+    let place = |id: u64| order.iter().position(|other| *other == id).unwrap();
+    assert!(place(4) < place(3), "{order:?}");
+    assert!(place(1) < place(3) && place(1).abs_diff(place(4)) == 1, "{order:?}");
+    assert_eq!(order.len(), 4);
 }
 
 #[test]

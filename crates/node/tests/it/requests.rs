@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tierline_node::admit::{self, Class, Job, JobId, Limits, Queue};
+use tierline_node::admit::{self, Class, Job, JobId, Limits, Priority, Queue};
 use tierline_node::request::{Action, Event, Local, Op, Ran, Recovery, Request, RequestOutcome, Setup, Upstream};
 use tierline_node::{Peer, Rng, Span, Time};
 use tierline_proto::v1::{Degraded, degraded::Cause};
@@ -212,7 +212,7 @@ impl<'a> World<'a> {
                 }
                 let class = if recovery { Class::Recovery } else { Class::Interactive };
                 let (caller, service) = (admit::Caller(0), service.mul_f64(0.99));
-                let job = Job { id, caller, class, deadline, service, after: Duration::ZERO };
+                let job = Job { id, caller, class, priority: Priority::NONE, deadline, service, after: Duration::ZERO };
                 self.queue(node, admit::Event::Submit(job));
             }
             Action::Call { op, whole, remaining, .. } => {

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use crate::site::nearest as near;
+use crate::keys::{self, UnknownKey, suggest};
 
 /// Keys of each table, for suggestions.
 const KEYS: [(&str, &[&str]); 5] = [
@@ -59,15 +59,8 @@ pub enum ServiceError {
     #[error("{0}")]
     Syntax(String),
     /// A key that means nothing.
-    #[error("unknown key `{key}` in {table}{}", suggest(.suggestion))]
-    UnknownKey {
-        /// The key.
-        key: String,
-        /// Where it stands.
-        table: String,
-        /// The likeliest meant.
-        suggestion: Option<String>,
-    },
+    #[error(transparent)]
+    UnknownKey(#[from] UnknownKey),
     /// More than is taken.
     #[error("{count} {what}; at most {max} are taken")]
     TooMany {
@@ -127,15 +120,6 @@ pub enum ServiceError {
     TwoCrops,
 }
 
-fn suggest(suggestion: &Option<String>) -> String {
-    suggestion.as_ref().map_or_else(String::new, |s| format!("; did you mean `{s}`?"))
-}
-
-/// The nearest of `known`, if it is near at all.
-pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
-    near(word, known)
-}
-
 /// A wrong value.
 pub fn wrong(owner: &str, key: &'static str, value: impl ToString, needed: &'static str) -> ServiceError {
     ServiceError::Value { owner: owner.to_owned(), key, value: value.to_string(), needed }
@@ -155,19 +139,19 @@ pub fn value(
 
 /// Refuses keys that mean nothing.
 pub fn check(table: &toml::Table) -> Result<(), ServiceError> {
-    known(table, KEYS[0].1, "the service")?;
+    keys::check(table, KEYS[0].1, "the service")?;
     for (key, keys) in &KEYS[1..] {
         match table.get(*key) {
             Some(toml::Value::Array(tables)) => {
                 for (i, table) in tables.iter().enumerate() {
                     let Some(table) = table.as_table() else { continue };
                     let place = format!("[[{key}]] {}", i + 1);
-                    known(table, keys, &place)?;
+                    keys::check(table, keys, &place)?;
                     nested(table, &place)?;
                 }
             }
             Some(toml::Value::Table(table)) => {
-                known(table, keys, &format!("[{key}]"))?;
+                keys::check(table, keys, &format!("[{key}]"))?;
                 nested(table, &format!("[{key}]"))?;
             }
             _ => {}
@@ -178,23 +162,17 @@ pub fn check(table: &toml::Table) -> Result<(), ServiceError> {
 
 fn nested(table: &toml::Table, place: &str) -> Result<(), ServiceError> {
     if let Some(crops) = table.get("crops").and_then(toml::Value::as_table) {
-        known(crops, CROPS, &format!("`crops` of {place}"))?;
+        keys::check(crops, CROPS, &format!("`crops` of {place}"))?;
     }
     for source in table.get("inputs").and_then(toml::Value::as_table).into_iter().flat_map(toml::Table::values) {
         if let Some(source) = source.as_table() {
-            known(source, SOURCE, &format!("`inputs` of {place}"))?;
+            keys::check(source, SOURCE, &format!("`inputs` of {place}"))?;
         }
     }
     for point in table.get("point").and_then(toml::Value::as_array).into_iter().flatten() {
         if let Some(point) = point.as_table() {
-            known(point, POINT, &format!("a point of {place}"))?;
+            keys::check(point, POINT, &format!("a point of {place}"))?;
         }
     }
     Ok(())
-}
-
-fn known(table: &toml::Table, known: &[&str], place: &str) -> Result<(), ServiceError> {
-    let Some(key) = table.keys().find(|key| !known.contains(&key.as_str())) else { return Ok(()) };
-    let suggestion = nearest(key, known.iter().copied());
-    Err(ServiceError::UnknownKey { key: key.clone(), table: place.to_owned(), suggestion })
 }

@@ -497,8 +497,7 @@ impl Service {
                     _ => {}
                 }
                 if let Some(criterion @ (Criterion::Patience | Criterion::Learned)) = member.criterion {
-                    let word = if criterion == Criterion::Patience { "patience" } else { "learned" };
-                    return Err(keys::wrong(&owner, "criterion", word, "confidence, entropy or margin"));
+                    return Err(keys::wrong(&owner, "criterion", criterion.name(), "confidence, entropy or margin"));
                 }
                 // Above 1 it never answers by itself.
                 value(&owner, "threshold", member.threshold.unwrap_or(0.0), 0.0..=2.0, "from 0 to 1, or 2 for never")?;
@@ -531,7 +530,7 @@ impl Service {
                 return Err(ServiceError::NotBefore {
                     member: member.name().to_owned(),
                     of: of.clone(),
-                    suggestion: keys::nearest(of, known),
+                    suggestion: crate::keys::nearest(of, known),
                 });
             }
         }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use tierline_daemon::datasets::Datasets;
 use tierline_daemon::models;
@@ -50,7 +51,7 @@ pub struct AddExits {
     #[arg(long, value_name = "N", default_value_t = 0)]
     hidden: u64,
     /// What an exit's sureness is
-    #[arg(long, value_name = "NAME", default_value = "entropy", value_parser = ["entropy", "confidence", "margin", "patience", "learned"])]
+    #[arg(long, value_name = "NAME", default_value = "entropy", value_parser = criteria())]
     criterion: String,
     /// Points of accuracy that may be lost against the model's end
     #[arg(long, value_name = "POINTS", default_value_t = 0.5)]
@@ -136,8 +137,13 @@ struct Outcome {
     share: f64,
 }
 
+/// Criteria by name.
+fn criteria() -> PossibleValuesParser {
+    PossibleValuesParser::new(Criterion::ALL.map(Criterion::name))
+}
+
 pub fn add_exits(global: &Global, args: &AddExits) -> CommandResult {
-    let criterion = criterion(&args.criterion);
+    let criterion = Criterion::by_name(&args.criterion).unwrap_or(Criterion::Entropy);
     let target = target(args)?;
     let engine = engines::engine(global)?;
     let model = models::for_training(engines::load(global, &args.model)?, &engine)?;
@@ -284,16 +290,6 @@ fn told(r: &Report) -> String {
         let _ = writeln!(text, "curve       {curve}");
     }
     text
-}
-
-fn criterion(name: &str) -> Criterion {
-    match name {
-        "confidence" => Criterion::Confidence,
-        "margin" => Criterion::Margin,
-        "patience" => Criterion::Patience,
-        "learned" => Criterion::Learned,
-        _ => Criterion::Entropy,
-    }
 }
 
 /// What thresholds must keep to; a cost is in percent until costs are known.

@@ -105,11 +105,6 @@ fn exit_lines(model: &Model, types: &Types, exits: &Exits) -> Vec<ExitLine> {
     exits.exits.iter().zip(macs).map(line).collect()
 }
 
-/// A criterion, as files name it.
-fn criterion(rule: &Rule) -> String {
-    serde_json::to_value(rule.criterion).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
 #[derive(Serialize)]
 struct Value {
     name: String,
@@ -183,7 +178,8 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
 
 fn exit_row(exit: &ExitLine) -> Vec<String> {
     let count = |n: Option<u64>| n.map_or("?".to_owned(), output::count);
-    let rule = exit.rule.map_or("none".to_owned(), |r| format!("{} of at least {:.4}", criterion(&r), r.threshold));
+    let rule =
+        exit.rule.map_or("none".to_owned(), |r| format!("{} of at least {:.4}", r.criterion.name(), r.threshold));
     vec![args::join_names(&exit.outputs), rule, count(exit.macs), count(exit.head_macs)]
 }
 

@@ -1,27 +1,11 @@
 //! `tierline model add-exits`, on small made-up pictures.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
-
 use serde_json::Value;
 use tierline_graph::Model;
 use tierline_graph::exits::{Criterion, Exits};
 use tierline_zoo::{Batch, Bn, Options};
 
-use crate::harness::Ran;
-use crate::train::corners;
-
-fn within(folder: &Path, args: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_tierline"))
-        .args(args)
-        .current_dir(folder)
-        .env("TIERLINE_ENGINE", "rten")
-        .env("TIERLINE_DATA", folder.join("data"))
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    Ran::of(output)
-}
+use crate::train::{corners, within};
 
 #[test]
 fn a_model_gains_exits_that_are_calibrated_anew() {

@@ -78,7 +78,7 @@ impl World {
         let config = data.join("node.toml");
         let text = std::fs::read_to_string(&config).unwrap();
         std::fs::write(&config, format!("{setting}\n{text}")).unwrap();
-        let end = Node::start(&data, &[]);
+        let end = Node::start(&data, &["--metrics", "127.0.0.1:0"]);
         let file = site.folder.path().join("model.onnx");
         model().save(&file).unwrap();
         for (name, value, ..) in INPUTS {
@@ -131,8 +131,10 @@ fn who_is_sure_leaves_wherever_the_exit_is_judged() {
     assert_eq!(answer["stages"].as_array().unwrap().len(), 1, "{answer}");
     let explained = world.end.ask(&["explain", "exits"]).stdout;
     assert!(explained.contains("exit 1: behind segment 1"), "{explained}");
-    let numbers = world.end.ask(&["node", "metrics"]);
-    assert!(numbers.code != 0 || numbers.stdout.contains("tierline_exits_total{exit=\"1\"}"), "{numbers:?}");
+    let numbers = world.end.scrape();
+    for exit in ["0", "1", "2"] {
+        assert!(numbers.contains(&format!("tierline_exits_total{{exit=\"{exit}\"}}")), "{numbers}");
+    }
 }
 
 #[test]

@@ -110,9 +110,9 @@ impl Reader {
             script(&bin.join(name), &text);
         }
         // Held until all are found: no two are the same.
-        let listeners: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let free = listeners.iter().map(|listener| listener.local_addr().unwrap().port());
-        let ports = [7443, 7444, 7500, 7501].into_iter().zip(free).collect();
+        let ports = [7443, 7444, 7500, 7501, 8080].into_iter().zip(free).collect();
         let reader = Self { folder, ports, running: Vec::new() };
         reader.git(&["init", "--quiet"]);
         reader.git(&["add", "--all"]);
@@ -162,7 +162,8 @@ impl Reader {
         until(command, || {
             let said = std::fs::read_to_string(&said).unwrap();
             assert!(!said.contains("error:"), "{command}: {said}");
-            (said.contains(" is ready") || said.contains(" leads to ")).then_some(())
+            let ready = [" is ready", " leads to ", "serving "].iter().any(|words| said.contains(words));
+            ready.then_some(())
         });
     }
 

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 use tierline_zoo::{Batch, Bn, Options};
 
-use crate::harness::{Ran, tierline};
+use crate::harness::{Ran, binary, tierline};
 
 /// Pictures of two classes in folders, a small network, and their folder.
 fn site() -> tempfile::TempDir {
@@ -55,17 +55,10 @@ fn blocks<'p>(page: &'p str, language: &str) -> impl Iterator<Item = &'p str> {
 }
 
 /// Runs a command in a folder, with data of its own.
-fn within(folder: &Path, args: &[&str]) -> Ran {
-    let output = Command::new(env!("CARGO_BIN_EXE_tierline"))
-        .args(args)
-        .current_dir(folder)
-        .env("TIERLINE_ENGINE", "rten")
-        .env("TIERLINE_DATA", folder.join("data"))
-        .stdin(Stdio::null())
-        .output()
-        .expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
+pub fn within(folder: &Path, args: &[&str]) -> Ran {
+    let mut command = binary();
+    command.args(args).current_dir(folder).env("TIERLINE_DATA", folder.join("data")).stdin(Stdio::null());
+    Ran::of(command.output().expect("the binary runs"))
 }
 
 fn lines(ran: &Ran) -> Vec<Value> {

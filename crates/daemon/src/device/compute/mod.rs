@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tierline_engine::{Engine, EngineError, LoadOptions, PullOnDrop, Stop};
 use tierline_graph::slice::SliceError;
 use tierline_node::Time;
-use tierline_node::admit::{self, Action, Caller, Class, Event, JobId, Limits, Queue, Refusal, Shares};
+use tierline_node::admit::{self, Action, Caller, Class, Event, JobId, Limits, Priority, Queue, Refusal, Shares};
 use tierline_proto::v1::{Code, Failure};
 use tokio::sync::oneshot;
 
@@ -179,6 +179,8 @@ pub struct Turn {
     pub caller: Arc<str>,
     /// Recoveries go first, warming last.
     pub class: Class,
+    /// Among the caller's own.
+    pub priority: Priority,
     /// When its result must be there.
     pub deadline: Instant,
     /// Expected time in the engine.
@@ -602,10 +604,10 @@ impl Compute {
         let id = JobId(inner.next);
         inner.next += 1;
         inner.jobs.insert(id, job);
-        let Turn { caller, class, deadline, service, after } = turn;
+        let Turn { caller, class, priority, deadline, service, after } = turn;
         // Keyed anew at each start: nobody can choose a name that is taken for another.
         let caller = Caller(self.0.callers.hash_one(caller.as_ref()));
-        let job = admit::Job { id, caller, class, deadline: self.0.time(deadline), service, after };
+        let job = admit::Job { id, caller, class, priority, deadline: self.0.time(deadline), service, after };
         self.0.step(&mut inner, Event::Submit(job));
         Some(id)
     }
@@ -632,7 +634,8 @@ const UNSTOPPED_MAX: Duration = Duration::from_millis(tierline_proto::limits::DE
 /// Nobody waits for it.
 fn background() -> Turn {
     let deadline = Instant::now() + Duration::from_secs(86_400);
-    Turn { caller: "".into(), class: Class::Batch, deadline, service: Duration::ZERO, after: Duration::ZERO }
+    let (class, priority) = (Class::Batch, Priority::NONE);
+    Turn { caller: "".into(), class, priority, deadline, service: Duration::ZERO, after: Duration::ZERO }
 }
 
 #[cfg(test)]

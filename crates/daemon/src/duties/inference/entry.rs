@@ -165,6 +165,7 @@ pub(super) async fn prepare(
         reply_codec: duty.planning.reply_codec(entry.model),
         hedged,
         exits,
+        priority: header.priority,
         guarded: true,
     };
     Ok((routed, Inputs::new(0, encoded, held), placed.predicted_ns, placed.text))

@@ -48,7 +48,7 @@ pub fn active(program: &Program, wish: Option<u32>) -> Result<Vec<ActiveExit>, F
 pub fn told(exits: &[ActiveExit], after: usize, capped: bool) -> Vec<ExitRule> {
     let rule = |exit: &ActiveExit| ExitRule {
         exit: exit.index as u32 + 1,
-        criterion: word(exit.rule.criterion).to_owned(),
+        criterion: exit.rule.criterion.name().to_owned(),
         threshold: exit.rule.threshold,
     };
     let mut rules: Vec<ExitRule> = exits.iter().filter(|exit| exit.segment > after).map(rule).collect();
@@ -66,23 +66,10 @@ pub fn heard(program: &Program, rules: &[ExitRule]) -> Vec<ActiveExit> {
     let active = |rule: &ExitRule| {
         let index = rule.exit.checked_sub(1)? as usize;
         let segment = exits.cuts.get(index)? + 1;
-        let criterion = CRITERIA.into_iter().find(|criterion| word(*criterion) == rule.criterion)?;
+        let criterion = Criterion::by_name(&rule.criterion)?;
         Some(ActiveExit { index, segment, rule: Rule { criterion, threshold: rule.threshold } })
     };
     rules.iter().filter_map(active).filter(|exit| exit.segment < program.segments()).collect()
-}
-
-const CRITERIA: [Criterion; 5] =
-    [Criterion::Confidence, Criterion::Entropy, Criterion::Margin, Criterion::Patience, Criterion::Learned];
-
-fn word(criterion: Criterion) -> &'static str {
-    match criterion {
-        Criterion::Confidence => "confidence",
-        Criterion::Entropy => "entropy",
-        Criterion::Margin => "margin",
-        Criterion::Patience => "patience",
-        Criterion::Learned => "learned",
-    }
 }
 
 /// What exits judged behind some segments came to.

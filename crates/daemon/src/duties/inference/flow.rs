@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tierline_node::admit::Class;
+use tierline_node::admit::{Class, Priority};
 use tierline_node::request::{
     Action, DEEP_BUDGET_SPENT, Event, Local, Op, Ran, Recovery, Request, RequestOutcome, Setup, Upstream,
 };
@@ -103,6 +103,8 @@ pub struct RoutedRequest {
     pub hedged: bool,
     /// Exits that may answer, from here on.
     pub exits: Vec<ActiveExit>,
+    /// How urgent it is beside its caller's others: 0, or from 1.
+    pub priority: u32,
     /// Whether the caller's budget of deep inferences is counted here.
     pub guarded: bool,
 }
@@ -329,6 +331,7 @@ impl<'n> Flow<'n> {
             caller: self.inputs.held.caller(),
             // What has begun goes first, and is finished also where nothing new is taken.
             class: if recovery || key.from > self.inputs.segment { Class::Recovery } else { Class::Interactive },
+            priority: Priority::of(self.request.priority),
             deadline: self.request.deadline,
             service: self.duty.planning.service(&self.request.program, key.from, key.to),
             after: self.request.peer.filter(|_| planned).map_or(Duration::ZERO, |peer| {
@@ -581,6 +584,7 @@ async fn call(
         trace: request.trace.clone(),
         tensors: tierline_proto::frame::declare(&tensors),
         no_fallback: !request.fallback,
+        priority: request.priority,
         exits: if whole { Vec::new() } else { exits::told(&request.exits, segment, capped) },
     };
     let started = Instant::now();

@@ -46,6 +46,8 @@ pub struct Asked {
     pub held: Arc<Held>,
     /// Trace context.
     pub trace: String,
+    /// How urgent the whole request is.
+    pub priority: u32,
     /// Whether nearer nodes answer when its plan fails.
     pub recover: bool,
 }
@@ -67,8 +69,8 @@ impl Inference {
     pub async fn ask_member(self: &Arc<Self>, asked: Asked, on_silence: impl FnOnce(String) + Send) -> Entered {
         let begun = Instant::now();
         let id = fastrand::u128(..).to_be_bytes().to_vec();
-        let Asked { model, placement, encoded, deadline, held, trace, recover } = asked;
-        let header = InferHeader { model, placement: placement.into(), trace, ..InferHeader::default() };
+        let Asked { model, placement, encoded, deadline, held, trace, priority, recover } = asked;
+        let header = InferHeader { model, placement: placement.into(), trace, priority, ..InferHeader::default() };
         let ahead = AtomicU64::new(wire::total(&encoded));
         let prepared = prepare(self, &header, encoded, deadline, &id, held).await;
         let (mut routed, inputs, predicted, plan) = match prepared {

@@ -119,6 +119,7 @@ async fn prepare(
         reply_codec: route.reply_codec.clone(),
         hedged: false,
         exits,
+        priority: header.priority,
         guarded: false,
     })
 }

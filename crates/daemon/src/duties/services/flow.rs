@@ -228,6 +228,7 @@ impl Flow<'_> {
             deadline,
             held: Arc::clone(&self.held),
             trace: self.header.trace.clone(),
+            priority: self.header.priority,
             recover,
         })
     }
