@@ -69,11 +69,14 @@ class Serving(unittest.TestCase):
             with self.assertRaises(tierline.Error) as refused:
                 client.infer("other", {INPUT: np.zeros((1, SIZE), np.float32)})
             self.assertEqual(refused.exception.status, 404)
+            kept = client._connection.sock
+            self.assertIsNotNone(kept)
             with self.assertRaises(tierline.Error) as refused:
                 client.infer("net", {"wrong": np.zeros((1, SIZE), np.float32)})
             self.assertEqual(refused.exception.status, 400)
             self.assertIn("wrong", str(refused.exception))
             self.assertEqual(len(client.infer("net", {INPUT: np.zeros((1, SIZE), np.float32)})), 1)
+            self.assertIs(client._connection.sock, kept, "on the same connection")
 
     def test_threads_may_share_a_client(self):
         with self.server.client() as client:

@@ -231,6 +231,9 @@ class Client:
                 if not kept:
                     raise
                 return self._once(method, path, body, headers or {})
+            except Error:
+                # It came whole: the connection is good for the next request.
+                raise
             except BaseException:
                 # What is left of an answer must not be taken for the next.
                 self._connection.close()
@@ -247,6 +250,5 @@ class Client:
                 message = str(json.loads(answer)["error"])
             except (ValueError, KeyError, TypeError):
                 message = answer.decode(errors="replace").strip() or response.reason
-            # Raised outside of an answer: the connection is good for the next request.
             raise Error(response.status, message)
         return answer, response.headers

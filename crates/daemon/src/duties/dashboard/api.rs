@@ -32,7 +32,7 @@ type Duty = State<Arc<Dashboard>>;
 type Named = Result<Path<String>, PathRejection>;
 
 /// Every path of the interface.
-pub fn router(_: &Arc<Dashboard>) -> Router<Arc<Dashboard>> {
+pub fn router() -> Router<Arc<Dashboard>> {
     Router::new()
         .route("/api/v1/site", get(site))
         .route("/api/v1/models", get(models))

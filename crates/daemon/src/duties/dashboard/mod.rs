@@ -79,7 +79,7 @@ impl Dashboard {
 
 impl Duty for Arc<Dashboard> {
     fn http(&self) -> Router {
-        let mut router = api::router(self).route("/", get(async || Redirect::temporary("/dashboard")));
+        let mut router = api::router().route("/", get(async || Redirect::temporary("/dashboard")));
         for (path, kind, text) in FILES.iter().copied() {
             router = router
                 .route(path, get(move |State(_): State<Self>| async move { ([(header::CONTENT_TYPE, kind)], text) }));

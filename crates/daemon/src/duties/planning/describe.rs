@@ -7,8 +7,7 @@ use tierline_plan::{Explanation, LinkCondition, Measured, PlanRequest};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure, InferHeader, Reply, StageTiming};
 
-use super::placement::{with_exits, words};
-use super::tables::{Path, exits_of};
+use super::tables::Path;
 use super::{Inner, Planning};
 use crate::duties::catalogue::Entry;
 use crate::runtime::ns;
@@ -182,12 +181,12 @@ impl Planning {
             return Err(Failure::new(Code::Infeasible, text)
                 .with_help("relax the limits, or check the links with `tierline nodes`"));
         };
-        let in_force =
-            inner.adapt.current(entry.model).and_then(|p| planned.evaluate(p, inner.adapt.conditions())).map_or_else(
-                || "none".to_owned(),
-                |(path, evaluation)| with_exits(words(&evaluation), &exits_of(path.table.request())),
-            );
-        let placement = with_exits(words(&plan.evaluation), &exits_of(&wanted));
+        let in_force = inner
+            .adapt
+            .current(entry.model)
+            .and_then(|p| planned.evaluate(p, inner.adapt.conditions()))
+            .map_or_else(|| "none".to_owned(), |(path, evaluation)| path.words(&evaluation));
+        let placement = path.words(&plan.evaluation);
         let measured = inner.recent.get(&entry.model).filter(|r| r.placement == placement).map(Recent::measured);
         let document = PlanDocument {
             model: entry.manifest.name.clone(),

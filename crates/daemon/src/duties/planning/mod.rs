@@ -251,7 +251,6 @@ impl Planning {
         let same = !changed && *self.lock().adapt.conditions() == conditions;
         if !same {
             self.step(Event::Conditions { conditions, changed });
-            self.changed.notify_one();
         }
     }
 
@@ -426,6 +425,11 @@ impl Planning {
     /// The plan in force under the conditions as they are.
     fn placed(&self, model: Digest) -> Option<(Placed, Evaluation)> {
         let _ = self.memory.get::<()>(&memory::Key::Plans(model));
+        self.peek(model)
+    }
+
+    /// The same for whoever only looks: plans are kept no longer for it.
+    fn peek(&self, model: Digest) -> Option<(Placed, Evaluation)> {
         let inner = self.lock();
         let plan = inner.adapt.current(model)?;
         let (path, evaluation) = inner.adapt.plans(model)?.evaluate(plan, inner.adapt.conditions())?;
@@ -446,6 +450,8 @@ impl Planning {
                 () = wait_until(wake) => self.step(Event::Wake),
                 _ = look.tick() => {
                     self.conditions(false);
+                    let asked_for: Vec<Digest> = self.lock().recent.keys().copied().collect();
+                    asked_for.into_iter().for_each(|model| self.search_beyond(model));
                     self.refresh_children_path();
                 }
             }
@@ -462,9 +468,7 @@ impl Planning {
                 {
                     self.catalogue.tell(&Change::Unprofiled(&entry));
                 }
-                let remade = self.remake(&entry).await;
-                self.search_beyond(entry.model);
-                if let Err(failure) = remade {
+                if let Err(failure) = self.remake(&entry).await {
                     let text = format!("{} could not be planned: {failure}", entry.manifest.name);
                     self.cx.events.record(
                         "plan",
@@ -551,13 +555,12 @@ impl Planning {
         Ok(())
     }
 
-    /// Looks for plans that no table of a model has, where requests come and
-    /// conditions are others than when it was last looked.
+    /// Looks for plans that no table of a model has, where conditions are others
+    /// than when it was last looked.
     fn search_beyond(self: &Arc<Self>, model: Digest) {
         let mut inner = self.lock();
         let conditions = inner.adapt.conditions().clone();
-        let moved = inner.searched.get(&model).is_none_or(|before| beyond(model, before, &conditions));
-        if !moved || !inner.recent.contains_key(&model) {
+        if inner.searched.get(&model).is_some_and(|before| !beyond(model, before, &conditions)) {
             return;
         }
         inner.searched.insert(model, conditions.clone());

@@ -12,6 +12,7 @@ use tierline_plan::{Evaluation, Grid, LinkCondition, PlanRequest, PlanTable};
 use tierline_proto::v1::{Code, Failure, LinkEstimate, UpstreamTier};
 use tierline_proto::{Digest, Role};
 
+use super::placement::{with_exits, words};
 use crate::models::PlacedExits;
 use crate::runtime::{Context, ns};
 
@@ -47,6 +48,13 @@ impl Path {
             }
         }
         request
+    }
+}
+
+impl Path {
+    /// A placement on it in words, exits among them.
+    pub(super) fn words(&self, evaluation: &Evaluation) -> String {
+        with_exits(words(evaluation), &exits_of(self.table.request()))
     }
 }
 

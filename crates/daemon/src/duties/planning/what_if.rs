@@ -5,7 +5,8 @@ use tierline_node::adapt::{Conditions, Plans};
 use tierline_plan::Evaluation;
 use tierline_proto::v1::{Code, Failure};
 
-use super::{Planning, words};
+use super::Planning;
+use super::tables::Path;
 use crate::duties::catalogue::Entry;
 
 /// What would be chosen at each of some speeds.
@@ -37,10 +38,7 @@ impl Planning {
     /// The placement that requests for a model run now, if there is one.
     #[must_use]
     pub fn in_force(&self, entry: &Entry) -> Option<String> {
-        let inner = self.lock();
-        let planned = inner.adapt.plans(entry.model)?;
-        let (_, evaluation) = planned.evaluate(inner.adapt.current(entry.model)?, inner.adapt.conditions())?;
-        Some(words(&evaluation))
+        self.peek(entry.model).map(|(placed, _)| placed.text)
     }
 
     /// What would be chosen if the first link upwards had each of `speeds`,
@@ -63,7 +61,7 @@ impl Planning {
             model: entry.manifest.name.clone(),
             link: path.map(|path| [self.cx.me.name().to_owned(), path.above[0].0.clone()]),
             up_bytes_per_s: path.and_then(|path| now.links.get(path.first_link)).map_or(0.0, |link| link.up),
-            in_force: in_force.map_or_else(|| "none".to_owned(), |(_, evaluation)| words(&evaluation)),
+            in_force: in_force.map_or_else(|| "none".to_owned(), |(path, evaluation)| path.words(&evaluation)),
             chosen: Vec::new(),
         };
         let Some(path) = path else { return Ok(answer) };
@@ -73,10 +71,10 @@ impl Planning {
                 let ratio = if link.up > 0.0 && link.down > 0.0 { link.down / link.up } else { 1.0 };
                 (link.up, link.down) = (up, up * ratio);
             }
-            answer.chosen.extend(chosen(planned, &then).map(|(plan, evaluation)| Chosen {
+            answer.chosen.extend(chosen(planned, &then).map(|(path, evaluation)| Chosen {
                 up_bytes_per_s: up,
-                placement: words(&evaluation),
-                latency_ns: evaluation.cost.latency_ns + plan,
+                placement: path.words(&evaluation),
+                latency_ns: evaluation.cost.latency_ns + path.beyond_ns(entry.model, &evaluation, &then),
                 evaluation,
             }));
         }
@@ -84,10 +82,9 @@ impl Planning {
     }
 }
 
-/// The best plan, and what it takes beyond its evaluation.
-fn chosen(planned: &super::Planned, conditions: &Conditions) -> Option<(f64, Evaluation)> {
+/// The best plan, and the path that it goes.
+fn chosen<'p>(planned: &'p super::Planned, conditions: &Conditions) -> Option<(&'p Path, Evaluation)> {
     let timed = (0..planned.count()).filter_map(|plan| Some((planned.predicted(plan, conditions)?, plan)));
     let (_, best) = timed.min()?;
-    let (path, evaluation) = planned.evaluate(best, conditions)?;
-    Some((path.beyond_ns(planned.model, &evaluation, conditions), evaluation))
+    planned.evaluate(best, conditions)
 }

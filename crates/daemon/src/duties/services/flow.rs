@@ -44,6 +44,9 @@ pub async fn answer(
     let Some(composed) = duty.catalogue.known.service(&header.model) else {
         return failed(&id, Failure::new(Code::UnknownModel, format!("no service `{}` is known here", header.model)));
     };
+    if let Err(failure) = check_wish(&composed.name, &header) {
+        return failed(&id, failure);
+    }
     let wiring = match duty.catalogue.wiring(&composed.service) {
         Ok(wiring) => wiring,
         Err(failure) => return failed(&id, failure),
@@ -69,6 +72,18 @@ pub async fn answer(
         tasks: HashMap::new(),
     };
     flow.run().await
+}
+
+/// Refuses what can be asked of one model only: answered all the same, it would
+/// not be what was asked for.
+fn check_wish(name: &str, header: &InferHeader) -> Result<(), Failure> {
+    let what = match header {
+        _ if header.exit.is_some() => "an exit",
+        _ if header.placement() == Placement::Fixed => "a route",
+        _ => return Ok(()),
+    };
+    let text = format!("{what} is asked for, and `{name}` is made of several models");
+    Err(Failure::new(Code::InvalidInput, text).with_help("ask one of its models, or leave that away"))
 }
 
 /// What is heard of an asking.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierline_graph::Dim;
-use tierline_proto::limits::DEADLINE_MS_MAX;
+use tierline_proto::limits::{DEADLINE_MS_MAX, NAME_BYTES_MAX};
 use tierline_proto::oip::{Parameter, Parameters, Request, Response, rest};
 use tierline_proto::v1::{Code, Failure, InferHeader, Placement, Reply};
 
@@ -153,7 +153,8 @@ fn header(
         model: model.to_owned(),
         deadline_ms: deadline_ms.min(DEADLINE_MS_MAX),
         placement: placement.into(),
-        trace,
+        // One that no other node takes is as good as none.
+        trace: Some(trace).filter(|trace| trace.len() <= NAME_BYTES_MAX).unwrap_or_default(),
         exit: narrow("exit", number("exit")?)?,
         priority: narrow("priority", number("priority")?)?.unwrap_or(0),
         ..InferHeader::default()

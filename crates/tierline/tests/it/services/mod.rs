@@ -247,6 +247,15 @@ fn what_does_not_fit_is_refused() {
     let input = format!("input=@{}", wrong.display());
     site.cloud.ask(&["infer", "--model", "digits", "--input", &input]).refuses("has shape [1, 3, 28, 28]");
 
+    let right = digits.folder.join("right.npy");
+    write_npy(&right, vec![1, 1, 28, 28], vec![0.0; 784]);
+    let input = format!("input=@{}", right.display());
+    let asked = ["infer", "--model", "digits", "--input", &input];
+    // What only one model has: a service would answer something else.
+    site.cloud.ask(&[&asked[..], &["--exit", "1"]].concat()).refuses("an exit is asked for");
+    site.cloud.ask(&[&asked[..], &["--split", "1"]].concat()).refuses("a route is asked for");
+    assert_eq!(site.cloud.ask(&asked).code, 0);
+
     // By another name it goes on; after a restart as well; and once it is gone, its models may go.
     assert_eq!(site.cloud.ask(&["model", "rename", "digits", "numbers"]).code, 0);
     let mut cloud = site.cloud;
