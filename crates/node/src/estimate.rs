@@ -72,7 +72,10 @@ pub const FLOW_BYTES_MIN: u64 = 64 << 10;
 pub const TIMED_MIN: Duration = Duration::from_millis(1);
 
 /// Smallest and largest probe.
-pub const PROBE_BYTES: [u64; 2] = [4 << 10, 256 << 10];
+pub const PROBE_BYTES: [u64; 2] = [1 << 10, 256 << 10];
+
+/// Bytes beside those of a probe: frames of HTTP/2 and gRPC, a TLS record.
+const PROBE_FRAMES: u64 = 64;
 
 /// Time a probe should take on the link, so that it can be timed.
 pub const PROBE_TARGET: Duration = Duration::from_millis(10);
@@ -88,8 +91,21 @@ pub const PROBE_BYTES_PER_MINUTE: [u64; 2] = [32 << 10, 4 << 20];
 /// bucket holds what a minute brings.
 pub const PROBE_BURST: u64 = 1 << 20;
 
-/// A direction without a sample for so long is probed.
-pub const PROBE_IDLE: Duration = Duration::from_secs(10);
+/// What a link that became faster carries in this time may go into probes at
+/// once.
+const RISE_TIME: Duration = Duration::from_millis(500);
+
+/// A direction without a sample for so long is probed, while somebody plans
+/// with the link ...
+pub const PROBE_IDLE: Duration = Duration::from_secs(5);
+
+/// ... and when nobody does, by the smallest probe: it finds a link that fell
+/// to a crawl or came back from one, and ten thousand of them cost their parent
+/// less than a megabyte per second.
+pub const PROBE_UNWANTED: Duration = Duration::from_secs(30);
+
+/// Somebody plans with a link for so long after the last sign of it.
+pub const WANTED_FOR: Duration = Duration::from_secs(60);
 
 /// Between probes, at least.
 pub const PROBE_GAP: Duration = Duration::from_millis(250);
@@ -145,6 +161,8 @@ pub enum Event {
     },
     /// A heartbeat's round trip.
     Rtt(Duration),
+    /// Somebody plans with the link.
+    Wanted,
     /// A probe was answered, just now.
     Probed {
         /// Its number.
@@ -322,6 +340,13 @@ impl Track {
     }
 }
 
+/// A probe that could be sent.
+struct Due {
+    direction: Direction,
+    at: Time,
+    bytes: u64,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Probe {
     number: u64,
@@ -341,6 +366,7 @@ pub struct Estimator {
     filled: Time,
     probe: Option<Probe>,
     next_probe: Time,
+    wanted_until: Time,
     probes: u64,
     /// Bytes of all probes so far, both ways.
     probed_bytes: u64,
@@ -374,6 +400,10 @@ impl Estimator {
                 self.probe = self.probe.filter(|out| out.number != probe);
                 None
             }
+            Event::Wanted => {
+                self.wanted_until = now + WANTED_FOR;
+                None
+            }
             Event::LinkUp => {
                 self.link_up(now);
                 None
@@ -401,7 +431,7 @@ impl Estimator {
         match self.probe {
             Some(probe) => Some(probe.sent + PROBE_TIMEOUT),
             None if self.rtts.is_empty() => None,
-            None => Some(self.due().1.max(self.affordable())),
+            None => Some(self.due().at.max(self.affordable())),
         }
     }
 
@@ -455,7 +485,13 @@ impl Estimator {
     fn timed(&mut self, now: Time, direction: Direction, bytes: u64, wire: Duration, shortest: Duration) -> bool {
         let rate = |time: Duration| bytes as f64 / time.as_secs_f64();
         let track = self.track(direction);
+        let before = track.bytes_per_s().unwrap_or_default();
         let changed = if wire < shortest { track.at_least(now, rate(shortest)) } else { track.sample(now, rate(wire)) };
+        let after = track.bytes_per_s().unwrap_or_default();
+        if changed && after > before {
+            // How much faster it is, mustn't be found out at the old rate's expense.
+            self.bucket = (self.bucket + after * RISE_TIME.as_secs_f64()).min(PROBE_BURST as f64);
+        }
         self.doubt_other(direction, changed)
     }
 
@@ -477,7 +513,7 @@ impl Estimator {
 
     /// Solves `network = rtt + up/bandwidth_up + down/bandwidth_down` for the
     /// direction that took most of it; the other's share comes from its
-    /// estimate.
+    /// estimate, or where that is too slow to be true, from both estimates.
     fn exchange(&mut self, now: Time, up: u64, down: u64, network: Duration) -> Option<bool> {
         let wire = network.saturating_sub(self.rtt()?).as_secs_f64();
         let share = |track: &Track, bytes: u64| track.bytes_per_s().map_or(0.0, |rate| bytes as f64 / rate);
@@ -486,16 +522,13 @@ impl Estimator {
             (0, _) | (_, 0) => up >= down,
             _ => up_s >= down_s,
         };
-        let (direction, bytes, other_s) =
-            if up_leads { (Direction::Up, up, down_s) } else { (Direction::Down, down, up_s) };
+        let (direction, bytes, own_s, other_s) =
+            if up_leads { (Direction::Up, up, up_s, down_s) } else { (Direction::Down, down, down_s, up_s) };
         if bytes < PASSIVE_BYTES_MIN {
             return None;
         }
-        // Where the other's share is a large part, its error is too.
-        let rest = wire - other_s;
-        if rest < wire * 0.5 && wire > TIMED_MIN.as_secs_f64() {
-            return None;
-        }
+        // The other way can't have taken most of it: it is faster than thought as well.
+        let rest = if other_s * 2.0 > wire { wire * own_s / (own_s + other_s) } else { wire - other_s };
         let rest = seconds(rest);
         Some(self.timed(now, direction, bytes, rest, self.shortest()))
     }
@@ -517,11 +550,14 @@ impl Estimator {
         let shortest = self.shortest();
         let (time, shortest) =
             if arrived * 2 >= wire && arrived > TIMED_MIN { (arrived, TIMED_MIN) } else { (wire, shortest) };
-        let changed = self.timed(now, direction, bytes, time, shortest);
+        let changed = self.timed(now, direction, bytes + PROBE_FRAMES, time, shortest);
+        let wanted = now <= self.wanted_until;
+        let track = self.track(direction);
+        let is_open = wanted || changed || track.is_suspicious() || track.samples < 3 || track.only_bound;
         // Too short to time: the next one is eight times as long.
-        let longer = if time < shortest { bytes.saturating_mul(8).min(PROBE_BYTES[1]) } else { 0 };
+        let longer = if time < shortest && is_open { bytes.saturating_mul(8).min(PROBE_BYTES[1]) } else { 0 };
         // At its longest it has said what it can.
-        self.track(direction).probe_bytes = if longer == bytes { 0 } else { longer };
+        track.probe_bytes = if longer == bytes { 0 } else { longer };
         Some(changed)
     }
 
@@ -544,44 +580,40 @@ impl Estimator {
         }
     }
 
-    /// Which way the next probe goes, and when it is wanted, whatever it
-    /// costs.
-    fn due(&self) -> (Direction, Time) {
+    /// The next probe, whatever it costs.
+    fn due(&self) -> Due {
+        let is_open = |track: &Track| track.is_suspicious() || track.probe_bytes > 0;
         let of = |track: &Track| match track.last {
             None => Time::ZERO,
             // An open question, or a probe that was too short, is settled at once.
-            Some(_) if track.is_suspicious() || track.probe_bytes > 0 => Time::ZERO,
+            Some(_) if is_open(track) => Time::ZERO,
             // The first samples come quickly, then the link is left alone.
             Some(last) if track.samples < 3 => last + PROBE_GAP,
-            Some(last) => last + PROBE_IDLE,
+            Some(last) if last + PROBE_IDLE <= self.wanted_until => last + PROBE_IDLE,
+            Some(last) => last + PROBE_UNWANTED,
         };
         let (up, down) = (of(&self.up), of(&self.down));
         // With nothing between them, the one not heard of for longer.
         let direction = if (up, self.up.last) <= (down, self.down.last) { Direction::Up } else { Direction::Down };
-        (direction, up.min(down).max(self.next_probe))
+        let (track, at) = (self.known(direction), up.min(down).max(self.next_probe));
+        let wanted = track.samples < 3 || track.last.is_none() || is_open(track) || at <= self.wanted_until;
+        let target = track.cautious().map_or(0.0, |rate| rate * PROBE_TARGET.as_secs_f64()) as u64;
+        let bytes = if wanted { target.max(track.probe_bytes) } else { 0 };
+        Due { direction, at, bytes: bytes.clamp(PROBE_BYTES[0], PROBE_BYTES[1]) }
     }
 
     /// When the bucket will hold the next probe.
     fn affordable(&self) -> Time {
-        let missing = (self.probe_cost() as f64 - self.bucket).max(0.0);
+        let missing = (self.due().bytes as f64 - self.bucket).max(0.0);
         self.filled + seconds(missing / self.refill())
     }
 
     /// Bytes per second at which the bucket fills: a share of what the way of
     /// the next probe seems able to carry.
     fn refill(&self) -> f64 {
-        let seems = self.known(self.due().0).hopeful();
+        let seems = self.known(self.due().direction).hopeful();
         let [least, most] = PROBE_BYTES_PER_MINUTE.map(|bytes| bytes as f64 / 60.0);
         (seems * PROBE_SHARE).clamp(least, most)
-    }
-
-    fn probe_size(&self, track: &Track) -> u64 {
-        let target = track.cautious().map_or(0.0, |rate| rate * PROBE_TARGET.as_secs_f64()) as u64;
-        target.max(track.probe_bytes).clamp(PROBE_BYTES[0], PROBE_BYTES[1])
-    }
-
-    fn probe_cost(&self) -> u64 {
-        self.probe_size(self.known(self.due().0))
     }
 
     fn known(&self, direction: Direction) -> &Track {
@@ -594,8 +626,7 @@ impl Estimator {
     fn maybe_probe(&mut self, now: Time) -> Option<Action> {
         let gained = now.since(self.filled).as_secs_f64() * self.refill();
         self.filled = now;
-        let (direction, due) = self.due();
-        let bytes = self.probe_cost();
+        let Due { direction, at: due, bytes } = self.due();
         let known = self.up.samples > 1 && self.down.samples > 1;
         let most = if known { (self.refill() * 60.0).max(bytes as f64) } else { f64::MAX };
         self.bucket = (self.bucket + gained).min(most).min(PROBE_BURST as f64);

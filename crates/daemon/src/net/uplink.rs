@@ -77,6 +77,8 @@ pub struct Uplink {
     left: CancellationToken,
     /// Rings when the estimator's next wake may have moved.
     stir: tokio::sync::Notify,
+    /// The second in which somebody last planned with the link.
+    wanted: AtomicU64,
 }
 
 #[derive(Default)]
@@ -114,6 +116,7 @@ impl Uplink {
             net,
             left: CancellationToken::new(),
             stir: tokio::sync::Notify::new(),
+            wanted: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -174,6 +177,16 @@ impl Uplink {
             rtt_ns: estimate.rtt.map_or(0, ns),
             confidence: estimate.confidence,
             age_ms: 0,
+        }
+    }
+
+    /// Somebody plans with the link, or sends requests over it: it is worth
+    /// knowing.
+    pub fn wanted(self: &Arc<Self>) {
+        let second = self.net.clock.now().ns() / 1_000_000_000;
+        // On every request's path.
+        if self.wanted.swap(second, Ordering::Relaxed) != second {
+            self.observe(LinkEvent::Wanted);
         }
     }
 

@@ -27,6 +27,15 @@ const CHUNK_TIME: f64 = 0.01;
 /// Largest chunk, bytes.
 const CHUNK_BYTES_MAX: usize = 64 << 10;
 
+/// The timer's step. A chunk is waited for to the nearest step, not to the
+/// next one.
+const TIMER_STEP: Duration = Duration::from_millis(1);
+
+/// A link that became free no longer ago than this was never idle: whoever
+/// reads was woken late, and the next bits follow the last ones. Without it a
+/// link of 100 Mbit/s carried 62.
+const WOKEN_LATE_MAX: Duration = Duration::from_millis(4);
+
 /// Chunks on their way per connection and direction; more than any delay
 /// holds at the chunk times above.
 const CHUNKS_UNDER_WAY_MAX: usize = 4_096;
@@ -214,8 +223,8 @@ async fn pump(
                 Ok(n) => n,
             };
             chunk.truncate(n);
-            let left = leave(&shared.clocks[direction as usize], rate, n);
-            tokio::time::sleep_until(left).await;
+            let left = leave(&shared.clocks[direction as usize], Instant::now(), rate, n);
+            until(left).await;
             let mut due = left + Duration::from_secs_f64(link.delay_s + link.jitter_s * fastrand::f64());
             let segments = n.div_ceil(SEGMENT_BYTES) as i32;
             if link.loss > 0.0 && fastrand::f64() > (1.0 - link.loss).powi(segments) {
@@ -233,12 +242,20 @@ async fn pump(
     tokio::join!(reading, writing);
 }
 
+/// Until about then; what is due within half a step isn't waited for.
+async fn until(due: Instant) {
+    let soonest = due.checked_sub(TIMER_STEP / 2).unwrap_or(due);
+    if soonest > Instant::now() {
+        tokio::time::sleep_until(soonest).await;
+    }
+}
+
 /// When a chunk's last bit leaves.
-fn leave(clock: &Mutex<Option<Instant>>, rate: Option<f64>, bytes: usize) -> Instant {
-    let now = Instant::now();
+fn leave(clock: &Mutex<Option<Instant>>, now: Instant, rate: Option<f64>, bytes: usize) -> Instant {
     let Some(rate) = rate else { return now };
     let mut clock = clock.lock().unwrap_or_else(PoisonError::into_inner);
-    let left = clock.unwrap_or(now).max(now) + Duration::from_secs_f64(bytes as f64 * 8.0 / rate);
+    let free = clock.filter(|free| now.saturating_duration_since(*free) <= WOKEN_LATE_MAX).unwrap_or(now);
+    let left = free + Duration::from_secs_f64(bytes as f64 * 8.0 / rate);
     *clock = Some(left);
     left
 }
@@ -250,7 +267,7 @@ async fn deliver(
     bytes: &AtomicU64,
 ) {
     while let Some((due, chunk)) = chunks.recv().await {
-        tokio::time::sleep_until(due).await;
+        until(due).await;
         until_whole(&mut config).await;
         if to.write_all(&chunk).await.is_err() {
             return;
@@ -258,4 +275,41 @@ async fn deliver(
         bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
     }
     let _ = to.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: f64 = 100e6;
+    const BYTES: usize = 16 << 10;
+
+    /// A reader that wakes so long after each chunk could leave; seconds that
+    /// `chunks` of them took.
+    fn carried(chunks: u32, late: Duration) -> f64 {
+        let (clock, began) = (Mutex::new(None), Instant::now());
+        let mut now = began;
+        for _ in 0..chunks {
+            now = leave(&clock, now, Some(RATE), BYTES) + late;
+        }
+        (now - late - began).as_secs_f64()
+    }
+
+    #[test]
+    fn a_reader_that_is_woken_late_makes_the_link_no_slower() {
+        let exact = 100.0 * BYTES as f64 * 8.0 / RATE;
+        for late_us in [0, 300, 1_200, 2_500] {
+            let took = carried(100, Duration::from_micros(late_us));
+            assert!((took / exact - 1.0).abs() < 0.02, "{late_us} us late: {took} s instead of {exact}");
+        }
+    }
+
+    #[test]
+    fn what_comes_after_a_pause_gets_nothing_for_the_pause() {
+        let (clock, began) = (Mutex::new(None), Instant::now());
+        let first = leave(&clock, began, Some(RATE), BYTES);
+        let later = first + Duration::from_secs(1);
+        let second = leave(&clock, later, Some(RATE), BYTES);
+        assert_eq!(second - later, first - began);
+    }
 }

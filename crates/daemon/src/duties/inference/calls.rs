@@ -1,5 +1,7 @@
 //! Requests handed on to a parent.
 
+use std::sync::Arc;
+
 use tierline_proto::door::run::RequestId;
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::{Code, Failure, Reply, RunChunk, RunHeader, run_chunk};
@@ -22,12 +24,13 @@ const CHUNKS_AHEAD_MAX: usize = 8;
 /// the parent is in the reply.
 pub async fn run(
     cx: &Context,
-    parent: &Uplink,
+    parent: &Arc<Uplink>,
     header: RunHeader,
     tensors: Vec<Encoded>,
     held: &Held,
 ) -> Result<(Reply, Vec<Encoded>), Failure> {
     let request: RequestId = header.request.as_ref().try_into().unwrap_or_default();
+    parent.wanted();
     let mut client = parent.connections()?.infer();
     let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
     let feeder = cx.tasks.spawn("request feed", async move {

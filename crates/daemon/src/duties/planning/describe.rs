@@ -10,6 +10,7 @@ use tierline_proto::v1::{Code, Failure, InferHeader, Reply, StageTiming};
 use super::tables::Path;
 use super::{Inner, Planning};
 use crate::duties::catalogue::Entry;
+use crate::net::Uplink;
 use crate::runtime::ns;
 
 /// Answers kept for `explain`.
@@ -148,6 +149,7 @@ impl Planning {
         explain: bool,
     ) -> Result<tierline_proto::v1::PlanReply, Failure> {
         let invalid = |text: String| Failure::new(Code::InvalidInput, text);
+        self.cx.parents.iter().for_each(Uplink::wanted);
         let inner = self.lock();
         let planned = inner.adapt.plans(entry.model).ok_or_else(|| {
             Failure::new(

@@ -12,6 +12,7 @@ use super::Planning;
 use super::tables::exits_of;
 use crate::device::program::Program;
 use crate::duties::catalogue::Entry;
+use crate::net::Uplink;
 use crate::runtime::ns;
 
 /// Segment that begins behind `cut`; `None` is the model's inputs.
@@ -151,6 +152,7 @@ impl Planning {
     /// The plan that requests for a model run now; all here while there is none.
     pub fn current_plan(&self, entry: &Entry, program: &Program) -> Placed {
         let _ = self.lock().adapt.step(self.cx.clock.now(), Event::Requested { model: entry.model });
+        self.cx.parents.iter().for_each(Uplink::wanted);
         match self.placed(entry.model) {
             Some((placed, _)) => placed,
             None => self.placed_last(entry.model).unwrap_or_else(|| self.not_planned(entry, program)),
