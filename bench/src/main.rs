@@ -12,6 +12,7 @@ mod overhead;
 mod page;
 mod placement;
 mod planner;
+mod serving;
 mod training;
 
 use anyhow::{Result, bail};
@@ -48,6 +49,7 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("overhead", "Engine overhead over ONNX Runtime called directly", || both(overhead::run()?)),
     alone("planner", "Planner beside petgraph's maximum flow", || both(planner::run()?)),
     alone("placement", "Plans beside every single cut", || both(placement::run()?)),
+    alone("serving", "Serving beside KServe and MLServer", || both(serving::run()?)),
     alone("beside", "Requests beside training", || both(beside::run()?)),
     alone("footprint", "Footprint of a node", || both(footprint::run()?)),
     alone("build", "Building from nothing", || both(build::run()?)),
