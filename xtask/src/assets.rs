@@ -23,6 +23,7 @@ const PACKAGES: &[&str] = &[
     "grpcio==1.85.3",
     "grpcio-tools==1.81.1",
     "tritonclient[grpc,http]==2.73.0",
+    "schemathesis==4.32.5",
 ];
 
 /// Packages that only carry files: fetched and unpacked, not installed.

@@ -6,6 +6,7 @@
 
 pub mod children;
 pub mod door;
+pub mod encoding;
 pub mod gate;
 pub mod parents;
 pub mod plain;

@@ -12,6 +12,7 @@ pub mod grpc;
 pub mod messages;
 pub mod rest;
 mod tensor;
+pub mod weigh;
 
 use std::collections::BTreeMap;
 

@@ -76,6 +76,8 @@ pub struct Node {
     pub metrics: String,
     /// Where applications reach it over HTTP; empty if nowhere.
     pub http: String,
+    /// Where they reach it over gRPC; empty if nowhere.
+    pub grpc: String,
     log: PathBuf,
     args: Vec<String>,
     /// Its data folder is seen from its own mount namespace only.
@@ -115,6 +117,7 @@ impl Node {
             url: ready["url"].as_str().unwrap_or_default().to_owned(),
             metrics: ready["metrics"].as_str().unwrap_or_default().to_owned(),
             http: ready["http"].as_str().unwrap_or_default().to_owned(),
+            grpc: ready["grpc"].as_str().unwrap_or_default().to_owned(),
             log,
             args: args.iter().map(|&a| a.to_owned()).collect(),
             apart: false,

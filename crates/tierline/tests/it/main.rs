@@ -3,6 +3,7 @@
 mod add_exits;
 mod bad_input;
 mod cli;
+mod counted;
 mod dashboard;
 mod data;
 mod doors;
@@ -20,6 +21,7 @@ mod hostile_models;
 mod hostile_requests;
 mod identity;
 mod jobs;
+mod judges;
 mod layouts;
 mod lost;
 mod memory;

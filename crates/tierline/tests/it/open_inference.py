@@ -87,6 +87,14 @@ def check_http(address, folder):
         given.set_data_from_numpy(x)
         same("float32", client.infer("float32", [given]).as_numpy("y"), expected(x))
         client.infer("float32", [given], parameters={"tier": "here", "deadline_ms": 2000}, priority=1, timeout=2_000_000)
+        for there in (None, "gzip", "deflate"):
+            for back in (None, "gzip", "deflate"):
+                x = np.ones((500, 3), np.float32)
+                many = triton.InferInput("x", x.shape, "FP32")
+                many.set_data_from_numpy(x)
+                packed = client.infer("float32", [many], request_compression_algorithm=there,
+                                      response_compression_algorithm=back)
+                same("float32", packed.as_numpy("y"), x)
         index = client.get_model_repository_index()
         assert {m["name"] for m in index} >= set(KINDS) and {m["state"] for m in index} == {"READY"}, index
         assert len(client.get_inference_statistics()["model_stats"]) == len(index)
@@ -142,6 +150,8 @@ def check_grpc(address, folder):
                 assert e.status() == status, e
             else:
                 raise AssertionError(f"no {status}")
+        for packing in (None, "gzip", "deflate"):
+            same("float32", client.infer("float32", [given], compression_algorithm=packing).as_numpy("y"), expected(x))
         # A stream: answers in order, a failure in its place.
         import queue
         answers = queue.Queue()

@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 use crate::harness::{Site, binary, tierline, until};
 
 /// `tierline serve` as a process; ends with the value.
-struct Served {
-    child: Child,
-    http: String,
-    grpc: String,
+pub struct Served {
+    pub child: Child,
+    pub http: String,
+    pub grpc: String,
 }
 
 impl Served {
-    fn start(mut command: Command, args: &[&str]) -> Self {
+    pub fn start(mut command: Command, args: &[&str]) -> Self {
         let mut child = command
             .args(["serve", "--json", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"])
             .args(args)
@@ -36,19 +36,19 @@ impl Served {
     }
 
     /// Serves the zoo's small perceptron.
-    fn mlp(folder: &Path) -> Self {
+    pub fn mlp(folder: &Path) -> Self {
         let path = folder.join("mlp.onnx");
         let made = tierline(["model", "zoo", "mlp", "--out", path.to_str().expect("UTF-8")]);
         assert_eq!(made.code, 0, "{made:?}");
         Self::start(binary(), &[path.to_str().expect("UTF-8")])
     }
 
-    fn connect(&self) -> Http {
+    pub fn connect(&self) -> Http {
         Http::connect(&self.http)
     }
 
     /// The model's input, as its metadata have it.
-    fn input(&self) -> String {
+    pub fn input(&self) -> String {
         let (status, meta) = self.connect().get("/v2/models/mlp");
         assert_eq!(status, 200, "{meta}");
         meta["inputs"][0]["name"].as_str().expect("a name").to_owned()
@@ -63,23 +63,23 @@ impl Drop for Served {
 }
 
 /// One connection, and no more of HTTP than the tests mean to send.
-struct Http(BufReader<TcpStream>);
+pub struct Http(BufReader<TcpStream>);
 
 impl Http {
-    fn connect(address: &str) -> Self {
+    pub fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address).expect("it listens");
         stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
         stream.set_nodelay(true).expect("a socket");
         Self(BufReader::new(stream))
     }
 
-    fn write(&mut self, bytes: &[u8]) {
+    pub fn write(&mut self, bytes: &[u8]) {
         // The other side may have answered and gone before all of it was sent.
         let _ = self.0.get_mut().write_all(bytes);
     }
 
     /// Status, head and body of the next answer.
-    fn answer(&mut self) -> (u16, String, Vec<u8>) {
+    pub fn answer(&mut self) -> (u16, String, Vec<u8>) {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             let read = self.0.read_line(&mut head).expect("it answers");
@@ -93,13 +93,13 @@ impl Http {
         (status, head, body)
     }
 
-    fn get(&mut self, path: &str) -> (u16, Value) {
-        self.write(format!("GET {path} HTTP/1.1\r\nHost: t\r\n\r\n").as_bytes());
+    pub fn get(&mut self, path: &str) -> (u16, Value) {
+        self.write(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         let (status, _, body) = self.answer();
         (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
-    fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> (u16, Value) {
+    pub fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> (u16, Value) {
         let head = format!("POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
         self.write(&[head.as_bytes(), body].concat());
         let (status, _, body) = self.answer();
@@ -107,9 +107,9 @@ impl Http {
     }
 }
 
-const INFER: &str = "/v2/models/mlp/infer";
+pub const INFER: &str = "/v2/models/mlp/infer";
 
-fn ones(input: &str) -> Value {
+pub fn ones(input: &str) -> Value {
     json!({ "inputs": [{ "name": input, "shape": [1, 784], "datatype": "FP32", "data": vec![1; 784] }] })
 }
 
@@ -265,7 +265,9 @@ fn what_is_wrong_is_refused_and_the_next_request_is_answered() {
         ("bytes that nobody asked for", length(good.len() as u64), format!("{good}abcd").into_bytes(), 400),
         ("bytes alone that fit no shape", length(0), vec![0; 13], 400),
         ("no bytes at all", length(0), vec![], 400),
-        ("a compressed body", "Content-Encoding: gzip\r\n".into(), good.clone().into_bytes(), 415),
+        ("a packed body that is none", "Content-Encoding: gzip\r\n".into(), good.clone().into_bytes(), 400),
+        ("an unknown encoding", "Content-Encoding: br\r\n".into(), good.clone().into_bytes(), 415),
+        ("two encodings", "Content-Encoding: gzip, gzip\r\n".into(), good.clone().into_bytes(), 415),
     ];
     let mut http = served.connect();
     for (what, headers, body, status) in cases {

@@ -10,6 +10,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tierline_proto::Role;
 use tierline_proto::v1::{
@@ -208,7 +209,9 @@ async fn what_if(State(dashboard): Duty, path: Named, RawQuery(query): RawQuery)
         let wrong = || Failure::new(Code::InvalidInput, "`up` is a speed in bytes per second, above zero");
         let speeds = match query.split('&').find_map(|part| part.strip_prefix("up=")) {
             Some(up) => {
-                let up = up.parse().ok().filter(|up: &f64| up.is_finite() && *up > 0.0);
+                // Exponents have signs, which some write as `%2B`.
+                let up = percent_decode_str(up).decode_utf8().ok().and_then(|up| up.parse().ok());
+                let up = up.filter(|up: &f64| up.is_finite() && *up > 0.0);
                 vec![up.ok_or_else(wrong)?]
             }
             None => sweep().collect(),

@@ -35,7 +35,7 @@ pub struct Asked {
 
 impl Serving {
     /// Answers a request, which counts under its model; one that fails counts
-    /// where it was read ([`Serving::failed`]).
+    /// where it was read (`UnderWay`).
     pub async fn answer(self: &Arc<Self>, asked: Asked) -> Result<(Response, Arc<Held>), Failure> {
         let model = self.model(&asked.model, &asked.version)?;
         let (name, arrived) = (model.name.clone(), asked.arrived);
@@ -44,11 +44,6 @@ impl Serving {
             self.counts.success(&name, arrived.elapsed(), *spent);
         }
         answered.map(|(response, _, held)| (response, held))
-    }
-
-    /// A request for a model failed, or wasn't one.
-    pub fn failed(&self, model: &str, arrived: Instant) {
-        self.counts.failure(model, arrived.elapsed());
     }
 
     async fn answer_of(self: &Arc<Self>, model: Model, asked: Asked) -> Result<(Response, Spent, Arc<Held>), Failure> {

@@ -68,6 +68,7 @@ struct Model {
     rows: u64,
     success: Sum,
     fail: Sum,
+    cancelled: u64,
     queue: Sum,
     parts: Parts,
     batches: BTreeMap<u64, Parts>,
@@ -99,6 +100,14 @@ impl Counts {
     /// A request failed, or was refused.
     pub fn failure(&self, model: &str, total: Duration) {
         at(&mut self.lock(), model).fail.add(ns(total));
+    }
+
+    /// A request's caller went away before it was answered.
+    pub fn cancelled(&self, model: &str, total: Duration) {
+        let mut models = self.lock();
+        let model = at(&mut models, model);
+        model.fail.add(ns(total));
+        model.cancelled += 1;
     }
 
     /// As the extension has it; a model that nobody asked has zeros.
@@ -147,6 +156,9 @@ impl Counts {
         let help = "Requests of applications that failed or were refused, by model.";
         let head = ("tierline_served_failures_total", "counter", help);
         numbers::labelled(out, head, "model", of(|model| model.fail.count));
+        let help = "Requests of applications that went away before they were answered, by model; failures as well.";
+        let head = ("tierline_served_cancelled_total", "counter", help);
+        numbers::labelled(out, head, "model", of(|model| model.cancelled));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The protocol over gRPC.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,13 +13,15 @@ use tierline_proto::oip::messages::{
     ModelStreamInferResponse, RepositoryIndexRequest, RepositoryIndexResponse, ServerLiveRequest, ServerLiveResponse,
     ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
 };
-use tierline_proto::v1::Failure;
+use tierline_proto::v1::{Code, Failure};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::answer::Asked;
-use super::{Serving, describe, told};
+use super::messages::{Arrived, Out};
+use super::{Serving, UnderWay, describe, told};
+use crate::device::budget::Held;
 use crate::net::door::Caller;
 
 /// Answers of a stream ahead of the connection.
@@ -39,7 +42,7 @@ fn failed(failure: &Failure) -> Status {
 }
 
 /// Who calls, whose connection is in use from now on.
-fn caller(extensions: &Extensions) -> String {
+pub fn caller(extensions: &Extensions) -> String {
     let caller = extensions.get::<Caller>();
     caller.inspect(|caller| caller.asks()).map_or_else(String::new, |caller| format!("{:?}", caller.from))
 }
@@ -64,22 +67,25 @@ impl Service {
     async fn answer(
         &self,
         message: ModelInferRequest,
-        caller: &str,
+        held: Held,
         (patience, trace): (Option<Duration>, String),
         arrived: Instant,
-    ) -> Result<ModelInferResponse, Failure> {
+    ) -> Result<(ModelInferResponse, Arc<Held>), Failure> {
         let (model, version) = (message.model_name.clone(), message.model_version.clone());
-        let name = self.0.model(&model, &version)?.name;
-        let held = self.0.cx.device.budget.request(caller);
+        let under_way = UnderWay::new(&self.0, self.0.model(&model, &version)?.name, arrived);
         let answer = async {
-            held.take(prost::Message::encoded_len(&message) as u64)?;
             let request = grpc::read(message)?;
             let asked = Asked { model, version, request, trace, patience, arrived, held };
-            let (response, _held) = self.0.answer(asked).await?;
-            Ok(grpc::write(response))
+            let (response, held) = self.0.answer(asked).await?;
+            Ok((grpc::write(response), held))
         };
         let answered = self.0.cx.tasks.caught("call", answer).await.and_then(|answered| answered);
-        answered.inspect_err(|_| self.0.failed(&name, arrived))
+        under_way.end(answered)
+    }
+
+    /// What a message holds of the node's memory that was read just now.
+    fn held(&self, arrived: &Arrived) -> Result<Held, Failure> {
+        arrived.next().ok_or_else(|| Failure::new(Code::Internal, "a message came that nobody counted"))
     }
 }
 
@@ -91,44 +97,37 @@ fn trace(metadata: &MetadataMap) -> String {
 impl GrpcInferenceService for Service {
     type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
 
-    async fn server_live(&self, request: Request<ServerLiveRequest>) -> Answer<ServerLiveResponse> {
-        caller(request.extensions());
+    async fn server_live(&self, _: Request<ServerLiveRequest>) -> Answer<ServerLiveResponse> {
         Ok(Response::new(ServerLiveResponse { live: true }))
     }
 
-    async fn server_ready(&self, request: Request<ServerReadyRequest>) -> Answer<ServerReadyResponse> {
-        caller(request.extensions());
+    async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Answer<ServerReadyResponse> {
         Ok(Response::new(ServerReadyResponse { ready: !self.0.cx.end.has_begun() }))
     }
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Answer<ModelReadyResponse> {
-        caller(request.extensions());
         let ModelReadyRequest { name, version } = request.into_inner();
         let ready = self.0.model(&name, &version).is_ok_and(|model| self.0.is_ready(&model));
         Ok(Response::new(ModelReadyResponse { ready }))
     }
 
-    async fn server_metadata(&self, request: Request<ServerMetadataRequest>) -> Answer<ServerMetadataResponse> {
-        caller(request.extensions());
+    async fn server_metadata(&self, _: Request<ServerMetadataRequest>) -> Answer<ServerMetadataResponse> {
         Ok(Response::new(describe::server()))
     }
 
     async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Answer<ModelMetadataResponse> {
-        caller(request.extensions());
         let ModelMetadataRequest { name, version } = request.into_inner();
         let model = self.0.model(&name, &version).map_err(|failure| failed(&failure))?;
         Ok(Response::new(describe::metadata(&model)))
     }
 
     async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
-        caller(request.extensions());
         let ModelConfigRequest { name, version } = request.into_inner();
         let model = self.0.model(&name, &version).map_err(|failure| failed(&failure))?;
         Ok(Response::new(ModelConfigResponse { config: Some(describe::config(&model)) }))
     }
 
     async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
-        caller(request.extensions());
         let ModelStatisticsRequest { name, version } = request.into_inner();
         let model = match name.is_empty() {
             true => None,
@@ -138,27 +137,33 @@ impl GrpcInferenceService for Service {
     }
 
     async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Answer<RepositoryIndexResponse> {
-        caller(request.extensions());
         Ok(Response::new(RepositoryIndexResponse { models: self.0.index(request.into_inner().ready) }))
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
         let arrived = Instant::now();
-        let caller = caller(request.extensions());
         let context = (patience(request.metadata()), trace(request.metadata()));
-        let answered = self.answer(request.into_inner(), &caller, context, arrived).await;
-        answered.map(Response::new).map_err(|failure| failed(&failure))
+        let answered = async {
+            let held = self.held(&Arrived::of(request.extensions()))?;
+            self.answer(request.into_inner(), held, context, arrived).await
+        };
+        let (message, held) = answered.await.map_err(|failure| failed(&failure))?;
+        let mut response = Response::new(message);
+        response.extensions_mut().insert(Out(held));
+        Ok(response)
     }
 
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
-        let caller = caller(request.extensions());
+        let messages = Arrived::of(request.extensions());
         let trace = trace(request.metadata());
         let service = Self(Arc::clone(&self.0));
         let mut requests = request.into_inner();
         let answers = self.0.cx.tasks.stream("stream of requests", AHEAD_MAX, |send| async move {
+            // Those of answers that may not be sent yet.
+            let mut held = VecDeque::new();
             loop {
                 let message = match requests.message().await {
                     Ok(Some(message)) => message,
@@ -169,8 +174,19 @@ impl GrpcInferenceService for Service {
                     }
                 };
                 let (id, arrived) = (message.id.clone(), Instant::now());
-                let answer = match service.answer(message, &caller, (None, trace.clone()), arrived).await {
-                    Ok(response) => {
+                let answer =
+                    async { service.answer(message, service.held(&messages)?, (None, trace.clone()), arrived).await };
+                let answer = tokio::select! {
+                    answer = answer => answer,
+                    // Nobody reads answers any more.
+                    () = send.closed() => return,
+                };
+                let answer = match answer {
+                    Ok((response, holds)) => {
+                        held.push_back(holds);
+                        if held.len() > AHEAD_MAX + 1 {
+                            held.pop_front();
+                        }
                         ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
                     }
                     // Which request it was, its id says.

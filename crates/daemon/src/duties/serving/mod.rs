@@ -8,10 +8,12 @@ mod answer;
 mod counts;
 mod describe;
 mod grpc;
+mod messages;
 mod rest;
 mod tensors;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use tierline_graph::ValueInfo;
@@ -19,6 +21,7 @@ use tierline_proto::Digest;
 use tierline_proto::oip::VERSION;
 use tierline_proto::oip::messages::grpc_inference_service_server::GrpcInferenceServiceServer;
 use tierline_proto::v1::{Code, Failure};
+use tonic::codec::CompressionEncoding;
 use tonic::service::RoutesBuilder;
 
 use self::counts::Counts;
@@ -31,6 +34,12 @@ use crate::runtime::duty::{Assembly, Duty, Registration};
 /// Bytes of one gRPC message of an application: what needs more comes over
 /// HTTP, which is read piece by piece.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Each piece of a request has to come within this.
+const PIECE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// What says no more than which models are wanted.
+const SMALL_BYTES_MAX: u64 = 64 << 10;
 
 /// Its line in the registry.
 pub const DUTY: Registration =
@@ -116,12 +125,49 @@ impl Duty for Arc<Serving> {
     }
 
     fn grpc(&self, routes: &mut RoutesBuilder) {
-        let service = GrpcInferenceServiceServer::new(grpc::Service(Arc::clone(self)));
-        routes.add_service(service.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(usize::MAX));
+        let service = GrpcInferenceServiceServer::new(grpc::Service(Arc::clone(self)))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(usize::MAX);
+        let packing = service.clone().send_compressed(CompressionEncoding::Gzip);
+        let packing = packing.send_compressed(CompressionEncoding::Deflate);
+        let budget = self.cx.device.budget.clone();
+        routes.add_service(messages::Counted { plain: service, packing, budget });
     }
 
     fn numbers(&self, out: &mut String) {
         self.counts.text(out);
+    }
+}
+
+/// A request for a model, until it is answered: one that ends otherwise counts
+/// as failed, and one whose caller went away as cancelled as well.
+struct UnderWay<'s> {
+    serving: &'s Serving,
+    model: String,
+    arrived: Instant,
+    ended: bool,
+}
+
+impl<'s> UnderWay<'s> {
+    fn new(serving: &'s Serving, model: String, arrived: Instant) -> Self {
+        Self { serving, model, arrived, ended: false }
+    }
+
+    /// It was answered, or refused.
+    fn end<T>(mut self, answer: Result<T, Failure>) -> Result<T, Failure> {
+        self.ended = true;
+        if answer.is_err() {
+            self.serving.counts.failure(&self.model, self.arrived.elapsed());
+        }
+        answer
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.serving.counts.cancelled(&self.model, self.arrived.elapsed());
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The protocol over HTTP.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -18,18 +18,17 @@ use tierline_proto::v1::{Code, Failure};
 use tokio_stream::StreamExt;
 
 use super::answer::Asked;
-use super::{Serving, describe, told};
+use super::messages::HoldingBody;
+use super::{PIECE_TIME_MAX, SMALL_BYTES_MAX, Serving, UnderWay, describe, told};
 use crate::device::budget::Held;
+use crate::net::encoding::{self, Encoding};
 use crate::net::plain::{From, refusal};
-
-/// Each piece of a body has to come within this.
-const PIECE_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Pieces of a body whose length nobody told beforehand.
 const PIECES_MAX: usize = 65_536;
 
-/// A body that says no more than which models are wanted.
-const SMALL_BYTES_MAX: u64 = 64 << 10;
+/// All of this and more, as OpenAPI has it.
+const DESCRIPTION: &str = include_str!("openapi.json");
 
 /// Whoever is busy is asked again after so long, seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -47,7 +46,8 @@ pub fn router(serving: &Arc<Serving>) -> Router {
         .route("/v2/health/live", get(async || json(&json!({ "live": true }))))
         .route("/v2/health/ready", get(ready))
         .route("/v2/models/stats", get(all_statistics))
-        .route("/v2/repository/index", post(index));
+        .route("/v2/repository/index", post(index))
+        .route("/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], DESCRIPTION)));
     // With a version in the path, and without.
     for model in ["/v2/models/{model}", "/v2/models/{model}/versions/{version}"] {
         router = router
@@ -129,18 +129,22 @@ async fn all_statistics(State(serving): Duty) -> Response {
 async fn index(State(serving): Duty, request: Request<Body>) -> Response {
     let read = async {
         let held = serving.cx.device.budget.request(&caller(&request));
-        let body = body(request, SMALL_BYTES_MAX, &held).await?;
+        let body = match body(request, SMALL_BYTES_MAX, &held).await? {
+            Ok(body) => body,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         if body.iter().all(u8::is_ascii_whitespace) {
-            return Ok(false);
+            return Ok(Ok(false));
         }
         let wrong = |_| Failure::new(Code::InvalidInput, "this is no request for the index of models");
         let asked: Value = serde_json::from_slice(&body).map_err(wrong)?;
         let wrong = || Failure::new(Code::InvalidInput, "`ready` is true or false");
         let Value::Object(asked) = asked else { return Err(wrong()) };
-        asked.get("ready").map_or(Ok(false), |ready| ready.as_bool().ok_or_else(wrong))
+        asked.get("ready").map_or(Ok(false), |ready| ready.as_bool().ok_or_else(wrong)).map(Ok)
     };
     match read.await {
-        Ok(only_ready) => json(&describe::index_json(serving.index(only_ready))),
+        Ok(Err(refusal)) => refusal,
+        Ok(Ok(only_ready)) => json(&describe::index_json(serving.index(only_ready))),
         Err(failure) => failed(&failure),
     }
 }
@@ -160,15 +164,10 @@ async fn answer(
     arrived: Instant,
 ) -> Result<Response, Failure> {
     let (model, version) = named(path)?;
-    if let Some(encoding) = text(request.headers(), "content-encoding").filter(|encoding| *encoding != "identity") {
-        let encoding: String = encoding.chars().take(32).collect();
-        let text = format!("bodies in `{encoding}` aren't taken: send it plain");
-        return Ok(refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, &text));
-    }
     // Before a body is read for nothing.
-    let name = serving.model(&model, &version)?.name;
+    let under_way = UnderWay::new(serving, serving.model(&model, &version)?.name, arrived);
     let answered = read_and_answer(serving, (model, version), request, arrived).await;
-    answered.inspect_err(|_| serving.failed(&name, arrived))
+    under_way.end(answered)
 }
 
 async fn read_and_answer(
@@ -180,18 +179,31 @@ async fn read_and_answer(
     let length = text(request.headers(), JSON_LENGTH_HEADER).map(str::to_owned);
     let trace = text(request.headers(), "traceparent").unwrap_or_default().to_owned();
     let held = serving.cx.device.budget.request(&caller(&request));
-    let body = body(request, RUN_BYTES_MAX, &held).await?;
+    let wanted = Encoding::wanted(request.headers());
+    let body = match body(request, RUN_BYTES_MAX, &held).await? {
+        Ok(body) => body,
+        Err(refusal) => return Ok(refusal),
+    };
     let request = crate::runtime::tasks::in_place(|| rest::read(&body, length.as_deref()))?;
     let wants = request.outputs.clone();
     let binary = request.binary;
     let asked = Asked { model, version, request, trace, patience: None, arrived, held };
-    let (response, _held) = serving.answer(asked).await?;
+    let (response, held) = serving.answer(asked).await?;
     let is_binary = |output: &str| {
         let wanted = wants.iter().find(|wanted| wanted.name == output);
         wanted.and_then(|wanted| wanted.binary).unwrap_or(binary)
     };
     let body = rest::write(&response, is_binary)?;
-    let mut response = Response::new(Body::from(body.bytes));
+    let packed = wanted.and_then(|encoding| {
+        let packed = crate::runtime::tasks::in_place(|| encoding::pack(encoding, &body.bytes))?;
+        Some((encoding, packed))
+    });
+    let (encoding, bytes) = packed.map_or((None, body.bytes), |(encoding, packed)| (Some(encoding), packed));
+    let mut response = Response::new(Body::new(HoldingBody { body: Body::from(bytes), _held: held }));
+    if let Some(encoding) = encoding {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding.word()));
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    }
     let headers = response.headers_mut();
     let kind = if body.json.is_some() { "application/octet-stream" } else { "application/json" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -210,8 +222,30 @@ fn caller(request: &Request<Body>) -> String {
     request.extensions().get::<From>().map_or_else(String::new, |From(from)| format!("{from:?}"))
 }
 
-/// A request's body, as far as it may hold it.
-async fn body(request: Request<Body>, bytes_max: u64, held: &Held) -> Result<Bytes, Failure> {
+/// A request's body as it was before it was packed, as far as it may hold it;
+/// or a refusal, where it is packed in a way that isn't known here.
+async fn body(request: Request<Body>, bytes_max: u64, held: &Held) -> Result<Result<Bytes, Response>, Failure> {
+    let mut said = request.headers().get_all(header::CONTENT_ENCODING).iter();
+    let name = said.next().map_or("", |value| value.to_str().unwrap_or("?"));
+    let encoding = match Encoding::named(name) {
+        Ok(encoding) if said.next().is_none() => encoding,
+        unknown => {
+            let unknown = unknown.err().unwrap_or_else(|| "several encodings".to_owned());
+            let text = format!("bodies in `{unknown}` aren't taken: send it plain, or in gzip, deflate or zstd");
+            let mut refused = refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, &text);
+            refused.headers_mut().insert(header::ACCEPT_ENCODING, encoding::TAKEN);
+            return Ok(Err(refused));
+        }
+    };
+    let body = whole(request, bytes_max, held).await?;
+    let Some(encoding) = encoding else { return Ok(Ok(body)) };
+    let unpacked = crate::runtime::tasks::in_place(|| encoding::unpack(encoding, &body, bytes_max, held))?;
+    held.give_back(body.len() as u64);
+    Ok(Ok(unpacked))
+}
+
+/// A request's body as it comes.
+async fn whole(request: Request<Body>, bytes_max: u64, held: &Held) -> Result<Bytes, Failure> {
     let too_large = || Failure::new(Code::TooLarge, format!("a request has at most {bytes_max} bytes"));
     let declared = text(request.headers(), "content-length").and_then(|text| text.parse::<u64>().ok());
     if declared.is_some_and(|length| length > bytes_max) {
