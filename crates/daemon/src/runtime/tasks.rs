@@ -425,6 +425,14 @@ pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
+/// As [`in_place`], for work that goes once over so many bytes: little of it is
+/// done sooner than another thread is woken.
+pub fn in_place_over<T>(bytes: u64, work: impl FnOnce() -> T) -> T {
+    /// A few tens of microseconds of copying.
+    const LITTLE: u64 = 256 << 10;
+    if bytes <= LITTLE { work() } else { in_place(work) }
+}
+
 /// Locks a machine. One in which a step has panicked may be half changed, and is
 /// made `anew`.
 pub fn sound<T>(machine: &Mutex<T>, anew: impl FnOnce(&mut T)) -> MutexGuard<'_, T> {

@@ -26,7 +26,7 @@ use crate::device::budget::Held;
 use crate::device::compute::Turn;
 use crate::device::program::{ActiveExit, Named, Program, SliceKey};
 use crate::duties::planning::segment_after;
-use crate::runtime::tasks::in_place;
+use crate::runtime::tasks::in_place_over;
 use crate::runtime::{ns, wait_until};
 
 /// A plan's next tier is given up on after this many times its prediction
@@ -66,7 +66,7 @@ impl Inputs {
     async fn tensors(&self) -> Result<Arc<Named>, Failure> {
         let decode = || async {
             self.held.take(wire::decoded_bytes(&self.encoded)?)?;
-            let (tensors, time) = in_place(|| wire::unpack(&self.encoded))?;
+            let (tensors, time) = in_place_over(self.received, || wire::unpack(&self.encoded))?;
             Ok::<_, Failure>((Arc::new(tensors), time))
         };
         self.decoded.get_or_try_init(decode).await.map(|(tensors, _)| Arc::clone(tensors))
@@ -601,7 +601,7 @@ async fn call(
         return Err(failure);
     }
     inputs.held.take(wire::decoded_bytes(&encoded)?)?;
-    let (outputs, _) = in_place(|| wire::unpack(&encoded))?;
+    let (outputs, _) = in_place_over(received, || wire::unpack(&encoded))?;
     inputs.held.give_back(received);
     let Reply { stages, degraded, exit, .. } = reply;
     Ok((Product::Called { outputs, sent, encode, waited, stages, exit }, degraded))
@@ -632,7 +632,7 @@ async fn encode_blocking<'a>(
     tensors: Arc<Named>,
     codec_of: impl Fn(&str) -> &'a str,
 ) -> Result<(Vec<Encoded>, Duration), Failure> {
-    let packed = in_place(|| wire::pack(&tensors, codec_of))?;
+    let packed = in_place_over(wire::bytes(&tensors), || wire::pack(&tensors, codec_of))?;
     Ok((packed.tensors, packed.time))
 }
 

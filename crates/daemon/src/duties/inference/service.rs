@@ -18,7 +18,7 @@ use super::{Inference, exits, wire};
 use crate::device::budget::Held;
 use crate::duties::planning::segment_after;
 use crate::net::gate;
-use crate::runtime::tasks::Holding;
+use crate::runtime::tasks::{Holding, in_place_over};
 
 /// Chunks of an answer ahead of the connection.
 const CHUNKS_AHEAD_MAX: usize = 8;
@@ -131,7 +131,7 @@ pub fn pack(answer: Answer, codec: &str) -> (Reply, Vec<Encoded>) {
         return (reply, Vec::new());
     }
     let codec = if codec.is_empty() { wire::raw().name() } else { codec };
-    match tokio::task::block_in_place(|| wire::pack(&answer.outputs, |_| codec)) {
+    match in_place_over(wire::bytes(&answer.outputs), || wire::pack(&answer.outputs, |_| codec)) {
         Ok(packed) => {
             reply.tensors = frame::declare(&packed.tensors);
             (reply, packed.tensors)

@@ -184,7 +184,7 @@ async fn read_and_answer(
         Ok(body) => body,
         Err(refusal) => return Ok(refusal),
     };
-    let request = crate::runtime::tasks::in_place(|| rest::read(&body, length.as_deref()))?;
+    let request = crate::runtime::tasks::in_place_over(8 * body.len() as u64, || rest::read(&body, length.as_deref()))?;
     let wants = request.outputs.clone();
     let binary = request.binary;
     let asked = Asked { model, version, request, trace, patience: None, arrived, held };
