@@ -14,11 +14,32 @@ const wide = (id) => Math.max(260, Math.floor(at(id).clientWidth));
 /** What was read last, and what the person chose. */
 const seen = { site: null, models: [], plan: null, whatIf: null, numbers: {}, model: "", speedAt: null };
 
+/** A token that was typed in: kept for this tab, sent in a header, never part of an address. */
+const TOKEN = "tierline-token";
+
+/** The node wants to know who looks. */
+class WhoLooks extends Error {}
+
 async function read(path) {
-  const answer = await fetch(`/api/v1/${path}`, { cache: "no-store", signal: AbortSignal.timeout(8000) });
+  const token = sessionStorage.getItem(TOKEN);
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const answer = await fetch(`/api/v1/${path}`, { cache: "no-store", headers, signal: AbortSignal.timeout(8000) });
   const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error ?? `status ${answer.status}`);
+  const error = body.error ?? `status ${answer.status}`;
+  if (answer.status === 401 || (answer.status === 403 && token)) throw new WhoLooks(error);
+  if (!answer.ok) throw new Error(error);
   return body;
+}
+
+/** Asks for a token, and says why: not again while somebody types. */
+function askWhoLooks(why) {
+  const tried = sessionStorage.getItem(TOKEN) !== null;
+  sessionStorage.removeItem(TOKEN);
+  at("main").hidden = true;
+  at("sign-in").hidden = false;
+  at("sign-out").hidden = true;
+  if (tried) at("sign-in-why").textContent = why;
+  status("sign in to look at this node", "");
 }
 
 /** What can't be read leaves the rest of the page as it is. */
@@ -27,6 +48,9 @@ const perhaps = (path) => read(path).catch((error) => ({ failed: error.message }
 async function look() {
   try {
     const [site, models, numbers] = await Promise.all([read("site"), read("models"), read("numbers")]);
+    at("main").hidden = false;
+    at("sign-in").hidden = true;
+    at("sign-out").hidden = sessionStorage.getItem(TOKEN) === null;
     Object.assign(seen, { site, models: models.models, numbers: numbers.numbers });
     chooseModel();
     const name = encodeURIComponent(seen.model);
@@ -42,7 +66,8 @@ async function look() {
     await drawJobs(jobs);
     status("live", "good");
   } catch (error) {
-    status(`no answer from the node: ${error.message}`, "bad");
+    if (error instanceof WhoLooks) askWhoLooks(error.message);
+    else status(`no answer from the node: ${error.message}`, "bad");
   }
 }
 
@@ -202,12 +227,24 @@ at("speed").addEventListener("input", (event) => {
   seen.speedAt = Number(event.target.value);
   drawWhatIf();
 });
+at("sign-in").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const field = at("token");
+  sessionStorage.setItem(TOKEN, field.value.trim());
+  field.value = "";
+  at("sign-in-why").textContent = "";
+  look();
+});
+at("sign-out").addEventListener("click", () => {
+  sessionStorage.removeItem(TOKEN);
+  location.reload();
+});
 addEventListener("resize", () => { if (seen.site && seen.plan) draw(); });
 
 async function keepLooking() {
   for (;;) {
-    // A page that nobody sees asks nothing.
-    if (!document.hidden) await look();
+    // A page that nobody sees asks nothing, nor one that waits for a token.
+    if (!document.hidden && at("sign-in").hidden) await look();
     await new Promise((done) => setTimeout(done, PAUSE_MS));
   }
 }

@@ -8,10 +8,11 @@ use prost::Message;
 use tierline_proto::door::session::{FromChild, FromParent};
 use tierline_proto::door::{BANDWIDTH_RANGE, TIME_NS_MAX};
 use tierline_proto::envelope::{to_child, to_parent};
-use tierline_proto::limits::{MODELS_MAX, PATH_TIERS_MAX, SUBTREE_NODES_MAX};
+use tierline_proto::limits::{APPLICATIONS_MAX, MODELS_MAX, PATH_TIERS_MAX, SUBTREE_NODES_MAX};
+use tierline_proto::name;
 use tierline_proto::Sound;
 use tierline_proto::v1::{
-    Catalogue, ChildMessage, EnrolmentNews, Envelope, JobAssignment, JobStatus, LinkEstimate, ParentMessage, ReverseRequest,
+    Applications, ApplicationsNews, Catalogue, ChildMessage, EnrolmentNews, Envelope, JobAssignment, JobStatus, LinkEstimate, ParentMessage, ReverseRequest,
     SiteReport, UpstreamPath, WarmHints, site_report,
 };
 
@@ -39,6 +40,16 @@ fn opened(envelope: &Envelope) {
         subtree.nodes.iter().filter_map(|node| node.link.as_ref()).for_each(sound);
     }
     let _ = Sound::<EnrolmentNews>::decode(payload());
+    let _ = Sound::<ApplicationsNews>::decode(payload());
+    if let Ok(list) = Sound::<Applications>::decode(payload()) {
+        assert!(list.applications.len() <= APPLICATIONS_MAX);
+        for application in &list.applications {
+            assert!(application.rate_per_s >= 0.0 && application.rate_per_s.is_finite());
+            for pattern in &application.models {
+                assert!(name::matches("*", pattern) && (name::matches(pattern, pattern) || pattern.contains('*')));
+            }
+        }
+    }
     let _ = Sound::<ReverseRequest>::decode(payload());
     let _ = Sound::<WarmHints>::decode(payload());
     let _ = Sound::<JobStatus>::decode(payload());

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ import numpy.typing as npt
 from . import _tensors
 
 Array = npt.NDArray[Any]
+
+# What every node's certificate names it.
+_NODES = "tierline"
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -88,21 +92,48 @@ class Answer(Mapping[str, Array]):
         return len(self.outputs)
 
 
+class _NodeConnection(http.client.HTTPSConnection):
+    """Knows a node by its site's authority, whatever address it is reached at."""
+
+    def __init__(self, host: str, port: int | None, *, timeout: float, ca: str) -> None:
+        self._ssl = ssl.create_default_context(cafile=ca)
+        super().__init__(host, port, timeout=timeout, context=self._ssl)
+
+    def connect(self) -> None:
+        http.client.HTTPConnection.connect(self)
+        self.sock = self._ssl.wrap_socket(self.sock, server_hostname=_NODES)
+
+
 class Client:
     """Asks one node. Threads may share a client; each request waits for the one before.
 
     Args:
         url: Where it answers HTTP, as in `http://127.0.0.1:8000`.
         token: Of an application, where the node wants one.
+        ca: A file with the certificate of the site's authority (`tierline app create --ca`), by which nodes are
+            known that show their own; without it, those count that this machine trusts.
         timeout: Seconds until a node counts as gone.
     """
 
-    def __init__(self, url: str = "http://127.0.0.1:8000", *, token: str | None = None, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        token: str | None = None,
+        ca: str | None = None,
+        timeout: float = 30.0,
+    ) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"`{url}` is no address of a node; write it as http://HOST:PORT")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = kind(parts.hostname, parts.port, timeout=timeout)
+        self._connection: http.client.HTTPConnection
+        if ca is not None:
+            if parts.scheme != "https":
+                raise ValueError(f"`{url}` is not encrypted: an authority says nothing about it")
+            self._connection = _NodeConnection(parts.hostname, parts.port, timeout=timeout, ca=ca)
+        else:
+            kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            self._connection = kind(parts.hostname, parts.port, timeout=timeout)
         self._prefix = parts.path.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._turn = threading.Lock()

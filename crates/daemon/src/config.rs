@@ -13,6 +13,7 @@ use tierline_plan::{Limits, Objective};
 use tierline_proto::Role;
 use tierline_store::disk;
 
+use crate::device::Device;
 use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 
 /// The file's name in the data folder.
@@ -25,6 +26,7 @@ pub const SOCKET: &str = "tierline.sock";
 const KEPT: &[&str] = &[
     FILE,
     "artefacts",
+    "audit",
     "ca",
     "datasets",
     "identity",
@@ -175,6 +177,42 @@ pub struct ServeConfig {
     /// Whether anybody may ask who reaches an address beyond this machine.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub open: bool,
+    /// Who has to show an identity; only who calls from beyond this machine,
+    /// when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require: Option<Required>,
+    /// Where TLS ends; at the node beyond this machine, when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// A file with the certificate that applications are shown, and those that
+    /// signed it (PEM); the node's own when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// A file with that certificate's key (PEM).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+/// Who has to show an identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Required {
+    /// Whoever calls from beyond this machine.
+    Network,
+    /// Everybody.
+    All,
+}
+
+/// Where the applications' TLS ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tls {
+    /// At the node.
+    Own,
+    /// In front of it: a proxy speaks plainly to it.
+    Front,
+    /// Nowhere: there is none.
+    None,
 }
 
 /// An address that a node is to answer at.
@@ -197,6 +235,21 @@ impl ServeConfig {
     #[must_use]
     pub fn is_default(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Refuses what contradicts itself.
+    fn check(&self) -> NodeResult {
+        let wrong = |text: &str| Err(NodeError::message(ErrorKind::Configuration, text));
+        if self.open && self.require == Some(Required::All) {
+            return wrong("serve: `open = true` lets anybody in, and `require = \"all\"` nobody without an identity");
+        }
+        if self.certificate.is_some() != self.key.is_some() {
+            return wrong("serve: `certificate` and `key` belong together: name both files, or none");
+        }
+        if self.certificate.is_some() && matches!(self.tls, Some(Tls::Front | Tls::None)) {
+            return wrong("serve: a certificate is of no use where the node doesn't speak TLS itself");
+        }
+        Ok(())
     }
 
     /// Where a node of this role answers HTTP.
@@ -367,6 +420,7 @@ impl NodeConfig {
                 return wrong(format!("shares.{class}.floor = {}: it must be between 0 and 0.5", share.floor));
             }
         }
+        self.serve.check()?;
         if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
             return wrong(format!("parents: `{url}` is no address; write https://host:port"));
         }
@@ -418,6 +472,29 @@ impl NodeConfig {
         let (own, other) = (table(self)?, table(other)?);
         let keys: std::collections::BTreeSet<&String> = own.keys().chain(other.keys()).collect();
         Ok(keys.into_iter().filter(|key| own.get(*key) != other.get(*key)).cloned().collect())
+    }
+
+    /// What is in force on a node, as its file would say it: what it says
+    /// nothing of has what the node chose.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn in_force(&self, role: Role, device: &Device) -> NodeResult<String> {
+        let at = |wish: Wish<'_>| match wish {
+            Wish::Nowhere => "off".to_owned(),
+            Wish::Default(address) => address.to_owned(),
+            Wish::At(address) => address.to_owned(),
+        };
+        let (http, grpc) = (Some(at(self.serve.http(role))), Some(at(self.serve.grpc(role))));
+        let in_force = Self {
+            listen: self.listen.clone().or_else(|| (role != Role::End).then(|| LISTEN_DEFAULT.to_owned())),
+            serve: ServeConfig { http, grpc, ..self.serve.clone() },
+            memory_bytes: Some(device.memory.max()),
+            run_bytes: Some(self.run_bytes()),
+            requests_bytes: Some(device.budget.state().1),
+            ..self.clone()
+        };
+        toml::to_string_pretty(&in_force).of_kind(ErrorKind::Other)
     }
 
     /// Bytes that one run of a model may take.

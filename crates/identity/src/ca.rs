@@ -184,6 +184,10 @@ impl Ca {
         fingerprint(&self.certificate)
     }
 
+    pub(super) fn key(&self) -> &KeyPair {
+        self.issuer.key()
+    }
+
     /// Where the key of an authority in `folder` lies.
     #[must_use]
     pub fn key_path(folder: &Path) -> PathBuf {
@@ -221,7 +225,7 @@ fn leaf(grant: &Grant<'_>, now: SystemTime, ca_not_after: SystemTime) -> Result<
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.subject_alt_names = vec![SanType::URI(Peer::uri(grant.id, grant.role, grant.name).try_into()?)];
-    // Ends and operators only call: their certificates must not be good for serving.
+    // Ends, operators and applications only call: their certificates must not be good for serving.
     if matches!(grant.role, Role::Edge | Role::Cloud) {
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
         for name in [SERVER_NAME, &super::server_name(grant.role), grant.name] {

@@ -31,6 +31,14 @@ pub enum IdentityError {
         /// What is wrong.
         reason: String,
     },
+    /// A file of somebody else's that makes no sense.
+    #[error("`{path}`: {reason}", path = path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// No identity in the folder.
     #[error("no identity in `{folder}`; join first: `tierline join URL --token-file FILE`", folder = folder.display())]
     NotJoined {

@@ -1,5 +1,6 @@
 //! Who is who: the built-in certificate authority, join tokens, node
-//! certificates, and TLS built from them. No gRPC, no policy.
+//! certificates, what applications show, and TLS built from them. No gRPC, no
+//! policy.
 //!
 //! The cloud holds the only [`Ca`]. A device makes its key itself
 //! ([`KeyRequest`]), sends the request with a [`JoinToken`], and keeps what
@@ -8,6 +9,7 @@
 //!
 //! Start at [`Ca`], then [`tls`].
 
+mod application;
 mod ca;
 mod error;
 mod fetch;
@@ -18,6 +20,7 @@ mod request;
 pub mod tls;
 mod token;
 
+pub use application::{AppToken, TOKEN_BYTES, is_signed_list};
 pub use ca::{Ca, Grant, Issued};
 pub use error::{IdentityError, TlsError};
 pub use fetch::fetch_ca;

@@ -6,13 +6,15 @@
 //! certificate ends the handshake.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -26,6 +28,9 @@ use super::{Identity, IdentityError, Peer, TlsError};
 
 /// A handshake that takes longer is given up.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Plain HTTP's protocol name.
+pub const ALPN_HTTP: &[u8] = b"http/1.1";
 
 /// gRPC's protocol name.
 pub const ALPN: &[u8] = b"h2";
@@ -102,19 +107,117 @@ impl ResolvesClientCert for LiveIdentity {
     }
 }
 
+/// A certificate of another authority than the site's, and its key, from files:
+/// one that applications trust already. Files that are replaced are read again.
+pub struct CertificateFiles {
+    certificate: PathBuf,
+    key: PathBuf,
+    read: RwLock<FromFiles>,
+}
+
+/// Files are looked at anew behind so long.
+const FILES_LOOKED_AT: Duration = Duration::from_secs(10);
+
+struct FromFiles {
+    certified: Arc<CertifiedKey>,
+    written: [Option<SystemTime>; 2],
+    looked: Instant,
+}
+
+impl CertificateFiles {
+    /// Reads both files.
+    ///
+    /// # Errors
+    /// Files that can't be read or hold something else, a key that others may
+    /// read or that belongs to another certificate.
+    pub fn open(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
+        let written = [written(certificate), written(key)];
+        let certified = Arc::new(certified_by(certificate, key)?);
+        let read = RwLock::new(FromFiles { certified, written, looked: Instant::now() });
+        Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), read })
+    }
+
+    fn current(&self) -> Arc<CertifiedKey> {
+        let read = self.read.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if read.looked.elapsed() < FILES_LOOKED_AT {
+            return Arc::clone(&read.certified);
+        }
+        drop(read);
+        let mut read = self.read.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        read.looked = Instant::now();
+        let now = [written(&self.certificate), written(&self.key)];
+        if now != read.written {
+            match certified_by(&self.certificate, &self.key) {
+                Ok(certified) => (read.certified, read.written) = (Arc::new(certified), now),
+                // Half of it may be written yet.
+                Err(error) => tracing::warn!(%error, "the certificate that applications are shown stays as it was"),
+            }
+        }
+        Arc::clone(&read.certified)
+    }
+}
+
+impl std::fmt::Debug for CertificateFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CertificateFiles({})", self.certificate.display())
+    }
+}
+
+impl ResolvesServerCert for CertificateFiles {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+}
+
+fn written(file: &Path) -> Option<SystemTime> {
+    std::fs::metadata(file).and_then(|meta| meta.modified()).ok()
+}
+
+fn certified_by(certificate: &Path, key: &Path) -> Result<CertifiedKey, IdentityError> {
+    let chain = std::fs::read(certificate).map_err(IdentityError::io(certificate))?;
+    let unusable = |path: &Path| {
+        let path = path.to_owned();
+        move |reason| IdentityError::Unusable { path, reason }
+    };
+    let chain = super::pem::certificates(&chain).map_err(unusable(certificate))?;
+    if chain.is_empty() {
+        return Err(unusable(certificate)("it holds no certificate".to_owned()));
+    }
+    let text = super::files::read_private(key)?;
+    let private = PrivateKeyDer::from_pem_slice(&text).map_err(|e| unusable(key)(e.to_string()))?;
+    let signing = rustls::crypto::ring::sign::any_supported_type(&private).map_err(|e| unusable(key)(e.to_string()))?;
+    let certified = CertifiedKey::new(chain, signing);
+    certified.keys_match().map_err(|_| unusable(key)(format!("it is not the key of {}", certificate.display())))?;
+    Ok(certified)
+}
+
 /// For a node that serves others: callers with a certificate of our
 /// authority, or none at all.
 ///
 /// # Errors
 /// [`IdentityError::Crypto`] if the authority's certificate is unusable.
 pub fn server_config(live: &LiveIdentity) -> Result<Arc<ServerConfig>, IdentityError> {
+    serving_config(live, Arc::new(live.clone()), ALPN)
+}
+
+/// For a node that serves applications, which call with a certificate of our
+/// authority, or none at all, and speak the protocol `alpn`. `shown` is what the
+/// node shows: its own certificate, or one that applications trust already.
+///
+/// # Errors
+/// [`IdentityError::Crypto`] if the authority's certificate is unusable.
+pub fn serving_config(
+    live: &LiveIdentity,
+    shown: Arc<dyn ResolvesServerCert>,
+    alpn: &[u8],
+) -> Result<Arc<ServerConfig>, IdentityError> {
     let clients = client_verifier(live.get().ca())?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(crypto)?
         .with_client_cert_verifier(clients)
-        .with_cert_resolver(Arc::new(live.clone()));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+        .with_cert_resolver(shown);
+    config.alpn_protocols = vec![alpn.to_vec()];
     // A resumed session would carry an old verdict on the certificate.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

@@ -25,7 +25,7 @@ pub struct JoinToken {
 }
 
 /// The token's whole text, secret included: shown once, never logged.
-pub struct TokenText(String);
+pub struct TokenText(pub(super) String);
 
 impl JoinToken {
     /// A new token for the authority of that fingerprint.
@@ -89,7 +89,7 @@ impl fmt::Display for TokenText {
     }
 }
 
-fn is_hex(text: &str, digits: usize) -> bool {
+pub(super) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 

@@ -11,7 +11,7 @@
 //! models), [`lease`] (is the next
 //! tier there?), [`admit`] (whose turn is it?), [`estimate`], [`calibrate`] and
 //! [`adapt`] (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
-//! (who may call what), [`places`] and [`rate`] (how many connections, how many joins),
+//! (who may call what), [`applications`] (who may use which models), [`places`] and [`rate`] (how many connections, how many joins),
 //! [`renewal`] (when certificates are renewed).
 //! `docs/design/nodes.md` draws them.
 
@@ -19,6 +19,7 @@
 
 pub mod adapt;
 pub mod admit;
+pub mod applications;
 pub mod calibrate;
 pub mod composition;
 pub mod estimate;

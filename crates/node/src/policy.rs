@@ -23,6 +23,8 @@ impl Roles {
     pub const CLOUD: Self = Self(4);
     /// Operators.
     pub const OPERATOR: Self = Self(8);
+    /// Applications.
+    pub const APPLICATION: Self = Self(16);
     /// Nodes that have a parent.
     pub const CHILDREN: Self = Self::END.and(Self::EDGE);
     /// Nodes that have children.
@@ -45,6 +47,7 @@ impl Roles {
             Role::Edge => Self::EDGE,
             Role::Cloud => Self::CLOUD,
             Role::Operator => Self::OPERATOR,
+            Role::Application => Self::APPLICATION,
         };
         self.0 & of.0 != 0
     }

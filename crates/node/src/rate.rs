@@ -23,6 +23,36 @@ pub struct Allowance {
 /// (GCRA, as of ITU-T I.371).
 type FullAt = Time;
 
+/// One bucket, of somebody with an allowance of its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Bucket(FullAt);
+
+impl Bucket {
+    /// Takes one, or says how long to wait for it.
+    ///
+    /// # Errors
+    /// The wait.
+    pub fn take(&mut self, now: Time, allowance: Allowance) -> Result<(), Duration> {
+        let wait = wait(self.0, now, allowance);
+        if !wait.is_zero() {
+            return Err(wait);
+        }
+        self.0 = more(self.0, now, allowance);
+        Ok(())
+    }
+}
+
+fn wait(full_at: FullAt, now: Time, allowance: Allowance) -> Duration {
+    let depth = allowance.every.saturating_mul(allowance.burst.saturating_sub(1));
+    full_at.since(now).saturating_sub(depth)
+}
+
+/// Bounded, so that a burst is made good within a known time.
+fn more(full_at: FullAt, now: Time, allowance: Allowance) -> FullAt {
+    let depth = allowance.every.saturating_mul(allowance.burst);
+    (full_at.max(now) + allowance.every).min(now + depth)
+}
+
 /// Who did how much lately.
 #[derive(Debug)]
 pub struct RateLimiter<H> {
@@ -43,8 +73,7 @@ impl<H: Ord> RateLimiter<H> {
     #[must_use]
     pub fn wait(&self, now: Time, who: &H) -> Duration {
         let full_at = self.buckets.get(who).copied().unwrap_or_else(|| self.shared());
-        let depth = self.allowance.every * self.allowance.burst.saturating_sub(1);
-        full_at.since(now).saturating_sub(depth)
+        wait(full_at, now, self.allowance)
     }
 
     /// `who` did it once.
@@ -52,10 +81,7 @@ impl<H: Ord> RateLimiter<H> {
         if !self.buckets.contains_key(&who) && self.buckets.len() >= TOLD_APART_MAX {
             self.buckets.retain(|_, full_at| *full_at > now);
         }
-        let every = self.allowance.every;
-        // Bounded, so that a burst is made good within a known time.
-        let depth = every * self.allowance.burst;
-        let more = |full_at: Time| (full_at.max(now) + every).min(now + depth);
+        let more = |full_at: Time| more(full_at, now, self.allowance);
         if self.buckets.contains_key(&who) || self.buckets.len() < TOLD_APART_MAX {
             let full_at = self.buckets.entry(who).or_insert(Time::ZERO);
             *full_at = more(*full_at);

@@ -21,6 +21,8 @@ pub const FEATURE: &str = "envelopes";
 pub const SITE: &str = "site";
 /// Duty: who is in, and who is out.
 pub const ENROLMENT: &str = "enrolment";
+/// Duty: who asks as an application.
+pub const APPLICATIONS: &str = "applications";
 /// Duty: which models there are.
 pub const CATALOGUE: &str = "catalogue";
 /// Duty: what runs where.

@@ -78,6 +78,23 @@ pub const REVOCATIONS_MAX: usize = 16_384;
 /// yet; more would crowd a session's first messages.
 pub const RENAMES_MAX: usize = 256;
 
+/// Applications of a site that have an identity.
+pub const APPLICATIONS_MAX: usize = 1_024;
+
+/// The list of them, encoded: it stands among a session's first messages, on
+/// the thinnest link.
+pub const APPLICATIONS_BYTES_MAX: usize = 256 << 10;
+
+/// Tokens of one application: the one in use, and those that are on their way
+/// in or out.
+pub const APPLICATION_TOKENS_MAX: usize = 4;
+
+/// Names, or patterns of them, of models that one application may use.
+pub const APPLICATION_MODELS_MAX: usize = 32;
+
+/// Requests per second that an application may be given, and as many at once.
+pub const RATE_PER_S_MAX: f64 = 1e6;
+
 /// Children of one node.
 pub const CHILDREN_MAX: usize = 1_024;
 

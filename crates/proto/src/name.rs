@@ -74,6 +74,39 @@ pub fn check_model(name: &str) -> Result<(), NameError> {
     Err(NameError::Model(start(name)))
 }
 
+/// Checks a pattern of models' names: such a name, in which `*` stands for any
+/// letters, none included.
+///
+/// # Errors
+/// [`NameError::Model`] with the rule.
+pub fn check_pattern(pattern: &str) -> Result<(), NameError> {
+    check_model(pattern)
+}
+
+/// Whether a pattern ([`check_pattern`]) stands for a name. Takes time in
+/// proportion to the product of their lengths at most.
+#[must_use]
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut at, mut of) = (0, 0);
+    // The last star, and how much of the name it stands for so far.
+    let mut star: Option<(usize, usize)> = None;
+    while of < name.len() {
+        if pattern.get(at) == Some(&b'*') {
+            star = Some((at, of));
+            at += 1;
+        } else if pattern.get(at) == name.get(of) {
+            (at, of) = (at + 1, of + 1);
+        } else if let Some((after, stands_to)) = star {
+            star = Some((after, stands_to + 1));
+            (at, of) = (after + 1, stands_to + 1);
+        } else {
+            return false;
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
 /// Whether a character shows as itself: no control, and none that changes how
 /// others are shown (directions, joiners, line separators).
 #[must_use]
@@ -86,6 +119,31 @@ pub fn is_printable(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_stand_for_names() {
+        for (pattern, name, stands) in [
+            ("detector", "detector", true),
+            ("detector", "detectors", false),
+            ("detectors", "detector", false),
+            ("detector*", "detector", true),
+            ("detector*", "detector-2", true),
+            ("*", "anything at all", true),
+            ("*-small", "yolo-small", true),
+            ("*-small", "yolo-small-2", false),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "aXbXbXc", true),
+            ("a*b*c", "aXcXb", false),
+            ("**", "x", true),
+            ("Detector", "detector", false),
+            ("*é", "caf\u{e9}", true),
+        ] {
+            assert_eq!(matches(pattern, name), stands, "{pattern} {name}");
+        }
+        // Long ones take no time to speak of.
+        assert!(!matches(&"*a".repeat(64), &"b".repeat(128)));
+        assert!(check_pattern("").is_err() && check_pattern("a\n").is_err() && check_pattern("*").is_ok());
+    }
 
     #[test]
     fn names_are_what_can_be_shown() {

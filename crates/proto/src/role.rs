@@ -13,12 +13,15 @@ impl Role {
             Self::Edge => "edge",
             Self::Cloud => "cloud",
             Self::Operator => "operator",
+            Self::Application => "application",
         }
     }
 
     /// The role of that word, if there is one.
     #[must_use]
     pub fn of_word(word: &str) -> Option<Self> {
-        [Self::End, Self::Edge, Self::Cloud, Self::Operator].into_iter().find(|role| role.word() == word)
+        [Self::End, Self::Edge, Self::Cloud, Self::Operator, Self::Application]
+            .into_iter()
+            .find(|role| role.word() == word)
     }
 }

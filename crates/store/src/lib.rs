@@ -1,5 +1,6 @@
 //! What a node keeps on disk: small state in SQLite, artefacts by digest.
 
+pub mod applications;
 pub mod artefacts;
 pub mod disk;
 mod error;

@@ -2,6 +2,8 @@
 //!
 //! Start at [`Log::start`].
 
+use std::cell::RefCell;
+
 use crate::exit::{CommandError, CommandResult, ExitCode};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -29,6 +31,7 @@ pub enum Format {
 /// The log of a node that runs.
 pub struct Log {
     filter: reload::Handle<Targets, Registry>,
+    in_force: RefCell<String>,
     format: Format,
     output: Output,
 }
@@ -41,15 +44,16 @@ impl Log {
     pub fn start(filter: Option<&str>, format: Format, output: Output) -> CommandResult<Self> {
         let (layer, handle) = reload::Layer::new(targets(filter)?);
         let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
-        let text = || fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
-        let json = || text().with_ansi(false).json().flatten_event(true).with_current_span(false).with_span_list(false);
+        let plain = || fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
+        let json =
+            || plain().with_ansi(false).json().flatten_event(true).with_current_span(false).with_span_list(false);
         let registry = tracing_subscriber::registry().with(layer);
         // A second subscriber in one process (tests) is refused; the first stays.
         let _ = match format {
-            Format::Text => registry.with(text()).try_init(),
+            Format::Text => registry.with(plain()).try_init(),
             Format::Json => registry.with(json()).try_init(),
         };
-        Ok(Self { filter: handle, format, output })
+        Ok(Self { filter: handle, in_force: RefCell::new(text(filter).0), format, output })
     }
 
     /// Logs by another filter from now on.
@@ -57,7 +61,25 @@ impl Log {
     /// # Errors
     /// As [`Log::start`]; then the filter stays.
     pub fn refilter(&self, filter: Option<&str>) -> CommandResult {
-        self.filter.reload(targets(filter)?).map_err(|e| CommandError::message(ExitCode::Failure, e))
+        self.filter.reload(targets(filter)?).map_err(|e| CommandError::message(ExitCode::Failure, e))?;
+        self.in_force.replace(text(filter).0);
+        Ok(())
+    }
+
+    /// Logs by exactly this filter from now on, whatever the environment says.
+    ///
+    /// # Errors
+    /// As [`Log::start`]; then the filter stays.
+    pub fn set(&self, filter: &str) -> CommandResult {
+        self.filter.reload(parsed(filter, "the filter")?).map_err(|e| CommandError::message(ExitCode::Failure, e))?;
+        self.in_force.replace(filter.to_owned());
+        Ok(())
+    }
+
+    /// The filter in force.
+    #[must_use]
+    pub fn in_force(&self) -> String {
+        self.in_force.borrow().clone()
     }
 
     /// Says something to whoever started the node.
@@ -70,14 +92,22 @@ impl Log {
     }
 }
 
-/// The filter in force: the environment's, else the file's, else the default.
+/// The filter in force.
 fn targets(file: Option<&str>) -> CommandResult<Targets> {
-    let given = std::env::var(FILTER_VARIABLE).ok();
-    let (text, from) = match (&given, file) {
-        (Some(text), _) => (text.as_str(), FILTER_VARIABLE),
-        (None, Some(text)) => (text, "log"),
-        (None, None) => (FILTER_DEFAULT, "the default"),
-    };
+    let (text, from) = text(file);
+    parsed(&text, from)
+}
+
+/// The filter in force, and whose it is: the environment's, else the file's, else the default.
+fn text(file: Option<&str>) -> (String, &'static str) {
+    match (std::env::var(FILTER_VARIABLE), file) {
+        (Ok(text), _) => (text, FILTER_VARIABLE),
+        (Err(_), Some(text)) => (text.to_owned(), "log"),
+        (Err(_), None) => (FILTER_DEFAULT.to_owned(), "the default"),
+    }
+}
+
+fn parsed(text: &str, from: &str) -> CommandResult<Targets> {
     text.parse().map_err(|e| {
         CommandError::message(ExitCode::Configuration, format!("{from}: `{text}` says not what to log: {e}"))
             .hint("write levels, and targets with one, as in `warn,tierline=debug`")

@@ -1,5 +1,6 @@
 //! What a node does: one folder for each duty, and one line below.
 
+pub mod applications;
 pub mod artefacts;
 pub mod catalogue;
 mod dashboard;
@@ -24,6 +25,7 @@ use crate::runtime::duty::Registration;
 /// say.
 pub const REGISTRY: &[Registration] = &[
     enrolment::DUTY,
+    applications::DUTY,
     artefacts::DUTY,
     catalogue::DUTY,
     site::DUTY,

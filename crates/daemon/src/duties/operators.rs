@@ -4,20 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tierline_node::policy::{Roles, Rule};
 use tierline_proto::limits::MODEL_FILES_MAX;
 use tierline_proto::v1::local_server::{Local, LocalServer};
 use tierline_proto::v1::{
-    Code, DrainRequest, Empty, Event, ExampleListReply, ExampleListRequest, ExampleRemoveReply, ExampleRequest,
-    Failure, InferChunk, JobControlRequest, JobInfo, JobListReply, JobRequest, JobSubmitChunk, MetricsReply,
-    ModelAddChunk, ModelAddReply, ModelListReply, ModelRemoveRequest, ModelRenameRequest, ModelShowReply,
-    ModelShowRequest, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest, NodeStatus, NodesReply, PlanReply,
-    PlanRequest, ProfileProgress, ProfileRequest, TokenCreateReply, TokenCreateRequest, TokenListReply,
-    TokenRevokeRequest, WatchRequest, model_add_chunk,
+    AppCreateReply, AppCreateRequest, AppListReply, AppRequest, AppTokenRequest, AuditReply, AuditRequest, Code,
+    ConfigReply, DrainRequest, Empty, Event, ExampleListReply, ExampleListRequest, ExampleRemoveReply, ExampleRequest,
+    Failure, InferChunk, JobControlRequest, JobInfo, JobListReply, JobRequest, JobSubmitChunk, LogFilterReply,
+    LogFilterRequest, MetricsReply, ModelAddChunk, ModelAddReply, ModelListReply, ModelRemoveRequest,
+    ModelRenameRequest, ModelShowReply, ModelShowRequest, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest,
+    NodeStatus, NodesReply, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, TaskListReply, TokenCreateReply,
+    TokenCreateRequest, TokenListReply, TokenRevokeRequest, WatchRequest, model_add_chunk,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::RoutesBuilder;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::applications::Identities;
 use super::artefacts::upload::Uploaded;
 use super::artefacts::{Artefacts, upload};
 use super::catalogue::{Catalogue, Composed, SERVICE_FILE};
@@ -29,9 +32,11 @@ use super::planning::Planning;
 use super::profiling::Profiling;
 use super::services::{Services, examples};
 use super::site::Site;
-use crate::net::gate::Door;
+use crate::net::door;
+use crate::net::gate::{self, Door};
+use crate::runtime::audit::{Entry, Kind};
 use crate::runtime::duty::{Assembly, Duty, Registration};
-use crate::runtime::{Context, numbers};
+use crate::runtime::{Context, numbers, tasks};
 
 /// Messages of a stream ahead of the connection.
 const AHEAD_MAX: usize = 8;
@@ -39,9 +44,23 @@ const AHEAD_MAX: usize = 8;
 /// Messages between a node and its operator carry plans and profiles whole.
 const LOCAL_MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Its line in the registry; each call's rule is stated by the duty that answers.
-pub const DUTY: Registration =
-    Registration { name: "operators", tables: &[], rules: &[], make: |assembly| Box::new(LocalService::new(assembly)) };
+/// Lines of the audit log in one answer, unless told otherwise, and at most.
+const AUDITED_DEFAULT: usize = 100;
+const AUDITED_MAX: usize = 10_000;
+
+/// Its line in the registry; each call's rule is stated by the duty that answers, and here where that is the node
+/// itself.
+pub const DUTY: Registration = Registration {
+    name: "operators",
+    tables: &[],
+    rules: &[
+        Rule::new("/tierline.v1.Local/Audit", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/LogFilter", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/Config", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/TaskList", Roles::OPERATOR, Roles::NODES),
+    ],
+    make: |assembly| Box::new(LocalService::new(assembly)),
+};
 
 /// The service, and the duties that answer its calls.
 #[derive(Clone)]
@@ -49,6 +68,7 @@ pub struct LocalService {
     cx: Context,
     site: Arc<Site>,
     enrolment: Arc<Enrolment>,
+    identities: Arc<Identities>,
     artefacts: Arc<Artefacts>,
     catalogue: Arc<Catalogue>,
     planning: Arc<Planning>,
@@ -64,6 +84,7 @@ impl LocalService {
             cx: assembly.cx.clone(),
             site: assembly.get(),
             enrolment: assembly.get(),
+            identities: assembly.get(),
             artefacts: assembly.get(),
             catalogue: assembly.get(),
             planning: assembly.get(),
@@ -72,6 +93,41 @@ impl LocalService {
             services: assembly.get(),
             federation: assembly.get(),
         }
+    }
+}
+
+/// An operator's deed, for the audit log.
+struct By<'s> {
+    service: &'s LocalService,
+    entry: Entry,
+}
+
+impl LocalService {
+    /// Who asks, and for what.
+    fn by<T>(&self, request: &Request<T>, call: &str) -> By<'_> {
+        let peer = gate::caller(request).ok();
+        let address = request.extensions().get::<door::Caller>().map(|caller| caller.address.to_string());
+        let entry = Entry {
+            // Whoever may open the node's socket.
+            who: peer.as_ref().map_or_else(|| "socket".to_owned(), |peer| peer.name.clone()),
+            id: peer.map_or_else(String::new, |peer| peer.id),
+            address: address.unwrap_or_default(),
+            call: call.to_owned(),
+            of: String::new(),
+            code: String::new(),
+        };
+        By { service: self, entry }
+    }
+}
+
+impl By<'_> {
+    /// What was done to what, and what came of it.
+    fn kept<T>(self, of: &str, done: Result<T, Failure>) -> Reply1<T> {
+        let code = done.as_ref().map_or_else(|failure| failure.code().as_str_name(), |_| "ok");
+        let code = code.trim_start_matches("CODE_").to_lowercase();
+        let entry = Entry { of: of.to_owned(), code, ..self.entry };
+        tasks::in_place(|| self.service.cx.audit.record(Kind::Operators, entry));
+        Ok(Response::new(done?))
     }
 }
 
@@ -104,7 +160,10 @@ impl Local for LocalService {
     }
 
     async fn token_create(&self, request: Request<TokenCreateRequest>) -> Reply1<TokenCreateReply> {
-        Ok(Response::new(self.enrolment.the_authority()?.token_create(&request.into_inner()).await?))
+        let by = self.by(&request, "token create");
+        let created = self.enrolment.the_authority()?.token_create(&request.into_inner()).await;
+        let id = created.as_ref().map_or_else(|_| String::new(), |made| made.token_id.clone());
+        by.kept(&id, created)
     }
 
     async fn token_list(&self, _: Request<Empty>) -> Reply1<TokenListReply> {
@@ -112,24 +171,82 @@ impl Local for LocalService {
     }
 
     async fn token_revoke(&self, request: Request<TokenRevokeRequest>) -> Reply1<Empty> {
-        self.enrolment.the_authority()?.token_revoke(&request.into_inner().token_id).await?;
-        Ok(Response::new(Empty {}))
+        let by = self.by(&request, "token rm");
+        let TokenRevokeRequest { token_id } = request.into_inner();
+        by.kept(&token_id, self.enrolment.the_authority()?.token_revoke(&token_id).await.map(|()| Empty {}))
     }
 
     async fn node_revoke(&self, request: Request<NodeRevokeRequest>) -> Reply1<Empty> {
+        let by = self.by(&request, "nodes revoke");
         let request = request.into_inner();
-        self.enrolment.node_revoke(&request).await?;
-        Ok(Response::new(Empty {}))
+        by.kept(&request.node, self.enrolment.node_revoke(&request).await.map(|()| Empty {}))
     }
 
     async fn node_remove(&self, request: Request<NodeRemoveRequest>) -> Reply1<Empty> {
-        self.site.node_remove(&request.into_inner()).await?;
-        Ok(Response::new(Empty {}))
+        let by = self.by(&request, "nodes rm");
+        let request = request.into_inner();
+        by.kept(&request.node, self.site.node_remove(&request).await.map(|()| Empty {}))
     }
 
     async fn node_rename(&self, request: Request<NodeRenameRequest>) -> Reply1<Empty> {
-        self.enrolment.node_rename(&request.into_inner()).await?;
-        Ok(Response::new(Empty {}))
+        let by = self.by(&request, "nodes rename");
+        let request = request.into_inner();
+        by.kept(&request.node, self.enrolment.node_rename(&request).await.map(|()| Empty {}))
+    }
+
+    async fn app_create(&self, request: Request<AppCreateRequest>) -> Reply1<AppCreateReply> {
+        let by = self.by(&request, "app create");
+        let request = request.into_inner();
+        let name = request.application.as_ref().map_or_else(String::new, |of| of.name.clone());
+        by.kept(&name, self.identities.create(request).await)
+    }
+
+    async fn app_list(&self, _: Request<Empty>) -> Reply1<AppListReply> {
+        Ok(Response::new(self.identities.list()))
+    }
+
+    async fn app_token(&self, request: Request<AppTokenRequest>) -> Reply1<AppCreateReply> {
+        let by = self.by(&request, "app token");
+        let request = request.into_inner();
+        by.kept(&request.application, self.identities.token(&request).await)
+    }
+
+    async fn app_revoke(&self, request: Request<AppRequest>) -> Reply1<Empty> {
+        let by = self.by(&request, "app rm");
+        let AppRequest { application } = request.into_inner();
+        by.kept(&application, self.identities.revoke(&application).await.map(|()| Empty {}))
+    }
+
+    async fn audit(&self, request: Request<AuditRequest>) -> Reply1<AuditReply> {
+        let AuditRequest { last, kind, application } = request.into_inner();
+        let wanted = Kind::ALL.into_iter().find(|of| of.word() == kind);
+        if wanted.is_none() && !kind.is_empty() {
+            let text = "the audit log has operators, requests and refusals";
+            return Err(Failure::new(Code::InvalidInput, text).into());
+        }
+        let last = if last == 0 { AUDITED_DEFAULT } else { (last as usize).min(AUDITED_MAX) };
+        let audit = self.cx.audit.clone();
+        let read = self.cx.tasks.blocking("audit read", move || audit.last(wanted, &application, last)).await?;
+        let lines = read.map_err(|e| Failure::new(Code::Internal, format!("the audit log can't be read: {e}")))?;
+        Ok(Response::new(AuditReply { lines }))
+    }
+
+    async fn log_filter(&self, request: Request<LogFilterRequest>) -> Reply1<LogFilterReply> {
+        let by = self.by(&request, "node log");
+        let LogFilterRequest { filter } = request.into_inner();
+        let changes = !filter.is_empty();
+        let set = self.cx.filter.set(filter.clone()).await.map(|filter| LogFilterReply { filter });
+        if changes { by.kept(&filter, set) } else { Ok(Response::new(set?)) }
+    }
+
+    async fn config(&self, _: Request<Empty>) -> Reply1<ConfigReply> {
+        let toml = self.cx.me.config().in_force(self.cx.me.role(), &self.cx.device);
+        let toml = toml.map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+        Ok(Response::new(ConfigReply { toml }))
+    }
+
+    async fn task_list(&self, _: Request<Empty>) -> Reply1<TaskListReply> {
+        Ok(Response::new(TaskListReply { tasks: self.cx.tasks.list() }))
     }
 
     async fn model_list(&self, _: Request<Empty>) -> Reply1<ModelListReply> {

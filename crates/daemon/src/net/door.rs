@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -204,15 +204,17 @@ pub struct Caller {
     /// From its certificate; none without one.
     pub peer: Option<Peer>,
     /// Its address.
+    pub address: IpAddr,
+    /// Whom it counts as, of those without a certificate.
     pub from: Network,
     requests: Arc<AtomicU64>,
 }
 
 impl Caller {
-    /// One without TLS.
+    /// Somebody at an address, with a certificate or none.
     #[must_use]
-    pub fn plain(from: Network) -> Self {
-        Self { peer: None, from, requests: Arc::default() }
+    pub fn new(peer: Option<Peer>, address: IpAddr) -> Self {
+        Self { peer, address, from: Network::from(address), requests: Arc::default() }
     }
 
     /// It asked for something.
@@ -393,13 +395,14 @@ impl Doors {
                 }
             };
             if let Some(stream) = secured {
-                doors.enters(&hall, stream, network).await;
+                doors.enters(&hall, stream, from.ip()).await;
             }
         });
     }
 
     /// Leads a caller to the room it belongs to.
-    async fn enters(&self, hall: &Hall, stream: TlsStream<TcpStream>, from: Network) {
+    async fn enters(&self, hall: &Hall, stream: TlsStream<TcpStream>, address: IpAddr) {
+        let from = Network::from(address);
         let peer = match tls::caller(&stream) {
             Ok(peer) => peer,
             Err(error) => {
@@ -407,8 +410,10 @@ impl Doors {
                 return;
             }
         };
-        let member = peer.as_ref().filter(|peer| !(hall.is_out)(peer)).map(|peer| (peer.id.clone(), peer.role));
-        let caller = Caller { peer, from, requests: Arc::default() };
+        // Applications have doors of their own.
+        let is_in = |peer: &&Peer| peer.role != Role::Application && !(hall.is_out)(peer);
+        let member = peer.as_ref().filter(is_in).map(|peer| (peer.id.clone(), peer.role));
+        let caller = Caller::new(peer, address);
         let (to, connection) = match member {
             Some((id, role)) => {
                 self.remember(from);

@@ -4,6 +4,9 @@
 //! that is known of it here. Start at [`Uplink`] for a parent, [`Children`] for
 //! those below, [`serving`] for calls.
 
+pub mod applications;
+pub mod asking;
+mod asking_grpc;
 pub mod children;
 pub mod door;
 pub mod encoding;
@@ -12,6 +15,7 @@ pub mod parents;
 pub mod plain;
 pub mod revoked;
 pub mod serving;
+mod stream;
 #[cfg(test)]
 mod testing;
 pub mod transport;
@@ -22,6 +26,7 @@ use std::sync::Arc;
 use tierline_node::request::Event as RequestEvent;
 use tokio::sync::broadcast;
 
+pub use self::applications::Applications;
 pub use self::children::Children;
 pub use self::parents::Parents;
 pub use self::revoked::Revoked;

@@ -1,7 +1,8 @@
-//! Doors without TLS, at addresses of their own: HTTP for applications and for
-//! Prometheus, gRPC for applications.
+//! Doors at addresses of their own: HTTP and gRPC for applications, HTTP for
+//! Prometheus.
 //!
-//! Whoever is slow makes room for who isn't: there are so many places, and so
+//! Beyond this machine, those for applications speak TLS and ask who calls
+//! ([`asking`](super::asking)). Whoever is slow makes room for who isn't: there are so many places, and so
 //! many for one address; a request's head has to come within a time. What is
 //! answered there, the duties say ([`Duty::http`](crate::runtime::duty::Duty::http)).
 
@@ -13,25 +14,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tierline_identity::tls;
 use tierline_node::places::{Network, Shares};
-use tokio::net::{TcpListener, TcpStream};
+use tierline_proto::Role;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::RoutesBuilder;
 use tonic::transport::Server;
 use tower_service::Service;
 
+use super::asking::{Asker, Guard, Policy, Refused};
+use super::asking_grpc::GuardLayer;
 use super::door::{Caller, Connection, Held, Room};
-use super::transport::{self, HEADER_BYTES_MAX};
-use crate::config::{ServeConfig, Wish};
-use crate::error::{ErrorKind, NodeError, NodeResult};
+use super::stream::Stream;
+use super::transport::HEADER_BYTES_MAX;
+use crate::config::{Required, ServeConfig, Tls, Wish};
+use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 use crate::runtime::tasks::TaskHandle;
 use crate::runtime::{Context, Me, numbers};
 
@@ -57,28 +65,44 @@ const PLACES: Shares =
 const SCRAPES: Shares =
     Shares { total: 32, kept_for_known: 0, each: 8, each_known: 8, grace: Duration::from_millis(500) };
 
-/// Who calls, for those who answer.
-#[derive(Debug, Clone, Copy)]
-pub struct From(pub Network);
+/// Paths that everybody is answered: they say nothing but whether the node
+/// lives.
+const FREE: [&str; 4] = ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"];
 
-/// Whether the caller is on this machine.
-#[derive(Debug, Clone, Copy)]
-pub struct FromHere(pub bool);
+/// The page, which has nothing in it before somebody signs in, and looks after
+/// itself.
+const PAGE: &str = "/dashboard";
 
-/// The plain doors of a node.
+/// Where a caller is, for whom nobody asks who it is.
+#[derive(Debug, Clone, Copy)]
+pub struct From {
+    /// On this machine.
+    pub here: bool,
+    /// What is sent here, nobody reads on the way.
+    pub private: bool,
+}
+
+/// The doors of a node beside those for other nodes.
 pub struct Plain {
-    http: Option<TcpListener>,
-    grpc: Option<TcpListener>,
+    http: Option<Open>,
+    grpc: Option<Open>,
     metrics: Option<TcpListener>,
 }
 
-/// Where a node answers without TLS.
+/// One for applications.
+struct Open {
+    listener: TcpListener,
+    policy: Policy,
+    tls: Option<Arc<ServerConfig>>,
+}
+
+/// Where a node answers beside its door for other nodes.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Places {
-    /// HTTP.
-    pub http: Option<SocketAddr>,
-    /// gRPC.
-    pub grpc: Option<SocketAddr>,
+    /// HTTP, and whether over TLS.
+    pub http: Option<(SocketAddr, bool)>,
+    /// gRPC, and whether over TLS.
+    pub grpc: Option<(SocketAddr, bool)>,
     /// Numbers only.
     pub metrics: Option<SocketAddr>,
 }
@@ -90,8 +114,8 @@ impl Plain {
     /// When one can't be had that was asked for, or would be open to a network.
     pub async fn listen(me: &Me) -> NodeResult<Self> {
         let serve = &me.config().serve;
-        let http = listen(serve, serve.http(me.role()), "--http").await?;
-        let grpc = listen(serve, serve.grpc(me.role()), "--grpc").await?;
+        let http = listen(me, serve.http(me.role()), "--http", tls::ALPN_HTTP).await?;
+        let grpc = listen(me, serve.grpc(me.role()), "--grpc", tls::ALPN).await?;
         let metrics = match &me.config().metrics {
             None => None,
             Some(address) => Some(TcpListener::bind(address).await.map_err(|e| {
@@ -105,8 +129,12 @@ impl Plain {
     /// Where that is.
     #[must_use]
     pub fn places(&self) -> Places {
-        let of = |listener: &Option<TcpListener>| listener.as_ref().and_then(|l| l.local_addr().ok());
-        Places { http: of(&self.http), grpc: of(&self.grpc), metrics: of(&self.metrics) }
+        let of = |door: &Option<Open>| {
+            let door = door.as_ref()?;
+            Some((door.listener.local_addr().ok()?, door.tls.is_some()))
+        };
+        let metrics = self.metrics.as_ref().and_then(|listener| listener.local_addr().ok());
+        Places { http: of(&self.http), grpc: of(&self.grpc), metrics }
     }
 
     /// Answers there until the node ends; who is waited for then.
@@ -116,17 +144,18 @@ impl Plain {
     pub fn serve(self, cx: &Context) -> NodeResult<Vec<TaskHandle<()>>> {
         let mut served = Vec::new();
         if let Some(listener) = self.metrics {
-            served.push(serve_http(cx, "scrape", listener, scraped(cx), SCRAPES)?);
+            served.push(serve_http(cx, "scrape", listener, scraped(cx), SCRAPES, Entrance::default())?);
         }
-        if let Some(listener) = self.http {
+        if let Some(door) = self.http {
             let mut router = scraped(cx);
             for duty in cx.duties.all() {
                 router = router.merge(duty.http());
             }
-            served.push(serve_http(cx, "http", listener, router, PLACES)?);
+            let entrance = Entrance { guard: Some(Guard::new(cx, door.policy)), tls: door.tls.map(TlsAcceptor::from) };
+            served.push(serve_http(cx, "http", door.listener, router, PLACES, entrance)?);
         }
-        if let Some(listener) = self.grpc {
-            served.push(serve_grpc(cx, listener)?);
+        if let Some(door) = self.grpc {
+            served.push(serve_grpc(cx, door)?);
         }
         Ok(served)
     }
@@ -134,7 +163,7 @@ impl Plain {
 
 /// An address for applications; one that nobody asked for and that is taken is
 /// gone without.
-async fn listen(serve: &ServeConfig, wish: Wish<'_>, flag: &str) -> NodeResult<Option<TcpListener>> {
+async fn listen(me: &Me, wish: Wish<'_>, flag: &str, alpn: &[u8]) -> NodeResult<Option<Open>> {
     let (address, asked) = match wish {
         Wish::Nowhere => return Ok(None),
         Wish::Default(address) => (address.to_owned(), false),
@@ -143,12 +172,10 @@ async fn listen(serve: &ServeConfig, wish: Wish<'_>, flag: &str) -> NodeResult<O
     match TcpListener::bind(&address).await {
         Ok(listener) => {
             let local = listener.local_addr()?;
-            if !local.ip().is_loopback() && !serve.open {
-                let text = format!("{address} can be reached from the network, by anybody");
-                return Err(NodeError::message(ErrorKind::Configuration, text)
-                    .hint("`open = true` in `[serve]` of node.toml says that this is meant; or choose 127.0.0.1"));
-            }
-            Ok(Some(listener))
+            let serve = &me.config().serve;
+            let (policy, secured) = policy(serve, local, &address, me.role())?;
+            let tls = secured.then(|| serving_tls(me, serve, alpn)).transpose()?;
+            Ok(Some(Open { listener, policy, tls }))
         }
         Err(error) if !asked => {
             tracing::info!("applications aren't served at {address}: {error}");
@@ -162,14 +189,59 @@ async fn listen(serve: &ServeConfig, wish: Wish<'_>, flag: &str) -> NodeResult<O
     }
 }
 
+/// What a door at an address asks of whom, and whether it speaks TLS.
+fn policy(serve: &ServeConfig, local: SocketAddr, address: &str, role: Role) -> NodeResult<(Policy, bool)> {
+    let wrong = |text: String, hint: &str| Err(NodeError::message(ErrorKind::Configuration, text).hint(hint));
+    let beyond = !local.ip().to_canonical().is_loopback();
+    let all = serve.require == Some(Required::All);
+    let own = serve.certificate.is_some();
+    let tls = serve.tls.unwrap_or(if own || (beyond && !serve.open) { Tls::Own } else { Tls::None });
+    if tls == Tls::None && beyond && !serve.open {
+        return wrong(
+            format!("{address} can be reached from the network, and tokens could be read on the way to it"),
+            "leave `tls` in `[serve]` of node.toml away, so that the node speaks TLS; or say `tls = \"front\"` where \
+             something in front of it does; or choose 127.0.0.1. `open = true` lets anybody in, without tokens",
+        );
+    }
+    if tls == Tls::Own && role == Role::End && !own {
+        return wrong(
+            format!("{address} can be reached from the network, and an end's certificate is not good for TLS there"),
+            "name others with `certificate` and `key` in `[serve]` of node.toml, or serve at an edge",
+        );
+    }
+    let policy = Policy {
+        open: serve.open,
+        // Behind a proxy everybody looks as if on this machine.
+        open_here: !all && tls != Tls::Front,
+        private: tls != Tls::None,
+    };
+    Ok((policy, tls == Tls::Own))
+}
+
+fn serving_tls(me: &Me, serve: &ServeConfig, alpn: &[u8]) -> NodeResult<Arc<ServerConfig>> {
+    let live = me.live_identity();
+    let shown: Arc<dyn rustls::server::ResolvesServerCert> = match (&serve.certificate, &serve.key) {
+        (Some(certificate), Some(key)) => {
+            Arc::new(tls::CertificateFiles::open(certificate, key).of_kind(ErrorKind::Configuration)?)
+        }
+        _ => Arc::new(live.clone()),
+    };
+    tls::serving_config(live, shown, alpn).of_kind(ErrorKind::Verification)
+}
+
 /// Numbers, and whether the node lives.
 fn scraped(cx: &Context) -> Router {
     let (numbers_of, end) = (cx.clone(), cx.end.clone());
     Router::new()
         .route(
             "/metrics",
-            get(move || async move {
-                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], numbers::text(&numbers_of))
+            get(move |asker: Option<Extension<Asker>>| async move {
+                // Whoever reaches the address that is for numbers only may read them.
+                if asker.is_some_and(|Extension(asker)| !asker.may_read_numbers()) {
+                    return refusal(StatusCode::FORBIDDEN, "this application may not read numbers");
+                }
+                let kind = "text/plain; version=0.0.4; charset=utf-8";
+                ([(header::CONTENT_TYPE, kind)], numbers::text(&numbers_of)).into_response()
             }),
         )
         .route("/livez", get(|| async { "ok\n" }))
@@ -188,24 +260,45 @@ pub fn refusal(status: StatusCode, error: &str) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
+/// A refusal at the door, as HTTP has it.
+fn refused(why: &Refused) -> Response {
+    let status = StatusCode::from_u16(why.http_status()).unwrap_or(StatusCode::UNAUTHORIZED);
+    let mut response = refusal(status, &why.failure().message);
+    if let Some(challenge) = why.challenge() {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+    }
+    if let Some(seconds) = why.retry_after_s() {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+/// What stands before who answers.
+#[derive(Clone, Default)]
+struct Entrance {
+    guard: Option<Guard>,
+    tls: Option<TlsAcceptor>,
+}
+
 fn serve_http(
     cx: &Context,
     name: &'static str,
     listener: TcpListener,
     router: Router,
     shares: Shares,
+    entrance: Entrance,
 ) -> NodeResult<TaskHandle<()>> {
     let router = router
         .fallback(|| async { refusal(StatusCode::NOT_FOUND, "there is nothing at this path") })
         .method_not_allowed_fallback(|| async { refusal(StatusCode::METHOD_NOT_ALLOWED, "not by this method") });
     let (served, listener, room) = (cx.clone(), listener.into_std()?, Room::new(shares));
     Ok(cx.tasks.until_done(name, move || {
-        let (cx, router, room) = (served.clone(), router.clone(), Arc::clone(&room));
+        let (cx, router, room, entrance) = (served.clone(), router.clone(), Arc::clone(&room), entrance.clone());
         // The door stays open while whoever answers begins again.
         let listener = listener.try_clone().and_then(TcpListener::from_std);
         async move {
             match listener {
-                Ok(listener) => answer_all(&cx, &listener, &router, &room).await,
+                Ok(listener) => answer_all(&cx, &listener, &router, &room, &entrance).await,
                 Err(error) => tracing::warn!(%error, "can't listen"),
             }
             if cx.end.has_begun() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -214,7 +307,13 @@ fn serve_http(
 }
 
 /// Answers until the node is to end and every answer is out.
-async fn answer_all(cx: &Context, listener: &TcpListener, router: &Router, room: &Arc<Room<Network>>) {
+async fn answer_all(
+    cx: &Context,
+    listener: &TcpListener,
+    router: &Router,
+    room: &Arc<Room<Network>>,
+    entrance: &Entrance,
+) {
     let (alive, mut gone) = mpsc::channel::<()>(1);
     loop {
         let accepted = tokio::select! {
@@ -224,9 +323,17 @@ async fn answer_all(cx: &Context, listener: &TcpListener, router: &Router, room:
         match accepted {
             Ok((stream, from)) => {
                 let Some(held) = room.enter(Network::from(from.ip()), false) else { continue };
-                let (connected, router, alive) = (cx.clone(), router.clone(), alive.clone());
+                let (connected, router, alive, entrance) =
+                    (cx.clone(), router.clone(), alive.clone(), entrance.clone());
                 cx.tasks.spawn("http connection", async move {
-                    connection(&connected, stream, from, &held, router).await;
+                    let entered = tokio::select! {
+                        entered = Stream::enter(stream, from, entrance.tls.as_ref()) => entered,
+                        () = held.asked_to_leave() => None,
+                        () = connected.end.begun() => None,
+                    };
+                    if let Some(stream) = entered {
+                        connection(&connected, stream, from, &held, router, entrance.guard).await;
+                    }
                     drop(alive);
                 });
             }
@@ -238,17 +345,37 @@ async fn answer_all(cx: &Context, listener: &TcpListener, router: &Router, room:
     gone.recv().await;
 }
 
-async fn connection(cx: &Context, stream: TcpStream, from: SocketAddr, held: &Held<Network>, router: Router) {
-    transport::tune(&stream);
+async fn connection(
+    cx: &Context,
+    stream: Stream,
+    from: SocketAddr,
+    held: &Held<Network>,
+    router: Router,
+    guard: Option<Guard>,
+) {
     // Requests under way: whoever has one may stay until it is answered.
     let busy = Arc::new(AtomicUsize::new(0));
     let (counted, tasks) = (Arc::clone(&busy), cx.tasks.clone());
+    let door = Arc::new(guard.map(|guard| (guard, stream.peer().cloned())));
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(From(Network::from(from.ip())));
-        request.extensions_mut().insert(FromHere(from.ip().to_canonical().is_loopback()));
         let (mut router, tasks, under_way) = (router.clone(), tasks.clone(), UnderWay::new(&counted));
+        let door = Arc::clone(&door);
         async move {
-            let answer = async { router.call(request.map(Body::new)).await };
+            let answer = async {
+                if let Some((guard, peer)) = door.as_ref() {
+                    let from = from.ip().to_canonical();
+                    request.extensions_mut().insert(From { here: from.is_loopback(), private: guard.is_private() });
+                    if let Err(response) = admit(guard, from, peer.as_ref(), &mut request) {
+                        return Ok(response);
+                    }
+                }
+                let asker = request.extensions().get::<Asker>().cloned();
+                let answered = router.call(request.map(Body::new)).await;
+                if let (Some(asker), Ok(response)) = (asker, &answered) {
+                    record(&asker, response.status());
+                }
+                answered
+            };
             let answered = tasks.caught("call", answer).await;
             drop(under_way);
             let broken = |_| refusal(StatusCode::INTERNAL_SERVER_ERROR, "the node broke off; its log says where");
@@ -277,6 +404,58 @@ async fn connection(cx: &Context, stream: TcpStream, from: SocketAddr, held: &He
     }
 }
 
+/// Lets a request in that says who asks, where that is asked.
+fn admit(
+    guard: &Guard,
+    from: std::net::IpAddr,
+    peer: Option<&tierline_identity::Peer>,
+    request: &mut hyper::Request<hyper::body::Incoming>,
+) -> Result<(), Response> {
+    let path = request.uri().path();
+    if FREE.contains(&path) || path == "/" || path == PAGE || path.starts_with("/dashboard/") {
+        return Ok(());
+    }
+    let is_counted = path.starts_with("/v2");
+    let asker = guard.admit(call(path), request.headers(), from, peer).map_err(|why| refused(&why))?;
+    if is_counted {
+        asker.count().map_err(|why| refused(&why))?;
+    }
+    request.extensions_mut().insert(asker);
+    // It is of no use behind the door.
+    request.headers_mut().remove(header::AUTHORIZATION);
+    Ok(())
+}
+
+/// What is asked for at a path, in a word.
+fn call(path: &str) -> &'static str {
+    let Some(of_model) = path.strip_prefix("/v2/models/") else {
+        return match path {
+            "/v2" | "/v2/" => "server",
+            "/v2/repository/index" => "index",
+            "/metrics" => "numbers",
+            path if path.starts_with("/api/") => "dashboard",
+            _ => "other",
+        };
+    };
+    match of_model.rsplit_once('/').map_or(of_model, |(_, last)| last) {
+        "infer" => "infer",
+        "ready" => "ready",
+        "config" => "config",
+        "stats" => "statistics",
+        _ => "metadata",
+    }
+}
+
+/// What became of a request, for the audit log.
+fn record(asker: &Asker, status: StatusCode) {
+    let refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS);
+    if status.is_client_error() || status.is_server_error() {
+        asker.record(status.as_str(), refused);
+    } else {
+        asker.record("ok", refused);
+    }
+}
+
 /// One request under way.
 struct UnderWay(Arc<AtomicUsize>);
 
@@ -293,7 +472,9 @@ impl Drop for UnderWay {
     }
 }
 
-fn serve_grpc(cx: &Context, listener: TcpListener) -> NodeResult<TaskHandle<()>> {
+fn serve_grpc(cx: &Context, door: Open) -> NodeResult<TaskHandle<()>> {
+    let Open { listener, policy, tls } = door;
+    let tls = tls.map(TlsAcceptor::from);
     let mut routes = RoutesBuilder::default();
     cx.duties.each(|duty| duty.grpc(&mut routes));
     let router = Server::builder()
@@ -303,14 +484,15 @@ fn serve_grpc(cx: &Context, listener: TcpListener) -> NodeResult<TaskHandle<()>>
         .initial_stream_window_size(tierline_proto::limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(tierline_proto::limits::CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
+        .layer(GuardLayer(Guard::new(cx, policy)))
         .add_routes(routes.routes());
     let (served, listener, room) = (cx.clone(), listener.into_std()?, Room::new(PLACES));
     Ok(cx.tasks.until_done("grpc", move || {
-        let (cx, router, room) = (served.clone(), router.clone(), Arc::clone(&room));
+        let (cx, router, room, tls) = (served.clone(), router.clone(), Arc::clone(&room), tls.clone());
         let listener = listener.try_clone().and_then(TcpListener::from_std);
         async move {
             let result = async {
-                let connections = accepted(&cx, listener?, room);
+                let connections = accepted(&cx, listener?, room, tls);
                 router.serve_with_incoming_shutdown(connections, cx.end.begun()).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
             };
@@ -327,8 +509,10 @@ fn accepted(
     cx: &Context,
     listener: TcpListener,
     room: Arc<Room<Network>>,
-) -> ReceiverStream<std::io::Result<Connection<TcpStream>>> {
+    tls: Option<TlsAcceptor>,
+) -> ReceiverStream<std::io::Result<Connection<Stream>>> {
     let (send, receive) = mpsc::channel(READY_MAX);
+    let tasks = cx.tasks.clone();
     cx.tasks.spawn("grpc door", async move {
         loop {
             let accepted = tokio::select! {
@@ -337,13 +521,18 @@ fn accepted(
             };
             match accepted {
                 Ok((stream, from)) => {
-                    let network = Network::from(from.ip());
-                    let Some(held) = room.enter(network, false) else { continue };
-                    transport::tune(&stream);
-                    let connection = Connection::new(stream, Caller::plain(network), held, None);
-                    if send.send(Ok(connection)).await.is_err() {
-                        return;
-                    }
+                    let Some(held) = room.enter(Network::from(from.ip()), false) else { continue };
+                    let (send, tls) = (send.clone(), tls.clone());
+                    tasks.spawn("grpc handshake", async move {
+                        let entered = tokio::select! {
+                            entered = Stream::enter(stream, from, tls.as_ref()) => entered,
+                            () = held.asked_to_leave() => None,
+                        };
+                        if let Some(stream) = entered {
+                            let caller = Caller::new(stream.peer().cloned(), from.ip());
+                            let _ = send.send(Ok(Connection::new(stream, caller, held, None))).await;
+                        }
+                    });
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }

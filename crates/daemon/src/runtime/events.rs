@@ -35,7 +35,7 @@ impl Default for Events {
 
 impl Events {
     /// Records an event of `kind` (`link`, `lease`, `plan`, `degraded`, `model`, `node`,
-    /// `job`, `fault`, `breach`).
+    /// `job`, `application`, `fault`, `breach`).
     pub fn record(&self, kind: &str, text: impl Into<String>, json: &serde_json::Value) {
         let event = Event { time_ms: now_ms(), kind: kind.to_owned(), text: text.into(), json: json.to_string() };
         tracing::info!(kind, "{}", crate::words::shown(&event.text));

@@ -4,8 +4,10 @@
 //!
 //! [`start`] has a node's beginning and end, [`duty`] what a duty is.
 
+pub mod audit;
 pub mod duty;
 pub mod events;
+pub mod filter;
 pub mod numbers;
 pub mod records;
 pub mod start;
@@ -21,13 +23,15 @@ use tierline_node::Time;
 use tierline_proto::Role;
 use tokio::sync::watch;
 
+use self::audit::Audit;
 use self::duty::Duties;
 use self::events::Events;
+use self::filter::Filter;
 use self::records::Records;
 use self::tasks::Tasks;
 use crate::config::NodeConfig;
 use crate::device::Device;
-use crate::net::{Children, Parents, Revoked};
+use crate::net::{Applications, Children, Parents, Revoked};
 
 /// What a duty gets of the node that it is a duty of; clones share it.
 #[derive(Clone)]
@@ -40,6 +44,10 @@ pub struct Context {
     pub tasks: Tasks,
     /// What happened.
     pub events: Events,
+    /// Who asked for what.
+    pub audit: Audit,
+    /// What it logs.
+    pub filter: Filter,
     /// What it keeps in its database.
     pub state: Records,
     /// Nodes above.
@@ -48,6 +56,8 @@ pub struct Context {
     pub children: Children,
     /// Certificates that count no more.
     pub revoked: Revoked,
+    /// Who may ask as an application.
+    pub applications: Applications,
     /// What it computes with.
     pub device: Device,
     /// Every duty of it.

@@ -1,5 +1,6 @@
 //! A node's start and end.
 
+use std::cell::Cell;
 use std::fs::TryLockError;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,12 +18,14 @@ use tierline_store::members::NodeRow;
 use tierline_store::state::Tables;
 use tierline_store::{ArtefactStore, State, disk};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
+use super::audit::{self, Audit};
 use super::duty::{Assembly, Duties};
 use super::events::Events;
+use super::filter::{Filter, Wish};
 use super::records::Records;
-use super::tasks::{Tasks, log_panics};
+use super::tasks::{Tasks, in_place, log_panics};
 use super::{Clock, Context, End, Me};
 use crate::config::{self, NodeConfig, SOCKET};
 use crate::device::Device;
@@ -34,7 +37,7 @@ use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
 use crate::models;
 use crate::net::door::{self, Doors, Rooms};
 use crate::net::plain::Plain;
-use crate::net::{Children, Net, Parents, Revoked, children, serving};
+use crate::net::{Applications, Children, Net, Parents, Revoked, children, serving};
 
 /// Answers under way get so long to end once the node is told to stop.
 const GRACE: Duration = Duration::from_secs(3);
@@ -70,6 +73,14 @@ pub enum Notice<'t> {
     Reloading,
     /// What is in force of its configuration has changed, unless it couldn't be read.
     Reloaded(Option<&'t NodeConfig>),
+    /// Another filter of the log is wished (empty: none other); which one is in
+    /// force behind it is to be said.
+    Filter {
+        /// Levels, and targets with one.
+        wanted: &'t str,
+        /// To be filled.
+        in_force: &'t Cell<String>,
+    },
     /// It ends.
     Stopping,
 }
@@ -112,6 +123,8 @@ struct Node {
     cx: Context,
     doors: Arc<Doors>,
     rules: Arc<[Rule]>,
+    /// Other filters of the log.
+    wishes: mpsc::Receiver<Wish>,
 }
 
 /// Runs a node until it is told to stop.
@@ -144,7 +157,7 @@ pub async fn run(
         // What was asked for by name must be there.
         named => tierline_engine::apart(models::usable(models::discover(named, &data)?, named)?, config.apart()),
     };
-    let node = build(config, role, engine)?;
+    let mut node = build(config, role, engine)?;
     let (net, cx) = (&node.net, &node.cx);
     for duty in cx.duties.all() {
         duty.open().await?;
@@ -168,6 +181,16 @@ pub async fn run(
     let local = serving::serve_socket(net, cx, &node.rules, &socket)?;
     cx.parents.keep();
     let children = cx.children.clone();
+    let written = cx.audit.clone();
+    cx.tasks.keep("audit", move || {
+        let audit = written.clone();
+        async move {
+            loop {
+                tokio::time::sleep(audit::COUNTED_FOR).await;
+                audit.write_counted();
+            }
+        }
+    });
     cx.tasks.keep("leases", move || children.clone().run());
     for duty in cx.duties.all() {
         duty.begin().await?;
@@ -182,8 +205,8 @@ pub async fn run(
         id: cx.me.id(),
         url,
         metrics: places.metrics.map(|a| format!("http://{a}/metrics")),
-        http: places.http.map(|a| format!("http://{a}")),
-        grpc: places.grpc.map(|a| a.to_string()),
+        http: places.http.map(|(a, tls)| format!("{}://{a}", if tls { "https" } else { "http" })),
+        grpc: places.grpc.map(|(a, _)| a.to_string()),
         parents: &cx.me.config().parents,
         socket: socket.clone(),
         engine: format!("{} {}", cx.device.engine.name(), cx.device.engine.version()),
@@ -199,6 +222,11 @@ pub async fn run(
             _ = signals.terminate.recv() => break cx.end.is_for_good(),
             () = cx.end.begun() => break,
             _ = signals.reload.recv() => reload(cx, &mut file, &notify)?,
+            Some(Wish { filter, told }) = node.wishes.recv() => {
+                let in_force = Cell::default();
+                let done = notify(Notice::Filter { wanted: &filter, in_force: &in_force });
+                let _ = told.send(done.map(|()| in_force.take()).map_err(|e| e.to_string()));
+            }
             Ok(event) = feed.recv() => notify(Notice::Happened(&event))?,
         }
     }
@@ -225,6 +253,7 @@ pub async fn run(
         }
     };
     let _ = tokio::time::timeout(GRACE, servers).await;
+    in_place(|| cx.audit.flush());
     cx.tasks.end(END_TIME_MAX).await;
     // Left behind, it would only look like a node.
     let _ = std::fs::remove_file(&socket);
@@ -310,10 +339,10 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
         (identity, None)
     };
     let peer = identity.peer().clone();
-    if peer.role == Role::Operator {
+    if matches!(peer.role, Role::Operator | Role::Application) {
         return Err(NodeError::message(
             ErrorKind::Configuration,
-            "this folder holds an operator's identity, which runs no node",
+            format!("this folder holds the identity of an {}, which runs no node", peer.role.word()),
         )
         .hint("join as end or edge into another folder with --data DIR"));
     }
@@ -357,6 +386,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
         revoked: Revoked::default(),
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
     };
+    let (filter, wishes) = Filter::new();
     let cx = Context {
         me: Arc::clone(&net.me),
         clock: net.clock,
@@ -366,7 +396,10 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
         parents: Parents::new(net.clone()),
         children: Children::new(net.clone(), incarnation >> 1),
         revoked: net.revoked.clone(),
+        applications: Applications::default(),
         device,
+        audit: Audit::keep(&data, &tasks)?,
+        filter,
         duties: duties.clone(),
         end: End::default(),
     };
@@ -378,7 +411,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
     }
     duties.make(REGISTRY, &mut assembly);
     let rules = children::RULES.iter().chain(REGISTRY.iter().flat_map(|duty| duty.rules)).copied().collect();
-    Ok(Node { net, cx, doors, rules })
+    Ok(Node { net, cx, doors, rules, wishes })
 }
 
 /// The tables of every duty.

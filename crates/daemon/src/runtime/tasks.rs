@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tierline_proto::v1::{Code, Failure};
+use tierline_proto::v1::{Code, Failure, TaskInfo};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
@@ -111,6 +111,21 @@ impl Tasks {
         ] {
             numbers::labelled(out, (name, "counter", help), "task", counts.iter().map(|(task, n)| (*task, n)));
         }
+    }
+
+    /// What runs now, and what broke off so far, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<TaskInfo> {
+        let mut tasks: BTreeMap<&'static str, TaskInfo> = BTreeMap::new();
+        let running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, count) in running.iter().filter(|(_, count)| **count > 0) {
+            tasks.entry(name).or_default().running = *count as u64;
+        }
+        drop(running);
+        let faults = self.0.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        faults.panics.iter().for_each(|(name, count)| tasks.entry(name).or_default().panics = *count);
+        faults.restarts.iter().for_each(|(name, count)| tasks.entry(name).or_default().restarts = *count);
+        tasks.into_iter().map(|(name, info)| TaskInfo { name: name.to_owned(), ..info }).collect()
     }
 
     fn count(&self, of: impl FnOnce(&mut Faults) -> &mut BTreeMap<&'static str, u64>, task: &'static str) {

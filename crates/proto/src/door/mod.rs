@@ -9,8 +9,9 @@
 //!
 //! Pure, and no I/O. [`session`] has what parents and children say, [`run`]
 //! what stands before tensors, [`job`] federations, [`files`] artefacts and
-//! enrolment. Start at [`Sound`].
+//! enrolment, [`applications`] who asks. Start at [`Sound`].
 
+pub mod applications;
 pub mod files;
 pub mod job;
 pub mod run;

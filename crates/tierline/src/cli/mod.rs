@@ -3,7 +3,9 @@
 //! stdout is data, stderr is messages; `--json` gives one document with
 //! `schema_version`. Exit codes are [`ExitCode`]'s.
 
+mod administer;
 mod apart;
+mod apps;
 mod args;
 mod bench;
 mod calibrate;
@@ -114,6 +116,11 @@ enum Verb {
     /// Tokens that let devices join the site
     #[command(subcommand)]
     Token(site::TokenVerb),
+    /// Applications that ask nodes: give them an identity, or take it back
+    #[command(subcommand)]
+    App(apps::AppVerb),
+    /// Who asked a node for what, and what became of it
+    Audit(administer::Audit),
     /// Make this device a member of a site
     Join(node::Join),
     /// List the site's nodes, or shut one out
@@ -184,6 +191,8 @@ fn dispatch(cli: Cli) -> CommandResult {
         Verb::Top(args) => top::top(global, &args),
         Verb::Logs(args) => running::logs(global, &args),
         Verb::Token(verb) => site::token(global, verb),
+        Verb::App(verb) => apps::app(global, verb),
+        Verb::Audit(args) => administer::audit(global, &args),
         Verb::Join(args) => node::join(global, &args),
         Verb::Nodes(args) => site::nodes(global, &args),
         Verb::Model(verb) => model::model(global, verb),

@@ -17,8 +17,8 @@ use tierline_proto::v1::JoinRequest;
 use tierline_proto::v1::enrollment_client::EnrollmentClient;
 use tierline_proto::{Code, Role, Sound, Versions};
 
-use super::site::RoleArg;
-use super::{Global, block_on, client, running, usage};
+use super::site::{RoleArg, Target};
+use super::{Global, administer, block_on, client, running, usage};
 use crate::logging::{self, Log};
 use crate::notify::Supervisor;
 use crate::output::{CommandError, CommandResult, ExitCode, ExitWith};
@@ -37,6 +37,12 @@ enum NodeVerb {
     Status(running::Target),
     /// End a node once its requests are done
     Stop(running::Stop),
+    /// What a node logs, or is to log until it starts again
+    Log(administer::LogArgs),
+    /// The configuration in force
+    Config(Target),
+    /// What runs on a node, and what broke off
+    Tasks(Target),
 }
 
 #[derive(Debug, clap::Args)]
@@ -92,6 +98,9 @@ pub fn node(global: &Global, args: &NodeArgs) -> CommandResult {
     match &args.verb {
         Some(NodeVerb::Status(target)) => return running::status(global, target),
         Some(NodeVerb::Stop(stop)) => return running::stop(global, stop),
+        Some(NodeVerb::Log(args)) => return administer::log(global, args),
+        Some(NodeVerb::Config(target)) => return administer::config(global, target),
+        Some(NodeVerb::Tasks(target)) => return administer::tasks(global, target),
         None => {}
     }
     if args.role == Some(RoleArg::Operator) {
@@ -140,6 +149,13 @@ pub fn node(global: &Global, args: &NodeArgs) -> CommandResult {
                     supervisor.status(&event.text);
                     status.replace(event.text.clone());
                 }
+                Ok(())
+            }
+            Notice::Filter { wanted, in_force } => {
+                if !wanted.is_empty() {
+                    log.set(wanted).map_err(|failed| failed.error)?;
+                }
+                in_force.set(log.in_force());
                 Ok(())
             }
             Notice::Reloading => {

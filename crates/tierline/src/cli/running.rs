@@ -33,7 +33,7 @@ pub struct Logs {
     /// Go on as more happens
     #[arg(long, short)]
     follow: bool,
-    /// Only this kind: link, lease, plan, degraded, model, node, job, fault, breach (repeat for more)
+    /// Only this kind: link, lease, plan, degraded, model, node, job, application, fault, breach (repeat for more)
     #[arg(long = "kind", value_name = "KIND")]
     kinds: Vec<String>,
     #[command(flatten)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde::Serialize;
-use tierline_daemon::config::{NodeConfig, ServeConfig};
+use tierline_daemon::config::{NodeConfig, ServeConfig, Tls};
 use tierline_daemon::runtime::start::{self as daemon, Notice};
 use tierline_graph::{Dim, Model};
 use tierline_proto::Role;
@@ -62,7 +62,14 @@ pub fn serve(global: &Global, args: &Serve) -> CommandResult {
         name: "serve".to_owned(),
         // Nobody joins it.
         listen: Some("127.0.0.1:0".to_owned()),
-        serve: ServeConfig { http: Some(args.http.clone()), grpc: Some(args.grpc.clone()), open: args.open },
+        serve: ServeConfig {
+            http: Some(args.http.clone()),
+            grpc: Some(args.grpc.clone()),
+            open: args.open,
+            // There is nobody who could give applications an identity.
+            tls: Some(Tls::None),
+            ..ServeConfig::default()
+        },
         engine: global.engine.clone(),
         threads: args.threads,
         ..NodeConfig::default()
@@ -78,6 +85,12 @@ pub fn serve(global: &Global, args: &Serve) -> CommandResult {
                 }
             }
             Notice::Note(text) if text.starts_with("warning") => log.say(text),
+            Notice::Filter { wanted, in_force } => {
+                if !wanted.is_empty() {
+                    log.set(wanted).map_err(|failed| failed.error)?;
+                }
+                in_force.set(log.in_force());
+            }
             Notice::Stopping => log.say("ending once what is under way is answered"),
             _ => {}
         }

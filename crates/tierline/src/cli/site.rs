@@ -30,6 +30,13 @@ pub struct Target {
     endpoint: Option<String>,
 }
 
+impl Target {
+    /// The node's address, where one is named.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref()
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub struct TokenCreate {
     /// What the device will be
@@ -157,7 +164,7 @@ pub fn token(global: &Global, verb: TokenVerb) -> CommandResult {
     })
 }
 
-fn until(not_after_s: u64) -> String {
+pub fn until(not_after_s: u64) -> String {
     let left = not_after_s.saturating_sub(tierline_daemon::runtime::events::now_ms() / 1_000);
     match left {
         0 => "expired".into(),

@@ -110,9 +110,9 @@ impl Reader {
             script(&bin.join(name), &text);
         }
         // Held until all are found: no two are the same.
-        let listeners: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners: Vec<_> = (0..7).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let free = listeners.iter().map(|listener| listener.local_addr().unwrap().port());
-        let ports = [7443, 7444, 7500, 7501, 8080].into_iter().zip(free).collect();
+        let ports = [7443, 7444, 7500, 7501, 8080, 8443, 8444].into_iter().zip(free).collect();
         let reader = Self { folder, ports, running: Vec::new() };
         reader.git(&["init", "--quiet"]);
         reader.git(&["add", "--all"]);
@@ -247,6 +247,18 @@ fn operating() {
         _ => true,
     });
     assert!(ran > 15, "{ran}");
+}
+
+#[test]
+fn applications() {
+    let curl = Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !curl {
+        eprintln!("skipped: there is no curl");
+    }
+    let mut reader = Reader::new(10);
+    let page = page("docs/guide/applications.md");
+    assert!(reader.follow(&page, |line| curl || !line.starts_with("curl")) > 13);
+    reader.made(&["try/apps/ca.pem", "try/apps/till/key.pem"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The binary as its users meet it: real processes, real sockets.
 
 mod add_exits;
+mod applications;
 mod bad_input;
 mod cli;
 mod counted;

@@ -1,8 +1,10 @@
 //! The page that shows a node at work, and what it reads.
 //!
 //! `/dashboard` is the page: files of the folder `dashboard`, as they are.
-//! [`api`] gives what it draws. Only callers on this machine are answered, who
-//! asked for it by an address and not by a name that might be anybody's.
+//! [`api`] gives what it draws. Callers on this machine are answered who asked
+//! for it by an address and not by a name that might be anybody's; from beyond
+//! it, who shows a token with that permission. The page is nothing without what
+//! it reads, and is sent to whom nobody reads along.
 
 mod api;
 
@@ -20,7 +22,8 @@ use super::catalogue::Catalogue;
 use super::federation::Jobs;
 use super::planning::Planning;
 use super::site::Site;
-use crate::net::plain::{FromHere, refusal};
+use crate::net::asking::Asker;
+use crate::net::plain::{From, refusal};
 use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
 
@@ -102,12 +105,21 @@ async fn guarded(request: Request<Body>, next: Next) -> Response {
 
 /// Why a caller is not answered, if it isn't.
 fn refused(request: &Request<Body>) -> Option<&'static str> {
-    if !request.extensions().get::<FromHere>().is_some_and(|here| here.0) {
-        return Some("the dashboard is for this machine only; from another one, forward a port to it (ssh -L)");
+    let asker = request.extensions().get::<Asker>();
+    match (request.extensions().get::<From>(), asker) {
+        // What it reads.
+        (_, Some(asker)) if !asker.may_look() => {
+            return Some("the dashboard is for this machine, and for who has the permission `dashboard`");
+        }
+        // Nobody can make a browser send somebody's token.
+        (_, Some(asker)) if !asker.is_anybody_here() => return None,
+        (Some(from), None) if from.private && !from.here => return None,
+        (Some(from), _) if from.here => {}
+        _ => return Some("the dashboard is for this machine only; from another one, forward a port to it (ssh -L)"),
     }
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     // A page of elsewhere can make its own name mean this machine.
-    let is_own = is_local(host);
+    let is_own = is_local(host) || request.extensions().get::<From>().is_some_and(|from| from.private);
     (!is_own).then_some("the dashboard is asked for as localhost or by address, not by another name")
 }
 

@@ -12,6 +12,7 @@ use tierline_proto::oip::messages::{
 use tierline_proto::oip::{Datatype, VERSION, grpc};
 
 use super::{Model, Serving, tensors};
+use crate::net::asking::Asker;
 
 /// What runs models, as metadata name it.
 const PLATFORM: &str = "tierline_onnx";
@@ -81,8 +82,8 @@ fn axes(value: &ValueInfo) -> Vec<i64> {
 }
 
 impl Serving {
-    /// Models by name.
-    pub fn index(&self, only_ready: bool) -> Vec<ModelIndex> {
+    /// Models by name, of those that somebody may use.
+    pub fn index(&self, asker: &Asker, only_ready: bool) -> Vec<ModelIndex> {
         let index = |model: Model| {
             let ready = self.is_ready(&model);
             let reason = match ready {
@@ -97,15 +98,19 @@ impl Serving {
                 reason: reason.to_owned(),
             }
         };
-        let all = self.models().into_iter().map(index);
+        let all = self.models().into_iter().filter(|model| asker.may_use(&model.name)).map(index);
         all.filter(|model| !only_ready || model.state == "READY").collect()
     }
 
-    /// Statistics of one model, or of all.
-    pub(super) fn statistics(&self, model: Option<&Model>) -> Vec<ModelStatistics> {
+    /// Statistics of one model, or of all that somebody may use.
+    pub(super) fn statistics(&self, asker: &Asker, model: Option<&Model>) -> Vec<ModelStatistics> {
         match model {
             Some(model) => vec![self.counts.message(&model.name)],
-            None => self.models().iter().map(|model| self.counts.message(&model.name)).collect(),
+            None => {
+                let models = self.models();
+                let seen = models.iter().filter(|model| asker.may_use(&model.name));
+                seen.map(|model| self.counts.message(&model.name)).collect()
+            }
         }
     }
 }

@@ -22,6 +22,7 @@ use super::answer::Asked;
 use super::messages::{Arrived, Out};
 use super::{Serving, UnderWay, describe, told};
 use crate::device::budget::Held;
+use crate::net::asking::Asker;
 use crate::net::door::Caller;
 
 /// Answers of a stream ahead of the connection.
@@ -41,10 +42,15 @@ fn failed(failure: &Failure) -> Status {
     Status::new(code, told(failure))
 }
 
-/// Who calls, whose connection is in use from now on.
+/// Who asks, as the door found.
+fn asker(extensions: &Extensions) -> Result<Asker, Status> {
+    extensions.get::<Asker>().cloned().ok_or_else(|| Status::internal("nobody knows who called"))
+}
+
+/// Whose share of memory a call uses.
 pub fn caller(extensions: &Extensions) -> String {
-    let caller = extensions.get::<Caller>();
-    caller.inspect(|caller| caller.asks()).map_or_else(String::new, |caller| format!("{:?}", caller.from))
+    let address = || extensions.get::<Caller>().map_or_else(String::new, |caller| format!("{:?}", caller.from));
+    extensions.get::<Asker>().map_or_else(address, Asker::share)
 }
 
 /// Time that a call is given by who makes it.
@@ -68,11 +74,12 @@ impl Service {
         &self,
         message: ModelInferRequest,
         held: Held,
+        asker: &Asker,
         (patience, trace): (Option<Duration>, String),
         arrived: Instant,
     ) -> Result<(ModelInferResponse, Arc<Held>), Failure> {
         let (model, version) = (message.model_name.clone(), message.model_version.clone());
-        let under_way = UnderWay::new(&self.0, self.0.model(&model, &version)?.name, arrived);
+        let under_way = UnderWay::new(&self.0, self.0.model_for(asker, &model, &version)?.name, arrived);
         let answer = async {
             let request = grpc::read(message)?;
             let asked = Asked { model, version, request, trace, patience, arrived, held };
@@ -106,8 +113,15 @@ impl GrpcInferenceService for Service {
     }
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Answer<ModelReadyResponse> {
+        let asker = asker(request.extensions())?;
         let ModelReadyRequest { name, version } = request.into_inner();
-        let ready = self.0.model(&name, &version).is_ok_and(|model| self.0.is_ready(&model));
+        let found = self.0.model_for(&asker, &name, &version);
+        if let Err(failure) = found.as_ref().map(drop)
+            && failure.code() == Code::Forbidden
+        {
+            return Err(failed(failure));
+        }
+        let ready = found.is_ok_and(|model| self.0.is_ready(&model));
         Ok(Response::new(ModelReadyResponse { ready }))
     }
 
@@ -116,36 +130,41 @@ impl GrpcInferenceService for Service {
     }
 
     async fn model_metadata(&self, request: Request<ModelMetadataRequest>) -> Answer<ModelMetadataResponse> {
+        let asker = asker(request.extensions())?;
         let ModelMetadataRequest { name, version } = request.into_inner();
-        let model = self.0.model(&name, &version).map_err(|failure| failed(&failure))?;
+        let model = self.0.model_for(&asker, &name, &version).map_err(|failure| failed(&failure))?;
         Ok(Response::new(describe::metadata(&model)))
     }
 
     async fn model_config(&self, request: Request<ModelConfigRequest>) -> Answer<ModelConfigResponse> {
+        let asker = asker(request.extensions())?;
         let ModelConfigRequest { name, version } = request.into_inner();
-        let model = self.0.model(&name, &version).map_err(|failure| failed(&failure))?;
+        let model = self.0.model_for(&asker, &name, &version).map_err(|failure| failed(&failure))?;
         Ok(Response::new(ModelConfigResponse { config: Some(describe::config(&model)) }))
     }
 
     async fn model_statistics(&self, request: Request<ModelStatisticsRequest>) -> Answer<ModelStatisticsResponse> {
+        let asker = asker(request.extensions())?;
         let ModelStatisticsRequest { name, version } = request.into_inner();
         let model = match name.is_empty() {
             true => None,
-            false => Some(self.0.model(&name, &version).map_err(|failure| failed(&failure))?),
+            false => Some(self.0.model_for(&asker, &name, &version).map_err(|failure| failed(&failure))?),
         };
-        Ok(Response::new(ModelStatisticsResponse { model_stats: self.0.statistics(model.as_ref()) }))
+        Ok(Response::new(ModelStatisticsResponse { model_stats: self.0.statistics(&asker, model.as_ref()) }))
     }
 
     async fn repository_index(&self, request: Request<RepositoryIndexRequest>) -> Answer<RepositoryIndexResponse> {
-        Ok(Response::new(RepositoryIndexResponse { models: self.0.index(request.into_inner().ready) }))
+        let asker = asker(request.extensions())?;
+        Ok(Response::new(RepositoryIndexResponse { models: self.0.index(&asker, request.into_inner().ready) }))
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
         let arrived = Instant::now();
+        let asker = asker(request.extensions())?;
         let context = (patience(request.metadata()), trace(request.metadata()));
         let answered = async {
             let held = self.held(&Arrived::of(request.extensions()))?;
-            self.answer(request.into_inner(), held, context, arrived).await
+            self.answer(request.into_inner(), held, &asker, context, arrived).await
         };
         let (message, held) = answered.await.map_err(|failure| failed(&failure))?;
         let mut response = Response::new(message);
@@ -157,6 +176,7 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
+        let asker = asker(request.extensions())?;
         let messages = Arrived::of(request.extensions());
         let trace = trace(request.metadata());
         let service = Self(Arc::clone(&self.0));
@@ -173,9 +193,18 @@ impl GrpcInferenceService for Service {
                         return;
                     }
                 };
+                // Rights end while streams go on.
+                let asker = match asker.again() {
+                    Ok(asker) => asker,
+                    Err(why) => {
+                        let _ = send.send(Err(why.status())).await;
+                        return;
+                    }
+                };
                 let (id, arrived) = (message.id.clone(), Instant::now());
-                let answer =
-                    async { service.answer(message, service.held(&messages)?, (None, trace.clone()), arrived).await };
+                let answer = async {
+                    service.answer(message, service.held(&messages)?, &asker, (None, trace.clone()), arrived).await
+                };
                 let answer = tokio::select! {
                     answer = answer => answer,
                     // Nobody reads answers any more.
@@ -183,6 +212,7 @@ impl GrpcInferenceService for Service {
                 };
                 let answer = match answer {
                     Ok((response, holds)) => {
+                        asker.record("ok", false);
                         held.push_back(holds);
                         if held.len() > AHEAD_MAX + 1 {
                             held.pop_front();
@@ -190,10 +220,13 @@ impl GrpcInferenceService for Service {
                         ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
                     }
                     // Which request it was, its id says.
-                    Err(failure) => ModelStreamInferResponse {
-                        error_message: told(&failure),
-                        infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
-                    },
+                    Err(failure) => {
+                        asker.record(&format!("{:?}", grpc_code(failure.code())), failure.code() == Code::Forbidden);
+                        ModelStreamInferResponse {
+                            error_message: told(&failure),
+                            infer_response: Some(ModelInferResponse { id, ..ModelInferResponse::default() }),
+                        }
+                    }
                 };
                 if send.send(Ok(answer)).await.is_err() {
                     return;

@@ -28,6 +28,7 @@ use self::counts::Counts;
 use super::catalogue::{Catalogue, Change, Composed, Entry};
 use super::inference::Inference;
 use crate::models::Manifest;
+use crate::net::asking::Asker;
 use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
 
@@ -81,6 +82,13 @@ impl Serving {
             }
         });
         Arc::new(Self { cx, catalogue, inference: assembly.get(), counts })
+    }
+
+    /// [`Serving::model`], of those that somebody may use; of others nobody is
+    /// told whether there are such.
+    fn model_for(&self, asker: &Asker, name: &str, version: &str) -> Result<Model, Failure> {
+        asker.check_model(name)?;
+        self.model(name, version)
     }
 
     /// The model or service of a name, at a version that it has; an empty

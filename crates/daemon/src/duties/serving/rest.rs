@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use bytes::{Bytes, BytesMut};
 use serde_json::{Value, json};
 use tierline_proto::limits::RUN_BYTES_MAX;
@@ -21,8 +21,9 @@ use super::answer::Asked;
 use super::messages::HoldingBody;
 use super::{PIECE_TIME_MAX, SMALL_BYTES_MAX, Serving, UnderWay, describe, told};
 use crate::device::budget::Held;
+use crate::net::asking::Asker;
 use crate::net::encoding::{self, Encoding};
-use crate::net::plain::{From, refusal};
+use crate::net::plain::refusal;
 
 /// Pieces of a body whose length nobody told beforehand.
 const PIECES_MAX: usize = 65_536;
@@ -34,6 +35,9 @@ const DESCRIPTION: &str = include_str!("openapi.json");
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 type Duty = State<Arc<Serving>>;
+
+/// Who asks.
+type By = Extension<Asker>;
 
 /// A path's parts, where they are text.
 type Parts<T> = Result<Path<T>, PathRejection>;
@@ -95,8 +99,8 @@ async fn ready(State(serving): Duty) -> Response {
     if ready { body } else { (StatusCode::SERVICE_UNAVAILABLE, body).into_response() }
 }
 
-async fn model_ready(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
-    let found = named(path).and_then(|(model, version)| serving.model(&model, &version));
+async fn model_ready(State(serving): Duty, Extension(asker): By, path: Parts<Vec<(String, String)>>) -> Response {
+    let found = named(path).and_then(|(model, version)| serving.model_for(&asker, &model, &version));
     match found {
         Ok(model) => {
             let ready = serving.is_ready(&model);
@@ -107,28 +111,28 @@ async fn model_ready(State(serving): Duty, path: Parts<Vec<(String, String)>>) -
     }
 }
 
-async fn metadata(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
-    let found = named(path).and_then(|(model, version)| serving.model(&model, &version));
+async fn metadata(State(serving): Duty, Extension(asker): By, path: Parts<Vec<(String, String)>>) -> Response {
+    let found = named(path).and_then(|(model, version)| serving.model_for(&asker, &model, &version));
     answered(found.map(|model| describe::metadata_json(&model)))
 }
 
-async fn config(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
-    let found = named(path).and_then(|(model, version)| serving.model(&model, &version));
+async fn config(State(serving): Duty, Extension(asker): By, path: Parts<Vec<(String, String)>>) -> Response {
+    let found = named(path).and_then(|(model, version)| serving.model_for(&asker, &model, &version));
     answered(found.map(|model| describe::config_json(&model)))
 }
 
-async fn statistics(State(serving): Duty, path: Parts<Vec<(String, String)>>) -> Response {
-    let found = named(path).and_then(|(model, version)| serving.model(&model, &version));
-    answered(found.map(|model| describe::statistics_json(serving.statistics(Some(&model)))))
+async fn statistics(State(serving): Duty, Extension(asker): By, path: Parts<Vec<(String, String)>>) -> Response {
+    let found = named(path).and_then(|(model, version)| serving.model_for(&asker, &model, &version));
+    answered(found.map(|model| describe::statistics_json(serving.statistics(&asker, Some(&model)))))
 }
 
-async fn all_statistics(State(serving): Duty) -> Response {
-    json(&describe::statistics_json(serving.statistics(None)))
+async fn all_statistics(State(serving): Duty, Extension(asker): By) -> Response {
+    json(&describe::statistics_json(serving.statistics(&asker, None)))
 }
 
-async fn index(State(serving): Duty, request: Request<Body>) -> Response {
+async fn index(State(serving): Duty, Extension(asker): By, request: Request<Body>) -> Response {
     let read = async {
-        let held = serving.cx.device.budget.request(&caller(&request));
+        let held = serving.cx.device.budget.request(&asker.share());
         let body = match body(request, SMALL_BYTES_MAX, &held).await? {
             Ok(body) => body,
             Err(refusal) => return Ok(Err(refusal)),
@@ -144,14 +148,19 @@ async fn index(State(serving): Duty, request: Request<Body>) -> Response {
     };
     match read.await {
         Ok(Err(refusal)) => refusal,
-        Ok(Ok(only_ready)) => json(&describe::index_json(serving.index(only_ready))),
+        Ok(Ok(only_ready)) => json(&describe::index_json(serving.index(&asker, only_ready))),
         Err(failure) => failed(&failure),
     }
 }
 
-async fn infer(State(serving): Duty, path: Parts<Vec<(String, String)>>, request: Request<Body>) -> Response {
+async fn infer(
+    State(serving): Duty,
+    Extension(asker): By,
+    path: Parts<Vec<(String, String)>>,
+    request: Request<Body>,
+) -> Response {
     let arrived = Instant::now();
-    match answer(&serving, path, request, arrived).await {
+    match answer(&serving, &asker, path, request, arrived).await {
         Ok(response) => response,
         Err(failure) => failed(&failure),
     }
@@ -159,26 +168,28 @@ async fn infer(State(serving): Duty, path: Parts<Vec<(String, String)>>, request
 
 async fn answer(
     serving: &Arc<Serving>,
+    asker: &Asker,
     path: Parts<Vec<(String, String)>>,
     request: Request<Body>,
     arrived: Instant,
 ) -> Result<Response, Failure> {
     let (model, version) = named(path)?;
     // Before a body is read for nothing.
-    let under_way = UnderWay::new(serving, serving.model(&model, &version)?.name, arrived);
-    let answered = read_and_answer(serving, (model, version), request, arrived).await;
+    let under_way = UnderWay::new(serving, serving.model_for(asker, &model, &version)?.name, arrived);
+    let answered = read_and_answer(serving, asker, (model, version), request, arrived).await;
     under_way.end(answered)
 }
 
 async fn read_and_answer(
     serving: &Arc<Serving>,
+    asker: &Asker,
     (model, version): (String, String),
     request: Request<Body>,
     arrived: Instant,
 ) -> Result<Response, Failure> {
     let length = text(request.headers(), JSON_LENGTH_HEADER).map(str::to_owned);
     let trace = text(request.headers(), "traceparent").unwrap_or_default().to_owned();
-    let held = serving.cx.device.budget.request(&caller(&request));
+    let held = serving.cx.device.budget.request(&asker.share());
     let wanted = Encoding::wanted(request.headers());
     let body = match body(request, RUN_BYTES_MAX, &held).await? {
         Ok(body) => body,
@@ -215,11 +226,6 @@ async fn read_and_answer(
 
 fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name).map(|value| value.to_str().unwrap_or("?"))
-}
-
-/// Who is behind a request, for its share of memory.
-fn caller(request: &Request<Body>) -> String {
-    request.extensions().get::<From>().map_or_else(String::new, |From(from)| format!("{from:?}"))
 }
 
 /// A request's body as it was before it was packed, as far as it may hold it;
