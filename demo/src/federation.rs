@@ -167,8 +167,15 @@ pub fn run(binary: PathBuf, assets: &Path, output: &Path, screen: &Screen) -> Re
     Ok(Federation { pictures: pictures.name, rounds, right, asked: served.len(), served_by, sheet, curves, seconds })
 }
 
+/// Bytes of pictures, from 0 to 1.
+pub(crate) fn scaled(pictures: &Tensor) -> Result<Tensor> {
+    let Elements::U8(bytes) = pictures.elements() else { anyhow::bail!("the pictures are no bytes") };
+    let values = bytes.iter().map(|byte| f32::from(*byte) / 255.0).collect();
+    Ok(Tensor::new(pictures.shape().to_vec(), Elements::F32(values))?)
+}
+
 /// The first examples, which are in no order.
-fn some(dataset: &Dataset, count: usize) -> Result<Dataset> {
+pub(crate) fn some(dataset: &Dataset, count: usize) -> Result<Dataset> {
     let rows: Vec<usize> = (0..count.min(dataset.len())).collect();
     Ok(dataset.subset(&rows)?)
 }
@@ -197,22 +204,18 @@ impl Site {
             let share = train.subset(share)?;
             let common = share.counts().and_then(|c| c.into_iter().max()).unwrap_or(0);
             counts.push(format!("{} ({:.0}%)", share.len(), 100.0 * common as f64 / share.len().max(1) as f64));
-            register(end, &share, &folder.join(format!("share-{number}")))?;
+            register(end, "pictures", &share, &folder.join(format!("share-{number}")))?;
         }
         screen.say(format!("pictures of each end (share of its largest class): {}", counts.join(", ")));
-        register(&self.cloud, test, &folder.join("held-out"))
+        register(&self.cloud, "pictures", test, &folder.join("held-out"))
     }
 
     /// Gives the model to the site, and asks an end about pictures.
     fn serve(&self, model: &Path, pictures: &Dataset, folder: &Path, screen: &Screen) -> Result<(Vec<usize>, String)> {
         screen.doing("serving the model");
         let rows: Vec<usize> = (0..pictures.len()).collect();
-        let bytes = pictures.features(&rows)?;
-        let Elements::U8(bytes) = bytes.elements() else { anyhow::bail!("the pictures are no bytes") };
-        let values = bytes.iter().map(|byte| f32::from(*byte) / 255.0).collect();
-        let shape = [&[rows.len()], pictures.example_shape()].concat();
         let file = folder.join("asked.npy");
-        std::fs::write(&file, npy::write(&Tensor::new(shape, Elements::F32(values))?)?)?;
+        std::fs::write(&file, npy::write(&scaled(&pictures.features(&rows)?)?)?)?;
         let loaded = tierline_graph::Model::load(model)?;
         let input = loaded.graph().input.first().and_then(|input| input.name.clone());
         let input = input.context("the model has no input")?;
@@ -232,12 +235,12 @@ impl Site {
 }
 
 /// Writes a data set, and gives it its name on a node.
-fn register(node: &Node, dataset: &Dataset, folder: &Path) -> Result<()> {
+pub(crate) fn register(node: &Node, name: &str, dataset: &Dataset, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let rows: Vec<usize> = (0..dataset.len()).collect();
     let [features, labels] = ["features.npy", "labels.npy"].map(|name| folder.join(name));
     std::fs::write(&features, npy::write(&dataset.features(&rows)?)?)?;
     std::fs::write(&labels, npy::write(&dataset.targets(&rows)?)?)?;
     let (features, labels) = (features.to_string_lossy(), labels.to_string_lossy());
-    node.ask(&["data", "add", "pictures", &features, "--labels", &labels, "--classes", "10"]).map(drop)
+    node.ask(&["data", "add", name, &features, "--labels", &labels, "--classes", "10"]).map(drop)
 }

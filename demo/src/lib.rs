@@ -1,9 +1,10 @@
 //! What the demonstration is made of: a site of real processes that is driven
-//! as a user would, the text detector, pictures, and a federation. The benchmarks use the
-//! same site.
+//! as a user would, the text detector, applications, pictures, and a federation. The benchmarks
+//! use the same site.
 //!
 //! Start at [`site`].
 
+pub mod applications;
 pub mod boxes;
 pub mod cache;
 pub mod classes;

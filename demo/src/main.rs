@@ -1,6 +1,7 @@
 //! The demonstration: a cloud, an edge and two ends as real processes, a real
 //! model on real pictures, over a link that gets slower, breaks, and comes back;
-//! then two edges with four ends each, which train a model together.
+//! an application beside a board, whose cable is cut under its requests; then two
+//! edges with four ends each, which train a model together.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use tierline_demo::cache::{CachedRun, digest};
 use tierline_demo::screen::Screen;
 use tierline_demo::site::{Link, Node, Tierline, wait};
 use tierline_demo::table::{Table, milliseconds};
-use tierline_demo::{boxes, detector, draw, federation, picture};
+use tierline_demo::{applications, boxes, detector, draw, federation, picture};
 
 /// The detector's canvas, `[height, width]`: the scanned page fits it.
 const CANVAS: [u32; 2] = [256, 480];
@@ -37,7 +38,7 @@ const SETTLE: Duration = Duration::from_secs(8);
 /// Longest wait for one answer.
 const ANSWER: &str = "25 s";
 
-/// What training, serving included, may add to the demonstration, seconds.
+/// What the federation, serving included, may add to the demonstration, seconds.
 const TRAINING_LIMIT_S: u64 = 120;
 
 /// A picture made of the scanned page.
@@ -126,13 +127,14 @@ impl Run {
         let breakage = demo.cut(&screen)?;
         let found = demo.read(assets, output, &screen)?;
         drop(demo);
-        let inferred = begun.elapsed();
+        let applications = applications::run(binary.clone(), assets, output, &screen)?;
         let federation = federation::run(binary, assets, output, &screen)?;
         screen.done();
 
         let report = output.join("report.json");
         let json = json!({
-            "links": rows.iter().map(Row::json).collect::<Vec<_>>(), "cut": breakage.json(), "federation": federation,
+            "links": rows.iter().map(Row::json).collect::<Vec<_>>(), "cut": breakage.json(), "applications": applications,
+            "federation": federation,
         });
         std::fs::write(&report, serde_json::to_string_pretty(&json)?)?;
         let mut text = latencies(&rows).to_string();
@@ -143,11 +145,12 @@ impl Run {
             text += &format!("{}: {boxes}\n", file.display());
         }
         text += &format!(
-            "\n{federation}\n\nDone in {:.0} s, of which training {:.0} s (goal: {TRAINING_LIMIT_S} s).",
+            "\n{applications}\n\n{federation}\n\nDone in {:.0} s, of which the federation {:.0} s (goal: {TRAINING_LIMIT_S} s).",
             begun.elapsed().as_secs_f64(),
-            (begun.elapsed() - inferred).as_secs_f64()
+            federation.seconds
         );
         let mut files: Vec<PathBuf> = found.into_iter().map(|(file, _)| file).collect();
+        files.extend(applications.page);
         files.extend([report, federation.sheet, federation.curves]);
         Ok(Self { text, files })
     }
@@ -399,7 +402,7 @@ impl Demo {
                 .ok()
                 .filter(|p| p["in_force"].as_str().is_some_and(|f| f.starts_with("segment")))
         };
-        wait(Duration::from_secs(30), shared).context("the plan did not follow the link back up")?;
+        wait(Duration::from_secs(60), shared).context("the plan did not follow the link back up")?;
         screen.say("uplink of the board: down");
         self.link.set(&["--cut"])?;
         let answer = self.infer(&self.end, &["--deadline", "5 s"])?;

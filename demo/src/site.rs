@@ -34,6 +34,8 @@ pub struct Node {
     data: PathBuf,
     /// Where children reach it; empty for ends.
     pub url: String,
+    /// Where applications and browsers reach it; empty where they don't.
+    pub http: String,
 }
 
 /// A running link.
@@ -125,8 +127,8 @@ impl Tierline {
         let folder = data.to_string_lossy().into_owned();
         // One thread each: the nodes share this machine's cores.
         let (process, ready) = self.start(name, &[&["--data", &folder, "node", "--threads", "1"], args].concat())?;
-        let url = ready["url"].as_str().unwrap_or_default().to_owned();
-        Ok(Node { tierline: self.clone(), process, data, url })
+        let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
+        Ok(Node { tierline: self.clone(), process, data, url: text("url"), http: text("http") })
     }
 
     /// Joins a device below `url` and starts it.

@@ -185,14 +185,7 @@ impl Server {
         Self::start(command, "Tierline", grpc, &model.with_extension("ours.log"))
     }
 
-    fn peer(
-        python: &Path,
-        word: &str,
-        name: &'static str,
-        model: &str,
-        file: &Path,
-        folder: &Path,
-    ) -> Result<Self> {
+    fn peer(python: &Path, word: &str, name: &'static str, model: &str, file: &Path, folder: &Path) -> Result<Self> {
         let (http, grpc) = (free()?, free()?);
         let script = folder.join("peer.py");
         std::fs::write(&script, include_str!("peer.py"))?;

@@ -31,6 +31,7 @@ pub mod policy;
 pub mod rate;
 pub mod renewal;
 pub mod request;
+pub mod silence;
 pub mod time;
 
 pub use fastrand::Rng;

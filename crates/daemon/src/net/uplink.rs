@@ -11,6 +11,7 @@ use tierline_identity::tls;
 use tierline_node::estimate::{Action as LinkAction, Direction, Estimate, Estimator, Event as LinkEvent};
 use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
 use tierline_node::request::Event as RequestEvent;
+use tierline_node::silence::Silence;
 use tierline_node::{Peer, Rng, Time};
 use tierline_proto::door::session::FromParent;
 use tierline_proto::envelope;
@@ -50,15 +51,11 @@ const STILL_PENDING: Duration = Duration::from_millis(300);
 /// A call is late after this many times its prediction.
 const LATE_FACTOR: u32 = 2;
 
-/// A parent that shows no sign of life for so many round trips, and for
-/// [`SILENCE_MIN`], may be gone: a request no longer relies on it.
-const SILENT_ROUND_TRIPS: u32 = 4;
-
-/// What a busy parent may take to answer a heartbeat.
-const SILENCE_MIN: Duration = Duration::from_millis(200);
-
 /// Between two questions whether the parent is there, while a request waits.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+const ASK_AGAIN: Duration = Duration::from_millis(25);
+
+/// How often it is looked whether it has answered.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Where one keeper of the lease hears of its connections.
 type News = mpsc::Sender<ChildEvent>;
@@ -97,6 +94,8 @@ struct Shared {
     news: Option<News>,
     /// When the parent last said something.
     heard: Option<Instant>,
+    /// How long it may be silent.
+    silence: Silence,
 }
 
 /// The estimator; one that broke off measures from the beginning.
@@ -367,8 +366,7 @@ impl Uplink {
                 let ahead = estimate.up.filter(|up| *up > 0.0).map_or(Duration::ZERO, |up| {
                     Duration::try_from_secs_f64(sending.load(Ordering::Relaxed) as f64 / up).unwrap_or(PROBE_TIME_MAX)
                 });
-                let round_trips = estimate.rtt.unwrap_or_default().saturating_mul(SILENT_ROUND_TRIPS);
-                let limit = ahead + round_trips.max(SILENCE_MIN);
+                let limit = ahead + self.read().silence.limit(estimate.rtt.unwrap_or_default());
                 let (heard, waited) = (self.read().heard, asked.elapsed());
                 if heard.is_some_and(|heard| heard >= asked) {
                     break;
@@ -377,7 +375,7 @@ impl Uplink {
                     return (self.peer, format!("{} has shown no sign of life for {waited:.0?}", self.name()));
                 }
                 // Short, since what there is to send may have become known meanwhile.
-                tokio::time::sleep((limit - waited).min(SILENCE_MIN / 8)).await;
+                tokio::time::sleep((limit - waited).min(LOOK)).await;
             }
             tokio::time::sleep(ASK_AGAIN).await;
         }
@@ -461,7 +459,10 @@ impl Uplink {
                 let beat = Heartbeat { session, sequence, sent_ns: 0, link };
                 self.send(ChildMessage { body: Some(child_message::Body::Heartbeat(beat)) });
             }
-            ChildAction::Rtt(rtt) => self.observe(LinkEvent::Rtt(rtt)),
+            ChildAction::Rtt(rtt) => {
+                self.write().silence.answered(rtt);
+                self.observe(LinkEvent::Rtt(rtt));
+            }
             ChildAction::Down { failure } => {
                 {
                     let mut shared = self.write();
@@ -553,6 +554,7 @@ impl Uplink {
             let mut shared = self.write();
             (shared.up, shared.outbox) = (true, Some(send));
         }
+        self.write().silence.forget();
         let name = self.name();
         tracing::debug!(version = granted.version, "lease held with {name}");
         let (this, news) = (Arc::clone(self), news.clone());
