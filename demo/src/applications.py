@@ -40,10 +40,11 @@ def main():
     if verb == "ask":
         asked = [(Client(address, model), json.loads(parameters)) for model, parameters in (m.split("=", 1) for m in more)]
         got = [[] for _ in asked]
-        # In turns, so that whatever else the machine does meets all alike.
+        # In turns, and none always behind the same other: whatever else the machine does meets all alike.
         for i in range(len(labels)):
-            for answers, (client, parameters) in zip(got, asked):
-                answers.append(answer(client, pictures, labels, i, parameters))
+            for k in range(len(asked)):
+                at = (i + k) % len(asked)
+                got[at].append(answer(asked[at][0], pictures, labels, i, asked[at][1]))
         print(json.dumps([{"answers": answers, "failed": []} for answers in got]))
         return
     client, end = Client(address, more[0]), time.time() + float(more[1])
