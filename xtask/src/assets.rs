@@ -24,6 +24,8 @@ const PACKAGES: &[&str] = &[
     "grpcio-tools==1.81.1",
     "tritonclient[grpc,http]==2.73.0",
     "schemathesis==4.32.5",
+    "prometheus-client==0.26.0",
+    "opentelemetry-proto==1.45.2",
 ];
 
 /// Packages that only carry files: fetched and unpacked, not installed.

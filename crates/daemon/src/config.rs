@@ -215,6 +215,31 @@ pub enum Tls {
     None,
 }
 
+/// The table `[traces]`: what requests spend their time on, for a collector.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TracesConfig {
+    /// A collector that speaks OpenTelemetry's protocol over gRPC
+    /// (`http://host:4317`); nothing is recorded when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The share of requests that are traced of those whose caller doesn't say,
+    /// 0 to 1.
+    pub share: f64,
+}
+
+impl Default for TracesConfig {
+    fn default() -> Self {
+        Self { endpoint: None, share: 0.01 }
+    }
+}
+
+impl TracesConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// An address that a node is to answer at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish<'c> {
@@ -298,6 +323,9 @@ pub struct NodeConfig {
     /// Who serves applications, and where.
     #[serde(skip_serializing_if = "ServeConfig::is_default")]
     pub serve: ServeConfig,
+    /// Who is told what requests spend their time on.
+    #[serde(skip_serializing_if = "TracesConfig::is_default")]
+    pub traces: TracesConfig,
     /// What is logged, as in `warn,tierline=debug`; TIERLINE_LOG goes before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
@@ -356,6 +384,7 @@ impl Default for NodeConfig {
             advertise: None,
             metrics: None,
             serve: ServeConfig::default(),
+            traces: TracesConfig::default(),
             log: None,
             parents: Vec::new(),
             engine: "auto".to_owned(),
@@ -421,6 +450,12 @@ impl NodeConfig {
             }
         }
         self.serve.check()?;
+        if let Some(url) = self.traces.endpoint.as_ref().filter(|url| !is_plain_address(url)) {
+            return wrong(format!("traces.endpoint: `{url}` is no address of a collector; write http://host:4317"));
+        }
+        if !(0.0..=1.0).contains(&self.traces.share) {
+            return wrong(format!("traces.share = {}: it must be between 0 and 1", self.traces.share));
+        }
         if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
             return wrong(format!("parents: `{url}` is no address; write https://host:port"));
         }
@@ -544,6 +579,12 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &str, path: &Path) -> NodeRes
             None => failure,
         }
     })
+}
+
+/// Whether a URL is `http://` and an address.
+fn is_plain_address(url: &str) -> bool {
+    let uri = url.parse::<axum::http::Uri>().ok();
+    uri.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()))
 }
 
 /// The known key nearest to the one that an error calls unknown.

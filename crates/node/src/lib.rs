@@ -12,7 +12,7 @@
 //! tier there?), [`admit`] (whose turn is it?), [`estimate`], [`calibrate`] and
 //! [`adapt`] (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
 //! (who may call what), [`applications`] (who may use which models), [`places`] and [`rate`] (how many connections, how many joins),
-//! [`renewal`] (when certificates are renewed).
+//! [`renewal`] (when certificates are renewed), [`trace`] (which requests are traced).
 //! `docs/design/nodes.md` draws them.
 
 #![forbid(unsafe_code)]
@@ -33,6 +33,7 @@ pub mod renewal;
 pub mod request;
 pub mod silence;
 pub mod time;
+pub mod trace;
 
 pub use fastrand::Rng;
 pub use time::Time;

@@ -15,6 +15,7 @@ pub mod frame;
 pub mod limits;
 pub mod name;
 pub mod oip;
+pub mod otlp;
 mod role;
 pub mod versions;
 

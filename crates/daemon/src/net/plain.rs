@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
@@ -235,13 +235,18 @@ fn scraped(cx: &Context) -> Router {
     Router::new()
         .route(
             "/metrics",
-            get(move |asker: Option<Extension<Asker>>| async move {
+            get(move |asker: Option<Extension<Asker>>, headers: HeaderMap| async move {
                 // Whoever reaches the address that is for numbers only may read them.
                 if asker.is_some_and(|Extension(asker)| !asker.may_read_numbers()) {
                     return refusal(StatusCode::FORBIDDEN, "this application may not read numbers");
                 }
-                let kind = "text/plain; version=0.0.4; charset=utf-8";
-                ([(header::CONTENT_TYPE, kind)], numbers::text(&numbers_of)).into_response()
+                let text = numbers::text(&numbers_of);
+                let accepted = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+                match accepted.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+                    true => ([(header::CONTENT_TYPE, numbers::OPEN_METRICS)], numbers::open_metrics(&text)),
+                    false => ([(header::CONTENT_TYPE, numbers::PLAIN)], text),
+                }
+                .into_response()
             }),
         )
         .route("/livez", get(|| async { "ok\n" }))

@@ -12,6 +12,7 @@ pub mod numbers;
 pub mod records;
 pub mod start;
 pub mod tasks;
+pub mod traces;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -29,6 +30,7 @@ use self::events::Events;
 use self::filter::Filter;
 use self::records::Records;
 use self::tasks::Tasks;
+use self::traces::Traces;
 use crate::config::NodeConfig;
 use crate::device::Device;
 use crate::net::{Applications, Children, Parents, Revoked};
@@ -48,6 +50,8 @@ pub struct Context {
     pub audit: Audit,
     /// What it logs.
     pub filter: Filter,
+    /// What requests spend their time on.
+    pub traces: Traces,
     /// What it keeps in its database.
     pub state: Records,
     /// Nodes above.

@@ -26,6 +26,7 @@ use super::events::Events;
 use super::filter::{Filter, Wish};
 use super::records::Records;
 use super::tasks::{Tasks, in_place, log_panics};
+use super::traces::Traces;
 use super::{Clock, Context, End, Me};
 use crate::config::{self, NodeConfig, SOCKET};
 use crate::device::Device;
@@ -45,6 +46,9 @@ const GRACE: Duration = Duration::from_secs(3);
 /// Requests that were admitted before the end are given so long: less than what
 /// asks a node to end (systemd, Kubernetes) waits before it kills.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(25);
+
+/// Spans get so long to reach their collector behind that.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Tasks get so long to come to an end behind that.
 const END_TIME_MAX: Duration = Duration::from_secs(1);
@@ -179,6 +183,7 @@ pub async fn run(
     let serve = |listener| serving::serve_network(net, cx, &node.doors, &node.rules, listener);
     let network = listener.map(serve).transpose()?;
     let local = serving::serve_socket(net, cx, &node.rules, &socket)?;
+    cx.traces.keep(&cx.tasks);
     cx.parents.keep();
     let children = cx.children.clone();
     let written = cx.audit.clone();
@@ -254,6 +259,7 @@ pub async fn run(
     };
     let _ = tokio::time::timeout(GRACE, servers).await;
     in_place(|| cx.audit.flush());
+    cx.traces.flush(FLUSH_TIME_MAX).await;
     cx.tasks.end(END_TIME_MAX).await;
     // Left behind, it would only look like a node.
     let _ = std::fs::remove_file(&socket);
@@ -392,6 +398,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
         clock: net.clock,
         tasks: tasks.clone(),
         events,
+        traces: Traces::new(&net.me.config().traces, &net.me),
         state,
         parents: Parents::new(net.clone()),
         children: Children::new(net.clone(), incarnation >> 1),

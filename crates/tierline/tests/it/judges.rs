@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::serve::Served;
+use crate::serve::{INFER, Served, ones};
 
 /// A program of the tests' Python environment.
 fn program(name: &str) -> Option<PathBuf> {
@@ -45,4 +45,22 @@ fn the_description_is_what_is_answered() {
             assert!(status == 200 || path.ends_with("/none"), "{path}: {status} {answer}");
         }
     }
+}
+
+#[test]
+fn numbers_are_what_prometheus_reads() {
+    let Some(python) = program("python").filter(|python| {
+        let known = Command::new(python).args(["-c", "import prometheus_client"]).stderr(Stdio::null()).status();
+        known.is_ok_and(|status| status.success())
+    }) else {
+        eprintln!("skipped: there is no Prometheus client; run cargo xtask test");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let served = Served::mlp(folder.path());
+    let mut http = served.connect();
+    assert_eq!(http.post(INFER, "", ones(&served.input()).to_string().as_bytes()).0, 200);
+    assert_eq!(http.post(INFER, "", b"{}").0, 400);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/numbers.py");
+    succeeds(Command::new(python).args([script, &served.http]));
 }

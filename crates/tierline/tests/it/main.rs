@@ -38,6 +38,8 @@ mod serve;
 mod services;
 mod site;
 mod supervised;
+mod traces;
 mod train;
 mod transfer;
+mod under_load;
 mod updates;

@@ -8,7 +8,7 @@ use tierline_federate::RoundScores;
 use tierline_node::federation::{Progress, Verdict};
 use tierline_proto::Digest;
 
-use crate::runtime::numbers::{Histogram, head};
+use crate::runtime::numbers::{Histogram, escaped, head};
 
 /// Upper bounds of the buckets for rounds, seconds.
 const BUCKETS: [f64; 12] = [1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 14_400.0];
@@ -190,8 +190,7 @@ impl Recent {
 
 /// A job's name may come twice; its digest doesn't.
 fn labels(id: Digest, name: &str) -> String {
-    let name = name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-    format!("job=\"{name}\",id=\"{}\"", id.short())
+    format!("job=\"{}\",id=\"{}\"", escaped(name), id.short())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierline_proto::limits::{CHUNK_BYTES, DEADLINE_MS_MAX};
+use tierline_proto::otlp::known;
 use tierline_proto::v1::{Code, Failure, InferChunk, InferHeader, InferReply, Placement, Reply, Route, infer_chunk};
 use tierline_proto::{Digest, Encoded, Role, Sound, frame};
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +16,7 @@ use super::{Inference, exits, wire};
 use crate::device::budget::Held;
 use crate::net::gate;
 use crate::runtime::ns;
+use crate::runtime::traces::Open;
 
 /// Messages of an answer ahead of the connection.
 const AHEAD_MAX: usize = 8;
@@ -68,12 +70,30 @@ pub async fn ask(
     arrived: Instant,
     held: Arc<Held>,
 ) -> Entered {
+    let (trace, span) = duty.cx.traces.enter(&header.trace, arrived);
+    let header = &InferHeader { trace, ..header.clone() };
     let entered = enter(duty, header, encoded, arrived + deadline(header), held).await;
+    if let Some(span) = span {
+        traced(span, &header.model, &entered.answer.reply);
+    }
     let total = arrived.elapsed();
     duty.count_request(total, &entered.answer.reply);
     let Answer { reply, exits, .. } = &entered.answer;
     duty.planning.observe_answer(header, &entered.plan, exits, total, reply);
     entered
+}
+
+/// Ends a request's span with what became of it.
+fn traced(mut span: Open, model: &str, reply: &Reply) {
+    span.attributes = vec![
+        known("tierline.model", model),
+        known("tierline.exit", u64::from(reply.exit)),
+        known("tierline.degraded", reply.degraded.is_some()),
+    ];
+    if let Some(last) = reply.stages.last() {
+        span.attributes.push(known("tierline.answered_by", last.node.as_str()));
+    }
+    span.end(reply.failure.as_ref());
 }
 
 /// Time for a request.

@@ -14,19 +14,21 @@ use tierline_node::request::{
     Action, DEEP_BUDGET_SPENT, Event, Local, Op, Ran, Recovery, Request, RequestOutcome, Setup, Upstream,
 };
 use tierline_node::{Peer, Span};
+use tierline_proto::otlp::{Kind, known};
 use tierline_proto::v1::degraded::Cause;
 use tierline_proto::v1::{Boundary, Code, Degraded, Failure, Reply, Route, RunHeader, StageTiming};
 use tierline_proto::{Digest, Encoded};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::exits::{ExitAnswer, Judging};
+use super::exits::{ExitAnswer, Judged, Judging};
 use super::{Inference, calls, exits, wire};
 use crate::device::budget::Held;
 use crate::device::compute::Turn;
 use crate::device::program::{ActiveExit, Named, Program, SliceKey};
 use crate::duties::planning::segment_after;
 use crate::runtime::tasks::in_place_over;
+use crate::runtime::traces::{Open, Within};
 use crate::runtime::{ns, wait_until};
 
 /// A plan's next tier is given up on after this many times its prediction
@@ -161,6 +163,8 @@ struct Flow<'n> {
     /// The last frontier computed, and the segment behind it.
     frontier: Option<(usize, Arc<Named>)>,
     judging: Arc<Judging>,
+    /// Where its spans belong, where it is traced.
+    trace: Option<Within>,
     products: HashMap<Op, Product>,
     tasks: HashMap<Op, AbortHandle>,
     /// Bytes that a call has to send.
@@ -178,6 +182,7 @@ impl<'n> Flow<'n> {
         let split = request.boundaries.first().map_or(request.program.segments(), |b| segment_after(b.cut));
         let (done, inbox) = mpsc::channel(DONE_MAX);
         let judging = Judging::new(request.exits.clone());
+        let trace = duty.cx.traces.within(&request.trace);
         Self {
             duty,
             request: Arc::new(request),
@@ -185,6 +190,7 @@ impl<'n> Flow<'n> {
             split,
             frontier: None,
             judging,
+            trace,
             products: HashMap::new(),
             tasks: HashMap::new(),
             sending: Arc::default(),
@@ -345,7 +351,9 @@ impl<'n> Flow<'n> {
         let (judging, clock, duty) = (Arc::clone(&self.judging), self.duty.cx.clock, Arc::clone(self.duty));
         let guarded = (self.request.guarded && !recovery).then(|| judging.last()).flatten();
         let caller = self.inputs.held.caller();
+        let trace = self.trace.clone();
         let work = async move {
+            let begun = Instant::now();
             let tensors = match (fit, frontier) {
                 (Err(failure), _) => Err(failure),
                 (Ok(()), Some(frontier)) => Ok(frontier),
@@ -355,9 +363,31 @@ impl<'n> Flow<'n> {
                 Ok(tensors) => tensors,
                 Err(failure) => return (Event::RunDone { op, result: Err(failure.at(&name)) }, None),
             };
+            let ready = Instant::now();
             match catalogue.run_here(&program, key, tensors, turn).await {
                 Ok(mut computed) => {
+                    let ran_until = Instant::now();
                     let judged = judging.judge(&program, last, &mut computed.outputs);
+                    if let Some(trace) = &trace {
+                        // It may wait for the session as well.
+                        let ran_from = ran_until.checked_sub(computed.compute).unwrap_or(ready).max(ready);
+                        let of = |from: usize, to: usize| {
+                            vec![
+                                known("tierline.first_segment", from as u64),
+                                known("tierline.last_segment", to as u64),
+                            ]
+                        };
+                        if !inputs.decode_time().is_zero() && first == inputs.segment {
+                            trace.leaf("decode", (begun, ready), vec![known("tierline.bytes", inputs.received)]);
+                        }
+                        trace.leaf("queue", (ready, ran_from), Vec::new());
+                        trace.leaf("run", (ran_from, ran_until), of(first, last));
+                        if let Ok(Judged { answer: Some(answer), ran }) = &judged {
+                            let exit = known("tierline.exit", answer.index as u64 + 1);
+                            let leaves = known("tierline.leaves", *ran == Ran::Sure);
+                            trace.leaf("exit", (ran_until, Instant::now()), vec![exit, leaves]);
+                        }
+                    }
                     let (mut ran, exit) = match judged {
                         Ok(judged) => (judged.ran, judged.answer),
                         Err(failure) => return (Event::RunDone { op, result: Err(failure.at(&name)) }, None),
@@ -383,6 +413,9 @@ impl<'n> Flow<'n> {
                 }
                 Err(failure) => {
                     let mut failure = failure.at(&name);
+                    if let Some(trace) = &trace {
+                        trace.child("run", Kind::Internal, ready).end(Some(&failure));
+                    }
                     // What a part of the model doesn't take, the whole may.
                     if failure.code() == Code::InvalidInput && !whole {
                         failure.code = Code::Engine.into();
@@ -405,8 +438,9 @@ impl<'n> Flow<'n> {
             && !whole
             && !self.duty.deep.may(self.duty.cx.clock.now(), &inputs.held.caller());
         self.capped |= capped;
+        let trace = self.trace.clone();
         let work = async move {
-            let call = Call { peer, remaining, whole, split, sending, capped };
+            let call = Call { peer, remaining, whole, split, sending, capped, trace };
             let result = self::call(&duty, &request, &inputs, frontier, call).await;
             match result {
                 Ok((product, degraded)) => (Event::CallDone { op, result: Ok(degraded) }, Some((op, product))),
@@ -539,6 +573,7 @@ struct Call {
     capped: bool,
     /// Told how much there is to send.
     sending: Arc<AtomicU64>,
+    trace: Option<Within>,
 }
 
 /// Hands a request to a parent and waits for its answer.
@@ -549,7 +584,7 @@ async fn call(
     frontier: Option<Arc<Named>>,
     call: Call,
 ) -> Result<(Product, Option<Degraded>), Failure> {
-    let Call { peer, remaining, whole, split, capped, sending } = call;
+    let Call { peer, remaining, whole, split, capped, sending, trace } = call;
     let uplink = duty.cx.parents.get(peer)?;
     let first = request.boundaries.first().filter(|_| !whole);
     let codec_of = |name: &str| {
@@ -559,6 +594,7 @@ async fn call(
     // Relayed as they came where they can be: decoding and encoding again would
     // only cost.
     let relayed = request.hops > 0 || inputs.encoded.iter().all(|e| e.codec == codec_of(&e.name));
+    let begun = Instant::now();
     let (tensors, encode) = match &frontier {
         Some(frontier) if !at_inputs => encode_blocking(Arc::clone(frontier), codec_of).await?,
         _ if relayed => (inputs.encoded.clone(), Duration::ZERO),
@@ -566,6 +602,14 @@ async fn call(
     };
     let sent = wire::total(&tensors);
     sending.store(sent, Ordering::Relaxed);
+    let span = trace.map(|trace| {
+        if !encode.is_zero() {
+            trace.leaf("encode", (begun, Instant::now()), vec![known("tierline.bytes", sent)]);
+        }
+        let mut span = trace.child("send", Kind::Client, Instant::now());
+        span.attributes = vec![known("tierline.to", uplink.name()), known("tierline.bytes", sent)];
+        span
+    });
     // What was made for this call is held until its answer is here.
     let made = if at_inputs && relayed { 0 } else { sent };
     inputs.held.count(made);
@@ -581,7 +625,7 @@ async fn call(
         }),
         remaining_us: u64::try_from(remaining.as_micros()).unwrap_or(u64::MAX),
         hops: request.hops + 1,
-        trace: request.trace.clone(),
+        trace: span.as_ref().map_or_else(|| request.trace.clone(), Open::context),
         tensors: tierline_proto::frame::declare(&tensors),
         no_fallback: !request.fallback,
         priority: request.priority,
@@ -590,10 +634,17 @@ async fn call(
     let started = Instant::now();
     let predicted =
         duty.planning.predicted_upstream(peer, &request.program, if whole { &[] } else { &request.boundaries });
-    let (reply, encoded) = tokio::select! {
-        answered = calls::run(&duty.cx, &uplink, header, tensors, &inputs.held) => answered?,
+    let answered = tokio::select! {
+        answered = calls::run(&duty.cx, &uplink, header, tensors, &inputs.held) => answered,
         never = uplink.report_pending(sent, predicted) => match never {},
     };
+    if let Some(span) = span {
+        span.end(match &answered {
+            Ok((reply, _)) => reply.failure.as_ref(),
+            Err(failure) => Some(failure),
+        });
+    }
+    let (reply, encoded) = answered?;
     let waited = started.elapsed();
     let received = wire::total(&encoded);
     uplink.observe_transfer(sent, received, waited, &reply.stages);

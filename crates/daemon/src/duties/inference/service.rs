@@ -18,7 +18,12 @@ use super::{Inference, exits, wire};
 use crate::device::budget::Held;
 use crate::duties::planning::segment_after;
 use crate::net::gate;
+<<<<<<< HEAD
 use crate::runtime::tasks::{Holding, in_place_over};
+=======
+use crate::runtime::tasks::Holding;
+use crate::runtime::traces::Open;
+>>>>>>> d47b682 (wip)
 
 /// Chunks of an answer ahead of the connection.
 const CHUNKS_AHEAD_MAX: usize = 8;
@@ -41,11 +46,13 @@ impl Infer for InferService {
             return Err(Failure::new(Code::Protocol, "a request begins with its header").into_status());
         };
         let mut header = Sound::read(header)?.into_inner();
+        let (trace, span) = self.0.cx.traces.relay(&header.trace, arrived);
+        header.trace = trace;
         let route = header.route.clone().unwrap_or_default();
         let id = header.request.to_vec();
         let routed = match prepare(&self.0, &header, &route, arrived).await {
             Ok(routed) => routed,
-            Err(failure) => return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None))),
+            Err(failure) => return Ok(Response::new(refused(&self.0, id, failure, span))),
         };
         let held = self.0.cx.device.budget.request(&peer.id);
         let declared = std::mem::take(&mut header.tensors);
@@ -60,7 +67,7 @@ impl Infer for InferService {
         });
         let encoded = match collected.await {
             Ok(encoded) => encoded,
-            Err(failure) => return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None))),
+            Err(failure) => return Ok(Response::new(refused(&self.0, id, failure, span))),
         };
         let segment = segment_after(route.from);
         if let Err(mut failure) = wire::check_wanted(&encoded, &routed.program.taken(segment)) {
@@ -68,17 +75,25 @@ impl Infer for InferService {
             if segment > 0 {
                 failure.code = Code::Protocol.into();
             }
-            return Ok(Response::new(send(&self.0, failed(&self.0, id, failure), Vec::new(), None)));
+            return Ok(Response::new(refused(&self.0, id, failure, span)));
         }
         let answer = flow::answer(&self.0, routed, Inputs::new(segment, encoded, Arc::new(held))).await;
+        if let Some(span) = span {
+            span.end(answer.reply.failure.as_ref());
+        }
         let held = answer.held.clone();
         let (reply, tensors) = pack(answer, &route.reply_codec);
         Ok(Response::new(send(&self.0, reply, tensors, held)))
     }
 }
 
-fn failed(duty: &Inference, id: Vec<u8>, failure: Failure) -> Reply {
-    Reply { request: id.into(), failure: Some(failure.at(duty.cx.me.name())), ..Reply::default() }
+/// Answers one that isn't run.
+fn refused(duty: &Inference, id: Vec<u8>, failure: Failure, span: Option<Open>) -> Sent {
+    if let Some(span) = span {
+        span.end(Some(&failure));
+    }
+    let reply = Reply { request: id.into(), failure: Some(failure.at(duty.cx.me.name())), ..Reply::default() };
+    send(duty, reply, Vec::new(), None)
 }
 
 /// Time left to a request: at the door it was found to be what a request may take.
