@@ -9,6 +9,7 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 use tierline_proto::oip::messages::ModelInferRequest;
+use tierline_proto::oip::weigh::weigh;
 use tierline_proto::oip::{Request, Response, Tensor, grpc, rest};
 
 fuzz_target!(|input: &[u8]| {
@@ -19,10 +20,15 @@ fuzz_target!(|input: &[u8]| {
             let Some((length, body)) = rest.split_first_chunk::<2>() else { return };
             rest::read(&Bytes::copy_from_slice(body), Some(&u16::from_le_bytes(*length).to_string()))
         }
-        _ => match ModelInferRequest::decode(Bytes::copy_from_slice(rest)) {
-            Ok(message) => grpc::read(message),
-            Err(_) => return,
-        },
+        _ => {
+            // As a node does: nothing is made of what weighs too much.
+            let Ok(weight) = weigh(&mut &rest[..]) else { return };
+            let Ok(message) = ModelInferRequest::decode(Bytes::copy_from_slice(rest)) else { return };
+            let contents = message.inputs.iter().filter_map(|input| input.contents.as_ref());
+            let made = contents.map(|c| 8 * c.int64_contents.len() + size_of::<Bytes>() * c.bytes_contents.len());
+            assert!(made.sum::<usize>() as u64 <= weight);
+            grpc::read(message)
+        }
     };
     let Ok(Request { inputs, id, parameters, raw: None, .. }) = read else { return };
     for input in &inputs {

@@ -131,7 +131,8 @@ fn fetch(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn system_python() -> Result<PathBuf> {
+/// A Python that is new enough.
+pub fn system_python() -> Result<PathBuf> {
     let check = "import sys; assert sys.version_info >= tuple(map(int, sys.argv[1].split('.')))";
     [PYTHON, ""]
         .iter()
@@ -141,7 +142,8 @@ fn system_python() -> Result<PathBuf> {
         .with_context(|| format!("no Python {PYTHON} or later is on the PATH; install it, with pip, and try again"))
 }
 
-fn create_environment(python: &Path, venv: &Path) -> Result<()> {
+/// Makes a Python environment of its own.
+pub fn create_environment(python: &Path, venv: &Path) -> Result<()> {
     let create = |more: &[&str]| command::program(python).args(["-m", "venv", "--clear"]).args(more).args([venv]);
     if create(&[]).succeeds() {
         return Ok(());
@@ -154,7 +156,8 @@ fn create_environment(python: &Path, venv: &Path) -> Result<()> {
     })
 }
 
-fn pip(python: &Path, verb: &str, options: &[&OsStr], packages: &[&str]) -> Result<()> {
+/// Has pip fetch packages, as they are built.
+pub fn pip(python: &Path, verb: &str, options: &[&OsStr], packages: &[&str]) -> Result<()> {
     retry(&format!("pip {verb}"), || {
         let pip = command::program(python).args(["-m", "pip", verb, "--quiet", "--disable-pip-version-check"]);
         // Never builds a package from source: that would need a C compiler and an hour.

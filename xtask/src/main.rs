@@ -3,6 +3,7 @@
 mod assets;
 mod command;
 mod fuzz;
+mod judges;
 mod summary;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ cargo xtask test [..]   install what the tests need and run them all; words filt
 cargo xtask check       everything a change must pass: format, lints, docs, tests
 cargo xtask bench [..]  run the benchmarks and write docs/reference/benchmarks.md
 cargo xtask dist [..]   pack what users install: an archive, a Debian package, a container image
+cargo xtask judges      serving before KServe's client and perf_analyzer, which the tests do without
 cargo xtask fuzz [..]   fuzz every parser for a minute, or: --seconds N, --keep, TARGET, TARGET FILE
 cargo xtask generate    write the Rust of messages from the .proto files
 cargo xtask assets      only fetch models, pictures, operator tests and ONNX Runtime
@@ -47,6 +49,7 @@ fn run(args: &[String]) -> Result<()> {
             summary.finish()
         }
         Some("check") => check(),
+        Some("judges") => judges::run(),
         Some("fuzz") => fuzz::run(rest),
         Some("generate") => generate(&[]),
         Some("assets") => {

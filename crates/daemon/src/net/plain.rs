@@ -231,7 +231,7 @@ fn serving_tls(me: &Me, serve: &ServeConfig, alpn: &[u8]) -> NodeResult<Arc<Serv
 
 /// Numbers, and whether the node lives.
 fn scraped(cx: &Context) -> Router {
-    let (numbers_of, end) = (cx.clone(), cx.end.clone());
+    let (numbers_of, parents, end) = (cx.clone(), cx.parents.clone(), cx.end.clone());
     Router::new()
         .route(
             "/metrics",
@@ -253,7 +253,11 @@ fn scraped(cx: &Context) -> Router {
         .route(
             "/readyz",
             get(move || async move {
-                if end.has_begun() { (StatusCode::SERVICE_UNAVAILABLE, "ending\n") } else { (StatusCode::OK, "ok\n") }
+                let ready = !end.has_begun();
+                let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+                // Without the tiers above a node answers all the same, where it can.
+                let body = serde_json::json!({ "ready": ready, "degraded": parents.are_cut_off() }).to_string();
+                (status, [(header::CONTENT_TYPE, "application/json")], body)
             }),
         )
 }

@@ -367,7 +367,7 @@ fn what_was_admitted_is_answered_when_it_ends() {
 
 #[test]
 fn ends_serve_their_own_machine_and_say_where_an_answer_comes_from() {
-    let site = Site::new();
+    let mut site = Site::new();
     site.add_model();
     let end = site.end("cam", &site.cloud.url, &["--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"]);
     let address = end.http.trim_start_matches("http://").to_owned();
@@ -402,4 +402,13 @@ fn ends_serve_their_own_machine_and_say_where_an_answer_comes_from() {
     let data = site.join("end", "open", &site.cloud.url);
     let ran = tierline(["--data", data.to_str().expect("UTF-8"), "node", "--http", "0.0.0.0:0", "--grpc", "off"]);
     ran.refused(3, "can be reached from the network");
+    // Without the tiers above it is ready all the same, and says so.
+    assert_eq!(Http::connect(&address).get("/readyz"), (200, json!({ "ready": true, "degraded": false })));
+    site.cloud.kill();
+    until("it is cut off", || {
+        let (status, ready) = Http::connect(&address).get("/readyz");
+        assert_eq!((status, &ready["ready"]), (200, &json!(true)));
+        (ready["degraded"] == true).then_some(())
+    });
+    assert_eq!(Http::connect(&address).get("/v2/health/ready").1["degraded"], true);
 }

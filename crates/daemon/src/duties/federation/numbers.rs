@@ -221,7 +221,7 @@ mod tests {
         for line in [
             format!("tierline_job_rounds_total{{{label}}} 1"),
             format!("tierline_job_round_seconds_bucket{{{label},le=\"2.5\"}} 0"),
-            format!("tierline_job_round_seconds_bucket{{{label},le=\"5\"}} 1"),
+            format!("tierline_job_round_seconds_bucket{{{label},le=\"5.0\"}} 1"),
             format!("tierline_job_round_seconds_sum{{{label}}} 3"),
             format!("tierline_job_accuracy{{{label}}} 0.5"),
             format!("tierline_job_updates_total{{{label},verdict=\"late\"}} 1"),

@@ -95,7 +95,7 @@ fn named(path: Parts<Vec<(String, String)>>) -> Result<(String, String), Failure
 
 async fn ready(State(serving): Duty) -> Response {
     let ready = !serving.cx.end.has_begun();
-    let body = json(&json!({ "ready": ready }));
+    let body = json(&json!({ "ready": ready, "degraded": serving.cx.parents.are_cut_off() }));
     if ready { body } else { (StatusCode::SERVICE_UNAVAILABLE, body).into_response() }
 }
 

@@ -1,4 +1,4 @@
-"""Reads a node's numbers as Prometheus does: numbers.py ADDRESS."""
+"""Reads a node's numbers as Prometheus does: prometheus_reads.py ADDRESS."""
 import sys
 import urllib.request
 
