@@ -18,12 +18,8 @@ use super::{Inference, exits, wire};
 use crate::device::budget::Held;
 use crate::duties::planning::segment_after;
 use crate::net::gate;
-<<<<<<< HEAD
 use crate::runtime::tasks::{Holding, in_place_over};
-=======
-use crate::runtime::tasks::Holding;
 use crate::runtime::traces::Open;
->>>>>>> d47b682 (wip)
 
 /// Chunks of an answer ahead of the connection.
 const CHUNKS_AHEAD_MAX: usize = 8;

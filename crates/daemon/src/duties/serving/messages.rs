@@ -27,6 +27,7 @@ use super::grpc::caller;
 use super::{MESSAGE_BYTES_MAX, PIECE_TIME_MAX, SMALL_BYTES_MAX, told};
 use crate::device::budget::{Budget, Held};
 use crate::net::encoding::{self, Encoding};
+use crate::runtime::tasks::in_place_over;
 
 /// A message is collected in blocks of this size, and handed on in them.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -236,7 +237,7 @@ impl Messages {
         let mut spare = 0;
         if let (true, Some(encoding)) = (is_packed, self.encoding) {
             let packed = blocks.pop_front().unwrap_or_default();
-            let bytes = crate::runtime::tasks::in_place(|| {
+            let bytes = in_place_over(64 * packed.len() as u64, || {
                 encoding::unpack(encoding, &packed, MESSAGE_BYTES_MAX as u64, &held)
             })?;
             held.give_back(packed.len() as u64);

@@ -24,6 +24,7 @@ use crate::device::budget::Held;
 use crate::net::asking::Asker;
 use crate::net::encoding::{self, Encoding};
 use crate::net::plain::refusal;
+use crate::runtime::tasks::in_place_over;
 
 /// Pieces of a body whose length nobody told beforehand.
 const PIECES_MAX: usize = 65_536;
@@ -195,7 +196,7 @@ async fn read_and_answer(
         Ok(body) => body,
         Err(refusal) => return Ok(refusal),
     };
-    let request = crate::runtime::tasks::in_place_over(8 * body.len() as u64, || rest::read(&body, length.as_deref()))?;
+    let request = in_place_over(8 * body.len() as u64, || rest::read(&body, length.as_deref()))?;
     let wants = request.outputs.clone();
     let binary = request.binary;
     let asked = Asked { model, version, request, trace, patience: None, arrived, held };
@@ -206,7 +207,7 @@ async fn read_and_answer(
     };
     let body = rest::write(&response, is_binary)?;
     let packed = wanted.and_then(|encoding| {
-        let packed = crate::runtime::tasks::in_place(|| encoding::pack(encoding, &body.bytes))?;
+        let packed = in_place_over(8 * body.bytes.len() as u64, || encoding::pack(encoding, &body.bytes))?;
         Some((encoding, packed))
     });
     let (encoding, bytes) = packed.map_or((None, body.bytes), |(encoding, packed)| (Some(encoding), packed));
@@ -245,7 +246,7 @@ async fn body(request: Request<Body>, bytes_max: u64, held: &Held) -> Result<Res
     };
     let body = whole(request, bytes_max, held).await?;
     let Some(encoding) = encoding else { return Ok(Ok(body)) };
-    let unpacked = crate::runtime::tasks::in_place(|| encoding::unpack(encoding, &body, bytes_max, held))?;
+    let unpacked = in_place_over(64 * body.len() as u64, || encoding::unpack(encoding, &body, bytes_max, held))?;
     held.give_back(body.len() as u64);
     Ok(Ok(unpacked))
 }
