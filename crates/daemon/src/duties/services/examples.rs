@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tierline_graph::Tensor;
@@ -26,6 +27,9 @@ use crate::runtime::events::now_ms;
 
 /// Examples that wait for the disk; further ones aren't kept.
 const PENDING_MAX: usize = 16;
+
+/// A list waits so long at most for what isn't on the disk yet.
+const PENDING_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Chunks of an example ahead of the connection.
 const AHEAD_MAX: usize = 4;
@@ -153,6 +157,12 @@ impl Services {
     /// # Errors
     /// Those of the store.
     pub async fn example_list(&self, request: ExampleListRequest) -> Result<ExampleListReply, Failure> {
+        // Whoever asked a moment ago expects to find it.
+        let pending = || self.keeping.places.available_permits() < PENDING_MAX;
+        let until = Instant::now() + PENDING_TIME_MAX;
+        while pending() && Instant::now() < until {
+            tokio::time::sleep(PENDING_TIME_MAX / 100).await;
+        }
         let rows = self.rows(request).await?;
         let info = |row: ExampleRow| ExampleInfo {
             example: row.id,
