@@ -1,7 +1,7 @@
 //! The site's applications, as this node knows them: who one is that shows a
 //! token or a certificate, and whether it asks too often.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,6 +9,8 @@ use tierline_identity::{AppToken, Peer};
 use tierline_node::Time;
 use tierline_node::applications::{Application, Known, Stranger};
 use tierline_node::rate::Bucket;
+
+use crate::runtime::numbers;
 
 /// What an application shows.
 #[derive(Debug, Clone)]
@@ -26,12 +28,15 @@ pub struct Applications(Arc<Inner>);
 struct Inner {
     known: RwLock<Arc<Known>>,
     buckets: Mutex<HashMap<String, Bucket>>,
+    /// Requests at the doors that were refused, by why.
+    refused: Mutex<BTreeMap<&'static str, u64>>,
     wall: Wall,
 }
 
 impl Default for Applications {
     fn default() -> Self {
-        Self(Arc::new(Inner { known: RwLock::default(), buckets: Mutex::default(), wall: Wall::start() }))
+        let (known, buckets, refused) = (RwLock::default(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { known, buckets, refused, wall: Wall::start() }))
     }
 }
 
@@ -79,6 +84,24 @@ impl Applications {
                 buckets.entry(application.id().to_owned()).or_default().take(now, allowance)
             }
         }
+    }
+
+    /// Somebody was refused at a door.
+    pub fn count_refused(&self, why: &'static str) {
+        *self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).entry(why).or_default() += 1;
+    }
+
+    /// Its numbers, in Prometheus' text format.
+    pub fn numbers(&self, out: &mut String) {
+        let known = self.known();
+        let help = "Applications that have an identity, as this node knows them.";
+        numbers::single(out, "tierline_applications", "gauge", help, known.iter().count());
+        let help = "When the list of applications was signed that this node knows, Unix time; 0: there is none.";
+        numbers::single(out, "tierline_applications_signed_seconds", "gauge", help, known.signed_s());
+        let refused = self.0.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let help = "Requests refused at the doors for applications, by why.";
+        let head = ("tierline_applications_refused_total", "counter", help);
+        numbers::labelled(out, head, "why", refused.iter().map(|(why, count)| (*why, *count)));
     }
 
     /// Unix time, as far as it can be trusted.

@@ -18,6 +18,7 @@ use tierline_proto::Role;
 use tierline_proto::v1::{Code, Failure};
 
 use super::applications::Shown;
+use super::door::Familiar;
 use crate::runtime::Context;
 use crate::runtime::audit::{Entry, Kind};
 
@@ -41,6 +42,8 @@ pub struct Policy {
 pub struct Guard {
     cx: Context,
     policy: Policy,
+    /// Addresses from which somebody came who showed who it is.
+    familiar: Arc<Familiar>,
 }
 
 /// Who asks.
@@ -81,13 +84,19 @@ impl Guard {
     /// Of a door with this policy.
     #[must_use]
     pub fn new(cx: &Context, policy: Policy) -> Self {
-        Self { cx: cx.clone(), policy }
+        Self { cx: cx.clone(), policy, familiar: Arc::default() }
     }
 
     /// Whether nobody reads on the way what is sent here.
     #[must_use]
     pub fn is_private(&self) -> bool {
         self.policy.private
+    }
+
+    /// Whether somebody came from there lately who showed who it is.
+    #[must_use]
+    pub fn knows(&self, from: IpAddr) -> bool {
+        self.familiar.knows(Network::from(from))
     }
 
     /// Who asks, by what they show. A refusal is kept in the audit log.
@@ -104,6 +113,9 @@ impl Guard {
         let from = from.to_canonical();
         let mut shown_id = String::new();
         let who = self.who(headers, from.is_loopback(), peer, &mut shown_id);
+        if matches!(who, Ok(Who::Operator(_) | Who::Application(..))) {
+            self.familiar.remember(Network::from(from));
+        }
         who.map(|who| Asker { cx: self.cx.clone(), from, who, call, model: Arc::default() }).inspect_err(|why| {
             let known = self.cx.applications.known();
             let name = known.iter().find(|known| known.id() == shown_id).map(|known| known.name().to_owned());
@@ -115,6 +127,7 @@ impl Guard {
                 of: String::new(),
                 code: why.word().to_owned(),
             };
+            self.cx.applications.count_refused(why.word());
             self.cx.audit.record(Kind::Refusals, entry);
         })
     }
@@ -227,6 +240,7 @@ impl Asker {
     }
 
     fn record_refusal(&self, why: &Refused) {
+        self.cx.applications.count_refused(why.word());
         self.cx.audit.record(Kind::Refusals, self.entry(why.word()));
     }
 
@@ -265,6 +279,7 @@ impl Asker {
         if self.may_use(model) {
             return Ok(());
         }
+        self.cx.applications.count_refused("forbidden");
         let model: String = model.chars().take(80).collect();
         Err(Failure::new(
             Code::Forbidden,

@@ -46,7 +46,7 @@ const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
 /// edge that has to look for its cloud.
 const STRANGER_LIFE_MAX: Duration = Duration::from_secs(30);
 
-/// An address from which a member came counts as known for so long.
+/// An address from which somebody came who is known counts as known for so long.
 const KNOWN_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// Addresses that are remembered.
@@ -321,13 +321,37 @@ pub struct Callers {
     pub strangers: mpsc::Receiver<io::Result<Connection>>,
 }
 
+/// Addresses from which somebody came lately who is known, and when.
+#[derive(Default)]
+pub struct Familiar(Mutex<HashMap<Network, Instant>>);
+
+impl Familiar {
+    /// Whether somebody did.
+    #[must_use]
+    pub fn knows(&self, from: Network) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&from).is_some_and(|at| at.elapsed() < KNOWN_FOR)
+    }
+
+    /// Somebody does.
+    pub fn remember(&self, from: Network) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KNOWN_MAX && !known.contains_key(&from) {
+            known.retain(|_, at| at.elapsed() < KNOWN_FOR);
+        }
+        if known.len() < KNOWN_MAX || known.contains_key(&from) {
+            known.insert(from, Instant::now());
+        }
+    }
+}
+
 /// The doors of a node.
 pub struct Doors {
     arrivals: Arc<Room<Network>>,
     strangers: Arc<Room<Network>>,
     members: Arc<Room<String>>,
-    /// Addresses from which members came, and when.
-    known: Mutex<HashMap<Network, Instant>>,
+    /// Addresses from which members came.
+    familiar: Familiar,
     tasks: Tasks,
 }
 
@@ -339,7 +363,7 @@ impl Doors {
             arrivals: Room::new(rooms.arrivals),
             strangers: Room::new(rooms.strangers),
             members: Room::new(rooms.members),
-            known: Mutex::default(),
+            familiar: Familiar::default(),
             tasks,
         })
     }
@@ -381,7 +405,7 @@ impl Doors {
 
     fn arrives(self: &Arc<Self>, acceptor: &TlsAcceptor, hall: &Arc<Hall>, stream: TcpStream, from: SocketAddr) {
         let network = Network::from(from.ip());
-        let Some(arriving) = self.arrivals.enter(network, self.knows(network)) else {
+        let Some(arriving) = self.arrivals.enter(network, self.familiar.knows(network)) else {
             tracing::debug!(%from, "connection closed: too many are arriving");
             return;
         };
@@ -416,7 +440,7 @@ impl Doors {
         let caller = Caller::new(peer, address);
         let (to, connection) = match member {
             Some((id, role)) => {
-                self.remember(from);
+                self.familiar.remember(from);
                 let held = self.members.enter(id, role == Role::Operator);
                 (&hall.members, held.map(|held| Connection::new(stream, caller, held, None)))
             }
@@ -430,21 +454,6 @@ impl Doors {
                 let _ = to.send(Ok(connection)).await;
             }
             None => tracing::info!(?from, "connection closed: there are too many"),
-        }
-    }
-
-    fn knows(&self, from: Network) -> bool {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&from).is_some_and(|at| at.elapsed() < KNOWN_FOR)
-    }
-
-    fn remember(&self, from: Network) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= KNOWN_MAX && !known.contains_key(&from) {
-            known.retain(|_, at| at.elapsed() < KNOWN_FOR);
-        }
-        if known.len() < KNOWN_MAX || known.contains_key(&from) {
-            known.insert(from, Instant::now());
         }
     }
 

@@ -61,6 +61,10 @@ const READY_MAX: usize = 64;
 const PLACES: Shares =
     Shares { total: 1_024, kept_for_known: 0, each: 768, each_known: 768, grace: Duration::from_secs(2) };
 
+/// The same where callers have to say who they are: some places are for
+/// addresses from which somebody did.
+const GUARDED: Shares = Shares { kept_for_known: 256, ..PLACES };
+
 /// Those of Prometheus: a few.
 const SCRAPES: Shares =
     Shares { total: 32, kept_for_known: 0, each: 8, each_known: 8, grace: Duration::from_millis(500) };
@@ -152,7 +156,7 @@ impl Plain {
                 router = router.merge(duty.http());
             }
             let entrance = Entrance { guard: Some(Guard::new(cx, door.policy)), tls: door.tls.map(TlsAcceptor::from) };
-            served.push(serve_http(cx, "http", door.listener, router, PLACES, entrance)?);
+            served.push(serve_http(cx, "http", door.listener, router, shares(door.policy), entrance)?);
         }
         if let Some(door) = self.grpc {
             served.push(serve_grpc(cx, door)?);
@@ -282,6 +286,11 @@ fn refused(why: &Refused) -> Response {
     response
 }
 
+/// Places of a door.
+fn shares(policy: Policy) -> Shares {
+    if policy.open { PLACES } else { GUARDED }
+}
+
 /// What stands before who answers.
 #[derive(Clone, Default)]
 struct Entrance {
@@ -331,7 +340,8 @@ async fn answer_all(
         };
         match accepted {
             Ok((stream, from)) => {
-                let Some(held) = room.enter(Network::from(from.ip()), false) else { continue };
+                let known = entrance.guard.as_ref().is_some_and(|guard| guard.knows(from.ip()));
+                let Some(held) = room.enter(Network::from(from.ip()), known) else { continue };
                 let (connected, router, alive, entrance) =
                     (cx.clone(), router.clone(), alive.clone(), entrance.clone());
                 cx.tasks.spawn("http connection", async move {
@@ -484,6 +494,7 @@ impl Drop for UnderWay {
 fn serve_grpc(cx: &Context, door: Open) -> NodeResult<TaskHandle<()>> {
     let Open { listener, policy, tls } = door;
     let tls = tls.map(TlsAcceptor::from);
+    let guard = Guard::new(cx, policy);
     let mut routes = RoutesBuilder::default();
     cx.duties.each(|duty| duty.grpc(&mut routes));
     let router = Server::builder()
@@ -493,15 +504,16 @@ fn serve_grpc(cx: &Context, door: Open) -> NodeResult<TaskHandle<()>> {
         .initial_stream_window_size(tierline_proto::limits::STREAM_WINDOW_BYTES)
         .initial_connection_window_size(tierline_proto::limits::CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
-        .layer(GuardLayer(Guard::new(cx, policy)))
+        .layer(GuardLayer(guard.clone()))
         .add_routes(routes.routes());
-    let (served, listener, room) = (cx.clone(), listener.into_std()?, Room::new(PLACES));
+    let (served, listener, room) = (cx.clone(), listener.into_std()?, Room::new(shares(policy)));
     Ok(cx.tasks.until_done("grpc", move || {
-        let (cx, router, room, tls) = (served.clone(), router.clone(), Arc::clone(&room), tls.clone());
+        let (cx, router, room) = (served.clone(), router.clone(), Arc::clone(&room));
+        let entrance = Entrance { guard: Some(guard.clone()), tls: tls.clone() };
         let listener = listener.try_clone().and_then(TcpListener::from_std);
         async move {
             let result = async {
-                let connections = accepted(&cx, listener?, room, tls);
+                let connections = accepted(&cx, listener?, room, entrance);
                 router.serve_with_incoming_shutdown(connections, cx.end.begun()).await?;
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
             };
@@ -518,7 +530,7 @@ fn accepted(
     cx: &Context,
     listener: TcpListener,
     room: Arc<Room<Network>>,
-    tls: Option<TlsAcceptor>,
+    entrance: Entrance,
 ) -> ReceiverStream<std::io::Result<Connection<Stream>>> {
     let (send, receive) = mpsc::channel(READY_MAX);
     let tasks = cx.tasks.clone();
@@ -530,8 +542,9 @@ fn accepted(
             };
             match accepted {
                 Ok((stream, from)) => {
-                    let Some(held) = room.enter(Network::from(from.ip()), false) else { continue };
-                    let (send, tls) = (send.clone(), tls.clone());
+                    let known = entrance.guard.as_ref().is_some_and(|guard| guard.knows(from.ip()));
+                    let Some(held) = room.enter(Network::from(from.ip()), known) else { continue };
+                    let (send, tls) = (send.clone(), entrance.tls.clone());
                     tasks.spawn("grpc handshake", async move {
                         let entered = tokio::select! {
                             entered = Stream::enter(stream, from, tls.as_ref()) => entered,

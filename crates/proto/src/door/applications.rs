@@ -74,6 +74,7 @@ mod tests {
             rate_per_s: 10.0,
             burst: 20,
             since_s: 1,
+            certificate_not_after_s: 0,
         }
     }
 

@@ -112,7 +112,9 @@ struct App {
     burst: u32,
     /// Ends of its tokens.
     tokens_not_after_s: Vec<u64>,
-    certificate: bool,
+    /// End of its newest certificate, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_not_after_s: Option<u64>,
     since_s: u64,
 }
 
@@ -236,7 +238,7 @@ async fn list(global: &Global, target: &Target) -> CommandResult {
         rate_per_s: of.rate_per_s,
         burst: of.burst,
         tokens_not_after_s: of.tokens.iter().map(|token| token.not_after_s).collect(),
-        certificate: of.certificate,
+        certificate_not_after_s: of.certificate.then_some(of.certificate_not_after_s),
         since_s: of.since_s,
     };
     let apps = Apps { applications: reply.applications.into_iter().map(app).collect(), signed_s: reply.signed_s };
@@ -244,7 +246,7 @@ async fn list(global: &Global, target: &Target) -> CommandResult {
         let row = |app: &App| {
             let mut shows: Vec<String> =
                 app.tokens_not_after_s.iter().map(|end| format!("token {}", until(*end))).collect();
-            shows.extend(app.certificate.then(|| "certificate".to_owned()));
+            shows.extend(app.certificate_not_after_s.map(|end| format!("certificate {}", until(end))));
             let mut may = app.models.clone();
             may.extend(app.dashboard.then(|| "(dashboard)".to_owned()));
             let rate = match app.rate_per_s {

@@ -5,8 +5,9 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -57,11 +58,7 @@ impl Http {
     }
 
     fn tls(address: &str, config: &Arc<ClientConfig>) -> Self {
-        let stream = TcpStream::connect(address).expect("it listens");
-        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
-        let name = ServerName::try_from("tierline").expect("a name");
-        let connection = ClientConnection::new(Arc::clone(config), name).expect("a connection");
-        Self(BufReader::new(Box::new(StreamOwned::new(connection, stream))))
+        Self::secured(TcpStream::connect(address).expect("it listens"), config)
     }
 
     fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
@@ -82,6 +79,22 @@ impl Http {
         self.0.read_exact(&mut body)?;
         let status = head.split(' ').nth(1).expect("a status").parse().expect("a number");
         Ok(Answer { status, head, body })
+    }
+
+    /// From another address of this machine.
+    fn tls_from(from: &str, address: &str, config: &Arc<ClientConfig>) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        let of = |text: &str| text.parse::<std::net::SocketAddr>().expect("an address").into();
+        socket.bind(&of(&format!("{from}:0"))).expect("an address of this machine");
+        socket.connect(&of(address)).expect("it listens");
+        Self::secured(socket.into(), config)
+    }
+
+    fn secured(stream: TcpStream, config: &Arc<ClientConfig>) -> Self {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a socket");
+        let name = ServerName::try_from("tierline").expect("a name");
+        let connection = ClientConnection::new(Arc::clone(config), name).expect("a connection");
+        Self(BufReader::new(Box::new(StreamOwned::new(connection, stream))))
     }
 
     /// A request with these further headers.
@@ -346,6 +359,11 @@ fn who_shows_nothing_or_something_wrong_stays_outside() {
     }
     assert!(entries.iter().any(|e| e["code"] == "expired" && e["who"] == "short"), "{record}");
     assert!(entries.iter().any(|e| e["kind"] == "requests" && e["who"] == "shop" && e["of"] == "digits"), "{record}");
+    let viewer = site.app("viewer", &["--dashboard"]);
+    let numbers = String::from_utf8(site.http().get("/metrics", &viewer).body).expect("text");
+    for line in ["tierline_applications 3", "tierline_applications_refused_total{why=\"expired\"} 1"] {
+        assert!(numbers.lines().any(|found| found == line), "`{line}` is missing: {numbers}");
+    }
     for node in [&site.edge, &site.site.cloud] {
         let audit = node.data.join("audit");
         for file in fs::read_dir(&audit).into_iter().flatten() {
@@ -360,6 +378,8 @@ fn who_shows_nothing_or_something_wrong_stays_outside() {
 fn whoever_is_shut_out_loses_its_right_on_open_connections() {
     let site = Guarded::start();
     let token = site.app("shop", &["--model", "digits"]);
+    let other = site.app("other", &["--model", "digits"]);
+    let brief = site.app("brief", &["--model", "digits", "--valid", "1 h"]);
     site.until_ready(&token, "digits");
     let mut http = site.http();
     assert_eq!(site.infer(&mut http, "digits", &token).status, 200);
@@ -400,6 +420,213 @@ fn whoever_is_shut_out_loses_its_right_on_open_connections() {
     let http = edge.http.strip_prefix("https://").expect("TLS").to_owned();
     let mut http = Http::tls(&http, &config(&ca, None, b"http/1.1"));
     assert_eq!(http.get("/v2/models/digits", &token).status, 401);
+    assert_eq!(http.get("/v2/models/digits", &other).status, 200, "the others are known as before");
+    assert_eq!(http.get("/v2/models/digits", &brief).status, 200);
+    // A list that the site's authority didn't sign counts for nothing: the edge makes no applications.
+    edge.kill();
+    let forged = {
+        let site = Site::new();
+        let made = site.cloud.ask(&["app", "create", "forged", "--model", "*", "--json"]).json();
+        let state = rusqlite::Connection::open(site.cloud.data.join("state.db")).expect("a state");
+        let list: (Vec<u8>, Vec<u8>) = state
+            .query_row("SELECT list, signature FROM applications", [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .expect("a list");
+        let own = rusqlite::Connection::open(edge.data.join("state.db")).expect("a state");
+        own.execute("UPDATE applications SET list = ?1, signature = ?2", rusqlite::params![list.0, list.1])
+            .expect("it is written");
+        made["token"].as_str().expect("a token").to_owned()
+    };
+    edge.restart();
+    let address = edge.http.strip_prefix("https://").expect("TLS").to_owned();
+    let mut http = Http::tls(&address, &config(&ca, None, b"http/1.1"));
+    assert_eq!(http.get("/v2/models/digits", &forged).status, 401);
+    assert!(edge.log().contains("signature of the site's authority"), "{}", edge.log());
+}
+
+#[test]
+fn an_application_has_one_share_wherever_it_asks_from() {
+    let site = Site::new();
+    let data = joined(&site, "edge", "edge-1", SERVE);
+    let file = data.join("node.toml");
+    let said = fs::read_to_string(&file).expect("a file");
+    fs::write(&file, format!("deep_per_minute = 1\n{said}")).expect("it is written");
+    let edge = Node::start(&data, &["--listen", "127.0.0.1:0"]);
+    let model = site.folder.path().join("model.onnx");
+    crate::exits::model().save(&model).expect("it is saved");
+    assert_eq!(site.cloud.ask(&["model", "add", model.to_str().expect("UTF-8"), "--name", "exits"]).code, 0);
+    let token = |name: &str| {
+        let made = site.cloud.ask(&["app", "create", name, "--model", "*", "--json"]).json();
+        made["token"].as_str().expect("a token").to_owned()
+    };
+    let (one, other) = (token("one"), token("other"));
+    let tls = config(&site.cloud.data.join("ca/ca.pem"), None, b"http/1.1");
+    let at = edge.http.strip_prefix("https://").expect("TLS").to_owned();
+    // An input that no exit is sure of.
+    let request = json!({
+        "parameters": { "tier": "here" },
+        "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 0, 0, 0] }],
+    });
+    let ask = |from: &str, token: &str| {
+        let mut http = Http::tls_from(from, &at, &tls);
+        http.ask("POST", "/v2/models/exits/infer", &bearer(token), &request.to_string())
+    };
+    until("it is known", || {
+        let ready = |token| Http::tls(&at, &tls).get("/v2/models/exits/ready", token).status == 200;
+        (ready(&one) && ready(&other)).then_some(())
+    });
+    let degraded = |from: &str, token: &str| {
+        let answer = ask(from, token).json();
+        answer["parameters"]["degraded"].as_bool().unwrap_or_else(|| panic!("{answer}"))
+    };
+    assert!(!degraded("127.0.0.1", &one));
+    assert!(degraded("127.0.0.2", &one), "its budget is spent, whatever its address");
+    assert!(!degraded("127.0.0.1", &other), "another one's isn't, at the same address");
+}
+
+#[test]
+fn nodes_show_certificates_that_applications_trust_already() {
+    let site = Site::new();
+    let made = site.cloud.ask(&["app", "create", "shop", "--model", "*", "--json"]).json();
+    let token = made["token"].as_str().expect("a token").to_owned();
+    let folder = site.folder.path().to_owned();
+    // Signed by itself, for the address; another one later.
+    let write = |name: &str| {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).expect("a certificate");
+        let key = folder.join("key.pem");
+        fs::write(&key, made.signing_key.serialize_pem()).expect("it is written");
+        fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("a mode");
+        fs::write(folder.join("certificate.pem"), made.cert.pem()).expect("it is written");
+    };
+    write("tierline");
+    let files = format!(
+        "\n[serve]\nhttp = \"127.0.0.1:0\"\ngrpc = \"off\"\ncertificate = '{0}/certificate.pem'\nkey = '{0}/key.pem'\nrequire = \"all\"\n",
+        folder.display()
+    );
+    // Also an end's, whose own certificate isn't good for serving.
+    let end = Node::start(&joined(&site, "end", "end-1", &files), &[]);
+    let at = end.http.strip_prefix("https://").expect("TLS").to_owned();
+    let trusted = |http: &mut Http| http.get("/v2", &token).status;
+    let first = config(&folder.join("certificate.pem"), None, b"http/1.1");
+    until("the end knows", || (trusted(&mut Http::tls(&at, &first)) == 200).then_some(()));
+    let own = config(&site.cloud.data.join("ca/ca.pem"), None, b"http/1.1");
+    assert!(Http::tls(&at, &own).send(b"GET /v2 HTTP/1.1\r\n\r\n").is_err(), "it isn't the site's");
+    write("tierline");
+    let second = config(&folder.join("certificate.pem"), None, b"http/1.1");
+    until("the files are read again", || {
+        let mut http = Http::tls(&at, &second);
+        http.send(format!("GET /v2 HTTP/1.1\r\nHost: t\r\n{}\r\n", bearer(&token)).as_bytes()).ok()?;
+        (http.answer().ok()?.status == 200).then_some(())
+    });
+    // What is no pair, or open to others, isn't taken.
+    let refused = |says: &str| {
+        let data = joined(&site, "end", &format!("no-{}", fastrand::u32(..)), &files);
+        tierline(["--data", data.to_str().expect("UTF-8"), "node"]).refused(3, says);
+    };
+    fs::set_permissions(folder.join("key.pem"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("a mode");
+    refused("others may read it");
+    let other = rcgen::generate_simple_self_signed(vec!["x".to_owned()]).expect("a certificate");
+    fs::set_permissions(folder.join("key.pem"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("a mode");
+    fs::write(folder.join("key.pem"), other.signing_key.serialize_pem()).expect("it is written");
+    refused("it is not the key of");
+    fs::write(folder.join("certificate.pem"), "nothing").expect("it is written");
+    refused("it holds no certificate");
+}
+
+#[test]
+fn tritonclient_shows_tokens_over_tls() {
+    let Some(python) = std::env::var_os("TIERLINE_PYTHON") else {
+        eprintln!("skipped: TIERLINE_PYTHON is not set; run cargo xtask test");
+        return;
+    };
+    let found = Command::new(&python)
+        .args(["-c", "import tritonclient.http, tritonclient.grpc"])
+        .stderr(Stdio::null())
+        .status();
+    if !found.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: the tests' Python has no tritonclient; run cargo xtask test");
+        return;
+    }
+    let site = Guarded::start();
+    let token = site.app("shop", &["--model", "digits"]);
+    site.until_ready(&token, "digits");
+    let file = site.site.folder.path().join("token");
+    fs::write(&file, &token).expect("it is written");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/open_inference.py");
+    let output = Command::new(&python)
+        .args([script, "secured", &site.http, &site.grpc])
+        .args([&site.ca, &file])
+        .output()
+        .expect("Python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn silent_strangers_keep_no_application_out() {
+    let site = Guarded::start();
+    let token = site.app("shop", &["--model", "digits"]);
+    site.until_ready(&token, "digits");
+    let _silent: Vec<TcpStream> = (0..900).filter_map(|_| TcpStream::connect(&site.http).ok()).collect();
+    let begun = Instant::now();
+    until("an application gets in", || {
+        let mut http = site.http();
+        http.send(format!("GET /v2 HTTP/1.1\r\nHost: t\r\n{}\r\n", bearer(&token)).as_bytes()).ok()?;
+        (http.answer().ok()?.status == 200).then_some(())
+    });
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_node_is_turned_and_looked_into_while_it_runs() {
+    let site = Site::new();
+    let node = &site.cloud;
+    let filter = |args: &[&str]| node.ask(&[&["node", "log", "--json"], args].concat()).json()["filter"].clone();
+    assert_eq!(filter(&[]), "warn,tierline=info");
+    node.ask(&["model", "rm", "nobody"]);
+    let before = node.log().len();
+    assert_eq!(filter(&["off"]), "off");
+    let token = node.ask(&["app", "create", "quiet", "--model", "*", "--json"]).json();
+    assert_eq!(node.log().len(), before, "nothing is logged: {}", node.log());
+    assert_eq!(filter(&["warn,tierline=debug"]), "warn,tierline=debug");
+    node.ask(&["app", "create", "loud", "--model", "*"]).refused(0, "");
+    assert!(node.log()[before..].contains("application loud"), "{}", node.log());
+    node.ask(&["node", "log", "much=too=much"]).refused(2, "says not what to log");
+    assert_eq!(filter(&[]), "warn,tierline=debug", "a wrong one changes nothing");
+
+    let config = node.ask(&["node", "config", "--json"]).json();
+    assert_eq!(config["config"]["name"], "cloud");
+    assert!(config["config"]["memory_bytes"].as_u64().expect("a number") > 0);
+    let text = node.ask(&["node", "config"]).stdout;
+    assert!(!text.contains(token["token"].as_str().expect("a token")) && !text.contains("PRIVATE"), "{text}");
+    let tasks = node.ask(&["node", "tasks", "--json"]).json();
+    let running =
+        |name: &str| tasks["tasks"].as_array().expect("tasks").iter().any(|t| t["name"] == name && t["running"] == 1);
+    assert!(running("audit") && running("applications"), "{tasks}");
+
+    // Every deed is on record, those that failed as well.
+    node.ask(&["app", "rm", "nobody"]).refused(1, "there is no application");
+    node.ask(&["token", "create"]).refused(0, "");
+    let record = node.ask(&["audit", "--kind", "operators", "--json"]).json();
+    let told = |call: &str, of: &str, code: &str| {
+        let entries = record["entries"].as_array().expect("entries");
+        entries
+            .iter()
+            .any(|e| e["call"] == call && (of.is_empty() || e["of"] == of) && e["code"] == code && e["who"] == "socket")
+    };
+    for (call, of, code) in [
+        ("app create", "loud", "ok"),
+        ("app rm", "nobody", "not_found"),
+        ("node log", "off", "ok"),
+        ("node log", "much=too=much", "invalid_input"),
+        ("token create", "", "ok"),
+    ] {
+        assert!(told(call, of, code), "{call} {of}: {record}");
+    }
+    node.ask(&["audit", "--kind", "secrets"]).refused(2, "operators, requests and refusals");
+    // It is there behind a restart.
+    let Site { mut cloud, .. } = site;
+    cloud.restart();
+    let again = cloud.ask(&["audit", "--kind", "operators", "--json"]).json();
+    assert_eq!(again["entries"][0], record["entries"][0]);
 }
 
 #[test]

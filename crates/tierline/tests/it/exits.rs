@@ -13,7 +13,7 @@ use crate::harness::{Node, Site, outputs, until, write_npy};
 
 /// Two layers that pass positive numbers on, an exit behind each: `x` is
 /// answered as itself by the first, doubled by the second, fourfold at the end.
-fn model() -> Model {
+pub fn model() -> Model {
     let node = |op: &str, from: &[&str], to: &str| NodeProto {
         op_type: Some(op.to_owned()),
         name: Some(to.to_owned()),

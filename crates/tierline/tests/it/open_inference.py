@@ -1,4 +1,4 @@
-"""Judges a server by the unmodified tritonclient: open_inference.py make FOLDER | judge HTTP GRPC FOLDER.
+"""Judges a server by the unmodified tritonclient: open_inference.py make FOLDER | judge HTTP GRPC FOLDER | secured HTTP GRPC CA TOKEN.
 
 `make` writes the models that `judge` asks for; answers are compared with ONNX Runtime's."""
 import asyncio
@@ -221,9 +221,44 @@ def check_model(http, grpc, path):
             np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
+def secured(http, grpc, ca, token):
+    """Over TLS, with a token: what it opens, and what stays shut."""
+    import tritonclient.grpc
+    import tritonclient.http
+    from tritonclient.utils import InferenceServerException
+
+    who = "Bearer " + pathlib.Path(token).read_text().strip()
+    # Certificates name nodes `tierline`; over HTTP the client knows no such wish, and trusts the authority only.
+    over_grpc = tritonclient.grpc.InferenceServerClient(
+        grpc, ssl=True, root_certificates=ca, channel_args=[("grpc.ssl_target_name_override", "tierline")])
+    over_http = tritonclient.http.InferenceServerClient(http, ssl=True, ssl_options={"ca_certs": ca}, insecure=True)
+    for triton, client, name in [(tritonclient.grpc, over_grpc, "authorization"), (tritonclient.http, over_http, "Authorization")]:
+        headers = {name: who}
+        meta = client.get_model_metadata("digits", headers=headers)
+        inputs = meta["inputs"] if isinstance(meta, dict) else meta.inputs
+        of = inputs[0] if isinstance(inputs[0], dict) else {"name": inputs[0].name, "shape": inputs[0].shape}
+        shape = [max(1, int(axis)) for axis in of["shape"]]
+        given = triton.InferInput(of["name"], shape, "FP32")
+        given.set_data_from_numpy(np.full(shape, 0.5, np.float32))
+        assert client.infer("digits", [given], headers=headers).get_response()
+        index = client.get_model_repository_index(headers=headers)
+        names = [m["name"] for m in index] if isinstance(index, list) else [m.name for m in index.models]
+        assert names == ["digits"], names
+        for model, shown, says in [("digits", None, "who asks"), ("secret", headers, "may not use"),
+                                   ("digits", {name: "Bearer nonsense"}, "no token")]:
+            try:
+                client.infer(model, [given], headers=shown)
+            except InferenceServerException as refused:
+                assert says in str(refused), refused
+            else:
+                raise AssertionError((triton.__name__, model, shown))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "make":
         make(pathlib.Path(sys.argv[2]))
+    elif sys.argv[1] == "secured":
+        secured(*sys.argv[2:6])
     else:
         http, grpc, folder = sys.argv[2], sys.argv[3], pathlib.Path(sys.argv[4])
         check_http(http, folder)

@@ -150,12 +150,10 @@ impl Identities {
                 IdentityError::BadRequest { .. } => Failure::new(Code::InvalidInput, e.to_string()),
                 other => internal(&other),
             })?;
-            entry.certificate = true;
-            return Ok(AppCreateReply {
-                certificate_chain: chain.iter().map(|c| Bytes::copy_from_slice(c)).collect(),
-                not_after_s: peer.not_after.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-                ..reply
-            });
+            let not_after_s = peer.not_after.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+            (entry.certificate, entry.certificate_not_after_s) = (true, not_after_s);
+            let certificate_chain = chain.iter().map(|c| Bytes::copy_from_slice(c)).collect();
+            return Ok(AppCreateReply { certificate_chain, not_after_s, ..reply });
         }
         if entry.tokens.len() >= APPLICATION_TOKENS_MAX {
             let text = format!("application `{}` has {} tokens that are still good", entry.name, entry.tokens.len());
@@ -221,7 +219,11 @@ fn check_life(valid_s: u64) -> Result<(), Failure> {
 /// What an operator may ask for.
 fn check(wanted: &Application) -> Result<(), Failure> {
     let invalid = |text: String| Err(Failure::new(Code::InvalidInput, text));
-    check_new_name(&wanted.name).map_err(|e| Failure::new(Code::InvalidInput, e.to_string()))?;
+    if check_new_name(&wanted.name).is_err() {
+        let name: String = wanted.name.chars().take(80).collect();
+        let rule = "1 to 63 lower-case letters, digits and hyphens inside, and not like an identity";
+        return invalid(format!("`{}` can't name an application: {rule}", name.escape_debug()));
+    }
     if wanted.models.is_empty() && !wanted.dashboard {
         return invalid(
             "an application that may do nothing needs no identity: name models, or let it see dashboards".into(),

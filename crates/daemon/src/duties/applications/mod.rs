@@ -133,6 +133,10 @@ impl Duty for Arc<Identities> {
         if signed.list.is_empty() { Vec::new() } else { vec![Envelope::new(APPLICATIONS, &signed)] }
     }
 
+    fn numbers(&self, out: &mut String) {
+        self.cx.applications.numbers(out);
+    }
+
     async fn hear_parent(&self, _: &Arc<Uplink>, payload: Bytes) -> Result<(), Breach> {
         self.hear(&Sound::<ApplicationsNews>::decode(payload)?.into_inner()).await
     }
