@@ -5,6 +5,8 @@
 //     npm install --no-save playwright-core     (anywhere; and NODE_PATH or a link to it)
 //     node dashboard/check.mjs http://127.0.0.1:8000 [FOLDER FOR SCREENSHOTS]
 //
+// TOKEN is signed in with, where the node wants to know who looks (https, of
+// the site's own authority).
 // CHROMIUM names the browser; /usr/bin/chromium without it.
 
 import { createRequire } from "node:module";
@@ -12,13 +14,32 @@ import { join } from "node:path";
 
 const { chromium } = createRequire(join(process.cwd(), "here.js"))("playwright-core");
 const [, , address, folder] = process.argv;
+const token = process.env.TOKEN;
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-background-networking"],
 });
 const wrong = [];
 
+/** As a person would: a wrong token first, then the right one, by keys alone. */
+async function signIn(page, expect, name) {
+  await page.waitForSelector("#sign-in:not([hidden])", { timeout: 15_000 });
+  expect(await page.locator("main").isHidden(), "something is shown before anybody signed in");
+  const type = async (text) => {
+    await page.locator("#token").focus();
+    await page.keyboard.type(text);
+    await page.keyboard.press("Enter");
+  };
+  await type("tla1.nonsense");
+  await page.waitForFunction(() => document.getElementById("sign-in-why").textContent !== "", null, { timeout: 15_000 });
+  if (folder) await page.screenshot({ path: `${folder}/${name}-sign-in.png`, fullPage: true });
+  await type(token);
+  await page.waitForSelector("#state.good", { timeout: 15_000 });
+  expect(!page.url().includes(token), "the token is in the address");
+  expect(await page.evaluate(() => localStorage.length + document.cookie.length) === 0, "the token outlives the tab");
+}
+
 for (const [name, scheme, width, height] of [["light", "light", 1280, 900], ["dark", "dark", 1280, 900], ["phone", "light", 375, 800]]) {
-  const page = await browser.newPage({ colorScheme: scheme, viewport: { width, height } });
+  const page = await browser.newPage({ ignoreHTTPSErrors: true, colorScheme: scheme, viewport: { width, height } });
   const expect = (holds, what) => { if (!holds) wrong.push(`${name}: ${what}`); };
   await page.route("**", (route) => {
     const to = new URL(route.request().url());
@@ -26,9 +47,12 @@ for (const [name, scheme, width, height] of [["light", "light", 1280, 900], ["da
     wrong.push(`${name}: asked for ${to}`);
     return route.abort();
   });
-  page.on("console", (said) => { if (["error", "warning"].includes(said.type())) wrong.push(`${name}: ${said.text()}`); });
+  // Refusals of the door are told there, too.
+  const isRefusal = (text) => token && /status of 40[13]/.test(text);
+  page.on("console", (said) => { if (!isRefusal(said.text()) && ["error", "warning"].includes(said.type())) wrong.push(`${name}: ${said.text()}`); });
   page.on("pageerror", (error) => wrong.push(`${name}: ${error}`));
   await page.goto(`${address}/`);
+  if (token) await signIn(page, expect, name);
   await page.waitForSelector("#state.good", { timeout: 15_000 });
   for (const id of ["map svg", "tiles dd", "nodes tbody tr", "waterfall svg", "sweep svg", "events li"]) {
     expect(await page.locator(`#${id}`).count() > 0, `#${id} is empty`);

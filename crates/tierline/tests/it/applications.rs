@@ -732,6 +732,10 @@ fn beyond_this_machine_nobody_is_nobody_and_no_token_goes_in_the_clear() {
     let at = edge.http.strip_prefix("https://").expect("TLS").to_owned();
     let tls = config(&site.cloud.data.join("ca/ca.pem"), None, b"http/1.1");
     assert_eq!(Http::tls(&at, &tls).get("/v2", "").status, 401);
+    // The page comes to whoever asks, and shows nothing before a token is shown.
+    let page = Http::tls(&at, &tls).get("/dashboard", "");
+    assert!(page.status == 200 && page.head.contains("content-security-policy: default-src 'none'"), "{}", page.head);
+    assert_eq!(Http::tls(&at, &tls).get("/api/v1/site", "").status, 401);
     let made = site.cloud.ask(&["app", "create", "shop", "--model", "*", "--json"]).json();
     let token = made["token"].as_str().expect("a token").to_owned();
     until("the edge knows", || (Http::tls(&at, &tls).get("/v2", &token).status == 200).then_some(()));
@@ -759,7 +763,10 @@ fn beyond_this_machine_nobody_is_nobody_and_no_token_goes_in_the_clear() {
     assert_eq!(Http::plain(&at).get("/v2", "").status, 200);
     let answer = Http::plain(&at).get("/v2", &token);
     assert_eq!(answer.status, 403, "{}", answer.json());
-    assert_eq!(Http::plain(&at).get("/api/v1/site", "").status, 403);
+    for path in ["/api/v1/site", "/dashboard"] {
+        assert_eq!(Http::plain(&at).get(path, "").status, 403, "{path}");
+    }
+    assert_eq!(Http::plain(&at).get("/metrics", "").status, 200);
 }
 
 /// An address of this machine that others would reach.
