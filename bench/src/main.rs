@@ -50,6 +50,7 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("planner", "Planner beside petgraph's maximum flow", || both(planner::run()?)),
     alone("placement", "Plans beside every single cut", || both(placement::run()?)),
     alone("serving", "Serving beside KServe and MLServer", || both(serving::run()?)),
+    alone("failover", "From a cut cable to an answer", || both(serving::failover::run()?)),
     alone("beside", "Requests beside training", || both(beside::run()?)),
     alone("footprint", "Footprint of a node", || both(footprint::run()?)),
     alone("build", "Building from nothing", || both(build::run()?)),

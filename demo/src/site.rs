@@ -36,6 +36,8 @@ pub struct Node {
     pub url: String,
     /// Where applications and browsers reach it; empty where they don't.
     pub http: String,
+    /// The same by gRPC.
+    pub grpc: String,
 }
 
 /// A running link.
@@ -128,7 +130,7 @@ impl Tierline {
         // One thread each: the nodes share this machine's cores.
         let (process, ready) = self.start(name, &[&["--data", &folder, "node", "--threads", "1"], args].concat())?;
         let text = |key: &str| ready[key].as_str().unwrap_or_default().to_owned();
-        Ok(Node { tierline: self.clone(), process, data, url: text("url"), http: text("http") })
+        Ok(Node { tierline: self.clone(), process, data, url: text("url"), http: text("http"), grpc: text("grpc") })
     }
 
     /// Joins a device below `url` and starts it.

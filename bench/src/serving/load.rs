@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tierline_graph::Tensor;
 use tierline_proto::oip::messages::grpc_inference_service_client::GrpcInferenceServiceClient;
+use tierline_proto::oip::messages::infer_parameter::ParameterChoice;
 use tierline_proto::oip::messages::model_infer_request::InferInputTensor;
 use tierline_proto::oip::messages::{ModelInferRequest, ModelInferResponse};
 use tonic::transport::Endpoint;
@@ -30,6 +31,16 @@ pub struct Asked {
     pub values: Vec<f32>,
     /// The first output.
     pub expected: Vec<f32>,
+}
+
+/// What an answer to it was like.
+pub struct Answered {
+    /// When it was there.
+    pub at: Instant,
+    /// Milliseconds.
+    pub ms: f64,
+    /// Whether it is from nearer than planned.
+    pub degraded: bool,
 }
 
 impl Asked {
@@ -77,6 +88,11 @@ impl Load {
 
     /// Asks for so long; milliseconds of every answer.
     pub fn run(&self, server: SocketAddr, asked: &Arc<Asked>, time: Duration) -> Result<Vec<f64>> {
+        Ok(self.answers(server, asked, time)?.into_iter().map(|answer| answer.ms).collect())
+    }
+
+    /// The same, with more of every answer; one that fails is an error.
+    pub fn answers(&self, server: SocketAddr, asked: &Arc<Asked>, time: Duration) -> Result<Vec<Answered>> {
         let client = |asked: Arc<Asked>| async move {
             let request = asked.request();
             let channel = Endpoint::from_shared(format!("http://{server}"))?.connect().await?;
@@ -85,15 +101,17 @@ impl Load {
             while Instant::now() < end {
                 let began = Instant::now();
                 let answer = client.model_infer(request.clone()).await?.into_inner();
-                taken.push(began.elapsed().as_secs_f64() * 1e3);
+                let (at, ms) = (Instant::now(), began.elapsed().as_secs_f64() * 1e3);
                 asked.check(&answer)?;
+                let degraded = answer.parameters.get("degraded").and_then(|p| p.parameter_choice.as_ref());
+                taken.push(Answered { at, ms, degraded: matches!(degraded, Some(ParameterChoice::BoolParam(true))) });
             }
             Ok::<_, anyhow::Error>(taken)
         };
         self.runtime.block_on(async {
             let mut clients = tokio::task::JoinSet::new();
             (0..self.clients).for_each(|_| drop(clients.spawn(client(Arc::clone(asked)))));
-            let taken: Result<Vec<Vec<f64>>> = clients.join_all().await.into_iter().collect();
+            let taken: Result<Vec<Vec<Answered>>> = clients.join_all().await.into_iter().collect();
             Ok(taken?.into_iter().flatten().collect())
         })
     }

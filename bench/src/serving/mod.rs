@@ -2,8 +2,10 @@
 //! same ONNX Runtime, the same client over gRPC, in turns; and beside ONNX
 //! Runtime alone, called in a loop.
 //!
-//! Every answer is compared with the runtime's. Start at [`run`]; `load` asks.
+//! Every answer is compared with the runtime's. Start at [`run`]; `load` asks,
+//! [`failover`] cuts a device's cable under the same clients.
 
+pub mod failover;
 mod load;
 
 use std::fmt;

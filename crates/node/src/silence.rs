@@ -18,7 +18,7 @@ const SEEN: usize = 64;
 const SEEN_MIN: usize = 16;
 
 /// No answer is expected sooner: schedulers and timers have their steps.
-pub const CALM: Duration = Duration::from_millis(40);
+pub const CALM: Duration = Duration::from_millis(25);
 
 /// What a busy parent may take.
 pub const BUSY: Duration = Duration::from_millis(200);
