@@ -3,12 +3,15 @@
 //! Precedence: flag, environment, file, default. Unknown keys are refused
 //! with the nearest known one.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tierline_engine::{Apart, LoadOptions, Provider};
 use tierline_node::admit::{Share, Shares};
+use tierline_node::batch::Bounds;
 use tierline_plan::{Limits, Objective};
 use tierline_proto::Role;
 use tierline_store::disk;
@@ -161,6 +164,80 @@ impl SharesConfig {
     pub fn shares(self) -> Shares {
         let of = |ShareConfig { weight, floor }| Share { weight, floor };
         Shares { batch: of(self.batch), training: of(self.training), profiling: of(self.profiling) }
+    }
+}
+
+/// The most rows that may be asked to run as one.
+const BATCH_ROWS_MAX: u32 = 256;
+
+/// The longest that a request may be asked to wait for others.
+const BATCH_DELAY_US_MAX: u64 = 1_000_000;
+
+/// The table `[batching]`: requests that run as one. Those of a model stand in
+/// `[batching.models.NAME]`, where what isn't said is as for all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchingConfig {
+    /// Rows at most; 1 runs every request by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows_max: Option<u32>,
+    /// Bytes of inputs at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_max: Option<u64>,
+    /// Milliseconds by which a run may take longer than its first request alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extra_ms: Option<u64>,
+    /// Microseconds that a request waits for others while the device is free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay_us: Option<u64>,
+    /// By model.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub models: BTreeMap<String, BatchingConfig>,
+}
+
+impl BatchingConfig {
+    /// Whether it says nothing.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether anything may run as one.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        let names = self.models.keys().map(String::as_str).chain([""]);
+        names.map(|name| self.bounds(name)).any(|bounds| bounds.rows_max > 1)
+    }
+
+    /// What may run as one of a model.
+    #[must_use]
+    pub fn bounds(&self, model: &str) -> Bounds {
+        let own = self.models.get(model);
+        let default = Bounds::default();
+        let extra = own.and_then(|own| own.extra_ms).or(self.extra_ms).map(Duration::from_millis);
+        let delay = own.and_then(|own| own.delay_us).or(self.delay_us).map(Duration::from_micros);
+        Bounds {
+            rows_max: own.and_then(|own| own.rows_max).or(self.rows_max).unwrap_or(default.rows_max),
+            bytes_max: own.and_then(|own| own.bytes_max).or(self.bytes_max).unwrap_or(default.bytes_max),
+            extra_max: extra.unwrap_or(default.extra_max),
+            delay: delay.unwrap_or(default.delay),
+        }
+    }
+
+    fn check(&self, at: &str) -> Result<(), String> {
+        if let Some(rows) = self.rows_max.filter(|rows| !(1..=BATCH_ROWS_MAX).contains(rows)) {
+            return Err(format!("{at}.rows_max = {rows}: it must be between 1 and {BATCH_ROWS_MAX}"));
+        }
+        if let Some(delay) = self.delay_us.filter(|delay| *delay > BATCH_DELAY_US_MAX) {
+            return Err(format!("{at}.delay_us = {delay}: it must be at most {BATCH_DELAY_US_MAX}"));
+        }
+        for (name, own) in &self.models {
+            if !own.models.is_empty() {
+                return Err(format!("{at}.models.{name}.models: models stand side by side"));
+            }
+            own.check(&format!("{at}.models.{name}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -331,6 +408,9 @@ pub struct NodeConfig {
     pub log: Option<String>,
     /// Addresses of the tiers above (`https://host:port`), most wanted first.
     pub parents: Vec<String>,
+    /// Addresses of edges that help this one when it is busy, and that it helps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub siblings: Vec<String>,
     /// `auto`, `onnxruntime` or `rten`.
     pub engine: String,
     /// Threads within an operator; 0 takes every core.
@@ -357,6 +437,9 @@ pub struct NodeConfig {
     pub requests_bytes: Option<u64>,
     /// What loading, training and profiling get of the device beside requests.
     pub shares: SharesConfig,
+    /// Requests that run as one.
+    #[serde(skip_serializing_if = "BatchingConfig::is_default")]
+    pub batching: BatchingConfig,
     /// Seconds in which a model must be measured; one that takes longer isn't
     /// offered here.
     pub profile_seconds: u64,
@@ -387,6 +470,7 @@ impl Default for NodeConfig {
             traces: TracesConfig::default(),
             log: None,
             parents: Vec::new(),
+            siblings: Vec::new(),
             engine: "auto".to_owned(),
             threads: 0,
             providers: Vec::new(),
@@ -396,6 +480,7 @@ impl Default for NodeConfig {
             run_bytes: None,
             requests_bytes: None,
             shares: SharesConfig::default(),
+            batching: BatchingConfig::default(),
             profile_seconds: PROFILE_SECONDS_DEFAULT,
             deep_per_minute: None,
             objective: Objective::Latency,
@@ -456,8 +541,14 @@ impl NodeConfig {
         if !(0.0..=1.0).contains(&self.traces.share) {
             return wrong(format!("traces.share = {}: it must be between 0 and 1", self.traces.share));
         }
+        if let Err(text) = self.batching.check("batching") {
+            return wrong(text);
+        }
         if let Some(url) = self.parents.iter().find(|url| !url.starts_with("https://")) {
             return wrong(format!("parents: `{url}` is no address; write https://host:port"));
+        }
+        if let Some(url) = self.siblings.iter().find(|url| !url.starts_with("https://")) {
+            return wrong(format!("siblings: `{url}` is no address; write https://host:port"));
         }
         if let Some(url) = self.advertise.as_ref().filter(|url| !url.starts_with("https://")) {
             return wrong(format!("advertise: `{url}` is no address; write https://host:port"));
@@ -638,6 +729,23 @@ mod tests {
         let other = NodeConfig { memory_bytes: Some(2), log: Some("debug".into()), ..file.clone() };
         assert_eq!(file.differences(&other).unwrap(), ["log", "memory_bytes"]);
         assert_eq!(other.differences(&other).unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_model_may_have_bounds_of_its_own() {
+        let text = "[batching]\nrows_max = 8\n[batching.models.mlp]\ndelay_us = 500\n";
+        let config = parse::<NodeConfig>(text, Path::new("x")).unwrap();
+        let (all, own) = (config.batching.bounds("lenet"), config.batching.bounds("mlp"));
+        assert_eq!((all.rows_max, all.delay), (8, Duration::ZERO));
+        assert_eq!((own.rows_max, own.delay), (8, Duration::from_micros(500)));
+        for (wrong, key) in [
+            ("[batching]\nrows_max = 0\n", "batching.rows_max"),
+            ("[batching.models.mlp]\ndelay_us = 2000000\n", "batching.models.mlp.delay_us"),
+            ("[batching.models.mlp.models.mlp]\nrows_max = 2\n", "batching.models.mlp.models"),
+        ] {
+            let error = parse::<NodeConfig>(wrong, Path::new("x")).unwrap().check().unwrap_err();
+            assert!(error.error.to_string().starts_with(key), "{}", error.error);
+        }
     }
 
     #[test]

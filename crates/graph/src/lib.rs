@@ -21,6 +21,7 @@ pub mod memory;
 pub mod model;
 pub mod profile;
 pub mod rewrite;
+pub mod rows;
 pub mod slice;
 pub mod step;
 pub mod tensor;

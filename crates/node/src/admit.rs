@@ -21,10 +21,17 @@
 //! each, in rounds (Demers et al., 1989: fair queueing), and where the queue is
 //! full, whoever has most in it gives way: one that sends without end delays
 //! others by one job, whatever deadlines it names.
+//!
+//! Requests of one kind that wait at the same time may run as one
+//! ([`crate::batch`]), where that spares time: the job whose turn it is takes
+//! along those behind it, in their order. By that a wait grows by no more than
+//! a kind's bound, and nobody who would be in time without it is late with it:
+//! neither who goes along nor who stays behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use crate::batch::{Batch, Bounds, GAIN_MIN, Kind, Kinds, Trial};
 use crate::time::{Time, ns};
 
 /// Jobs waiting in one queue. More would only wait past their deadlines:
@@ -172,6 +179,8 @@ pub struct Job {
     pub service: Duration,
     /// Expected time after the slot until its request is answered.
     pub after: Duration,
+    /// Where it may run with others.
+    pub batch: Option<Batch>,
 }
 
 /// Sizes of a queue.
@@ -192,6 +201,28 @@ pub enum Event {
     Done(JobId),
     /// A job is no longer wanted. Started: it keeps its slot until `Done`.
     Cancel(JobId),
+    /// A run of a kind took so long, once it had begun.
+    Took {
+        /// The kind.
+        kind: Kind,
+        /// Rows, of one request or of several.
+        rows: u32,
+        /// How long.
+        took: Duration,
+    },
+    /// What came of a trial.
+    Tried {
+        /// The kind.
+        kind: Kind,
+        /// Rows that were tried together.
+        rows: u32,
+        /// What may run together.
+        bounds: Bounds,
+        /// What came of it.
+        trial: Trial,
+    },
+    /// Jobs that were to run as one couldn't.
+    Broke(Kind),
     /// No new jobs from now on.
     Drain,
     /// The time [`Queue::wake`] named.
@@ -203,6 +234,12 @@ pub enum Event {
 pub enum Action {
     /// Run it now.
     Start(JobId),
+    /// Run it with the one that has just been started, as one; that one's end
+    /// is its end.
+    Join(JobId),
+    /// Once the job that has just been started has run: try so many rows like
+    /// its own together, and report [`Event::Tried`].
+    Try(JobId, u32),
     /// It will not run.
     Refuse(JobId, Refusal),
 }
@@ -249,9 +286,10 @@ struct Running {
 
 /// The queue.
 ///
-/// Invariants: every submitted job is started or refused exactly once, unless
-/// cancelled before; at most `slots` are at work; nothing waits while a slot
-/// is free; a caller has one job at most in each round.
+/// Invariants: every submitted job is started, joined to another or refused
+/// exactly once, unless cancelled before; at most `slots` are at work; nothing
+/// waits while a slot is free, but for others of its kind where it may; a
+/// caller has one job at most in each round.
 #[derive(Debug)]
 pub struct Queue {
     limits: Limits,
@@ -263,6 +301,7 @@ pub struct Queue {
     running: BTreeMap<JobId, Running>,
     shares: Shares,
     used: Used,
+    kinds: Kinds,
     arrivals: u64,
     draining: bool,
 }
@@ -286,6 +325,7 @@ impl Queue {
             running: BTreeMap::new(),
             shares,
             used: Used::default(),
+            kinds: Kinds::default(),
             arrivals: 0,
             draining: false,
         }
@@ -306,6 +346,9 @@ impl Queue {
                 }
             }
             Event::Cancel(id) => self.waiting.retain(|_, job| job.id != id),
+            Event::Took { kind, rows, took } => self.kinds.took(kind, rows, took),
+            Event::Tried { kind, rows, bounds, trial } => self.kinds.tried(now, kind, rows, bounds, trial),
+            Event::Broke(kind) => self.kinds.broke(kind),
             Event::Drain => self.draining = true,
             Event::Wake => {}
         }
@@ -314,10 +357,20 @@ impl Queue {
         actions
     }
 
-    /// When the next waiting job becomes too late.
+    /// When the next waiting job becomes too late, or has waited long enough
+    /// for others.
     #[must_use]
     pub fn wake(&self) -> Option<Time> {
-        self.waiting.values().map(|job| latest_start(job) + Duration::from_nanos(1)).min()
+        let late = self.waiting.values().map(|job| latest_start(job) + Duration::from_nanos(1)).min();
+        let is_free = self.running.len() < self.limits.slots;
+        let held = self.waiting.values().filter(|_| is_free).filter_map(|job| Some(waits_until(&job.batch?))).min();
+        late.into_iter().chain(held).min()
+    }
+
+    /// What is known of kinds.
+    #[must_use]
+    pub fn kinds(&self) -> &Kinds {
+        &self.kinds
     }
 
     /// Jobs waiting and at work.
@@ -416,8 +469,35 @@ impl Queue {
             return Duration::ZERO;
         }
         let running: u64 = self.running.values().map(|running| ns(now.until(running.end))).sum();
-        let ahead: u64 = self.waiting.range(..key).map(|(_, job)| ns(job.service)).sum();
-        Duration::from_nanos((running + ahead) / self.limits.slots as u64)
+        let ahead = self.work_of(self.waiting.range(..key).map(|(_, job)| job));
+        Duration::from_nanos(running.saturating_add(ahead) / self.limits.slots as u64)
+    }
+
+    /// Time for jobs, those of one kind together as far as that is worth it.
+    fn work_of<'j>(&self, jobs: impl Iterator<Item = &'j Job>) -> u64 {
+        let mut alone = 0u64;
+        let mut kinds: BTreeMap<Kind, (Bounds, u64, u64)> = BTreeMap::new();
+        for job in jobs {
+            match job.batch {
+                Some(batch) => {
+                    let (_, rows, time) = kinds.entry(batch.kind).or_insert((batch.bounds, 0, 0));
+                    (*rows, *time) = (*rows + u64::from(batch.rows), time.saturating_add(ns(self.own(job))));
+                }
+                None => alone = alone.saturating_add(ns(job.service)),
+            }
+        }
+        let shared = |(kind, (bounds, rows, time)): (Kind, (Bounds, u64, u64))| {
+            let most = u64::from(self.kinds.rows_worth(kind, bounds)).min(rows);
+            let together = u32::try_from(most).ok().and_then(|most| self.kinds.together(kind, most));
+            together.filter(|_| most > 1).map_or(time, |t| ns(t).saturating_mul(rows.div_ceil(most)).min(time))
+        };
+        kinds.into_iter().map(shared).fold(alone, u64::saturating_add)
+    }
+
+    /// Expected time of a job that runs alone.
+    fn own(&self, job: &Job) -> Duration {
+        let measured = job.batch.and_then(|batch| self.kinds.alone(batch.kind, batch.rows));
+        measured.unwrap_or(job.service)
     }
 
     /// Refuses waiting jobs that can no longer make it.
@@ -462,6 +542,7 @@ impl Queue {
     fn fill(&mut self, now: Time, actions: &mut Vec<Action>) {
         while self.running.len() < self.limits.slots
             && let Some(key @ (background, round, _)) = self.next(now)
+            && !self.waits_for_others(now, key)
             && let Some(job) = self.waiting.remove(&key)
         {
             if !background {
@@ -471,10 +552,127 @@ impl Queue {
                 }
                 self.served.insert(job.caller);
             }
-            self.running.insert(job.id, Running { class: job.class, began: now, end: now + job.service });
             actions.push(Action::Start(job.id));
+            let company = self.company(now, &job);
+            let took = self.time_with(&job, &company);
+            for (_, round, rank) in company {
+                let Some(other) = self.waiting.remove(&(false, round, rank)) else { continue };
+                if round == self.round {
+                    self.served.insert(other.caller);
+                }
+                actions.push(Action::Join(other.id));
+            }
+            self.running.insert(job.id, Running { class: job.class, began: now, end: now + took });
+            let alike = |batch: &Batch| self.waiting.values().any(|o| o.batch.is_some_and(|o| o.kind == batch.kind));
+            // Somebody is left who could have come along, were more known.
+            if let Some(batch) = job.batch.filter(alike)
+                && let Some(rows) = self.kinds.to_try(now, batch.kind, batch.bounds)
+            {
+                actions.push(Action::Try(job.id, rows));
+            }
         }
     }
+
+    /// Whether the job whose turn it is may still wait for others of its kind:
+    /// nothing else is there to do, and nobody is late for it.
+    fn waits_for_others(&self, now: Time, key: Key) -> bool {
+        let Some((job, batch)) = self.waiting.get(&key).and_then(|job| Some((job, job.batch?))) else { return false };
+        if self.draining || job.class != Class::Interactive {
+            return false;
+        }
+        // The first who came says how long, whoever's turn it is.
+        let until = self.waiting.values().filter_map(|job| job.batch).map(|of| waits_until(&of)).min();
+        let until = until.unwrap_or(now);
+        if now >= until {
+            return false;
+        }
+        let most = self.kinds.rows_worth(batch.kind, batch.bounds);
+        let mut rows = 0u32;
+        for (_, other) in &self.waiting {
+            match other.batch {
+                Some(of) if of.kind == batch.kind => rows = rows.saturating_add(of.rows),
+                _ => return false,
+            }
+        }
+        let longest = self.kinds.together(batch.kind, most).unwrap_or(job.service);
+        let in_time = |other: &Job| until + longest + other.after <= other.deadline;
+        most > 1 && rows < most && self.running.is_empty() && self.waiting.values().all(in_time)
+    }
+
+    /// Waiting jobs that run with `job`, in their order: as many as is worth
+    /// it, within the bounds, and without making anybody late.
+    fn company(&self, now: Time, job: &Job) -> Vec<Key> {
+        let Some(batch) = job.batch.filter(|_| !job.class.is_background()) else { return Vec::new() };
+        let most = self.kinds.rows_worth(batch.kind, batch.bounds);
+        let (mut rows, mut bytes) = (batch.rows, batch.bytes);
+        let mut company: Vec<Key> = Vec::new();
+        for (key, other) in self.waiting.iter().take_while(|((background, ..), _)| !background) {
+            let Some(of) = other.batch.filter(|of| of.kind == batch.kind) else { continue };
+            let (with_rows, with_bytes) = (rows.saturating_add(of.rows), bytes.saturating_add(of.bytes));
+            if with_rows <= most && with_bytes <= batch.bounds.bytes_max {
+                company.push(*key);
+                (rows, bytes) = (with_rows, with_bytes);
+            }
+        }
+        // The last who came leaves first.
+        while !company.is_empty() && !(self.is_worth(job, &company) && self.makes_nobody_late(now, job, &company)) {
+            company.pop();
+        }
+        company
+    }
+
+    /// Expected time of `job` with company.
+    fn time_with(&self, job: &Job, company: &[Key]) -> Duration {
+        let Some(batch) = job.batch.filter(|_| !company.is_empty()) else { return job.service };
+        let rows = company.iter().filter_map(|key| self.waiting.get(key)?.batch).map(|of| of.rows).sum::<u32>();
+        let together = self.kinds.together(batch.kind, batch.rows.saturating_add(rows));
+        together.unwrap_or_else(|| self.own(job))
+    }
+
+    /// Whether company spares time, and doesn't take too much of the job's.
+    fn is_worth(&self, job: &Job, company: &[Key]) -> bool {
+        let Some(batch) = job.batch else { return false };
+        let (together, own) = (self.time_with(job, company), self.own(job));
+        let apart = company.iter().filter_map(|key| self.waiting.get(key)).map(|o| self.own(o)).sum::<Duration>() + own;
+        together.saturating_sub(own) <= batch.bounds.extra_max
+            && together.as_secs_f64() <= apart.as_secs_f64() * (1.0 - GAIN_MIN)
+    }
+
+    /// Whether all who would be in time, each by itself in this order, are so
+    /// with `company` beside `job`; and whether those of it are in time.
+    fn makes_nobody_late(&self, now: Time, job: &Job, company: &[Key]) -> bool {
+        let together = now + self.time_with(job, company);
+        let (mut apart, mut behind) = (now + self.own(job), together);
+        let in_time = |end: Time, job: &Job| end + job.after <= job.deadline;
+        if in_time(apart, job) && !in_time(together, job) {
+            return false;
+        }
+        for (key, other) in self.waiting.iter().take_while(|((background, ..), _)| !background) {
+            // Who can't make it is refused when that is seen, and keeps nobody.
+            let own = self.own(other);
+            let makes_it = in_time(apart + own, other);
+            if makes_it {
+                apart = apart + own;
+            }
+            if company.contains(key) {
+                if !in_time(together, other) {
+                    return false;
+                }
+                continue;
+            }
+            match in_time(behind + own, other) {
+                true => behind = behind + own,
+                false if makes_it => return false,
+                false => {}
+            }
+        }
+        true
+    }
+}
+
+/// How long a job waits for others, where nothing else is there to do.
+fn waits_until(batch: &Batch) -> Time {
+    batch.arrived + batch.bounds.delay
 }
 
 /// The last moment at which starting `job` still makes sense.

@@ -9,7 +9,7 @@
 //!
 //! Start at [`request`], the path of a request; then [`composition`] (one of several
 //! models), [`lease`] (is the next
-//! tier there?), [`admit`] (whose turn is it?), [`estimate`], [`calibrate`] and
+//! tier there?), [`admit`] (whose turn is it?), [`batch`] (what runs as one?), [`choose`] and [`breaker`] (who is asked?), [`estimate`], [`calibrate`] and
 //! [`adapt`] (which plan now?), [`fetch`] (artefacts), [`federation`] (rounds), [`policy`]
 //! (who may call what), [`applications`] (who may use which models), [`places`] and [`rate`] (how many connections, how many joins),
 //! [`renewal`] (when certificates are renewed), [`trace`] (which requests are traced).
@@ -20,7 +20,10 @@
 pub mod adapt;
 pub mod admit;
 pub mod applications;
+pub mod batch;
+pub mod breaker;
 pub mod calibrate;
+pub mod choose;
 pub mod composition;
 pub mod estimate;
 pub mod federation;

@@ -61,6 +61,19 @@ impl Device {
         let loaded = self.compute.loaded();
         let help = "Sessions loaded, again ones included.";
         numbers::single(out, "tierline_sessions_loaded_total", "counter", help, loaded);
+        let runs = self.compute.runs();
+        for (name, help, value) in [
+            ("tierline_runs_total", "Runs of the engine for one request.", runs.single),
+            ("tierline_batches_total", "Runs of the engine for several requests as one.", runs.batches),
+            ("tierline_batched_requests_total", "Requests in those.", runs.batched),
+            (
+                "tierline_batch_trials_total",
+                "Sizes that were tried, to see whether they are sound and spare time.",
+                runs.trials,
+            ),
+        ] {
+            numbers::single(out, name, "counter", help, value);
+        }
         for (name, help, value) in [
             ("tierline_jobs_waiting", "Slices waiting for the engine.", self.compute.waiting() as u64),
             (

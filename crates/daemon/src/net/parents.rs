@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tierline_node::Peer;
+use tierline_node::breaker::State;
 use tierline_node::request::Event as RequestEvent;
 use tierline_proto::v1::{Code, Failure};
 use tokio::sync::broadcast;
@@ -111,6 +112,15 @@ impl Parents {
     pub fn numbers(&self, out: &mut String) {
         let up = self.all.iter().filter(|uplink| uplink.is_up()).count();
         numbers::single(out, "tierline_parents_up", "gauge", "Parents whose lease is held.", up);
+        let names: Vec<String> = self.all.iter().map(|uplink| uplink.name()).collect();
+        let states: Vec<_> = self.all.iter().map(|uplink| uplink.breaker_state()).collect();
+        let help = "Whether a parent's circuit breaker keeps requests from it: 1, or 0.";
+        let open =
+            names.iter().zip(&states).map(|(name, (state, _))| (name.as_str(), u64::from(*state != State::Closed)));
+        numbers::labelled(out, ("tierline_breaker_open", "gauge", help), "parent", open);
+        let help = "Times that a parent's circuit breaker opened.";
+        let opened = names.iter().zip(&states).map(|(name, (_, opened))| (name.as_str(), *opened));
+        numbers::labelled(out, ("tierline_breaker_opened_total", "counter", help), "parent", opened);
         let Some(first) = self.all.first() else { return };
         let estimate = first.estimate();
         let help = "Estimated bandwidth towards the first parent.";

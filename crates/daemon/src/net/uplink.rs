@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tierline_identity::tls;
+use tierline_node::breaker::{self, Breaker};
 use tierline_node::estimate::{Action as LinkAction, Direction, Estimate, Estimator, Event as LinkEvent};
 use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
 use tierline_node::request::Event as RequestEvent;
@@ -57,6 +58,38 @@ const ASK_AGAIN: Duration = Duration::from_millis(25);
 /// How often it is looked whether it has answered.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// How often parents look whether their load has changed.
+const LOAD_TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// A request that was sent to a parent; what became of it, its circuit breaker
+/// hears.
+pub struct Asking<'u> {
+    uplink: &'u Uplink,
+    until: Instant,
+    has_ended: bool,
+}
+
+impl Asking<'_> {
+    /// The call has ended so.
+    pub fn ended<T>(mut self, result: Result<T, Failure>) -> Result<T, Failure> {
+        self.has_ended = true;
+        let of = result.as_ref().map(|_| ()).map_err(Failure::code);
+        self.uplink.breaker().ended(self.uplink.net.clock.now(), Some(of));
+        result
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            // Given up: because its time was over, or because nobody wants it.
+            let late = Instant::now() >= self.until;
+            let of = late.then_some(Err(Code::DeadlineExceeded));
+            self.uplink.breaker().ended(self.uplink.net.clock.now(), of);
+        }
+    }
+}
+
 /// Where one keeper of the lease hears of its connections.
 type News = mpsc::Sender<ChildEvent>;
 
@@ -76,6 +109,8 @@ pub struct Uplink {
     stir: tokio::sync::Notify,
     /// The second in which somebody last planned with the link.
     wanted: AtomicU64,
+    /// Whether it is worth asking.
+    breaker: Mutex<Breaker>,
 }
 
 #[derive(Default)]
@@ -84,6 +119,8 @@ struct Shared {
     outbox: Option<mpsc::Sender<ChildMessage>>,
     parent: Option<Sound<v1::HelloReply>>,
     path: Option<Sound<UpstreamPath>>,
+    /// When it was told.
+    path_at: Option<Instant>,
     up: bool,
     copied: bool,
     state: &'static str,
@@ -116,7 +153,50 @@ impl Uplink {
             left: CancellationToken::new(),
             stir: tokio::sync::Notify::new(),
             wanted: AtomicU64::new(u64::MAX),
+            breaker: Mutex::default(),
         }
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request is about to be sent there, to be answered by `until`.
+    ///
+    /// # Errors
+    /// [`Code::Unreachable`] while its circuit breaker is open.
+    pub fn ask(&self, until: Instant) -> Result<Asking<'_>, Failure> {
+        let now = self.net.clock.now();
+        if self.breaker().may_ask(now) {
+            return Ok(Asking { uplink: self, until, has_ended: false });
+        }
+        let text = format!("the circuit breaker towards {} is open: it failed again and again", self.name());
+        Err(Failure::new(Code::Unreachable, text))
+    }
+
+    /// Whether its circuit breaker keeps requests from it now.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.breaker().state(self.net.clock.now()) != breaker::State::Closed
+    }
+
+    /// What its circuit breaker is at, and how often it opened.
+    #[must_use]
+    pub fn breaker_state(&self) -> (breaker::State, u64) {
+        let breaker = self.breaker();
+        (breaker.state(self.net.clock.now()), breaker.opened())
+    }
+
+    /// How long requests wait there, and when that was so; `None` before the
+    /// parent told of it.
+    #[must_use]
+    pub fn waits(&self) -> Option<(Duration, Time)> {
+        let shared = self.read();
+        let load = shared.path.as_ref()?.tiers.first()?.load.as_ref()?;
+        let told = shared.path_at?;
+        // What isn't told again is as it was, up to when it was last looked at.
+        let looked = shared.heard.and_then(|heard| heard.checked_sub(LOAD_TOLD_EVERY)).unwrap_or(told);
+        Some((Duration::from_nanos(load.wait_ns), self.net.clock.time_of(looked.max(told))))
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Shared> {
@@ -163,7 +243,9 @@ impl Uplink {
 
     /// The parent tells of the tiers from it upwards.
     pub fn set_path(&self, path: Sound<UpstreamPath>) {
-        self.write().path = Some(path);
+        let mut shared = self.write();
+        shared.path = Some(path);
+        shared.path_at = Some(Instant::now());
     }
 
     /// What is known of the link to the parent.
@@ -270,6 +352,7 @@ impl Uplink {
             failure: shared.failure.clone(),
             link: Some(self.estimate()),
             path: shared.path.clone().map(Sound::into_inner),
+            breaker: self.breaker_state().0.name().to_owned(),
             next_try_ms: shared.next_try.map_or(0, |at| u64::try_from(at.since(now).as_millis()).unwrap_or(u64::MAX)),
         }
     }
@@ -621,6 +704,7 @@ impl Uplink {
 
     /// The session is open.
     fn came(self: &Arc<Self>) {
+        self.breaker().reset();
         let _ = self.net.changes.send(RequestEvent::PeerUp { peer: self.peer });
         let name = self.name();
         let json = serde_json::json!({ "parent": name, "up": true });

@@ -370,6 +370,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
     let (events, duties) = (Events::default(), Duties::default());
     let tasks = Tasks::new(events.clone());
     let memory = Memory::new(config.memory_bytes());
+    let budget = Budget::new(config.requests_bytes());
     let compute = Compute::start(ComputeOptions {
         tasks: tasks.clone(),
         engine: Arc::clone(&engine),
@@ -377,8 +378,10 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
         slowdown: config.slowdown.get(),
         memory: memory.clone(),
         shares: config.shares.shares(),
+        budget: budget.clone(),
+        batches: config.batching.is_on(),
     })?;
-    let device = Device { engine, compute, memory, budget: Budget::new(config.requests_bytes()) };
+    let device = Device { engine, compute, memory, budget };
     // From here on only one thread touches it.
     let state = Records::keep(state, tasks.clone())?;
     let incarnation = fastrand::u64(1..);

@@ -7,6 +7,7 @@ mod layouts;
 mod models;
 mod profile;
 mod recompute;
+mod rows;
 mod run;
 mod slices;
 mod steps;

@@ -39,6 +39,7 @@ fn parts(with_requests: bool) -> BTreeMap<Class, f64> {
                     deadline,
                     service: ms(10),
                     after: ms(0),
+                    batch: None,
                 };
                 begin(&queue.step(now, Event::Submit(job)), &classes, &mut waiting, &mut running);
             }
@@ -90,6 +91,7 @@ fn a_floor_makes_no_request_late() {
                 deadline,
                 service: ms(10),
                 after: ms(0),
+                batch: None,
             })
         };
         let far = Time::ZERO + ms(10_000);
@@ -114,6 +116,7 @@ fn a_floor_makes_no_request_late() {
                 deadline: far,
                 service: ms(10),
                 after: ms(0),
+                batch: None,
             }),
         );
     }
@@ -142,7 +145,8 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
                     let class = [Class::Recovery, Class::Interactive, Class::Batch][rng.usize(..3)];
                     let (service, after) = (between(rng, [ms(1), ms(60)]), between(rng, [ms(0), ms(20)]));
                     let (caller, deadline) = (Caller(rng.u64(..4)), now + between(rng, [ms(1), ms(400)]));
-                    let job = Job { id, caller, class, priority: Priority::NONE, deadline, service, after };
+                    let job =
+                        Job { id, caller, class, priority: Priority::NONE, deadline, service, after, batch: None };
                     jobs.insert(id, job);
                     open.insert(id);
                     Event::Submit(job)
@@ -173,6 +177,7 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
                         let actual = if exact { job.service } else { job.service.mul_f64(0.2 + 2.0 * rng.f64()) };
                         schedule.after(actual, Ev::Done(id));
                     }
+                    Action::Join(_) | Action::Try(..) => unreachable!("nothing here runs with others"),
                     Action::Refuse(id, refusal) => {
                         assert!(open.remove(&id));
                         if let Refusal::Full { waiting } = refusal {
@@ -198,7 +203,16 @@ fn every_job_is_started_or_refused_once_and_slots_are_kept() {
 
 fn job(id: u64, class: Class, deadline: u64, service: u64) -> Job {
     let (deadline, service) = (Time::ZERO + ms(deadline), ms(service));
-    Job { id: JobId(id), caller: Caller(0), class, priority: Priority::NONE, deadline, service, after: Duration::ZERO }
+    Job {
+        id: JobId(id),
+        caller: Caller(0),
+        class,
+        priority: Priority::NONE,
+        deadline,
+        service,
+        after: Duration::ZERO,
+        batch: None,
+    }
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 mod adapts;
 mod admits;
+mod batches;
+mod chooses;
 mod compositions;
 mod estimates;
 mod federations;

@@ -212,7 +212,16 @@ impl<'a> World<'a> {
                 }
                 let class = if recovery { Class::Recovery } else { Class::Interactive };
                 let (caller, service) = (admit::Caller(0), service.mul_f64(0.99));
-                let job = Job { id, caller, class, priority: Priority::NONE, deadline, service, after: Duration::ZERO };
+                let job = Job {
+                    id,
+                    caller,
+                    class,
+                    priority: Priority::NONE,
+                    deadline,
+                    service,
+                    after: Duration::ZERO,
+                    batch: None,
+                };
                 self.queue(node, admit::Event::Submit(job));
             }
             Action::Call { op, whole, remaining, .. } => {
@@ -292,6 +301,7 @@ impl<'a> World<'a> {
                     let actual = self.nodes[node].jobs[&id].2;
                     self.schedule.after(actual, Ev::RunDone(node, id, fails));
                 }
+                admit::Action::Join(_) | admit::Action::Try(..) => unreachable!("nothing here runs with others"),
                 admit::Action::Refuse(id, refusal) => {
                     if let Some((key, op, _)) = self.nodes[node].jobs.remove(&id) {
                         let failure = Failure::new(Code::Overloaded, refusal.to_string());

@@ -70,6 +70,8 @@ struct ParentLine {
     failure: Option<String>,
     /// Until it is tried again.
     next_try_ms: u64,
+    /// Its circuit breaker: closed, open, probing.
+    breaker: String,
     up_bytes_per_s: f64,
     rtt_ms: f64,
 }
@@ -92,6 +94,7 @@ impl From<NodeStatus> for Status {
                 state: parent.state,
                 failure: parent.failure.map(|failure| failure.to_string()),
                 next_try_ms: parent.next_try_ms,
+                breaker: parent.breaker,
                 up_bytes_per_s: link.up_bytes_per_s,
                 rtt_ms: link.rtt_ns as f64 / 1e6,
             }
@@ -143,6 +146,9 @@ fn describe(status: &Status) -> String {
                 format!("{failure}; tried again in {}", output::duration(parent.next_try_ms * 1_000_000))
             }
             Some(failure) => format!("{}: {failure}", parent.state),
+            _ if matches!(parent.breaker.as_str(), "open" | "probing") => {
+                format!("{}, circuit breaker {}: it failed again and again", parent.state, parent.breaker)
+            }
             _ if parent.up_bytes_per_s > 0.0 => {
                 format!("{}, {:.2} Mbit/s up, {:.0} ms", parent.state, parent.up_bytes_per_s * 8.0 / 1e6, parent.rtt_ms)
             }

@@ -3,6 +3,7 @@
 mod add_exits;
 mod applications;
 mod bad_input;
+mod batching;
 mod cli;
 mod counted;
 mod dashboard;
@@ -36,6 +37,7 @@ mod reference;
 mod running;
 mod serve;
 mod services;
+mod several_edges;
 mod site;
 mod supervised;
 mod traces;

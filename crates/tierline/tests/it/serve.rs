@@ -99,6 +99,20 @@ impl Http {
         (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
     }
 
+    /// What isn't JSON.
+    pub fn text(&mut self, path: &str) -> String {
+        self.write(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
+        let (status, _, body) = self.answer();
+        assert_eq!(status, 200);
+        String::from_utf8(body).expect("text")
+    }
+
+    pub fn post_bytes(&mut self, path: &str, headers: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
+        self.write(&[head.as_bytes(), body].concat());
+        self.answer()
+    }
+
     pub fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> (u16, Value) {
         let head = format!("POST {path} HTTP/1.1\r\nHost: t\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
         self.write(&[head.as_bytes(), body].concat());
@@ -316,7 +330,7 @@ fn what_is_wrong_is_refused_and_the_next_request_is_answered() {
     let (_, stats) = served.connect().get("/v2/models/mlp/stats");
     assert!(stats["model_stats"][0]["inference_stats"]["fail"]["count"].as_u64().expect("a number") > 30, "{stats}");
     let mut http = served.connect();
-    http.write(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n");
+    http.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let text = String::from_utf8(http.answer().2).expect("text");
     assert!(text.lines().any(|line| line == "tierline_request_memory_bytes 0"), "{text}");
 }

@@ -4,6 +4,9 @@
 //! memory for such ([`super::memory`]); training, evaluation and profiling hold
 //! the device a step at a time ([`Compute::hold`], `scheduled`).
 //!
+//! Requests for the same segments that wait at the same time run as one where
+//! that is sound and spares time (`together`).
+//!
 //! One at a time, because a session already uses every thread it was given:
 //! two at once would only make both late.
 //!
@@ -14,6 +17,7 @@
 //! takes its place.
 
 mod sessions;
+mod together;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -26,10 +30,13 @@ use tierline_engine::{Engine, EngineError, LoadOptions, PullOnDrop, Stop};
 use tierline_graph::slice::SliceError;
 use tierline_node::Time;
 use tierline_node::admit::{self, Action, Caller, Class, Event, JobId, Limits, Priority, Queue, Refusal, Shares};
+use tierline_node::batch::{Batch, Bounds, Trial};
 use tierline_proto::v1::{Code, Failure};
 use tokio::sync::oneshot;
 
 use self::sessions::Sessions;
+use self::together::{Ended, Like, TRIAL_MAX, Took, like};
+use super::budget::Budget;
 use super::memory::{Key, Kind, Memory};
 use super::program::{Named, Part, SliceKey};
 use crate::runtime::tasks::Tasks;
@@ -101,6 +108,18 @@ pub enum ComputeError {
         /// Segments there are.
         segments: usize,
     },
+    /// Several requests didn't run as one; each runs by itself then.
+    #[error("segments {from}..{to} of several requests: {why}")]
+    Together {
+        /// First segment.
+        from: usize,
+        /// One past the last segment.
+        to: usize,
+        /// Why.
+        why: String,
+        /// Whether that is so only now.
+        now: bool,
+    },
     /// The worker ended.
     #[error("this node is shutting down")]
     Closed,
@@ -168,8 +187,10 @@ pub struct Computed {
     pub outputs: Named,
     /// Time waited for the worker.
     pub queued: Duration,
-    /// Time computed, the slowdown factor included.
+    /// Time computed, the slowdown factor included; of all that ran as one.
     pub compute: Duration,
+    /// Requests that ran as one with it, itself included, and their rows.
+    pub batch: Option<(u32, u32)>,
 }
 
 /// When a job must be done, and what is known of it.
@@ -187,6 +208,8 @@ pub struct Turn {
     pub service: Duration,
     /// Expected time from there to the request's answer.
     pub after: Duration,
+    /// What may run as one with it.
+    pub bounds: Option<Bounds>,
 }
 
 enum Work {
@@ -196,9 +219,15 @@ enum Work {
     },
     Warm {
         reply: oneshot::Sender<Result<u64, ComputeError>>,
+        bounds: Bounds,
     },
     Evict {
         done: oneshot::Sender<()>,
+    },
+    /// So many rows like these together, against each by itself.
+    Trial {
+        inputs: Arc<Named>,
+        rows: u32,
     },
     /// Drops every session of the key's model.
     Forget,
@@ -217,26 +246,55 @@ struct Job {
     stop: Stop,
     /// When it is to end by itself.
     deadline: Instant,
+    /// What its inputs are like, where it may run with others.
+    like: Option<Like>,
     work: Work,
 }
 
 impl Job {
+    /// What it runs on.
+    fn inputs(&self) -> Option<&Named> {
+        match &self.work {
+            Work::Run { inputs, .. } => Some(inputs),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody waits for it any more.
+    fn is_left(&self) -> bool {
+        matches!(&self.work, Work::Run { reply, .. } if reply.is_closed())
+    }
+
     fn refuse(self, error: ComputeError) {
         // A caller that went away doesn't want to know.
         match self.work {
             Work::Run { reply, .. } => drop(reply.send(Err(error))),
-            Work::Warm { reply } => drop(reply.send(Err(error))),
+            Work::Warm { reply, .. } => drop(reply.send(Err(error))),
             Work::Evict { done } => drop(done.send(())),
             // Whoever waits hears that nothing comes.
-            Work::Forget | Work::Hold { .. } => {}
+            Work::Forget | Work::Hold { .. } | Work::Trial { .. } => {}
         }
     }
+}
+
+/// What the worker does next.
+struct Next {
+    id: JobId,
+    /// The first is that whose turn it is; the others run with it, as one.
+    jobs: Vec<Job>,
+    /// Rows to be tried together afterwards.
+    tries: Option<u32>,
 }
 
 struct Inner {
     queue: Queue,
     jobs: HashMap<JobId, Job>,
     started: Option<JobId>,
+    /// Those that run with it.
+    joined: Vec<JobId>,
+    /// Rows to be tried together afterwards.
+    tries: Option<u32>,
+    runs: Runs,
     next: u64,
     /// What the worker does, and when that is to end.
     running: Option<(JobId, SliceKey, Instant)>,
@@ -250,19 +308,34 @@ struct Inner {
     holds: HashMap<JobId, Instant>,
 }
 
+/// Runs of the engine for requests, by rows.
+#[derive(Debug, Clone, Default)]
+pub struct Runs {
+    /// Of one request each.
+    pub single: u64,
+    /// Of several as one.
+    pub batches: u64,
+    /// Requests in those.
+    pub batched: u64,
+    /// Sizes that were tried.
+    pub trials: u64,
+}
+
 struct Shared {
     inner: Mutex<Inner>,
     /// Rings when a job may have started.
     bell: Condvar,
     origin: Instant,
-    /// Numbers callers.
-    callers: RandomState,
+    /// Numbers callers and kinds.
+    keyed: RandomState,
     options: ComputeOptions,
     /// Sessions loaded so far.
     loaded: AtomicU64,
     draining: AtomicBool,
     /// Whether memory was freed that the allocator may keep.
     freed: AtomicBool,
+    /// Models of which some session was loaded with free rows.
+    row_by_row: Mutex<HashSet<String>>,
 }
 
 impl Shared {
@@ -291,10 +364,20 @@ impl Shared {
                             actions.extend(inner.queue.step(self.time(Instant::now()), Event::Done(id)));
                         }
                     }
-                    _ => inner.started = Some(id),
+                    _ => {
+                        inner.started = Some(id);
+                        inner.joined.clear();
+                        inner.tries = None;
+                    }
                 },
+                Action::Join(id) => inner.joined.push(id),
+                Action::Try(_, rows) => inner.tries = Some(rows),
                 Action::Refuse(id, refusal) => {
                     if let Some(job) = inner.jobs.remove(&id) {
+                        if let (Work::Trial { rows, .. }, Some(of)) = (&job.work, job.like) {
+                            let undone = tried(of, *rows, Trial::NotDone);
+                            actions.extend(inner.queue.step(self.time(Instant::now()), undone));
+                        }
                         job.refuse(ComputeError::Busy(refusal));
                     }
                 }
@@ -305,7 +388,7 @@ impl Shared {
 
     /// The next job to run; blocks until there is one. None for a worker in
     /// whose place another one is.
-    fn next(&self, worker: u64) -> Option<(JobId, Job)> {
+    fn next(&self, worker: u64) -> Option<Next> {
         let mut inner = self.lock();
         loop {
             if inner.worker != worker {
@@ -314,8 +397,12 @@ impl Shared {
             if let Some(id) = inner.started.take()
                 && let Some(job) = inner.jobs.remove(&id)
             {
-                inner.running = Some((id, job.key.clone(), job.deadline));
-                return Some((id, job));
+                let joined = std::mem::take(&mut inner.joined);
+                let others = joined.iter().filter_map(|id| inner.jobs.remove(id)).collect::<Vec<_>>();
+                let deadline = others.iter().map(|other| other.deadline).fold(job.deadline, Instant::max);
+                inner.running = Some((id, job.key.clone(), deadline));
+                let jobs = std::iter::once(job).chain(others).collect();
+                return Some(Next { id, jobs, tries: inner.tries.take() });
             }
             let now = self.time(Instant::now());
             let wake = inner.queue.wake().map(|at| now.until(at));
@@ -332,21 +419,92 @@ impl Shared {
 
     /// Takes jobs one after the other, until another worker takes over.
     fn work(&self, worker: u64) {
-        let sessions = Sessions { options: &self.options, loaded: &self.loaded, freed: &self.freed };
-        while let Some((id, job)) = self.next(worker) {
+        let sessions = Sessions {
+            options: &self.options,
+            loaded: &self.loaded,
+            freed: &self.freed,
+            row_by_row: &self.row_by_row,
+            keyed: &self.keyed,
+        };
+        while let Some(Next { id, jobs, tries }) = self.next(worker) {
             let tasks = &self.options.tasks;
-            if tasks.guarded("worker", || sessions.perform(job)).is_err() {
+            let trial = tries.and_then(|rows| trial_of(&jobs[0], rows));
+            let shown = tasks.guarded("worker", || self.perform(&sessions, jobs)).unwrap_or_else(|_| {
                 // Whatever panicked there may have left them half made.
                 self.options.memory.forget_all(|key| key.kind() == Kind::Sessions);
-            }
+                Vec::new()
+            });
             let mut inner = self.lock();
             if inner.worker != worker {
                 inner.stuck -= 1;
                 return;
             }
             inner.running = None;
+            shown.into_iter().for_each(|event| self.step(&mut inner, event));
+            if let Some((job, turn)) = trial {
+                self.submit(&mut inner, job, turn);
+            }
             self.step(&mut inner, Event::Done(id));
         }
+    }
+
+    /// Does jobs, several as one; what that shows, the queue hears.
+    fn perform(&self, sessions: &Sessions, mut jobs: Vec<Job>) -> Vec<Event> {
+        // Nobody waits for those any more; they spoil nothing.
+        if jobs.len() > 1 {
+            jobs.retain(|job| !job.is_left());
+        }
+        let shown = |took: Option<Took>| took.map(|Took { kind, rows, took }| Event::Took { kind, rows, took });
+        if jobs.len() > 1 {
+            let (kind, count) = (jobs[0].like.map(|of| of.kind), jobs.len() as u64);
+            return match sessions.perform_together(jobs) {
+                Ended::Together(took) => {
+                    let mut inner = self.lock();
+                    inner.runs.batches += 1;
+                    inner.runs.batched += count;
+                    shown(took).into_iter().collect()
+                }
+                Ended::Apart { ever } => kind.filter(|_| ever).map(Event::Broke).into_iter().collect(),
+            };
+        }
+        let Some(job) = jobs.pop() else { return Vec::new() };
+        if let (Work::Warm { bounds, .. }, Some(part)) = (&job.work, job.part.clone()) {
+            let (key, bounds, stop) = (job.key.clone(), *bounds, job.stop.clone());
+            // Before whoever waits hears of it.
+            let shown = sessions.warm_up(&part, &key, bounds, &stop);
+            sessions.perform(job);
+            return shown.into_iter().collect();
+        }
+        if let (Work::Trial { inputs, rows }, Some(of)) = (&job.work, job.like) {
+            let trial = sessions.try_together(&job.key, inputs, *rows as usize, &job.stop);
+            self.lock().runs.trials += 1;
+            return vec![tried(of, *rows, trial)];
+        }
+        let counts = u64::from(matches!(job.work, Work::Run { .. }) && !job.is_left());
+        let took = sessions.perform(job);
+        self.lock().runs.single += counts;
+        shown(took).into_iter().collect()
+    }
+
+    /// Takes a job in.
+    fn submit(&self, inner: &mut Inner, job: Job, turn: Turn) -> Option<JobId> {
+        if inner.stuck_at.contains(&job.key) {
+            let (from, to) = (job.key.from, job.key.to);
+            job.refuse(ComputeError::Stuck { from, to });
+            return None;
+        }
+        let id = JobId(inner.next);
+        inner.next += 1;
+        let Turn { caller, class, priority, deadline, service, after, .. } = turn;
+        let arrived = self.time(job.queued);
+        let batch = job.like.filter(|_| matches!(job.work, Work::Run { .. }));
+        let batch = batch.map(|Like { kind, rows, bytes, bounds }| Batch { kind, rows, bytes, bounds, arrived });
+        inner.jobs.insert(id, job);
+        // Keyed anew at each start: nobody can choose a name that is taken for another.
+        let caller = Caller(self.keyed.hash_one(caller.as_ref()));
+        let deadline = self.time(deadline);
+        self.step(inner, Event::Submit(admit::Job { id, caller, class, priority, deadline, service, after, batch }));
+        Some(id)
     }
 
     /// Somebody else's piece of work has ended, or lasted too long for others
@@ -382,6 +540,27 @@ impl Shared {
     }
 }
 
+/// What came of a trial, for the queue.
+fn tried(of: Like, rows: u32, trial: Trial) -> Event {
+    Event::Tried { kind: of.kind, rows, bounds: of.bounds, trial }
+}
+
+/// The trial of so many rows like a job's own.
+fn trial_of(job: &Job, rows: u32) -> Option<(Job, Turn)> {
+    let inputs = match &job.work {
+        Work::Run { inputs, .. } => Arc::clone(inputs),
+        _ => return None,
+    };
+    let turn = Turn { service: TRIAL_EXPECTED, ..background() };
+    let (queued, deadline) = (Instant::now(), Instant::now() + TRIAL_MAX);
+    let (part, key, like) = (job.part.clone(), job.key.clone(), job.like);
+    let work = Work::Trial { inputs, rows };
+    Some((Job { part, key, queued, stop: Stop::at(deadline), deadline, like, work }, turn))
+}
+
+/// What a trial may make others wait, about; longer ones are few.
+const TRIAL_EXPECTED: Duration = Duration::from_millis(50);
+
 /// Starts a worker.
 fn start(shared: &Arc<Shared>, worker: u64) -> std::io::Result<()> {
     let shared = Arc::clone(shared);
@@ -407,6 +586,10 @@ pub struct ComputeOptions {
     pub memory: Memory,
     /// What background work gets of the device.
     pub shares: Shares,
+    /// Memory for requests, of which those that run as one take their part.
+    pub budget: Budget,
+    /// Whether any model's requests may run as one.
+    pub batches: bool,
 }
 
 impl Compute {
@@ -420,6 +603,9 @@ impl Compute {
             queue,
             jobs: HashMap::new(),
             started: None,
+            joined: Vec::new(),
+            tries: None,
+            runs: Runs::default(),
             next: 0,
             running: None,
             worker: 0,
@@ -428,16 +614,17 @@ impl Compute {
             holds: HashMap::new(),
         };
         let (bell, origin) = (Condvar::new(), Instant::now());
-        let callers = RandomState::new();
+        let keyed = RandomState::new();
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             bell,
             origin,
-            callers,
+            keyed,
             options,
             loaded: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             freed: AtomicBool::new(false),
+            row_by_row: Mutex::default(),
         });
         start(&shared, 0)?;
         let watched = Arc::downgrade(&shared);
@@ -566,14 +753,15 @@ impl Compute {
         answer.await.map_err(|_| ComputeError::Closed)?
     }
 
-    /// Loads the session of `key`; gives the bytes it takes.
+    /// Loads the session of `key` and runs it once, so that the first request
+    /// waits for nothing; gives the bytes it takes.
     ///
     /// # Errors
     /// [`ComputeError`].
-    pub async fn warm(&self, part: Part, key: SliceKey) -> Result<u64, ComputeError> {
+    pub async fn warm(&self, part: Part, key: SliceKey, bounds: Bounds) -> Result<u64, ComputeError> {
         let (reply, answer) = oneshot::channel();
         let stop = Stop::at(Instant::now() + WARM_TIME_MAX);
-        self.submit(Some(part), key, Work::Warm { reply }, background(), stop);
+        self.submit(Some(part), key, Work::Warm { reply, bounds }, background(), stop);
         answer.await.map_err(|_| ComputeError::Closed)?
     }
 
@@ -593,23 +781,29 @@ impl Compute {
     }
 
     fn submit(&self, part: Option<Part>, key: SliceKey, work: Work, turn: Turn, stop: Stop) -> Option<JobId> {
-        let mut inner = self.0.lock();
         let (queued, deadline) = (Instant::now(), turn.deadline.min(Instant::now() + UNSTOPPED_MAX));
-        let job = Job { part, key, queued, stop, deadline, work };
-        if inner.stuck_at.contains(&job.key) {
-            let (from, to) = (job.key.from, job.key.to);
-            job.refuse(ComputeError::Stuck { from, to });
-            return None;
+        if matches!(work, Work::Forget) {
+            self.0.row_by_row.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.digest);
         }
-        let id = JobId(inner.next);
-        inner.next += 1;
-        inner.jobs.insert(id, job);
-        let Turn { caller, class, priority, deadline, service, after } = turn;
-        // Keyed anew at each start: nobody can choose a name that is taken for another.
-        let caller = Caller(self.0.callers.hash_one(caller.as_ref()));
-        let job = admit::Job { id, caller, class, priority, deadline: self.0.time(deadline), service, after };
-        self.0.step(&mut inner, Event::Submit(job));
-        Some(id)
+        let like = match (&work, turn.bounds) {
+            (Work::Run { inputs, .. }, Some(bounds)) => like(&self.0.keyed, &key, inputs, bounds),
+            _ => None,
+        };
+        let job = Job { part, key, queued, stop, deadline, like, work };
+        self.0.submit(&mut self.0.lock(), job, turn)
+    }
+
+    /// Whether requests for a model may run as one here, as far as its graph
+    /// says of what was loaded of it.
+    #[must_use]
+    pub fn runs_together(&self, digest: &str) -> bool {
+        self.0.row_by_row.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
+    }
+
+    /// Runs so far.
+    #[must_use]
+    pub fn runs(&self) -> Runs {
+        self.0.lock().runs.clone()
     }
 }
 
@@ -635,7 +829,8 @@ const UNSTOPPED_MAX: Duration = Duration::from_millis(tierline_proto::limits::DE
 fn background() -> Turn {
     let deadline = Instant::now() + Duration::from_secs(86_400);
     let (class, priority) = (Class::Batch, Priority::NONE);
-    Turn { caller: "".into(), class, priority, deadline, service: Duration::ZERO, after: Duration::ZERO }
+    let (service, after) = (Duration::ZERO, Duration::ZERO);
+    Turn { caller: "".into(), class, priority, deadline, service, after, bounds: None }
 }
 
 #[cfg(test)]
@@ -651,6 +846,8 @@ mod tests {
             slowdown: 1.0,
             memory: Memory::new(1 << 20),
             shares: Shares::default(),
+            budget: Budget::new(1 << 20),
+            batches: true,
         })
         .unwrap()
     }

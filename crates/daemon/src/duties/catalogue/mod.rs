@@ -526,7 +526,8 @@ impl Catalogue {
         let _turn = self.turn_to_load(&entry).await?;
         let (program, source) = self.loaded(&entry).await?;
         let part = Part { program, source: Some(source) };
-        self.cx.device.compute.warm(part, key).await.map_err(Failure::from)
+        let bounds = self.cx.me.config().batching.bounds(&entry.manifest.name);
+        self.cx.device.compute.warm(part, key, bounds).await.map_err(Failure::from)
     }
 
     fn entry_of(&self, key: &SliceKey) -> Result<Entry, Failure> {

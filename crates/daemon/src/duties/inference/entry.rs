@@ -11,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::flow::{self, Answer, Inputs, RoutedRequest};
+use super::nearby::Chosen;
 use super::service::pack;
 use super::{Inference, exits, wire};
 use crate::device::budget::Held;
@@ -129,7 +130,7 @@ async fn enter(
         return services.answer(id, header.clone(), encoded, deadline, held).await;
     }
     match prepare(duty, header, encoded, deadline, &id, held).await {
-        Ok((routed, inputs, predicted, plan)) => {
+        Ok(Prepared { routed, inputs, predicted, plan, chosen: _chosen }) => {
             let model = routed.program.manifest.digest.parse().map(Digest::to_bytes).unwrap_or_default();
             Entered { predicted, plan, model, answer: flow::answer(duty, routed, inputs).await }
         }
@@ -147,6 +148,18 @@ impl Entered {
     }
 }
 
+/// A request whose way is known.
+pub(super) struct Prepared {
+    pub(super) routed: RoutedRequest,
+    pub(super) inputs: Inputs,
+    /// Expected time, nanoseconds.
+    pub(super) predicted: u64,
+    /// The plan in words.
+    pub(super) plan: String,
+    /// Which of several parents takes it; kept until it has ended.
+    pub(super) chosen: Option<Chosen>,
+}
+
 pub(super) async fn prepare(
     duty: &Arc<Inference>,
     header: &InferHeader,
@@ -154,14 +167,14 @@ pub(super) async fn prepare(
     deadline: Instant,
     id: &[u8],
     held: Arc<Held>,
-) -> Result<(RoutedRequest, Inputs, u64, String), Failure> {
+) -> Result<Prepared, Failure> {
     let entry = duty.catalogue.entry(&header.model)?;
     // Where the request enters, so that a wrong one costs no transfer.
     wire::check_wanted(&encoded, &entry.manifest.inputs)
         .map_err(|f| f.with_help(format!("`tierline model show {}` lists the inputs", entry.manifest.name)))?;
     let program = duty.catalogue.program_within(&entry, deadline).await?;
     let mut exits = exits::active(&program, header.exit)?;
-    let placed = match header.placement() {
+    let mut placed = match header.placement() {
         Placement::Plan => duty.planning.current_plan(&entry, &program),
         Placement::Here => duty.planning.all_here(&program),
         Placement::Edge => duty.planning.all_at_role(&program, Role::Edge)?,
@@ -171,6 +184,10 @@ pub(super) async fn prepare(
     if let (None, Some(used)) = (header.exit, &placed.exits) {
         exits.retain(|exit| used.contains(&(exit.index + 1)));
     }
+    let chosen = match header.placement() {
+        Placement::Plan | Placement::Edge => duty.choose(&program, &mut placed),
+        _ => None,
+    };
     // What is asked for by name is waited for; a plan only has to be quick.
     let hedged = header.placement() == Placement::Plan;
     let routed = RoutedRequest {
@@ -188,7 +205,8 @@ pub(super) async fn prepare(
         priority: header.priority,
         guarded: true,
     };
-    Ok((routed, Inputs::new(0, encoded, held), placed.predicted_ns, placed.text))
+    let inputs = Inputs::new(0, encoded, held);
+    Ok(Prepared { routed, inputs, predicted: placed.predicted_ns, plan: placed.text, chosen })
 }
 
 /// Sends an answer, and holds its memory until it is out.

@@ -74,6 +74,21 @@ impl Inputs {
         self.decoded.get_or_try_init(decode).await.map(|(tensors, _)| Arc::clone(tensors))
     }
 
+    /// The tensors as they came.
+    pub(super) fn encoded(&self) -> &[Encoded] {
+        &self.encoded
+    }
+
+    /// What the request holds of the node's memory.
+    pub(super) fn held(&self) -> &Held {
+        &self.held
+    }
+
+    /// The same, for whoever sends the answer.
+    pub(super) fn shared(&self) -> Arc<Held> {
+        Arc::clone(&self.held)
+    }
+
     /// Time spent decoding; none where they were only passed on.
     fn decode_time(&self) -> Duration {
         self.decoded.get().map_or(Duration::ZERO, |(_, time)| *time)
@@ -109,6 +124,13 @@ pub struct RoutedRequest {
     pub priority: u32,
     /// Whether the caller's budget of deep inferences is counted here.
     pub guarded: bool,
+}
+
+impl RoutedRequest {
+    /// One past the last segment that runs here by its route.
+    pub(super) fn first_end(&self) -> usize {
+        self.boundaries.first().map_or(self.program.segments(), |boundary| segment_after(boundary.cut))
+    }
 }
 
 /// A request's end.
@@ -179,7 +201,7 @@ struct Flow<'n> {
 
 impl<'n> Flow<'n> {
     fn new(duty: &'n Arc<Inference>, request: RoutedRequest, inputs: Inputs) -> Self {
-        let split = request.boundaries.first().map_or(request.program.segments(), |b| segment_after(b.cut));
+        let split = request.first_end();
         let (done, inbox) = mpsc::channel(DONE_MAX);
         let judging = Judging::new(request.exits.clone());
         let trace = duty.cx.traces.within(&request.trace);
@@ -343,6 +365,7 @@ impl<'n> Flow<'n> {
             after: self.request.peer.filter(|_| planned).map_or(Duration::ZERO, |peer| {
                 self.duty.planning.predicted_upstream(peer, &self.request.program, &self.request.boundaries)
             }),
+            bounds: Some(self.duty.cx.me.config().batching.bounds(&self.request.program.manifest.name)),
         };
         let fit = key.digest.parse().map_or(Ok(()), |model| self.duty.catalogue.known.check_fit(model));
         let (catalogue, program) = (Arc::clone(&self.duty.catalogue), Arc::clone(&self.request.program));
@@ -405,6 +428,8 @@ impl<'n> Flow<'n> {
                         queue_ns: ns(computed.queued),
                         decode_ns: if at_entry { ns(inputs.decode_time()) } else { 0 },
                         compute_ns: ns(computed.compute),
+                        batch_requests: computed.batch.map_or(0, |(requests, _)| requests),
+                        batch_rows: computed.batch.map_or(0, |(_, rows)| rows),
                         received_bytes: if at_entry { inputs.received } else { 0 },
                         ..StageTiming::default()
                     };
@@ -629,13 +654,15 @@ async fn call(
         tensors: tierline_proto::frame::declare(&tensors),
         no_fallback: !request.fallback,
         priority: request.priority,
+        forwarded: false,
         exits: if whole { Vec::new() } else { exits::told(&request.exits, segment, capped) },
     };
     let started = Instant::now();
+    let asking = uplink.ask(request.deadline.min(started + remaining))?;
     let predicted =
         duty.planning.predicted_upstream(peer, &request.program, if whole { &[] } else { &request.boundaries });
     let answered = tokio::select! {
-        answered = calls::run(&duty.cx, &uplink, header, tensors, &inputs.held) => answered,
+        answered = calls::run(&duty.cx, &uplink, header, tensors, &inputs.held) => asking.ended(answered),
         never = uplink.report_pending(sent, predicted) => match never {},
     };
     if let Some(span) = span {
@@ -662,6 +689,10 @@ async fn call(
 fn joined(before: Option<StageTiming>, timing: &StageTiming) -> StageTiming {
     let Some(mut joined) = before else { return timing.clone() };
     joined.last_segment = timing.last_segment;
+    // Of several steps, the longest says in what company.
+    if timing.compute_ns > joined.compute_ns {
+        (joined.batch_requests, joined.batch_rows) = (timing.batch_requests, timing.batch_rows);
+    }
     joined.queue_ns += timing.queue_ns;
     joined.compute_ns += timing.compute_ns;
     joined

@@ -9,7 +9,7 @@ use std::time::Instant;
 use tierline_proto::v1::{Failure, InferHeader, Placement};
 use tierline_proto::{Digest, Encoded};
 
-use super::entry::{Entered, prepare};
+use super::entry::{Entered, Prepared, prepare};
 use super::{Inference, flow, wire};
 use crate::device::budget::Held;
 
@@ -73,7 +73,7 @@ impl Inference {
         let header = InferHeader { model, placement: placement.into(), trace, priority, ..InferHeader::default() };
         let ahead = AtomicU64::new(wire::total(&encoded));
         let prepared = prepare(self, &header, encoded, deadline, &id, held).await;
-        let (mut routed, inputs, predicted, plan) = match prepared {
+        let Prepared { mut routed, inputs, predicted, plan, chosen: _chosen } = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return Entered::failed(id, Failure::at(failure, self.cx.me.name())),
         };

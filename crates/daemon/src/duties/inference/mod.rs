@@ -9,17 +9,21 @@ mod entry;
 mod exits;
 mod flow;
 pub mod members;
+mod nearby;
 mod numbers;
 mod service;
+mod siblings;
 pub mod wire;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use tierline_node::Peer;
+use tierline_node::choose::Chooser;
 use tierline_node::policy::{Roles, Rule};
 use tierline_proto::limits::MESSAGE_BYTES_MAX;
-use tierline_proto::v1::Reply;
 use tierline_proto::v1::infer_server::InferServer;
+use tierline_proto::v1::{Failure, Reply};
 use tokio::sync::watch;
 use tonic::service::RoutesBuilder;
 
@@ -29,6 +33,7 @@ pub use self::flow::Answer;
 use self::members::Services;
 use self::numbers::Numbers;
 use self::service::InferService;
+use self::siblings::Siblings;
 use super::catalogue::Catalogue;
 use super::planning::Planning;
 use crate::net::gate::Door;
@@ -40,7 +45,9 @@ pub const DUTY: Registration = Registration {
     name: "inference",
     tables: &[],
     rules: &[
+        // An edge's parents, and its siblings.
         Rule::new("/tierline.v1.Infer/Run", Roles::CHILDREN, Roles::PARENTS),
+        Rule::new("/tierline.v1.Infer/Load", Roles::EDGE, Roles::EDGE),
         Rule::new("/tierline.v1.Local/Infer", Roles::OPERATOR, Roles::NODES),
     ],
     make: |assembly| {
@@ -59,6 +66,10 @@ pub struct Inference {
     deep: DeepBudget,
     /// Whoever answers for several models under one name.
     services: OnceLock<Arc<dyn Services>>,
+    /// Which of several parents takes a request.
+    chooser: Mutex<Chooser<Peer>>,
+    /// Edges that this one helps, and that help it.
+    siblings: Siblings,
     /// Requests under way here.
     under_way: watch::Sender<usize>,
 }
@@ -66,6 +77,7 @@ pub struct Inference {
 impl Inference {
     fn new(assembly: &Assembly) -> Arc<Self> {
         let (cx, catalogue, planning) = (assembly.cx.clone(), assembly.get(), assembly.get());
+        let siblings = Siblings::new(&cx.me.config().siblings);
         let deep = DeepBudget::new(cx.me.config().deep_per_minute);
         Arc::new(Self {
             cx,
@@ -74,6 +86,8 @@ impl Inference {
             numbers: Numbers::default(),
             deep,
             services: OnceLock::new(),
+            chooser: Mutex::default(),
+            siblings,
             under_way: watch::Sender::default(),
         })
     }
@@ -97,6 +111,11 @@ impl Duty for Arc<Inference> {
         }
     }
 
+    async fn begin(&self) -> Result<(), Failure> {
+        self.keep_siblings();
+        Ok(())
+    }
+
     fn drain(&self) {
         self.cx.device.compute.drain();
     }
@@ -108,5 +127,6 @@ impl Duty for Arc<Inference> {
 
     fn numbers(&self, out: &mut String) {
         self.numbers.text(out);
+        self.siblings.text(self.cx.clock.now(), out);
     }
 }

@@ -18,6 +18,8 @@ struct Inner {
     sent_bytes: u64,
     /// Answers by the exit that gave them; 0 is the model's end.
     exits: BTreeMap<u32, u64>,
+    /// Requests that another parent than the planned one took.
+    elsewhere: u64,
 }
 
 /// Counted so far.
@@ -26,7 +28,14 @@ pub(super) struct Numbers(Mutex<Inner>);
 impl Default for Numbers {
     fn default() -> Self {
         let (requests, degraded, exits) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self(Mutex::new(Inner { requests, seconds: Histogram::new(BUCKETS), degraded, sent_bytes: 0, exits }))
+        Self(Mutex::new(Inner {
+            requests,
+            seconds: Histogram::new(BUCKETS),
+            degraded,
+            sent_bytes: 0,
+            exits,
+            elsewhere: 0,
+        }))
     }
 }
 
@@ -52,6 +61,11 @@ impl Numbers {
         }
     }
 
+    /// Another parent than the planned one takes a request.
+    pub(super) fn elsewhere(&self) {
+        self.lock().elsewhere += 1;
+    }
+
     /// An answer of this node, as entry or relay, was degraded.
     pub(super) fn degraded(&self, degraded: &Degraded) {
         *self.lock().degraded.entry(degraded.cause().as_str_name()).or_default() += 1;
@@ -73,6 +87,8 @@ impl Numbers {
         let counts: Vec<(String, u64)> = inner.exits.iter().map(|(exit, count)| (exit.to_string(), *count)).collect();
         let counts = counts.iter().map(|(exit, count)| (exit.as_str(), count));
         numbers::labelled(out, ("tierline_exits_total", "counter", help), "exit", counts);
+        let help = "Requests that another parent than the planned one took, being less busy.";
+        numbers::single(out, "tierline_elsewhere_total", "counter", help, inner.elsewhere);
         let help = "Encoded activations sent between tiers for requests of this node.";
         numbers::single(out, "tierline_sent_bytes_total", "counter", help, inner.sent_bytes);
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tierline_proto::limits::CHUNK_BYTES;
 use tierline_proto::v1::infer_server::Infer;
-use tierline_proto::v1::{Code, Failure, Reply, Route, RunChunk, RunHeader, run_chunk};
+use tierline_proto::v1::{Code, Empty, Failure, LoadReport, Reply, Route, RunChunk, RunHeader, run_chunk};
 use tierline_proto::{Digest, Encoded, Sound, frame};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -33,6 +33,11 @@ pub struct InferService(pub Arc<Inference>);
 #[tonic::async_trait]
 impl Infer for InferService {
     type RunStream = Sent;
+
+    async fn load(&self, request: Request<Empty>) -> Result<Response<LoadReport>, Status> {
+        gate::caller(&request)?;
+        Ok(Response::new(self.0.cx.device.load()))
+    }
 
     async fn run(&self, request: Request<Streaming<RunChunk>>) -> Result<Response<Self::RunStream>, Status> {
         let arrived = Instant::now();
@@ -73,7 +78,17 @@ impl Infer for InferService {
             }
             return Ok(Response::new(refused(&self.0, id, failure, span)));
         }
-        let answer = flow::answer(&self.0, routed, Inputs::new(segment, encoded, Arc::new(held))).await;
+        let inputs = Inputs::new(segment, encoded, Arc::new(held));
+        if header.forwarded {
+            self.0.siblings.taken();
+        } else if let Some((reply, tensors)) = self.0.at_sibling(&header, &routed, &inputs).await {
+            if let Some(span) = span {
+                span.end(None);
+            }
+            let reply = Reply { tensors: frame::declare(&tensors), ..reply };
+            return Ok(Response::new(send(&self.0, reply, tensors, Some(inputs.shared()))));
+        }
+        let answer = flow::answer(&self.0, routed, inputs).await;
         if let Some(span) = span {
             span.end(answer.reply.failure.as_ref());
         }

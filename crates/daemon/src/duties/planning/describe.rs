@@ -109,7 +109,8 @@ impl Planning {
         let now = self.cx.clock.now();
         let whole_ns = self.catalogue.known.profile(entry.model).map_or(0, |profile| profile.whole_ns);
         let mut inner = self.lock();
-        for stage in &reply.stages {
+        // What several took together says nothing of what one takes.
+        for stage in reply.stages.iter().filter(|stage| stage.batch_requests < 2) {
             if let Some(predicted) = expected(&inner, entry.model, whole_ns, self.cx.me.name(), stage) {
                 let measured = Duration::from_nanos(stage.compute_ns);
                 inner.calibration.observe(now, entry.model, &stage.node, predicted, measured);

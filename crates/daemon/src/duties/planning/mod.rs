@@ -23,7 +23,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tierline_graph::profile::ModelProfile;
 use tierline_identity::Peer as Certified;
-use tierline_node::adapt::{Action, Adapt, Conditions, Event, Link, SessionKey, Why};
+use tierline_node::adapt::{Action, Adapt, Conditions, Event, Link, Plans as _, SessionKey, Why};
 use tierline_node::calibrate::Calibration;
 use tierline_node::policy::{Roles, Rule};
 use tierline_node::{Peer, Span, Time};
@@ -420,6 +420,15 @@ impl Planning {
         *inner.parted.get_mut(&model)? = true;
         self.changed.notify_one();
         inner.last.get(&model).cloned()
+    }
+
+    /// Whether what a model's plan in force runs here is loaded and has run
+    /// once; so where it runs nothing here, or there is none.
+    pub fn is_warm(&self, model: Digest) -> bool {
+        let inner = self.lock();
+        let Some(plan) = inner.adapt.current(model) else { return true };
+        let Some(plans) = inner.adapt.plans(model) else { return true };
+        plans.sessions(plan).iter().all(|session| inner.adapt.is_warm(session.key))
     }
 
     /// The plan in force under the conditions as they are.

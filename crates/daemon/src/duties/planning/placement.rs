@@ -149,6 +149,24 @@ impl Planning {
         }
     }
 
+    /// Expected time in a parent's own engine, of what lies behind the first of
+    /// `boundaries`. Zero when unknown.
+    pub fn service_upstream(&self, peer: Peer, program: &Program, boundaries: &[Boundary]) -> Duration {
+        let Ok(model) = program.manifest.digest.parse::<Digest>() else { return Duration::ZERO };
+        let inner = self.lock();
+        let Some(path) = inner.adapt.plans(model).and_then(|planned| planned.path_of(peer)) else {
+            return Duration::ZERO;
+        };
+        let request = path.table.request();
+        let mut bounds: Vec<usize> = boundaries.iter().map(|b| segment_after(b.cut)).collect();
+        bounds.resize(request.tiers.len().saturating_sub(1), request.segments());
+        let evaluated = request.evaluate(&bounds, &path.links(inner.adapt.conditions()));
+        let ratios = &inner.adapt.conditions().ratios;
+        let first = evaluated.ok().and_then(|evaluation| evaluation.stages.into_iter().nth(1));
+        let time = first.map_or(0.0, |stage| stage.compute_ns * ratios.of(model, &stage.tier));
+        Duration::from_nanos(time.max(0.0) as u64)
+    }
+
     /// The plan that requests for a model run now; all here while there is none.
     pub fn current_plan(&self, entry: &Entry, program: &Program) -> Placed {
         let _ = self.lock().adapt.step(self.cx.clock.now(), Event::Requested { model: entry.model });

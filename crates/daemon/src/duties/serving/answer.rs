@@ -96,7 +96,9 @@ impl Serving {
             outputs: outputs.collect::<Result<_, _>>()?,
         };
         let sum = |of: fn(&tierline_proto::v1::StageTiming) -> u64| reply.stages.iter().map(of).sum::<u64>();
+        let longest = reply.stages.iter().max_by_key(|stage| stage.compute_ns).filter(|stage| stage.batch_requests > 1);
         let spent = Spent {
+            batch: longest.map(|stage| (stage.batch_requests, stage.batch_rows)),
             rows: rows.max(1),
             queue_ns: sum(|stage| stage.queue_ns),
             input_ns: ns(read) + sum(|stage| stage.decode_ns),

@@ -11,7 +11,7 @@ use tierline_proto::oip::messages::{InferBatchStatistics, InferStatistics, Model
 use crate::runtime::events::now_ms;
 use crate::runtime::{ns, numbers};
 
-/// Sizes of the first axis that are told apart; others count in all only.
+/// Sizes of runs, in rows, that are told apart; others count in all only.
 const BATCHES_MAX: usize = 64;
 
 /// How long the parts of an answer took.
@@ -27,6 +27,32 @@ pub struct Spent {
     pub infer_ns: u64,
     /// Encoding.
     pub output_ns: u64,
+    /// Requests and rows of the longest run that it was part of; none where it
+    /// ran alone.
+    pub batch: Option<(u32, u32)>,
+}
+
+/// Runs of one size. Of a run that several requests shared, each counts its
+/// part: together they are one.
+#[derive(Debug, Default)]
+struct Runs {
+    count: f64,
+    input_ns: f64,
+    infer_ns: f64,
+    output_ns: f64,
+}
+
+impl Runs {
+    fn add(&mut self, part: f64, spent: Spent) {
+        self.count += part;
+        self.input_ns += part * spent.input_ns as f64;
+        self.infer_ns += part * spent.infer_ns as f64;
+        self.output_ns += part * spent.output_ns as f64;
+    }
+
+    fn message(&self, ns: f64) -> Option<StatisticDuration> {
+        Some(StatisticDuration { count: self.count.round() as u64, ns: ns as u64 })
+    }
 }
 
 /// How often, and how long in all.
@@ -71,7 +97,8 @@ struct Model {
     cancelled: u64,
     queue: Sum,
     parts: Parts,
-    batches: BTreeMap<u64, Parts>,
+    runs: f64,
+    batches: BTreeMap<u64, Runs>,
 }
 
 /// Counted so far, by model.
@@ -92,8 +119,11 @@ impl Counts {
         model.success.add(ns(total));
         model.queue.add(spent.queue_ns);
         model.parts.add(spent);
-        if model.batches.len() < BATCHES_MAX || model.batches.contains_key(&spent.rows) {
-            model.batches.entry(spent.rows).or_default().add(spent);
+        let (requests, rows) = spent.batch.unwrap_or((1, 0));
+        let (part, rows) = (1.0 / f64::from(requests.max(1)), u64::from(rows).max(spent.rows));
+        model.runs += part;
+        if model.batches.len() < BATCHES_MAX || model.batches.contains_key(&rows) {
+            model.batches.entry(rows).or_default().add(part, spent);
         }
     }
 
@@ -115,18 +145,18 @@ impl Counts {
         let models = self.lock();
         let none = Model::default();
         let model = models.get(name).unwrap_or(&none);
-        let batch = |(rows, parts): (&u64, &Parts)| InferBatchStatistics {
+        let batch = |(rows, runs): (&u64, &Runs)| InferBatchStatistics {
             batch_size: *rows,
-            compute_input: parts.input.message(),
-            compute_infer: parts.infer.message(),
-            compute_output: parts.output.message(),
+            compute_input: runs.message(runs.input_ns),
+            compute_infer: runs.message(runs.infer_ns),
+            compute_output: runs.message(runs.output_ns),
         };
         ModelStatistics {
             name: name.to_owned(),
             version: VERSION.to_owned(),
             last_inference: model.last_ms,
             inference_count: model.rows,
-            execution_count: model.success.count,
+            execution_count: model.runs.round() as u64,
             inference_stats: Some(InferStatistics {
                 success: model.success.message(),
                 fail: model.fail.message(),

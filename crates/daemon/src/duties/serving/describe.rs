@@ -6,8 +6,8 @@ use tierline_proto::oip::messages::model_metadata_response::TensorMetadata;
 use tierline_proto::oip::messages::model_version_policy::{Latest, PolicyChoice};
 use tierline_proto::oip::messages::repository_index_response::ModelIndex;
 use tierline_proto::oip::messages::{
-    ModelConfig, ModelInput, ModelMetadataResponse, ModelOutput, ModelStatistics, ModelVersionPolicy,
-    ServerMetadataResponse, StatisticDuration,
+    ModelConfig, ModelDynamicBatching, ModelInput, ModelMetadataResponse, ModelOutput, ModelStatistics,
+    ModelVersionPolicy, ServerMetadataResponse, StatisticDuration,
 };
 use tierline_proto::oip::{Datatype, VERSION, grpc};
 
@@ -55,7 +55,12 @@ pub fn config(model: &Model) -> ModelConfig {
         version_policy: Some(ModelVersionPolicy {
             policy_choice: Some(PolicyChoice::Latest(Latest { num_versions: 1 })),
         }),
+        // Shapes are as the model has them, rows included.
         max_batch_size: 0,
+        dynamic_batching: model.batching.map(|delay| ModelDynamicBatching {
+            preferred_batch_size: Vec::new(),
+            max_queue_delay_microseconds: u64::try_from(delay.as_micros()).unwrap_or(u64::MAX),
+        }),
         input: model
             .inputs
             .iter()
@@ -89,6 +94,7 @@ impl Serving {
             let reason = match ready {
                 true => "",
                 false if self.cx.end.has_begun() => "the node ends",
+                false if self.is_warming(&model) => "it is being loaded",
                 false => "it can't be run on this node",
             };
             ModelIndex {
@@ -147,7 +153,7 @@ pub fn config_json(model: &Model) -> Value {
         };
         values.iter().map(tensor).collect()
     };
-    json!({
+    let mut config = json!({
         "name": of.name,
         "platform": of.platform,
         "backend": of.backend,
@@ -156,7 +162,14 @@ pub fn config_json(model: &Model) -> Value {
         "input": tensors(&model.inputs),
         "output": tensors(&model.outputs),
         "default_model_filename": of.default_model_filename,
-    })
+    });
+    if let Some(of) = of.dynamic_batching {
+        config["dynamic_batching"] = json!({
+            "preferred_batch_size": of.preferred_batch_size,
+            "max_queue_delay_microseconds": of.max_queue_delay_microseconds,
+        });
+    }
+    config
 }
 
 /// An index over HTTP.

@@ -27,6 +27,7 @@ use tonic::service::RoutesBuilder;
 use self::counts::Counts;
 use super::catalogue::{Catalogue, Change, Composed, Entry};
 use super::inference::Inference;
+use super::planning::Planning;
 use crate::models::Manifest;
 use crate::net::asking::Asker;
 use crate::runtime::Context;
@@ -54,13 +55,9 @@ struct Model {
     outputs: Vec<ValueInfo>,
     /// Of one that is no service.
     digest: Option<Digest>,
-}
-
-impl From<Entry> for Model {
-    fn from(entry: Entry) -> Self {
-        let Manifest { name, inputs, outputs, .. } = entry.manifest;
-        Self { name, inputs, outputs, digest: Some(entry.model) }
-    }
+    /// How long a request waits for others that it may run with, where
+    /// requests run as one here.
+    batching: Option<Duration>,
 }
 
 /// The duty.
@@ -68,6 +65,7 @@ pub struct Serving {
     cx: Context,
     catalogue: Arc<Catalogue>,
     inference: Arc<Inference>,
+    planning: Arc<Planning>,
     counts: Arc<Counts>,
 }
 
@@ -81,7 +79,7 @@ impl Serving {
                 counted.keep(|name| known.get(name).is_some() || known.service(name).is_some());
             }
         });
-        Arc::new(Self { cx, catalogue, inference: assembly.get(), counts })
+        Arc::new(Self { cx, catalogue, inference: assembly.get(), planning: assembly.get(), counts })
     }
 
     /// [`Serving::model`], of those that somebody may use; of others nobody is
@@ -96,7 +94,7 @@ impl Serving {
     fn model(&self, name: &str, version: &str) -> Result<Model, Failure> {
         let model = match self.catalogue.known.service(name) {
             Some(composed) => self.service(&composed)?,
-            None => Model::from(self.catalogue.entry(name)?),
+            None => self.catalogued(self.catalogue.entry(name)?),
         };
         if !version.is_empty() && version != VERSION {
             let version: String = version.chars().take(32).collect();
@@ -106,15 +104,29 @@ impl Serving {
         Ok(model)
     }
 
+    fn catalogued(&self, entry: Entry) -> Model {
+        let Manifest { name, inputs, outputs, digest, .. } = entry.manifest;
+        let bounds = self.cx.me.config().batching.bounds(&name);
+        let batches = bounds.rows_max > 1 && self.cx.device.compute.runs_together(&digest);
+        let batching = batches.then_some(bounds.delay);
+        Model { name, inputs, outputs, digest: Some(entry.model), batching }
+    }
+
     fn service(&self, composed: &Composed) -> Result<Model, Failure> {
         let wiring = self.catalogue.wiring(&composed.service)?;
-        Ok(Model { name: composed.name.clone(), inputs: wiring.inputs, outputs: wiring.outputs, digest: None })
+        Ok(Model {
+            name: composed.name.clone(),
+            inputs: wiring.inputs,
+            outputs: wiring.outputs,
+            digest: None,
+            batching: None,
+        })
     }
 
     /// All of them, by name; services whose members aren't all here are left out.
     fn models(&self) -> Vec<Model> {
         let known = &self.catalogue.known;
-        let mut models: Vec<Model> = known.list().into_iter().map(Model::from).collect();
+        let mut models: Vec<Model> = known.list().into_iter().map(|entry| self.catalogued(entry)).collect();
         models.extend(known.services().iter().filter_map(|composed| self.service(composed).ok()));
         models
     }
@@ -122,7 +134,12 @@ impl Serving {
     /// Whether requests for a model are answered.
     fn is_ready(&self, model: &Model) -> bool {
         let fit = model.digest.is_none_or(|digest| self.catalogue.known.check_fit(digest).is_ok());
-        fit && !self.cx.end.has_begun()
+        fit && !self.is_warming(model) && !self.cx.end.has_begun()
+    }
+
+    /// Whether what its plan runs here is still being loaded.
+    fn is_warming(&self, model: &Model) -> bool {
+        model.digest.is_some_and(|digest| !self.planning.is_warm(digest))
     }
 }
 
