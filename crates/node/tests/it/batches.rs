@@ -12,6 +12,9 @@ use crate::harness::{Schedule, between, ms, seeds};
 
 const SCHEDULES: u64 = 1_000;
 
+/// Of whole loads, which take longer.
+const LOADS: u64 = 200;
+
 /// A device on which so many rows of a kind take a fixed time and one for each.
 #[derive(Debug, Clone, Copy)]
 struct Speed {
@@ -173,7 +176,7 @@ fn run(seed: u64, together: bool, delay: Duration) -> Outcome {
 #[test]
 fn each_job_once_within_bounds_and_in_time() {
     let sums = std::cell::RefCell::new((0, 0, 0, [0, 0]));
-    seeds(SCHEDULES, |rng| {
+    seeds(LOADS, |rng| {
         let (apart, together, joined, runs) = &mut *sums.borrow_mut();
         let seed = rng.u64(..);
         let (alone, with) = (run(seed, false, ms(0)), run(seed, true, ms(0)));
@@ -188,7 +191,7 @@ fn each_job_once_within_bounds_and_in_time() {
     let (apart, together, joined, runs) = sums.into_inner();
     println!("{apart} answered apart in {} runs, {together} with company in {}; {joined} went along", runs[0], runs[1]);
     assert!(together > apart, "company spares time, so more are in time");
-    assert!(joined > 1_000);
+    assert!(joined > 500);
 }
 
 /// At every start, who would be in time if all of them ran one after the other,
@@ -209,7 +212,9 @@ fn nobody_is_late_for_others() {
             queue.step(Time::ZERO, Event::Submit(job(u64::MAX, 99, Time::from_ns(u64::MAX / 2), ms(1), None)));
             queue
         };
-        let mut queue = build();
+        // By hand: the same queue whose jobs have no company, one after the other. Only jobs that both take in
+        // are compared: with company more fit in.
+        let (mut queue, mut apart) = (build(), build());
         let mut jobs = BTreeMap::new();
         for id in 0..rng.u64(2..24) {
             let kind = Kind(rng.u64(..3));
@@ -217,17 +222,15 @@ fn nobody_is_late_for_others() {
             let batch = Batch { kind, rows: 1, bytes: 0, bounds, arrived: Time::ZERO };
             let deadline = Time::ZERO + between(rng, [ms(5), ms(500)]);
             let job = job(id, rng.u64(..5), deadline, service, Some(batch));
-            if queue.step(Time::ZERO, Event::Submit(job)).is_empty() {
-                jobs.insert(JobId(id), job);
+            if !apart.step(Time::ZERO, Event::Submit(Job { batch: None, ..job })).is_empty() {
+                continue;
+            }
+            match queue.step(Time::ZERO, Event::Submit(job)).is_empty() {
+                true => drop(jobs.insert(JobId(id), job)),
+                false => drop(apart.step(Time::ZERO, Event::Cancel(JobId(id)))),
             }
         }
-        // By hand: the same queue whose jobs have no company, one after the other.
         let now = Time::ZERO + ms(1);
-        let mut apart = build();
-        for job in jobs.values() {
-            let far = Job { batch: None, ..*job };
-            apart.step(Time::ZERO, Event::Submit(far));
-        }
         let (mut at, mut last, mut in_time) = (now, JobId(u64::MAX), BTreeSet::new());
         while let Some(Action::Start(id)) = {
             let actions = apart.step(at, Event::Done(last));
@@ -257,7 +260,7 @@ fn nobody_is_late_for_others() {
     });
     let helped = helped.get();
     println!("{helped} are in time only because of it");
-    assert!(helped > 500);
+    assert!(helped > 100);
 }
 
 /// One caller sends without end, another now and then, of a kind of its own.
@@ -273,7 +276,7 @@ fn whoever_floods_the_queue_delays_others_by_one_batch() {
     let mut running = JobId(0);
     queue.step(now, Event::Submit(job(0, 1, far, ms(11), of(0))));
     let mut waits = Vec::new();
-    for good in 0..50 {
+    for good in 1..50 {
         for _ in 0..40 {
             queue.step(now, Event::Submit(job(next, 1, far, ms(11), of(0))));
             next += 1;
