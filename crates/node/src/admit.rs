@@ -588,7 +588,7 @@ impl Queue {
         }
         let most = self.kinds.rows_worth(batch.kind, batch.bounds);
         let mut rows = 0u32;
-        for (_, other) in &self.waiting {
+        for other in self.waiting.values() {
             match other.batch {
                 Some(of) if of.kind == batch.kind => rows = rows.saturating_add(of.rows),
                 _ => return false,
@@ -615,7 +615,8 @@ impl Queue {
             }
         }
         // The last who came leaves first.
-        while !company.is_empty() && !(self.is_worth(job, &company) && self.makes_nobody_late(now, job, &company)) {
+        let fits = |company: &[Key]| self.is_worth(job, company) && self.makes_nobody_late(now, job, company);
+        while !(company.is_empty() || fits(&company)) {
             company.pop();
         }
         company
