@@ -76,7 +76,8 @@ mod tests {
     fn a_parent_that_answers_at_once_is_missed_within_two_round_trips() {
         let calm = seen([22; SEEN]);
         assert_eq!(calm.limit(22 * MS), 44 * MS);
-        assert_eq!(calm.limit(2 * MS), CALM);
+        assert_eq!(calm.limit(2 * MS), 33 * MS);
+        assert_eq!(seen([5; SEEN]).limit(2 * MS), CALM);
         assert_eq!(seen([5; SEEN]).limit(100 * MS), 200 * MS);
     }
 

@@ -113,6 +113,17 @@ fn message(request: &Value, model: &str) -> ModelInferRequest {
     }
 }
 
+/// Whether two answers are of one version: what runs with others may differ in
+/// the last digits.
+fn alike(a: &Value, b: &Value) -> bool {
+    let values = |outputs: &Value| -> Vec<f64> {
+        let data = outputs[0]["data"].as_array().expect("data");
+        data.iter().map(|value| value.as_f64().expect("a number")).collect()
+    };
+    let (a, b) = (values(a), values(b));
+    a.len() == b.len() && a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-5 * (1.0 + a.abs()))
+}
+
 #[test]
 fn a_model_swapped_under_load_is_always_one_or_the_other() {
     let busy = Busy::start("");
@@ -127,7 +138,7 @@ fn a_model_swapped_under_load_is_always_one_or_the_other() {
         answer["outputs"].clone()
     };
     let versions = ["one", "other"].map(|model| ask(&mut busy.connect(), model));
-    assert_ne!(versions[0], versions[1]);
+    assert!(!alike(&versions[0], &versions[1]));
     let (swapping, answered) = (AtomicBool::new(true), std::sync::Mutex::new([0u32; 2]));
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -135,7 +146,7 @@ fn a_model_swapped_under_load_is_always_one_or_the_other() {
                 let mut http = busy.connect();
                 while swapping.load(Ordering::Relaxed) {
                     let outputs = ask(&mut http, "swapped");
-                    let version = versions.iter().position(|of| *of == outputs);
+                    let version = versions.iter().position(|of| alike(of, &outputs));
                     answered.lock().expect("whole")[version.expect("one version answers, whole")] += 1;
                 }
             });
@@ -144,7 +155,7 @@ fn a_model_swapped_under_load_is_always_one_or_the_other() {
             std::thread::sleep(Duration::from_millis(200));
             busy.add(&files[(round + 1) % 2], "swapped");
             // Whoever asks behind the swap gets what was swapped in.
-            assert_eq!(ask(&mut busy.connect(), "swapped"), versions[(round + 1) % 2]);
+            assert!(alike(&ask(&mut busy.connect(), "swapped"), &versions[(round + 1) % 2]));
         }
         swapping.store(false, Ordering::Relaxed);
     });

@@ -148,7 +148,7 @@ impl Sessions<'_> {
         let inputs = made_up(part, key.from)?;
         let due = Due { stop, deadline: Instant::now() + TRIAL_MAX };
         // What is made up may not be what the model takes: that is for requests to say.
-        let ran = self.guarded("compute", key, |s| s.run_warm(&warm, key, &inputs, &due));
+        let ran = self.guarded("warm-up", key, |s| s.run_warm(&warm, key, &inputs, &due));
         let took = match ran {
             Ok(computed) => computed.compute,
             Err(error) => {
@@ -167,7 +167,7 @@ impl Sessions<'_> {
         if !warm.row_by_row {
             return Trial::Broken;
         }
-        let tried = self.guarded("compute", key, |s| Ok(s.trial(&warm, key, inputs, rows, stop)));
+        let tried = self.guarded("warm-up", key, |s| Ok(s.trial(&warm, key, inputs, rows, stop)));
         match tried {
             Ok(Ok(trial)) => trial,
             Ok(Err(why)) => {
