@@ -256,7 +256,7 @@ pub fn run(binary: PathBuf, assets: &Path, output: &Path, screen: &Screen) -> Re
     let cut_at = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
     screen.say("uplink of the board: down, under requests");
     let until = Instant::now() + CUT_FOR;
-    let page = screenshot(&format!("http://{address}/dashboard"), &output.join("page.png"))?;
+    let page = screenshot(&format!("http://{address}/dashboard"), &output.join("dashboard.png"))?;
     std::thread::sleep(until.saturating_duration_since(Instant::now()));
     link.set(&["--restore"])?;
     let watched = finish(watching)?.pop().context("the application said nothing")?;

@@ -19,7 +19,7 @@ use super::{asked, quantile};
 /// A small model on a slow device near the cloud: the plan runs it there, and
 /// the device is quick to answer by itself.
 const MODEL: &str = "lenet";
-const SLOWER: &str = "60";
+const SLOWER: &str = "200";
 const LINK: [&str; 4] = ["--bandwidth", "1gbit", "--delay", "1 ms"];
 
 const CLIENTS: usize = 4;
