@@ -25,7 +25,7 @@ const LINK: [&str; 4] = ["--bandwidth", "1gbit", "--delay", "1 ms"];
 const CLIENTS: usize = 4;
 
 /// Cuts, each at another time within a client's request.
-const CUTS: u32 = 20;
+const CUTS: u32 = 12;
 
 /// Time of a cut, and of asking before it and after.
 const CUT: Duration = Duration::from_millis(1_500);
