@@ -12,6 +12,7 @@ mod overhead;
 mod page;
 mod placement;
 mod planner;
+mod process;
 mod serving;
 mod training;
 

@@ -5,10 +5,9 @@
 //! bytes on the wire while its memory is watched. Start at [`run`].
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,6 +19,7 @@ use tierline_zoo::build::Builder;
 
 use super::memory::MemorySampler;
 use super::{binary, median, proxy};
+use crate::process::{Group, free};
 use crate::training::environment;
 
 /// The peer, as its package index has it.
@@ -162,34 +162,6 @@ fn peaks(sampler: Option<MemorySampler>) -> Result<(u64, u64)> {
     Ok((*server, clients.iter().copied().max().unwrap_or_default()))
 }
 
-/// A command and whatever it starts: they end with the value.
-struct Group(Child);
-
-impl Group {
-    fn start(command: &mut Command, log: &Path) -> Result<Self> {
-        let log = std::fs::File::create(log)?;
-        let command = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
-        Ok(Self(command.spawn()?))
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for signal in ["-TERM", "-KILL"] {
-            // Some may have ended by themselves.
-            let group = format!("-{}", self.0.id());
-            let _ = Command::new("kill").args([signal, "--", &group]).stderr(Stdio::null()).status();
-            std::thread::sleep(Duration::from_secs(1));
-        }
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 fn theirs(folder: &Path, python: &Path, counted: bool) -> Result<Side> {
     #[derive(Deserialize)]
     struct Said {
@@ -214,7 +186,7 @@ fn theirs(folder: &Path, python: &Path, counted: bool) -> Result<Side> {
             out.display()
         ),
     )?;
-    let server_port = free_port()?;
+    let server_port = free()?.port();
     std::fs::write(
         home.join("config.toml"),
         format!(
@@ -242,7 +214,7 @@ fn theirs(folder: &Path, python: &Path, counted: bool) -> Result<Side> {
     listening(server_port).with_context(|| tail(&log("superlink")))?;
     let (through, counts) = proxy::start(SocketAddr::from(([127, 0, 0, 1], server_port)))?;
     let client = |number: usize| -> Result<Group> {
-        let port = free_port()?.to_string();
+        let port = free()?.port().to_string();
         let through = if counted { through.to_string() } else { format!("127.0.0.1:{server_port}") };
         let mut command = program("flower-supernode")?;
         command.args(["--insecure", "--superlink", &through, "--port", &port]);
@@ -251,7 +223,7 @@ fn theirs(folder: &Path, python: &Path, counted: bool) -> Result<Side> {
     let clients = (0..CLIENTS).map(client).collect::<Result<Vec<_>>>()?;
     std::thread::sleep(Duration::from_secs(5));
     let sampler =
-        counted.then(|| MemorySampler::start(std::iter::once(&server).chain(&clients).map(|g| g.0.id()).collect()));
+        counted.then(|| MemorySampler::start(std::iter::once(&server).chain(&clients).map(Group::id).collect()));
     let before = counts.now();
     let ran = program("flwr")?.args(["run", "."]).current_dir(&project).stdin(Stdio::null()).output()?;
     ensure!(ran.status.success(), "`flwr run` failed: {}", String::from_utf8_lossy(&ran.stdout));

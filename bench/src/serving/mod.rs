@@ -9,10 +9,9 @@ pub mod failover;
 mod load;
 
 use std::fmt;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::process::CommandExt;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +22,7 @@ use tierline_graph::{Elements, Model, Tensor};
 use tierline_zoo::{Options, by_name};
 
 use self::load::{Asked, Load};
+use crate::process::{Group, free};
 use crate::training::environment;
 
 /// The peers, as their package index has them.
@@ -173,7 +173,7 @@ fn quantile(values: &[f64], q: f64) -> f64 {
 struct Server {
     name: &'static str,
     grpc: SocketAddr,
-    child: Child,
+    _process: Group,
 }
 
 impl Server {
@@ -198,9 +198,7 @@ impl Server {
     }
 
     fn start(mut command: Command, name: &'static str, grpc: SocketAddr, log: &Path) -> Result<Self> {
-        let file = std::fs::File::create(log)?;
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
-        let server = Self { name, grpc, child: command.spawn()? };
+        let server = Self { name, grpc, _process: Group::start(&mut command, log)? };
         let began = Instant::now();
         while TcpStream::connect(grpc).is_err() {
             let text = || std::fs::read_to_string(log).unwrap_or_default();
@@ -209,23 +207,6 @@ impl Server {
         }
         Ok(server)
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        for signal in ["-TERM", "-KILL"] {
-            // Some may have ended by themselves.
-            let group = format!("-{}", self.child.id());
-            let _ = Command::new("kill").args([signal, "--", &group]).stderr(Stdio::null()).status();
-            std::thread::sleep(Duration::from_millis(500));
-        }
-        let _ = self.child.wait();
-    }
-}
-
-/// An address that was free a moment ago.
-fn free() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 impl fmt::Display for Report {
