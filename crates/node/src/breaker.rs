@@ -24,6 +24,13 @@ pub const OPEN_FIRST: Duration = Duration::from_secs(1);
 /// aside for longer.
 pub const OPEN_MAX: Duration = Duration::from_secs(30);
 
+/// Whoever didn't answer within this many times what was predicted is late, and
+/// not merely asked too late ...
+const LATE_FACTOR: u32 = 3;
+
+/// ... nor within less than this.
+const LATE_MIN: Duration = Duration::from_secs(1);
+
 /// A probe that nothing was heard of for so long is forgotten.
 const PROBE_MAX: Duration = Duration::from_secs(30);
 
@@ -85,6 +92,15 @@ impl Breaker {
                 (self.failures, self.open, self.probe) = (0, None, None);
             }
         }
+    }
+
+    /// A request that was sent there was given up after `given`, when its own
+    /// time was over; an answer was `predicted` to take so long. A caller in too
+    /// much of a hurry isn't the neighbour's fault, and must not close the way
+    /// to it for others.
+    pub fn lapsed(&mut self, now: Time, given: Duration, predicted: Duration) {
+        let is_late = given >= predicted.saturating_mul(LATE_FACTOR).max(LATE_MIN);
+        self.ended(now, is_late.then_some(Err(Code::DeadlineExceeded)));
     }
 
     fn failed(&mut self, now: Time) {
@@ -158,6 +174,20 @@ mod tests {
         assert!(breaker.state(s(1.1)) == State::Closed && breaker.may_ask(s(1.1)));
         breaker.ended(s(1.1), FAULT);
         assert_eq!(breaker.state(s(1.1)), State::Closed, "it counts from the start");
+    }
+
+    #[test]
+    fn callers_in_a_hurry_close_the_way_for_nobody() {
+        let mut breaker = Breaker::default();
+        for _ in 0..100 {
+            breaker.lapsed(s(0.0), Duration::from_millis(1), Duration::from_millis(20));
+            breaker.lapsed(s(0.0), Duration::from_secs(20), Duration::from_secs(48));
+        }
+        assert_eq!(breaker.state(s(0.0)), State::Closed);
+        for _ in 0..FAILURES_MAX {
+            breaker.lapsed(s(0.0), LATE_MIN, Duration::from_millis(20));
+        }
+        assert_eq!(breaker.state(s(0.0)), State::Open);
     }
 
     #[test]

@@ -178,6 +178,12 @@ pub enum Event {
         /// Its number.
         probe: u64,
     },
+    /// A probe was not sent: it would have shared the link with a transfer of
+    /// our own, and would have measured that.
+    ProbeSkipped {
+        /// Its number.
+        probe: u64,
+    },
     /// The lease is held.
     LinkUp,
     /// The lease is lost.
@@ -189,7 +195,8 @@ pub enum Event {
 /// What the shell shall do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Action {
-    /// Send padding, or ask for some; report `Probed` or `ProbeFailed`.
+    /// Send padding, or ask for some; report `Probed`, `ProbeFailed` or
+    /// `ProbeSkipped`.
     Probe {
         /// Its number.
         probe: u64,
@@ -398,6 +405,13 @@ impl Estimator {
             Event::Probed { probe, up, down } => self.probed(now, probe, up, down),
             Event::ProbeFailed { probe } => {
                 self.probe = self.probe.filter(|out| out.number != probe);
+                None
+            }
+            Event::ProbeSkipped { probe } => {
+                if let Some(skipped) = self.probe.take_if(|out| out.number == probe) {
+                    self.bucket += skipped.bytes as f64;
+                    self.probed_bytes -= skipped.bytes;
+                }
                 None
             }
             Event::Wanted => {

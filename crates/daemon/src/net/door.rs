@@ -479,7 +479,10 @@ struct Hall {
 async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream, from: SocketAddr) -> Option<TlsStream<TcpStream>> {
     super::transport::tune(&stream);
     match tokio::time::timeout(tls::HANDSHAKE_TIME_MAX, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Some(stream),
+        Ok(Ok(mut stream)) => {
+            stream.get_mut().1.set_buffer_limit(Some(super::transport::UNSENT_BYTES_MAX as usize));
+            Some(stream)
+        }
         Ok(Err(error)) => {
             tracing::info!(%from, error = %tls::explain(&error, &from.to_string()), "connection refused");
             None

@@ -22,15 +22,21 @@ use tonic::Streaming;
 use tonic::codegen::http::Uri;
 use tonic::transport::Channel;
 
+use super::uplink::Occupied;
 use tierline_identity::tls::{self, LiveIdentity};
 use tierline_identity::{Identity, IdentityError, SERVER_NAME};
+use tierline_node::lease::LEASE_RANGE;
 
 /// Time to connect and shake hands; on a 0.1 Mbit/s link the certificates
 /// alone take half a second.
 pub const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// A peer that answers no ping for so long is gone, even if TCP hasn't noticed.
+/// Between two pings.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// A peer that answers no ping for so long is gone, even if TCP hasn't noticed.
+/// As long as the longest lease: on a thin link a ping waits behind tensors.
+const KEEP_ALIVE_MAX: Duration = LEASE_RANGE[1];
 
 /// Headers of one request or answer; a failure travels in them, with its text.
 pub const HEADER_BYTES_MAX: u32 = 32 << 10;
@@ -77,7 +83,7 @@ pub fn endpoint(url: &str, tls: Tls) -> Result<Endpoint, EndpointError> {
         .map_err(|source| EndpointError::Address { url: url.to_owned(), source })?
         .connect_timeout(CONNECT_TIME_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_MAX)
         .keep_alive_while_idle(true)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -101,10 +107,10 @@ impl Endpoint {
     }
 }
 
-/// Bytes that the kernel holds of what was written but not sent yet. Little:
-/// on a thin link a heartbeat waits behind them, and so does the next request
-/// after one that was given up.
-const UNSENT_BYTES_MAX: u32 = 32 << 10;
+/// Bytes that the kernel holds of what was written but not sent yet, and TLS
+/// before it. Little: on a thin link a heartbeat waits behind them, and so does
+/// the next request after one that was given up.
+pub const UNSENT_BYTES_MAX: u32 = 16 << 10;
 
 /// Prepares a connection for tensors and heartbeats side by side.
 pub fn tune(stream: &TcpStream) {
@@ -142,7 +148,8 @@ impl tower_service::Service<Uri> for Dial {
             tune(&stream);
             let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
             let secured = connector.connect(name, stream).await;
-            let stream = secured.map_err(|error| std::io::Error::other(tls::explain(&error, SERVER_NAME)))?;
+            let mut stream = secured.map_err(|error| std::io::Error::other(tls::explain(&error, SERVER_NAME)))?;
+            stream.get_mut().1.set_buffer_limit(Some(UNSENT_BYTES_MAX as usize));
             if stream.get_ref().1.alpn_protocol() != Some(tls::ALPN) {
                 return Err(std::io::Error::other("the other side doesn't speak HTTP/2; check address and port"));
             }
@@ -156,6 +163,8 @@ pub struct Chunks {
     stream: Streaming<FetchChunk>,
     /// Who sends it, where that is known.
     pub(super) from: String,
+    /// On a parent's link.
+    pub(super) occupied: Option<Occupied>,
 }
 
 impl Chunks {
@@ -217,7 +226,7 @@ impl Pair {
     pub async fn fetch(&self, digest: Digest, offset: u64) -> Result<Chunks, Failure> {
         let request = FetchRequest { digest: digest.to_bytes(), offset, length: 0 };
         let stream = self.bulk().fetch(request).await.map_err(|status| Failure::from_status(&status))?;
-        Ok(Chunks { stream: stream.into_inner(), from: String::new() })
+        Ok(Chunks { stream: stream.into_inner(), from: String::new(), occupied: None })
     }
 
     /// Client of the federation service: on the connection for bulk.

@@ -2,7 +2,7 @@
 //! (`tierline_node::lease`), and carries requests and artefacts upwards.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -64,8 +64,12 @@ const LOAD_TOLD_EVERY: Duration = Duration::from_secs(1);
 /// A request that was sent to a parent; what became of it, its circuit breaker
 /// hears.
 pub struct Asking<'u> {
-    uplink: &'u Uplink,
+    uplink: &'u Arc<Uplink>,
+    bytes: u64,
+    begun: Instant,
     until: Instant,
+    predicted: Duration,
+    _occupied: Occupied,
     has_ended: bool,
 }
 
@@ -82,11 +86,24 @@ impl Asking<'_> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
+            self.uplink.still_pending(self.bytes, self.predicted, self.begun.elapsed());
             // Given up: because its time was over, or because nobody wants it.
-            let late = Instant::now() >= self.until;
-            let of = late.then_some(Err(Code::DeadlineExceeded));
-            self.uplink.breaker().ended(self.uplink.net.clock.now(), of);
+            let (now, mut breaker) = (self.uplink.net.clock.now(), self.uplink.breaker());
+            if Instant::now() >= self.until {
+                breaker.lapsed(now, self.until.saturating_duration_since(self.begun), self.predicted);
+            } else {
+                breaker.ended(now, None);
+            }
         }
+    }
+}
+
+/// Something large is under way to or from a parent, until this is dropped.
+pub struct Occupied(Arc<AtomicUsize>);
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -111,6 +128,8 @@ pub struct Uplink {
     wanted: AtomicU64,
     /// Whether it is worth asking.
     breaker: Mutex<Breaker>,
+    /// Transfers under way.
+    transfers: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -154,6 +173,7 @@ impl Uplink {
             stir: tokio::sync::Notify::new(),
             wanted: AtomicU64::new(u64::MAX),
             breaker: Mutex::default(),
+            transfers: Arc::default(),
         }
     }
 
@@ -161,17 +181,26 @@ impl Uplink {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request is about to be sent there, to be answered by `until`.
+    /// A request of so many bytes is about to be sent there, to be answered by
+    /// `until`, and `predicted` to take so long.
     ///
     /// # Errors
     /// [`Code::Unreachable`] while its circuit breaker is open.
-    pub fn ask(&self, until: Instant) -> Result<Asking<'_>, Failure> {
+    pub fn ask(self: &Arc<Self>, bytes: u64, until: Instant, predicted: Duration) -> Result<Asking<'_>, Failure> {
         let now = self.net.clock.now();
         if self.breaker().may_ask(now) {
-            return Ok(Asking { uplink: self, until, has_ended: false });
+            let (begun, _occupied) = (Instant::now(), self.occupied());
+            return Ok(Asking { uplink: self, bytes, begun, until, predicted, _occupied, has_ended: false });
         }
         let text = format!("the circuit breaker towards {} is open: it failed again and again", self.name());
         Err(Failure::new(Code::Unreachable, text))
+    }
+
+    /// A transfer begins: while it lasts, nothing is probed.
+    #[must_use]
+    pub fn occupied(&self) -> Occupied {
+        self.transfers.fetch_add(1, Ordering::Relaxed);
+        Occupied(Arc::clone(&self.transfers))
     }
 
     /// Whether its circuit breaker keeps requests from it now.
@@ -273,9 +302,14 @@ impl Uplink {
 
     /// Tells the estimator what the link did, and performs what it asks.
     pub fn observe(self: &Arc<Self>, event: LinkEvent) {
-        let actions = lock(&self.link).step(self.net.clock.now(), event);
-        for action in actions {
+        tracing::debug!(?event, "link to {}", self.url);
+        let mut actions = VecDeque::from(lock(&self.link).step(self.net.clock.now(), event));
+        while let Some(action) = actions.pop_front() {
             match action {
+                LinkAction::Probe { probe, .. } if self.transfers.load(Ordering::Relaxed) > 0 => {
+                    let skipped = LinkEvent::ProbeSkipped { probe };
+                    actions.extend(lock(&self.link).step(self.net.clock.now(), skipped));
+                }
                 LinkAction::Estimate(estimate) => self.link_moved(&estimate),
                 LinkAction::Probe { probe, up_bytes, down_bytes } => {
                     let this = Arc::clone(self);
@@ -422,15 +456,18 @@ impl Uplink {
     /// that took much longer than `predicted`; runs until it is dropped.
     pub async fn report_pending(self: &Arc<Self>, bytes: u64, predicted: Duration) -> std::convert::Infallible {
         let begun = Instant::now();
-        let late = predicted.saturating_mul(LATE_FACTOR).max(STILL_PENDING);
         loop {
             tokio::time::sleep(STILL_PENDING).await;
-            let elapsed = begun.elapsed();
-            if elapsed >= late {
-                // What the tiers above were expected to spend isn't the link's.
-                let elapsed = elapsed.saturating_sub(predicted);
-                self.observe(LinkEvent::Pending { direction: Direction::Up, bytes, elapsed });
-            }
+            self.still_pending(bytes, predicted, begun.elapsed());
+        }
+    }
+
+    /// `bytes` are not through yet.
+    fn still_pending(self: &Arc<Self>, bytes: u64, predicted: Duration, elapsed: Duration) {
+        if elapsed >= predicted.saturating_mul(LATE_FACTOR) {
+            // What the tiers above were expected to spend isn't the link's.
+            let elapsed = elapsed.saturating_sub(predicted);
+            self.observe(LinkEvent::Pending { direction: Direction::Up, bytes, elapsed });
         }
     }
 
@@ -755,6 +792,7 @@ impl Uplink {
         let from = self.name();
         let mut chunks = self.pair()?.fetch(digest, offset).await.map_err(|failure| failure.at(&from))?;
         chunks.from = from;
+        chunks.occupied = Some(self.occupied());
         Ok(chunks)
     }
 }

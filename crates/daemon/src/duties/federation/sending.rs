@@ -29,6 +29,7 @@ pub(super) async fn submit(
     update: Bytes,
 ) -> Result<JobVerdict, Failure> {
     let mut client = parent.connections()?.federate();
+    let _occupied = parent.occupied();
     let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
     let broken = || Failure::new(Code::Unreachable, "the connection broke off").at(&parent.name());
     let head = SubmitChunk { body: Some(submit_chunk::Body::Header(header)) };
@@ -71,6 +72,7 @@ pub(super) async fn pass_on(
     to_child: &mpsc::Sender<Result<SubmitReply, Status>>,
 ) -> Result<JobVerdict, Failure> {
     let mut client = parent.connections()?.federate();
+    let _occupied = parent.occupied();
     let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
     let broken = || Failure::new(Code::Unreachable, "the connection broke off").at(&parent.name());
     let gone = |_| Failure::new(Code::Cancelled, "the member is gone");

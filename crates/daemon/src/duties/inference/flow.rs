@@ -658,9 +658,9 @@ async fn call(
         exits: if whole { Vec::new() } else { exits::told(&request.exits, segment, capped) },
     };
     let started = Instant::now();
-    let asking = uplink.ask(request.deadline.min(started + remaining))?;
     let predicted =
         duty.planning.predicted_upstream(peer, &request.program, if whole { &[] } else { &request.boundaries });
+    let asking = uplink.ask(sent, request.deadline.min(started + remaining), predicted)?;
     let answered = tokio::select! {
         answered = calls::run(&duty.cx, &uplink, header, tensors, &inputs.held) => asking.ended(answered),
         never = uplink.report_pending(sent, predicted) => match never {},

@@ -187,7 +187,7 @@ impl Inference {
         let chooser = || self.siblings.chooser.lock().unwrap_or_else(PoisonError::into_inner);
         let choice = chooser().choose(now, &mut fastrand::Rng::new(), &candidates)?;
         let answer = match choice.neighbour.checked_sub(1).and_then(|index| self.siblings.all.get(index)) {
-            Some(sibling) => self.forward(sibling, header, inputs, time).await,
+            Some(sibling) => self.forward(sibling, header, inputs, (time, service)).await,
             None => None,
         };
         chooser().ended(choice);
@@ -199,7 +199,7 @@ impl Inference {
         sibling: &Sibling,
         header: &RunHeader,
         inputs: &Inputs,
-        time: Duration,
+        (time, service): (Duration, Duration),
     ) -> Option<(Reply, Vec<Encoded>)> {
         let pair = sibling.lock().pair.clone()?;
         self.siblings.counts().sent += 1;
@@ -213,15 +213,17 @@ impl Inference {
             ..header.clone()
         };
         let begun = Instant::now();
+        let predicted = service + sibling.lock().way.unwrap_or(WAY_FIRST);
         let call =
             calls::run_at(&self.cx, pair.infer(), &sibling.url, header, inputs.encoded().to_vec(), inputs.held());
         let answered = tokio::time::timeout(time, call).await;
-        let late = |_| Failure::new(Code::DeadlineExceeded, "it did not answer in time");
-        let answered = answered.map_err(late).and_then(|answered| answered);
         let mut known = sibling.lock();
-        let of = answered.as_ref().map(|_| ()).map_err(Failure::code);
-        known.breaker.ended(self.cx.clock.now(), Some(of));
-        let (reply, tensors) = answered.ok()?;
+        let now = self.cx.clock.now();
+        match &answered {
+            Ok(answered) => known.breaker.ended(now, Some(answered.as_ref().map(|_| ()).map_err(Failure::code))),
+            Err(_) => known.breaker.lapsed(now, time, predicted),
+        }
+        let (reply, tensors) = answered.ok()?.ok()?;
         if reply.failure.as_ref().is_some_and(|failure| failure.code() != Code::Ok) {
             return None;
         }
