@@ -71,6 +71,7 @@ impl Device {
                 "Sizes that were tried, to see whether they are sound and spare time.",
                 runs.trials,
             ),
+            ("tierline_runs_at_once_total", "Runs that took no other thread, being brief.", runs.at_once),
         ] {
             numbers::single(out, name, "counter", help, value);
         }

@@ -10,6 +10,9 @@
 //! One at a time, because a session already uses every thread it was given:
 //! two at once would only make both late.
 //!
+//! A run that takes less time than waking a thread, whoever asks for it does
+//! himself, where the device is free ([`BRIEF`]).
+//!
 //! Nothing that a model does ends the worker for good. A run is stopped at its
 //! request's deadline, or when nobody waits for it any more; one that panics or
 //! is stopped fails its request, and its session is dropped. What can't be
@@ -18,32 +21,42 @@
 
 mod sessions;
 mod together;
+mod worker;
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
+use std::collections::{HashMap, HashSet};
+use std::hash::RandomState;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tierline_engine::{Engine, EngineError, LoadOptions, PullOnDrop, Stop};
 use tierline_graph::slice::SliceError;
-use tierline_node::Time;
-use tierline_node::admit::{self, Action, Caller, Class, Event, JobId, Limits, Priority, Queue, Refusal, Shares};
-use tierline_node::batch::{Batch, Bounds, Trial};
+use tierline_node::admit::{Class, Event, JobId, Limits, Priority, Queue, Refusal, Shares};
+use tierline_node::batch::Bounds;
 use tierline_proto::v1::{Code, Failure};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::oneshot;
 
-use self::sessions::Sessions;
-use self::together::{Ended, Like, TRIAL_MAX, Took, like};
+use self::together::{Like, like};
+pub use self::worker::Runs;
+use self::worker::{Inner, LastRuns, Shared, bytes_of, start};
 use super::budget::Budget;
-use super::memory::{Key, Kind, Memory};
+use super::memory::{Key, Memory};
 use super::program::{Named, Part, SliceKey};
 use crate::runtime::tasks::Tasks;
 
 /// Jobs waiting for the worker; a request that would wait longer is better
 /// refused at once than answered after its deadline.
 pub const JOBS_WAITING_MAX: usize = 64;
+
+/// A run is brief where the last one of the same segments took less, on no fewer
+/// bytes: it isn't worth another thread, since to wake one and to be woken by it
+/// takes about as long.
+pub const BRIEF: Duration = Duration::from_micros(200);
+
+/// Slices whose last run is remembered.
+const LAST_RUNS_MAX: usize = 1_024;
 
 /// A run that was to end and hasn't by then can't be stopped.
 const STUCK: Duration = Duration::from_secs(5);
@@ -277,296 +290,6 @@ impl Job {
     }
 }
 
-/// What the worker does next.
-struct Next {
-    id: JobId,
-    /// The first is that whose turn it is; the others run with it, as one.
-    jobs: Vec<Job>,
-    /// Rows to be tried together afterwards.
-    tries: Option<u32>,
-}
-
-struct Inner {
-    queue: Queue,
-    jobs: HashMap<JobId, Job>,
-    started: Option<JobId>,
-    /// Those that run with it.
-    joined: Vec<JobId>,
-    /// Rows to be tried together afterwards.
-    tries: Option<u32>,
-    runs: Runs,
-    next: u64,
-    /// What the worker does, and when that is to end.
-    running: Option<(JobId, SliceKey, Instant)>,
-    /// Which worker is at work; others are left to themselves.
-    worker: u64,
-    /// How many those are.
-    stuck: usize,
-    /// What they do.
-    stuck_at: HashSet<SliceKey>,
-    /// Since when other threads have the device for pieces of theirs.
-    holds: HashMap<JobId, Instant>,
-}
-
-/// Runs of the engine for requests, by rows.
-#[derive(Debug, Clone, Default)]
-pub struct Runs {
-    /// Of one request each.
-    pub single: u64,
-    /// Of several as one.
-    pub batches: u64,
-    /// Requests in those.
-    pub batched: u64,
-    /// Sizes that were tried.
-    pub trials: u64,
-}
-
-struct Shared {
-    inner: Mutex<Inner>,
-    /// Rings when a job may have started.
-    bell: Condvar,
-    origin: Instant,
-    /// Numbers callers and kinds.
-    keyed: RandomState,
-    options: ComputeOptions,
-    /// Sessions loaded so far.
-    loaded: AtomicU64,
-    draining: AtomicBool,
-    /// Whether memory was freed that the allocator may keep.
-    freed: AtomicBool,
-    /// Models of which some session was loaded with free rows.
-    row_by_row: Mutex<HashSet<String>>,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn time(&self, at: Instant) -> Time {
-        Time::ZERO + at.saturating_duration_since(self.origin)
-    }
-
-    /// Steps the queue and performs what it asks.
-    fn step(&self, inner: &mut Inner, event: Event) {
-        let mut actions = VecDeque::from(inner.queue.step(self.time(Instant::now()), event));
-        while let Some(action) = actions.pop_front() {
-            match action {
-                Action::Start(id) => match inner.jobs.get(&id).map(|job| &job.work) {
-                    // Another thread waits for it; the worker has nothing to do.
-                    Some(Work::Hold { granted }) => {
-                        let heard = granted.try_send(()).is_ok();
-                        inner.jobs.remove(&id);
-                        if heard {
-                            inner.holds.insert(id, Instant::now());
-                        } else {
-                            // That thread is gone.
-                            actions.extend(inner.queue.step(self.time(Instant::now()), Event::Done(id)));
-                        }
-                    }
-                    _ => {
-                        inner.started = Some(id);
-                        inner.joined.clear();
-                        inner.tries = None;
-                    }
-                },
-                Action::Join(id) => inner.joined.push(id),
-                Action::Try(_, rows) => inner.tries = Some(rows),
-                Action::Refuse(id, refusal) => {
-                    if let Some(job) = inner.jobs.remove(&id) {
-                        if let (Work::Trial { rows, .. }, Some(of)) = (&job.work, job.like) {
-                            let undone = tried(of, *rows, Trial::NotDone);
-                            actions.extend(inner.queue.step(self.time(Instant::now()), undone));
-                        }
-                        job.refuse(ComputeError::Busy(refusal));
-                    }
-                }
-            }
-        }
-        self.bell.notify_one();
-    }
-
-    /// The next job to run; blocks until there is one. None for a worker in
-    /// whose place another one is.
-    fn next(&self, worker: u64) -> Option<Next> {
-        let mut inner = self.lock();
-        loop {
-            if inner.worker != worker {
-                return None;
-            }
-            if let Some(id) = inner.started.take()
-                && let Some(job) = inner.jobs.remove(&id)
-            {
-                let joined = std::mem::take(&mut inner.joined);
-                let others = joined.iter().filter_map(|id| inner.jobs.remove(id)).collect::<Vec<_>>();
-                let deadline = others.iter().map(|other| other.deadline).fold(job.deadline, Instant::max);
-                inner.running = Some((id, job.key.clone(), deadline));
-                let jobs = std::iter::once(job).chain(others).collect();
-                return Some(Next { id, jobs, tries: inner.tries.take() });
-            }
-            let now = self.time(Instant::now());
-            let wake = inner.queue.wake().map(|at| now.until(at));
-            inner = match wake {
-                Some(wait) => self.bell.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0,
-                None => self.bell.wait(inner).unwrap_or_else(PoisonError::into_inner),
-            };
-            // A wake that comes too early does nothing.
-            if inner.started.is_none() {
-                self.step(&mut inner, Event::Wake);
-            }
-        }
-    }
-
-    /// Takes jobs one after the other, until another worker takes over.
-    fn work(&self, worker: u64) {
-        let sessions = Sessions {
-            options: &self.options,
-            loaded: &self.loaded,
-            freed: &self.freed,
-            row_by_row: &self.row_by_row,
-            keyed: &self.keyed,
-        };
-        while let Some(Next { id, jobs, tries }) = self.next(worker) {
-            let tasks = &self.options.tasks;
-            let trial = tries.and_then(|rows| trial_of(&jobs[0], rows));
-            let shown = tasks.guarded("worker", || self.perform(&sessions, jobs)).unwrap_or_else(|_| {
-                // Whatever panicked there may have left them half made.
-                self.options.memory.forget_all(|key| key.kind() == Kind::Sessions);
-                Vec::new()
-            });
-            let mut inner = self.lock();
-            if inner.worker != worker {
-                inner.stuck -= 1;
-                return;
-            }
-            inner.running = None;
-            shown.into_iter().for_each(|event| self.step(&mut inner, event));
-            if let Some((job, turn)) = trial {
-                self.submit(&mut inner, job, turn);
-            }
-            self.step(&mut inner, Event::Done(id));
-        }
-    }
-
-    /// Does jobs, several as one; what that shows, the queue hears.
-    fn perform(&self, sessions: &Sessions, mut jobs: Vec<Job>) -> Vec<Event> {
-        // Nobody waits for those any more; they spoil nothing.
-        if jobs.len() > 1 {
-            jobs.retain(|job| !job.is_left());
-        }
-        let shown = |took: Option<Took>| took.map(|Took { kind, rows, took }| Event::Took { kind, rows, took });
-        if jobs.len() > 1 {
-            let (kind, count) = (jobs[0].like.map(|of| of.kind), jobs.len() as u64);
-            return match sessions.perform_together(jobs) {
-                Ended::Together(took) => {
-                    let mut inner = self.lock();
-                    inner.runs.batches += 1;
-                    inner.runs.batched += count;
-                    shown(took).into_iter().collect()
-                }
-                Ended::Apart { ever } => kind.filter(|_| ever).map(Event::Broke).into_iter().collect(),
-            };
-        }
-        let Some(job) = jobs.pop() else { return Vec::new() };
-        if let (Work::Warm { bounds, .. }, Some(part)) = (&job.work, job.part.clone()) {
-            let (key, bounds, stop) = (job.key.clone(), *bounds, job.stop.clone());
-            // Before whoever waits hears of it.
-            let shown = sessions.warm_up(&part, &key, bounds, &stop);
-            sessions.perform(job);
-            return shown.into_iter().collect();
-        }
-        if let (Work::Trial { inputs, rows }, Some(of)) = (&job.work, job.like) {
-            let trial = sessions.try_together(&job.key, inputs, *rows as usize, &job.stop);
-            self.lock().runs.trials += 1;
-            return vec![tried(of, *rows, trial)];
-        }
-        let counts = u64::from(matches!(job.work, Work::Run { .. }) && !job.is_left());
-        let took = sessions.perform(job);
-        self.lock().runs.single += counts;
-        shown(took).into_iter().collect()
-    }
-
-    /// Takes a job in.
-    fn submit(&self, inner: &mut Inner, job: Job, turn: Turn) -> Option<JobId> {
-        if inner.stuck_at.contains(&job.key) {
-            let (from, to) = (job.key.from, job.key.to);
-            job.refuse(ComputeError::Stuck { from, to });
-            return None;
-        }
-        let id = JobId(inner.next);
-        inner.next += 1;
-        let Turn { caller, class, priority, deadline, service, after, .. } = turn;
-        let arrived = self.time(job.queued);
-        let batch = job.like.filter(|_| matches!(job.work, Work::Run { .. }));
-        let batch = batch.map(|Like { kind, rows, bytes, bounds }| Batch { kind, rows, bytes, bounds, arrived });
-        inner.jobs.insert(id, job);
-        // Keyed anew at each start: nobody can choose a name that is taken for another.
-        let caller = Caller(self.keyed.hash_one(caller.as_ref()));
-        let deadline = self.time(deadline);
-        self.step(inner, Event::Submit(admit::Job { id, caller, class, priority, deadline, service, after, batch }));
-        Some(id)
-    }
-
-    /// Somebody else's piece of work has ended, or lasted too long for others
-    /// to wait for it.
-    fn release(&self, inner: &mut Inner, id: JobId) {
-        if inner.holds.remove(&id).is_some() {
-            self.step(inner, Event::Done(id));
-        }
-    }
-
-    /// Takes the device from pieces that last too long, and puts another worker
-    /// in the place of one whose run can't be stopped.
-    fn look(self: &Arc<Self>) {
-        let mut inner = self.lock();
-        let long = inner.holds.iter().filter(|(_, since)| since.elapsed() > HOLD_MAX);
-        let long: Vec<JobId> = long.map(|(id, _)| *id).collect();
-        long.into_iter().for_each(|id| self.release(&mut inner, id));
-        let late = |(_, _, deadline): &(JobId, SliceKey, Instant)| Instant::now() > *deadline + STUCK;
-        if inner.stuck >= STUCK_MAX || !inner.running.as_ref().is_some_and(late) {
-            return;
-        }
-        let Some((id, key, _)) = inner.running.take() else { return };
-        tracing::error!(model = key.digest, key.from, key.to, "a run can't be stopped; it is left to itself");
-        inner.worker += 1;
-        inner.stuck += 1;
-        inner.stuck_at.insert(key);
-        let next = inner.worker;
-        self.step(&mut inner, Event::Done(id));
-        drop(inner);
-        if let Err(error) = start(self, next) {
-            tracing::error!(%error, "no thread to compute on");
-        }
-    }
-}
-
-/// What came of a trial, for the queue.
-fn tried(of: Like, rows: u32, trial: Trial) -> Event {
-    Event::Tried { kind: of.kind, rows, bounds: of.bounds, trial }
-}
-
-/// The trial of so many rows like a job's own.
-fn trial_of(job: &Job, rows: u32) -> Option<(Job, Turn)> {
-    let inputs = match &job.work {
-        Work::Run { inputs, .. } => Arc::clone(inputs),
-        _ => return None,
-    };
-    let turn = Turn { service: TRIAL_EXPECTED, ..background() };
-    let (queued, deadline) = (Instant::now(), Instant::now() + TRIAL_MAX);
-    let (part, key, like) = (job.part.clone(), job.key.clone(), job.like);
-    let work = Work::Trial { inputs, rows };
-    Some((Job { part, key, queued, stop: Stop::at(deadline), deadline, like, work }, turn))
-}
-
-/// What a trial may make others wait, about; longer ones are few.
-const TRIAL_EXPECTED: Duration = Duration::from_millis(50);
-
-/// Starts a worker.
-fn start(shared: &Arc<Shared>, worker: u64) -> std::io::Result<()> {
-    let shared = Arc::clone(shared);
-    std::thread::Builder::new().name("compute".into()).spawn(move || shared.work(worker)).map(drop)
-}
-
 /// Handle of the worker; clones share it.
 #[derive(Clone)]
 pub struct Compute(Arc<Shared>);
@@ -625,6 +348,7 @@ impl Compute {
             draining: AtomicBool::new(false),
             freed: AtomicBool::new(false),
             row_by_row: Mutex::default(),
+            last_runs: LastRuns::default(),
         });
         start(&shared, 0)?;
         let watched = Arc::downgrade(&shared);
@@ -743,8 +467,15 @@ impl Compute {
         let stop = Stop::at(turn.deadline);
         // A caller that goes away wants nothing more done.
         let _pulled = PullOnDrop(stop.clone());
-        self.submit(Some(part), key, Work::Run { inputs, reply }, turn, stop);
+        let is_brief = self.is_brief(&key, &inputs);
+        let (job, turn) = self.job(Some(part), key, Work::Run { inputs, reply }, turn, stop);
+        if is_brief {
+            self.0.do_at_once(job, turn);
+        } else {
+            self.enqueue(job, turn);
+        }
         tokio::select! {
+            biased;
             answered = &mut answer => return answered.map_err(|_| ComputeError::Closed)?,
             () = tokio::time::sleep_until(latest.into()) => {}
         }
@@ -780,17 +511,36 @@ impl Compute {
         self.submit(None, SliceKey { digest, from: 0, to: 0 }, Work::Forget, turn, Stop::never());
     }
 
+    /// Whether a run takes about as long as waking a thread ([`BRIEF`]). One that
+    /// has to be loaded first doesn't.
+    fn is_brief(&self, key: &SliceKey, inputs: &Named) -> bool {
+        let has_threads =
+            || Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+        self.0.last_runs.was_brief(key, bytes_of(inputs)) && self.is_warm(key) && has_threads()
+    }
+
     fn submit(&self, part: Option<Part>, key: SliceKey, work: Work, turn: Turn, stop: Stop) -> Option<JobId> {
+        let (job, turn) = self.job(part, key, work, turn, stop);
+        self.enqueue(job, turn)
+    }
+
+    fn enqueue(&self, job: Job, turn: Turn) -> Option<JobId> {
+        let id = self.0.submit(&mut self.0.lock(), job, turn);
+        self.0.bell.notify_one();
+        id
+    }
+
+    fn job(&self, part: Option<Part>, key: SliceKey, work: Work, turn: Turn, stop: Stop) -> (Job, Turn) {
         let (queued, deadline) = (Instant::now(), turn.deadline.min(Instant::now() + UNSTOPPED_MAX));
         if matches!(work, Work::Forget) {
             self.0.row_by_row.lock().unwrap_or_else(PoisonError::into_inner).remove(&key.digest);
+            self.0.last_runs.forget(&key.digest);
         }
         let like = match (&work, turn.bounds) {
             (Work::Run { inputs, .. }, Some(bounds)) => like(&self.0.keyed, &key, inputs, bounds),
             _ => None,
         };
-        let job = Job { part, key, queued, stop, deadline, like, work };
-        self.0.submit(&mut self.0.lock(), job, turn)
+        (Job { part, key, queued, stop, deadline, like, work }, turn)
     }
 
     /// Whether requests for a model may run as one here, as far as its graph

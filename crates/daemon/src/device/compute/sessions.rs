@@ -10,7 +10,7 @@ use tierline_engine::{Session, Stop};
 use tierline_graph::{Model, Tensor, rows};
 
 use super::together::Took;
-use super::{ComputeError, ComputeOptions, Computed, Job, Work};
+use super::{ComputeError, ComputeOptions, Computed, Job, LastRuns, Work, bytes_of};
 use crate::device::memory::Key;
 use crate::device::program::{Named, Part, SliceKey};
 
@@ -39,6 +39,7 @@ pub(super) struct Sessions<'o> {
     pub(super) row_by_row: &'o Mutex<HashSet<String>>,
     /// Numbers kinds.
     pub(super) keyed: &'o RandomState,
+    pub(super) last_runs: &'o LastRuns,
 }
 
 impl Sessions<'_> {
@@ -70,6 +71,9 @@ impl Sessions<'_> {
                 let due = Due { stop: &job.stop, deadline: job.deadline };
                 let result = self.guarded("compute", &job.key, |s| s.run(&part, &job.key, &inputs, &due));
                 let took = result.as_ref().ok().map(|computed| computed.compute);
+                if let Some(took) = took {
+                    self.last_runs.took(&job.key, bytes_of(&inputs), took);
+                }
                 let _ = reply.send(result.map(|computed| Computed { queued, ..computed }));
                 let shown = like.zip(took).filter(|_| was_warm);
                 return shown.map(|(like, took)| Took { kind: like.kind, rows: like.rows, took });

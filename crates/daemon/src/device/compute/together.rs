@@ -472,6 +472,65 @@ mod tests {
         assert!(runs.batches > 0 && runs.batched > 2 * runs.batches && runs.trials >= 3, "{runs:?}");
         assert!(runs.single + runs.batched <= 16 * 30, "each once: {runs:?}");
         assert!(runs.single + runs.batched >= 15 * 30, "nobody is forgotten: {runs:?}");
+        assert_eq!(runs.at_once, 0, "a run of milliseconds isn't brief");
+    }
+
+    /// Requests of a model that takes microseconds, of so many callers, each of
+    /// which waits for one before it sends the next.
+    async fn brief(callers: u32) -> super::super::Runs {
+        let compute = Compute::start(ComputeOptions {
+            tasks: Tasks::new(Events::default()),
+            engine: tierline_engine::rten(),
+            load: LoadOptions::with_threads(1),
+            slowdown: 1.0,
+            memory: Memory::new(1 << 20),
+            shares: Shares::default(),
+            budget: Budget::new(1 << 20),
+            batches: false,
+        })
+        .unwrap();
+        let (part, key) = part();
+        let mut requests = Vec::new();
+        for caller in 0..callers {
+            let (compute, part, key) = (compute.clone(), part.clone(), key.clone());
+            requests.push(tokio::spawn(async move {
+                for round in 0..200u32 {
+                    let values = vec![caller as f32, round as f32, -1.0, 2.0];
+                    let tensor = Tensor::new([1, 4], Elements::F32(values)).unwrap();
+                    let turn = Turn {
+                        caller: caller.to_string().into(),
+                        class: Class::Interactive,
+                        priority: Priority::NONE,
+                        deadline: Instant::now() + Duration::from_secs(30),
+                        service: Duration::ZERO,
+                        after: Duration::ZERO,
+                        bounds: None,
+                    };
+                    let inputs = Arc::new(vec![("x".to_owned(), tensor)]);
+                    let answer = compute.run(part.clone(), key.clone(), inputs, turn).await.unwrap();
+                    let expected = [caller as f32, round as f32, 0.0, 2.0];
+                    assert_eq!(answer.outputs[0].1.as_f32(), Some(&expected[..]));
+                }
+            }));
+        }
+        for request in requests {
+            request.await.unwrap();
+        }
+        compute.runs()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn brief_runs_take_no_other_thread_where_the_device_is_free() {
+        // Whoever is answered may look before the last one is counted.
+        let alone = brief(1).await;
+        assert!(alone.single >= 199 && alone.at_once > 0 && alone.at_once < 200, "the first is loaded: {alone:?}");
+        let many = brief(8).await;
+        assert!(many.single >= 8 * 200 - 1 && many.single <= 8 * 200, "each once: {many:?}");
+    }
+
+    #[tokio::test]
+    async fn where_there_is_one_thread_only_it_is_never_kept() {
+        assert_eq!(brief(1).await.at_once, 0);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -5,8 +5,11 @@
 //! from and who chose the route.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tierline_node::admit::{Class, Priority};
@@ -154,6 +157,26 @@ enum Product {
 /// What became of a run or call.
 type Done = (Event, Option<(Op, Product)>);
 
+/// Runs under way here, each polled by the request's own task: to start one for
+/// each would wake other threads for little.
+#[derive(Default)]
+struct Runs(Vec<(Op, Pin<Box<dyn Future<Output = Done> + Send>>)>);
+
+impl Runs {
+    /// The next one that ends; waits for ever while there is none.
+    fn next(&mut self) -> impl Future<Output = Done> {
+        poll_fn(|cx| {
+            let polled = self.0.iter_mut().enumerate().find_map(|(at, (_, run))| match run.as_mut().poll(cx) {
+                Poll::Ready(done) => Some((at, done)),
+                Poll::Pending => None,
+            });
+            let Some((at, done)) = polled else { return Poll::Pending };
+            drop(self.0.swap_remove(at));
+            Poll::Ready(done)
+        })
+    }
+}
+
 /// Counts a request as long as it lives.
 struct UnderWay<'n>(&'n watch::Sender<usize>);
 
@@ -188,6 +211,8 @@ struct Flow<'n> {
     /// Where its spans belong, where it is traced.
     trace: Option<Within>,
     products: HashMap<Op, Product>,
+    runs: Runs,
+    /// Calls under way.
     tasks: HashMap<Op, AbortHandle>,
     /// Bytes that a call has to send.
     sending: Arc<AtomicU64>,
@@ -214,6 +239,7 @@ impl<'n> Flow<'n> {
             judging,
             trace,
             products: HashMap::new(),
+            runs: Runs::default(),
             tasks: HashMap::new(),
             sending: Arc::default(),
             done,
@@ -298,6 +324,7 @@ impl<'n> Flow<'n> {
                     Action::Run { op, span, recovery, .. } => self.start_run(op, span, recovery),
                     Action::Call { op, peer, remaining, whole } => self.start_call(op, peer, remaining, whole),
                     Action::Abandon { op } => {
+                        self.runs.0.retain(|(running, _)| *running != op);
                         if let Some(task) = self.tasks.remove(&op) {
                             task.abort();
                         }
@@ -307,12 +334,8 @@ impl<'n> Flow<'n> {
             }
             let wake = machine.wake().map(|t| self.duty.cx.clock.instant_of(t));
             let event = tokio::select! {
-                Some((event, product)) = self.inbox.recv() => {
-                    if let Some((op, product)) = product {
-                        self.keep(op, product);
-                    }
-                    event
-                }
+                done = self.runs.next() => self.ended(done),
+                Some(done) = self.inbox.recv() => self.ended(done),
                 change = changes.recv() => match change {
                     Ok(change) => change,
                     // What was missed is how things are now.
@@ -331,6 +354,14 @@ impl<'n> Flow<'n> {
             };
             actions = machine.step(self.duty.cx.clock.now(), event);
         }
+    }
+
+    /// A run or call has ended; what came of it is kept.
+    fn ended(&mut self, (event, product): Done) -> Event {
+        if let Some((op, product)) = product {
+            self.keep(op, product);
+        }
+        event
     }
 
     fn keep(&mut self, op: Op, product: Product) {
@@ -449,7 +480,12 @@ impl<'n> Flow<'n> {
                 }
             }
         };
-        self.begin(op, "run", work, |op, failure| Event::RunDone { op, result: Err(failure) });
+        let (tasks, node) = (self.duty.cx.tasks.clone(), self.duty.cx.me.name().to_owned());
+        let run = async move {
+            let broken = |failure: Failure| (Event::RunDone { op, result: Err(failure.at(&node)) }, None);
+            tasks.caught("run", work).await.unwrap_or_else(broken)
+        };
+        self.runs.0.push((op, Box::pin(run)));
     }
 
     fn start_call(&mut self, op: Op, peer: Peer, remaining: Duration, whole: bool) {
@@ -472,28 +508,18 @@ impl<'n> Flow<'n> {
                 Err(failure) => (Event::CallDone { op, result: Err(failure) }, None),
             }
         };
-        self.begin(op, "call above", work, |op, failure| Event::CallDone { op, result: Err(failure) });
-    }
-
-    /// Starts a run or call; the machine hears of its end, also when it breaks
-    /// off.
-    fn begin(
-        &mut self,
-        op: Op,
-        name: &'static str,
-        work: impl Future<Output = Done> + Send + 'static,
-        broken: fn(Op, Failure) -> Event,
-    ) {
+        // Encoding may take long; the request hears of other things meanwhile.
         let (done, node) = (self.done.clone(), self.duty.cx.me.name().to_owned());
-        let task = self.duty.cx.tasks.spawn_then(name, work, move |ended| async move {
-            let message = ended.unwrap_or_else(|failure| (broken(op, failure.at(&node)), None));
+        let task = self.duty.cx.tasks.spawn_then("call above", work, move |ended| async move {
+            let broken = |failure: Failure| (Event::CallDone { op, result: Err(failure.at(&node)) }, None);
             // A request that is answered wants no more.
-            let _ = done.send(message).await;
+            let _ = done.send(ended.unwrap_or_else(broken)).await;
         });
         self.tasks.insert(op, task.abort_handle());
     }
 
     fn finish(mut self, outcome: RequestOutcome) -> Answer {
+        self.runs.0.clear();
         for (_, task) in self.tasks.drain() {
             task.abort();
         }
