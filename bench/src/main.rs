@@ -78,6 +78,11 @@ fn main() -> Result<()> {
     {
         return training::child(name, form, threads, batch);
     }
+    if let [verb, address, numbers] = &words[..]
+        && verb == serving::bare::VERB
+    {
+        return serving::bare::serve(address, numbers);
+    }
     let json = words.iter().any(|word| word == "--json");
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
     let chosen = chosen(&names)?;

@@ -18,6 +18,7 @@ use tonic::transport::Endpoint;
 const TOLERANCE: f32 = 1e-4;
 
 /// A request, and what it is answered by.
+#[derive(Clone)]
 pub struct Asked {
     /// The model's name.
     pub model: String,
@@ -29,7 +30,7 @@ pub struct Asked {
     pub x: Tensor,
     /// Its elements.
     pub values: Vec<f32>,
-    /// The first output.
+    /// The first output; empty where it isn't compared.
     pub expected: Vec<f32>,
 }
 
@@ -62,6 +63,9 @@ impl Asked {
     }
 
     fn check(&self, answer: &ModelInferResponse) -> Result<()> {
+        if self.expected.is_empty() {
+            return Ok(());
+        }
         let raw = answer.raw_output_contents.first().map(|bytes| {
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<f32>>()
         });

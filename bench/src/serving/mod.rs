@@ -2,9 +2,12 @@
 //! same ONNX Runtime, the same client over gRPC, in turns; and beside ONNX
 //! Runtime alone, called in a loop.
 //!
-//! Every answer is compared with the runtime's. Start at [`run`]; `load` asks,
+//! Every answer is compared with the runtime's. What the same requests cost
+//! without a model ([`bare`]) says how much of the engine's rate any server can
+//! reach. Start at [`run`]; `load` asks,
 //! [`failover`] cuts a device's cable under the same clients.
 
+pub mod bare;
 pub mod failover;
 mod load;
 
@@ -42,6 +45,10 @@ const TURN: Duration = Duration::from_secs(4);
 
 /// The longest that a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// The engine alone, and the transport alone.
+const ENGINE: &str = "ONNX Runtime in a loop";
+const BARE: &str = "no model";
 
 /// Goals: times KServe's rate on the perceptron, and the share of the raw
 /// engine's on MobileNetV2.
@@ -93,6 +100,7 @@ pub fn run() -> Result<Report> {
             Server::ours(&file, name)?,
             Server::peer(&kserve, "kserve", "KServe", name, &file, folder.path())?,
             Server::peer(&mlserver, "mlserver", "MLServer", name, &file, folder.path())?,
+            Server::bare(asked.expected.len(), &file)?,
         ];
         for clients in CLIENTS {
             eprintln!("  {name}, {clients} clients");
@@ -124,8 +132,10 @@ fn measure(
     raw: &Model,
 ) -> Result<Vec<Row>> {
     let load = Load::new(clients)?;
+    let unchecked = Arc::new(Asked { expected: Vec::new(), ..asked.as_ref().clone() });
+    let asked_of = |server: &Server| if server.name == BARE { &unchecked } else { asked };
     for server in servers {
-        load.run(server.grpc, asked, TURN).with_context(|| format!("{} did not answer", server.name))?;
+        load.run(server.grpc, asked_of(server), TURN).with_context(|| format!("{} did not answer", server.name))?;
     }
     let mut session = engine.load(raw, &LoadOptions::with_threads(0))?;
     let mut rates: Vec<Vec<f64>> = vec![Vec::new(); servers.len() + 1];
@@ -134,7 +144,7 @@ fn measure(
         for i in 0..servers.len() {
             // Not always behind the same other one.
             let at = (i + turn) % servers.len();
-            let taken = load.run(servers[at].grpc, asked, TURN)?;
+            let taken = load.run(servers[at].grpc, asked_of(&servers[at]), TURN)?;
             rates[at].push(taken.len() as f64 / TURN.as_secs_f64());
             times[at].extend(taken);
         }
@@ -145,7 +155,7 @@ fn measure(
         }
         rates[servers.len()].push(f64::from(count) / began.elapsed().as_secs_f64());
     }
-    let names = servers.iter().map(|s| s.name).chain(["ONNX Runtime in a loop"]);
+    let names = servers.iter().map(|s| s.name).chain([ENGINE]);
     let row = |(at, server): (usize, &'static str)| {
         let beside: Vec<f64> = rates[at].iter().zip(&rates[0]).map(|(rate, ours)| rate / ours).collect();
         Row {
@@ -197,6 +207,13 @@ impl Server {
         Self::start(command, name, grpc, &folder.join(format!("{word}-{model}.log")))
     }
 
+    fn bare(numbers: usize, model: &Path) -> Result<Self> {
+        let grpc = free()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args([bare::VERB, &grpc.to_string(), &numbers.to_string()]);
+        Self::start(command, BARE, grpc, &model.with_extension("bare.log"))
+    }
+
     fn start(mut command: Command, name: &'static str, grpc: SocketAddr, log: &Path) -> Result<Self> {
         let server = Self { name, grpc, _process: Group::start(&mut command, log)? };
         let began = Instant::now();
@@ -215,8 +232,9 @@ impl fmt::Display for Report {
             f,
             "`tierline serve` beside KServe's server (0.21) and MLServer (1.7.1, inference in the process that answers), all with\n\
              ONNX Runtime on every core, over gRPC with raw tensors, one request of one example at a time per client; every\n\
-             answer is compared. {TURNS} turns of {} s each, in turns; client and servers share this machine. The last of each\n\
-             block is the engine alone in a loop, without a client.\n",
+             answer is compared. {TURNS} turns of {} s each, in turns; client and servers share this machine. The last two of\n\
+             each block are the transport alone (a server that reads the request and answers without a model) and the engine\n\
+             alone in a loop, without a client.\n",
             TURN.as_secs()
         )?;
         writeln!(f, "| model | clients | | requests/s | p50 ms | p99 ms | rate / ours |")?;
@@ -245,14 +263,19 @@ impl fmt::Display for Report {
             let goal = if times >= GOAL_KSERVE { "reached" } else { "missed" };
             writeln!(f, "mlp, {clients} clients: {times:.1} times KServe's rate (goal {GOAL_KSERVE}: {goal}).")?;
         }
-        for (clients, ratio) in beside("mobilenet_v2", "ONNX Runtime in a loop") {
+        let bare = beside("mobilenet_v2", BARE);
+        for ((clients, ratio), (_, bare)) in beside("mobilenet_v2", ENGINE).into_iter().zip(bare) {
             let share = 1.0 / ratio;
+            // One after the other on the same cores: their times add up.
+            let reachable = 1.0 / (1.0 + ratio / bare);
             let goal = if share >= GOAL_RAW { "reached" } else { "missed" };
             writeln!(
                 f,
-                "mobilenet_v2, {clients} clients: {:.0}% of the engine's rate alone (goal {:.0}%: {goal}).",
+                "mobilenet_v2, {clients} clients: {:.0}% of the engine's rate alone (goal {:.0}%: {goal}); the transport on the\n\
+                 same cores leaves {:.0}%.",
                 share * 100.0,
-                GOAL_RAW * 100.0
+                GOAL_RAW * 100.0,
+                reachable * 100.0
             )?;
         }
         Ok(())

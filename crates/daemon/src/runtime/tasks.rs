@@ -443,8 +443,8 @@ pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
 /// As [`in_place`], for work that goes once over so many bytes: little of it is
 /// done sooner than another thread is woken.
 pub fn in_place_over<T>(bytes: u64, work: impl FnOnce() -> T) -> T {
-    /// A few tens of microseconds of copying.
-    const LITTLE: u64 = 256 << 10;
+    /// About 0.1 ms of copying.
+    const LITTLE: u64 = 1 << 20;
     if bytes <= LITTLE { work() } else { in_place(work) }
 }
 
