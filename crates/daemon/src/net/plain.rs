@@ -203,8 +203,9 @@ fn policy(serve: &ServeConfig, local: SocketAddr, address: &str, role: Role) -> 
     if tls == Tls::None && beyond && !serve.open {
         return wrong(
             format!("{address} can be reached from the network, and tokens could be read on the way to it"),
-            "leave `tls` in `[serve]` of node.toml away, so that the node speaks TLS; or say `tls = \"front\"` where \
-             something in front of it does; or choose 127.0.0.1. `open = true` lets anybody in, without tokens",
+            "leave `tls` in `[serve]` of node.toml away (with `tierline serve`, say --keep DIR), so that the node speaks \
+             TLS; or say `tls = \"front\"` where something in front of it does; or choose 127.0.0.1. `open = true` lets \
+             anybody in, without tokens",
         );
     }
     if tls == Tls::Own && role == Role::End && !own {

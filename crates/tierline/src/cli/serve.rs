@@ -1,18 +1,24 @@
 //! `tierline serve`: models for applications, from one process, with nothing
-//! to set up: a site of one node that lasts as long as the command.
+//! to set up: a site of one node that lasts as long as the command, or whose
+//! identities are kept in a folder.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tierline_daemon::config::{NodeConfig, ServeConfig, Tls};
+use tierline_daemon::config::{self, NodeConfig, Required, ServeConfig, Tls, TracesConfig};
 use tierline_daemon::runtime::start::{self as daemon, Notice};
 use tierline_graph::{Dim, Model};
+use tierline_identity::Identity;
 use tierline_proto::Role;
-use tierline_proto::v1::{InputShape, ModelAddHeader, ModelFile};
+use tierline_proto::v1::local_client::LocalClient;
+use tierline_proto::v1::{Empty, InputShape, ModelAddHeader, ModelFile, ModelRemoveRequest};
+use tierline_store::disk::create_private_folder;
 use tokio::sync::oneshot;
+use tonic::transport::Channel;
 
 use super::{Global, args, block_on, catalogue, client, engines, usage};
 use crate::logging::{Format, Log};
@@ -35,6 +41,28 @@ pub struct Serve {
     /// Serve anybody who reaches an address beyond this machine
     #[arg(long)]
     open: bool,
+    /// Keep the identities of applications in this folder, and the models' measurements;
+    /// `tierline --data DIR app create` makes tokens and certificates
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Who has to show an identity: callers from beyond this machine, or all
+    #[arg(long, value_enum, value_name = "WHO", requires = "keep")]
+    require: Option<Who>,
+    /// Where TLS ends: here, at a proxy in front, or nowhere
+    #[arg(long, value_enum, value_name = "WHERE")]
+    tls: Option<Ends>,
+    /// A certificate that clients trust, and those that signed it (PEM); else the node's own
+    #[arg(long, value_name = "FILE", requires = "key")]
+    certificate: Option<PathBuf>,
+    /// That certificate's key (PEM)
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    key: Option<PathBuf>,
+    /// A collector of traces that speaks OTLP over gRPC: http://HOST:4317
+    #[arg(long, value_name = "URL")]
+    traces: Option<String>,
+    /// Share of requests that are traced of those whose caller doesn't say, 0 to 1
+    #[arg(long, value_name = "SHARE", requires = "traces", default_value_t = TracesConfig::default().share)]
+    trace_share: f64,
     /// Sizes to measure for, where inputs have free axes: NAME=1,3,640,640; else 1
     #[arg(long = "shape", value_name = "NAME=DIMS")]
     shapes: Vec<String>,
@@ -42,6 +70,24 @@ pub struct Serve {
     #[arg(long, default_value = "0")]
     threads: usize,
 }
+
+/// Who has to show an identity.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Who {
+    Network,
+    All,
+}
+
+/// Where TLS ends.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Ends {
+    Own,
+    Front,
+    None,
+}
+
+/// A site of one node is called so.
+const NAME: &str = "serve";
 
 /// Everything is there.
 #[derive(Debug, Serialize)]
@@ -55,25 +101,8 @@ struct Serving<'s> {
 pub fn serve(global: &Global, args: &Serve) -> CommandResult {
     let models = named(args)?;
     let shapes = args::shapes(&args.shapes)?;
-    let alone = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    let folder = tempfile::Builder::new().prefix("tierline-serve-").permissions(alone).tempdir()?;
-    let config = NodeConfig {
-        data: folder.path().to_owned(),
-        name: "serve".to_owned(),
-        // Nobody joins it.
-        listen: Some("127.0.0.1:0".to_owned()),
-        serve: ServeConfig {
-            http: Some(args.http.clone()),
-            grpc: Some(args.grpc.clone()),
-            open: args.open,
-            // There is nobody who could give applications an identity.
-            tls: Some(Tls::None),
-            ..ServeConfig::default()
-        },
-        engine: global.engine.clone(),
-        threads: args.threads,
-        ..NodeConfig::default()
-    };
+    let folder = Folder::of(args)?;
+    let config = config(global, args, folder.path())?;
     let log = Log::start(Some("warn"), Format::Text, global.output())?;
     let (ready, is_ready) = oneshot::channel();
     let ready = RefCell::new(Some(ready));
@@ -100,6 +129,7 @@ pub fn serve(global: &Global, args: &Serve) -> CommandResult {
     let fill = async {
         let Ok((http, grpc)) = is_ready.await else { return std::future::pending().await };
         let mut node = client::connect(&own, None).await?;
+        leave(&mut node, &models).await?;
         for (name, path) in &models {
             let model = engines::load(global, path)?;
             let (header, bytes) = addition(name, &model, &shapes)?;
@@ -114,7 +144,7 @@ pub fn serve(global: &Global, args: &Serve) -> CommandResult {
         if global.json {
             global.output().event(&serving)?;
         } else {
-            log.say(words(&serving));
+            log.say(words(&serving, args.keep.as_deref()));
         }
         std::future::pending().await
     };
@@ -129,12 +159,106 @@ pub fn serve(global: &Global, args: &Serve) -> CommandResult {
     })
 }
 
-fn words(serving: &Serving<'_>) -> String {
+/// Where the node has its data.
+enum Folder {
+    /// It goes with the command.
+    Passing(tempfile::TempDir),
+    /// It stays.
+    Kept(PathBuf),
+}
+
+impl Folder {
+    fn of(args: &Serve) -> CommandResult<Self> {
+        let Some(kept) = &args.keep else {
+            let alone = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            return Ok(Self::Passing(tempfile::Builder::new().prefix("tierline-serve-").permissions(alone).tempdir()?));
+        };
+        let other = match Identity::load(&kept.join("identity"), SystemTime::now()) {
+            Ok(identity) => identity.peer().role != Role::Cloud || identity.peer().name != NAME,
+            // What is damaged, its start says.
+            Err(_) => false,
+        };
+        if other || kept.join(config::FILE).exists() {
+            let text = format!("{} is the data folder of a node, which serves by itself", kept.display());
+            return Err(CommandError::message(ExitCode::Configuration, text)
+                .hint("name a folder of its own with --keep DIR, or use `tierline node --http HOST:PORT`"));
+        }
+        create_private_folder(kept)?;
+        // Relative to where the command began, for whoever is told of it.
+        Ok(Self::Kept(std::path::absolute(kept)?))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Passing(folder) => folder.path(),
+            Self::Kept(folder) => folder,
+        }
+    }
+}
+
+fn config(global: &Global, args: &Serve, folder: &Path) -> CommandResult<NodeConfig> {
+    // Where identities aren't kept, nobody could have one, and TLS is only for a certificate that clients trust.
+    let tls = match args.tls {
+        None if args.keep.is_none() && args.certificate.is_none() => Some(Tls::None),
+        None => None,
+        Some(Ends::Own) => Some(Tls::Own),
+        Some(Ends::Front) => Some(Tls::Front),
+        Some(Ends::None) => Some(Tls::None),
+    };
+    let config = NodeConfig {
+        data: folder.to_owned(),
+        name: NAME.to_owned(),
+        // Nobody joins it.
+        listen: Some("127.0.0.1:0".to_owned()),
+        serve: ServeConfig {
+            http: Some(args.http.clone()),
+            grpc: Some(args.grpc.clone()),
+            open: args.open,
+            tls,
+            require: args.require.map(|who| match who {
+                Who::Network => Required::Network,
+                Who::All => Required::All,
+            }),
+            certificate: args.certificate.clone(),
+            key: args.key.clone(),
+        },
+        traces: TracesConfig { endpoint: args.traces.clone(), share: args.trace_share },
+        engine: global.engine.clone(),
+        threads: args.threads,
+        ..NodeConfig::default()
+    };
+    config.check()?;
+    Ok(config)
+}
+
+/// Lets go of what an earlier command served from the same folder.
+async fn leave(node: &mut LocalClient<Channel>, models: &[(String, PathBuf)]) -> CommandResult {
+    let known = node.model_list(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
+    for model in known.models {
+        let name = model.entry.unwrap_or_default().name;
+        if !models.iter().any(|(wanted, _)| *wanted == name) {
+            let gone = node.model_remove(ModelRemoveRequest { model: name }).await;
+            gone.map_err(|s| client::refused(&s))?;
+        }
+    }
+    Ok(())
+}
+
+fn words(serving: &Serving<'_>, kept: Option<&Path>) -> String {
     let at = |place: &Option<String>, how| place.as_ref().map(|place| format!("{how} {place}"));
     let places: Vec<String> = [at(serving.http, "HTTP"), at(serving.grpc, "gRPC")].into_iter().flatten().collect();
     let mut text = format!("serving {} at {}", serving.models.join(", "), places.join(", "));
-    if let (Some(http), Some(first)) = (serving.http, serving.models.first()) {
-        text += &format!("\ntry: curl -s {http}/v2/models/{first}");
+    match (kept, serving.http, serving.models.first()) {
+        (Some(kept), ..) => {
+            text += &format!(
+                "\nwho may ask: tierline --data {} app create NAME --model '*' --ca ca.pem",
+                kept.display()
+            );
+        }
+        (None, Some(http), Some(first)) if http.starts_with("http:") => {
+            text += &format!("\ntry: curl -s {http}/v2/models/{first}");
+        }
+        _ => {}
     }
     text
 }
@@ -204,6 +328,8 @@ fn addition(name: &str, model: &Model, given: &BTreeMap<String, Vec<u64>>) -> Co
         shapes,
         // Everything runs here.
         cuts_max: 1,
+        // In a folder that is kept there may be another by this name.
+        replace: true,
         ..ModelAddHeader::default()
     };
     Ok((header, bytes))

@@ -25,7 +25,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::harness::{Node, Site, tierline, until};
+use crate::harness::{Node, Site, binary, tierline, until};
+use crate::serve::{INFER, Served, ones};
 
 /// A connection to a door for applications.
 struct Http(BufReader<Box<dyn Both>>);
@@ -289,6 +290,67 @@ fn a_token_opens_its_models_over_http_and_nothing_else() {
     for path in ["/livez", "/readyz", "/v2/health/live", "/v2/health/ready"] {
         assert_eq!(http.get(path, "").status, 200, "{path}");
     }
+}
+
+#[test]
+fn one_process_serves_applications_with_identities_and_keeps_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    for name in ["mlp", "other"] {
+        let file = path(&format!("{name}.onnx"));
+        assert_eq!(tierline(["model", "zoo", "mlp", "--out", &file]).code, 0);
+    }
+    let (mlp, other, kept, ca) = (path("mlp.onnx"), path("other.onnx"), path("kept"), path("ca.pem"));
+    let guarded = ["--keep", &kept, "--tls", "own", "--require", "all"];
+    let served = Served::start(binary(), &[&[mlp.as_str(), &other][..], &guarded].concat());
+    let made = tierline(["--data", &kept, "app", "create", "shop", "--model", "mlp", "--ca", &ca, "--json"]).json();
+    let token = made["token"].as_str().expect("a token").to_owned();
+    let till = path("till");
+    let made = tierline(["--data", &kept, "app", "create", "till", "--model", "*", "--certificate", &till]);
+    assert_eq!(made.code, 0, "{made:?}");
+    let (ca, till) = (PathBuf::from(ca), PathBuf::from(till));
+    let address = |served: &Served| served.http.strip_prefix("https://").expect("TLS").to_owned();
+    let connect = |served: &Served, client: Option<&Path>| {
+        Http::tls(&address(served), &config(&ca, client, b"http/1.1"))
+    };
+    let statuses = |served: &Served| {
+        let mut http = connect(served, None);
+        let input = connect(served, Some(&till)).get("/v2/models/mlp", "").json()["inputs"][0]["name"].clone();
+        let body = ones(input.as_str().expect("a name")).to_string();
+        [
+            http.get("/v2/models/mlp", "").status,
+            http.get("/v2/models/mlp", &token).status,
+            http.ask("POST", INFER, &bearer(&token), &body).status,
+            http.get("/v2/models/other", &token).status,
+            connect(served, Some(&till)).get("/v2/models/other", "").status,
+        ]
+    };
+    assert_eq!(statuses(&served), [401, 200, 200, 403, 200]);
+    let grpc = format!("https://{}", served.grpc);
+    let channel = transport::endpoint(&grpc, Ok(config(&ca, None, b"h2"))).expect("an address");
+    let codes = run(async {
+        let mut client = GrpcInferenceServiceClient::new(channel.connect().await.expect("it answers"));
+        let mut codes = Vec::new();
+        for token in ["", &token] {
+            let asked = client.model_metadata(with(ModelMetadataRequest { name: "mlp".into(), version: String::new() }, token));
+            codes.push(asked.await.map_or_else(|status| status.code(), |_| Code::Ok));
+        }
+        codes
+    });
+    assert_eq!(codes, [Code::Unauthenticated, Code::Ok]);
+    let audit = tierline(["--data", &kept, "audit"]);
+    assert!(audit.stdout.contains("shop"), "{audit:?}");
+    drop(served);
+    // Another command on the same folder knows them, and serves what it was told to.
+    let served = Served::start(binary(), &[&[mlp.as_str()][..], &guarded].concat());
+    assert_eq!(statuses(&served), [401, 200, 200, 403, 404]);
+    drop(served);
+    // What is another node's isn't taken.
+    let data = path("cloud");
+    let cloud = Node::start(Path::new(&data), &["--role", "cloud", "--listen", "127.0.0.1:0"]);
+    drop(cloud);
+    tierline(["serve", &mlp, "--keep", &data]).refused(3, "is the data folder of a node");
+    tierline(["serve", &mlp, "--require", "all"]).refused(2, "--keep");
 }
 
 #[test]

@@ -110,9 +110,9 @@ impl Reader {
             script(&bin.join(name), &text);
         }
         // Held until all are found: no two are the same.
-        let listeners: Vec<_> = (0..7).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let listeners: Vec<_> = (0..9).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let free = listeners.iter().map(|listener| listener.local_addr().unwrap().port());
-        let ports = [7443, 7444, 7500, 7501, 8080, 8443, 8444].into_iter().zip(free).collect();
+        let ports = [7443, 7444, 7500, 7501, 8000, 8001, 8080, 8443, 8444].into_iter().zip(free).collect();
         let reader = Self { folder, ports, running: Vec::new() };
         reader.git(&["init", "--quiet"]);
         reader.git(&["add", "--all"]);
@@ -131,10 +131,14 @@ impl Reader {
     }
 
     fn shell(&self, line: &str) -> Command {
+        let mut line = line.to_owned();
+        if line.contains("tierline serve ") && !line.contains("--http") {
+            line += " --http 127.0.0.1:8000 --grpc 127.0.0.1:8001";
+        }
         let line = self
             .ports
             .iter()
-            .fold(line.to_owned(), |line, (shown, free)| line.replace(&format!(":{shown}"), &format!(":{free}")));
+            .fold(line, |line, (shown, free)| line.replace(&format!(":{shown}"), &format!(":{free}")));
         let mut command = Command::new("sh");
         let path = std::env::var("PATH").unwrap_or_default();
         command.args(["-ec", &line]).current_dir(self.path("."));
@@ -259,6 +263,18 @@ fn applications() {
     let page = page("docs/guide/applications.md");
     assert!(reader.follow(&page, |line| curl || !line.starts_with("curl")) > 13);
     reader.made(&["try/apps/ca.pem", "try/apps/till/key.pem"]);
+}
+
+#[test]
+fn serving() {
+    let curl = Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !curl {
+        eprintln!("skipped: there is no curl");
+    }
+    let mut reader = Reader::new(10);
+    let page = page("docs/guide/serving.md");
+    assert!(reader.follow(&page, |line| curl || !line.starts_with("curl")) > 4);
+    reader.made(&["try/serve/mlp.onnx", "try/serve/ca.pem"]);
 }
 
 #[test]

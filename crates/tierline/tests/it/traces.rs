@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Node, Site, until};
-use crate::serve::Http;
+use crate::harness::{Node, Site, binary, tierline, until};
+use crate::serve::{Http, INFER, Served, ones};
 
 /// A receiver as a process; ends with the value.
 struct Receiver {
@@ -194,4 +194,29 @@ fn a_request_is_one_trace_on_every_tier_that_it_passes() {
     });
     std::thread::sleep(Duration::from_millis(100));
     ask(&end, "", "end");
+}
+
+#[test]
+fn one_process_that_serves_traces_as_nodes_do() {
+    let Some(receiver) = Receiver::start() else {
+        eprintln!("skipped: there is no receiver of spans; run cargo xtask test");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mlp.onnx");
+    let file = file.to_str().expect("UTF-8");
+    assert_eq!(tierline(["model", "zoo", "mlp", "--out", file]).code, 0);
+    let served = Served::start(binary(), &[file, "--traces", &receiver.address, "--trace-share", "0"]);
+    let body = ones(&served.input()).to_string();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let context = format!("traceparent: 00-{trace}-00f067aa0ba902b7-01\r\n");
+    assert_eq!(served.connect().post(INFER, &context, body.as_bytes()).0, 200);
+    assert_eq!(served.connect().post(INFER, "", body.as_bytes()).0, 200);
+    let spans = until("the request's spans", || {
+        let spans = receiver.of(trace);
+        (!named(&spans, "serve", "request").is_empty() && !named(&spans, "serve", "run").is_empty()).then_some(spans)
+    });
+    assert!(spans.iter().all(|span| span["node"] == "serve" && span["failed"] == false), "{spans:#?}");
+    let all = receiver.spans.lock().expect("whole");
+    assert!(all.iter().all(|span| span["trace"] == trace), "who says nothing isn't traced: {all:#?}");
 }
