@@ -296,13 +296,18 @@ const WAYS_OF: usize = 3;
 const NAME_BYTES_MAX: usize = tierline_proto::limits::NAME_BYTES_MAX;
 
 impl PlacedExits {
+    /// What the calibration says of the thresholds in force, if it does.
+    #[must_use]
+    pub fn point(&self) -> Option<&exits::Point> {
+        let rules: Vec<Option<f64>> = self.stated.exits.iter().map(|exit| exit.rule.map(|r| r.threshold)).collect();
+        self.stated.calibration.iter().flat_map(|c| &c.points).find(|point| point.thresholds == rules)
+    }
+
     /// Per exit the share of the examples that reach it which go on, as it was
     /// calibrated: `None` where the file doesn't say for these thresholds.
     #[must_use]
     pub fn calibrated(&self) -> Vec<Option<f64>> {
-        let rules: Vec<Option<f64>> = self.stated.exits.iter().map(|exit| exit.rule.map(|r| r.threshold)).collect();
-        let point = self.stated.calibration.iter().flat_map(|c| &c.points).find(|point| point.thresholds == rules);
-        let Some(point) = point else { return vec![None; rules.len()] };
+        let Some(point) = self.point() else { return vec![None; self.stated.exits.len()] };
         let mut reach = 1.0;
         let go_on = |leave: &f64| {
             let go_on = if reach > 0.0 { (1.0 - leave / reach).clamp(0.0, 1.0) } else { 1.0 };

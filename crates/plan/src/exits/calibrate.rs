@@ -138,6 +138,21 @@ pub fn choose(curve: &[Choice], end: f64, target: Target) -> Option<&Choice> {
     }
 }
 
+/// At most `max` choices evenly along a curve, its ends and the chosen one
+/// among them: by that one nodes know how many leave.
+#[must_use]
+pub fn kept<'c>(curve: &'c [Choice], chosen: &'c Choice, max: usize) -> Vec<&'c Choice> {
+    let evenly = |count: usize| (0..count).map(move |i| &curve[i * (curve.len() - 1) / (count - 1).max(1)]);
+    let has = |choices: &[&Choice]| choices.iter().any(|choice| choice.thresholds == chosen.thresholds);
+    let kept: Vec<&Choice> = evenly(curve.len().min(max)).collect();
+    if has(&kept) {
+        return kept;
+    }
+    let mut kept: Vec<&Choice> = evenly(curve.len().min(max.saturating_sub(1))).collect();
+    kept.insert(kept.partition_point(|choice| choice.cost < chosen.cost), chosen);
+    kept
+}
+
 /// What thresholds are worth on some examples.
 ///
 /// # Errors
@@ -459,6 +474,26 @@ mod tests {
             before: (0..exits).map(|e| 10.0 * (e + 1) as f64).collect(),
             heads: (0..exits).map(|e| 1.0 + e as f64).collect(),
             end: 100.0,
+        }
+    }
+
+    #[test]
+    fn the_chosen_thresholds_are_among_those_that_are_kept() {
+        let choice = |n: usize| Choice {
+            thresholds: vec![Some(n as f64)],
+            accuracy: 0.5,
+            leave: vec![0.5],
+            right: vec![None, None],
+            cost: n as f64,
+        };
+        for all in [1, 2, 63, 64, 65, 1_000] {
+            let curve: Vec<Choice> = (0..all).map(choice).collect();
+            for chosen in curve.iter().chain([&Choice { cost: 500.5, ..choice(2_000) }]) {
+                let kept = kept(&curve, chosen, 64);
+                assert!(kept.iter().any(|kept| kept.thresholds == chosen.thresholds), "{all}");
+                assert!(kept.is_sorted_by_key(|kept| kept.cost) && kept.len() <= 64, "{all}");
+                assert_eq!(kept[0].cost, 0.0, "{all}");
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use tierline_daemon::models::Manifest;
 use tierline_daemon::services::{From, Wiring};
 use tierline_graph::Tensor;
 use tierline_graph::exits::Criterion;
-use tierline_plan::exits::calibrate::{Choice, Costs, Samples, Target, calibrate, choose};
+use tierline_plan::exits::calibrate::{Choice, Costs, Samples, Target, calibrate, choose, kept};
 use tierline_plan::exits::{classes, sureness};
 use tierline_plan::service::{Curve, CurvePoint, Kind, Member, POINTS_MAX, Service};
 use tierline_proto::v1::local_client::LocalClient;
@@ -106,21 +106,20 @@ pub fn calibrate_service(global: &Global, args: &Calibrate) -> CommandResult {
     let chosen = choose(&curve, end, Target::Loss(args.loss / 100.0)).ok_or_else(|| {
         CommandError::message(ExitCode::Failure, "no thresholds keep that accuracy on these examples")
     })?;
+    let points = kept(&curve, chosen, POINTS_MAX).into_iter().map(Line::of).map(|line| CurvePoint {
+        thresholds: line.thresholds,
+        accuracy: line.accuracy,
+        answered: line.answered,
+    });
+    let points = points.collect();
     let chosen = Line::of(chosen);
     for (member, threshold) in service.members.iter_mut().zip(&chosen.thresholds) {
         member.threshold = Some(*threshold);
     }
     let lines: Vec<Line> = curve.iter().map(Line::of).collect();
-    // Of a long curve as many points as are kept, its ends among them.
-    let kept = lines.len().min(POINTS_MAX);
-    let points = (0..kept).map(|i| &lines[i * (lines.len() - 1) / (kept - 1).max(1)]).map(|line| CurvePoint {
-        thresholds: line.thresholds.clone(),
-        accuracy: line.accuracy,
-        answered: line.answered.clone(),
-    });
     let (name, count) = (args.dataset.clone(), data.len());
     service.calibration =
-        Some(Curve { data: name.clone(), examples: count as u64, accuracy: end, points: points.collect() });
+        Some(Curve { data: name.clone(), examples: count as u64, accuracy: end, points });
     if let Some(out) = &args.out {
         let text = service.write().exit_with(ExitCode::Failure)?;
         std::fs::write(out, text)

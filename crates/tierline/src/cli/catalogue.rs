@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::Serialize;
 use tierline_daemon::duties::catalogue::SERVICE_FILE;
-use tierline_daemon::models::{self, Manifest};
+use tierline_daemon::models::{self, Manifest, PlacedExits};
+use tierline_graph::exits::Exit;
 use tierline_plan::Service;
 use tierline_proto::Digest;
 use tierline_proto::v1::local_client::LocalClient;
@@ -348,9 +349,43 @@ pub fn show(global: &Global, args: &Named) -> CommandResult {
                 output::count(m.parameters),
                 m.cuts.len()
             ));
+            if let Some(exits) = &m.exits {
+                text.push('\n');
+                text.push_str(&exits_text(exits, &m.cuts));
+            }
             text
         })
     })
+}
+
+/// A model's early exits: where they are, when they answer, and what that is
+/// worth as far as it is calibrated.
+fn exits_text(exits: &PlacedExits, cuts: &[Vec<String>]) -> String {
+    let percent = |share: f64| format!("{:.2}%", 100.0 * share);
+    let point = exits.point();
+    let row = |(index, (exit, &cut)): (usize, (&Exit, &usize))| {
+        vec![
+            (index + 1).to_string(),
+            exit.outputs.get(&exits.judged).cloned().unwrap_or_default(),
+            cuts.get(cut).map_or_else(|| "too late to spare anything".to_owned(), |cut| args::join_names(cut)),
+            exit.rule.map_or("none".to_owned(), |r| format!("{} of at least {:.4}", r.criterion.name(), r.threshold)),
+            point.and_then(|point| point.leave.get(index).copied()).map_or("?".to_owned(), percent),
+        ]
+    };
+    let rows: Vec<Vec<String>> = exits.stated.exits.iter().zip(&exits.cuts).enumerate().map(row).collect();
+    let mut text = output::table(&["exit", "output", "at the cut", "answers when", "leave"], &rows);
+    match (point, &exits.stated.calibration) {
+        (Some(point), Some(by)) => text.push_str(&format!(
+            "calibrated on {}, {} examples: accuracy {} ({} at the end alone), {} of the multiply-adds\n",
+            by.data,
+            by.examples,
+            percent(point.accuracy),
+            percent(by.accuracy),
+            percent(point.macs / by.macs.max(1.0))
+        )),
+        _ => text.push_str("not calibrated for these thresholds: what leaves, traffic shows\n"),
+    }
+    text
 }
 
 #[derive(Debug, clap::Args)]

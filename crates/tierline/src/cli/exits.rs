@@ -1,8 +1,8 @@
 //! `tierline model add-exits`: early exits for a model, fitted and calibrated.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::builder::PossibleValuesParser;
@@ -10,18 +10,17 @@ use serde::Serialize;
 use tierline_daemon::datasets::Datasets;
 use tierline_daemon::models;
 use tierline_engine::LoadOptions;
-use tierline_graph::exits::{
-    Calibration, Criterion, Exits, Head, Point, Rule, Wanted, attach, head_macs, learned, macs_before, spread,
-    trunk_macs,
-};
-use tierline_graph::{Model, Tensor, infer_types, infer_types_with};
-use tierline_plan::exits::calibrate::{Choice, Costs, Samples, Target, accuracy, calibrate, choose, measure};
+use tierline_graph::exits::{Calibration, Criterion, Exits, Head, Point, Rule, Wanted, attach, learned, spread};
+use tierline_graph::{Model, Tensor, infer_types};
+use tierline_plan::exits::calibrate::{Choice, Samples, accuracy, calibrate, choose, kept, measure};
 use tierline_plan::exits::{Reading, classes, sureness};
 use tierline_train::Event;
 use tierline_train::chart::calibration_svg;
 use tierline_train::data::{BatchOptions, Dataset, Normalize};
 use tierline_train::exits::{self as fitting, Fitting, Training};
 
+use super::aims::{self, Aim};
+use super::infer::parse_time;
 use super::{Global, args, engines, usage};
 use crate::output::{self, CommandError, CommandResult, ExitCode, ExitWith};
 
@@ -57,8 +56,15 @@ pub struct AddExits {
     #[arg(long, value_name = "POINTS", default_value_t = 0.5)]
     loss: f64,
     /// Multiply-adds of the average example at most, in percent of the model's, in place of a bound on accuracy
-    #[arg(long, value_name = "PERCENT", conflicts_with = "loss")]
+    #[arg(long, value_name = "PERCENT", conflicts_with_all = ["loss", "latency", "bytes"])]
     cost: Option<f64>,
+    /// Time of the average example on this device at most, as in `500 us`, in place of a bound on accuracy
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with_all = ["loss", "bytes"])]
+    latency: Option<Duration>,
+    /// Bytes of the average example that go on behind the last exit at most, in percent of its input's,
+    /// in place of a bound on accuracy
+    #[arg(long, value_name = "PERCENT", conflicts_with = "loss")]
+    bytes: Option<f64>,
     /// Where the model with exits goes
     #[arg(long, value_name = "FILE.onnx")]
     out: PathBuf,
@@ -135,6 +141,12 @@ struct Outcome {
     macs: f64,
     /// Of the multiply-adds without exits.
     share: f64,
+    /// Time of the average example on this device, where that was bounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ns: Option<f64>,
+    /// Bytes of the average example that go on, where they were bounded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<f64>,
 }
 
 /// Criteria by name.
@@ -144,7 +156,7 @@ fn criteria() -> PossibleValuesParser {
 
 pub fn add_exits(global: &Global, args: &AddExits) -> CommandResult {
     let criterion = Criterion::by_name(&args.criterion).unwrap_or(Criterion::Entropy);
-    let target = target(args)?;
+    let aim = aim(args)?;
     let engine = engines::engine(global)?;
     let model = models::for_training(engines::load(global, &args.model)?, &engine)?;
     let exits = Exits::of(&model).exit_with(ExitCode::Failure)?;
@@ -171,24 +183,28 @@ pub fn add_exits(global: &Global, args: &AddExits) -> CommandResult {
     }
 
     let held = Fitting { data: &held_out, ..with };
-    let costs = costs(&model, &exits, &held_out)?;
+    let costs = aims::macs(&model, &exits, &held_out)?;
+    let (aimed, target) = aim.costs(&engine, &exits.write(&model).exit_with(ExitCode::Failure)?, &held_out, &load, &costs)?;
     let (samples, against) = samples(&held, &model, &exits, criterion)?;
     let (find, check) = halves(&samples, args.seed);
     let curve = calibrate(&find, &costs, criterion).exit_with(ExitCode::Failure)?;
     let end = accuracy(&find.end);
-    let target = if let Target::Cost(share) = target { Target::Cost(share * costs.end) } else { target };
-    let chosen = choose(&curve, end, target).ok_or_else(|| {
-        let least = curve.first().map_or(100.0, |c| 100.0 * c.cost / costs.end);
+    let within = if aimed == costs { None } else { Some(calibrate(&find, &aimed, criterion).exit_with(ExitCode::Failure)?) };
+    let within = within.as_ref().unwrap_or(&curve);
+    let chosen = choose(within, end, target).ok_or_else(|| {
+        let least = within.first().map_or(100.0, |c| 100.0 * c.cost / aimed.end);
+        let words = within.first().and_then(|c| aim.words(c.cost)).map_or_else(String::new, |w| format!(", {w}"));
         CommandError::message(
             ExitCode::Failure,
-            format!("no choice of thresholds costs that little; the least is {least:.0}%"),
+            format!("no choice of thresholds costs that little; the least is {least:.0}% of going to the end{words}"),
         )
     })?;
+    let chosen = measure(&find, &costs, &chosen.thresholds).exit_with(ExitCode::Failure)?;
     let checked = measure(&check, &costs, &chosen.thresholds).exit_with(ExitCode::Failure)?;
     for (exit, threshold) in exits.exits.iter_mut().zip(&chosen.thresholds) {
         exit.rule = threshold.map(|threshold| Rule { criterion, threshold });
     }
-    let points = kept(&curve).into_iter().map(|choice| {
+    let points = kept(&curve, &chosen, POINTS_KEPT).into_iter().map(|choice| {
         let seen = measure(&check, &costs, &choice.thresholds).exit_with(ExitCode::Failure)?;
         Ok(Point { thresholds: seen.thresholds, accuracy: seen.accuracy, leave: seen.leave, macs: seen.cost })
     });
@@ -207,11 +223,14 @@ pub fn add_exits(global: &Global, args: &AddExits) -> CommandResult {
     let model = exits.write(&model).exit_with(ExitCode::Failure)?;
     model.save(&args.out)?;
 
-    let outcome = |samples: &Samples, choice: &Choice| {
+    let outcome = |samples: &Samples, choice: &Choice| -> CommandResult<Outcome> {
         let accuracy_end = accuracy(&samples.end);
         let points_lost = 100.0 * (accuracy_end - choice.accuracy);
         let (macs, share) = (choice.cost, choice.cost / costs.end);
-        Outcome { accuracy_end, accuracy: choice.accuracy, points_lost, macs, share }
+        let average = measure(samples, &aimed, &choice.thresholds).exit_with(ExitCode::Failure)?.cost;
+        let latency_ns = matches!(aim, Aim::Latency(_)).then_some(average);
+        let bytes = matches!(aim, Aim::Bytes(_)).then_some(average);
+        Ok(Outcome { accuracy_end, accuracy: choice.accuracy, points_lost, macs, share, latency_ns, bytes })
     };
     let judged = exits.judged(&model).exit_with(ExitCode::Failure)?;
     let line = |i: usize| ExitLine {
@@ -236,14 +255,14 @@ pub fn add_exits(global: &Global, args: &AddExits) -> CommandResult {
         checked_on: check.end.len(),
         macs: costs.end as u64,
         exits: (0..exits.exits.len()).map(line).collect(),
-        calibrated: outcome(&find, chosen),
-        checked: outcome(&check, &checked),
+        calibrated: outcome(&find, &chosen)?,
+        checked: outcome(&check, &checked)?,
         curve: args.curve.as_ref().map(|path| path.display().to_string()),
     };
-    global.output().data(&report, told)
+    global.output().data(&report, |report| told(report, aim))
 }
 
-fn told(r: &Report) -> String {
+fn told(r: &Report, aim: Aim) -> String {
     let percent = |share: f64| format!("{:.2}%", 100.0 * share);
     let rows: Vec<Vec<String>> = r
         .exits
@@ -265,14 +284,16 @@ fn told(r: &Report) -> String {
         ["exit", "tensor", "threshold", "leave", "right of those", "right of all", "multiply-adds", "of the head"];
     let mut text = output::table(&names, &rows);
     let outcome = |o: &Outcome| {
+        let more = o.latency_ns.or(o.bytes).and_then(|cost| aim.words(cost));
         format!(
-            "accuracy {} ({} at the end alone, {:.2} points lost), {} of {} multiply-adds ({})",
+            "accuracy {} ({} at the end alone, {:.2} points lost), {} of {} multiply-adds ({}){}",
             percent(o.accuracy),
             percent(o.accuracy_end),
             o.points_lost,
             output::count(o.macs as u64),
             output::count(r.macs),
-            percent(o.share)
+            percent(o.share),
+            more.map_or_else(String::new, |more| format!(", {more}"))
         )
     };
     let _ = write!(
@@ -292,13 +313,18 @@ fn told(r: &Report) -> String {
     text
 }
 
-/// What thresholds must keep to; a cost is in percent until costs are known.
-fn target(args: &AddExits) -> CommandResult<Target> {
-    let (number, option) = args.cost.map_or((args.loss, "--loss"), |cost| (cost, "--cost"));
-    if !(0.0..=100.0).contains(&number) {
-        return Err(usage(format!("{option} is {number}; it must be 0 to 100")));
-    }
-    Ok(if args.cost.is_some() { Target::Cost(number / 100.0) } else { Target::Loss(number / 100.0) })
+/// What thresholds must keep to.
+fn aim(args: &AddExits) -> CommandResult<Aim> {
+    let share = |percent: f64, option: &str| match (0.0..=100.0).contains(&percent) {
+        true => Ok(percent / 100.0),
+        false => Err(usage(format!("{option} is {percent}; it must be 0 to 100"))),
+    };
+    Ok(match (args.cost, args.latency, args.bytes) {
+        (Some(cost), ..) => Aim::Macs(share(cost, "--cost")?),
+        (None, Some(latency), _) => Aim::Latency(latency),
+        (None, None, Some(bytes)) => Aim::Bytes(share(bytes, "--bytes")?),
+        (None, None, None) => Aim::Loss(share(args.loss, "--loss")?),
+    })
 }
 
 /// What is learned from, and what is held out.
@@ -363,30 +389,6 @@ fn fitted(
         model = fitting::sureness(with, &model, &exits, &heads)?;
     }
     Ok((model, exits, heads))
-}
-
-/// Multiply-adds on the way to each exit, for one example.
-fn costs(model: &Model, exits: &Exits, data: &Dataset) -> CommandResult<Costs> {
-    let example: Vec<u64> = std::iter::once(1).chain(data.example_shape().iter().map(|&n| n as u64)).collect();
-    let mut shapes: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for input in model.inputs() {
-        // Pictures may be taken as rows; only what is free needs the data's sizes.
-        let declared = input.shape.as_deref().unwrap_or_default();
-        let known: Option<Vec<u64>> =
-            declared.iter().enumerate().map(|(i, d)| if i == 0 { Some(1) } else { d.known() }).collect();
-        shapes.insert(input.name, known.filter(|s| !s.is_empty()).unwrap_or_else(|| example.clone()));
-    }
-    let types = infer_types_with(model, &shapes)?;
-    let unknown =
-        || CommandError::message(ExitCode::Failure, "the model's multiply-adds can't be told from its shapes");
-    let list = |macs: Vec<Option<u64>>| {
-        macs.into_iter().map(|m| m.map(|m| m as f64)).collect::<Option<Vec<f64>>>().ok_or_else(unknown)
-    };
-    Ok(Costs {
-        before: list(macs_before(model, &types, exits))?,
-        heads: list(head_macs(model, &types, exits))?,
-        end: trunk_macs(model, &types, exits).ok_or_else(unknown)? as f64,
-    })
 }
 
 /// What every example held out says at each exit and at the end, and what
@@ -474,10 +476,4 @@ fn halves(samples: &Samples, seed: u64) -> (Samples, Samples) {
         }
     };
     (of(find), of(check))
-}
-
-/// Choices evenly along a curve, its ends among them.
-fn kept(curve: &[Choice]) -> Vec<&Choice> {
-    let count = curve.len().min(POINTS_KEPT);
-    (0..count).map(|i| &curve[i * (curve.len() - 1) / (count - 1).max(1)]).collect()
 }

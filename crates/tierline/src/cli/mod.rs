@@ -4,6 +4,7 @@
 //! `schema_version`. Exit codes are [`ExitCode`]'s.
 
 mod administer;
+mod aims;
 mod apart;
 mod apps;
 mod args;

@@ -35,6 +35,30 @@ fn a_model_gains_exits_that_are_calibrated_anew() {
     }
     assert!(std::fs::read_to_string(folder.path().join("curve.svg")).unwrap().contains("the end alone"));
 
+    // Bounds in other units: some way below going to the end, and never a worse bargain than allowed.
+    for (extra, unit) in [(["--bytes", "10"], "bytes"), (["--latency", "1 s"], "latency_ns"), (["--cost", "60"], "macs")] {
+        let ran = run(&[&add[..], &["--exits", "1"], &extra].concat());
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let average = report["calibrated"][unit].as_f64().unwrap_or_else(|| panic!("{report}"));
+        match unit {
+            // The pictures have 28 x 28 floats.
+            "bytes" => assert!(average <= 0.1 * 4.0 * 784.0, "{report}"),
+            "latency_ns" => assert!(average > 100.0 && average <= 1e9, "{report}"),
+            _ => assert!(average <= 0.6 * report["macs"].as_f64().unwrap(), "{report}"),
+        }
+        let model = Model::load(&folder.path().join("exits.onnx")).unwrap();
+        let exits = Exits::of(&model).unwrap().unwrap();
+        let thresholds: Vec<Option<f64>> = exits.exits.iter().map(|exit| exit.rule.map(|r| r.threshold)).collect();
+        let points = exits.calibration.unwrap().points;
+        assert!(points.iter().any(|point| point.thresholds == thresholds), "nodes find out how many leave");
+    }
+    let ran = run(&[&add[..], &["--exits", "1", "--latency", "1 us"]].concat());
+    assert_ne!(ran.code, 0, "{ran:?}");
+    assert!(ran.stderr.contains("costs that little") && ran.stderr.contains("on this device"), "{ran:?}");
+    let ran = run(&[&add[..], &["--bytes", "5", "--loss", "1"]].concat());
+    assert_eq!(ran.code, 2, "{ran:?}");
+
     let again =
         ["model", "add-exits", "exits.onnx", "--dataset", "corners", "--out", "again.onnx", "--criterion", "margin"];
     let ran = run(&again);
