@@ -327,6 +327,9 @@ impl Local for LocalService {
 
     async fn plan(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
         let request = request.into_inner();
+        if let Some(reply) = self.services.explain(&request).await? {
+            return Ok(Response::new(reply));
+        }
         let entry = self.catalogue.entry(&request.model)?;
         self.planning.have(&entry).await?;
         Ok(Response::new(self.planning.plan_now(&entry, &request, false)?))
@@ -334,6 +337,9 @@ impl Local for LocalService {
 
     async fn explain(&self, request: Request<PlanRequest>) -> Reply1<PlanReply> {
         let request = request.into_inner();
+        if let Some(reply) = self.services.explain(&request).await? {
+            return Ok(Response::new(reply));
+        }
         let entry = self.catalogue.entry(&request.model)?;
         self.planning.have(&entry).await?;
         Ok(Response::new(self.planning.plan_now(&entry, &request, true)?))

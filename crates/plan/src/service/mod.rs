@@ -3,7 +3,8 @@
 //!
 //! Data only; a few short files beside it do what it takes with tensors:
 //! [`judge`] says whether an answer is sure enough, [`combine`] makes one answer
-//! of several, [`crops`] cuts pictures out of a picture. Asking the models is
+//! of several, [`crops`] cuts pictures out of a picture, [`Service::answered`] says
+//! how often each answers. Asking the models is
 //! for `tierline_node::composition`. Start at [`Service::parse`].
 
 pub mod combine;
@@ -11,6 +12,7 @@ pub mod crops;
 pub mod judge;
 mod keys;
 pub mod numbers;
+mod shares;
 
 use std::collections::{BTreeMap, BTreeSet};
 

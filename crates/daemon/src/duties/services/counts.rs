@@ -16,6 +16,19 @@ impl Numbers {
         *counts.entry(member.to_owned()).or_default() += 1;
     }
 
+    /// Answers of a service that are of this member.
+    pub fn of(&self, service: &str, member: &str) -> u64 {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(&format!("{service}/{member}")).copied().unwrap_or_default()
+    }
+
+    /// Answers of a service.
+    pub fn of_all(&self, service: &str) -> u64 {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = counts.iter().filter(|(member, _)| member.split_once('/').is_some_and(|(of, _)| of == service));
+        own.map(|(_, count)| count).sum()
+    }
+
     /// All of it, as Prometheus reads it.
     pub fn text(&self, out: &mut String) {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);

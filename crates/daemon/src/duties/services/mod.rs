@@ -5,6 +5,7 @@
 
 mod counts;
 pub mod examples;
+mod explain;
 mod flow;
 
 use std::collections::HashSet;
@@ -22,6 +23,7 @@ use super::artefacts::Artefacts;
 use super::catalogue::Catalogue;
 use super::inference::Inference;
 use super::inference::members::{self, Answering};
+use super::planning::Planning;
 use crate::device::budget::Held;
 use crate::runtime::duty::{Assembly, Duty, Registration};
 use crate::runtime::{Context, numbers};
@@ -47,6 +49,7 @@ pub struct Services {
     artefacts: Arc<Artefacts>,
     catalogue: Arc<Catalogue>,
     inference: Arc<Inference>,
+    planning: Arc<Planning>,
     numbers: Numbers,
     keeping: Keeping,
 }
@@ -54,8 +57,9 @@ pub struct Services {
 impl Services {
     fn new(assembly: &Assembly) -> Arc<Self> {
         let (cx, catalogue, inference): (_, _, Arc<Inference>) = (assembly.cx.clone(), assembly.get(), assembly.get());
-        let (artefacts, numbers, keeping) = (assembly.get(), Numbers::default(), Keeping::default());
-        let services = Arc::new(Self { cx, artefacts, catalogue, inference, numbers, keeping });
+        let (artefacts, planning) = (assembly.get(), assembly.get());
+        let (numbers, keeping) = (Numbers::default(), Keeping::default());
+        let services = Arc::new(Self { cx, artefacts, catalogue, inference, planning, numbers, keeping });
         services.inference.serve_by(Arc::new(Named(Arc::clone(&services))));
         services
     }

@@ -117,6 +117,61 @@ fn a_cascade_asks_the_large_model_and_falls_back_to_the_small_one() {
 }
 
 #[test]
+fn explain_says_who_answers_by_which_rule_and_how_long_that_takes() {
+    let site = Site::new();
+    let end = site.end("end-1", &site.cloud.url, &[]);
+    let digits = Digits::add(&site, &["small", "large", "middle"]);
+    let calibration = "\n[calibration]\ndata = \"held out\"\nexamples = 100\naccuracy = 0.9\n
+        [[calibration.point]]\nthresholds = [0.8]\naccuracy = 0.875\nanswered = [0.75, 0.25]\n";
+    assert_eq!(digits.service(&site, "cascade", &(cascade(0.8) + calibration)).code, 0);
+    assert_eq!(digits.service(&site, "ensemble", &example("ensemble.toml")).code, 0);
+    let document = until("both models are measured there", || {
+        let ran = end.ask(&["explain", "cascade", "--json"]);
+        let document = Some(ran).filter(|ran| ran.code == 0)?.json();
+        document["latency_ns"].is_number().then_some(document)
+    });
+    let member = |place: usize| &document["members"][place];
+    assert_eq!((&member(0)["member"], &member(0)["here"]), (&"small".into(), &true.into()));
+    assert_eq!((&member(0)["criterion"], &member(0)["threshold"]), (&"confidence".into(), &0.8.into()));
+    assert_eq!((&member(1)["placement"], &member(1)["here"]), (&"everything on cloud".into(), &false.into()));
+    assert!(member(1)["threshold"].is_null());
+    assert_eq!(document["answered_near"], 0.75);
+    assert_eq!(document["calibrated"]["accuracy"], 0.875);
+    let ns = |of: &Value| of["latency_ns"].as_f64().unwrap_or_else(|| panic!("{document}"));
+    let (first, second) = (&document["paths"][0], &document["paths"][1]);
+    assert_eq!((&first["share"], &second["share"]), (&0.75.into(), &0.25.into()));
+    assert_eq!(ns(first), ns(member(0)));
+    assert_eq!(ns(second), ns(member(0)) + ns(member(1)));
+    assert!((ns(&document) - 0.75 * ns(first) - 0.25 * ns(second)).abs() < 1.0, "{document}");
+    let text = end.ask(&["explain", "cascade"]).stdout;
+    for part in ["confidence of at least 0.8000", "everything on cloud, as the service says", "75.0%", "small, large"] {
+        assert!(text.contains(part), "`{part}` is missing: {text}");
+    }
+
+    // Traffic moves the shares: untrained models are never sure.
+    until("the large model answers", || {
+        let ran = digits.ask(&end, "cascade", "5 s");
+        (ran.code == 0 && ran.json()["member"] == "large").then_some(())
+    });
+    let after = end.ask(&["explain", "cascade", "--json"]).json();
+    assert!(after["answered_near"].as_f64().unwrap() < 0.75, "{after}");
+    assert!(after["answers"].as_u64().unwrap() >= 1, "{after}");
+
+    // Goals are for models, and what doesn't exist is said not to.
+    end.ask(&["explain", "cascade", "--objective", "energy"]).refuses("made of several models");
+    end.ask(&["explain", "nobody"]).refuses("nobody");
+
+    let document = until("all of the ensemble are measured", || {
+        let ran = end.ask(&["explain", "ensemble", "--json"]);
+        let document = Some(ran).filter(|ran| ran.code == 0)?.json();
+        document["paths"][0]["latency_ns"].is_number().then_some(document)
+    });
+    let longest = document["members"].as_array().unwrap().iter().filter_map(|m| m["latency_ns"].as_u64()).max();
+    assert_eq!(document["paths"][0]["latency_ns"].as_u64(), longest, "{document}");
+    assert_eq!(document["kind"], "ensemble");
+}
+
+#[test]
 fn three_models_on_three_tiers() {
     let site = Site::new();
     let edge = site.edge("edge-1");
