@@ -29,14 +29,14 @@ use crate::harness::{Node, Site, binary, tierline, until};
 use crate::serve::{INFER, Served, ones};
 
 /// A connection to a door for applications.
-struct Http(BufReader<Box<dyn Both>>);
+pub struct Http(BufReader<Box<dyn Both>>);
 
-trait Both: Read + Write {}
+pub trait Both: Read + Write {}
 impl<T: Read + Write> Both for T {}
 
 /// An answer: status, head in small letters, body.
-struct Answer {
-    status: u16,
+pub struct Answer {
+    pub status: u16,
     head: String,
     body: Vec<u8>,
 }
@@ -58,7 +58,7 @@ impl Http {
         Self(BufReader::new(Box::new(stream)))
     }
 
-    fn tls(address: &str, config: &Arc<ClientConfig>) -> Self {
+    pub fn tls(address: &str, config: &Arc<ClientConfig>) -> Self {
         Self::secured(TcpStream::connect(address).expect("it listens"), config)
     }
 
@@ -106,7 +106,7 @@ impl Http {
         self.answer().expect("it answers")
     }
 
-    fn get(&mut self, path: &str, token: &str) -> Answer {
+    pub fn get(&mut self, path: &str, token: &str) -> Answer {
         self.ask("GET", path, &bearer(token), "")
     }
 }
@@ -121,7 +121,7 @@ fn roots(ca: &Path) -> RootCertStore {
     roots
 }
 
-fn config(ca: &Path, client: Option<&Path>, alpn: &[u8]) -> Arc<ClientConfig> {
+pub fn config(ca: &Path, client: Option<&Path>, alpn: &[u8]) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
