@@ -149,6 +149,7 @@ class Client:
         tier: str | None = None,
         exit: int | None = None,
         priority: int | None = None,
+        hedge: bool | float | None = None,
     ) -> Answer:
         """Runs a model.
 
@@ -161,6 +162,8 @@ class Client:
             tier: Where it is to run: `plan` (the rule), `here`, `edge` or `cloud`.
             exit: The early exit that answers at the latest, from 1; 0: none does.
             priority: From 1, which goes first; 0: as others.
+            hedge: Send a second copy another way once the first has taken longer than this
+                share of recent answers; True: 0.95.
 
         Raises:
             Error: The node refused it, and says why.
@@ -169,7 +172,7 @@ class Client:
         arrays = {name: np.asarray(value) for name, value in inputs.items()}
         bodies = {name: _tensors.encode(array) for name, array in arrays.items()}
         wanted = {"deadline_ms": None if deadline is None else max(1, round(deadline * 1e3))}
-        wanted |= {"tier": tier, "exit": exit, "priority": priority}
+        wanted |= {"tier": tier, "exit": exit, "priority": priority, "hedge": hedge}
         head: dict[str, Any] = {
             "inputs": [
                 {

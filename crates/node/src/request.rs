@@ -14,6 +14,11 @@
 //! A next tier that shows no sign of life is not waited for either: a recovery
 //! starts beside the call, or with it where the silence began before.
 //!
+//! A caller may ask for a second copy: where the next tier takes longer than it
+//! usually does, the request is sent to another one as well, or run here,
+//! whichever is expected sooner. Nothing has gone wrong then, and the answer
+//! isn't degraded, whoever gives it first.
+//!
 //! Where the model has early exits, the node's own segments run in steps, and
 //! the shell judges each exit's answer. One that is sure enough ends the
 //! request. One that isn't is kept: it is the answer when going on fails, when
@@ -64,6 +69,9 @@ pub struct Setup {
     /// Longest wait for the next tier before a recovery starts beside it;
     /// `None` waits until the reserve is reached.
     pub patience: Option<Duration>,
+    /// Time from the beginning after which a second copy goes another way, where
+    /// the caller asked for one.
+    pub hedge: Option<Duration>,
     /// Ways to answer without the planned next tier, nearest first; at most
     /// [`RECOVERIES_MAX`].
     pub recoveries: Vec<Recovery>,
@@ -219,6 +227,8 @@ enum Kind {
     Planned,
     /// A recovery, here or above.
     Recovery,
+    /// A second copy that the caller asked for, here or above.
+    Copy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,8 +252,14 @@ pub struct Request {
     next_op: u32,
     /// Parents whose lease is lost, and why.
     down: Vec<(Peer, String)>,
+    /// When it began.
+    begun: Time,
     /// When a recovery starts beside a call that is out.
     hedge_at: Option<Time>,
+    /// When a second copy does.
+    copy_at: Option<Time>,
+    /// The second copy.
+    copy: Option<Op>,
     /// The parent that shows no sign of life, and what was waited for.
     silent: Option<(Peer, String)>,
     /// Local steps begun.
@@ -267,7 +283,10 @@ impl Request {
             active: Vec::new(),
             next_op: 0,
             down,
+            begun: Time::ZERO,
             hedge_at: None,
+            copy_at: None,
+            copy: None,
             silent: None,
             steps: 0,
             at_hand: None,
@@ -296,7 +315,10 @@ impl Request {
             Event::PeerDown { peer, reason } => self.peer_down(now, peer, reason, out),
             Event::PeerUp { peer } => self.down.retain(|(other, _)| *other != peer),
             Event::Silent { peer, reason } => self.silent(now, peer, reason, out),
-            Event::Wake => self.hedge(now, out),
+            Event::Wake => {
+                self.hedge(now, out);
+                self.copy(now, out);
+            }
         }
         // An answer at hand goes out in time; without one, time decides alone.
         if !self.done && (late || now >= self.due()) {
@@ -315,7 +337,13 @@ impl Request {
     #[must_use]
     pub fn wake(&self) -> Option<Time> {
         let due = self.due();
-        (!self.done).then(|| self.hedge_at.map_or(due, |at| at.min(due)))
+        (!self.done).then(|| [self.hedge_at, self.copy_at].into_iter().flatten().fold(due, Time::min))
+    }
+
+    /// The second copy, once there is one.
+    #[must_use]
+    pub fn second(&self) -> Option<Op> {
+        self.copy
     }
 
     /// Whether it has ended.
@@ -328,6 +356,7 @@ impl Request {
         if self.next_op != 0 {
             return;
         }
+        self.begun = now;
         if self.setup.local.is_empty() && self.setup.upstream.is_none() {
             let failure = Failure::new(Code::Internal, "a request without a plan: neither segments nor a next tier");
             return self.fail(failure, out);
@@ -354,7 +383,7 @@ impl Request {
         let Some(active) = self.take(op) else { return };
         match (active.kind, result) {
             (_, Err(failure)) => self.trouble(now, Cause::LocalFailure, failure, late, out),
-            (Kind::Recovery, Ok(_)) | (Kind::Local, Ok(Ran::Sure)) => self.answer(op, None, out),
+            (Kind::Recovery | Kind::Copy, Ok(_)) | (Kind::Local, Ok(Ran::Sure)) => self.answer(op, None, out),
             (Kind::Local, Ok(Ran::Capped)) => {
                 let failure = Failure::new(Code::Overloaded, DEEP_BUDGET_SPENT);
                 self.trouble = Some((Cause::DeepBudget, failure));
@@ -418,8 +447,10 @@ impl Request {
         let by_patience = self.setup.patience.filter(|_| reserve.is_some()).map(|patience| now + patience);
         let by_silence = self.silent.as_ref().filter(|(peer, _)| *peer == upstream.peer).map(|_| now);
         self.hedge_at = by_reserve.into_iter().chain(by_patience).chain(by_silence).min();
+        self.copy_at = self.setup.hedge.map(|hedge| self.begun + hedge);
         // With less time than that there is no point in waiting first.
         self.hedge(now, out);
+        self.copy(now, out);
     }
 
     /// The next tier may be gone: a call to it that is out gets a recovery
@@ -451,6 +482,27 @@ impl Request {
         }
     }
 
+    /// Starts a second copy beside the call that is out, when it is time.
+    fn copy(&mut self, now: Time, out: &mut Vec<Action>) {
+        if self.copy_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.copy_at = None;
+        // One way beside the planned one is enough.
+        let alone = matches!(self.active[..], [Active { kind: Kind::Planned, .. }]);
+        let ways = self.setup.recoveries.iter().enumerate();
+        let open = ways.filter(|(index, way)| !self.tried.contains(index) && self.is_open(now, way));
+        let soonest = open.min_by_key(|(_, way)| predicted(way)).map(|(index, way)| (index, *way));
+        if let Some((index, way)) = soonest.filter(|_| alone) {
+            self.tried.insert(index);
+            self.copy = Some(Op(self.next_op));
+            match way {
+                Recovery::Here(local) => self.run(local.span, Kind::Copy, out),
+                Recovery::Above(above) => self.call(now, above, Kind::Copy, out),
+            }
+        }
+    }
+
     /// Something failed: recover, wait for what is still out, or give up.
     fn trouble(&mut self, now: Time, cause: Cause, failure: Failure, late: bool, out: &mut Vec<Action>) {
         if is_final(failure.code()) {
@@ -478,16 +530,20 @@ impl Request {
 
     /// The nearest way that is open and expected to be in time.
     fn next_recovery(&mut self, now: Time) -> Option<Recovery> {
-        let left = now.until(self.setup.deadline);
-        let open = |recovery: &Recovery| match recovery {
-            Recovery::Here(local) => local.predicted <= left,
-            Recovery::Above(above) => above.predicted <= left && self.down_reason(above.peer).is_none(),
-        };
         let mut ways = self.setup.recoveries.iter().enumerate().filter(|(index, _)| !self.tried.contains(index));
-        let (index, recovery) = ways.find(|(_, recovery)| open(recovery))?;
+        let (index, recovery) = ways.find(|(_, recovery)| self.is_open(now, recovery))?;
         let recovery = *recovery;
         self.tried.insert(index);
         Some(recovery)
+    }
+
+    /// Whether a way can be gone, and is expected to be in time.
+    fn is_open(&self, now: Time, way: &Recovery) -> bool {
+        let reached = match way {
+            Recovery::Here(_) => true,
+            Recovery::Above(above) => self.down_reason(above.peer).is_none(),
+        };
+        reached && predicted(way) <= now.until(self.setup.deadline)
     }
 
     fn recover(&mut self, now: Time, recovery: Recovery, out: &mut Vec<Action>) {
@@ -507,7 +563,7 @@ impl Request {
         let Upstream { peer, back, .. } = upstream;
         let op = self.begin(kind, Some(peer));
         let remaining = now.until(self.setup.deadline).saturating_sub(back);
-        out.push(Action::Call { op, peer, remaining, whole: kind == Kind::Recovery });
+        out.push(Action::Call { op, peer, remaining, whole: kind != Kind::Planned });
     }
 
     fn begin(&mut self, kind: Kind, peer: Option<Peer>) -> Op {
@@ -593,12 +649,15 @@ fn is_final(code: Code) -> bool {
     matches!(code, Code::InvalidInput)
 }
 
-fn reserve(recovery: &Recovery) -> Duration {
-    let predicted = match recovery {
+fn predicted(way: &Recovery) -> Duration {
+    match way {
         Recovery::Here(local) => local.predicted,
         Recovery::Above(above) => above.predicted,
-    };
-    seconds(predicted.as_secs_f64() * RESERVE_FACTOR).saturating_add(RESERVE_SLACK)
+    }
+}
+
+fn reserve(recovery: &Recovery) -> Duration {
+    seconds(predicted(recovery).as_secs_f64() * RESERVE_FACTOR).saturating_add(RESERVE_SLACK)
 }
 
 pub(crate) fn cause_of(code: Code) -> Cause {

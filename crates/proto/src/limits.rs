@@ -56,6 +56,10 @@ pub const TEXT_BYTES_MAX: usize = 4 << 10;
 /// Longest deadline a request may carry.
 pub const DEADLINE_MS_MAX: u64 = 10 * 60 * 1_000;
 
+/// A second copy of a request that wants one goes after the time within which
+/// this share of recent answers came, unless it says otherwise.
+pub const HEDGE_DEFAULT: f64 = 0.95;
+
 /// Runs in flight on one connection; HTTP/2 would allow more, memory not.
 pub const RUNS_PER_CONNECTION_MAX: u32 = 64;
 

@@ -59,7 +59,9 @@ struct Live {
     above: BTreeMap<Op, Key>,
     /// Ops that are the planned path.
     planned: Vec<Op>,
-    /// Those of them that end at an exit.
+    /// Second copies, which are as good.
+    copies: Vec<Op>,
+    /// Those of the planned ones that end at an exit.
     judged: Vec<Op>,
     deadline: Time,
     /// Degraded answers that came from above, by op.
@@ -153,7 +155,9 @@ impl<'a> World<'a> {
         let here = Recovery::Here(Local { span: span(until, 1.0), predicted: share(time, until, 1.0) });
         let holds = node == 2 || shape.holds[node];
         let recoveries = if holds && upstream.is_some() { vec![here] } else { vec![] };
-        let setup = Setup { node: format!("n{node}"), deadline, local, upstream, patience: None, recoveries };
+        // One of three callers wants a second copy, after a while that is often too short.
+        let hedge = (self.rng.u8(..3) == 0).then(|| between(self.rng, [ms(0), ms(100)]));
+        let setup = Setup { node: format!("n{node}"), deadline, local, upstream, patience: None, hedge, recoveries };
         let down = if self.nodes[node].leased { vec![] } else { vec![(PARENT, "no lease".to_owned())] };
         let machine = Request::new(setup, down);
         let (above, came_degraded) = (BTreeMap::new(), BTreeMap::new());
@@ -162,6 +166,7 @@ impl<'a> World<'a> {
             caller,
             above,
             planned: vec![],
+            copies: vec![],
             judged: vec![],
             deadline,
             came_degraded,
@@ -182,6 +187,7 @@ impl<'a> World<'a> {
         }
         let cancelled = event == Event::Cancel;
         let actions = live.machine.step(now, event);
+        live.copies = live.machine.second().into_iter().collect();
         // One that has ended while its end is still being performed stays until then.
         let ends = cancelled || actions.iter().any(|action| matches!(action, Action::Finish(_)));
         for action in actions {
@@ -205,7 +211,8 @@ impl<'a> World<'a> {
                 let id = JobId(self.fresh());
                 let actual = service.mul_f64(0.5 + 0.8 * self.rng.f64());
                 self.nodes[node].jobs.insert(id, (key, op, actual));
-                if let Some(live) = self.nodes[node].live.get_mut(&key).filter(|_| !recovery) {
+                let of_plan = |live: &&mut Live| !recovery && !live.copies.contains(&op);
+                if let Some(live) = self.nodes[node].live.get_mut(&key).filter(of_plan) {
                     live.planned.push(op);
                     // Where the outputs are, nothing is left to judge.
                     live.judged.extend((span.last < 100).then_some(op));
@@ -261,8 +268,11 @@ impl<'a> World<'a> {
                             Some((at, _)) if at == *op => true,
                             _ => false,
                         };
-                        assert_eq!(degraded.is_some(), !planned || came || kept, "degraded iff not the planned way");
-                        planned && !kept
+                        let copy = live.copies.contains(op);
+                        // What went wrong with the first explains a second copy's answer as well.
+                        let fits = degraded.is_some() == (!planned || came || kept) || (copy && !came);
+                        assert!(fits, "degraded iff not the planned way");
+                        (planned || copy) && !kept
                     }
                     RequestOutcome::Failed(failure) => {
                         assert_eq!(live.passed, 0, "an answer was at hand: {failure}");
@@ -595,7 +605,8 @@ fn setup(recoveries: Vec<Recovery>) -> Setup {
     let local = Local { span: Span { first: 0, last: 2 }, predicted: ms(10) };
     let upstream = Upstream { peer: PARENT, predicted: ms(30), back: ms(5) };
     let deadline = Time::ZERO + ms(200);
-    Setup { node: "end".into(), deadline, local: vec![local], upstream: Some(upstream), patience: None, recoveries }
+    let (local, upstream) = (vec![local], Some(upstream));
+    Setup { node: "end".into(), deadline, local, upstream, patience: None, hedge: None, recoveries }
 }
 
 const HERE: Recovery = Recovery::Here(Local { span: Span { first: 2, last: 9 }, predicted: ms(40) });
@@ -639,6 +650,80 @@ fn a_recovery_starts_beside_a_late_call_and_the_first_answer_wins() {
         assert_eq!(request.step(hedge + ms(30), Event::CallDone { op: Op(1), result: Ok(None) }), []);
         assert_eq!(request.wake(), None);
     }
+}
+
+/// With a second copy wanted 50 ms after the beginning; the call is out.
+fn hedged(recoveries: Vec<Recovery>) -> Request {
+    let mut request = Request::new(Setup { hedge: Some(ms(50)), ..setup(recoveries) }, vec![]);
+    let _ = request.step(Time::ZERO, Event::Start);
+    let actions = request.step(Time::ZERO + ms(10), Event::RunDone { op: Op(0), result: Ok(Ran::On) });
+    assert!(matches!(actions[..], [Action::Call { op: Op(1), whole: false, .. }]), "{actions:?}");
+    request
+}
+
+#[test]
+fn a_second_copy_goes_the_soonest_other_way_and_the_first_answer_wins_undegraded() {
+    let at = |t: u64| Time::ZERO + ms(t);
+    let above = |predicted| Recovery::Above(Upstream { peer: Peer(1), predicted, back: ms(5) });
+    for copy_first in [true, false] {
+        let mut request = hedged(vec![HERE, above(ms(25))]);
+        assert_eq!((request.wake(), request.second()), (Some(at(50)), None));
+        assert_eq!(request.step(at(49), Event::Wake), [], "not yet");
+        let actions = request.step(at(50), Event::Wake);
+        let copy = Action::Call { op: Op(2), peer: Peer(1), remaining: ms(145), whole: true };
+        assert_eq!((&actions[..], request.second()), (&[copy][..], Some(Op(2))));
+        let (first, other) = if copy_first { (Op(2), Op(1)) } else { (Op(1), Op(2)) };
+        let actions = request.step(at(60), Event::CallDone { op: first, result: Ok(None) });
+        let answer = RequestOutcome::Answer { op: first, degraded: None };
+        assert_eq!(actions, [Action::Abandon { op: other }, Action::Finish(answer)]);
+    }
+    // Here, where that is sooner; it doesn't go first in the queue.
+    let mut request = hedged(vec![HERE, above(ms(60))]);
+    let actions = request.step(at(50), Event::Wake);
+    assert!(matches!(actions[..], [Action::Run { op: Op(2), recovery: false, .. }]), "{actions:?}");
+    let actions = request.step(at(90), Event::RunDone { op: Op(2), result: Ok(Ran::On) });
+    let answer = RequestOutcome::Answer { op: Op(2), degraded: None };
+    assert_eq!(actions, [Action::Abandon { op: Op(1) }, Action::Finish(answer)]);
+}
+
+#[test]
+fn a_second_copy_takes_nothing_from_what_a_request_does_in_trouble() {
+    let at = |t: u64| Time::ZERO + ms(t);
+    let above = Recovery::Above(Upstream { peer: Peer(1), predicted: ms(25), back: ms(5) });
+    let failed = |op| Event::CallDone { op: Op(op), result: Err(Failure::new(Code::Draining, "going down")) };
+    // The first fails: the copy is waited for, and its answer says why.
+    let mut request = hedged(vec![above]);
+    let _ = request.step(at(50), Event::Wake);
+    assert_eq!(request.step(at(60), failed(1)), []);
+    let actions = request.step(at(70), Event::CallDone { op: Op(2), result: Ok(None) });
+    let [Action::Finish(RequestOutcome::Answer { degraded: Some(degraded), .. })] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(degraded.cause(), Cause::UpstreamOverloaded);
+    // The copy fails: the first goes on, and is as planned.
+    let mut request = hedged(vec![above]);
+    let _ = request.step(at(50), Event::Wake);
+    assert_eq!(request.step(at(60), failed(2)), []);
+    let actions = request.step(at(70), Event::CallDone { op: Op(1), result: Ok(None) });
+    assert_eq!(actions, [Action::Finish(RequestOutcome::Answer { op: Op(1), degraded: None })]);
+    // Both do: what is left is tried.
+    let mut request = hedged(vec![HERE, above]);
+    let _ = request.step(at(50), Event::Wake);
+    let _ = request.step(at(60), failed(2));
+    let actions = request.step(at(70), failed(1));
+    assert!(matches!(actions[..], [Action::Run { op: Op(3), recovery: true, .. }]), "{actions:?}");
+    // No other way, or none in time: no copy. One that is out already is enough.
+    assert_eq!(hedged(vec![]).step(at(50), Event::Wake), []);
+    let slow = Recovery::Above(Upstream { peer: Peer(1), predicted: ms(500), back: ms(5) });
+    assert_eq!(hedged(vec![slow]).step(at(50), Event::Wake), []);
+    let mut request = hedged(vec![HERE, above]);
+    let _ = request.step(at(20), Event::Silent { peer: PARENT, reason: "silent".into() });
+    assert_eq!(request.step(at(50), Event::Wake), []);
+    assert_eq!(request.second(), None);
+    // An answer before that time needs none.
+    let mut request = hedged(vec![above]);
+    let _ = request.step(at(30), Event::CallDone { op: Op(1), result: Ok(None) });
+    assert_eq!((request.step(at(50), Event::Wake), request.second()), (vec![], None));
 }
 
 #[test]

@@ -59,6 +59,10 @@ impl Door for InferHeader {
         if let Some(exit) = self.exit.filter(|exit| *exit as usize > EXITS_MAX) {
             return Err(Breach::Exit(exit));
         }
+        if !(0.0..1.0).contains(&self.hedge) {
+            let value = self.hedge.to_string();
+            return Err(Breach::Number { what: "hedge", value, needed: "0, or between 0 and 1" });
+        }
         frame::check(&self.tensors, RUN_BYTES_MAX)?;
         Ok(())
     }

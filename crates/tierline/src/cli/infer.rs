@@ -43,6 +43,16 @@ pub struct Infer {
     /// Let this early exit answer at the latest, from 1; 0: none of them, but the model's end
     #[arg(long, value_name = "N")]
     exit: Option<u32>,
+    /// Send a second copy another way once the first has taken longer than this share of recent answers did
+    #[arg(
+        long,
+        value_name = "SHARE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "0.95",
+        value_parser = share
+    )]
+    hedge: Option<f64>,
     /// Write each output as FOLDER/NAME.npy; in NAME, what files can't have is `%` and two digits
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
@@ -73,6 +83,12 @@ impl From<PlacementArg> for Placement {
             PlacementArg::Cloud => Self::Cloud,
         }
     }
+}
+
+/// A share between 0 and 1.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| *share > 0.0 && *share < 1.0);
+    share.ok_or_else(|| format!("`{text}` is no share between 0 and 1, as in 0.95"))
 }
 
 /// `500 ms`, `2 s`, `1.5s`, `2m`, `1h`, `90d` as a duration.
@@ -162,7 +178,7 @@ pub(super) fn infer(global: &Global, args: &Infer) -> CommandResult {
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
         let wanted = if args.split.is_empty() { Wanted::at(args.placement.into()) } else { Wanted::split(&args.split) };
-        let wanted = Wanted { exit: args.exit, ..wanted };
+        let wanted = Wanted { exit: args.exit, hedge: args.hedge.unwrap_or(0.0), ..wanted };
         for _ in 0..args.repeat.max(1) {
             let answer = ask(&mut node, &args.model, &inputs, args.deadline, &wanted).await?;
             let line = line(answer, args)?;
@@ -192,13 +208,15 @@ pub struct Wanted {
     placement: Placement,
     route: Option<Route>,
     exit: Option<u32>,
+    /// 0: no second copy.
+    hedge: f64,
 }
 
 impl Wanted {
     /// By the plan, or all on one tier.
     #[must_use]
     pub fn at(placement: Placement) -> Self {
-        Self { placement, route: None, exit: None }
+        Self { placement, route: None, exit: None, hedge: 0.0 }
     }
 
     /// Handed on at these segments, nearest tier first.
@@ -206,7 +224,7 @@ impl Wanted {
     pub fn split(places: &[u32]) -> Self {
         let boundary = |place: &u32| Boundary { cut: place.checked_sub(1), tensors: Vec::new() };
         let route = Route { boundaries: places.iter().map(boundary).collect(), ..Route::default() };
-        Self { placement: Placement::Fixed, route: Some(route), exit: None }
+        Self { placement: Placement::Fixed, route: Some(route), exit: None, hedge: 0.0 }
     }
 }
 
@@ -229,6 +247,7 @@ pub async fn ask(
         placement: wanted.placement.into(),
         route: wanted.route.clone(),
         exit: wanted.exit,
+        hedge: wanted.hedge,
         ..InferHeader::default()
     };
     let bodies: Vec<infer_chunk::Body> = std::iter::once(infer_chunk::Body::Header(header))

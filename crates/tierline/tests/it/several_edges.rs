@@ -1,10 +1,11 @@
 //! An end below two edges: both take its requests, and either alone takes all.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Node, Site, until, until_planned};
+use crate::harness::{Link, Node, Site, until, until_planned};
 use crate::serve::Http;
 
 /// Requests at once.
@@ -86,6 +87,51 @@ fn two_edges_share_an_ends_requests_and_one_takes_all_when_the_other_is_gone() {
     let by = asker.ask(10);
     assert!(by.get("first").is_some_and(|n| *n >= CALLERS * 10 - CALLERS), "{by:?}");
     until("the other alone", || (asker.ask(4).len() == 1).then_some(()));
+}
+
+#[test]
+fn a_second_copy_answers_where_the_first_takes_longer_than_usual() {
+    let site = Site::new();
+    let _model = site.add_model();
+    let edge = site.edge("edge");
+    let link = Link::to(&edge.url, &["--delay", "1 ms"]);
+    let end = site.end("cam", &link.url(), &["--http", "127.0.0.1:0", "--grpc", "off"]);
+    until_planned(&end);
+    let asker = Asker::new(&end);
+    let once = |hedge: Value| -> (Value, Duration) {
+        let mut request: Value = serde_json::from_str(&asker.body).expect("JSON");
+        request["parameters"]["hedge"] = hedge;
+        let begun = Instant::now();
+        let mut http = Http::connect(&asker.address);
+        let (status, answer) = http.post("/v2/models/digits/infer", "", request.to_string().as_bytes());
+        assert_eq!((status, &answer["parameters"]["degraded"]), (200, &false.into()), "{answer}");
+        (answer, begun.elapsed())
+    };
+    let hedges = || {
+        let text = Http::connect(&asker.address).text("/metrics");
+        let of = |which: &str| {
+            let start = format!("tierline_hedges_total{{answered=\"{which}\"}} ");
+            text.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |n| n.parse::<u64>().expect("a number"))
+        };
+        (of("first"), of("second"))
+    };
+    // How long it usually takes shows.
+    until("the edge answers", || (asker.ask(8).len() == 1).then_some(()));
+    link.set(&["--delay", "300 ms"]);
+    let (slow, waited) = once(false.into());
+    assert_eq!((&slow["parameters"]["node"], hedges()), (&"edge".into(), (0, 0)));
+    assert!(waited > Duration::from_millis(300), "{waited:?}");
+    let (quick, took) = once(true.into());
+    assert_eq!((&quick["parameters"]["node"], hedges()), (&"cam".into(), (0, 1)), "{quick}");
+    assert!(took < waited, "{took:?} and {waited:?}");
+    assert_eq!(quick["outputs"], slow["outputs"]);
+    for wrong in [json!(1), json!(0), json!(1.5), json!("yes"), json!(-0.5)] {
+        let mut request: Value = serde_json::from_str(&asker.body).expect("JSON");
+        request["parameters"]["hedge"] = wrong;
+        let mut http = Http::connect(&asker.address);
+        let (status, answer) = http.post("/v2/models/digits/infer", "", request.to_string().as_bytes());
+        assert_eq!(status, 400, "{answer}");
+    }
 }
 
 /// Two edges that know one another; the ends are all below one of them.

@@ -201,6 +201,7 @@ pub(super) async fn prepare(
         fallback: true,
         reply_codec: duty.planning.reply_codec(entry.model),
         hedged,
+        hedge: duty.planning.usual(entry.model, &placed.text, header.hedge),
         exits,
         priority: header.priority,
         guarded: true,

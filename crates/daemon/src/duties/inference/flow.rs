@@ -121,6 +121,8 @@ pub struct RoutedRequest {
     /// Whether to run here as well once the next tier is much later than
     /// predicted, rather than wait until the deadline is near.
     pub hedged: bool,
+    /// Time after which a second copy goes another way, where one is wanted.
+    pub hedge: Option<Duration>,
     /// Exits that may answer, from here on.
     pub exits: Vec<ActiveExit>,
     /// How urgent it is beside its caller's others: 0, or from 1.
@@ -296,6 +298,7 @@ impl<'n> Flow<'n> {
             local: steps.into_iter().map(|(from, to)| local(from, to)).collect(),
             upstream,
             patience,
+            hedge: self.request.hedge,
             recoveries,
         })
     }
@@ -329,7 +332,10 @@ impl<'n> Flow<'n> {
                             task.abort();
                         }
                     }
-                    Action::Finish(outcome) => return self.finish(outcome),
+                    Action::Finish(outcome) => {
+                        self.duty.numbers.hedged(machine.second(), &outcome);
+                        return self.finish(outcome);
+                    }
                 }
             }
             let wake = machine.wake().map(|t| self.duty.cx.clock.instant_of(t));

@@ -48,6 +48,8 @@ pub struct Asked {
     pub trace: String,
     /// How urgent the whole request is.
     pub priority: u32,
+    /// As in a request's header.
+    pub hedge: f64,
     /// Whether nearer nodes answer when its plan fails.
     pub recover: bool,
 }
@@ -69,8 +71,9 @@ impl Inference {
     pub async fn ask_member(self: &Arc<Self>, asked: Asked, on_silence: impl FnOnce(String) + Send) -> Entered {
         let begun = Instant::now();
         let id = fastrand::u128(..).to_be_bytes().to_vec();
-        let Asked { model, placement, encoded, deadline, held, trace, priority, recover } = asked;
-        let header = InferHeader { model, placement: placement.into(), trace, priority, ..InferHeader::default() };
+        let Asked { model, placement, encoded, deadline, held, trace, priority, hedge, recover } = asked;
+        let placement = placement.into();
+        let header = InferHeader { model, placement, trace, priority, hedge, ..InferHeader::default() };
         let ahead = AtomicU64::new(wire::total(&encoded));
         let prepared = prepare(self, &header, encoded, deadline, &id, held).await;
         let Prepared { mut routed, inputs, predicted, plan, chosen: _chosen } = match prepared {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tierline_node::request::{Op, RequestOutcome};
 use tierline_proto::v1::{Degraded, Reply};
 
 use crate::runtime::numbers::{self, Histogram};
@@ -20,6 +21,8 @@ struct Inner {
     exits: BTreeMap<u32, u64>,
     /// Requests that another parent than the planned one took.
     elsewhere: u64,
+    /// Second copies, by what they came to.
+    hedges: BTreeMap<&'static str, u64>,
 }
 
 /// Counted so far.
@@ -27,7 +30,8 @@ pub(super) struct Numbers(Mutex<Inner>);
 
 impl Default for Numbers {
     fn default() -> Self {
-        let (requests, degraded, exits) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (requests, degraded, exits, hedges) =
+            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self(Mutex::new(Inner {
             requests,
             seconds: Histogram::new(BUCKETS),
@@ -35,6 +39,7 @@ impl Default for Numbers {
             sent_bytes: 0,
             exits,
             elsewhere: 0,
+            hedges,
         }))
     }
 }
@@ -66,6 +71,17 @@ impl Numbers {
         self.lock().elsewhere += 1;
     }
 
+    /// A request ended that may have had a second copy.
+    pub(super) fn hedged(&self, second: Option<Op>, outcome: &RequestOutcome) {
+        let Some(second) = second else { return };
+        let answered = match outcome {
+            RequestOutcome::Answer { op, .. } if *op == second => "second",
+            RequestOutcome::Answer { .. } => "first",
+            RequestOutcome::Failed(_) => "none",
+        };
+        *self.lock().hedges.entry(answered).or_default() += 1;
+    }
+
     /// An answer of this node, as entry or relay, was degraded.
     pub(super) fn degraded(&self, degraded: &Degraded) {
         *self.lock().degraded.entry(degraded.cause().as_str_name()).or_default() += 1;
@@ -89,6 +105,9 @@ impl Numbers {
         numbers::labelled(out, ("tierline_exits_total", "counter", help), "exit", counts);
         let help = "Requests that another parent than the planned one took, being less busy.";
         numbers::single(out, "tierline_elsewhere_total", "counter", help, inner.elsewhere);
+        let help = "Second copies of requests whose first took long, by which of the two answered.";
+        let counts = inner.hedges.iter().map(|(answered, count)| (*answered, count));
+        numbers::labelled(out, ("tierline_hedges_total", "counter", help), "answered", counts);
         let help = "Encoded activations sent between tiers for requests of this node.";
         numbers::single(out, "tierline_sent_bytes_total", "counter", help, inner.sent_bytes);
     }

@@ -144,6 +144,7 @@ async fn prepare(
         fallback: !header.no_fallback,
         reply_codec: route.reply_codec.clone(),
         hedged: false,
+        hedge: None,
         exits,
         priority: header.priority,
         guarded: false,

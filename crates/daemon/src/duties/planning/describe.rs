@@ -16,6 +16,9 @@ use crate::runtime::ns;
 /// Answers kept for `explain`.
 const RECENT_MAX: usize = 64;
 
+/// Answers by which it is known how long a placement usually takes.
+const USUAL_MIN: usize = 16;
+
 /// Recent answers that ran one placement.
 #[derive(Debug, Default)]
 pub(super) struct Recent {
@@ -137,6 +140,19 @@ impl Planning {
         recent.answers.push_back((total, reply.stages.clone()));
     }
 
+    /// The time within which this share of the recent answers of a placement
+    /// came; `None` where too few did, and for a share of 0.
+    pub fn usual(&self, model: Digest, placement: &str, share: f64) -> Option<Duration> {
+        if share <= 0.0 {
+            return None;
+        }
+        let inner = self.lock();
+        let recent = inner.recent.get(&model).filter(|recent| recent.placement == placement)?;
+        let totals = recent.answers.iter().map(|(total, _)| *total).collect();
+        drop(inner);
+        within(totals, share)
+    }
+
     /// Plans a model for a person: under the links as they are, with another
     /// goal or other limits if asked.
     ///
@@ -214,6 +230,16 @@ impl Planning {
     }
 }
 
+/// The time within which a share of the answers came (nearest rank).
+fn within(mut totals: Vec<Duration>, share: f64) -> Option<Duration> {
+    if totals.len() < USUAL_MIN {
+        return None;
+    }
+    totals.sort();
+    let rank = (share * totals.len() as f64).ceil() as usize;
+    totals.get(rank.clamp(1, totals.len()) - 1).copied()
+}
+
 fn describe(document: &PlanDocument, explain: bool) -> String {
     let mut text = describe_plan(&document.placement, &document.plan);
     if !document.unmeasured.is_empty() {
@@ -258,4 +284,19 @@ pub fn describe_plan(placement: &str, plan: &tierline_plan::Plan) -> String {
     };
     text.push_str(&format!(", {proof}\n"));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_usually_suffices_is_a_quantile_of_enough_answers() {
+        let ms = |n| Duration::from_millis(n);
+        let totals: Vec<Duration> = (1..=20).rev().map(ms).collect();
+        for (share, time) in [(0.95, ms(19)), (0.9, ms(18)), (0.5, ms(10)), (0.99, ms(20)), (0.001, ms(1))] {
+            assert_eq!(within(totals.clone(), share), Some(time), "{share}");
+        }
+        assert_eq!(within(totals[..15].to_vec(), 0.95), None);
+    }
 }

@@ -244,6 +244,7 @@ impl Flow<'_> {
             held: Arc::clone(&self.held),
             trace: self.header.trace.clone(),
             priority: self.header.priority,
+            hedge: self.header.hedge,
             recover,
         })
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tierline_graph::Dim;
-use tierline_proto::limits::{DEADLINE_MS_MAX, NAME_BYTES_MAX};
+use tierline_proto::limits::{DEADLINE_MS_MAX, HEDGE_DEFAULT, NAME_BYTES_MAX};
 use tierline_proto::oip::{Parameter, Parameters, Request, Response, rest};
 use tierline_proto::v1::{Code, Failure, InferHeader, Placement, Reply};
 
@@ -146,6 +146,12 @@ fn header(
         Some(Ok(value)) => Ok(Some(value)),
         Some(Err(_)) => Err(invalid(format!("parameter `{name}` is too large"))),
     };
+    let hedge = match parameters.get("hedge") {
+        None | Some(Parameter::Bool(false)) => 0.0,
+        Some(Parameter::Bool(true)) => HEDGE_DEFAULT,
+        Some(Parameter::Float(share)) if *share > 0.0 && *share < 1.0 => *share,
+        Some(_) => return Err(invalid("parameter `hedge` is true, false or a share between 0 and 1".to_owned())),
+    };
     Ok(InferHeader {
         model: model.to_owned(),
         deadline_ms: deadline_ms.min(DEADLINE_MS_MAX),
@@ -154,6 +160,7 @@ fn header(
         trace: Some(trace).filter(|trace| trace.len() <= NAME_BYTES_MAX).unwrap_or_default(),
         exit: narrow("exit", number("exit")?)?,
         priority: narrow("priority", number("priority")?)?.unwrap_or(0),
+        hedge,
         ..InferHeader::default()
     })
 }
