@@ -75,6 +75,9 @@ const PROFILE_SECONDS_MAX: u64 = 3_600;
 /// Least memory for requests under way: a few pictures at once.
 const REQUESTS_BYTES_MIN: u64 = 256 << 20;
 
+/// Bytes of examples on a node, unless told otherwise.
+const EXAMPLES_BYTES_DEFAULT: u64 = 1_000_000_000;
+
 /// How many times as long something takes: `LEAST` at least, above 0 at any
 /// rate, and at most `FACTOR_MAX`. So whatever is computed of it is a time.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize, Deserialize)]
@@ -448,6 +451,10 @@ pub struct NodeConfig {
     /// deepest exit's answer, marked as degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deep_per_minute: Option<u32>,
+    /// Bytes that examples of all services may take together; 1 GB when it is
+    /// missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub examples_bytes: Option<u64>,
     /// What plans make small.
     pub objective: Objective,
     /// What plans must keep.
@@ -483,6 +490,7 @@ impl Default for NodeConfig {
             batching: BatchingConfig::default(),
             profile_seconds: PROFILE_SECONDS_DEFAULT,
             deep_per_minute: None,
+            examples_bytes: None,
             objective: Objective::Latency,
             limits: Limits::default(),
             watts: 0.0,
@@ -618,6 +626,7 @@ impl NodeConfig {
             memory_bytes: Some(device.memory.max()),
             run_bytes: Some(self.run_bytes()),
             requests_bytes: Some(device.budget.state().1),
+            examples_bytes: Some(self.examples_bytes()),
             ..self.clone()
         };
         toml::to_string_pretty(&in_force).of_kind(ErrorKind::Other)
@@ -633,6 +642,12 @@ impl NodeConfig {
     #[must_use]
     pub fn requests_bytes(&self) -> u64 {
         self.requests_bytes.unwrap_or_else(|| (crate::machine::memory() / 8).max(REQUESTS_BYTES_MIN))
+    }
+
+    /// Bytes that examples of all services may take together.
+    #[must_use]
+    pub fn examples_bytes(&self) -> u64 {
+        self.examples_bytes.unwrap_or(EXAMPLES_BYTES_DEFAULT)
     }
 
     /// How models that could take the node down are run.

@@ -43,6 +43,8 @@ pub struct Quota {
     pub count: u64,
     /// Bytes of all of them.
     pub bytes: u64,
+    /// Bytes of those of all services together.
+    pub of_all: u64,
 }
 
 /// A number that is kept as SQLite has them.
@@ -52,8 +54,10 @@ fn number(row: &Row<'_>, at: usize) -> rusqlite::Result<u64> {
 
 impl State {
     /// Keeps an example; where its service has too many then, others go, drawn
-    /// at random by `draw`, which gives a number below its argument. Gives the
-    /// artefacts of those that went. One that exceeds the quota alone isn't kept.
+    /// at random by `draw`, which gives a number below its argument; where all
+    /// services together have, others of the one that has the most bytes. Gives
+    /// the artefacts of those that went. One that exceeds the quota alone isn't
+    /// kept.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -63,7 +67,7 @@ impl State {
         quota: Quota,
         mut draw: impl FnMut(u64) -> u64,
     ) -> Result<Vec<Digest>, StoreError> {
-        if row.bytes > quota.bytes || quota.count == 0 {
+        if row.bytes > quota.bytes.min(quota.of_all) || quota.count == 0 {
             return Ok(vec![row.artefact]);
         }
         self.with(|c| {
@@ -75,12 +79,22 @@ impl State {
                     [&row.service],
                     |found| Ok((number(found, 0)?, number(found, 1)?)),
                 )?;
+                let (mut from, mut among) = (row.service.clone(), count);
                 if count < quota.count && bytes.saturating_add(row.bytes) <= quota.bytes {
-                    break;
+                    let all =
+                        t.query_row("SELECT COALESCE(SUM(bytes), 0) FROM examples", [], |found| number(found, 0))?;
+                    if all.saturating_add(row.bytes) <= quota.of_all {
+                        break;
+                    }
+                    (from, among) = t.query_row(
+                        "SELECT service, COUNT(*) FROM examples GROUP BY service ORDER BY SUM(bytes) DESC, service LIMIT 1",
+                        [],
+                        |found| Ok((found.get(0)?, number(found, 1)?)),
+                    )?;
                 }
                 let (id, artefact): (i64, Digest) = t.query_row(
                     "SELECT id, artefact FROM examples WHERE service = ?1 ORDER BY id LIMIT 1 OFFSET ?2",
-                    params![row.service, draw(count).min(count.saturating_sub(1)) as i64],
+                    params![from, draw(among).min(among.saturating_sub(1)) as i64],
                     |found| Ok((found.get(0)?, Digest(found.get(1)?))),
                 )?;
                 t.execute("DELETE FROM examples WHERE id = ?1", [id])?;
@@ -150,6 +164,30 @@ mod tests {
     use super::*;
     use crate::state::Tables;
 
+    #[test]
+    fn services_together_keep_no_more_than_the_node_allows_and_the_largest_gives_way() {
+        let folder = tempfile::tempdir().unwrap();
+        let tables = [Tables { of: "services", steps: TABLES }];
+        let state = State::open(&folder.path().join("state.db"), &tables).unwrap();
+        let quota = Quota { count: 100, bytes: 100, of_all: 120 };
+        let keep = |service: &str, n, bytes| {
+            let row = ExampleRow { service: service.into(), ..row(n, bytes) };
+            state.keep_example(&row, quota, |_| 0).unwrap()
+        };
+        for n in 1..=3 {
+            assert!(keep("large", n, 30).is_empty());
+        }
+        assert!(keep("small", 4, 20).is_empty());
+        // 110 of 120: the one with the most goes, whoever comes.
+        assert_eq!(keep("small", 5, 20), [Digest([1; 32])]);
+        assert_eq!(keep("third", 6, 50), [Digest([2; 32])]);
+        assert_eq!(keep("third", 7, 40), [Digest([6; 32])]);
+        let held = |service: &str| state.examples(service).unwrap().iter().map(|row| row.bytes).sum::<u64>();
+        assert_eq!((held("large"), held("small"), held("third")), (30, 40, 40));
+        // More than all may have: it is itself what goes.
+        assert_eq!(state.keep_example(&row(8, 90), Quota { of_all: 80, ..quota }, |_| 0).unwrap(), [Digest([8; 32])]);
+    }
+
     fn row(n: u8, bytes: u64) -> ExampleRow {
         let artefact = Digest([n; 32]);
         let (service, why, policy, node) = ("digits".into(), "unsure".into(), "raw".into(), "end".into());
@@ -162,7 +200,7 @@ mod tests {
         let path = folder.path().join("state.db");
         let tables = [Tables { of: "services", steps: TABLES }];
         let state = State::open(&path, &tables).unwrap();
-        let quota = Quota { count: 3, bytes: 100 };
+        let quota = Quota { count: 3, bytes: 100, of_all: 1_000 };
         let keep = |n, bytes, drawn| state.keep_example(&row(n, bytes), quota, |_| drawn).unwrap();
         let held = |state: &State| state.examples("digits").unwrap().iter().map(|row| row.time_ms).collect::<Vec<_>>();
         for n in 1..=3 {

@@ -6,7 +6,7 @@ use crate::keys::{self, UnknownKey, suggest};
 
 /// Keys of each table, for suggestions.
 const KEYS: [(&str, &[&str]); 5] = [
-    ("", &["kind", "member", "audit", "quality", "combine", "output", "least", "examples", "calibration"]),
+    ("", &["kind", "member", "audit", "quality", "combine", "output", "least", "agreement", "examples", "calibration"]),
     (
         "member",
         &[

@@ -4,11 +4,12 @@
 //! Data only; a few short files beside it do what it takes with tensors:
 //! [`judge`] says whether an answer is sure enough, [`combine`] makes one answer
 //! of several, [`crops`] cuts pictures out of a picture, [`Service::answered`] says
-//! how often each answers. Asking the models is
+//! how often each answers, [`follow`] keeps thresholds by what traffic shows. Asking the models is
 //! for `tierline_node::composition`. Start at [`Service::parse`].
 
 pub mod combine;
 pub mod crops;
+pub mod follow;
 pub mod judge;
 mod keys;
 pub mod numbers;
@@ -51,6 +52,10 @@ pub struct Service {
     /// Cascades: the share of sure answers that are asked further all the same.
     #[serde(default, skip_serializing_if = "is_default")]
     pub audit: f64,
+    /// Cascades: the share of all answers that are to be those of the larger
+    /// models; thresholds follow traffic to keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<f64>,
     /// Cascades: pictures that no small model should decide on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<Quality>,
@@ -443,8 +448,16 @@ impl Service {
             self.check_member(place, member)?;
         }
         value("the service", "audit", self.audit, 0.0..=1.0, "from 0 to 1")?;
+        if let Some(agreement) = self.agreement {
+            value("the service", "agreement", agreement, 0.5..=1.0, "from 0.5 to 1")?;
+            if self.kind == Kind::Cascade && self.audit == 0.0 {
+                // Nothing would show whether answers that stand are right.
+                return Err(keys::wrong("the service", "audit", self.audit, "above 0 where `agreement` is kept to"));
+            }
+        }
         match self.kind {
             Kind::Cascade => {}
+            _ if self.agreement.is_some() => return Err(self.only("agreement", Kind::Cascade)),
             _ if self.audit > 0.0 => return Err(self.only("audit", Kind::Cascade)),
             _ if self.quality.is_some() => return Err(self.only("quality", Kind::Cascade)),
             _ if self.examples.is_some() => return Err(self.only("examples", Kind::Cascade)),

@@ -95,7 +95,11 @@ impl Services {
     }
 
     async fn kept(&self, mined: Mined) -> Result<(), Failure> {
-        let quota = Quota { count: mined.rules.max_count as u64, bytes: (mined.rules.max_mb * 1e6) as u64 };
+        let quota = Quota {
+            count: mined.rules.max_count as u64,
+            bytes: (mined.rules.max_mb * 1e6) as u64,
+            of_all: self.cx.me.config().examples_bytes(),
+        };
         let (service, node) = (mined.service.clone(), self.cx.me.name().to_owned());
         let (why, time_ms) = (mined.why, now_ms());
         let policy = if mined.rules.policy == Policy::Raw { "raw" } else { "features" };
@@ -121,8 +125,9 @@ impl Services {
         let written = self.cx.tasks.blocking("example", move || write(said, &tensors)).await?;
         let written = written.map_err(|text| Failure::new(Code::InvalidInput, text))?;
         let bytes = written.len() as u64;
-        if bytes > quota.bytes || quota.count == 0 {
-            let text = format!("{bytes} bytes, and the service's examples may have {}", quota.bytes);
+        let most = quota.bytes.min(quota.of_all);
+        if bytes > most || quota.count == 0 {
+            let text = format!("{bytes} bytes, and the service's examples may have {most}");
             return Err(Failure::new(Code::TooLarge, text));
         }
         // Stored and not named yet: a removal must not take it meanwhile.
@@ -222,7 +227,7 @@ impl Services {
 }
 
 /// The class of each example, where a model says one for each.
-fn said(member: &Member, outputs: &Named) -> Option<Vec<u64>> {
+pub(super) fn said(member: &Member, outputs: &Named) -> Option<Vec<u64>> {
     let classes = classes(member.judged(outputs).ok()?, member.reading()).ok()?;
     classes.into_iter().map(|places| if let [Some(class)] = places[..] { Some(class as u64) } else { None }).collect()
 }

@@ -2,6 +2,7 @@
 //! rule it goes on, how often, and how long that takes. Start at
 //! [`Services::explain`].
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -35,6 +36,10 @@ struct Explained {
     /// Share of the sure answers that is asked further all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     audit: Option<f64>,
+    /// Share of all answers that are to be the larger models', to which
+    /// thresholds are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    agreement: Option<f64>,
     /// What shares were calibrated on, and how right answers are by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     calibrated: Option<Calibrated>,
@@ -67,7 +72,7 @@ struct MemberPlan {
     /// When its answer stands, of a cascade: how sureness is computed.
     #[serde(skip_serializing_if = "Option::is_none")]
     criterion: Option<&'static str>,
-    /// The least sureness of an answer that stands.
+    /// The least sureness of an answer that stands: what is in force here.
     #[serde(skip_serializing_if = "Option::is_none")]
     threshold: Option<f64>,
     /// Expected time; none where it isn't known yet.
@@ -102,17 +107,18 @@ impl Services {
             let help = "leave the goal and the limits away, or ask for one of its models";
             return Err(Failure::new(Code::InvalidInput, text).with_help(help));
         }
-        let service = &composed.service;
+        let service = Arc::clone(&composed.service);
         let mut members = Vec::with_capacity(service.members.len());
         for place in 0..service.members.len() {
-            members.push(self.member(service, place).await?);
+            members.push(self.member(&composed, place).await?);
         }
         let explained = self.explained(&composed, members);
         let plan_json = serde_json::to_string(&explained).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         Ok(Some(PlanReply { plan_json, text: words(&explained) }))
     }
 
-    async fn member(&self, service: &Service, place: usize) -> Result<MemberPlan, Failure> {
+    async fn member(&self, composed: &Composed, place: usize) -> Result<MemberPlan, Failure> {
+        let service = &composed.service;
         let member = &service.members[place];
         let entry = self.catalogue.entry(&member.model)?;
         let program = self.catalogue.program_within(&entry, Instant::now() + FETCH_TIME_MAX).await?;
@@ -135,7 +141,7 @@ impl Services {
             fixed: member.placement != plan::Placement::Plan,
             after: service.before(place).into_iter().map(|place| service.members[place].name().to_owned()).collect(),
             criterion: rule.map(|rule| rule.criterion.name()),
-            threshold: rule.map(|rule| rule.threshold),
+            threshold: rule.map(|rule| self.following.threshold(composed, place).unwrap_or(rule.threshold)),
             latency_ns: (placed.predicted_ns > 0).then_some(placed.predicted_ns),
         })
     }
@@ -164,6 +170,7 @@ impl Services {
             answered_near: average(&|path| Some(f64::from(u8::from(path.here)))),
             latency_ns: average(&|path| path.latency_ns.map(|ns| ns as f64)),
             audit: (service.audit > 0.0).then_some(service.audit),
+            agreement: service.agreement,
             calibrated,
             answers: match service.kind {
                 Kind::Cascade => seen.iter().sum(),
@@ -260,6 +267,9 @@ fn words(explained: &Explained) -> String {
     }
     if let Some(audit) = explained.audit {
         text += &format!("audited        {} of the sure answers are asked further\n", percent(audit));
+    }
+    if let Some(agreement) = explained.agreement {
+        text += &format!("agreement      thresholds follow traffic to keep {}\n", percent(agreement));
     }
     if let Some(by) = &explained.calibrated {
         text += &format!(

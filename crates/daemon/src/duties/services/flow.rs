@@ -8,8 +8,10 @@ use std::time::Instant;
 use tierline_graph::{DataType, Elements, Tensor};
 use tierline_node::composition::{Action, Ask, Composition, Event, Form, Outcome, Setup};
 use tierline_plan::Service;
+use tierline_plan::service::Member;
 use tierline_plan::service::combine::{Voice, combine};
 use tierline_plan::service::crops::{Chosen, join};
+use tierline_plan::service::follow::Seen;
 use tierline_plan::service::numbers::{TensorsError, named};
 use tierline_plan::service::{self as plan, Kind};
 use tierline_proto::v1::{Code, Failure, InferHeader, Placement, Reply};
@@ -18,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::Services;
-use super::examples::Mined;
+use super::examples::{Mined, said};
 use crate::device::budget::Held;
 use crate::device::program::Named;
 use crate::duties::catalogue::Composed;
@@ -57,6 +59,7 @@ pub async fn answer(
     }
     let flow = Flow {
         picked: None,
+        beyond: Vec::new(),
         duty,
         id,
         header,
@@ -114,6 +117,9 @@ struct Flow<'n> {
     tasks: HashMap<Ask, AbortHandle>,
     /// Why the first model's answer doesn't stand, and how sure it was.
     picked: Option<(&'static str, f64)>,
+    /// Members that were asked beyond, how sure each was, and of how many
+    /// requests that is one.
+    beyond: Vec<(usize, f64, f64)>,
 }
 
 impl Flow<'_> {
@@ -284,7 +290,7 @@ impl Flow<'_> {
         let member = &service.members[step];
         let sure = match service.kind {
             Kind::Cascade if last => true,
-            Kind::Cascade => match in_place(|| member.judge(&entered.answer.outputs)) {
+            Kind::Cascade => match in_place(|| self.in_force(step).judge(&entered.answer.outputs)) {
                 Ok(verdict) => {
                     let doubt = match poor {
                         Some(poor) => Some(poor),
@@ -293,6 +299,11 @@ impl Flow<'_> {
                     };
                     if let (0, Some(why)) = (step, doubt) {
                         self.picked = Some((why, verdict.sureness));
+                    }
+                    // What pictures are picked for says nothing of thresholds.
+                    if doubt.is_some() && poor.is_none() {
+                        let stands_for = if verdict.sure { 1.0 / service.audit } else { 1.0 };
+                        self.beyond.push((step, verdict.sureness, stands_for));
                     }
                     doubt.is_none()
                 }
@@ -309,6 +320,31 @@ impl Flow<'_> {
         match self.choose(step) {
             Ok(pieces) => Event::Answered { ask, sure, degraded, pieces },
             Err(failure) => Event::Failed { ask, failure },
+        }
+    }
+
+    /// A member with the threshold that is in force.
+    fn in_force(&self, step: usize) -> Member {
+        let member = self.service().members[step].clone();
+        match self.duty.following.threshold(&self.composed, step) {
+            Some(threshold) => Member { threshold: Some(threshold), ..member },
+            None => member,
+        }
+    }
+
+    /// Tells of each member that was asked beyond whether the last answer is the
+    /// same.
+    fn follow(&self) {
+        let Some((last, of_last)) = self.answers.last_key_value() else { return };
+        let class = |step: usize, pieces: &BTreeMap<usize, Entered>| {
+            let outputs = &pieces.values().next()?.answer.outputs;
+            said(&self.service().members[step], outputs)
+        };
+        let Some(told) = class(*last, of_last) else { return };
+        for (step, sureness, stands_for) in self.beyond.iter().filter(|(step, ..)| step < last) {
+            let Some(own) = self.answers.get(step).and_then(|pieces| class(*step, pieces)) else { continue };
+            let seen = Seen { sureness: *sureness, agrees: own == told, stands_for: *stands_for };
+            self.duty.following.observe(&self.composed, *step, seen);
         }
     }
 
@@ -366,6 +402,9 @@ impl Flow<'_> {
         };
         let members: Vec<&str> = steps.iter().map(|step| self.service().members[*step].name()).collect();
         let member = members.join(", ");
+        if self.service().agreement.is_some() {
+            in_place(|| self.follow());
+        }
         self.mine();
         self.duty.numbers.answered(&format!("{}/{member}", self.composed.name));
         let of = |step: &usize| self.answers.get(step).and_then(|pieces| pieces.values().next());

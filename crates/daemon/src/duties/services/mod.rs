@@ -7,6 +7,7 @@ mod counts;
 pub mod examples;
 mod explain;
 mod flow;
+mod following;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tierline_proto::{Digest, Encoded};
 
 use self::counts::Numbers;
 use self::examples::Keeping;
+use self::following::Following;
 use super::artefacts::Artefacts;
 use super::catalogue::Catalogue;
 use super::inference::Inference;
@@ -52,6 +54,7 @@ pub struct Services {
     planning: Arc<Planning>,
     numbers: Numbers,
     keeping: Keeping,
+    following: Following,
 }
 
 impl Services {
@@ -59,7 +62,7 @@ impl Services {
         let (cx, catalogue, inference): (_, _, Arc<Inference>) = (assembly.cx.clone(), assembly.get(), assembly.get());
         let (artefacts, planning) = (assembly.get(), assembly.get());
         let (numbers, keeping) = (Numbers::default(), Keeping::default());
-        let services = Arc::new(Self { cx, artefacts, catalogue, inference, planning, numbers, keeping });
+        let services = Arc::new(Self { cx, artefacts, catalogue, inference, planning, numbers, keeping, following: Following::default() });
         services.inference.serve_by(Arc::new(Named(Arc::clone(&services))));
         services
     }
@@ -95,6 +98,7 @@ impl Duty for Arc<Services> {
 
     fn numbers(&self, out: &mut String) {
         self.numbers.text(out);
+        self.following.text(out);
         let count = |of: &AtomicU64| of.load(Ordering::Relaxed);
         let help = "Examples of services that were kept here.";
         numbers::single(out, "tierline_examples_kept_total", "counter", help, count(&self.keeping.kept));
