@@ -2,10 +2,13 @@
 // whatever a person would notice: errors, requests that leave this machine,
 // sections that stay empty, a page wider than a phone, keys that do nothing.
 //
+// A test does so wherever there are npm and a browser (tests/it/dashboard.rs). By hand:
+//
 //     npm install --no-save playwright-core     (anywhere; and NODE_PATH or a link to it)
 //     node dashboard/check.mjs http://127.0.0.1:8000 [FOLDER FOR SCREENSHOTS]
 //
-// TOKEN is signed in with, where the node wants to know who looks (https, of
+// CASCADE says that a cascade was asked, GATHERED how many degraded answers came
+// in a row for one reason. TOKEN is signed in with, where the node wants to know who looks (https, of
 // the site's own authority).
 // CHROMIUM names the browser; /usr/bin/chromium without it.
 
@@ -54,7 +57,9 @@ for (const [name, scheme, width, height] of [["light", "light", 1280, 900], ["da
   await page.goto(`${address}/`);
   if (token) await signIn(page, expect, name);
   await page.waitForSelector("#state.good", { timeout: 15_000 });
-  for (const id of ["map svg", "tiles dd", "nodes tbody tr", "waterfall svg", "sweep svg", "events li"]) {
+  // A cascade has rates where it was asked.
+  const cascade = process.env.CASCADE ? ["services tbody tr", "rates svg"] : [];
+  for (const id of ["map svg", "tiles dd", "nodes tbody tr", "waterfall svg", "sweep svg", "events li", ...cascade]) {
     expect(await page.locator(`#${id}`).count() > 0, `#${id} is empty`);
   }
   for (const drawn of await page.locator("svg[role=img]").all()) {
@@ -67,6 +72,11 @@ for (const [name, scheme, width, height] of [["light", "light", 1280, 900], ["da
   for (let i = 0; i < 20; i += 1) {
     await page.keyboard.press("Tab");
     reached.add(await page.evaluate(() => document.activeElement.id || document.activeElement.tagName));
+  }
+  const gathered = process.env.GATHERED;
+  if (gathered) {
+    const lines = await page.locator("#events li.degraded").allTextContents();
+    expect(lines.length === 1 && lines[0].includes(`(${gathered} times since`), `degraded answers aren't one line: ${lines.join(" | ")}`);
   }
   for (const control of ["model", "speed", "events", "SUMMARY", "A"]) expect(reached.has(control), `Tab never reaches ${control}`);
   const before = await page.locator("#speed-label").textContent();

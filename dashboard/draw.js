@@ -197,3 +197,48 @@ export function curve(rounds, of, width) {
   });
   return image;
 }
+
+/** Shares of a cascade's members over its last steps, one above the other. */
+export function rates(service, width) {
+  const [left, right, top, high] = [44, 8, 8, 106];
+  const wide = width - left - right;
+  const sums = service.answers.map((step) => step.reduce((all, count) => all + count, 0));
+  const all = sums.reduce((sum, count) => sum + count, 0);
+  const of = service.members.map((_, at) => service.answers.reduce((sum, step) => sum + step[at], 0));
+  const said = service.members.map((member, at) => `${member} ${share(of[at] / all)}`);
+  const seconds = service.answers.length * service.step_s;
+  const span = seconds < 120 ? `${seconds} s` : `${Math.round(seconds / 60)} min`;
+  // As many names in a line as fit.
+  let [x, line] = [left, 0];
+  const names = said.map((words) => {
+    const room = words.length * 7 + 26;
+    if (x > left && x + room > width) [x, line] = [left, line + 1];
+    const place = { x, y: top + high + 34 + line * 16 };
+    x += room;
+    return place;
+  });
+  const height = names.at(-1).y + 6;
+  const image = drawing(width, height, `answers of ${service.name} in the last ${span}: ${said.join(", ")}`);
+  const bar = wide / service.answers.length;
+  service.answers.forEach((step, at) => {
+    let done = 0;
+    step.forEach((count, member) => {
+      if (count === 0) return;
+      const part = (count / sums[at]) * high;
+      image.append(svg("rect", { x: left + at * bar, y: top + high - done - part, width: Math.max(bar - 1, 1), height: part, class: `share of${member % 3}` },
+        svg("title", {}, `${service.members[member]}: ${count} of ${sums[at]}`)));
+      done += part;
+    });
+  });
+  image.append(svg("path", { d: `M${left},${top}V${top + high}H${width - right}`, class: "axis" }));
+  for (const [of, y] of [[1, top + 8], [0, top + high]]) {
+    image.append(text(left - 4, y, share(of), { class: "quiet", "text-anchor": "end" }));
+  }
+  image.append(text(left, top + high + 13, `${span} ago`, { class: "quiet" }));
+  image.append(text(width - right, top + high + 13, "now", { class: "quiet", "text-anchor": "end" }));
+  said.forEach((words, member) => {
+    const { x, y } = names[member];
+    image.append(svg("rect", { x, y: y - 9, width: 10, height: 10, class: `share of${member % 3}` }), text(x + 14, y, words));
+  });
+  return image;
+}

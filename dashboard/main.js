@@ -1,6 +1,6 @@
 // Reads the node's interface every now and then, and draws it anew.
 
-import { curve, everyone, sweep, tierMap, waterfall } from "/dashboard/draw.js";
+import { curve, everyone, rates, sweep, tierMap, waterfall } from "/dashboard/draw.js";
 import { ago, bytes, el, link, share, speed, table, time } from "/dashboard/words.js";
 
 const PAUSE_MS = 2000;
@@ -12,7 +12,7 @@ const show = (id, ...children) => at(id).replaceChildren(...children);
 const wide = (id) => Math.max(260, Math.floor(at(id).clientWidth));
 
 /** What was read last, and what the person chose. */
-const seen = { site: null, models: [], plan: null, whatIf: null, numbers: {}, model: "", speedAt: null };
+const seen = { site: null, models: [], plan: null, whatIf: null, services: [], numbers: {}, model: "", speedAt: null };
 
 /** A token that was typed in: kept for this tab, sent in a header, never part of an address. */
 const TOKEN = "tierline-token";
@@ -54,13 +54,14 @@ async function look() {
     Object.assign(seen, { site, models: models.models, numbers: numbers.numbers });
     chooseModel();
     const name = encodeURIComponent(seen.model);
-    const [plan, whatIf, events, jobs] = await Promise.all([
+    const [plan, whatIf, events, jobs, services] = await Promise.all([
       seen.model ? perhaps(`models/${name}`) : { failed: "the site has no models yet" },
       seen.model ? perhaps(`models/${name}/what-if`) : { failed: "the site has no models yet" },
       read("events"),
       perhaps("jobs"),
+      perhaps("services"),
     ]);
-    Object.assign(seen, { plan, whatIf });
+    Object.assign(seen, { plan, whatIf, services: services.services ?? [] });
     draw();
     drawEvents(events.events);
     await drawJobs(jobs);
@@ -94,6 +95,7 @@ function draw() {
   drawPlan();
   drawWhatIf();
   drawExits();
+  drawRates();
 }
 
 function drawSite() {
@@ -197,11 +199,33 @@ function drawExits() {
   show("services", ...(counted.length === 0 ? [] : [table("Answers so far", ["answers", "", "count", "share"], counted)]));
 }
 
+/** Who answered for each cascade, over the last minutes. */
+function drawRates() {
+  const asked = seen.services.filter((service) => service.answers.some((step) => step.some((count) => count > 0)));
+  const width = wide("rates");
+  show("rates", ...asked.map((service) => el("div", {}, el("h3", {}, `${service.name}: answered by`), rates(service, width))));
+}
+
+/** Events, newest first; degraded answers in a row for one reason are one. */
+function gathered(events) {
+  const rows = [];
+  for (const event of events.toReversed()) {
+    const last = rows.at(-1);
+    if (last && event.kind === "degraded" && last.kind === "degraded" && last.text === event.text) {
+      Object.assign(last, { count: last.count + 1, since_ms: event.time_ms });
+    } else {
+      rows.push({ ...event, count: 1, since_ms: event.time_ms });
+    }
+  }
+  return rows;
+}
+
 function drawEvents(events) {
   const moment = (ms) => new Date(ms).toLocaleTimeString([], { hour12: false });
-  show("events", ...events.reverse().map((event) => el("li", { class: event.kind },
-    el("time", { datetime: new Date(event.time_ms).toISOString() }, moment(event.time_ms)),
-    el("span", { class: "kind" }, event.kind), el("span", {}, event.text))));
+  const text = (row) => row.count > 1 ? `${row.text} (${row.count} times since ${moment(row.since_ms)})` : row.text;
+  show("events", ...gathered(events).map((row) => el("li", { class: row.kind },
+    el("time", { datetime: new Date(row.time_ms).toISOString() }, moment(row.time_ms)),
+    el("span", { class: "kind" }, row.kind), el("span", {}, text(row)))));
 }
 
 async function drawJobs(answer) {

@@ -28,6 +28,10 @@ const PACKAGES: &[&str] = &[
     "opentelemetry-proto==1.45.2",
 ];
 
+/// What drives a browser for the dashboard's test: fetched with npm, where there
+/// is one. The browser itself is the system's.
+const BROWSER_DRIVER: (&str, &str) = ("playwright-core", "1.65.1");
+
 /// Packages that only carry files: fetched and unpacked, not installed.
 const ARCHIVES: &[&str] = &["rapidocr-onnxruntime==1.4.4", "scikit-image==0.26.0"];
 
@@ -66,6 +70,24 @@ impl Assets {
             .env("TIERLINE_ASSETS", &self.folder)
             .env("ORT_DYLIB_PATH", &self.runtime)
             .env("TIERLINE_PYTHON", self.folder.join("venv/bin/python"))
+            .env("TIERLINE_PAGE", self.folder.join("page"))
+    }
+}
+
+/// Fetches what drives a browser; without it the dashboard's test skips aloud.
+fn browser_driver(folder: &Path) {
+    let (name, version) = BROWSER_DRIVER;
+    let page = folder.join("page");
+    let known = fs::read_to_string(page.join("node_modules").join(name).join("package.json"));
+    if known.is_ok_and(|text| text.contains(&format!("\"version\": \"{version}\""))) {
+        return;
+    }
+    let fetched = command::program("npm")
+        .args(["install", "--no-save", "--no-audit", "--no-fund", "--silent", "--prefix"])
+        .args([&page])
+        .args([format!("{name}@{version}")]);
+    if fs::create_dir_all(&page).is_err() || !fetched.succeeds() {
+        eprintln!("{name} couldn't be fetched with npm; the dashboard's test does without a browser");
     }
 }
 
@@ -85,6 +107,7 @@ pub fn ensure() -> Result<Assets> {
         })?;
         fs::write(&stamp, wanted)?;
     }
+    browser_driver(&folder);
     let runtime = runtime(&folder).context("the assets name no ONNX Runtime library")?;
     Ok(Assets { runtime, folder })
 }

@@ -3,10 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Node, Site, tierline, until, until_planned};
+use crate::harness::{Link, Node, Ran, Site, tierline, until, until_planned};
 
 /// Status, head (in small letters) and body of what a node answers.
 fn get(address: &str, path: &str, host: &str) -> (u16, String, String) {
@@ -120,6 +122,69 @@ fn the_page_reads_the_site_its_plans_and_what_would_be() {
     let json = end.ask(&["top", "--json"]).json();
     assert_eq!(json["plans"][0]["model"], "digits");
     end.ask(&["top"]).refused(2, "draws on a terminal");
+}
+
+#[test]
+fn a_browser_finds_nothing_wrong_with_the_page() {
+    let driver = std::env::var_os("TIERLINE_PAGE").filter(|at| Path::new(at).join("node_modules/playwright-core").exists());
+    let has = |program: &str| {
+        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    };
+    let (Some(driver), true, true) = (driver, has("node"), has("chromium")) else {
+        eprintln!("skipped: there is no browser, or nothing to drive it; run cargo xtask test");
+        return;
+    };
+    let site = Site::new();
+    let edge = site.edge("edge-1");
+    let link = Link::to(&edge.url, &["--delay", "1 ms"]);
+    let end = site.end("end-1", &link.url(), &["--http", "127.0.0.1:0", "--slowdown", "8"]);
+    let model = site.add_model();
+    let large = model.file.to_str().expect("UTF-8");
+    assert_eq!(site.cloud.ask(&["model", "add", large, "--name", "large", "--wait", "20 s"]).code, 0);
+    let toml = "kind = \"cascade\"\n[[member]]\nmodel = \"digits\"\nplacement = \"here\"\ncriterion = \"margin\"\n\
+                threshold = 2.0\n[[member]]\nmodel = \"large\"\nplacement = \"edge\"\n";
+    let file = site.folder.path().join("both.toml");
+    std::fs::write(&file, toml).expect("a file");
+    let add = ["model", "add", file.to_str().expect("UTF-8"), "--name", "both", "--wait", "20 s"];
+    assert_eq!(site.cloud.ask(&add).code, 0);
+    until_planned(&end);
+    let ask = |deadline: &str| {
+        end.ask(&["infer", "--model", "both", "--input", &model.input, "--deadline", deadline, "--json"])
+    };
+    until("the large model answers", || {
+        let ran = ask("5 s");
+        (ran.code == 0 && ran.json()["member"] == "large").then_some(())
+    });
+    // Ten minutes have sixty steps, however short the node has been there.
+    let lately = Looked(&end).read("services");
+    let of = &lately["services"][0];
+    assert_eq!((&of["name"], &of["members"], &of["step_s"]), (&json!("both"), &json!(["digits", "large"]), &json!(10)));
+    let answers: u64 = of["answers"].as_array().expect("steps").iter().filter_map(|step| step[1].as_u64()).sum();
+    assert!(answers >= 1, "{lately}");
+    // Degraded answers in a row, for one reason.
+    link.set(&["--cut"]);
+    until("it is cut off", || end.ask(&["node", "status"]).stdout.contains("tried again").then_some(()));
+    for _ in 0..5 {
+        assert_eq!(ask("5 s").json()["degraded"], true);
+    }
+    let degraded = Looked(&end).read("events");
+    let degraded: Vec<&Value> = degraded["events"]
+        .as_array()
+        .expect("events")
+        .iter()
+        .filter(|event| event["kind"] == "degraded")
+        .collect();
+    let alike = degraded.iter().all(|event| event["text"] == degraded[0]["text"]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../dashboard/check.mjs");
+    let mut check = Command::new("node");
+    check.arg(script).arg(&end.http).current_dir(driver).env("CASCADE", "1").env("CHROMIUM", "chromium");
+    if let Some(folder) = std::env::var_os("TIERLINE_SCREENSHOTS") {
+        check.arg(folder);
+    }
+    assert!(alike, "{degraded:?}");
+    check.env("GATHERED", degraded.len().to_string());
+    let ran = Ran::of(check.output().expect("node runs"));
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
 }
 
 #[test]

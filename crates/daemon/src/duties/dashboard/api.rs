@@ -18,6 +18,7 @@ use tierline_proto::v1::{
 };
 
 use super::Dashboard;
+use crate::duties::services::STEP;
 use crate::net::plain::refusal;
 use crate::runtime::{numbers as texts, tasks};
 
@@ -39,6 +40,7 @@ pub fn router() -> Router<Arc<Dashboard>> {
         .route("/api/v1/models", get(models))
         .route("/api/v1/models/{model}", get(model))
         .route("/api/v1/models/{model}/what-if", get(what_if))
+        .route("/api/v1/services", get(services))
         .route("/api/v1/events", get(events))
         .route("/api/v1/jobs", get(jobs))
         .route("/api/v1/jobs/{job}", get(job))
@@ -224,6 +226,14 @@ async fn what_if(State(dashboard): Duty, path: Named, RawQuery(query): RawQuery)
 
 fn sweep() -> impl Iterator<Item = f64> {
     (0..=TENFOLDS * PER_TENFOLD).map(|at| SPEED_MIN_BYTES_PER_S * 10f64.powf(f64::from(at) / f64::from(PER_TENFOLD)))
+}
+
+/// Who answered for each cascade lately.
+async fn services(State(dashboard): Duty) -> Response {
+    let services = dashboard.services.lately().into_iter().map(|lately| {
+        json!({ "name": lately.name, "members": lately.members, "step_s": STEP.as_secs(), "answers": lately.answers })
+    });
+    answered(Ok(json!({ "services": services.collect::<Vec<_>>() })))
 }
 
 async fn events(State(dashboard): Duty) -> Response {

@@ -21,6 +21,7 @@ use axum::routing::get;
 use super::catalogue::Catalogue;
 use super::federation::Jobs;
 use super::planning::Planning;
+use super::services::Services;
 use super::site::Site;
 use crate::net::asking::Asker;
 use crate::net::plain::{From, refusal};
@@ -66,6 +67,7 @@ struct Dashboard {
     catalogue: Arc<Catalogue>,
     planning: Arc<Planning>,
     jobs: Arc<Jobs>,
+    services: Arc<Services>,
 }
 
 impl Dashboard {
@@ -76,6 +78,7 @@ impl Dashboard {
             catalogue: assembly.get(),
             planning: assembly.get(),
             jobs: assembly.get(),
+            services: assembly.get(),
         }
     }
 }

@@ -406,7 +406,7 @@ impl Flow<'_> {
             in_place(|| self.follow());
         }
         self.mine();
-        self.duty.numbers.answered(&format!("{}/{member}", self.composed.name));
+        self.duty.numbers.answered(self.duty.cx.clock.now(), &self.composed.name, &member);
         let of = |step: &usize| self.answers.get(step).and_then(|pieces| pieces.values().next());
         let (exit, model) = match &steps[..] {
             [one] => of(one).map_or((0, self.document()), |e| (e.answer.reply.exit, e.model.clone())),

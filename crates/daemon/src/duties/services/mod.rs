@@ -15,14 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tierline_node::policy::{Roles, Rule};
+use tierline_plan::service::{Kind, Member};
 use tierline_proto::v1::{Failure, InferHeader};
 use tierline_proto::{Digest, Encoded};
 
+pub use self::counts::STEP;
 use self::counts::Numbers;
 use self::examples::Keeping;
 use self::following::Following;
 use super::artefacts::Artefacts;
-use super::catalogue::Catalogue;
+use super::catalogue::{Catalogue, Composed};
 use super::inference::Inference;
 use super::inference::members::{self, Answering};
 use super::planning::Planning;
@@ -65,6 +67,32 @@ impl Services {
         let services = Arc::new(Self { cx, artefacts, catalogue, inference, planning, numbers, keeping, following: Following::default() });
         services.inference.serve_by(Arc::new(Named(Arc::clone(&services))));
         services
+    }
+}
+
+/// Who answered for a cascade lately.
+pub struct Lately {
+    /// The service.
+    pub name: String,
+    /// Its members, the smallest first.
+    pub members: Vec<String>,
+    /// Answers of each in each of the last steps of [`STEP`], the one under way
+    /// at the end.
+    pub answers: Vec<Vec<u64>>,
+}
+
+impl Services {
+    /// Who answered for each cascade lately.
+    pub fn lately(&self) -> Vec<Lately> {
+        let (services, now) = (self.catalogue.known.services(), self.cx.clock.now());
+        let cascades = services.into_iter().filter(|composed| composed.service.kind == Kind::Cascade);
+        let lately = |composed: Composed| {
+            let members: Vec<&str> = composed.service.members.iter().map(Member::name).collect();
+            let answers = self.numbers.lately(now, &composed.name, &members);
+            let members = members.into_iter().map(str::to_owned).collect();
+            Lately { members, answers, name: composed.name }
+        };
+        cascades.map(lately).collect()
     }
 }
 
