@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -127,10 +127,11 @@ fn the_page_reads_the_site_its_plans_and_what_would_be() {
 #[test]
 fn a_browser_finds_nothing_wrong_with_the_page() {
     let driver = std::env::var_os("TIERLINE_PAGE").filter(|at| Path::new(at).join("node_modules/playwright-core").exists());
-    let has = |program: &str| {
-        Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+    let found = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
     };
-    let (Some(driver), true, true) = (driver, has("node"), has("chromium")) else {
+    let (Some(driver), Some(node), Some(chromium)) = (driver, found("node"), found("chromium")) else {
         eprintln!("skipped: there is no browser, or nothing to drive it; run cargo xtask test");
         return;
     };
@@ -176,8 +177,8 @@ fn a_browser_finds_nothing_wrong_with_the_page() {
         .collect();
     let alike = degraded.iter().all(|event| event["text"] == degraded[0]["text"]);
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../dashboard/check.mjs");
-    let mut check = Command::new("node");
-    check.arg(script).arg(&end.http).current_dir(driver).env("CASCADE", "1").env("CHROMIUM", "chromium");
+    let mut check = Command::new(node);
+    check.arg(script).arg(&end.http).current_dir(driver).env("CASCADE", "1").env("CHROMIUM", chromium);
     if let Some(folder) = std::env::var_os("TIERLINE_SCREENSHOTS") {
         check.arg(folder);
     }
