@@ -1,24 +1,21 @@
 //! Thresholds of a cascade that follow what traffic shows.
 //!
 //! Where a request is asked further, it shows whether the smaller model's answer
-//! would have been the larger one's: of those that it wasn't sure of always, of
-//! those that it was sure of for the audited ones, each of which stands for as
-//! many as the share of audits says. From these, the threshold is the least with
-//! which so many answers agree as are wanted.
+//! would have been the larger one's. Of the answers that it was sure of, those
+//! that are audited show it; of the others as large a share is looked at, so
+//! that what is seen is a fair sample of all requests, whatever the threshold
+//! was. From it, the threshold is the least with which so many answers agree as
+//! are wanted.
 //!
 //! Pure: told what was seen. Start at [`Follower`].
 
 use std::collections::VecDeque;
 
 /// Requests that are remembered; older ones say little of the inputs of now.
-const SEEN_MAX: usize = 2_048;
+const SEEN_MAX: usize = 1_024;
 
-/// Requests from which on a threshold follows them ...
+/// Requests from which on a threshold follows them.
 const SEEN_MIN: usize = 128;
-
-/// ... of which so many were sure, and audited: without them nothing is known of
-/// answers that stand.
-const AUDITED_MIN: usize = 24;
 
 /// Requests between two looks.
 const LOOK_EVERY: usize = 32;
@@ -26,15 +23,14 @@ const LOOK_EVERY: usize = 32;
 /// Thresholds are told in such steps, rounded up: nobody should see them tremble.
 const STEP: f64 = 1.0 / 128.0;
 
-/// What was seen of one request that was asked further.
+/// What was seen of one request that was asked further, drawn from all with the
+/// share of audits.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Seen {
     /// How sure the smaller model was.
     pub sureness: f64,
     /// Whether the larger one said the same.
     pub agrees: bool,
-    /// Of how many requests it is one, since it was drawn; 1 for one that wasn't.
-    pub stands_for: f64,
 }
 
 /// The threshold of one member.
@@ -62,7 +58,7 @@ impl Follower {
 
     /// Counts a request; whether the threshold is another one now.
     pub fn observe(&mut self, seen: Seen) -> bool {
-        if !(seen.sureness.is_finite() && seen.stands_for.is_finite() && seen.stands_for > 0.0) {
+        if !seen.sureness.is_finite() {
             return false;
         }
         if self.seen.len() == SEEN_MAX {
@@ -74,9 +70,6 @@ impl Follower {
             return false;
         }
         self.since_look = 0;
-        if self.seen.iter().filter(|seen| seen.sureness >= self.threshold).count() < AUDITED_MIN {
-            return false;
-        }
         let before = self.threshold;
         self.threshold = self.least();
         self.threshold != before
@@ -84,17 +77,15 @@ impl Follower {
 
     /// The least threshold with which enough answers agree.
     fn least(&self) -> f64 {
-        let all: f64 = self.seen.iter().map(|seen| seen.stands_for).sum();
+        let most = (1.0 - self.agreement) * self.seen.len() as f64;
         let mut sorted: Vec<&Seen> = self.seen.iter().collect();
         sorted.sort_by(|a, b| b.sureness.total_cmp(&a.sureness));
-        let (mut wrong, mut least) = (0.0, None);
-        let mut from = 0;
+        let (mut wrong, mut least, mut from) = (0, None, 0);
         while from < sorted.len() {
             let threshold = sorted[from].sureness;
             let same = sorted[from..].iter().take_while(|seen| seen.sureness >= threshold).count();
-            let here = sorted[from..from + same].iter().filter(|seen| !seen.agrees);
-            wrong += here.map(|seen| seen.stands_for).sum::<f64>();
-            if wrong > (1.0 - self.agreement) * all {
+            wrong += sorted[from..from + same].iter().filter(|seen| !seen.agrees).count();
+            if wrong as f64 > most {
                 break;
             }
             least = Some(threshold);
@@ -116,10 +107,9 @@ mod tests {
         for _ in 0..requests {
             let sureness = rng.f64();
             let agrees = sureness >= bend || rng.bool();
-            let sure = sureness >= follower.threshold();
-            if !sure || rng.f64() < audit {
-                let stands_for = if sure { 1.0 / audit } else { 1.0 };
-                follower.observe(Seen { sureness, agrees, stands_for });
+            // Audited, or one of those that weren't sure and are looked at.
+            if rng.f64() < audit {
+                follower.observe(Seen { sureness, agrees });
             }
         }
     }
@@ -131,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_threshold_finds_the_agreement_that_is_wanted_from_both_sides() {
-        for seed in 0..20 {
+        for seed in 0..6 {
             for begin in [0.2, 0.95] {
                 let mut rng = fastrand::Rng::with_seed(seed);
                 let mut follower = Follower::new(0.95, begin);
@@ -150,16 +140,15 @@ mod tests {
     #[test]
     fn nothing_moves_before_enough_is_seen() {
         let mut follower = Follower::new(0.9, 0.5);
-        // Unsure ones alone say nothing of those that answer.
-        for n in 0..10_000 {
-            let seen = Seen { sureness: 0.4, agrees: n % 2 == 0, stands_for: 1.0 };
-            assert!(!follower.observe(seen));
-        }
+        let unsure = |n: usize| Seen { sureness: 0.4, agrees: n % 2 == 0 };
+        assert!((0..SEEN_MIN - 1).all(|n| !follower.observe(unsure(n))));
         for wrong in [f64::NAN, f64::INFINITY] {
-            assert!(!follower.observe(Seen { sureness: wrong, agrees: true, stands_for: 1.0 }));
-            assert!(!follower.observe(Seen { sureness: 0.9, agrees: true, stands_for: wrong }));
+            assert!(!follower.observe(Seen { sureness: wrong, agrees: true }));
         }
         assert_eq!(follower.threshold(), 0.5);
+        // As many are wrong as at half of them: none of those may answer.
+        assert!(follower.observe(unsure(0)));
+        assert!(follower.threshold() > 0.4 && follower.threshold() < 0.42);
     }
 
     #[test]
@@ -167,11 +156,17 @@ mod tests {
         let run = |agrees| {
             let mut follower = Follower::new(0.99, 0.5);
             for n in 0..1_000 {
-                follower.observe(Seen { sureness: f64::from(n % 100) / 100.0, agrees, stands_for: 1.0 });
+                follower.observe(Seen { sureness: f64::from(n % 100) / 100.0, agrees });
             }
             follower.threshold()
         };
         assert!(run(false) > 0.99);
         assert_eq!(run(true), 0.0);
+        // From where nothing answers it comes back.
+        let mut follower = Follower::new(0.99, 2.0);
+        for n in 0..1_000 {
+            follower.observe(Seen { sureness: f64::from(n % 100) / 100.0, agrees: true });
+        }
+        assert_eq!(follower.threshold(), 0.0);
     }
 }

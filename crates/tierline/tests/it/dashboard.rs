@@ -176,6 +176,8 @@ fn a_browser_finds_nothing_wrong_with_the_page() {
         .filter(|event| event["kind"] == "degraded")
         .collect();
     let alike = degraded.iter().all(|event| event["text"] == degraded[0]["text"]);
+    link.set(&["--restore"]);
+    until("it is back", || (ask("5 s").json()["degraded"] == false).then_some(()));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../dashboard/check.mjs");
     let mut check = Command::new(node);
     check.arg(script).arg(&end.http).current_dir(driver).env("CASCADE", "1").env("CHROMIUM", chromium);

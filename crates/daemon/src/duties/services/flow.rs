@@ -117,9 +117,9 @@ struct Flow<'n> {
     tasks: HashMap<Ask, AbortHandle>,
     /// Why the first model's answer doesn't stand, and how sure it was.
     picked: Option<(&'static str, f64)>,
-    /// Members that were asked beyond, how sure each was, and of how many
-    /// requests that is one.
-    beyond: Vec<(usize, f64, f64)>,
+    /// Members that were asked beyond, and how sure each was: a fair sample of
+    /// all requests.
+    beyond: Vec<(usize, f64)>,
 }
 
 impl Flow<'_> {
@@ -300,10 +300,11 @@ impl Flow<'_> {
                     if let (0, Some(why)) = (step, doubt) {
                         self.picked = Some((why, verdict.sureness));
                     }
-                    // What pictures are picked for says nothing of thresholds.
-                    if doubt.is_some() && poor.is_none() {
-                        let stands_for = if verdict.sure { 1.0 / service.audit } else { 1.0 };
-                        self.beyond.push((step, verdict.sureness, stands_for));
+                    // Of the unsure ones as large a share as of the others. What pictures are picked for
+                    // says nothing of thresholds.
+                    let drawn = || verdict.sure || fastrand::f64() < service.audit;
+                    if doubt.is_some() && poor.is_none() && drawn() {
+                        self.beyond.push((step, verdict.sureness));
                     }
                     doubt.is_none()
                 }
@@ -341,9 +342,9 @@ impl Flow<'_> {
             said(&self.service().members[step], outputs)
         };
         let Some(told) = class(*last, of_last) else { return };
-        for (step, sureness, stands_for) in self.beyond.iter().filter(|(step, ..)| step < last) {
+        for (step, sureness) in self.beyond.iter().filter(|(step, _)| step < last) {
             let Some(own) = self.answers.get(step).and_then(|pieces| class(*step, pieces)) else { continue };
-            let seen = Seen { sureness: *sureness, agrees: own == told, stands_for: *stands_for };
+            let seen = Seen { sureness: *sureness, agrees: own == told };
             self.duty.following.observe(&self.composed, *step, seen);
         }
     }
