@@ -118,8 +118,7 @@ pub fn calibrate_service(global: &Global, args: &Calibrate) -> CommandResult {
     }
     let lines: Vec<Line> = curve.iter().map(Line::of).collect();
     let (name, count) = (args.dataset.clone(), data.len());
-    service.calibration =
-        Some(Curve { data: name.clone(), examples: count as u64, accuracy: end, points });
+    service.calibration = Some(Curve { data: name.clone(), examples: count as u64, accuracy: end, points });
     if let Some(out) = &args.out {
         let text = service.write().exit_with(ExitCode::Failure)?;
         std::fs::write(out, text)

@@ -184,12 +184,14 @@ pub fn add_exits(global: &Global, args: &AddExits) -> CommandResult {
 
     let held = Fitting { data: &held_out, ..with };
     let costs = aims::macs(&model, &exits, &held_out)?;
-    let (aimed, target) = aim.costs(&engine, &exits.write(&model).exit_with(ExitCode::Failure)?, &held_out, &load, &costs)?;
+    let (aimed, target) =
+        aim.costs(&engine, &exits.write(&model).exit_with(ExitCode::Failure)?, &held_out, &load, &costs)?;
     let (samples, against) = samples(&held, &model, &exits, criterion)?;
     let (find, check) = halves(&samples, args.seed);
     let curve = calibrate(&find, &costs, criterion).exit_with(ExitCode::Failure)?;
     let end = accuracy(&find.end);
-    let within = if aimed == costs { None } else { Some(calibrate(&find, &aimed, criterion).exit_with(ExitCode::Failure)?) };
+    let within =
+        if aimed == costs { None } else { Some(calibrate(&find, &aimed, criterion).exit_with(ExitCode::Failure)?) };
     let within = within.as_ref().unwrap_or(&curve);
     let chosen = choose(within, end, target).ok_or_else(|| {
         let least = within.first().map_or(100.0, |c| 100.0 * c.cost / aimed.end);

@@ -250,10 +250,8 @@ fn words(serving: &Serving<'_>, kept: Option<&Path>) -> String {
     let mut text = format!("serving {} at {}", serving.models.join(", "), places.join(", "));
     match (kept, serving.http, serving.models.first()) {
         (Some(kept), ..) => {
-            text += &format!(
-                "\nwho may ask: tierline --data {} app create NAME --model '*' --ca ca.pem",
-                kept.display()
-            );
+            text +=
+                &format!("\nwho may ask: tierline --data {} app create NAME --model '*' --ca ca.pem", kept.display());
         }
         (None, Some(http), Some(first)) if http.starts_with("http:") => {
             text += &format!("\ntry: curl -s {http}/v2/models/{first}");

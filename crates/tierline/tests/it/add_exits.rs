@@ -36,7 +36,9 @@ fn a_model_gains_exits_that_are_calibrated_anew() {
     assert!(std::fs::read_to_string(folder.path().join("curve.svg")).unwrap().contains("the end alone"));
 
     // Bounds in other units: some way below going to the end, and never a worse bargain than allowed.
-    for (extra, unit) in [(["--bytes", "10"], "bytes"), (["--latency", "1 s"], "latency_ns"), (["--cost", "60"], "macs")] {
+    for (extra, unit) in
+        [(["--bytes", "10"], "bytes"), (["--latency", "1 s"], "latency_ns"), (["--cost", "60"], "macs")]
+    {
         let ran = run(&[&add[..], &["--exits", "1"], &extra].concat());
         assert_eq!(ran.code, 0, "{ran:?}");
         let report: Value = serde_json::from_str(&ran.stdout).unwrap();

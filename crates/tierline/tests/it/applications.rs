@@ -310,9 +310,8 @@ fn one_process_serves_applications_with_identities_and_keeps_them() {
     assert_eq!(made.code, 0, "{made:?}");
     let (ca, till) = (PathBuf::from(ca), PathBuf::from(till));
     let address = |served: &Served| served.http.strip_prefix("https://").expect("TLS").to_owned();
-    let connect = |served: &Served, client: Option<&Path>| {
-        Http::tls(&address(served), &config(&ca, client, b"http/1.1"))
-    };
+    let connect =
+        |served: &Served, client: Option<&Path>| Http::tls(&address(served), &config(&ca, client, b"http/1.1"));
     let statuses = |served: &Served| {
         let mut http = connect(served, None);
         let input = connect(served, Some(&till)).get("/v2/models/mlp", "").json()["inputs"][0]["name"].clone();
@@ -332,7 +331,8 @@ fn one_process_serves_applications_with_identities_and_keeps_them() {
         let mut client = GrpcInferenceServiceClient::new(channel.connect().await.expect("it answers"));
         let mut codes = Vec::new();
         for token in ["", &token] {
-            let asked = client.model_metadata(with(ModelMetadataRequest { name: "mlp".into(), version: String::new() }, token));
+            let asked =
+                client.model_metadata(with(ModelMetadataRequest { name: "mlp".into(), version: String::new() }, token));
             codes.push(asked.await.map_or_else(|status| status.code(), |_| Code::Ok));
         }
         codes

@@ -141,7 +141,7 @@ fn leases_deadlines_and_connections_do_not_go_by_the_clock() {
         crate::harness::Ran::of(command.output().expect("the binary runs"))
     };
     until("the cloud answers", || (ask().code == 0).then_some(()));
-    let lost = |node: &Node| node.log().matches("lease lost").count();
+    let lost = |node: &Node| node.log().matches("lost cloud").count();
     let before = lost(&end);
     clock.set_back(7_200);
     for _ in 0..8 {

@@ -126,7 +126,8 @@ fn the_page_reads_the_site_its_plans_and_what_would_be() {
 
 #[test]
 fn a_browser_finds_nothing_wrong_with_the_page() {
-    let driver = std::env::var_os("TIERLINE_PAGE").filter(|at| Path::new(at).join("node_modules/playwright-core").exists());
+    let driver =
+        std::env::var_os("TIERLINE_PAGE").filter(|at| Path::new(at).join("node_modules/playwright-core").exists());
     let found = |program: &str| {
         let path = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
@@ -169,12 +170,8 @@ fn a_browser_finds_nothing_wrong_with_the_page() {
         assert_eq!(ask("5 s").json()["degraded"], true);
     }
     let degraded = Looked(&end).read("events");
-    let degraded: Vec<&Value> = degraded["events"]
-        .as_array()
-        .expect("events")
-        .iter()
-        .filter(|event| event["kind"] == "degraded")
-        .collect();
+    let degraded: Vec<&Value> =
+        degraded["events"].as_array().expect("events").iter().filter(|event| event["kind"] == "degraded").collect();
     let alike = degraded.iter().all(|event| event["text"] == degraded[0]["text"]);
     link.set(&["--restore"]);
     until("it is back", || (ask("5 s").json()["degraded"] == false).then_some(()));

@@ -135,10 +135,8 @@ impl Reader {
         if line.contains("tierline serve ") && !line.contains("--http") {
             line += " --http 127.0.0.1:8000 --grpc 127.0.0.1:8001";
         }
-        let line = self
-            .ports
-            .iter()
-            .fold(line, |line, (shown, free)| line.replace(&format!(":{shown}"), &format!(":{free}")));
+        let line =
+            self.ports.iter().fold(line, |line, (shown, free)| line.replace(&format!(":{shown}"), &format!(":{free}")));
         let mut command = Command::new("sh");
         let path = std::env::var("PATH").unwrap_or_default();
         command.args(["-ec", &line]).current_dir(self.path("."));

@@ -30,8 +30,7 @@ pub(super) struct Numbers(Mutex<Inner>);
 
 impl Default for Numbers {
     fn default() -> Self {
-        let (requests, degraded, exits, hedges) =
-            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (requests, degraded, exits, hedges) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         Self(Mutex::new(Inner {
             requests,
             seconds: Histogram::new(BUCKETS),

@@ -130,7 +130,8 @@ impl Services {
             plan::Placement::Edge => at(Role::Edge),
             plan::Placement::Cloud => at(Role::Cloud),
         };
-        let placed = placed.unwrap_or_else(|failure| Placed { text: format!("nowhere: {failure}"), ..Placed::default() });
+        let placed =
+            placed.unwrap_or_else(|failure| Placed { text: format!("nowhere: {failure}"), ..Placed::default() });
         let nowhere = placed.text.starts_with("nowhere");
         let rule = member.rule().filter(|_| service.kind == Kind::Cascade);
         Ok(MemberPlan {
@@ -229,7 +230,8 @@ fn words(explained: &Explained) -> String {
         "ensemble" => "asked at once",
         _ => "each asked once it has what it takes of others",
     };
-    let mut text = format!("{} is a {} of {} models, {how}\n\n", explained.service, explained.kind, explained.members.len());
+    let mut text =
+        format!("{} is a {} of {} models, {how}\n\n", explained.service, explained.kind, explained.members.len());
     let last = explained.members.len() - 1;
     let row = |(place, member): (usize, &MemberPlan)| {
         let stands = match (member.criterion, member.threshold) {

@@ -19,8 +19,8 @@ use tierline_plan::service::{Kind, Member};
 use tierline_proto::v1::{Failure, InferHeader};
 use tierline_proto::{Digest, Encoded};
 
-pub use self::counts::STEP;
 use self::counts::Numbers;
+pub use self::counts::STEP;
 use self::examples::Keeping;
 use self::following::Following;
 use super::artefacts::Artefacts;
@@ -64,7 +64,16 @@ impl Services {
         let (cx, catalogue, inference): (_, _, Arc<Inference>) = (assembly.cx.clone(), assembly.get(), assembly.get());
         let (artefacts, planning) = (assembly.get(), assembly.get());
         let (numbers, keeping) = (Numbers::default(), Keeping::default());
-        let services = Arc::new(Self { cx, artefacts, catalogue, inference, planning, numbers, keeping, following: Following::default() });
+        let services = Arc::new(Self {
+            cx,
+            artefacts,
+            catalogue,
+            inference,
+            planning,
+            numbers,
+            keeping,
+            following: Following::default(),
+        });
         services.inference.serve_by(Arc::new(Named(Arc::clone(&services))));
         services
     }
