@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn nothing_moves_before_enough_is_seen() {
         let mut follower = Follower::new(0.9, 0.5);
-        let unsure = |n: usize| Seen { sureness: 0.4, agrees: n % 2 == 0 };
+        let unsure = |n: usize| Seen { sureness: 0.4, agrees: n.is_multiple_of(2) };
         assert!((0..SEEN_MIN - 1).all(|n| !follower.observe(unsure(n))));
         for wrong in [f64::NAN, f64::INFINITY] {
             assert!(!follower.observe(Seen { sureness: wrong, agrees: true }));
