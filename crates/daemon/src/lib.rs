@@ -11,6 +11,7 @@ pub mod documents;
 pub mod duties;
 pub mod error;
 pub mod examples;
+pub mod golden;
 pub mod jobs;
 pub mod machine;
 pub mod models;

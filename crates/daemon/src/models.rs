@@ -23,6 +23,7 @@ use tierline_plan::request::Exit;
 use tierline_proto::limits::RUN_BYTES_MAX;
 
 use crate::error::{ErrorKind, NodeError, NodeResult, OfKind};
+use crate::golden::Golden;
 
 /// Candidate cuts a manifest keeps: more would cost every node profiling time
 /// and sessions, and past a few dozen the best plan no longer improves.
@@ -58,6 +59,9 @@ pub struct Manifest {
     /// Early exits, where it has some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exits: Option<PlacedExits>,
+    /// Inputs with what is expected of them, where somebody gave some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub golden: Option<Golden>,
 }
 
 /// Early exits of a model, and where they are judged.
@@ -184,6 +188,7 @@ impl Prepared {
             parameters: tierline_graph::cost::parameters(&self.model),
             macs,
             exits: placed,
+            golden: None,
         })
     }
 }
@@ -253,6 +258,9 @@ impl Manifest {
         }
         if let Some(exits) = &self.exits {
             exits.check(self.cuts.len())?;
+        }
+        if let Some(golden) = &self.golden {
+            golden.check(&self.inputs, &self.outputs)?;
         }
         // What can't be sent to it, it can't be measured at either.
         let mut bytes = 0u64;

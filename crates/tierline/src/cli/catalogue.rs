@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::Serialize;
 use tierline_daemon::duties::catalogue::SERVICE_FILE;
+use tierline_daemon::golden::{self, TOLERANCE_DEFAULT};
 use tierline_daemon::models::{self, Manifest, PlacedExits};
 use tierline_graph::exits::Exit;
 use tierline_plan::Service;
@@ -34,6 +35,15 @@ pub struct Add {
     /// A real input to profile with: NAME=@FILE.npy
     #[arg(long = "sample", value_name = "NAME=@FILE")]
     samples: Vec<String>,
+    /// An input of which the outputs are known: NAME=@FILE.npy. Every node checks them before it offers the model
+    #[arg(long = "golden", value_name = "NAME=@FILE", requires = "expected")]
+    golden: Vec<String>,
+    /// An output that is expected of the golden inputs: NAME=@FILE.npy
+    #[arg(long = "expect", value_name = "NAME=@FILE", id = "expected", requires = "golden")]
+    expected: Vec<String>,
+    /// How far an output may be from what is expected, as a part of its largest value
+    #[arg(long, value_name = "X", default_value_t = TOLERANCE_DEFAULT, requires = "golden")]
+    tolerance: f64,
     /// Consider at most so many cuts: fewer are measured sooner
     #[arg(long, default_value = "24", value_name = "N")]
     cuts: u32,
@@ -148,8 +158,10 @@ fn said(known_by: usize, not_yet: &[String], next: &str) -> Option<String> {
 }
 
 fn add_service(global: &Global, args: &Add) -> CommandResult {
-    if !args.shapes.is_empty() || !args.samples.is_empty() {
-        return Err(super::usage("--shape and --sample are for models; a service takes those of its members"));
+    if !args.shapes.is_empty() || !args.samples.is_empty() || !args.golden.is_empty() {
+        return Err(super::usage(
+            "--shape, --sample and --golden are for models; a service takes those of its members",
+        ));
     }
     let text = std::fs::read_to_string(&args.model)
         .map_err(|e| anyhow::anyhow!("{}: {e}", args.model.display()))
@@ -225,8 +237,16 @@ pub fn add(global: &Global, args: &Add) -> CommandResult {
         files.push(ModelFile { name: format!("sample/{name}"), length: npy.len() as u64 });
         parts.push(npy);
     }
+    for (start, given) in [(golden::INPUT, &args.golden), (golden::OUTPUT, &args.expected)] {
+        for (name, tensor) in args::tensors(given)? {
+            let npy = Bytes::from(tierline_codec::npy::write(&tensor)?);
+            files.push(ModelFile { name: format!("{start}{name}"), length: npy.len() as u64 });
+            parts.push(npy);
+        }
+    }
     let header = ModelAddHeader {
         name: args.name.clone(),
+        golden_tolerance: if args.golden.is_empty() { 0.0 } else { args.tolerance },
         files,
         replace: args.replace,
         shapes: shapes.into_iter().map(|(name, shape)| InputShape { name, shape }).collect(),
@@ -349,6 +369,14 @@ pub fn show(global: &Global, args: &Named) -> CommandResult {
                 output::count(m.parameters),
                 m.cuts.len()
             ));
+            if let Some(golden) = &m.golden {
+                let of: Vec<String> = golden.outputs.keys().cloned().collect();
+                text.push_str(&format!(
+                    "golden inputs, checked on every node: {} within {}\n",
+                    args::join_names(&of),
+                    golden.tolerance
+                ));
+            }
             if let Some(exits) = &m.exits {
                 text.push('\n');
                 text.push_str(&exits_text(exits, &m.cuts));

@@ -328,6 +328,7 @@ fn addition(name: &str, model: &Model, given: &BTreeMap<String, Vec<u64>>) -> Co
         cuts_max: 1,
         // In a folder that is kept there may be another by this name.
         replace: true,
+        ..ModelAddHeader::default()
     };
     Ok((header, bytes))
 }

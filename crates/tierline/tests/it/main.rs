@@ -17,6 +17,7 @@ mod exits;
 mod faults;
 mod federation;
 mod ghost;
+mod golden;
 mod gossip;
 mod guides;
 mod harness;

@@ -145,6 +145,11 @@ impl Known {
         write(&self.unfit).insert(model, why);
     }
 
+    /// It can, after all; whether that is news.
+    pub fn set_fit(&self, model: Digest) -> bool {
+        write(&self.unfit).remove(&model).is_some()
+    }
+
     /// Refuses a model that can't be run here.
     ///
     /// # Errors
@@ -283,6 +288,9 @@ impl Known {
     /// The state of an entry's model here.
     #[must_use]
     pub fn state(&self, entry: &Entry, stored: bool) -> v1::ModelState {
+        if self.check_fit(entry.model).is_err() {
+            return v1::ModelState::Refused;
+        }
         if stored || self.program(entry.model).is_some() { v1::ModelState::Ready } else { v1::ModelState::Fetchable }
     }
 }

@@ -27,6 +27,7 @@ use super::artefacts::upload::{Uploaded, Uploads};
 use crate::device::compute::{ComputeError, Computed, Turn};
 use crate::device::program::{Named, Part, Program, SliceKey, Source};
 use crate::documents;
+use crate::golden::Golden;
 use crate::models::{Manifest, Prepared};
 use crate::net::Uplink;
 use crate::runtime::Context;
@@ -96,7 +97,9 @@ pub struct Catalogue {
 impl Manifest {
     /// The artefacts that it names.
     fn artefacts(&self) -> impl Iterator<Item = Digest> + '_ {
-        std::iter::once(&self.digest).chain(self.sample.values()).filter_map(|digest| digest.parse().ok())
+        let golden = self.golden.iter().flat_map(|golden| golden.digests());
+        let all = std::iter::once(&self.digest).chain(self.sample.values()).chain(golden);
+        all.filter_map(|digest| digest.parse().ok())
     }
 }
 
@@ -258,7 +261,7 @@ impl Catalogue {
         let turn = self.artefacts.reading.lock().await;
         let catalogue = Arc::clone(self);
         let prepare = move || catalogue.prepare(&header, uploads);
-        let (uploads, prepared, mut manifest) = self.cx.tasks.blocking("model preparation", prepare).await??;
+        let (uploads, golden, prepared, mut manifest) = self.cx.tasks.blocking("model preparation", prepare).await??;
         drop(turn);
         // What is stored and not named yet must not be taken for what a removal left.
         let turn = self.artefacts.naming.lock().await;
@@ -267,25 +270,37 @@ impl Catalogue {
             let digest = self.artefacts.put_file(sample.rewound()).await?;
             manifest.sample.insert(input, digest.to_string());
         }
+        for (_, mut file) in golden {
+            self.artefacts.put_file(file.rewound()).await?;
+        }
         manifest.check().map_err(|text| Failure::new(Code::InvalidInput, text))?;
         let entry = self.adopt_manifest(manifest).await?;
         drop(turn);
         self.tell_children();
-        // The same model under another name is measured already.
-        if self.known.profile(entry.model).is_none() {
+        // The same model under another name is measured already; what is expected of it may be new.
+        if self.known.profile(entry.model).is_none() || entry.manifest.golden.is_some() {
             self.tell(&Change::Unprofiled(&entry));
         }
         Ok(entry)
     }
 
-    /// Reads what came of a model, and folds it: its samples, a file with the
-    /// prepared model, and its manifest. Blocks.
-    fn prepare(&self, header: &ModelAddHeader, uploads: Uploads) -> Result<(Samples, File, Manifest), Failure> {
+    /// Reads what came of a model, and folds it: its samples, its golden values,
+    /// a file with the prepared model, and its manifest. Blocks.
+    fn prepare(
+        &self,
+        header: &ModelAddHeader,
+        uploads: Uploads,
+    ) -> Result<(Samples, Samples, File, Manifest), Failure> {
         let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
         let mut files = header.files.iter().map(|file| file.name.as_str()).zip(uploads.files);
         let (_, mut source) = files.next().ok_or_else(|| Failure::new(Code::Protocol, "no file came"))?;
-        let samples = files.filter_map(|(name, file)| Some((name.strip_prefix("sample/")?.to_owned(), file)));
-        let mut samples: Samples = samples.collect();
+        let (mut samples, mut golden) = (Samples::new(), Samples::new());
+        for (name, file) in files {
+            match name.strip_prefix("sample/") {
+                Some(input) => drop(samples.insert(input.to_owned(), file)),
+                None => drop(golden.insert(name.to_owned(), file)),
+            }
+        }
         let bytes = source.read()?;
         let source_digest = crate::models::digest(&bytes);
         if let Some(existing) = self.known.get(&header.name)
@@ -309,6 +324,10 @@ impl Catalogue {
         for (input, sample) in &mut samples {
             manifest.sample.insert(input.clone(), crate::models::digest(&sample.read()?));
         }
+        let values = golden.iter_mut().map(|(name, file)| Ok((name.clone(), file.read()?)));
+        let values = values.collect::<Result<BTreeMap<_, _>, Failure>>()?;
+        manifest.golden = Golden::read(&values, header.golden_tolerance, &manifest.inputs, &manifest.outputs)
+            .map_err(|text| Failure::new(Code::InvalidInput, text))?;
         if let Some(existing) = self.known.get(&header.name)
             && !header.replace
             && existing.manifest != manifest
@@ -320,7 +339,7 @@ impl Catalogue {
         prepared.model.write(&mut writer).map_err(|e| self.artefacts.store().refused(e))?;
         std::io::Write::flush(&mut writer).map_err(|e| self.artefacts.store().refused(e))?;
         drop(writer);
-        Ok((samples, file, manifest))
+        Ok((samples, golden, file, manifest))
     }
 
     /// Stores a manifest and points its name at it.
@@ -576,7 +595,7 @@ impl Catalogue {
             match self.adopt_one(model).await {
                 Ok(Some(entry)) => {
                     changed = true;
-                    if self.known.profile(entry.model).is_none() {
+                    if self.known.profile(entry.model).is_none() || entry.manifest.golden.is_some() {
                         self.tell(&Change::Unprofiled(&entry));
                     }
                 }

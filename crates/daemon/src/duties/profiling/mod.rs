@@ -1,6 +1,7 @@
 //! How long models take on this device: measured here, or scaled from a tier
 //! above.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,8 @@ use super::artefacts::Artefacts;
 use super::catalogue::{AGAIN, Catalogue, Change, Entry, UNKEPT_SHARE, is_late};
 use super::planning::Planning;
 use crate::device::compute::{Compute, Hold};
+use crate::device::program::Source;
+use crate::golden::differs;
 use crate::models::Manifest;
 use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
@@ -203,7 +206,7 @@ impl Profiling {
     async fn measure_first(&self, entry: &Entry) -> Result<(), Failure> {
         let _turn = self.turn(entry).await?;
         if self.catalogue.known.profile(entry.model).is_some() {
-            return Ok(());
+            return self.checked(entry).await;
         }
         self.measure_now(entry, None).await.map(drop)
     }
@@ -256,6 +259,7 @@ impl Profiling {
             let _turn = self.catalogue.turn_to_load(entry).await?;
             self.catalogue.loaded(entry).await?
         };
+        self.check_golden(entry, &source).await?;
         let inputs = self.sample_inputs(&entry.manifest).await?;
         let (engine, config) = (Arc::clone(&self.cx.device.engine), self.cx.me.config());
         let time_max = Duration::from_secs(config.profile_seconds);
@@ -293,6 +297,58 @@ impl Profiling {
         })
     }
 
+    /// Runs a model on its golden inputs, where it has some: one that makes
+    /// something else of them isn't offered here.
+    async fn check_golden(&self, entry: &Entry, source: &Arc<Source>) -> Result<(), Failure> {
+        let Some(golden) = &entry.manifest.golden else { return Ok(()) };
+        let (inputs, expected) = (self.tensors(&golden.inputs).await?, self.tensors(&golden.outputs).await?);
+        let (engine, load) = (Arc::clone(&self.cx.device.engine), self.cx.me.config().load_options());
+        let (tolerance, source) = (golden.tolerance, Arc::clone(source));
+        let run = move || differs(engine.as_ref(), &load, &source.model, (&inputs, &expected), tolerance);
+        match self.cx.tasks.blocking("golden inputs", run).await? {
+            Ok(None) => Ok(()),
+            Ok(Some(text)) => {
+                self.catalogue.known.set_unfit(entry.model, text.clone());
+                Err(Failure::new(Code::Engine, text).with_help("it is not offered here; another engine may do better"))
+            }
+            // What runs nowhere in one piece is checked by nobody.
+            Err(EngineError::Memory { .. }) => Ok(()),
+            Err(other) => Err(Failure::new(Code::Engine, format!("golden inputs: {other}"))),
+        }
+    }
+
+    /// Checks a model that was measured before: golden values may be new, or the
+    /// engine another one.
+    async fn checked(&self, entry: &Entry) -> Result<(), Failure> {
+        if entry.manifest.golden.is_none() {
+            return Ok(());
+        }
+        let (_, source) = {
+            let _turn = self.catalogue.turn_to_load(entry).await?;
+            self.catalogue.loaded(entry).await?
+        };
+        self.check_golden(entry, &source).await?;
+        if self.catalogue.known.set_fit(entry.model) {
+            self.catalogue.tell(&Change::Profiled);
+        }
+        Ok(())
+    }
+
+    /// NumPy files by name.
+    async fn tensors(&self, digests: &BTreeMap<String, String>) -> Result<Vec<(String, Tensor)>, Failure> {
+        let mut tensors = Vec::with_capacity(digests.len());
+        for (name, digest) in digests {
+            tensors.push((name.clone(), self.tensor(digest).await?));
+        }
+        Ok(tensors)
+    }
+
+    async fn tensor(&self, digest: &str) -> Result<Tensor, Failure> {
+        let digest = digest.parse().map_err(|e| Failure::new(Code::Corrupt, format!("{e}")))?;
+        let npy = self.artefacts.whole(digest, self.cx.me.config().memory_bytes() / UNKEPT_SHARE).await?;
+        tierline_codec::npy::read(&npy).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))
+    }
+
     /// The nearest measured profile above, for a device `factor` times slower.
     async fn scaled(&self, entry: &Entry, factor: f64) -> Result<ModelProfile, Failure> {
         let above = self.planning.nearest_above(entry.model).await;
@@ -308,11 +364,7 @@ impl Profiling {
         let mut inputs = Vec::new();
         for input in &manifest.inputs {
             let tensor = match manifest.sample.get(&input.name) {
-                Some(digest) => {
-                    let digest = digest.parse().map_err(|e| Failure::new(Code::Corrupt, format!("{e}")))?;
-                    let npy = self.artefacts.whole(digest, self.cx.me.config().memory_bytes() / UNKEPT_SHARE).await?;
-                    tierline_codec::npy::read(&npy).map_err(|e| Failure::new(Code::Corrupt, e.to_string()))?
-                }
+                Some(digest) => self.tensor(digest).await?,
                 None => {
                     let shape = manifest.input_shapes.get(&input.name).cloned().unwrap_or_default();
                     profiling::synthetic(input.dtype.unwrap_or(DataType::F32), &shape)
@@ -329,7 +381,7 @@ impl Profiling {
 impl Duty for Arc<Profiling> {
     async fn begin(&self) -> Result<(), Failure> {
         for entry in self.catalogue.known.list() {
-            if self.catalogue.known.profile(entry.model).is_none() {
+            if self.catalogue.known.profile(entry.model).is_none() || entry.manifest.golden.is_some() {
                 self.later(entry);
             }
         }
