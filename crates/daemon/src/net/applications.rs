@@ -123,7 +123,8 @@ struct Wall {
 
 impl Wall {
     fn start() -> Self {
-        Self { begun: Instant::now(), at: Duration::from_secs(unix_s(SystemTime::now())) }
+        // To the fraction of a second: what has just expired must not count again when the clock is set back.
+        Self { begun: Instant::now(), at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() }
     }
 
     fn now_s(&self) -> u64 {
