@@ -20,6 +20,9 @@ pub const INPUT: &str = "golden/input/";
 /// See [`INPUT`].
 pub const OUTPUT: &str = "golden/output/";
 
+/// Tensors by name.
+pub type Values<'v> = &'v [(String, Tensor)];
+
 /// Golden inputs of a model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Golden {
@@ -103,7 +106,7 @@ pub fn differs(
     engine: &dyn Engine,
     load: &LoadOptions,
     model: &Model,
-    (inputs, expected): (&[(String, Tensor)], &[(String, Tensor)]),
+    (inputs, expected): (Values<'_>, Values<'_>),
     tolerance: f64,
 ) -> Result<Option<String>, EngineError> {
     let stop = Stop::never();
