@@ -9,7 +9,7 @@ use tierline_graph::exits::{Exit, Exits, Rule, head_macs, macs_before};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, Model, Types, ValueInfo, infer_computed_types};
 
-use super::{Global, args, calibrate, catalogue, engines, exits, trainable, usage, zoo};
+use super::{Global, args, bottleneck, calibrate, catalogue, engines, exits, trainable, usage, zoo};
 use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Subcommand)]
@@ -22,6 +22,8 @@ pub enum ModelVerb {
     Trainable(Box<trainable::Trainable>),
     /// Give a classifier early exits, fitted and calibrated on a data set
     AddExits(Box<exits::AddExits>),
+    /// Give a classifier a learned code for what is sent at a cut, fitted and measured on a data set
+    AddBottleneck(Box<bottleneck::AddBottleneck>),
     /// Draw a model's weights anew
     Init(trainable::Init),
     /// Write a known architecture as an ONNX file, with weights drawn at random
@@ -46,6 +48,7 @@ pub fn model(global: &Global, verb: ModelVerb) -> CommandResult {
         ModelVerb::Slice(args) => slice_model(global, &args),
         ModelVerb::Trainable(args) => trainable::trainable_model(global, &args),
         ModelVerb::AddExits(args) => exits::add_exits(global, &args),
+        ModelVerb::AddBottleneck(args) => bottleneck::add_bottleneck(global, &args),
         ModelVerb::Init(args) => trainable::init_model(global, &args),
         ModelVerb::Zoo(args) => zoo::zoo(global, &args),
         ModelVerb::Add(args) => catalogue::add(global, &args),

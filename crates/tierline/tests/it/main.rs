@@ -5,6 +5,7 @@ mod applications;
 mod bad_input;
 mod batching;
 mod breakers;
+mod bottleneck;
 mod cli;
 mod clocks;
 mod counted;
