@@ -19,7 +19,7 @@ use crate::infer::{InferError, infer_types, infer_types_with};
 use crate::model::Model;
 use crate::onnx::TensorProto;
 use crate::tensor::{DataType, Elements, Tensor};
-use crate::types::{Dim, ValueInfo};
+use crate::types::ValueInfo;
 
 /// Numbers of a patch, at most: the principal components of more take long to find.
 const PATCH_MAX: u64 = 1_024;
