@@ -9,6 +9,7 @@
 mod attach;
 
 use std::collections::HashSet;
+use std::fmt;
 
 pub use attach::{AttachError, Coder, Form, Wanted, attach, best};
 use serde::{Deserialize, Serialize};
@@ -94,6 +95,16 @@ pub enum BottleneckError {
         /// Why not.
         reason: &'static str,
     },
+}
+
+impl fmt::Display for Bottleneck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes for {} of `{}`, ", self.bytes, self.bytes_before, self.of)?;
+        let Some(measured) = &self.measured else { return f.write_str("what it loses is not measured") };
+        let Measured { data, examples, accuracy_before, accuracy } = measured;
+        let (lost, before, after) = (measured.points_lost(), 100.0 * accuracy_before, 100.0 * accuracy);
+        write!(f, "{lost:.2} points lost ({after:.2}% of {before:.2}%) on {examples} examples of {data}")
+    }
 }
 
 impl Bottleneck {
@@ -185,5 +196,72 @@ impl Bottleneck {
     #[must_use]
     pub fn points_lost(&self) -> Option<f64> {
         self.measured.as_ref().map(Measured::points_lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emit::{Attribute, node};
+    use crate::onnx::{GraphProto, ModelProto, OperatorSetIdProto};
+    use crate::slice::value_info_proto;
+    use crate::types::{Dim, ValueInfo};
+
+    /// x of 64 numbers -> Relu -> h -> Neg -> y.
+    fn model() -> Model {
+        let value = |name: &str| {
+            let shape = Some(vec![Dim::Known(1), Dim::Known(64)]);
+            value_info_proto(&ValueInfo { name: name.to_owned(), dtype: Some(DataType::F32), shape })
+        };
+        let graph = GraphProto {
+            name: Some("g".to_owned()),
+            node: vec![
+                node("Relu", &["x"], &["h"], &[]),
+                node("Softmax", &["h"], &["y"], &[("axis", Attribute::Int(1))]),
+            ],
+            input: vec![value("x")],
+            output: vec![value("y")],
+            ..GraphProto::default()
+        };
+        let opset = OperatorSetIdProto { version: Some(17), ..OperatorSetIdProto::default() };
+        let (ir_version, opset_import) = (Some(8), vec![opset]);
+        Model::from_proto(ModelProto { ir_version, opset_import, graph: Some(graph).into(), ..ModelProto::default() })
+            .unwrap()
+    }
+
+    fn stating(change: impl Fn(&mut serde_json::Value)) -> String {
+        let wanted = Wanted { at: "h".to_owned(), times: 16.0, stands_for: "file".to_owned() };
+        let (model, bottleneck, _) = attach(&model(), &wanted).unwrap();
+        let mut value = serde_json::to_value(&bottleneck).unwrap();
+        change(&mut value);
+        let mut proto = model.proto().clone();
+        proto.metadata_props.iter_mut().for_each(|entry| entry.value = Some(value.to_string()));
+        Bottleneck::of(&Model { proto }).map(|found| found.unwrap().to_string()).unwrap_or_else(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_what_does_not_fit_is_refused() {
+        assert_eq!(stating(|_| {}), "16 bytes for 256 of `h`, what it loses is not measured");
+        let measured = serde_json::json!({ "data": "d", "examples": 10, "accuracy_before": 0.9, "accuracy": 0.88 });
+        let told = stating(|v| v["measured"] = measured.clone());
+        assert_eq!(told, "16 bytes for 256 of `h`, 2.00 points lost (88.00% of 90.00%) on 10 examples of d");
+        let cases: [(&str, serde_json::Value, &str); 6] = [
+            ("tensor", "h".into(), "8-bit integers"),
+            ("tensor", "nowhere".into(), "no such tensor"),
+            ("bytes", 256.into(), "smaller than before"),
+            ("bytes", 0.into(), "smaller than before"),
+            ("extra", 1.into(), "extra"),
+            ("of", "h".repeat(2_000).into(), "at most 1024"),
+        ];
+        for (key, value, part) in cases {
+            let error = stating(|v| v[key] = value.clone());
+            assert!(error.contains(part), "{key}: {error}");
+        }
+        let beyond = stating(|v| {
+            v["measured"] = measured.clone();
+            v["measured"]["accuracy"] = 1.5.into();
+        });
+        assert!(beyond.contains("0 to 1"), "{beyond}");
+        assert!(Bottleneck::of(&model()).unwrap().is_none());
     }
 }

@@ -5,7 +5,7 @@
 //! sent in sixteenths of their standard deviation. Weights are zeros until
 //! somebody fits them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Bottleneck, BottleneckError};
 use crate::constant::tensor_to_proto;
@@ -99,13 +99,17 @@ pub enum AttachError {
     #[error("the model has a bottleneck already, at `{0}`; make another one of the model that it was made of")]
     Already(String),
     /// It has exits.
-    #[error("the model has early exits, whose heads would read what the bottleneck has changed; take the model without them")]
+    #[error(
+        "the model has early exits, whose heads would read what the bottleneck has changed; take the model without them"
+    )]
     HasExits,
     /// No such tensor.
     #[error("the model has no tensor `{0}` that depends on its input; `tierline model inspect` lists its cuts")]
     NoTensor(String),
     /// A tensor beside which others flow.
-    #[error("`{0}` is no cut by itself: what follows also needs other tensors; `tierline model inspect` lists the cuts")]
+    #[error(
+        "`{0}` is no cut by itself: what follows also needs other tensors; `tierline model inspect` lists the cuts"
+    )]
     NoCut(String),
     /// A tensor that no encoder fits.
     #[error(
@@ -239,7 +243,7 @@ pub fn best(model: &Model, times: f64) -> Result<String, AttachError> {
         let Some(patches) = sized.get(tensor).and_then(|info| Patches::of(info, times, all * CODER_SHARE).ok()) else {
             continue;
         };
-        let before = index.needed_for(&[tensor.as_str()], &Default::default()).into_iter().map(weight).sum::<f64>();
+        let before = index.needed_for(&[tensor.as_str()], &HashSet::new()).into_iter().map(weight).sum::<f64>();
         if outputs.contains(tensor) || before <= 0.0 || before > SPENT_MAX * all {
             continue;
         }
@@ -408,6 +412,14 @@ impl Coder {
             (self.decoder[0].clone(), tensor(decoder_shape, decoder)),
             (self.decoder[1].clone(), tensor(vec![self.width], mean)),
         ])
+    }
+
+    /// Names of all that the model reads on the way to what is encoded.
+    #[must_use]
+    pub fn before(&self, model: &Model) -> HashSet<String> {
+        let index = Index::new(model);
+        let nodes = index.needed_for(&[self.tensor.as_str()], &HashSet::new());
+        nodes.into_iter().flat_map(|node| index.reads[node].iter()).map(|name| (*name).to_owned()).collect()
     }
 
     /// The names of all its weights.

@@ -41,11 +41,14 @@ pub struct AddBottleneck {
     /// What the model takes out of its input: `measured` on the training examples, or MEAN,..:STD,..
     #[arg(long, value_name = "NUMBERS")]
     normalize: Option<String>,
+    /// What steps train: the code alone, or with it what lies behind
+    #[arg(long, value_name = "WHAT", default_value = "code", value_parser = ["code", "behind"])]
+    fit: String,
     /// How often every example is seen; 0 takes the principal components as they are
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 4)]
     epochs: u64,
     /// Learning rate of Adam, which falls to 0
-    #[arg(long = "lr", value_name = "X", default_value_t = 0.001)]
+    #[arg(long = "lr", value_name = "X", default_value_t = 0.004)]
     rate: f64,
     /// Examples of a batch
     #[arg(long, value_name = "N", default_value_t = 64)]
@@ -193,7 +196,8 @@ fn fitted(
     }
     let bar = global.output().progress(args.epochs, "fitting the bottleneck");
     let steps = Steps { epochs: args.epochs, rate: args.rate, seed: args.seed };
-    let trained = fitting::train(with, before, &model, coder, steps, &mut |event| {
+    let how = (steps, args.fit == "behind");
+    let trained = fitting::train(with, before, &model, coder, how, &mut |event| {
         if let Event::Epoch(epoch) = event {
             bar.set_position(epoch.epoch);
             bar.set_message(format!("loss {:.4}", epoch.loss));

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use tierline_daemon::models::{self, Prepared};
+use tierline_graph::bottleneck::Bottleneck;
 use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::exits::{Exit, Exits, Rule, head_macs, macs_before};
 use tierline_graph::slice::slice;
@@ -82,6 +83,8 @@ struct Inspection {
     /// Early exits, in the order in which they are computed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     exits: Vec<ExitLine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bottleneck: Option<Bottleneck>,
     /// Without heads of exits.
     cuts: Vec<CutLine>,
 }
@@ -145,6 +148,7 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
         macs: tierline_graph::cost::total_macs(&costs),
         nodes_folded: prepared.model.graph().node.len(),
         exits: exits.as_ref().map_or_else(Vec::new, |exits| exit_lines(&prepared.model, &types, exits)),
+        bottleneck: Bottleneck::of(&prepared.model).exit_with(ExitCode::Failure)?,
         cuts: cuts(&trunk, &types).into_iter().map(|Cut { tensors, bytes, .. }| CutLine { tensors, bytes }).collect(),
     };
     global.output().data(&report, |r| {
@@ -167,6 +171,9 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
             let rows: Vec<Vec<String>> = r.exits.iter().map(exit_row).collect();
             text.push_str(&output::table(&["exit", "rule", "multiply-adds", "of the head"], &rows));
             text.push('\n');
+        }
+        if let Some(bottleneck) = &r.bottleneck {
+            text.push_str(&format!("bottleneck  {bottleneck}\n\n"));
         }
         let rows: Vec<Vec<String>> = r
             .cuts

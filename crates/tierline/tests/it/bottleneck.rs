@@ -39,7 +39,8 @@ fn quarters(folder: &Path) {
         };
         let images = [header(3, &[count, 28, 28]), pixels].concat();
         std::fs::write(folder.join(format!("{name}-images-idx3-ubyte")), images).unwrap();
-        std::fs::write(folder.join(format!("{name}-labels-idx1-ubyte")), [header(1, &[count]), labels].concat()).unwrap();
+        std::fs::write(folder.join(format!("{name}-labels-idx1-ubyte")), [header(1, &[count]), labels].concat())
+            .unwrap();
     }
 }
 
@@ -78,7 +79,8 @@ fn what_the_file_says_is_what_python_measures() {
     fine(run(&["data", "add", "quarters", "quarters"]));
     fine(run(&["train", "job.toml", "--local", "--out", "trained"]));
     let make = |more: &[&str]| {
-        let args = ["model", "add-bottleneck", "trained/model.onnx", "--dataset", "quarters", "--out", "thin.onnx", "--json"];
+        let args =
+            ["model", "add-bottleneck", "trained/model.onnx", "--dataset", "quarters", "--out", "thin.onnx", "--json"];
         run(&[&args[..], more].concat())
     };
     let made = make(&["--at", "MaxPool_2_out0", "--loss", "100"]).json();
@@ -93,7 +95,9 @@ fn what_the_file_says_is_what_python_measures() {
         assert_eq!((&judged["bytes_before"], &judged["code_bytes"]), (&made["bytes_before"], &made["bytes"]));
         let measured = &judged["told"]["measured"];
         assert_eq!(measured["examples"], 300);
-        for (told, found, report) in [("accuracy_before", "before", "accuracy_before"), ("accuracy", "after", "accuracy")] {
+        for (told, found, report) in
+            [("accuracy_before", "before", "accuracy_before"), ("accuracy", "after", "accuracy")]
+        {
             let [told, found, report] = [&measured[told], &judged[found], &made[report]].map(|v| v.as_f64().unwrap());
             // One example may be rounded to the other side.
             assert!((told - found).abs() <= 1.5 / 300.0 && told == report, "{judged} {made}");
@@ -144,7 +148,8 @@ fn variant(model: &Model, file: &Path) -> Bottleneck {
     let (made, bottleneck, coder) = attach(&folded, &Wanted { at, times: 64.0, stands_for }).unwrap();
     let mut rng = fastrand::Rng::with_seed(2);
     let mut noise = |n: u64| (0..n).map(|_| 0.2 * (rng.f64() - 0.5)).collect::<Vec<f64>>();
-    let weights = coder.weights(&noise(coder.width * coder.codes), &vec![1.0; coder.codes as usize], &noise(coder.width));
+    let weights =
+        coder.weights(&noise(coder.width * coder.codes), &vec![1.0; coder.codes as usize], &noise(coder.width));
     let made = tierline_graph::exits::with_weights(&made, &weights).unwrap();
     let measured = Measured { data: "noise".into(), examples: 1_000, accuracy_before: 0.9, accuracy: 0.89 };
     let bottleneck = Bottleneck { measured: Some(measured), ..bottleneck };

@@ -5,7 +5,7 @@
 //! finds the best linear code in closed form; [`train`] takes steps through
 //! the quantiser, whose gradient is that of the numbers before it, towards the
 //! answers of the model itself (BottleNet++: Shao 2020; distillation: Hinton
-//! 2015). The model's own weights stay as they are.
+//! 2015). The model's own weights stay as they are, or those before the tensor.
 
 mod principal;
 
@@ -59,7 +59,7 @@ pub fn principal(with: &Fitting<'_>, model: &Model, coder: &Coder, seed: u64) ->
 }
 
 /// Trains an encoder and its decoder towards what `before`, the model without
-/// them, answers.
+/// them, answers; with them what lies behind, where `behind` says so.
 ///
 /// # Errors
 /// As [`run`](fn@crate::run).
@@ -68,7 +68,7 @@ pub fn train(
     before: &Model,
     model: &Model,
     coder: &Coder,
-    steps: Steps,
+    (steps, behind): (Steps, bool),
     tell: &mut dyn FnMut(Event) -> Result<(), TrainError>,
 ) -> Result<Model, TrainError> {
     let (output, form, _, scores) = answer(before)?;
@@ -79,11 +79,14 @@ pub fn train(
         // Classes are along another axis than the divergence takes them.
         Answer::Positions => Loss::Mse,
     };
-    let said = if matches!(loss, Loss::Kl { .. }) && scores == Scores::Probabilities { logarithm(&said)? } else { said };
+    let said =
+        if matches!(loss, Loss::Kl { .. }) && scores == Scores::Probabilities { logarithm(&said)? } else { said };
     let rows: Vec<usize> = (0..with.data.len()).collect();
     let taught = Dataset::new(with.data.name(), with.data.features(&rows)?, Targets::Values(said))?;
     let own: HashSet<&String> = coder.parameters().collect();
-    let freeze = parameters(model, &[])?.into_iter().filter(|name| !own.contains(name)).collect();
+    let ahead = coder.before(model);
+    let stays = |name: &String| !own.contains(name) && (!behind || ahead.contains(name));
+    let freeze = parameters(model, &[])?.into_iter().filter(stays).collect();
     let with = Fitting { data: &taught, ..with.clone() };
     stepped(&with, model, loss, (output.name, Vec::new()), freeze, steps, tell)
 }

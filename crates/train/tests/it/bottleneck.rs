@@ -109,7 +109,9 @@ fn what_is_sent_and_decoded_is_what_reference_code_computes() {
                         // Sums in another order may fall on the other side of a half.
                         assert!(found.abs_diff(*expected) <= 1, "{at}: {found} {expected}");
                     }
-                    back.iter().enumerate().for_each(|(i, v)| decoded[example * per + place(patch, i)] = v.max(0.0) as f32);
+                    back.iter()
+                        .enumerate()
+                        .for_each(|(i, v)| decoded[example * per + place(patch, i)] = v.max(0.0) as f32);
                 }
             }
             // What is behind takes the integers alone, and answers what the whole answers.
@@ -141,13 +143,21 @@ fn steps_bring_answers_nearer_and_leave_the_rest_alone() {
     for engine in engines() {
         let fitted = principal(&with(&engine, &seen), &model, &coder, 1).unwrap();
         let steps = Steps { epochs: 3, rate: 0.001, seed: 1 };
-        let trained = train(&with(&engine, &seen), &whole, &fitted, &coder, steps, &mut |_| Ok(())).unwrap();
+        let trained = train(&with(&engine, &seen), &whole, &fitted, &coder, (steps, false), &mut |_| Ok(())).unwrap();
         assert_eq!(Bottleneck::of(&bottleneck.write(&trained).unwrap()).unwrap().unwrap(), bottleneck);
         let own: Vec<&String> = coder.parameters().collect();
         for tensor in &fitted.graph().initializer {
             let after = trained.graph().initializer.iter().find(|t| t.name() == tensor.name()).unwrap();
             let same = tensor_from_proto(after).unwrap() == tensor_from_proto(tensor).unwrap();
             assert_eq!(same, !own.iter().any(|name| *name == tensor.name()), "{}", tensor.name());
+        }
+        // With what lies behind, and nothing before.
+        let more = train(&with(&engine, &seen), &whole, &fitted, &coder, (steps, true), &mut |_| Ok(())).unwrap();
+        let before = coder.before(&fitted);
+        for tensor in fitted.graph().initializer.iter().filter(|t| t.data_type() == 1 && t.dims.len() > 1) {
+            let after = more.graph().initializer.iter().find(|t| t.name() == tensor.name()).unwrap();
+            let same = tensor_from_proto(after).unwrap() == tensor_from_proto(tensor).unwrap();
+            assert_eq!(same, before.contains(tensor.name()), "{}", tensor.name());
         }
         let said = |model: &Model| answers(&with(&engine, &held_out), model, &["logits"]).unwrap().0.remove(0);
         let (goal, before, after) = (said(&whole), said(&fitted), said(&trained));
@@ -184,7 +194,8 @@ fn what_can_not_have_one_is_refused() {
     let types = infer_types(&residual).unwrap();
     let cuts = tierline_graph::cuts::cuts(&residual, &types);
     let within = residual.graph().node.iter().map(|n| &n.output[0]).find(|name| {
-        cuts.iter().any(|c| c.tensors.len() > 1 && c.tensors.contains(name)) && cuts.iter().all(|c| c.tensors != [name.as_str()])
+        cuts.iter().any(|c| c.tensors.len() > 1 && c.tensors.contains(name))
+            && cuts.iter().all(|c| c.tensors != [name.as_str()])
     });
     assert!(refused(&residual, within.unwrap(), 16.0).contains("no cut by itself"));
 }

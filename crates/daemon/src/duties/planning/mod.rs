@@ -554,8 +554,11 @@ impl Planning {
         let through = entry.manifest.bottleneck.as_ref().map(|b| Arc::from(stand_in::in_words(b)));
         let made = Arc::new(());
         let (config, model, name) = (self.cx.me.config().clone(), entry.model, self.cx.me.name().to_owned());
-        let planned =
-            self.cx.tasks.blocking("planning", move || tables(model, &name, &own, sources, (&exits, through.as_ref()), &config)).await??;
+        let planned = self
+            .cx
+            .tasks
+            .blocking("planning", move || tables(model, &name, &own, sources, (&exits, through.as_ref()), &config))
+            .await??;
         {
             let mut inner = self.lock();
             // Ratios to another profile say nothing of this one.

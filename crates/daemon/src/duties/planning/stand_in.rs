@@ -44,21 +44,7 @@ impl Through {
     }
 
     pub(super) fn in_words(&self) -> String {
-        let b = &self.bottleneck;
-        let measured = b.measured.as_ref().map_or_else(
-            || "what it loses is not measured".to_owned(),
-            |m| {
-                format!(
-                    "{:.2} points lost ({:.2}% of {:.2}%) on {} examples of {}",
-                    m.points_lost(),
-                    100.0 * m.accuracy,
-                    100.0 * m.accuracy_before,
-                    m.examples,
-                    m.data
-                )
-            },
-        );
-        format!("bottleneck {}: {} bytes for {} of `{}`, {measured}", self.variant, b.bytes, b.bytes_before, b.of)
+        format!("bottleneck {}: {}", self.variant, self.bottleneck)
     }
 }
 
@@ -105,7 +91,9 @@ impl Planning {
                 *wanted = true;
                 self.changed.notify_one();
             }
-            let Some((time, _)) = inner.in_force(model).filter(|(_, evaluation)| is_split(evaluation)) else { continue };
+            let Some((time, _)) = inner.in_force(model).filter(|(_, evaluation)| is_split(evaluation)) else {
+                continue;
+            };
             let needed = if before == Some(model) { 1.0 } else { 1.0 - FASTER_BY };
             let faster = own.is_some_and(|own| time.as_secs_f64() < needed * own.as_secs_f64());
             if faster && chosen.is_none_or(|(best, _)| time < best) {
