@@ -142,7 +142,7 @@ fn steps_bring_answers_nearer_and_leave_the_rest_alone() {
     let (model, bottleneck, coder) = made(&whole, "MaxPool_2_out0", 64.0);
     for engine in engines() {
         let fitted = principal(&with(&engine, &seen), &model, &coder, 1).unwrap();
-        let steps = Steps { epochs: 3, rate: 0.001, seed: 1 };
+        let steps = Steps { epochs: 3, rate: 0.004, seed: 1 };
         let trained = train(&with(&engine, &seen), &whole, &fitted, &coder, (steps, false), &mut |_| Ok(())).unwrap();
         assert_eq!(Bottleneck::of(&bottleneck.write(&trained).unwrap()).unwrap().unwrap(), bottleneck);
         let own: Vec<&String> = coder.parameters().collect();
