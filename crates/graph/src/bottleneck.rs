@@ -68,6 +68,13 @@ impl Measured {
     pub fn points_lost(&self) -> f64 {
         100.0 * (self.accuracy_before - self.accuracy)
     }
+
+    /// Whether it loses no more than so many points.
+    #[must_use]
+    pub fn keeps_to(&self, points: f64) -> bool {
+        // 90% less 89% is a little more than one point in floats.
+        self.points_lost() <= points + 1e-9
+    }
 }
 
 /// Why a file's bottleneck is none.
@@ -263,5 +270,7 @@ mod tests {
         });
         assert!(beyond.contains("0 to 1"), "{beyond}");
         assert!(Bottleneck::of(&model()).unwrap().is_none());
+        let one = Measured { data: String::new(), examples: 100, accuracy_before: 0.9, accuracy: 0.89 };
+        assert!(one.keeps_to(1.0) && !one.keeps_to(0.99));
     }
 }

@@ -118,7 +118,7 @@ pub fn add_bottleneck(global: &Global, args: &AddBottleneck) -> CommandResult {
     let run = |model: &Model| Ok::<_, CommandError>(Prepared::fold(model.clone(), &engine)?.model);
     let (measured, against) = measured(args, &held, &run(&before)?, &run(&model)?)?;
     let points_lost = measured.points_lost();
-    if points_lost > args.loss {
+    if !measured.keeps_to(args.loss) {
         let text = format!(
             "at {:.0} times fewer bytes of `{}` {points_lost:.2} points are lost on {} examples held out ({:.2}% of {:.2}%), \
              and --loss allows {}; nothing is written",

@@ -27,7 +27,7 @@ fn quarters(folder: &Path) {
                 for x in 0..28 {
                     let inside = (top..top + 14).contains(&y) && (left..left + 14).contains(&x);
                     // Faint: some pictures are answered wrongly.
-                    pixels.push(rng.u8(0..200) + if inside { 30 } else { 0 });
+                    pixels.push(rng.u8(0..200) + if inside { 16 } else { 0 });
                 }
             }
             labels.push(class);
@@ -110,7 +110,7 @@ fn what_the_file_says_is_what_python_measures() {
     let chosen = make(&["--times", "16", "--loss", "100", "--epochs", "0"]).json();
     assert!(chosen["times"].as_f64().unwrap() >= 16.0, "{chosen}");
     std::fs::remove_file(folder.path().join("thin.onnx")).unwrap();
-    let lossy = make(&["--at", "MaxPool_2_out0", "--times", "1000", "--epochs", "0", "--loss", "0"]);
+    let lossy = make(&["--at", "Relu_10_out0", "--times", "300", "--epochs", "0", "--loss", "0"]);
     lossy.refused(1, "nothing is written");
     assert!(!folder.path().join("thin.onnx").exists());
     make(&["--at", "nowhere"]).refused(1, "no tensor `nowhere`");
@@ -203,7 +203,8 @@ impl World {
 #[test]
 fn a_thin_link_is_sent_the_code_and_a_fat_one_is_not() {
     let world = World::start();
-    let (end, strict) = (world.end("end-1", "bottleneck_loss_max = 1.0"), world.end("end-2", "bottleneck_loss_max = 0.5"));
+    let (end, strict) =
+        (world.end("end-1", "bottleneck_loss_max = 1.0"), world.end("end-2", "bottleneck_loss_max = 0.5"));
     let is_coded = |answer: &Value| answer["plan"].as_str().unwrap().contains("learned code of");
     // On a fat link the picture itself is sent.
     for _ in 0..5 {

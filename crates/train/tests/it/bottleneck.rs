@@ -40,6 +40,19 @@ fn lost(before: &[f32], after: &[f32]) -> f64 {
     error / before.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>()
 }
 
+/// The divergence of softened answers of ten classes.
+fn divergence(goal: &[f32], found: &[f32]) -> f64 {
+    let softened = |row: &[f32]| {
+        let powers: Vec<f64> = row.iter().map(|v| (f64::from(*v) / 2.0).exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        powers.into_iter().map(|p| p / sum).collect::<Vec<f64>>()
+    };
+    let of = |(goal, found): (&[f32], &[f32])| {
+        softened(goal).iter().zip(softened(found)).map(|(p, q)| p * (p / q).ln()).sum::<f64>()
+    };
+    goal.chunks_exact(10).zip(found.chunks_exact(10)).map(of).sum()
+}
+
 /// Encodes one patch and decodes it again, in f64, as the file's weights say.
 fn by_hand(model: &Model, coder: &Coder, patch: &[f64]) -> (Vec<u8>, Vec<f64>) {
     let [we, be] = [&coder.encoder[0], &coder.encoder[1]].map(|name| weight(model, name));
@@ -142,7 +155,7 @@ fn steps_bring_answers_nearer_and_leave_the_rest_alone() {
     let (model, bottleneck, coder) = made(&whole, "MaxPool_2_out0", 64.0);
     for engine in engines() {
         let fitted = principal(&with(&engine, &seen), &model, &coder, 1).unwrap();
-        let steps = Steps { epochs: 3, rate: 0.004, seed: 1 };
+        let steps = Steps { epochs: 4, rate: 0.002, seed: 1 };
         let trained = train(&with(&engine, &seen), &whole, &fitted, &coder, (steps, false), &mut |_| Ok(())).unwrap();
         assert_eq!(Bottleneck::of(&bottleneck.write(&trained).unwrap()).unwrap().unwrap(), bottleneck);
         let own: Vec<&String> = coder.parameters().collect();
@@ -161,8 +174,8 @@ fn steps_bring_answers_nearer_and_leave_the_rest_alone() {
         }
         let said = |model: &Model| answers(&with(&engine, &held_out), model, &["logits"]).unwrap().0.remove(0);
         let (goal, before, after) = (said(&whole), said(&fitted), said(&trained));
-        let apart = |found: &Tensor| lost(goal.as_f32().unwrap(), found.as_f32().unwrap());
-        assert!(apart(&after) < 0.7 * apart(&before), "{} {}", apart(&after), apart(&before));
+        let apart = |found: &Tensor| divergence(goal.as_f32().unwrap(), found.as_f32().unwrap());
+        assert!(apart(&after) < 0.8 * apart(&before), "{} {}", apart(&after), apart(&before));
     }
 }
 

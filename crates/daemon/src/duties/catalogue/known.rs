@@ -211,7 +211,7 @@ impl Known {
         let source = &entry.manifest.source_digest;
         let stands = |other: &&Entry| {
             let bottleneck = other.manifest.bottleneck.as_ref().filter(|b| b.stands_for == *source);
-            bottleneck.and_then(|b| b.points_lost()).is_some_and(|lost| lost <= loss_max)
+            bottleneck.and_then(|b| b.measured.as_ref()).is_some_and(|measured| measured.keeps_to(loss_max))
         };
         read(&self.entries).values().filter(stands).cloned().collect()
     }
