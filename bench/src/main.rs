@@ -6,8 +6,10 @@
 
 mod beside;
 mod build;
+mod exits;
 mod federation;
 mod footprint;
+mod idle;
 mod overhead;
 mod page;
 mod placement;
@@ -52,6 +54,8 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("placement", "Plans beside every single cut", || both(placement::run()?)),
     alone("serving", "Serving beside KServe and MLServer", || both(serving::run()?)),
     alone("failover", "From a cut cable to an answer", || both(serving::failover::run()?)),
+    alone("idle", "Ten thousand idle ends", || both(idle::run()?)),
+    alone("exits", "Early exits and a cascade", || both(exits::run()?)),
     alone("beside", "Requests beside training", || both(beside::run()?)),
     alone("footprint", "Footprint of a node", || both(footprint::run()?)),
     alone("build", "Building from nothing", || both(build::run()?)),
@@ -82,6 +86,12 @@ fn main() -> Result<()> {
         && verb == serving::bare::VERB
     {
         return serving::bare::serve(address, numbers);
+    }
+    // So are the ends of the benchmark of idle ones.
+    if let [verb, url, authority] = &words[..]
+        && verb == "idle-ends"
+    {
+        return idle::ends::run(url, std::path::Path::new(authority));
     }
     let json = words.iter().any(|word| word == "--json");
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();

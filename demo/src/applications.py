@@ -2,6 +2,7 @@
 applications.py ask ADDRESS PICTURES LABELS MODEL=PARAMETERS.. | watch ADDRESS PICTURES LABELS MODEL SECONDS"""
 
 import json
+import random
 import sys
 import time
 
@@ -40,10 +41,12 @@ def main():
     if verb == "ask":
         asked = [(Client(address, model), json.loads(parameters)) for model, parameters in (m.split("=", 1) for m in more)]
         got = [[] for _ in asked]
-        # In turns, and none always behind the same other: whatever else the machine does meets all alike.
+        # In turns, in an order of chance: whatever else the machine does meets all alike, and none is always asked
+        # behind one that waited for the cloud, with everything between it and the board's processor gone cold.
+        turns, chance = list(range(len(asked))), random.Random(1)
         for i in range(len(labels)):
-            for k in range(len(asked)):
-                at = (i + k) % len(asked)
+            chance.shuffle(turns)
+            for at in turns:
                 got[at].append(answer(asked[at][0], pictures, labels, i, asked[at][1]))
         print(json.dumps([{"answers": answers, "failed": []} for answers in got]))
         return

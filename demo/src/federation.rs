@@ -168,14 +168,20 @@ pub fn run(binary: PathBuf, assets: &Path, output: &Path, screen: &Screen) -> Re
 }
 
 /// Bytes of pictures, from 0 to 1.
-pub(crate) fn scaled(pictures: &Tensor) -> Result<Tensor> {
+///
+/// # Errors
+/// When they are no bytes.
+pub fn scaled(pictures: &Tensor) -> Result<Tensor> {
     let Elements::U8(bytes) = pictures.elements() else { anyhow::bail!("the pictures are no bytes") };
     let values = bytes.iter().map(|byte| f32::from(*byte) / 255.0).collect();
     Ok(Tensor::new(pictures.shape().to_vec(), Elements::F32(values))?)
 }
 
 /// The first examples, which are in no order.
-pub(crate) fn some(dataset: &Dataset, count: usize) -> Result<Dataset> {
+///
+/// # Errors
+/// Those of the data set.
+pub fn some(dataset: &Dataset, count: usize) -> Result<Dataset> {
     let rows: Vec<usize> = (0..count.min(dataset.len())).collect();
     Ok(dataset.subset(&rows)?)
 }
@@ -235,7 +241,10 @@ impl Site {
 }
 
 /// Writes a data set, and gives it its name on a node.
-pub(crate) fn register(node: &Node, name: &str, dataset: &Dataset, folder: &Path) -> Result<()> {
+///
+/// # Errors
+/// Those of the disk and the node.
+pub fn register(node: &Node, name: &str, dataset: &Dataset, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)?;
     let rows: Vec<usize> = (0..dataset.len()).collect();
     let [features, labels] = ["features.npy", "labels.npy"].map(|name| folder.join(name));

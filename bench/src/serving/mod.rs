@@ -9,7 +9,7 @@
 
 pub mod bare;
 pub mod failover;
-mod load;
+pub mod load;
 
 use std::fmt;
 use std::net::{SocketAddr, TcpStream};
@@ -111,7 +111,7 @@ pub fn run() -> Result<Report> {
 }
 
 /// A request of the model and its answer by the engine alone.
-fn asked(name: &str, model: &Model, engine: &dyn Engine) -> Result<Arc<Asked>> {
+pub fn asked(name: &str, model: &Model, engine: &dyn Engine) -> Result<Arc<Asked>> {
     let input = model.inputs().into_iter().next().context("the model takes nothing")?;
     let shape: Vec<usize> = input.shape.iter().flatten().map(|d| d.known().unwrap_or(1) as usize).collect();
     let mut rng = fastrand::Rng::with_seed(3);
@@ -172,7 +172,7 @@ fn measure(
 }
 
 /// By rank.
-fn quantile(values: &[f64], q: f64) -> f64 {
+pub fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (q * sorted.len() as f64).ceil() as usize;

@@ -14,6 +14,7 @@ use tierline_node::admit::{Share, Shares};
 use tierline_node::batch::Bounds;
 use tierline_plan::{Limits, Objective};
 use tierline_proto::Role;
+use tierline_proto::limits::CHILDREN_MAX;
 use tierline_store::disk;
 
 use crate::device::Device;
@@ -68,9 +69,6 @@ const MEMORY_SHARE: u64 = 4;
 /// Time for measuring a model, unless told otherwise: enough for one that
 /// takes a second for a run.
 const PROFILE_SECONDS_DEFAULT: u64 = 120;
-
-/// Points of accuracy that a learned bottleneck may lose, unless told otherwise.
-const BOTTLENECK_LOSS_MAX_DEFAULT: f64 = 2.0;
 
 /// Longest time for measuring a model.
 const PROFILE_SECONDS_MAX: u64 = 3_600;
@@ -417,6 +415,10 @@ pub struct NodeConfig {
     /// Addresses of edges that help this one when it is busy, and that it helps.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub siblings: Vec<String>,
+    /// Children at once; as many as the limit of open files leaves room for
+    /// when it is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub children_max: Option<usize>,
     /// `auto`, `onnxruntime` or `rten`.
     pub engine: String,
     /// Threads within an operator; 0 takes every core.
@@ -458,8 +460,6 @@ pub struct NodeConfig {
     /// missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub examples_bytes: Option<u64>,
-    /// Points of accuracy that a learned bottleneck may lose for requests to go through it.
-    pub bottleneck_loss_max: f64,
     /// What plans make small.
     pub objective: Objective,
     /// What plans must keep.
@@ -483,6 +483,7 @@ impl Default for NodeConfig {
             log: None,
             parents: Vec::new(),
             siblings: Vec::new(),
+            children_max: None,
             engine: "auto".to_owned(),
             threads: 0,
             providers: Vec::new(),
@@ -496,7 +497,6 @@ impl Default for NodeConfig {
             profile_seconds: PROFILE_SECONDS_DEFAULT,
             deep_per_minute: None,
             examples_bytes: None,
-            bottleneck_loss_max: BOTTLENECK_LOSS_MAX_DEFAULT,
             objective: Objective::Latency,
             limits: Limits::default(),
             watts: 0.0,
@@ -539,6 +539,9 @@ impl NodeConfig {
                 self.profile_seconds
             ));
         }
+        if let Some(max) = self.children_max.filter(|max| !(1..=CHILDREN_MAX).contains(max)) {
+            return wrong(format!("children_max = {max}: it must be between 1 and {CHILDREN_MAX}"));
+        }
         let SharesConfig { batch, training, profiling } = self.shares;
         for (class, share) in [("batch", batch), ("training", training), ("profiling", profiling)] {
             if !(share.weight > 0.0 && share.weight.is_finite()) {
@@ -547,9 +550,6 @@ impl NodeConfig {
             if !(0.0..=0.5).contains(&share.floor) {
                 return wrong(format!("shares.{class}.floor = {}: it must be between 0 and 0.5", share.floor));
             }
-        }
-        if !(0.0..=100.0).contains(&self.bottleneck_loss_max) {
-            return wrong(format!("bottleneck_loss_max = {}: it must be between 0 and 100", self.bottleneck_loss_max));
         }
         self.serve.check()?;
         if let Some(url) = self.traces.endpoint.as_ref().filter(|url| !is_plain_address(url)) {

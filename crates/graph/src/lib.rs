@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod bottleneck;
 pub mod constant;
 pub mod cost;
 pub mod cuts;

@@ -99,8 +99,9 @@ pub const APPLICATION_MODELS_MAX: usize = 32;
 /// Requests per second that an application may be given, and as many at once.
 pub const RATE_PER_S_MAX: f64 = 1e6;
 
-/// Children of one node.
-pub const CHILDREN_MAX: usize = 1_024;
+/// Children of one node: beyond them their heartbeats would be more than
+/// seconds apart, and joining again behind a fault would take minutes.
+pub const CHILDREN_MAX: usize = 16_384;
 
 /// Nodes below one child that its parent lists; the rest is counted.
 pub const SUBTREE_NODES_MAX: usize = 4_096;
@@ -144,8 +145,9 @@ pub const CHAIN_MAX: usize = 4;
 /// Length of one certificate or signature, bytes.
 pub const CERTIFICATE_BYTES_MAX: usize = 16 << 10;
 
-/// Edges that an edge exchanges models with: all others below the same node.
-pub const NEIGHBOURS_MAX: usize = CHILDREN_MAX;
+/// Edges that an edge exchanges models with, of those below the same node: they
+/// are named in one message.
+pub const NEIGHBOURS_MAX: usize = 1_024;
 
 /// Differences that lead to the model of a task.
 pub const LEADING_MAX: usize = 64;

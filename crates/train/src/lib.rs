@@ -9,7 +9,6 @@
 
 #![forbid(unsafe_code)]
 
-pub mod bottleneck;
 pub mod chart;
 pub mod checkpoint;
 pub mod data;

@@ -84,6 +84,8 @@ pub struct Children(Arc<Shared>);
 struct Shared {
     net: Net,
     inner: Mutex<Inner>,
+    /// Children at once.
+    max: usize,
     calls: AtomicU64,
     /// Rings when the register's next expiry may have moved.
     moved: Notify,
@@ -100,18 +102,19 @@ struct Effects {
 }
 
 impl Children {
-    /// No children yet. `first_session` differs between starts.
+    /// No children yet, and so many at most. `first_session` differs between
+    /// starts.
     #[must_use]
-    pub fn new(net: Net, first_session: u64) -> Self {
+    pub fn new(net: Net, first_session: u64, max: usize) -> Self {
         let inner = Inner {
-            register: Parent::new(first_session),
+            register: Parent::new(first_session).at_most(max),
             outboxes: HashMap::new(),
             beats: HashMap::new(),
             takers: HashSet::new(),
             lost: Vec::new(),
         };
         let (inner, moved) = (Mutex::new(inner), Notify::new());
-        Self(Arc::new(Shared { net, inner, calls: AtomicU64::new(0), moved }))
+        Self(Arc::new(Shared { net, inner, max, calls: AtomicU64::new(0), moved }))
     }
 
     /// Children of a register in which a step broke off say hello again.
@@ -120,7 +123,7 @@ impl Children {
             let held = inner.register.children().filter(|(_, entry)| entry.session.is_some());
             inner.lost.extend(held.map(|(_, entry)| entry.hello.name.clone()));
             // Sessions of before are nobody's.
-            inner.register = Parent::new(fastrand::u64(1..) >> 1);
+            inner.register = Parent::new(fastrand::u64(1..) >> 1).at_most(self.0.max);
             inner.outboxes.clear();
         })
     }
@@ -129,6 +132,7 @@ impl Children {
         let net = &self.0.net;
         let mut effects = Effects::default();
         let mut inner = self.lock();
+        let before = inner.register.wake();
         let actions = inner.register.step(net.clock.now(), event);
         for action in actions {
             match action {
@@ -140,7 +144,8 @@ impl Children {
                 ParentAction::Ack { session, sequence } => {
                     let lease_ms = millis(inner.register.lease_of(session));
                     let copied = inner.register.is_copied(net.clock.now(), session);
-                    let ack = HeartbeatAck { sequence, lease_ms, copied, ..HeartbeatAck::default() };
+                    let heartbeat_ms = millis(inner.register.heartbeat());
+                    let ack = HeartbeatAck { sequence, lease_ms, heartbeat_ms, copied, ..HeartbeatAck::default() };
                     inner.send(session, ParentMessage { body: Some(parent_message::Body::Ack(ack)) });
                 }
                 ParentAction::Up { node, .. } => effects.came.push(node),
@@ -153,8 +158,12 @@ impl Children {
             }
         }
         let lost = std::mem::take(&mut inner.lost);
+        // Of thousands of heartbeats, none moves it to an earlier time.
+        let is_sooner = inner.register.wake().is_some_and(|wake| before.is_none_or(|before| wake < before));
         drop(inner);
-        self.0.moved.notify_one();
+        if is_sooner {
+            self.0.moved.notify_one();
+        }
         lost.iter().for_each(|name| net.duties.each(|duty| duty.child_down(name)));
         for (id, why) in &effects.went {
             // A new hello of the same node is no loss.
@@ -240,7 +249,7 @@ impl Children {
     /// The name of a child that is or was there.
     #[must_use]
     pub fn name_of(&self, id: &str) -> Option<String> {
-        self.lock().register.children().find(|(child, _)| *child == id).map(|(_, entry)| entry.hello.name.clone())
+        self.lock().register.child(id).map(|entry| entry.hello.name.clone())
     }
 
     /// The role of a child that is or was there, by its name.
@@ -271,8 +280,7 @@ impl Children {
 
     /// Bytes of a child arrived, on whichever connection: it lives.
     pub fn heard(&self, id: &str) {
-        let session =
-            self.lock().register.children().find(|(child, _)| *child == id).and_then(|(_, entry)| entry.session);
+        let session = self.lock().register.child(id).and_then(|entry| entry.session);
         if let Some(session) = session {
             self.step(ParentEvent::Heard { session });
         }
@@ -290,6 +298,12 @@ impl Children {
         let inner = self.lock();
         let here = |entry: &Entry| entry.hello.name == name && entry.session.is_some() && entry.hello.role == role;
         inner.register.children().find(|(_, entry)| here(entry)).map(|(id, _)| id.to_owned())
+    }
+
+    /// How many are or were there.
+    #[must_use]
+    pub fn known(&self) -> usize {
+        self.lock().register.known()
     }
 
     /// Those that are or were there.
@@ -450,9 +464,10 @@ impl Children {
             inner.outboxes.insert(session, Outbox { send, takes_envelopes });
             let Inner { register, beats, takers, .. } = &mut *inner;
             // Of children that are forgotten, nothing is kept.
-            let known: HashSet<&str> = register.children().map(|(id, _)| id).collect();
-            beats.retain(|id, _| known.contains(id.as_str()));
-            takers.retain(|id| known.contains(id.as_str()));
+            if beats.len().max(takers.len()) > register.known() {
+                beats.retain(|id, _| register.child(id).is_some());
+                takers.retain(|id| register.child(id).is_some());
+            }
             for greeting in net.duties.all().flat_map(Duty::greetings) {
                 inner.tell(session, greeting);
             }
@@ -510,7 +525,7 @@ mod tests {
 
     #[test]
     fn a_register_in_which_a_step_broke_off_begins_without_leases() {
-        let children = Children::new(net(), 7);
+        let children = Children::new(net(), 7, 1);
         let versions = Versions::OURS;
         let hello = Hello { node: "id".into(), role: Role::End, name: "end".into(), versions, incarnation: 1 };
         let say = |hello| children.lock().register.step(Time::ZERO, ParentEvent::Hello { call: 0, hello });

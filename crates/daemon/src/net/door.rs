@@ -52,6 +52,10 @@ const KNOWN_FOR: Duration = Duration::from_secs(15 * 60);
 /// Addresses that are remembered.
 const KNOWN_MAX: usize = 4_096;
 
+/// Children for every four places: each has a connection for tensors, and one
+/// in three one for bulk besides, which there is only while bulk is.
+const CHILDREN_IN_FOUR: usize = 3;
+
 /// Connections of one node: it has two to each parent, and those of an earlier
 /// start may not be known to be dead yet. Each may have some megabytes on its
 /// way that nobody reads.
@@ -76,6 +80,8 @@ pub struct Rooms {
     pub strangers: Shares,
     /// With one; operators are those who are known there.
     pub members: Shares,
+    /// Children for which there is room among the members.
+    pub children: usize,
 }
 
 impl Rooms {
@@ -85,6 +91,7 @@ impl Rooms {
         let open = descriptors.saturating_sub(OTHER_DESCRIPTORS).max(16);
         // Two connections of every child, and as many of operators.
         let members = (open / 4 * 3).min(4 * CHILDREN_MAX);
+        let kept = OPERATORS_KEPT.min(members / 4);
         let arrivals = (open / 6).clamp(4, 512);
         let strangers = (open / 12).clamp(4, 256);
         Self {
@@ -104,11 +111,12 @@ impl Rooms {
             },
             members: Shares {
                 total: members,
-                kept_for_known: OPERATORS_KEPT.min(members / 4),
+                kept_for_known: kept,
                 each: EACH_NODE_MAX.min(members / 4),
                 each_known: EACH_OPERATOR_MAX.min(members / 4),
                 grace: Duration::ZERO,
             },
+            children: ((members - kept) / 4 * CHILDREN_IN_FOUR).clamp(1, CHILDREN_MAX),
         }
     }
 }
@@ -494,7 +502,8 @@ async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream, from: SocketAddr) 
     }
 }
 
-/// Most descriptors that are asked for: every connection of every child, twice over.
+/// Most descriptors that are asked for: those of the most children, and of all
+/// who arrive.
 const DESCRIPTORS_WANTED: u64 = 65_536;
 
 /// Raises the soft limit of descriptors as far as the system lets a process
@@ -527,6 +536,7 @@ mod tests {
             let sum: usize = all.iter().map(|shares| shares.total).sum();
             assert!(sum <= descriptors.saturating_sub(OTHER_DESCRIPTORS).max(32), "{rooms:?}");
         }
-        assert!(Rooms::within(65_536).members.total >= 2 * CHILDREN_MAX);
+        assert_eq!(Rooms::within(65_536).children, CHILDREN_MAX);
+        assert_eq!([0, 1_024, 20_000].map(|files| Rooms::within(files).children), [6, 456, 11_130]);
     }
 }

@@ -1,8 +1,8 @@
 //! How nodes reach each other: gRPC over mTLS, two connections per pair so
-//! that bulk never delays tensors.
+//! that bulk never delays tensors; the second only while there is bulk.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -31,8 +31,13 @@ use tierline_node::lease::LEASE_RANGE;
 /// alone take half a second.
 pub const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Between two pings.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A connection on which nothing was heard for so long is pinged. Longer than
+/// heartbeats are apart: where those come, no ping is needed.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// The connection for bulk is let go of when nothing was asked on it for so
+/// long: it costs both sides memory and pings.
+const BULK_IDLE: Duration = Duration::from_secs(60);
 
 /// A peer that answers no ping for so long is gone, even if TCP hasn't noticed.
 /// As long as the longest lease: on a thin link a ping waits behind tensors.
@@ -183,22 +188,57 @@ impl Chunks {
 #[derive(Debug, Clone)]
 pub struct Pair {
     /// Control and tensors.
-    pub first: Channel,
+    first: Channel,
     /// Artefacts and probes.
-    pub second: Channel,
+    second: Arc<Second>,
+}
+
+/// A connection that is made when it is first needed (on a thin link two
+/// handshakes at once would double the time to the first answer), and again
+/// after it was let go of.
+#[derive(Debug)]
+struct Second {
+    endpoint: Endpoint,
+    /// And when it was last asked for.
+    held: Mutex<Option<(Channel, Instant)>>,
+}
+
+impl Second {
+    fn channel(&self) -> Channel {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = held.take().map_or_else(|| self.endpoint.connect_lazy(), |(channel, _)| channel);
+        *held = Some((channel.clone(), Instant::now()));
+        channel
+    }
 }
 
 impl Pair {
-    /// Connects both.
+    /// Connects.
     ///
     /// # Errors
     /// When the peer can't be reached or its certificate isn't the site's.
     pub async fn connect(endpoint: &Endpoint) -> Result<Self, tonic::transport::Error> {
         let first = endpoint.connect().await?;
-        // The second is made when bulk first needs it: on a thin link two
-        // handshakes at once would double the time to the first answer.
-        let second = endpoint.connect_lazy();
-        Ok(Self { first, second })
+        Ok(Self { first, second: Arc::new(Second { endpoint: endpoint.clone(), held: Mutex::default() }) })
+    }
+
+    /// The connection for control and tensors.
+    #[must_use]
+    pub fn first(&self) -> Channel {
+        self.first.clone()
+    }
+
+    /// The one for bulk, which is made now if it isn't there.
+    #[must_use]
+    pub fn second(&self) -> Channel {
+        self.second.channel()
+    }
+
+    /// Lets go of the connection for bulk, where nothing was asked on it
+    /// lately. What is under way on it comes to its end.
+    pub fn rest(&self) {
+        let mut held = self.second.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.take_if(|(_, asked)| asked.elapsed() >= BULK_IDLE);
     }
 
     /// Client of the control service.
@@ -216,7 +256,17 @@ impl Pair {
     /// Client of the bulk service.
     #[must_use]
     pub fn bulk(&self) -> BulkClient<Channel> {
-        BulkClient::new(self.second.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+        BulkClient::new(self.second.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// The same, for so many bytes at once: what is no more than may wait unsent
+    /// anyway needs no connection of its own.
+    #[must_use]
+    pub fn bulk_of(&self, bytes: u64) -> BulkClient<Channel> {
+        if bytes > u64::from(UNSENT_BYTES_MAX) {
+            return self.bulk();
+        }
+        BulkClient::new(self.first.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// Fetches an artefact from an offset on.
@@ -232,7 +282,7 @@ impl Pair {
     /// Client of the federation service: on the connection for bulk.
     #[must_use]
     pub fn federate(&self) -> FederateClient<Channel> {
-        FederateClient::new(self.second.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+        FederateClient::new(self.second.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// Client of the enrollment service.

@@ -353,8 +353,9 @@ impl Uplink {
             }
         });
         let _feeder = feeder.owned();
-        let mut stream =
-            self.pair()?.bulk().probe(ReceiverStream::new(receive)).await.map_err(|s| self.failure(&s))?.into_inner();
+        let mut client = self.pair()?.bulk_of(up_bytes.max(down_bytes));
+        let stream = client.probe(ReceiverStream::new(receive)).await;
+        let mut stream = stream.map_err(|s| self.failure(&s))?.into_inner();
         let missing = || Failure::new(Code::Protocol, "the probe was not answered");
         let head = stream.message().await.map_err(|s| self.failure(&s))?.ok_or_else(missing)?;
         let head = Sound::read(head)?;
@@ -575,6 +576,9 @@ impl Uplink {
             ChildAction::SayHello { conn } => self.say_hello(news, conn),
             ChildAction::Up { conn, granted } => self.open(news, conn, &granted),
             ChildAction::Heartbeat { session, sequence, .. } => {
+                if let Some(pair) = &self.read().pair {
+                    pair.rest();
+                }
                 let link = Some(self.estimate());
                 let beat = Heartbeat { session, sequence, sent_ns: 0, link };
                 self.send(ChildMessage { body: Some(child_message::Body::Heartbeat(beat)) });
@@ -719,8 +723,8 @@ impl Uplink {
                 self.write().heard = Some(Instant::now());
                 self.told_of_copy(ack.copied);
                 let held = Duration::from_nanos(ack.held_ns);
-                let lease = Duration::from_millis(ack.lease_ms.into());
-                let _ = news.send(ChildEvent::Lease { conn, lease }).await;
+                let [lease, heartbeat] = [ack.lease_ms, ack.heartbeat_ms].map(|ms| Duration::from_millis(ms.into()));
+                let _ = news.send(ChildEvent::Lease { conn, lease, heartbeat }).await;
                 let _ = news.send(ChildEvent::Ack { conn, sequence: ack.sequence, held }).await;
             }
             FromParent::Goodbye(goodbye) => {

@@ -396,6 +396,15 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
         changes: broadcast::channel(PEER_CHANGES_MAX).0,
     };
     let (filter, wishes) = Filter::new();
+    let rooms = Rooms::within(door::raise_descriptors());
+    let children_max = net.me.config().children_max.unwrap_or(rooms.children);
+    if children_max > rooms.children {
+        tracing::warn!(
+            "children_max is {children_max}; the limit of open files leaves room for {}: raise it (`ulimit -Hn`, \
+             `LimitNOFILE=` of a unit)",
+            rooms.children
+        );
+    }
     let cx = Context {
         me: Arc::clone(&net.me),
         clock: net.clock,
@@ -404,7 +413,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
         traces: Traces::new(&net.me.config().traces, &net.me),
         state,
         parents: Parents::new(net.clone()),
-        children: Children::new(net.clone(), incarnation >> 1),
+        children: Children::new(net.clone(), incarnation >> 1, children_max.min(rooms.children)),
         revoked: net.revoked.clone(),
         applications: Applications::default(),
         device,
@@ -414,7 +423,7 @@ fn build(mut config: NodeConfig, role: Option<Role>, engine: Arc<dyn Engine>) ->
         end: End::default(),
     };
     let mut assembly = Assembly::new(cx.clone());
-    let doors = assembly.add(Doors::new(Rooms::within(door::raise_descriptors()), tasks));
+    let doors = assembly.add(Doors::new(rooms, tasks));
     assembly.add(Arc::new(store));
     if let Some(ca) = ca {
         assembly.add(ca);

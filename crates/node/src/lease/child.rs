@@ -59,13 +59,15 @@ pub enum Event {
         /// How long the parent held it.
         held: Duration,
     },
-    /// An acknowledgement names another length of the lease; comes before its
-    /// `Ack`. Zero leaves it as it is.
+    /// An acknowledgement names another length of the lease, or another time
+    /// between heartbeats; comes before its `Ack`. Zero leaves it as it is.
     Lease {
         /// Attempt.
         conn: u64,
         /// How long the lease lasts from the acknowledged heartbeat on.
         lease: Duration,
+        /// How often to renew it from now on.
+        heartbeat: Duration,
     },
     /// The parent says goodbye.
     Goodbye {
@@ -216,11 +218,12 @@ impl Child {
             Event::Connected { conn } if conn == self.conn => self.connected(now, out),
             Event::Hello { conn, result } if conn == self.conn => self.greeted(now, rng, result, out),
             Event::Ack { conn, sequence, held } if conn == self.conn => self.acknowledged(now, sequence, held, out),
-            Event::Lease { conn, lease } if conn == self.conn => {
-                if let State::Held(held) = &mut self.state
-                    && !lease.is_zero()
-                {
-                    held.granted.lease = lease.clamp(LEASE_RANGE[0], LEASE_RANGE[1]);
+            Event::Lease { conn, lease, heartbeat } if conn == self.conn => {
+                if let State::Held(Held { granted, next_beat, .. }) = &mut self.state {
+                    granted.lease = granted_or(lease, granted.lease).clamp(LEASE_RANGE[0], LEASE_RANGE[1]);
+                    let heartbeat = granted_or(heartbeat, granted.heartbeat);
+                    granted.heartbeat = heartbeat.clamp(HEARTBEAT_MIN, granted.lease / 3);
+                    *next_beat = (*next_beat).min(now + granted.heartbeat);
                 }
             }
             Event::Disconnected { conn, failure } if conn == self.conn => {
@@ -386,7 +389,7 @@ impl Child {
     }
 }
 
-/// Zero on the wire means that the parent leaves it to the child.
+/// Zero on the wire means that the parent leaves it as it is.
 fn granted_or(granted: Duration, default: Duration) -> Duration {
     if granted.is_zero() { default } else { granted }
 }

@@ -1,12 +1,12 @@
 //! The parent's side: a register of children and their leases.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tierline_proto::limits::CHILDREN_MAX;
 use tierline_proto::{Code, Failure, Role, Versions};
 
-use super::{HEARTBEAT, LEASE, LEASE_RANGE, QUEUED_BYTES};
+use super::{BEATS_IN_LEASE, HEARTBEAT, HEARTBEATS_PER_S, LEASE, LEASE_RANGE, QUEUED_BYTES};
 use crate::time::Time;
 
 /// A child's hello, from an identity the shell has checked.
@@ -185,8 +185,10 @@ struct Live {
     node: String,
     /// When it is lost unless renewed.
     expires: Time,
-    /// How long a renewal lasts.
-    lease: Duration,
+    /// Its entry in `due`.
+    due: Time,
+    /// How long a renewal lasts at least, for its link.
+    queueing: Duration,
 }
 
 /// The register.
@@ -198,8 +200,13 @@ pub struct Parent {
     versions: Versions,
     lease: Duration,
     heartbeat: Duration,
+    /// Leases at once.
+    children_max: usize,
     children: BTreeMap<String, Entry>,
     sessions: BTreeMap<u64, Live>,
+    /// When to look at a session: one entry each, at its expiry or before. A
+    /// renewal moves none, so that a heartbeat costs the same among thousands.
+    due: BTreeSet<(Time, u64)>,
     next_session: u64,
     draining: bool,
 }
@@ -220,11 +227,19 @@ impl Parent {
             versions: Versions::OURS,
             lease,
             heartbeat,
+            children_max: CHILDREN_MAX,
             children: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            due: BTreeSet::new(),
             next_session: first_session.max(1),
             draining: false,
         }
+    }
+
+    /// The same register, for so many children at once.
+    #[must_use]
+    pub fn at_most(self, children_max: usize) -> Self {
+        Self { children_max: children_max.min(CHILDREN_MAX), ..self }
     }
 
     /// One step.
@@ -241,14 +256,13 @@ impl Parent {
                     Err(failure) => out.push(Action::Deny { call, failure }),
                 }
             }
-            Event::Heartbeat { session, sequence } => self.heartbeat(now, session, sequence, out),
+            Event::Heartbeat { session, sequence } => self.beat(now, session, sequence, out),
             Event::Heard { session } => {
                 self.renew(now, session);
             }
             Event::Link { session, up_bytes_per_s } => {
-                let lease = self.lease;
                 if let Some(live) = self.sessions.get_mut(&session) {
-                    live.lease = lease.max(queueing(up_bytes_per_s)).min(LEASE_RANGE[1]);
+                    live.queueing = queueing(up_bytes_per_s);
                 }
             }
             Event::Ended { session } => self.drop_session(session, Lost::Ended, out),
@@ -272,10 +286,22 @@ impl Parent {
         actions
     }
 
-    /// When the machine wants `Wake`.
+    /// When the machine wants `Wake`: no later than the first lease expires.
     #[must_use]
     pub fn wake(&self) -> Option<Time> {
-        self.sessions.values().map(|live| live.expires).min()
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// A child, present or past, by its identity.
+    #[must_use]
+    pub fn child(&self, node: &str) -> Option<&Entry> {
+        self.children.get(node)
+    }
+
+    /// How many children there are or were.
+    #[must_use]
+    pub fn known(&self) -> usize {
+        self.children.len()
     }
 
     /// Children, present and past, by identity.
@@ -315,7 +341,16 @@ impl Parent {
     /// acknowledgement of a heartbeat.
     #[must_use]
     pub fn lease_of(&self, session: u64) -> Duration {
-        self.sessions.get(&session).map_or(self.lease, |live| live.lease)
+        let queueing = self.sessions.get(&session).map_or(Duration::ZERO, |live| live.queueing);
+        self.lease.max(self.heartbeat() * BEATS_IN_LEASE).max(queueing).min(LEASE_RANGE[1])
+    }
+
+    /// Time between the heartbeats of a child: with many children, more.
+    #[must_use]
+    pub fn heartbeat(&self) -> Duration {
+        let children = u32::try_from(self.sessions.len()).unwrap_or(u32::MAX);
+        let shared = Duration::from_secs(1) * children / HEARTBEATS_PER_S;
+        self.heartbeat.max(shared.min(LEASE_RANGE[1] / BEATS_IN_LEASE))
     }
 
     /// Two copies of one data folder would push each other out for ever: the
@@ -340,9 +375,13 @@ impl Parent {
         if self.draining {
             return Err(Failure::new(Code::Draining, "the node is draining"));
         }
-        if self.sessions.len() >= CHILDREN_MAX && self.children.get(&hello.node).is_none_or(|e| e.session.is_none()) {
-            let failure = Failure::new(Code::Overloaded, format!("this node has {CHILDREN_MAX} children already"));
-            return Err(failure.with_help("join another edge of the site"));
+        let max = self.children_max;
+        if self.sessions.len() >= max && self.children.get(&hello.node).is_none_or(|e| e.session.is_none()) {
+            let failure = Failure::new(Code::Overloaded, format!("this node has {max} children already"));
+            return Err(failure.with_help(
+                "join another edge of the site, or let this one have more: `children_max` in its node.toml, and its limit \
+                 of open files",
+            ));
         }
         Ok(version)
     }
@@ -357,8 +396,13 @@ impl Parent {
         self.forget_oldest();
         let session = self.next_session;
         self.next_session += 1;
-        let live = Live { node: node.clone(), expires: now + self.lease, lease: self.lease };
+        let live = Live { node: node.clone(), expires: now, due: now, queueing: Duration::ZERO };
         self.sessions.insert(session, live);
+        let (lease, heartbeat) = (self.lease_of(session), self.heartbeat());
+        if let Some(live) = self.sessions.get_mut(&session) {
+            (live.expires, live.due) = (now + lease, now + lease);
+        }
+        self.due.insert((now + lease, session));
         let before = self.children.remove(&node);
         let mut gave_way = VecDeque::new();
         let copied = before.as_ref().and_then(|entry| entry.copied);
@@ -372,12 +416,11 @@ impl Parent {
         }
         let entry = Entry { hello, session: Some(session), seen: now, lost: None, gave_way, copied };
         self.children.insert(node.clone(), entry);
-        let (lease, heartbeat) = (self.lease, self.heartbeat);
         out.push(Action::Grant { call, version, session, lease, heartbeat });
         out.push(Action::Up { node, session });
     }
 
-    fn heartbeat(&mut self, now: Time, session: u64, sequence: u64, out: &mut Vec<Action>) {
+    fn beat(&mut self, now: Time, session: u64, sequence: u64, out: &mut Vec<Action>) {
         if self.renew(now, session) {
             out.push(Action::Ack { session, sequence });
         } else {
@@ -388,9 +431,10 @@ impl Parent {
     }
 
     fn renew(&mut self, now: Time, session: u64) -> bool {
+        let lease = self.lease_of(session);
         let Some(live) = self.sessions.get_mut(&session) else { return false };
         // Never earlier than promised before, when the lease was longer.
-        live.expires = live.expires.max(now + live.lease);
+        live.expires = live.expires.max(now + lease);
         if let Some(entry) = self.children.get_mut(&live.node) {
             entry.seen = now;
         }
@@ -398,7 +442,8 @@ impl Parent {
     }
 
     fn drop_session(&mut self, session: u64, why: Lost, out: &mut Vec<Action>) {
-        let Some(Live { node, .. }) = self.sessions.remove(&session) else { return };
+        let Some(Live { node, due, .. }) = self.sessions.remove(&session) else { return };
+        self.due.remove(&(due, session));
         if let Some(entry) = self.children.get_mut(&node) {
             entry.session = None;
             entry.lost = Some(why);
@@ -407,8 +452,18 @@ impl Parent {
     }
 
     fn expire(&mut self, now: Time, out: &mut Vec<Action>) {
-        let late: Vec<u64> = self.sessions.iter().filter(|(_, live)| now >= live.expires).map(|(id, _)| *id).collect();
-        for session in late {
+        while let Some(&(at, session)) = self.due.first()
+            && at <= now
+        {
+            if let Some(live) = self.sessions.get_mut(&session)
+                && live.expires > now
+            {
+                // Renewed meanwhile.
+                self.due.pop_first();
+                live.due = live.expires;
+                self.due.insert((live.due, session));
+                continue;
+            }
             let failure = Failure::new(Code::Cancelled, "no heartbeat within the lease; say hello again");
             out.push(Action::Close { session, failure });
             self.drop_session(session, Lost::Expired, out);

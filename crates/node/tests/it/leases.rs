@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tierline_node::lease::{
-    BACKOFF_MAX, Child, ChildAction, ChildEvent, ChildState, DIAL_TIMEOUT, Granted, HELLO_TIMEOUT, Hello, LEASE, Lost,
-    Parent, ParentAction, ParentEvent,
+    BACKOFF_MAX, Child, ChildAction, ChildEvent, ChildState, DIAL_TIMEOUT, Granted, HEARTBEAT, HELLO_TIMEOUT, Hello,
+    LEASE, Lost, Parent, ParentAction, ParentEvent,
 };
 use tierline_node::{Rng, Time};
 use tierline_proto::{Code, Failure, Role, Versions};
@@ -149,9 +149,10 @@ impl<'a> World<'a> {
                 ParentAction::Ack { session, sequence } => {
                     let conn = conn.expect("a heartbeat comes on a connection");
                     let lease = self.parent.as_ref().map_or(Duration::ZERO, |parent| parent.lease_of(session));
+                    let heartbeat = self.parent.as_ref().map_or(Duration::ZERO, Parent::heartbeat);
                     // One message on the wire.
                     let ack = ChildEvent::Ack { conn: conn.2, sequence, held: Duration::ZERO };
-                    let both = vec![ChildEvent::Lease { conn: conn.2, lease }, ack];
+                    let both = vec![ChildEvent::Lease { conn: conn.2, lease, heartbeat }, ack];
                     self.carry(conn, |conn| Ev::ToChild(conn, both));
                 }
                 ParentAction::Close { session, failure } => {
@@ -517,11 +518,83 @@ fn thin_links_get_longer_leases_and_data_is_a_sign_of_life() {
     assert_eq!(link(f64::INFINITY), 3.0);
     assert_eq!(link(1e-300), 30.0);
     let _ = parent.step(at(2), ParentEvent::Heard { session: 1 });
-    assert_eq!(parent.wake(), Some(at(32)));
+    let until = |parent: &Parent| (0..60).find(|s| parent.holder(at(*s), 1).is_none());
+    assert_eq!(until(&parent), Some(32));
     // A shorter lease does not take back what was promised.
     let _ = parent.step(at(3), ParentEvent::Link { session: 1, up_bytes_per_s: 1e9 });
     let _ = parent.step(at(3), ParentEvent::Heartbeat { session: 1, sequence: 1 });
+    assert_eq!(until(&parent), Some(32));
+    // It is looked at before, and is gone when its time is over.
+    assert!(parent.wake() <= Some(at(32)));
+    assert_eq!(parent.step(at(31), ParentEvent::Wake), []);
     assert_eq!(parent.wake(), Some(at(32)));
+    let gone = parent.step(at(32), ParentEvent::Wake);
+    assert!(matches!(gone[..], [_, ParentAction::Down { session: 1, why: Lost::Expired, .. }]), "{gone:?}");
+    assert_eq!(parent.wake(), None);
+}
+
+#[test]
+fn of_thousands_each_is_asked_for_fewer_heartbeats() {
+    let mut parent = Parent::new(0).at_most(10_000);
+    let mut granted = Vec::new();
+    let join = |parent: &mut Parent, n: u64| {
+        let versions = Versions::OURS;
+        let hello = Hello { node: format!("{n}"), role: Role::End, name: "n".into(), versions, incarnation: 0 };
+        parent.step(Time::ZERO, ParentEvent::Hello { call: 0, hello })
+    };
+    for n in 1..=10_000 {
+        match join(&mut parent, n)[..] {
+            [ParentAction::Grant { lease, heartbeat, .. }, _] => granted.push((heartbeat, lease)),
+            ref other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(
+        (granted[0], granted[1_499]),
+        ((HEARTBEAT, LEASE), (HEARTBEAT, LEASE)),
+        "few are asked as often as ever"
+    );
+    assert_eq!(granted[9_999], (Duration::from_secs(5), Duration::from_secs(20)));
+    // Those of before hear of it with their next acknowledgement.
+    let at = |seconds: u64| Time::ZERO + Duration::from_secs(seconds);
+    assert_eq!(parent.step(at(1), ParentEvent::Heartbeat { session: 1, sequence: 0 }).len(), 1);
+    assert_eq!((parent.heartbeat(), parent.lease_of(1)), granted[9_999]);
+    assert_eq!([20, 21].map(|s| parent.holder(at(s), 1).is_some()), [true, false]);
+    // More there are not, but whoever is here may come again.
+    let full = join(&mut parent, 10_001);
+    assert!(
+        matches!(&full[..], [ParentAction::Deny { failure, .. }] if failure.code() == Code::Overloaded),
+        "{full:?}"
+    );
+    assert!(join(&mut parent, 7).iter().any(|action| matches!(action, ParentAction::Grant { .. })));
+    // Nobody else renews: all but the first are gone by then, each once.
+    let gone = parent.step(at(20), ParentEvent::Wake);
+    assert_eq!(gone.iter().filter(|action| matches!(action, ParentAction::Down { .. })).count(), 9_999);
+    assert_eq!((parent.heartbeat(), parent.wake()), (HEARTBEAT, Some(at(21))));
+}
+
+#[test]
+fn a_child_follows_the_pace_that_its_parent_asks_for() {
+    let (mut child, rng) = (Child::default(), &mut Rng::with_seed(1));
+    let at = |ms: u64| Time::ZERO + Duration::from_millis(ms);
+    let _ = child.step(Time::ZERO, rng, ChildEvent::Start);
+    let _ = child.step(Time::ZERO, rng, ChildEvent::Connected { conn: 1 });
+    let granted = Granted { version: 1, session: 7, lease: Duration::ZERO, heartbeat: Duration::ZERO };
+    let _ = child.step(Time::ZERO, rng, ChildEvent::Hello { conn: 1, result: Ok(granted) });
+    let mut told = |now, sequence, lease, heartbeat| {
+        let pace = ChildEvent::Lease { conn: 1, lease: ms(lease), heartbeat: ms(heartbeat) };
+        let _ = child.step(at(now), rng, pace);
+        let _ = child.step(at(now), rng, ChildEvent::Ack { conn: 1, sequence, held: Duration::ZERO });
+        let wake = child.wake().unwrap();
+        let beats = child.step(wake, rng, ChildEvent::Wake).len();
+        (wake, beats, child.wake().unwrap())
+    };
+    assert_eq!(told(10, 0, 20_000, 5_000), (at(750), 1, at(5_750)));
+    // Fewer children are left: from now on, not from the next heartbeat on.
+    assert_eq!(told(800, 1, 3_000, 750), (at(1_550), 1, at(2_300)));
+    // One that says nothing of it leaves it as it is.
+    assert_eq!(told(1_600, 2, 0, 0), (at(2_300), 1, at(3_050)));
+    // A third of the lease at most, whatever is asked for.
+    assert_eq!(told(2_400, 3, 3_000, 60_000), (at(3_050), 1, at(4_050)));
 }
 
 #[test]
@@ -573,5 +646,5 @@ fn whoever_needs_the_parent_asks_for_a_heartbeat() {
     assert_eq!(child.step(at(34), rng, ack), [ChildAction::Rtt(Duration::from_millis(4))]);
     assert_eq!(child.step(at(35), rng, ChildEvent::Urge), [beat(2)]);
     // The next of its own comes as long after that.
-    assert_eq!(child.wake(), Some(at(35) + tierline_node::lease::HEARTBEAT));
+    assert_eq!(child.wake(), Some(at(35) + HEARTBEAT));
 }

@@ -9,7 +9,6 @@ mod apart;
 mod apps;
 mod args;
 mod bench;
-mod bottleneck;
 mod calibrate;
 mod catalogue;
 pub mod client;

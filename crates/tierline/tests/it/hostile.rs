@@ -565,8 +565,8 @@ impl Anything {
             0 => None,
             1 => {
                 let (sequence, sent_ns, held_ns) = (self.count(), self.count(), self.count());
-                let (lease_ms, copied) = (self.count() as u32, self.rng.bool());
-                Some(Body::Ack(HeartbeatAck { sequence, sent_ns, lease_ms, held_ns, copied }))
+                let (lease_ms, heartbeat_ms, copied) = (self.count() as u32, self.count() as u32, self.rng.bool());
+                Some(Body::Ack(HeartbeatAck { sequence, sent_ns, lease_ms, held_ns, copied, heartbeat_ms }))
             }
             2 => {
                 let entry = |any: &mut Self| ModelEntry {

@@ -4,7 +4,6 @@ mod add_exits;
 mod applications;
 mod bad_input;
 mod batching;
-mod bottleneck;
 mod breakers;
 mod cli;
 mod clocks;

@@ -70,8 +70,8 @@ impl Middle {
         let endpoint = transport::endpoint(parent, transport::client_tls(&child)).unwrap();
         let pair = runtime.block_on(Pair::connect(&endpoint)).unwrap();
         let shared = Arc::new(Shared {
-            first: pair.first.clone(),
-            second: pair.second.clone(),
+            first: pair.first(),
+            second: pair.second(),
             rule,
             artefacts: Mutex::default(),
             on: AtomicBool::new(true),

@@ -2,7 +2,6 @@
 
 mod bad_input;
 mod batches;
-mod bottleneck;
 mod classes;
 mod detecting;
 mod exits;

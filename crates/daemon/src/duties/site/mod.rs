@@ -3,7 +3,7 @@
 
 mod below;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -259,7 +259,8 @@ impl Site {
     fn below(&self) -> Listed {
         let children = self.cx.children.list();
         let reports = self.reports();
-        let is_here = |id: &str| children.iter().any(|child| child.here && child.id == id);
+        let here: HashSet<&str> = children.iter().filter(|child| child.here).map(|child| child.id.as_str()).collect();
+        let is_here = |id: &str| here.contains(id);
         let mut listed = Listed::default();
         for child in &children {
             let report = reports.get(&child.id).cloned().unwrap_or_default();
@@ -437,10 +438,12 @@ impl Duty for Arc<Site> {
     fn child_up(&self, child: &Peer) {
         {
             // Of children that are forgotten, nothing is kept.
-            let known: Vec<String> = self.cx.children.list().into_iter().map(|child| child.id).collect();
+            let children = self.cx.children.known();
             let mut reports = self.reports();
-            reports.retain(|id, _| known.contains(id));
             reports.entry(child.id.clone()).or_default();
+            if reports.len() > children {
+                reports.retain(|id, _| self.cx.children.name_of(id).is_some());
+            }
         }
         let node = NodeInfo {
             node_id: child.id.clone(),

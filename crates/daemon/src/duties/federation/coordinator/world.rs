@@ -12,6 +12,7 @@ use tierline_node::Time;
 use tierline_node::federation::coordination::{Effects, Evaluation, Neighbourhood, News, Published, Start};
 use tierline_node::federation::{Assignment, Coordinator, Record, Routes, Task, Update, Verdict};
 use tierline_proto::envelope::FEDERATION;
+use tierline_proto::limits::NEIGHBOURS_MAX;
 use tierline_proto::v1::{ClassNames, Code, Failure, JobAssignment, JobEvent, JobVerdict, Neighbour};
 use tierline_proto::{Digest, Role};
 use tierline_store::State;
@@ -137,7 +138,11 @@ impl CoordinatorWorld {
         // Who can't be told now is told again.
         let (model, differences) = self.jobs().cx.state.with(look).await.unwrap_or_default();
         let reached = |name: String| Some(Neighbour { url: self.urls.get(&name)?.clone(), name });
-        messages::Start { model, differences, neighbours: neighbours.into_iter().filter_map(reached).collect() }
+        messages::Start {
+            model,
+            differences,
+            neighbours: neighbours.into_iter().filter_map(reached).take(NEIGHBOURS_MAX).collect(),
+        }
     }
 
     /// Keeps what members' next tasks begin with, where that differs from one
