@@ -70,6 +70,9 @@ const MEMORY_SHARE: u64 = 4;
 /// takes a second for a run.
 const PROFILE_SECONDS_DEFAULT: u64 = 120;
 
+/// Points of accuracy that a learned bottleneck may lose, unless told otherwise.
+const BOTTLENECK_LOSS_MAX_DEFAULT: f64 = 2.0;
+
 /// Longest time for measuring a model.
 const PROFILE_SECONDS_MAX: u64 = 3_600;
 
@@ -460,6 +463,8 @@ pub struct NodeConfig {
     /// missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub examples_bytes: Option<u64>,
+    /// Points of accuracy that a learned bottleneck may lose for requests to go through it.
+    pub bottleneck_loss_max: f64,
     /// What plans make small.
     pub objective: Objective,
     /// What plans must keep.
@@ -497,6 +502,7 @@ impl Default for NodeConfig {
             profile_seconds: PROFILE_SECONDS_DEFAULT,
             deep_per_minute: None,
             examples_bytes: None,
+            bottleneck_loss_max: BOTTLENECK_LOSS_MAX_DEFAULT,
             objective: Objective::Latency,
             limits: Limits::default(),
             watts: 0.0,
@@ -550,6 +556,9 @@ impl NodeConfig {
             if !(0.0..=0.5).contains(&share.floor) {
                 return wrong(format!("shares.{class}.floor = {}: it must be between 0 and 0.5", share.floor));
             }
+        }
+        if !(0.0..=100.0).contains(&self.bottleneck_loss_max) {
+            return wrong(format!("bottleneck_loss_max = {}: it must be between 0 and 100", self.bottleneck_loss_max));
         }
         self.serve.check()?;
         if let Some(url) = self.traces.endpoint.as_ref().filter(|url| !is_plain_address(url)) {

@@ -13,6 +13,7 @@ use tierline_codec::frame::RANK_MAX;
 use tierline_engine::{
     Apart, Discovered, Engine, EngineError, Evaluator, LoadOptions, Search, Session, StateSlot, Stateful, Stop,
 };
+use tierline_graph::bottleneck::Bottleneck;
 use tierline_graph::cuts::{Cut, candidates, cuts};
 use tierline_graph::exits::{self, Exits};
 use tierline_graph::fold::{Purpose, fold, fold_for};
@@ -62,6 +63,9 @@ pub struct Manifest {
     /// Inputs with what is expected of them, where somebody gave some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden: Option<Golden>,
+    /// What it is a variant for, where it sends a learned code at its only cut.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bottleneck: Option<Bottleneck>,
 }
 
 /// Early exits of a model, and where they are judged.
@@ -156,11 +160,16 @@ impl Prepared {
         let cuts_max = if cuts_max == 0 { CANDIDATE_CUTS_MAX } else { cuts_max.min(CANDIDATE_CUTS_MAX) };
         let types = self.types(&shapes)?;
         let stated = Exits::of(&self.model).of_kind(ErrorKind::Input)?;
-        let chosen = match &stated {
-            Some(stated) => exits::candidates(&self.model, &types, stated, cuts_max).of_kind(ErrorKind::Input)?,
-            None => candidates(&self.model, &types, &cuts(&self.model, &types), cuts_max),
+        let bottleneck = Bottleneck::of(&self.model).of_kind(ErrorKind::Input)?;
+        let chosen = |chosen: Vec<Cut>| chosen.into_iter().map(|c| c.tensors).collect();
+        let cuts: Vec<Vec<String>> = match (&bottleneck, &stated) {
+            // Anywhere else it is the model that it stands for, and worse.
+            (Some(bottleneck), _) => vec![vec![bottleneck.tensor.clone()]],
+            (None, Some(stated)) => {
+                chosen(exits::candidates(&self.model, &types, stated, cuts_max).of_kind(ErrorKind::Input)?)
+            }
+            (None, None) => chosen(candidates(&self.model, &types, &cuts(&self.model, &types), cuts_max)),
         };
-        let cuts: Vec<Vec<String>> = chosen.into_iter().map(|c| c.tensors).collect();
         let (mut outputs, mut macs) =
             (self.model.outputs(), tierline_graph::cost::total_macs(&tierline_graph::cost::cost(&self.model, &types)));
         let placed = match stated {
@@ -189,6 +198,7 @@ impl Prepared {
             macs,
             exits: placed,
             golden: None,
+            bottleneck,
         })
     }
 }
@@ -261,6 +271,9 @@ impl Manifest {
         }
         if let Some(golden) = &self.golden {
             golden.check(&self.inputs, &self.outputs)?;
+        }
+        if let Some(bottleneck) = &self.bottleneck {
+            bottleneck.check().map_err(|e| e.to_string())?;
         }
         // What can't be sent to it, it can't be measured at either.
         let mut bytes = 0u64;

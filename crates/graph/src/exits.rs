@@ -9,7 +9,8 @@ mod places;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use attach::{Answer, AttachError, Head, Wanted, answer, attach, learned, spread, with_weights};
+pub use attach::{Answer, AttachError, Head, Wanted, answer, attach, learned, one_example, spread, with_weights};
+pub(crate) use attach::{check_opset, described, names};
 pub use places::{Part, PlaceError, candidates, giving, head_macs, macs_before, places, slice, trunk_macs};
 use serde::{Deserialize, Serialize};
 

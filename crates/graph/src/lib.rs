@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bottleneck;
 pub mod constant;
 pub mod cost;
 pub mod cuts;

@@ -46,6 +46,9 @@ pub enum TrainError {
     /// A model that can't have exits.
     #[error(transparent)]
     Exits(#[from] AttachError),
+    /// A bottleneck that can't be fitted.
+    #[error("the bottleneck can't be fitted: {0}")]
+    Bottleneck(String),
     /// Heads that can't be fitted.
     #[error("exits can't be fitted: {0}")]
     Fit(String),

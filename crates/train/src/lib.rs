@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bottleneck;
 pub mod chart;
 pub mod checkpoint;
 pub mod data;

@@ -271,13 +271,13 @@ fn finish(nodes: &mut Vec<crate::onnx::NodeProto>, out: Emitter, weights: &mut V
     weights.extend(constants);
 }
 
-fn names<'m>(model: &'m Model, types: &'m Types) -> impl Iterator<Item = &'m str> {
+pub(crate) fn names<'m>(model: &'m Model, types: &'m Types) -> impl Iterator<Item = &'m str> {
     let graph = model.graph();
     let made = graph.node.iter().flat_map(|n| n.output.iter().map(String::as_str));
     types.iter().map(|t| t.name.as_str()).chain(made).chain(graph.initializer.iter().map(|t| t.name()))
 }
 
-fn check_opset(model: &Model) -> Result<(), AttachError> {
+pub(crate) fn check_opset(model: &Model) -> Result<(), AttachError> {
     let imports = &model.proto().opset_import;
     let version = imports.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version());
     if version < OPSET_MIN { Err(AttachError::Opset(version)) } else { Ok(()) }
@@ -302,7 +302,8 @@ fn budget(model: &Model) -> Result<f64, AttachError> {
 }
 
 /// Shapes of inputs for a batch of one, where only the batch is free.
-fn one_example(model: &Model) -> BTreeMap<String, Vec<u64>> {
+#[must_use]
+pub fn one_example(model: &Model) -> BTreeMap<String, Vec<u64>> {
     let one = |v: ValueInfo| {
         let shape = v.shape?;
         let sizes = shape.iter().enumerate().map(|(i, d)| if i == 0 { d.known().or(Some(1)) } else { d.known() });
@@ -641,7 +642,7 @@ pub fn spread(model: &Model, count: usize) -> Result<Vec<String>, AttachError> {
 /// Behind this share of the model an exit spares too little.
 const SPENT_MAX: f64 = 0.9;
 
-fn described(info: &ValueInfo) -> String {
+pub(crate) fn described(info: &ValueInfo) -> String {
     let dtype = info.dtype.map_or("of no tensor type".to_owned(), |d| d.to_string());
     let shape = info.shape.as_ref().map_or("of unknown shape".to_owned(), |s| {
         format!("[{}]", s.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "))

@@ -362,6 +362,9 @@ pub fn show(global: &Global, args: &Named) -> CommandResult {
             for (name, shape) in &m.input_shapes {
                 text.push_str(&format!("profiled at {name} {shape:?}\n"));
             }
+            if let Some(bottleneck) = &m.bottleneck {
+                text.push_str(&format!("stands for {}: {bottleneck}\n", infer::short(&bottleneck.stands_for)));
+            }
             let macs = m.macs.map_or("unknown".into(), output::count);
             text.push_str(&format!(
                 "{} nodes, {} parameters, {macs} multiply-adds, {} candidate cuts\n",

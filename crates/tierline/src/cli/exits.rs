@@ -330,7 +330,7 @@ fn aim(args: &AddExits) -> CommandResult<Aim> {
 }
 
 /// What is learned from, and what is held out.
-fn data(global: &Global, name: &str, seed: u64) -> CommandResult<(Dataset, Dataset)> {
+pub(super) fn data(global: &Global, name: &str, seed: u64) -> CommandResult<(Dataset, Dataset)> {
     let whole = Datasets::of(&global.data_folder()).open(name).map_err(super::train::refused)?;
     if whole.splits().contains(&"test") {
         let seen = if whole.splits().contains(&"train") { whole.named_split("train")? } else { whole.clone() };
@@ -340,7 +340,7 @@ fn data(global: &Global, name: &str, seed: u64) -> CommandResult<(Dataset, Datas
     Ok((seen, held_out))
 }
 
-fn normalize(text: Option<&str>, seen: &Dataset) -> CommandResult<Option<Normalize>> {
+pub(super) fn normalize(text: Option<&str>, seen: &Dataset) -> CommandResult<Option<Normalize>> {
     let Some(text) = text else { return Ok(None) };
     if text == "measured" {
         return Ok(Some(Normalize::of(seen)));

@@ -9,6 +9,7 @@ mod apart;
 mod apps;
 mod args;
 mod bench;
+mod bottleneck;
 mod calibrate;
 mod catalogue;
 pub mod client;

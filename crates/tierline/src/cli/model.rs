@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use tierline_daemon::models::{self, Prepared};
+use tierline_graph::bottleneck::Bottleneck;
 use tierline_graph::cuts::{Cut, cuts};
 use tierline_graph::exits::{Exit, Exits, Rule, head_macs, macs_before};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, Model, Types, ValueInfo, infer_computed_types};
 
-use super::{Global, args, calibrate, catalogue, engines, exits, trainable, usage, zoo};
+use super::{Global, args, bottleneck, calibrate, catalogue, engines, exits, trainable, usage, zoo};
 use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Subcommand)]
@@ -22,6 +23,8 @@ pub enum ModelVerb {
     Trainable(Box<trainable::Trainable>),
     /// Give a classifier early exits, fitted and calibrated on a data set
     AddExits(Box<exits::AddExits>),
+    /// Give a classifier a learned code for what is sent at a cut, fitted and measured on a data set
+    AddBottleneck(Box<bottleneck::AddBottleneck>),
     /// Draw a model's weights anew
     Init(trainable::Init),
     /// Write a known architecture as an ONNX file, with weights drawn at random
@@ -46,6 +49,7 @@ pub fn model(global: &Global, verb: ModelVerb) -> CommandResult {
         ModelVerb::Slice(args) => slice_model(global, &args),
         ModelVerb::Trainable(args) => trainable::trainable_model(global, &args),
         ModelVerb::AddExits(args) => exits::add_exits(global, &args),
+        ModelVerb::AddBottleneck(args) => bottleneck::add_bottleneck(global, &args),
         ModelVerb::Init(args) => trainable::init_model(global, &args),
         ModelVerb::Zoo(args) => zoo::zoo(global, &args),
         ModelVerb::Add(args) => catalogue::add(global, &args),
@@ -79,6 +83,8 @@ struct Inspection {
     /// Early exits, in the order in which they are computed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     exits: Vec<ExitLine>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bottleneck: Option<Bottleneck>,
     /// Without heads of exits.
     cuts: Vec<CutLine>,
 }
@@ -142,6 +148,7 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
         macs: tierline_graph::cost::total_macs(&costs),
         nodes_folded: prepared.model.graph().node.len(),
         exits: exits.as_ref().map_or_else(Vec::new, |exits| exit_lines(&prepared.model, &types, exits)),
+        bottleneck: Bottleneck::of(&prepared.model).exit_with(ExitCode::Failure)?,
         cuts: cuts(&trunk, &types).into_iter().map(|Cut { tensors, bytes, .. }| CutLine { tensors, bytes }).collect(),
     };
     global.output().data(&report, |r| {
@@ -164,6 +171,9 @@ fn inspect(global: &Global, args: &Inspect) -> CommandResult {
             let rows: Vec<Vec<String>> = r.exits.iter().map(exit_row).collect();
             text.push_str(&output::table(&["exit", "rule", "multiply-adds", "of the head"], &rows));
             text.push('\n');
+        }
+        if let Some(bottleneck) = &r.bottleneck {
+            text.push_str(&format!("bottleneck  {bottleneck}\n\n"));
         }
         let rows: Vec<Vec<String>> = r
             .cuts

@@ -4,6 +4,7 @@ mod add_exits;
 mod applications;
 mod bad_input;
 mod batching;
+mod bottleneck;
 mod breakers;
 mod cli;
 mod clocks;

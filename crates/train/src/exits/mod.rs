@@ -273,26 +273,52 @@ pub fn train(
     let own: HashSet<&String> = heads.iter().flat_map(|head| &head.parameters).collect();
     let trunk = parameters(model, &[])?.into_iter().filter(|name| !own.contains(name));
     let also = exits.exits.iter().filter_map(|exit| exit.outputs.get(&judged).cloned());
-    let batch = BatchOptions { seed: training.seed, ..with.batch.clone() };
+    let also = also.map(|output| Also { output, weight: 1.0 }).collect();
+    let targets = tierline_graph::step::Targets::Classes;
+    let loss = Loss::CrossEntropy { targets, smoothing: 0.0, weights: Vec::new() };
+    let freeze = if training.with_trunk { Vec::new() } else { trunk.collect() };
+    let steps = Steps { epochs: training.epochs, rate: training.rate, seed: training.seed };
+    stepped(with, model, loss, (judged, also), freeze, steps, tell)
+}
+
+/// Steps of Adam.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Steps {
+    /// How often every example is seen.
+    pub epochs: u64,
+    /// Learning rate, which falls along half a cosine.
+    pub rate: f64,
+    /// Of the order of examples.
+    pub seed: u64,
+}
+
+/// The model, trained on the loss of an output and of others beside it; what
+/// is frozen stays as it is.
+pub(crate) fn stepped(
+    with: &Fitting<'_>,
+    model: &Model,
+    loss: Loss,
+    (output, also): (String, Vec<Also>),
+    freeze: Vec<String>,
+    Steps { epochs, rate, seed }: Steps,
+    tell: &mut dyn FnMut(Event) -> Result<(), TrainError>,
+) -> Result<Model, TrainError> {
+    let batch = BatchOptions { seed, ..with.batch.clone() };
     let per_epoch = Batches::start(with.data, &batch, Position::default(), 1)?.per_epoch() as u64;
     let moments = tierline_graph::step::Moments { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 };
-    let steps = (training.epochs * per_epoch).max(1);
+    let steps = (epochs * per_epoch).max(1);
     let recipe = Recipe {
-        loss: Loss::CrossEntropy {
-            targets: tierline_graph::step::Targets::Classes,
-            smoothing: 0.0,
-            weights: Vec::new(),
-        },
-        output: Some(judged.clone()),
-        also: also.map(|output| Also { output, weight: 1.0 }).collect(),
+        loss,
+        output: Some(output),
+        also,
         optimizer: Optimizer::Adam(moments),
-        schedule: Schedule { rate: training.rate, warmup: 0, decay: Decay::Cosine { steps, last: 0.0 } },
-        freeze: if training.with_trunk { Vec::new() } else { trunk.collect() },
-        seed: training.seed,
+        schedule: Schedule { rate, warmup: 0, decay: Decay::Cosine { steps, last: 0.0 } },
+        freeze,
+        seed,
         ..Recipe::default()
     };
     let mut trainer = Trainer::new(&with.engine, model.clone(), &recipe, &with.load)?;
-    let options = RunOptions { epochs: training.epochs, batch, evaluate_every: training.epochs, checkpoint_every: 0 };
+    let options = RunOptions { epochs, batch, evaluate_every: epochs, checkpoint_every: 0 };
     run(&mut trainer, with.data, None, &options, None, &Stop::never(), tell)?;
     trainer.export()
 }

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod batches;
+mod bottleneck;
 mod classes;
 mod detecting;
 mod exits;

@@ -204,6 +204,18 @@ impl Known {
         read(&self.entries).values().find(|e| e.model == model).cloned()
     }
 
+    /// Models that stand for an entry's, sent through a learned bottleneck, and
+    /// that lose no more than so many points.
+    #[must_use]
+    pub fn variants(&self, entry: &Entry, loss_max: f64) -> Vec<Entry> {
+        let source = &entry.manifest.source_digest;
+        let stands = |other: &&Entry| {
+            let bottleneck = other.manifest.bottleneck.as_ref().filter(|b| b.stands_for == *source);
+            bottleneck.and_then(|b| b.measured.as_ref()).is_some_and(|measured| measured.keeps_to(loss_max))
+        };
+        read(&self.entries).values().filter(stands).cloned().collect()
+    }
+
     /// Every entry, by name.
     #[must_use]
     pub fn list(&self) -> Vec<Entry> {

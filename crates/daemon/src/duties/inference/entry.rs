@@ -80,7 +80,7 @@ pub async fn ask(
     let total = arrived.elapsed();
     duty.count_request(total, &entered.answer.reply);
     let Answer { reply, exits, .. } = &entered.answer;
-    duty.planning.observe_answer(header, &entered.plan, exits, total, reply);
+    duty.planning.observe_answer(header, &entered.model, &entered.plan, exits, total, reply);
     entered
 }
 
@@ -172,6 +172,10 @@ pub(super) async fn prepare(
     // Where the request enters, so that a wrong one costs no transfer.
     wire::check_wanted(&encoded, &entry.manifest.inputs)
         .map_err(|f| f.with_help(format!("`tierline model show {}` lists the inputs", entry.manifest.name)))?;
+    let entry = match (header.placement(), header.exit) {
+        (Placement::Plan, None) => duty.planning.stand_in(entry),
+        _ => entry,
+    };
     let program = duty.catalogue.program_within(&entry, deadline).await?;
     let mut exits = exits::active(&program, header.exit)?;
     let mut placed = match header.placement() {

@@ -159,10 +159,13 @@ enum Product {
 /// What became of a run or call.
 type Done = (Event, Option<(Op, Product)>);
 
+/// Work that ends with what became of it.
+type Working = Pin<Box<dyn Future<Output = Done> + Send>>;
+
 /// Runs under way here, each polled by the request's own task: to start one for
 /// each would wake other threads for little.
 #[derive(Default)]
-struct Runs(Vec<(Op, Pin<Box<dyn Future<Output = Done> + Send>>)>);
+struct Runs(Vec<(Op, Working)>);
 
 impl Runs {
     /// The next one that ends; waits for ever while there is none.

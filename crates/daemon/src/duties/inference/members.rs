@@ -94,7 +94,7 @@ impl Inference {
             answer = flow::answer(self, routed, inputs) => answer,
             never = silence => match never {},
         };
-        self.planning.observe_answer(&header, &plan, &answer.exits, begun.elapsed(), &answer.reply);
+        self.planning.observe_answer(&header, &model, &plan, &answer.exits, begun.elapsed(), &answer.reply);
         Entered { predicted, plan, model, answer }
     }
 }

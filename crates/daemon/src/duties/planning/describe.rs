@@ -7,7 +7,8 @@ use tierline_plan::{Explanation, LinkCondition, Measured, PlanRequest};
 use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure, InferHeader, Reply, StageTiming};
 
-use super::tables::Path;
+use super::stand_in::Through;
+use super::tables::{Path, is_split};
 use super::{Inner, Planning};
 use crate::duties::catalogue::Entry;
 use crate::net::Uplink;
@@ -85,6 +86,9 @@ struct PlanDocument {
     links: Vec<LinkCondition>,
     #[serde(flatten)]
     plan: tierline_plan::Plan,
+    /// The learned code that it sends, by a variant of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bottleneck: Option<Through>,
     /// What decided it, and what was measured of it.
     explanation: Explanation,
     /// The plan that requests run now.
@@ -96,19 +100,22 @@ struct PlanDocument {
 impl Planning {
     /// Remembers how an answer came about, for `explain`.
     ///
-    /// The exits of the numbers `exits`, from 1, could have answered it.
+    /// The exits of the numbers `exits`, from 1, could have answered it;
+    /// `model` is the digest of what ran.
     pub fn observe_answer(
         &self,
         header: &InferHeader,
+        model: &[u8],
         placement: &str,
         exits: &[usize],
         total: Duration,
         reply: &Reply,
     ) {
-        let Some(entry) = self.catalogue.known.get(&header.model) else { return };
+        let Some(asked) = self.catalogue.known.get(&header.model) else { return };
         if reply.failure.is_some() {
             return;
         }
+        let entry = self.answered_by(asked, model);
         let now = self.cx.clock.now();
         let whole_ns = self.catalogue.known.profile(entry.model).map_or(0, |profile| profile.whole_ns);
         let mut inner = self.lock();
@@ -161,54 +168,34 @@ impl Planning {
     /// when no placement keeps the limits.
     pub fn plan_now(
         &self,
-        entry: &Entry,
+        asked: &Entry,
         request: &tierline_proto::v1::PlanRequest,
         explain: bool,
     ) -> Result<tierline_proto::v1::PlanReply, Failure> {
-        let invalid = |text: String| Failure::new(Code::InvalidInput, text);
         self.cx.parents.iter().for_each(Uplink::wanted);
         let inner = self.lock();
-        let planned = inner.adapt.plans(entry.model).ok_or_else(|| {
-            Failure::new(
-                Code::ModelNotReady,
-                format!("{} is not planned on {} yet", entry.manifest.name, self.cx.me.name()),
-            )
-            .with_help(format!("`tierline profile {}` measures it now", entry.manifest.name))
-        })?;
-        let mut best: Option<(&Path, PlanRequest, tierline_plan::Plan, Vec<LinkCondition>)> = None;
-        let mut failed = None;
-        for path in &planned.paths {
-            let mut wanted = path.request_now(entry.model, inner.adapt.conditions());
-            if !request.objective.is_empty() {
-                wanted.objective = request.objective.parse().map_err(invalid)?;
-            }
-            if !request.limits_json.is_empty() {
-                wanted.limits =
-                    serde_json::from_str(&request.limits_json).map_err(|e| invalid(format!("limits: {e}")))?;
-            }
-            let links = path.links(inner.adapt.conditions());
-            match tierline_plan::plan(&wanted, &links) {
-                Ok(plan) if best.as_ref().is_none_or(|(_, _, b, _)| plan.objective_value < b.objective_value) => {
-                    best = Some((path, wanted, plan, links));
-                }
-                Ok(_) => {}
-                Err(e) => failed = Some(e),
+        let mut entry = asked;
+        let mut best = self.best_of(&inner, entry, request)?;
+        let variants = self.variants(entry);
+        for variant in &variants {
+            let Ok(other) = self.best_of(&inner, variant, request) else { continue };
+            if is_split(&other.plan.evaluation) && other.plan.objective_value < best.plan.objective_value {
+                (entry, best) = (variant, other);
             }
         }
-        let Some((path, wanted, plan, links)) = best else {
-            let text = failed.map_or_else(|| "there is no path".to_owned(), |e| e.to_string());
-            return Err(Failure::new(Code::Infeasible, text)
-                .with_help("relax the limits, or check the links with `tierline nodes`"));
-        };
-        let in_force = inner
-            .adapt
-            .current(entry.model)
-            .and_then(|p| planned.evaluate(p, inner.adapt.conditions()))
-            .map_or_else(|| "none".to_owned(), |(path, evaluation)| path.words(&evaluation));
+        let Best { path, wanted, plan, links } = best;
+        let running = self.through(&inner, asked);
+        let running = running.as_ref().map_or(asked.model, |variant| variant.model);
+        let in_force = inner.adapt.current(running).and_then(|plan| {
+            let (path, evaluation) = inner.adapt.plans(running)?.evaluate(plan, inner.adapt.conditions())?;
+            Some(path.words(&evaluation))
+        });
+        let in_force = in_force.unwrap_or_else(|| "none".to_owned());
         let placement = path.words(&plan.evaluation);
         let measured = inner.recent.get(&entry.model).filter(|r| r.placement == placement).map(Recent::measured);
         let document = PlanDocument {
-            model: entry.manifest.name.clone(),
+            model: asked.manifest.name.clone(),
+            bottleneck: Through::of(entry).filter(|_| is_split(&plan.evaluation)),
             explanation: tierline_plan::explain(&wanted, &plan, measured.as_ref())
                 .with_exits(&wanted, &plan, &links, None),
             placement,
@@ -228,6 +215,55 @@ impl Planning {
         let plan_json = serde_json::to_string(&document).map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
         Ok(tierline_proto::v1::PlanReply { plan_json, text })
     }
+
+    /// The best plan of one model under the links as they are.
+    fn best_of<'i>(
+        &self,
+        inner: &'i Inner,
+        entry: &Entry,
+        request: &tierline_proto::v1::PlanRequest,
+    ) -> Result<Best<'i>, Failure> {
+        let invalid = |text: String| Failure::new(Code::InvalidInput, text);
+        let planned = inner.adapt.plans(entry.model).ok_or_else(|| {
+            Failure::new(
+                Code::ModelNotReady,
+                format!("{} is not planned on {} yet", entry.manifest.name, self.cx.me.name()),
+            )
+            .with_help(format!("`tierline profile {}` measures it now", entry.manifest.name))
+        })?;
+        let mut best: Option<Best<'_>> = None;
+        let mut failed = None;
+        for path in &planned.paths {
+            let mut wanted = path.request_now(entry.model, inner.adapt.conditions());
+            if !request.objective.is_empty() {
+                wanted.objective = request.objective.parse().map_err(invalid)?;
+            }
+            if !request.limits_json.is_empty() {
+                wanted.limits =
+                    serde_json::from_str(&request.limits_json).map_err(|e| invalid(format!("limits: {e}")))?;
+            }
+            let links = path.links(inner.adapt.conditions());
+            match tierline_plan::plan(&wanted, &links) {
+                Ok(plan) if best.as_ref().is_none_or(|b| plan.objective_value < b.plan.objective_value) => {
+                    best = Some(Best { path, wanted, plan, links });
+                }
+                Ok(_) => {}
+                Err(e) => failed = Some(e),
+            }
+        }
+        best.ok_or_else(|| {
+            let text = failed.map_or_else(|| "there is no path".to_owned(), |e| e.to_string());
+            Failure::new(Code::Infeasible, text).with_help("relax the limits, or check the links with `tierline nodes`")
+        })
+    }
+}
+
+/// A plan, and what it was made of.
+struct Best<'p> {
+    path: &'p Path,
+    wanted: PlanRequest,
+    plan: tierline_plan::Plan,
+    links: Vec<LinkCondition>,
 }
 
 /// The time within which a share of the answers came (nearest rank).
@@ -242,11 +278,17 @@ fn within(mut totals: Vec<Duration>, share: f64) -> Option<Duration> {
 
 fn describe(document: &PlanDocument, explain: bool) -> String {
     let mut text = describe_plan(&document.placement, &document.plan);
+    if let Some(through) = &document.bottleneck {
+        text.push_str(&format!("{}\n", through.in_words()));
+    }
     if !document.unmeasured.is_empty() {
         text.push_str(&format!("not measured yet: {}\n", document.unmeasured.join(", ")));
     }
     if explain {
         text = format!("{}\n", document.explanation);
+        if let Some(through) = &document.bottleneck {
+            text.push_str(&format!("{}\n", through.in_words()));
+        }
         text.push_str(&format!(
             "in force   {}\ntable      {} placements are best under some link\n",
             document.in_force, document.alternatives

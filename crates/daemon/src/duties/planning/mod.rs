@@ -12,6 +12,7 @@
 mod describe;
 mod odds;
 mod placement;
+mod stand_in;
 mod tables;
 mod what_if;
 
@@ -117,6 +118,8 @@ struct Inner {
     searched: HashMap<Digest, Conditions>,
     /// Where requests went last, by model.
     last: HashMap<Digest, Placed>,
+    /// Models whose requests go through a bottleneck now: the variant.
+    through: HashMap<Digest, Digest>,
     /// Models whose plans went to make room, and whether they are wanted again.
     /// Until they are there, requests go where they went last.
     parted: HashMap<Digest, bool>,
@@ -132,6 +135,7 @@ impl Inner {
             odds: HashMap::new(),
             searched: HashMap::new(),
             last: HashMap::new(),
+            through: HashMap::new(),
             parted: HashMap::new(),
         }
     }
@@ -231,6 +235,7 @@ impl Planning {
             inner.odds.remove(&model);
             inner.searched.remove(&model);
             inner.last.remove(&model);
+            inner.through.retain(|own, variant| *own != model && *variant != model);
             inner.parted.remove(&model);
             inner.calibration.forget(model);
         }
@@ -444,7 +449,8 @@ impl Planning {
         let (path, evaluation) = inner.adapt.plans(model)?.evaluate(plan, inner.adapt.conditions())?;
         let beyond_ns = path.beyond_ns(model, &evaluation, inner.adapt.conditions());
         let exits = exits_of(path.table.request());
-        Some((place(path.peer, &evaluation, exits, beyond_ns), evaluation))
+        let placed = Placed { text: path.words(&evaluation), ..place(path.peer, &evaluation, exits, beyond_ns) };
+        Some((placed, evaluation))
     }
 
     /// Makes tables and wakes the machine, until the node ends.
@@ -545,10 +551,14 @@ impl Planning {
         if self.lock().keys.get(&entry.model) == Some(&key) {
             return Ok(());
         }
+        let through = entry.manifest.bottleneck.as_ref().map(|b| Arc::from(stand_in::in_words(b)));
         let made = Arc::new(());
         let (config, model, name) = (self.cx.me.config().clone(), entry.model, self.cx.me.name().to_owned());
-        let planned =
-            self.cx.tasks.blocking("planning", move || tables(model, &name, &own, sources, &exits, &config)).await??;
+        let planned = self
+            .cx
+            .tasks
+            .blocking("planning", move || tables(model, &name, &own, sources, (&exits, through.as_ref()), &config))
+            .await??;
         {
             let mut inner = self.lock();
             // Ratios to another profile say nothing of this one.

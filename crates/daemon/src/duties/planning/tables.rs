@@ -39,6 +39,8 @@ pub(super) struct Path {
     pub(super) first_link: usize,
     /// Where the waits of its tiers begin; this node's is at 0.
     pub(super) first_wait: usize,
+    /// What is sent at the model's only cut, in words, where that is a learned code.
+    pub(super) through: Option<Arc<str>>,
 }
 
 impl Path {
@@ -59,8 +61,17 @@ impl Path {
 impl Path {
     /// A placement on it in words, exits among them.
     pub(super) fn words(&self, evaluation: &Evaluation) -> String {
-        with_exits(words(evaluation), &exits_of(self.table.request()))
+        let placement = with_exits(words(evaluation), &exits_of(self.table.request()));
+        match &self.through {
+            Some(through) if is_split(evaluation) => format!("{placement}, {through}"),
+            _ => placement,
+        }
     }
+}
+
+/// Whether more tiers than one run something.
+pub(super) fn is_split(evaluation: &Evaluation) -> bool {
+    evaluation.stages.iter().filter(|stage| stage.last > stage.first).count() > 1
 }
 
 /// Exits of a table's plans, by their numbers.
@@ -231,7 +242,7 @@ pub(super) fn tables(
     name: &str,
     own: &Arc<ModelProfile>,
     sources: Vec<Source>,
-    exits: &Exits,
+    (exits, through): (&Exits, Option<&Arc<str>>),
     config: &crate::config::NodeConfig,
 ) -> Result<Planned, Failure> {
     let infeasible = |text: String| {
@@ -275,7 +286,8 @@ pub(super) fn tables(
                     // All here is the same plan on every path.
                     let new = (0..table.len()).filter(|&p| first_link == 0 || !here(p)).map(|p| (path, p));
                     planned.plans.extend(new);
-                    planned.paths.push(Path { peer, above: roles.clone(), table, first_link, first_wait });
+                    let (above, through) = (roles.clone(), through.cloned());
+                    planned.paths.push(Path { peer, above, table, first_link, first_wait, through });
                 }
                 Err(e) => last_error = Some(e),
             }

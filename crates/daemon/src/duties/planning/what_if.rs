@@ -3,10 +3,11 @@
 
 use tierline_node::adapt::{Conditions, Plans};
 use tierline_plan::Evaluation;
+use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 
 use super::Planning;
-use super::tables::Path;
+use super::tables::{Path, is_split};
 use crate::duties::catalogue::Entry;
 
 /// What would be chosen at each of some speeds.
@@ -38,7 +39,8 @@ impl Planning {
     /// The placement that requests for a model run now, if there is one.
     #[must_use]
     pub fn in_force(&self, entry: &Entry) -> Option<String> {
-        self.peek(entry.model).map(|(placed, _)| placed.text)
+        let running = self.through(&self.lock(), entry);
+        self.peek(running.map_or(entry.model, |variant| variant.model)).map(|(placed, _)| placed.text)
     }
 
     /// What would be chosen if the first link upwards had each of `speeds`,
@@ -53,7 +55,9 @@ impl Planning {
             Failure::new(Code::ModelNotReady, text)
         })?;
         let now = inner.adapt.conditions();
-        let in_force = inner.adapt.current(entry.model).and_then(|plan| planned.evaluate(plan, now));
+        let running = self.through(&inner, entry).map_or(entry.model, |variant| variant.model);
+        let running = inner.adapt.current(running).zip(inner.adapt.plans(running));
+        let in_force = running.and_then(|(plan, planned)| planned.evaluate(plan, now));
         let upward = || planned.paths.iter().find(|path| !path.above.is_empty());
         // The way that requests go; else the first one.
         let path = in_force.as_ref().map(|(path, _)| *path).filter(|path| !path.above.is_empty()).or_else(upward);
@@ -65,18 +69,25 @@ impl Planning {
             chosen: Vec::new(),
         };
         let Some(path) = path else { return Ok(answer) };
+        let variants = self.variants(entry);
+        let variants = variants.iter().filter_map(|v| Some((v.model, inner.adapt.plans(v.model)?)));
+        let variants: Vec<(Digest, &super::Planned)> = variants.collect();
         for &up in speeds {
             let mut then = now.clone();
             if let Some(link) = then.links.get_mut(path.first_link) {
                 let ratio = if link.up > 0.0 && link.down > 0.0 { link.down / link.up } else { 1.0 };
                 (link.up, link.down) = (up, up * ratio);
             }
-            answer.chosen.extend(chosen(planned, &then).map(|(path, evaluation)| Chosen {
-                up_bytes_per_s: up,
-                placement: path.words(&evaluation),
-                latency_ns: evaluation.cost.latency_ns + path.beyond_ns(entry.model, &evaluation, &then),
-                evaluation,
-            }));
+            let of = |(model, planned): (Digest, &super::Planned)| {
+                let (path, evaluation) = chosen(planned, &then)?;
+                let latency_ns = evaluation.cost.latency_ns + path.beyond_ns(model, &evaluation, &then);
+                let placement = path.words(&evaluation);
+                // A variant stands in only where it is divided.
+                let stands = model == entry.model || is_split(&evaluation);
+                stands.then_some(Chosen { up_bytes_per_s: up, placement, latency_ns, evaluation })
+            };
+            let all = std::iter::once((entry.model, planned)).chain(variants.iter().copied());
+            answer.chosen.extend(all.filter_map(of).min_by(|a, b| a.latency_ns.total_cmp(&b.latency_ns)));
         }
         Ok(answer)
     }

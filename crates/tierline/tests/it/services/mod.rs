@@ -172,6 +172,39 @@ fn explain_says_who_answers_by_which_rule_and_how_long_that_takes() {
 }
 
 #[test]
+fn thresholds_follow_what_audits_show() {
+    let site = Site::new();
+    let digits = Digits::add(&site, &["small", "other"]);
+    let cascade = |threshold: f64, last: &str| {
+        format!(
+            "kind = \"cascade\"\naudit = 0.9\nagreement = 0.98\n\
+             [[member]]\nmodel = \"small\"\nname = \"near\"\ncriterion = \"confidence\"\nthreshold = {threshold}\n\
+             [[member]]\nmodel = \"{last}\"\nname = \"far\"\n"
+        )
+    };
+    // One model twice says the same; one of other weights says something else of this input.
+    assert_eq!(digits.service(&site, "same", &cascade(0.8, "small")).code, 0);
+    assert_eq!(digits.service(&site, "differs", &cascade(0.01, "other")).code, 0);
+    let threshold = |service: &str| {
+        let document = site.cloud.ask(&["explain", service, "--json"]).json();
+        assert_eq!(document["agreement"], 0.98);
+        document["members"][0]["threshold"].as_f64().unwrap_or_else(|| panic!("{document}"))
+    };
+    assert_eq!((threshold("same"), threshold("differs")), (0.8, 0.01));
+    for service in ["same", "differs"] {
+        let asked = ["infer", "--model", service, "--input", &digits.input, "--repeat", "260", "--json"];
+        assert_eq!(site.cloud.ask(&asked).code, 0);
+    }
+    let (same, differs) = (threshold("same"), threshold("differs"));
+    assert!(same < 0.8 && differs > 0.01 && differs > same, "{same} and {differs}");
+    let text = site.cloud.scrape();
+    assert!(text.contains(&format!("tierline_service_threshold{{member=\"same/1\"}} {same}")), "{text}");
+    // Without audits nothing would show it.
+    let blind = cascade(0.8, "other").replace("audit = 0.9\n", "");
+    digits.service(&site, "blind", &blind).refuses("`audit` is 0; it must be above 0");
+}
+
+#[test]
 fn three_models_on_three_tiers() {
     let site = Site::new();
     let edge = site.edge("edge-1");
