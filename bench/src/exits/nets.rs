@@ -35,7 +35,7 @@ pub fn large(seed: u64) -> Result<Model> {
     b.output(EARLY, &head, DataType::F32, "batch 10");
     b.output(END, &x, DataType::F32, "batch 10");
     let outputs = [(END.to_owned(), EARLY.to_owned())].into();
-    let exits = Exits { exits: vec![Exit { outputs, sureness: None, rule: None }], ..Exits::default() };
+    let exits = Exits { exits: vec![Exit { outputs, sureness: None, rule: None }], axis: -1, ..Exits::default() };
     Ok(exits.write(&b.build())?)
 }
 

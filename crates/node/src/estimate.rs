@@ -104,6 +104,17 @@ pub const PROBE_IDLE: Duration = Duration::from_secs(5);
 /// less than a megabyte per second.
 pub const PROBE_UNWANTED: Duration = Duration::from_secs(30);
 
+/// What is open about a link that nobody plans with, is settled by probes so far
+/// apart ...
+pub const PROBE_UNWANTED_OPEN: Duration = Duration::from_secs(10);
+
+/// ... and of at most so many bytes: on a busy machine every probe raises another
+/// question.
+pub const PROBE_UNWANTED_BYTES: u64 = 8 << 10;
+
+/// A link that came up is learned as if somebody planned with it.
+pub const LEARNED_FOR: Duration = Duration::from_secs(5);
+
 /// Somebody plans with a link for so long after the last sign of it.
 pub const WANTED_FOR: Duration = Duration::from_secs(60);
 
@@ -583,6 +594,7 @@ impl Estimator {
     fn link_up(&mut self, now: Time) {
         self.is_up = true;
         self.probe = None;
+        self.wanted_until = self.wanted_until.max(now + LEARNED_FOR);
         // Another network, perhaps: what was known is a hint only.
         self.rtts.clear();
         self.bucket = PROBE_BURST as f64;
@@ -600,7 +612,8 @@ impl Estimator {
         let of = |track: &Track| match track.last {
             None => Time::ZERO,
             // An open question, or a probe that was too short, is settled at once.
-            Some(_) if is_open(track) => Time::ZERO,
+            Some(last) if is_open(track) && last <= self.wanted_until => Time::ZERO,
+            Some(last) if is_open(track) => last + PROBE_UNWANTED_OPEN,
             // The first samples come quickly, then the link is left alone.
             Some(last) if track.samples < 3 => last + PROBE_GAP,
             Some(last) if last + PROBE_IDLE <= self.wanted_until => last + PROBE_IDLE,
@@ -610,10 +623,14 @@ impl Estimator {
         // With nothing between them, the one not heard of for longer.
         let direction = if (up, self.up.last) <= (down, self.down.last) { Direction::Up } else { Direction::Down };
         let (track, at) = (self.known(direction), up.min(down).max(self.next_probe));
-        let wanted = track.samples < 3 || track.last.is_none() || is_open(track) || at <= self.wanted_until;
+        let wanted = track.samples < 3 || track.last.is_none() || at <= self.wanted_until;
         let target = track.cautious().map_or(0.0, |rate| rate * PROBE_TARGET.as_secs_f64()) as u64;
-        let bytes = if wanted { target.max(track.probe_bytes) } else { 0 };
-        Due { direction, at, bytes: bytes.clamp(PROBE_BYTES[0], PROBE_BYTES[1]) }
+        let most = match (wanted, is_open(track)) {
+            (true, _) => PROBE_BYTES[1],
+            (false, true) => PROBE_UNWANTED_BYTES,
+            (false, false) => PROBE_BYTES[0],
+        };
+        Due { direction, at, bytes: target.max(track.probe_bytes).clamp(PROBE_BYTES[0], most) }
     }
 
     /// When the bucket will hold the next probe.
