@@ -207,13 +207,13 @@ async fn pump(
     let writing = deliver(receive, to, config.clone(), &shared.bytes[direction as usize]);
     let reading = async move {
         let mut latest = Instant::now();
+        let rate_of = |link: &LinkConfig| match direction {
+            Direction::Up => link.rate(link.up_bits_per_s),
+            Direction::Down => link.rate(link.down_bits_per_s),
+        };
         loop {
             until_whole(&mut config).await;
-            let link = config.borrow().clone();
-            let rate = link.rate(match direction {
-                Direction::Up => link.up_bits_per_s,
-                Direction::Down => link.down_bits_per_s,
-            });
+            let rate = rate_of(&config.borrow());
             let size = rate.map_or(CHUNK_BYTES_MAX, |r| {
                 ((r * CHUNK_TIME / 8.0) as usize).clamp(SEGMENT_BYTES / 2, CHUNK_BYTES_MAX)
             });
@@ -223,6 +223,9 @@ async fn pump(
                 Ok(n) => n,
             };
             chunk.truncate(n);
+            // As the link is now: what was waited for may have come long after.
+            let link = config.borrow().clone();
+            let rate = rate_of(&link);
             let left = leave(&shared.clocks[direction as usize], Instant::now(), rate, n);
             until(left).await;
             let mut due = left + Duration::from_secs_f64(link.delay_s + link.jitter_s * fastrand::f64());

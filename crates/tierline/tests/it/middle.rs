@@ -69,6 +69,8 @@ impl Middle {
         let child = Identity::load(&data.join("identity"), now).unwrap();
         let endpoint = transport::endpoint(parent, transport::client_tls(&child)).unwrap();
         let pair = runtime.block_on(Pair::connect(&endpoint)).unwrap();
+        // The second connection is made where somebody asks for it.
+        let connecting = runtime.enter();
         let shared = Arc::new(Shared {
             first: pair.first(),
             second: pair.second(),
@@ -76,6 +78,7 @@ impl Middle {
             artefacts: Mutex::default(),
             on: AtomicBool::new(true),
         });
+        drop(connecting);
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let tls = tls::server_config(&tls::LiveIdentity::new(own).unwrap()).unwrap();
