@@ -206,12 +206,15 @@ function drawRates() {
   show("rates", ...asked.map((service) => el("div", {}, el("h3", {}, `${service.name}: answered by`), rates(service, width))));
 }
 
+/** How long something took is no other reason. */
+const withoutNumbers = (text) => text.replace(/\d+(\.\d+)?/g, "");
+
 /** Events, newest first; degraded answers in a row for one reason are one. */
 function gathered(events) {
   const rows = [];
   for (const event of events.toReversed()) {
     const last = rows.at(-1);
-    if (last && event.kind === "degraded" && last.kind === "degraded" && last.text === event.text) {
+    if (last && event.kind === "degraded" && last.kind === "degraded" && withoutNumbers(last.text) === withoutNumbers(event.text)) {
       Object.assign(last, { count: last.count + 1, since_ms: event.time_ms });
     } else {
       rows.push({ ...event, count: 1, since_ms: event.time_ms });
