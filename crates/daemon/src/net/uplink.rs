@@ -1,35 +1,37 @@
 //! One parent of this node: performs what the lease machine asks
-//! (`tierline_node::lease`), and carries requests and artefacts upwards.
+//! (`tierline_node::lease`), and carries requests and artefacts upwards. What its
+//! link does, `link` watches.
+
+mod link;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tierline_identity::tls;
 use tierline_node::breaker::{self, Breaker};
-use tierline_node::estimate::{Action as LinkAction, Direction, Estimate, Estimator, Event as LinkEvent};
+use tierline_node::estimate::{Estimator, Event as LinkEvent};
 use tierline_node::lease::{Child, ChildAction, ChildEvent, ChildState, Granted};
 use tierline_node::request::Event as RequestEvent;
 use tierline_node::silence::Silence;
 use tierline_node::{Peer, Rng, Time};
 use tierline_proto::door::session::FromParent;
 use tierline_proto::envelope;
-use tierline_proto::limits::{CHUNK_BYTES, PROBE_BYTES_MAX};
 use tierline_proto::v1::{
-    self, ChildMessage, Code, Envelope, Failure, Goodbye, Heartbeat, HelloRequest, LinkEstimate, ParentMessage,
-    ParentStatus, ProbeChunk, StageTiming, UpstreamPath, child_message,
+    self, ChildMessage, Code, Envelope, Failure, Goodbye, Heartbeat, HelloRequest, ParentMessage, ParentStatus,
+    UpstreamPath, child_message,
 };
 use tierline_proto::{Digest, Sound, Versions};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+pub use self::link::Occupied;
+use self::link::lock;
 use super::Net;
 use super::transport::{self, Chunks, Pair};
-use crate::runtime::tasks::sound;
-use crate::runtime::{ns, wait_until};
+use crate::runtime::wait_until;
 
 /// Messages to the parent waiting for the stream. An edge repeats at once what
 /// all members below it have said of several jobs; more mean that nothing flows.
@@ -38,25 +40,6 @@ const OUTBOX_MAX: usize = 8_192;
 /// What the machine hears of its connections; more than a few mean that it
 /// stands still, and whoever has news waits.
 const NEWS_MAX: usize = 64;
-
-/// Chunks ahead of the connection: back-pressure reaches the encoder after these.
-const CHUNKS_AHEAD_MAX: usize = 8;
-
-/// A probe's answer is not waited for any longer; long before, the estimator
-/// has taken the link for slow.
-const PROBE_TIME_MAX: Duration = Duration::from_secs(10);
-
-/// How often a call that is late is held against the link.
-const STILL_PENDING: Duration = Duration::from_millis(300);
-
-/// A call is late after this many times its prediction.
-const LATE_FACTOR: u32 = 2;
-
-/// Between two questions whether the parent is there, while a request waits.
-const ASK_AGAIN: Duration = Duration::from_millis(25);
-
-/// How often it is looked whether it has answered.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// How often parents look whether their load has changed.
 const LOAD_TOLD_EVERY: Duration = Duration::from_secs(1);
@@ -95,15 +78,6 @@ impl Drop for Asking<'_> {
                 breaker.ended(now, None);
             }
         }
-    }
-}
-
-/// Something large is under way to or from a parent, until this is dropped.
-pub struct Occupied(Arc<AtomicUsize>);
-
-impl Drop for Occupied {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -154,11 +128,6 @@ struct Shared {
     silence: Silence,
 }
 
-/// The estimator; one that broke off measures from the beginning.
-fn lock(link: &Mutex<Estimator>) -> MutexGuard<'_, Estimator> {
-    sound(link, |link| *link = Estimator::default())
-}
-
 impl Uplink {
     /// A parent that isn't dialled yet.
     #[must_use]
@@ -194,13 +163,6 @@ impl Uplink {
         }
         let text = format!("the circuit breaker towards {} is open: it failed again and again", self.name());
         Err(Failure::new(Code::Unreachable, text))
-    }
-
-    /// A transfer begins: while it lasts, nothing is probed.
-    #[must_use]
-    pub fn occupied(&self) -> Occupied {
-        self.transfers.fetch_add(1, Ordering::Relaxed);
-        Occupied(Arc::clone(&self.transfers))
     }
 
     /// Whether its circuit breaker keeps requests from it now.
@@ -277,103 +239,6 @@ impl Uplink {
         shared.path_at = Some(Instant::now());
     }
 
-    /// What is known of the link to the parent.
-    #[must_use]
-    pub fn estimate(&self) -> LinkEstimate {
-        let estimate = lock(&self.link).estimate(self.net.clock.now());
-        LinkEstimate {
-            up_bytes_per_s: estimate.up.unwrap_or(0.0),
-            down_bytes_per_s: estimate.down.unwrap_or(0.0),
-            rtt_ns: estimate.rtt.map_or(0, ns),
-            confidence: estimate.confidence,
-            age_ms: 0,
-        }
-    }
-
-    /// Somebody plans with the link, or sends requests over it: it is worth
-    /// knowing.
-    pub fn wanted(self: &Arc<Self>) {
-        let second = self.net.clock.now().ns() / 1_000_000_000;
-        // On every request's path.
-        if self.wanted.swap(second, Ordering::Relaxed) != second {
-            self.observe(LinkEvent::Wanted);
-        }
-    }
-
-    /// Tells the estimator what the link did, and performs what it asks.
-    pub fn observe(self: &Arc<Self>, event: LinkEvent) {
-        tracing::debug!(?event, "link to {}", self.url);
-        let mut actions = VecDeque::from(lock(&self.link).step(self.net.clock.now(), event));
-        while let Some(action) = actions.pop_front() {
-            match action {
-                LinkAction::Probe { probe, .. } if self.transfers.load(Ordering::Relaxed) > 0 => {
-                    let skipped = LinkEvent::ProbeSkipped { probe };
-                    actions.extend(lock(&self.link).step(self.net.clock.now(), skipped));
-                }
-                LinkAction::Estimate(estimate) => self.link_moved(&estimate),
-                LinkAction::Probe { probe, up_bytes, down_bytes } => {
-                    let this = Arc::clone(self);
-                    let probing = Arc::clone(self);
-                    let work = async move {
-                        let probe = probing.probe(up_bytes, down_bytes);
-                        let late = |_| Failure::new(Code::DeadlineExceeded, "the probe was not answered in time");
-                        tokio::time::timeout(PROBE_TIME_MAX, probe).await.map_err(late)?
-                    };
-                    self.net.tasks.spawn_then("probe", work, move |probed| async move {
-                        let event = match probed.flatten() {
-                            Ok((up, down)) => LinkEvent::Probed { probe, up, down },
-                            Err(_) => LinkEvent::ProbeFailed { probe },
-                        };
-                        this.observe(event);
-                    });
-                }
-            }
-        }
-        self.stir.notify_one();
-    }
-
-    /// Sends padding and gets some back: bytes and time each way, the first
-    /// chunk not counted.
-    async fn probe(&self, up_bytes: u64, down_bytes: u64) -> Result<((u64, Duration), (u64, Duration)), Failure> {
-        // At least four chunks, so that the time between the first and the
-        // last says something.
-        let size = usize::try_from((up_bytes / 4).clamp(1, CHUNK_BYTES as u64)).unwrap_or(CHUNK_BYTES);
-        let (send, receive) = mpsc::channel(CHUNKS_AHEAD_MAX);
-        let feeder = self.net.tasks.spawn("probe feed", async move {
-            let mut left = usize::try_from(up_bytes).unwrap_or(0);
-            let mut want_bytes = down_bytes;
-            while left > 0 {
-                let padding = Bytes::from(vec![0u8; left.min(size)]);
-                left -= padding.len();
-                let chunk = ProbeChunk { want_bytes, padding, ..ProbeChunk::default() };
-                want_bytes = 0;
-                if send.send(chunk).await.is_err() {
-                    return;
-                }
-            }
-        });
-        let _feeder = feeder.owned();
-        let mut client = self.pair()?.bulk_of(up_bytes.max(down_bytes));
-        let stream = client.probe(ReceiverStream::new(receive)).await;
-        let mut stream = stream.map_err(|s| self.failure(&s))?.into_inner();
-        let missing = || Failure::new(Code::Protocol, "the probe was not answered");
-        let head = stream.message().await.map_err(|s| self.failure(&s))?.ok_or_else(missing)?;
-        let head = Sound::read(head)?;
-        let (mut first, mut bytes) = (None, 0u64);
-        while let Some(chunk) = stream.message().await.map_err(|s| self.failure(&s))? {
-            if bytes > PROBE_BYTES_MAX {
-                return Err(Failure::new(Code::Protocol, "the probe's answer has no end").at(&self.name()));
-            }
-            match first {
-                None => first = Some(Instant::now()),
-                Some(_) => bytes += chunk.padding.len() as u64,
-            }
-        }
-        let down = first.map_or(Duration::ZERO, |f| f.elapsed());
-        let up = head.received_bytes.saturating_sub(size as u64);
-        Ok(((up, Duration::from_nanos(head.received_ns)), (bytes, down)))
-    }
-
     /// For `tierline nodes` and `status`.
     #[must_use]
     pub fn status(&self) -> ParentStatus {
@@ -442,64 +307,6 @@ impl Uplink {
     /// What a call of the parent failed with.
     pub fn failure(&self, status: &tonic::Status) -> Failure {
         Failure::from_status(status).at(&self.name())
-    }
-
-    /// Learns from a finished call what the link did: what the tiers above
-    /// didn't spend, the link did.
-    pub fn observe_transfer(self: &Arc<Self>, sent: u64, received: u64, waited: Duration, above: &[StageTiming]) {
-        let Some(first) = above.first() else { return };
-        let spent = first.queue_ns + first.decode_ns + first.compute_ns + first.encode_ns + first.upstream_ns;
-        let on_link = waited.saturating_sub(Duration::from_nanos(spent));
-        self.observe(LinkEvent::Exchange { up: sent, down: received, network: on_link });
-    }
-
-    /// Reports every `STILL_PENDING` that `bytes` are not through yet, once
-    /// that took much longer than `predicted`; runs until it is dropped.
-    pub async fn report_pending(self: &Arc<Self>, bytes: u64, predicted: Duration) -> std::convert::Infallible {
-        let begun = Instant::now();
-        loop {
-            tokio::time::sleep(STILL_PENDING).await;
-            self.still_pending(bytes, predicted, begun.elapsed());
-        }
-    }
-
-    /// `bytes` are not through yet.
-    fn still_pending(self: &Arc<Self>, bytes: u64, predicted: Duration, elapsed: Duration) {
-        if elapsed >= predicted.saturating_mul(LATE_FACTOR) {
-            // What the tiers above were expected to spend isn't the link's.
-            let elapsed = elapsed.saturating_sub(predicted);
-            self.observe(LinkEvent::Pending { direction: Direction::Up, bytes, elapsed });
-        }
-    }
-
-    /// Asks again and again whether the parent is there, while a request needs
-    /// it; ends when it has shown no sign of life for longer than it may take,
-    /// `sending` bytes before the answer included.
-    pub async fn silence(&self, sending: &AtomicU64) -> (Peer, String) {
-        loop {
-            let asked = Instant::now();
-            let news = self.read().news.clone();
-            if let Some(news) = news {
-                let _ = news.send(ChildEvent::Urge).await;
-            }
-            loop {
-                let estimate = lock(&self.link).estimate(self.net.clock.now());
-                let ahead = estimate.up.filter(|up| *up > 0.0).map_or(Duration::ZERO, |up| {
-                    Duration::try_from_secs_f64(sending.load(Ordering::Relaxed) as f64 / up).unwrap_or(PROBE_TIME_MAX)
-                });
-                let limit = ahead + self.read().silence.limit(estimate.rtt.unwrap_or_default());
-                let (heard, waited) = (self.read().heard, asked.elapsed());
-                if heard.is_some_and(|heard| heard >= asked) {
-                    break;
-                }
-                if waited >= limit {
-                    return (self.peer, format!("{} has shown no sign of life for {waited:.0?}", self.name()));
-                }
-                // Short, since what there is to send may have become known meanwhile.
-                tokio::time::sleep((limit - waited).min(LOOK)).await;
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
     }
 
     /// Keeps the lease until the node ends.
@@ -761,18 +568,6 @@ impl Uplink {
         let json = serde_json::json!({ "parent": name, "up": false });
         self.net.events.record("lease", format!("lost {name}: {failure}"), &json);
         self.net.duties.each(|duty| duty.parent_down(self));
-    }
-
-    /// The estimate of the link moved.
-    fn link_moved(self: &Arc<Self>, estimate: &Estimate) {
-        if estimate.changed {
-            let up = estimate.up.map_or("unknown".into(), |b| format!("{:.2} Mbit/s", b * 8.0 / 1e6));
-            let (name, rtt) = (self.name(), estimate.rtt.map_or(0.0, |r| r.as_secs_f64() * 1e3));
-            let json =
-                serde_json::json!({ "parent": name, "up_bytes_per_s": estimate.up, "rtt_ns": estimate.rtt.map(ns) });
-            self.net.events.record("link", format!("link to {name}: {up} up, round trip {rtt:.0} ms"), &json);
-        }
-        self.net.duties.each(|duty| duty.link_moved(self, estimate.changed));
     }
 
     /// The parent says whether it turns a copy of this node away.

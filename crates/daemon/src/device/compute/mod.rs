@@ -588,18 +588,23 @@ mod tests {
     use super::*;
     use crate::runtime::events::Events;
 
-    fn compute() -> Compute {
+    /// One of this engine and so many bytes for requests.
+    pub(super) fn started(engine: Arc<dyn Engine>, budget: u64, batches: bool) -> Compute {
         Compute::start(ComputeOptions {
             tasks: Tasks::new(Events::default()),
-            engine: tierline_engine::rten(),
+            engine,
             load: LoadOptions::with_threads(1),
             slowdown: 1.0,
             memory: Memory::new(1 << 20),
             shares: Shares::default(),
-            budget: Budget::new(1 << 20),
-            batches: true,
+            budget: Budget::new(budget),
+            batches,
         })
         .unwrap()
+    }
+
+    fn compute() -> Compute {
+        started(tierline_engine::rten(), 1 << 20, true)
     }
 
     #[test]

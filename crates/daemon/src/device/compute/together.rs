@@ -308,16 +308,13 @@ mod tests {
 
     use tierline_engine::{Engine, LoadOptions, Session};
     use tierline_graph::{DataType, Elements, Model, Tensor, emit, infer_types, slice};
-    use tierline_node::admit::{Class, Priority, Shares};
+    use tierline_node::admit::{Class, Priority};
 
-    use super::super::{Compute, ComputeOptions, Turn};
+    use super::super::Turn;
+    use super::super::tests::started;
     use super::*;
-    use crate::device::budget::Budget;
-    use crate::device::memory::Memory;
     use crate::device::program::{Program, Source};
     use crate::models::Prepared;
-    use crate::runtime::events::Events;
-    use crate::runtime::tasks::Tasks;
 
     /// What the engine of a test does with many rows.
     #[derive(Clone, Copy, PartialEq)]
@@ -421,17 +418,7 @@ mod tests {
     /// its own. Gives the runs.
     async fn load(manner: Manner, budget: u64) -> super::super::Runs {
         let engine = Arc::new(Slow { manner, together: Arc::default() });
-        let compute = Compute::start(ComputeOptions {
-            tasks: Tasks::new(Events::default()),
-            engine,
-            load: LoadOptions::with_threads(1),
-            slowdown: 1.0,
-            memory: Memory::new(1 << 20),
-            shares: Shares::default(),
-            budget: Budget::new(budget),
-            batches: true,
-        })
-        .unwrap();
+        let compute = started(engine, budget, true);
         let (part, key) = part();
         let mut requests = Vec::new();
         for caller in 0..16u32 {
@@ -478,17 +465,7 @@ mod tests {
     /// Requests of a model that takes microseconds, of so many callers, each of
     /// which waits for one before it sends the next.
     async fn brief(callers: u32) -> super::super::Runs {
-        let compute = Compute::start(ComputeOptions {
-            tasks: Tasks::new(Events::default()),
-            engine: tierline_engine::rten(),
-            load: LoadOptions::with_threads(1),
-            slowdown: 1.0,
-            memory: Memory::new(1 << 20),
-            shares: Shares::default(),
-            budget: Budget::new(1 << 20),
-            batches: false,
-        })
-        .unwrap();
+        let compute = started(tierline_engine::rten(), 1 << 20, false);
         let (part, key) = part();
         let mut requests = Vec::new();
         for caller in 0..callers {

@@ -165,9 +165,9 @@ type Working = Pin<Box<dyn Future<Output = Done> + Send>>;
 /// Runs under way here, each polled by the request's own task: to start one for
 /// each would wake other threads for little.
 #[derive(Default)]
-struct Runs(Vec<(Op, Working)>);
+struct Running(Vec<(Op, Working)>);
 
-impl Runs {
+impl Running {
     /// The next one that ends; waits for ever while there is none.
     fn next(&mut self) -> impl Future<Output = Done> {
         poll_fn(|cx| {
@@ -216,7 +216,7 @@ struct Flow<'n> {
     /// Where its spans belong, where it is traced.
     trace: Option<Within>,
     products: HashMap<Op, Product>,
-    runs: Runs,
+    runs: Running,
     /// Calls under way.
     tasks: HashMap<Op, AbortHandle>,
     /// Bytes that a call has to send.
@@ -244,7 +244,7 @@ impl<'n> Flow<'n> {
             judging,
             trace,
             products: HashMap::new(),
-            runs: Runs::default(),
+            runs: Running::default(),
             tasks: HashMap::new(),
             sending: Arc::default(),
             done,

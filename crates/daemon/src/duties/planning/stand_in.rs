@@ -20,7 +20,8 @@ use crate::duties::catalogue::Entry;
 /// A variant must be faster by this share to take over: predictions tremble.
 const FASTER_BY: f64 = 0.1;
 
-/// What a learned code is, in words: ``code of `relu2`, 64.0 times fewer bytes, 0.80 points lost``.
+/// What a learned code is, in words:
+/// ``learned code of `relu2`: 64.0 times fewer bytes, 0.80 points lost``.
 pub(super) fn in_words(bottleneck: &Bottleneck) -> String {
     let lost = bottleneck.points_lost().map_or_else(String::new, |lost| format!(", {lost:.2} points lost"));
     format!("learned code of `{}`: {:.1} times fewer bytes{lost}", bottleneck.of, bottleneck.times())
