@@ -334,3 +334,24 @@ fn any_events_in_any_order_keep_it_finite() {
         }
     });
 }
+
+#[test]
+fn a_probe_that_is_skipped_costs_nothing_and_comes_later() {
+    let mut estimator = Estimator::default();
+    let _ = estimator.step(Time::ZERO, Event::LinkUp);
+    let number = |actions: &[Action]| {
+        actions.iter().find_map(|action| match action {
+            Action::Probe { probe, .. } => Some(*probe),
+            Action::Estimate(_) => None,
+        })
+    };
+    let first = number(&estimator.step(Time::ZERO, Event::Rtt(ms(10)))).expect("a new link is probed");
+    assert!(estimator.probed_bytes() > 0);
+    assert_eq!(number(&estimator.step(Time::ZERO, Event::ProbeSkipped { probe: first })), None, "not at once again");
+    assert_eq!(estimator.probed_bytes(), 0);
+    let late = (Time::ZERO + ms(1), (1 << 10, ms(1)));
+    let _ = estimator.step(late.0, Event::Probed { probe: first, up: late.1, down: late.1 });
+    assert_eq!(estimator.estimate(late.0).up, None, "what was skipped says nothing");
+    let again = estimator.wake().expect("it is still to be known");
+    assert!(number(&estimator.step(again, Event::Wake)).is_some_and(|probe| probe > first));
+}
