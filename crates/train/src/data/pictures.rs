@@ -3,11 +3,11 @@
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use image::codecs::gif::GifDecoder;
+use gif::DecodeOptions as GifOptions;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::imageops::FilterType;
-use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use tierline_graph::{Elements, Tensor};
 
 use super::error::DataError;
@@ -67,9 +67,9 @@ impl Pictures {
         let mut limits = Limits::default();
         limits.max_alloc = Some(DECODED_BYTES_MAX);
         (limits.max_image_width, limits.max_image_height) = (Some(PICTURE_SIDE_MAX), Some(PICTURE_SIDE_MAX));
-        reader.limits(limits);
+        reader.limits(limits.clone());
         let format = reader.format();
-        if format.is_some_and(|format| holds_several(format, encoded)) {
+        if format.is_some_and(|format| holds_several(format, encoded, &limits)) {
             let what = "holds several pictures, and an example is one; save each as a file of its own";
             return Err(DataError::Stray { path: path.into(), what: what.to_owned() });
         }
@@ -167,16 +167,27 @@ pub(super) fn kind(path: &Path, begins: &[u8]) -> Kind {
 }
 
 /// Whether a file holds more pictures than the one that would be decoded:
-/// frames of an animation, or pages.
-fn holds_several(format: ImageFormat, encoded: &[u8]) -> bool {
+/// frames of an animation, or pages. Nothing is decoded for that: a header may
+/// declare any size.
+fn holds_several(format: ImageFormat, encoded: &[u8], limits: &Limits) -> bool {
     let bytes = || Cursor::new(encoded);
     match format {
-        ImageFormat::Gif => GifDecoder::new(bytes()).is_ok_and(|gif| gif.into_frames().take(2).count() > 1),
-        ImageFormat::Png => PngDecoder::new(bytes()).is_ok_and(|png| png.is_apng().unwrap_or(false)),
+        ImageFormat::Gif => has_second_frame(encoded).unwrap_or(false),
+        ImageFormat::Png => {
+            PngDecoder::with_limits(bytes(), limits.clone()).is_ok_and(|png| png.is_apng().unwrap_or(false))
+        }
         ImageFormat::WebP => WebPDecoder::new(bytes()).is_ok_and(|webp| webp.has_animation()),
         ImageFormat::Tiff => has_second_page(encoded).unwrap_or(false),
         _ => false,
     }
+}
+
+/// Whether a GIF file has a second image, one that is cut off too.
+fn has_second_frame(gif: &[u8]) -> Result<bool, gif::DecodingError> {
+    let mut options = GifOptions::new();
+    options.skip_frame_decoding(true);
+    let mut gif = options.read_info(Cursor::new(gif))?;
+    Ok(gif.next_frame_info()?.is_some() && gif.next_frame_info()?.is_some())
 }
 
 /// Whether a TIFF file's first directory names a next one (TIFF 6.0, section

@@ -1,0 +1,6 @@
+//! Updates: how a deployed model is kept current.
+//!
+//! Pure: no files, clocks or sockets. What is read from elsewhere becomes a
+//! checked type at its door; time and randomness are arguments.
+
+#![forbid(unsafe_code)]
