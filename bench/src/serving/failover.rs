@@ -79,6 +79,8 @@ pub fn run() -> Result<Report> {
 
     let (mut first_ms, mut slowest_ms, mut requests, mut false_alarms) = (Vec::new(), Vec::new(), [0, 0], 0);
     for cut in 0..CUTS {
+        // A cut before the plan is back on the cloud would meet nobody.
+        wait(Duration::from_secs(120), offloaded).context("the plan doesn't come back to the cloud")?;
         let (link, before) = (&link, AROUND + Duration::from_micros(371) * cut);
         let (answers, [cut_at, whole_at]) = std::thread::scope(|scope| {
             let cutting = scope.spawn(move || {

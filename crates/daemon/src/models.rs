@@ -35,6 +35,9 @@ pub const CANDIDATE_CUTS_MAX: usize = 24;
 pub struct Manifest {
     /// The name it is asked for by.
     pub name: String,
+    /// Which version of its name, 1 and up.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    pub version: u64,
     /// Digest of the prepared model.
     pub digest: String,
     /// Bytes of the prepared model.
@@ -66,6 +69,16 @@ pub struct Manifest {
     /// What it is a variant for, where it sends a learned code at its only cut.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bottleneck: Option<Bottleneck>,
+}
+
+/// The version of a name that never had another.
+const fn first() -> u64 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+const fn is_first(version: &u64) -> bool {
+    *version == first()
 }
 
 /// Early exits of a model, and where they are judged.
@@ -185,6 +198,7 @@ impl Prepared {
         };
         Ok(Manifest {
             name: name.to_owned(),
+            version: first(),
             digest: self.digest.clone(),
             bytes: self.bytes,
             source_digest,

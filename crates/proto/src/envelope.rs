@@ -27,6 +27,8 @@ pub const APPLICATIONS: &str = "applications";
 pub const CATALOGUE: &str = "catalogue";
 /// Duty: what runs where.
 pub const PLANNING: &str = "planning";
+/// Duty: which versions nodes run.
+pub const ROLLOUT: &str = "rollout";
 /// Duty: federated jobs.
 pub const FEDERATION: &str = "federation";
 

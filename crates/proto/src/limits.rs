@@ -28,6 +28,31 @@ pub const NODE_NAME_BYTES_MAX: usize = 63;
 /// Length of a model's name, bytes of UTF-8: a catalogue of them is one message.
 pub const MODEL_NAME_BYTES_MAX: usize = 128;
 
+/// Length of an alias of a model's versions, bytes.
+pub const ALIAS_BYTES_MAX: usize = 32;
+
+/// Versions of models that are in use beside those which plain names mean: a
+/// catalogue of [`MODELS_MAX`] with them is one message.
+pub const VERSIONS_IN_USE_MAX: usize = 2_048;
+
+/// Versions of one model that are kept, in use or not.
+pub const VERSIONS_MAX: usize = 1_000;
+
+/// What nodes shall run, in one message; more come in further ones.
+pub const ROLLOUT_WANTS_MAX: usize = 256;
+
+/// How nodes run models, in one message; more come in further ones.
+pub const ROLLOUT_REPORTS_MAX: usize = 64;
+
+/// Models that are rolled out at once.
+pub const ROLLOUTS_MAX: usize = 256;
+
+/// What a node shall run, or how it does, bytes of JSON.
+pub const ROLLOUT_BYTES_MAX: usize = 24 << 10;
+
+/// What is said of a version of a model (its card), bytes of JSON.
+pub const CARD_BYTES_MAX: usize = 64 << 10;
+
 /// Length of an address (`https://host:port`), bytes.
 pub const URL_BYTES_MAX: usize = 300;
 

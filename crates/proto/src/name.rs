@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::limits::{MODEL_NAME_BYTES_MAX, NODE_NAME_BYTES_MAX};
+use crate::limits::{ALIAS_BYTES_MAX, MODEL_NAME_BYTES_MAX, NODE_NAME_BYTES_MAX};
 
 /// A node's name: a DNS label, because certificates carry it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +22,12 @@ pub enum NameError {
         .0.escape_debug()
     )]
     Model(String),
+    /// Not an alias.
+    #[error(
+        "`{}` is no alias: a lower-case letter, then such letters, digits and hyphens, {ALIAS_BYTES_MAX} at most",
+        .0.escape_debug()
+    )]
+    Alias(String),
 }
 
 /// The start of a name that is none, for messages.
@@ -72,6 +78,29 @@ pub fn check_model(name: &str) -> Result<(), NameError> {
         return Ok(());
     }
     Err(NameError::Model(start(name)))
+}
+
+/// A model's name and what follows its last `@`: a version, or an alias.
+#[must_use]
+pub fn split_version(text: &str) -> (&str, Option<&str>) {
+    match text.rsplit_once('@') {
+        Some((name, which)) if !name.is_empty() => (name, Some(which)),
+        _ => (text, None),
+    }
+}
+
+/// Checks an alias of a model's versions: it is told from a version's number by
+/// its first letter.
+///
+/// # Errors
+/// [`NameError::Alias`] with the rule.
+pub fn check_alias(alias: &str) -> Result<(), NameError> {
+    let inside = alias.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    let first = alias.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    if inside && first && alias.len() <= ALIAS_BYTES_MAX {
+        return Ok(());
+    }
+    Err(NameError::Alias(start(alias)))
 }
 
 /// Checks a pattern of models' names: such a name, in which `*` stands for any

@@ -10,6 +10,7 @@ pub mod members;
 pub mod models;
 pub mod needs;
 pub mod reserve;
+pub mod rollouts;
 pub mod state;
 
 pub use artefacts::ArtefactStore;

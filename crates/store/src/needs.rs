@@ -16,6 +16,8 @@ use super::{State, StoreError};
 pub struct Named {
     /// Manifests of models.
     pub manifests: Vec<Digest>,
+    /// Files that models were made of.
+    pub sources: Vec<Digest>,
     /// Models that were measured here, and the profiles.
     pub profiles: Vec<(Digest, Digest)>,
     /// Manifests of jobs, also of those that are over: they are shown.
@@ -36,14 +38,15 @@ impl State {
             let one = |sql: &str| {
                 t.prepare(sql)?.query_map([], |row| row.get(0).map(Digest))?.collect::<rusqlite::Result<Vec<_>>>()
             };
-            let manifests = one("SELECT DISTINCT manifest FROM names")?;
+            let manifests = one("SELECT manifest FROM names UNION SELECT manifest FROM versions")?;
+            let sources = one("SELECT DISTINCT source FROM versions WHERE source IS NOT NULL")?;
             let jobs = one("SELECT job FROM jobs")?;
             let of_jobs = one("SELECT DISTINCT artefact FROM job_models")?.into_iter().collect();
             let profiles = t
                 .prepare("SELECT model, profile FROM profiles")?
                 .query_map([], |row| Ok((Digest(row.get(0)?), Digest(row.get(1)?))))?
                 .collect::<rusqlite::Result<_>>()?;
-            Ok(Named { manifests, profiles, jobs, of_jobs })
+            Ok(Named { manifests, sources, profiles, jobs, of_jobs })
         })
     }
 

@@ -4,3 +4,5 @@
 //! checked type at its door; time and randomness are arguments.
 
 #![forbid(unsafe_code)]
+
+pub mod card;

@@ -14,7 +14,8 @@ use tierline_proto::v1::{
     LogFilterRequest, MetricsReply, ModelAddChunk, ModelAddReply, ModelListReply, ModelRemoveRequest,
     ModelRenameRequest, ModelShowReply, ModelShowRequest, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest,
     NodeStatus, NodesReply, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, TaskListReply, TokenCreateReply,
-    TokenCreateRequest, TokenListReply, TokenRevokeRequest, WatchRequest, model_add_chunk,
+    TokenCreateRequest, TokenListReply, TokenRevokeRequest, VersionListReply, VersionTagRequest, WatchRequest,
+    model_add_chunk,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::RoutesBuilder;
@@ -23,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::applications::Identities;
 use super::artefacts::upload::Uploaded;
 use super::artefacts::{Artefacts, upload};
-use super::catalogue::{Catalogue, Composed, SERVICE_FILE};
+use super::catalogue::{Catalogue, Composed, SERVICE_FILE, versions};
 use super::enrolment::Enrolment;
 use super::federation::{Jobs, watching};
 use super::inference::{self, Inference};
@@ -149,6 +150,7 @@ impl Local for LocalService {
     type WatchStream = ReceiverStream<Result<Event, Status>>;
     type JobWatchStream = watching::Events;
     type JobModelStream = watching::Model;
+    type VersionFetchStream = versions::Sent;
     type ExampleFetchStream = examples::Sent;
 
     async fn status(&self, _: Request<Empty>) -> Reply1<NodeStatus> {
@@ -318,6 +320,20 @@ impl Local for LocalService {
         }
         let entry = self.catalogue.rename_model(&model, &name).await?;
         Ok(Response::new(ModelAddReply { entry: Some(entry.message()), ..ModelAddReply::default() }))
+    }
+
+    async fn version_list(&self, request: Request<ModelShowRequest>) -> Reply1<VersionListReply> {
+        Ok(Response::new(self.catalogue.versions(&request.into_inner().model).await?))
+    }
+
+    async fn version_tag(&self, request: Request<VersionTagRequest>) -> Reply1<VersionListReply> {
+        let VersionTagRequest { model, version, alias } = request.into_inner();
+        self.catalogue.tag(&model, version, &alias).await?;
+        Ok(Response::new(self.catalogue.versions(&model).await?))
+    }
+
+    async fn version_fetch(&self, request: Request<ModelShowRequest>) -> Reply1<Self::VersionFetchStream> {
+        Ok(Response::new(self.catalogue.fetch_version(&request.into_inner().model).await?))
     }
 
     async fn profile(&self, request: Request<ProfileRequest>) -> Reply1<Self::ProfileStream> {

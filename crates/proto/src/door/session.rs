@@ -6,14 +6,15 @@ use super::{
 use crate::envelope;
 use crate::limits::{
     CERTIFICATE_BYTES_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, RENAMES_MAX, REVERSE_BYTES_MAX, REVOCATIONS_MAX,
-    SERVICES_MAX, SUBTREE_NODES_MAX, WORD_BYTES_MAX,
+    ROLLOUT_BYTES_MAX, ROLLOUT_REPORTS_MAX, ROLLOUT_WANTS_MAX, ROLLOUTS_MAX, SERVICES_MAX, SUBTREE_NODES_MAX,
+    VERSIONS_IN_USE_MAX, WORD_BYTES_MAX,
 };
 use crate::name::{self, NodeName};
 use crate::v1::{
     Catalogue, ChildMessage, EnrolmentNews, Envelope, Goodbye, Heartbeat, HeartbeatAck, HelloReply, HelloRequest,
     ModelEntry, ModelOffer, Names, NodeInfo, Offers, ParentMessage, ReverseReply, ReverseRequest, Revocations,
-    ServiceEntry, SiteReport, Subtree, UpstreamPath, UpstreamTier, WarmHints, child_message, enrolment_news,
-    parent_message, reverse_reply, reverse_request, site_report,
+    RolloutReports, RolloutWants, ServiceEntry, SiteReport, Subtree, UpstreamPath, UpstreamTier, WarmHints,
+    child_message, enrolment_news, parent_message, reverse_reply, reverse_request, site_report,
 };
 
 /// What a child says.
@@ -206,9 +207,35 @@ impl Door for Catalogue {
         count("models in a catalogue", self.models.len(), MODELS_MAX)?;
         count("names removed", self.removed.len(), MODELS_MAX)?;
         count("services in a catalogue", self.services.len(), SERVICES_MAX)?;
-        self.models.iter_mut().try_for_each(Door::check)?;
+        count("versions in a catalogue", self.versions.len(), VERSIONS_IN_USE_MAX)?;
+        self.models.iter_mut().chain(&mut self.versions).try_for_each(Door::check)?;
         self.services.iter_mut().try_for_each(Door::check)?;
         self.removed.iter().try_for_each(|name| Ok(name::check_model(name)?))
+    }
+}
+
+impl Door for RolloutWants {
+    fn check(&mut self) -> Result<(), Breach> {
+        count("wants of a rollout", self.wants.len(), ROLLOUT_WANTS_MAX)?;
+        count("models that are watched", self.watched.len(), ROLLOUTS_MAX)?;
+        for want in &self.wants {
+            id(&want.node_id)?;
+            name::check_model(&want.model)?;
+            bytes("a want", &want.want, ROLLOUT_BYTES_MAX)?;
+        }
+        self.watched.iter().try_for_each(|name| Ok(name::check_model(name)?))
+    }
+}
+
+impl Door for RolloutReports {
+    fn check(&mut self) -> Result<(), Breach> {
+        count("reports of a rollout", self.reports.len(), ROLLOUT_REPORTS_MAX)?;
+        for report in &self.reports {
+            id(&report.node_id)?;
+            name::check_model(&report.model)?;
+            bytes("a report", &report.report, ROLLOUT_BYTES_MAX)?;
+        }
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use super::messages::model_infer_request::InferInputTensor;
 use super::messages::model_infer_response::InferOutputTensor;
 use super::messages::{DataType, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse};
 use super::tensor::{Datatype, Tensor, axes, elements};
-use super::{Parameter, Parameters, Request, Response, VERSION, Wanted, invalid, refuse_unknown};
+use super::{Parameter, Parameters, Request, Response, Wanted, invalid, refuse_unknown};
 use crate::limits::TENSORS_MAX;
 use crate::v1::{Code, Failure};
 
@@ -75,7 +75,7 @@ pub fn write(response: Response) -> ModelInferResponse {
     };
     ModelInferResponse {
         model_name: response.model,
-        model_version: VERSION.to_owned(),
+        model_version: response.version,
         id: response.id,
         parameters: response.parameters.into_iter().map(|(name, value)| (name, message(value))).collect(),
         outputs: response.outputs.into_iter().map(output).collect(),

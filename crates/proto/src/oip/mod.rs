@@ -22,7 +22,7 @@ pub use self::tensor::{Datatype, Tensor};
 use crate::limits::{NAME_BYTES_MAX, TENSORS_MAX};
 use crate::v1::{Code, Failure};
 
-/// The only version that a model has.
+/// The version of what never had another.
 pub const VERSION: &str = "1";
 
 /// Parameters of one request or tensor.
@@ -81,6 +81,8 @@ pub struct Request {
 pub struct Response {
     /// The model's name.
     pub model: String,
+    /// The version that answered.
+    pub version: String,
     /// As in the request.
     pub id: String,
     /// How it came about.

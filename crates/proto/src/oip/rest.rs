@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::{self, List};
 use super::tensor::{Datatype, RANK_MAX, Tensor, axes};
-use super::{Parameter, Parameters, Request, Response, VERSION, Wanted, invalid, refuse_unknown};
+use super::{Parameter, Parameters, Request, Response, Wanted, invalid, refuse_unknown};
 use crate::limits::{NAME_BYTES_MAX, RUN_BYTES_MAX, TENSORS_MAX};
 use crate::v1::{Code, Failure};
 
@@ -523,7 +523,7 @@ pub fn write(response: &Response, is_binary: impl Fn(&str) -> bool) -> Result<Bo
     out.extend_from_slice(b"{\"model_name\":");
     text(&mut out, &response.model)?;
     out.extend_from_slice(b",\"model_version\":");
-    text(&mut out, VERSION)?;
+    text(&mut out, &response.version)?;
     if !response.id.is_empty() {
         out.extend_from_slice(b",\"id\":");
         text(&mut out, &response.id)?;

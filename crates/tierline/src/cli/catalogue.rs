@@ -19,12 +19,22 @@ use tierline_proto::v1::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::{Global, args, client, engines, infer};
+use super::{Global, args, client, engines, infer, versions};
 use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Args)]
 pub struct Add {
-    /// The ONNX file; or a TOML file that makes one service of several models
+    #[command(flatten)]
+    given: Given,
+    /// Point the name at this model when it points at another, or at this one measured at other sizes
+    #[arg(long)]
+    replace: bool,
+}
+
+/// A model, and how it is measured and checked.
+#[derive(Debug, clap::Args)]
+pub struct Given {
+    /// The ONNX file; or, to add, a TOML file that makes one service of several models
     model: PathBuf,
     /// The name it will be asked for by
     #[arg(long)]
@@ -47,9 +57,6 @@ pub struct Add {
     /// Consider at most so many cuts: fewer are measured sooner
     #[arg(long, default_value = "24", value_name = "N")]
     cuts: u32,
-    /// Point the name at this model when it points at another, or at this one measured at other sizes
-    #[arg(long)]
-    replace: bool,
     /// Time to wait until every node that is connected knows the model; 0 s doesn't wait
     #[arg(long, default_value = "10 s", value_parser = infer::parse_time, value_name = "TIME")]
     wait: Duration,
@@ -69,6 +76,8 @@ pub struct Named {
 
 #[derive(Debug, clap::Args)]
 pub struct Ls {
+    /// List the versions of this model, as the cloud keeps them
+    model: Option<String>,
     /// The node: https://host:port or unix:PATH
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -108,6 +117,7 @@ async fn spread(node: &mut LocalClient<Channel>, wait: Duration) -> CommandResul
 #[derive(Serialize)]
 struct ModelLine {
     name: String,
+    version: u64,
     digest: String,
     manifest: String,
     bytes: u64,
@@ -123,6 +133,8 @@ fn line(entry: ModelEntry) -> ModelLine {
         digest: hex(&entry.model),
         manifest: hex(&entry.manifest),
         name: entry.name,
+        // Nodes from before versions know the first.
+        version: entry.version.max(1),
         bytes: entry.bytes,
         state: None,
         profiled: None,
@@ -148,6 +160,18 @@ struct ServiceLine {
     members: Vec<String>,
 }
 
+/// A version that is registered: nobody below knows it yet.
+fn pushed(global: &Global, model: &ModelLine) -> CommandResult {
+    global.output().data(model, |m| {
+        format!("{}@{}  {}  {}", m.name, m.version, infer::short(&m.digest), output::bytes(m.bytes))
+    })?;
+    let (name, version) = (&model.name, model.version);
+    global
+        .output()
+        .say(format!("it runs nowhere yet: `tierline rollout start {name} --to {version}` brings it to the nodes"));
+    Ok(())
+}
+
 /// How many nodes know what was added, in words; nothing for a node alone.
 fn said(known_by: usize, not_yet: &[String], next: &str) -> Option<String> {
     match (known_by + not_yet.len(), not_yet.is_empty()) {
@@ -157,7 +181,7 @@ fn said(known_by: usize, not_yet: &[String], next: &str) -> Option<String> {
     }
 }
 
-fn add_service(global: &Global, args: &Add) -> CommandResult {
+fn add_service(global: &Global, args: &Given, replace: bool) -> CommandResult {
     if !args.shapes.is_empty() || !args.samples.is_empty() || !args.golden.is_empty() {
         return Err(super::usage(
             "--shape, --sample and --golden are for models; a service takes those of its members",
@@ -173,7 +197,7 @@ fn add_service(global: &Global, args: &Add) -> CommandResult {
     let header = ModelAddHeader {
         name: args.name.clone(),
         files: vec![ModelFile { name: SERVICE_FILE.into(), length: text.len() as u64 }],
-        replace: args.replace,
+        replace,
         ..ModelAddHeader::default()
     };
     super::block_on(async {
@@ -220,9 +244,14 @@ pub async fn send(
 }
 
 pub fn add(global: &Global, args: &Add) -> CommandResult {
-    if args.model.extension().is_some_and(|extension| extension == "toml") {
-        return add_service(global, args);
+    if args.given.model.extension().is_some_and(|extension| extension == "toml") {
+        return add_service(global, &args.given, args.replace);
     }
+    give(global, &args.given, ModelAddHeader { replace: args.replace, ..ModelAddHeader::default() })
+}
+
+/// Gives the site a model, as `header` says.
+pub fn give(global: &Global, args: &Given, header: ModelAddHeader) -> CommandResult {
     let shapes = args::shapes(&args.shapes)?;
     let samples = args::tensors(&args.samples)?;
     // A broken file is reported here, before anything is sent.
@@ -248,14 +277,18 @@ pub fn add(global: &Global, args: &Add) -> CommandResult {
         name: args.name.clone(),
         golden_tolerance: if args.golden.is_empty() { 0.0 } else { args.tolerance },
         files,
-        replace: args.replace,
         shapes: shapes.into_iter().map(|(name, shape)| InputShape { name, shape }).collect(),
         cuts_max: args.cuts.max(1),
+        ..header
     };
+    let push = header.push;
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
         let reply = send(&mut node, header, parts).await?;
         let model = line(reply.entry.unwrap_or_default());
+        if push {
+            return pushed(global, &model);
+        }
         let (known_by, not_yet) = spread(&mut node, args.wait).await?;
         let said = said(known_by, &not_yet, ", and measure it next");
         global.output().data(&Added { model, known_by, not_yet }, |added| {
@@ -279,6 +312,9 @@ struct Models {
 pub fn ls(global: &Global, args: &Ls) -> CommandResult {
     super::block_on(async {
         let mut node = client::connect(global, args.endpoint.as_deref()).await?;
+        if let Some(model) = &args.model {
+            return versions::list(global, &mut node, model).await;
+        }
         let reply = node.model_list(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner();
         let models = reply
             .models
@@ -312,6 +348,7 @@ pub fn ls(global: &Global, args: &Ls) -> CommandResult {
                     let profiled = if m.profiled == Some(true) { "yes" } else { "no" };
                     vec![
                         m.name.clone(),
+                        m.version.to_string(),
                         m.digest.chars().take(12).collect(),
                         output::bytes(m.bytes),
                         m.state.unwrap_or("").into(),
@@ -319,7 +356,7 @@ pub fn ls(global: &Global, args: &Ls) -> CommandResult {
                     ]
                 })
                 .collect();
-            let mut text = output::table(&["name", "digest", "bytes", "state", "profiled"], &rows);
+            let mut text = output::table(&["name", "version", "digest", "bytes", "state", "profiled"], &rows);
             let rows: Vec<Vec<String>> = l
                 .services
                 .iter()
@@ -351,7 +388,7 @@ pub fn show(global: &Global, args: &Named) -> CommandResult {
         }
         let manifest: Manifest = serde_json::from_str(&reply.manifest_json)?;
         global.output().data(&manifest, |m| {
-            let mut text = format!("{}  {}\n", m.name, m.digest);
+            let mut text = format!("{}@{}  {}\n", m.name, m.version, m.digest);
             for (what, values) in [("input", &m.inputs), ("output", &m.outputs)] {
                 for v in values {
                     let dtype = v.dtype.map_or("not a tensor", tierline_graph::DataType::numpy);

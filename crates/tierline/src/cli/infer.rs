@@ -116,6 +116,9 @@ pub struct Answered {
     pub model: String,
     /// Digest of the model that answered; empty where an older node answered.
     pub digest: String,
+    /// Its version; none for a service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
     /// Whether it came another way than planned.
     pub degraded: bool,
     /// The early exit that answered, from 1; 0: the model's end.
@@ -326,6 +329,7 @@ fn line(answer: Answer, args: &Infer) -> CommandResult<Answered> {
     Ok(Answered {
         model: args.model.clone(),
         digest: Digest::try_from(&answer.reply.model).map_or_else(|_| String::new(), |d| d.to_string()),
+        version: (answer.reply.version > 0).then_some(answer.reply.version),
         degraded: reply.degraded.is_some(),
         exit: reply.exit,
         reason: reply.degraded.map(|d| d.reason),

@@ -31,6 +31,7 @@ mod site;
 mod top;
 mod train;
 mod trainable;
+mod versions;
 mod zoo;
 
 use std::path::PathBuf;

@@ -10,7 +10,7 @@ use tierline_graph::exits::{Exit, Exits, Rule, head_macs, macs_before};
 use tierline_graph::slice::slice;
 use tierline_graph::{Dim, Model, Types, ValueInfo, infer_computed_types};
 
-use super::{Global, args, bottleneck, calibrate, catalogue, engines, exits, trainable, usage, zoo};
+use super::{Global, args, bottleneck, calibrate, catalogue, engines, exits, trainable, usage, versions, zoo};
 use crate::output::{self, CommandResult, ExitCode, ExitWith};
 
 #[derive(Debug, clap::Subcommand)]
@@ -41,6 +41,12 @@ pub enum ModelVerb {
     Calibrate(Box<calibrate::Calibrate>),
     /// Give a model another name
     Rename(catalogue::Rename),
+    /// Give the site another version of a model, which runs nowhere before it is rolled out
+    Push(Box<versions::Push>),
+    /// Get the file that a version was made of
+    Pull(versions::Pull),
+    /// Give a version an alias, or take one away
+    Tag(versions::Tag),
 }
 
 pub fn model(global: &Global, verb: ModelVerb) -> CommandResult {
@@ -58,6 +64,9 @@ pub fn model(global: &Global, verb: ModelVerb) -> CommandResult {
         ModelVerb::Rm(args) => catalogue::rm(global, &args),
         ModelVerb::Calibrate(args) => calibrate::calibrate_service(global, &args),
         ModelVerb::Rename(args) => catalogue::rename(global, &args),
+        ModelVerb::Push(args) => versions::push(global, &args),
+        ModelVerb::Pull(args) => versions::pull(global, &args),
+        ModelVerb::Tag(args) => versions::tag(global, &args),
     }
 }
 

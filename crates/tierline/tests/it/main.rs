@@ -49,3 +49,4 @@ mod train;
 mod transfer;
 mod under_load;
 mod updates;
+mod versions;

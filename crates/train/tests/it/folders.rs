@@ -149,7 +149,8 @@ fn what_a_header_declares_takes_no_memory() {
     let folder = tempfile::tempdir().unwrap();
     zoo(folder.path());
     // 65,535 pixels each way, a palette of two colours, and an image as large.
-    let huge: &[u8] = b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x44\x01\0\x3b";
+    let huge: &[u8] =
+        b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff\x2c\0\0\0\0\xff\xff\xff\xff\0\x02\x02\x44\x01\0\x3b";
     write(folder.path().join("ant/1.gif"), huge);
     let said = refusal(folder.path(), FOLDER);
     assert!(said.contains("ant/1.gif") && !said.contains("several pictures"), "{said}");

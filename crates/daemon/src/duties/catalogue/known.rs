@@ -5,13 +5,14 @@
 //! are first needed, from the parent, once per site. The models themselves are
 //! in memory only while there is room for them ([`super::memory`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use tierline_graph::profile::ModelProfile;
 use tierline_plan::Service;
 use tierline_proto::Digest;
+use tierline_proto::name::split_version;
 use tierline_proto::v1::{self, Catalogue, Code, Failure, ModelEntry};
 
 use crate::device::memory::{Key, Memory};
@@ -51,7 +52,14 @@ impl Entry {
             manifest: self.manifest_digest.to_bytes(),
             model: self.model.to_bytes(),
             bytes: self.manifest.bytes,
+            version: self.manifest.version,
         }
+    }
+
+    /// Its name and version, as people write them.
+    #[must_use]
+    pub fn versioned(&self) -> String {
+        format!("{}@{}", self.manifest.name, self.manifest.version)
     }
 }
 
@@ -68,7 +76,14 @@ pub struct Composed {
 
 /// Names and programs. Reads are many and short, writes few.
 pub struct Known {
+    /// What plain names mean, as the catalogue says.
     entries: RwLock<BTreeMap<String, Entry>>,
+    /// Versions that are in use beside those, by name and version.
+    versions: RwLock<BTreeMap<(String, u64), Entry>>,
+    /// Versions that run on this node in the place of what their names mean.
+    running: RwLock<BTreeMap<String, Entry>>,
+    /// Other names of versions.
+    aliases: RwLock<BTreeMap<(String, String), u64>>,
     services: RwLock<BTreeMap<String, Composed>>,
     /// What requests need to know of models, as large as their manifests.
     programs: RwLock<HashMap<Digest, Arc<Program>>>,
@@ -95,6 +110,9 @@ impl Known {
     pub fn new(memory: Memory) -> Self {
         Self {
             entries: RwLock::default(),
+            versions: RwLock::default(),
+            running: RwLock::default(),
+            aliases: RwLock::default(),
             services: RwLock::default(),
             programs: RwLock::default(),
             memory,
@@ -118,14 +136,85 @@ impl Known {
     /// Forgets a name; says whether it was known.
     pub fn remove(&self, name: &str) -> bool {
         let removed = write(&self.entries).remove(name);
-        if let Some(entry) = &removed {
-            let still_named = read(&self.entries).values().any(|e| e.model == entry.model);
-            if !still_named {
+        self.removed(removed.as_ref());
+        removed.is_some()
+    }
+
+    fn removed(&self, removed: Option<&Entry>) {
+        if let Some(entry) = removed {
+            if self.by_model(entry.model).is_none() {
                 self.forget_program(entry.model);
             }
             self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
-        removed.is_some()
+    }
+
+    /// Puts a version into use beside what its name means; says whether that
+    /// changed anything.
+    pub fn insert_version(&self, entry: Entry) -> bool {
+        let key = (entry.manifest.name.clone(), entry.manifest.version);
+        let digest = entry.manifest_digest;
+        let before = write(&self.versions).insert(key, entry);
+        let changed = before.is_none_or(|before| before.manifest_digest != digest);
+        if changed {
+            self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        changed
+    }
+
+    /// Takes a version out of use; gives it, if it was.
+    pub fn remove_version(&self, name: &str, version: u64) -> Option<Entry> {
+        let removed = write(&self.versions).remove(&(name.to_owned(), version));
+        self.removed(removed.as_ref());
+        removed
+    }
+
+    /// Versions of a name that can be asked for here, the oldest first.
+    #[must_use]
+    pub fn versions_of(&self, name: &str) -> Vec<u64> {
+        let mut versions: BTreeSet<u64> =
+            read(&self.versions).keys().filter(|(of, _)| of == name).map(|(_, version)| *version).collect();
+        versions.extend([self.named(name), self.running(name)].into_iter().flatten().map(|e| e.manifest.version));
+        versions.into_iter().collect()
+    }
+
+    /// Versions in use beside what plain names mean.
+    #[must_use]
+    pub fn versions(&self) -> Vec<Entry> {
+        read(&self.versions).values().cloned().collect()
+    }
+
+    /// Lets a version run here in the place of what its name means, or that
+    /// again.
+    pub fn run(&self, name: &str, entry: Option<Entry>) {
+        match entry {
+            Some(entry) => drop(write(&self.running).insert(name.to_owned(), entry)),
+            None => drop(write(&self.running).remove(name)),
+        }
+    }
+
+    /// The version that runs here in the place of what its name means.
+    #[must_use]
+    pub fn running(&self, name: &str) -> Option<Entry> {
+        read(&self.running).get(name).cloned()
+    }
+
+    /// What versions of a name are also called.
+    pub fn set_aliases(&self, aliases: BTreeMap<(String, String), u64>) {
+        *write(&self.aliases) = aliases;
+    }
+
+    /// What a version is also called.
+    #[must_use]
+    pub fn aliases_of(&self, name: &str, version: u64) -> Vec<String> {
+        let aliases = read(&self.aliases);
+        aliases.iter().filter(|((of, _), to)| of == name && **to == version).map(|((_, a), _)| a.clone()).collect()
+    }
+
+    /// The version that an alias of a name means.
+    #[must_use]
+    pub fn aliased(&self, name: &str, alias: &str) -> Option<u64> {
+        read(&self.aliases).get(&(name.to_owned(), alias.to_owned())).copied()
     }
 
     /// Drops the program and the profile of a model.
@@ -161,17 +250,41 @@ impl Known {
         }
     }
 
-    /// The entry of a name or of a model's digest.
+    /// The entry of a name, of a version (`NAME@3`, `NAME@ALIAS`), or of a
+    /// model's digest: of a plain name what runs here.
     #[must_use]
-    pub fn get(&self, name_or_digest: &str) -> Option<Entry> {
-        let entries = read(&self.entries);
-        entries.get(name_or_digest).or_else(|| entries.values().find(|e| e.manifest.digest == name_or_digest)).cloned()
+    pub fn get(&self, asked: &str) -> Option<Entry> {
+        if let Some(entry) = self.running(asked).or_else(|| self.named(asked)) {
+            return Some(entry);
+        }
+        let (name, which) = split_version(asked);
+        match which.map(|which| which.parse().ok().or_else(|| self.aliased(name, which))) {
+            Some(version) => self.version(name, version?),
+            None => self.find(|entry| entry.manifest.digest == asked),
+        }
     }
 
-    /// The entry of a name, and of nothing else.
+    /// A version that is in use.
+    #[must_use]
+    pub fn version(&self, name: &str, version: u64) -> Option<Entry> {
+        let is = |entry: &Entry| entry.manifest.name == name && entry.manifest.version == version;
+        self.named(name)
+            .filter(is)
+            .or_else(|| self.running(name).filter(is))
+            .or_else(|| read(&self.versions).get(&(name.to_owned(), version)).cloned())
+    }
+
+    /// What the catalogue says that a name means, and of nothing else.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<Entry> {
         read(&self.entries).get(name).cloned()
+    }
+
+    /// The first entry of all that are in use.
+    fn find(&self, is: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        let of = |entries: &BTreeMap<String, Entry>| entries.values().find(|entry| is(entry)).cloned();
+        let found = of(&read(&self.running)).or_else(|| of(&read(&self.entries)));
+        found.or_else(|| read(&self.versions).values().find(|entry| is(entry)).cloned())
     }
 
     /// The service of a name.
@@ -201,7 +314,7 @@ impl Known {
     /// The entry of a prepared model.
     #[must_use]
     pub fn by_model(&self, model: Digest) -> Option<Entry> {
-        read(&self.entries).values().find(|e| e.model == model).cloned()
+        self.find(|entry| entry.model == model)
     }
 
     /// Models that stand for an entry's, sent through a learned bottleneck, and
@@ -216,10 +329,23 @@ impl Known {
         read(&self.entries).values().filter(stands).cloned().collect()
     }
 
-    /// Every entry, by name.
+    /// What every name means here, by name.
     #[must_use]
     pub fn list(&self) -> Vec<Entry> {
-        read(&self.entries).values().cloned().collect()
+        let (entries, running) = (read(&self.entries), read(&self.running));
+        let mut here: BTreeMap<&String, &Entry> = entries.iter().collect();
+        here.extend(running.iter());
+        here.into_values().cloned().collect()
+    }
+
+    /// Every entry that is in use, versions beside what names mean included.
+    #[must_use]
+    pub fn all(&self) -> Vec<Entry> {
+        let mut all = self.list();
+        let known: HashSet<Digest> = all.iter().map(|entry| entry.manifest_digest).collect();
+        let others: Vec<Entry> = read(&self.entries).values().chain(read(&self.versions).values()).cloned().collect();
+        all.extend(others.into_iter().filter(|entry| !known.contains(&entry.manifest_digest)));
+        all
     }
 
     /// Names and what they point at, as one number that isn't 0.
@@ -228,6 +354,9 @@ impl Known {
         let mut hasher = blake3::Hasher::new();
         for entry in read(&self.entries).values() {
             hasher.update(entry.manifest.name.as_bytes()).update(&[0]).update(&entry.manifest_digest.0);
+        }
+        for entry in read(&self.versions).values() {
+            hasher.update(entry.manifest.name.as_bytes()).update(&[2]).update(&entry.manifest_digest.0);
         }
         for composed in read(&self.services).values() {
             hasher.update(composed.name.as_bytes()).update(&[1]).update(&composed.document.0);
@@ -243,8 +372,9 @@ impl Known {
         Catalogue {
             sequence: self.sequence.load(std::sync::atomic::Ordering::Relaxed),
             full: true,
-            models: self.list().iter().map(Entry::message).collect(),
+            models: read(&self.entries).values().map(Entry::message).collect(),
             removed: Vec::new(),
+            versions: read(&self.versions).values().map(Entry::message).collect(),
             services: self.services().iter().map(Composed::message).collect(),
         }
     }

@@ -3,6 +3,7 @@
 
 mod known;
 mod services;
+pub mod versions;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use tierline_node::policy::{Roles, Rule};
 use tierline_proto::envelope::CATALOGUE;
 use tierline_proto::limits::MODELS_MAX;
+use tierline_proto::name::split_version;
 use tierline_proto::v1::{
     Catalogue as CatalogueMessage, Code, Envelope, Failure, ModelAddHeader, ModelEntry, ModelInfo, ModelOffer, Offers,
 };
@@ -57,6 +59,9 @@ pub const DUTY: Registration = Registration {
         Rule::new("/tierline.v1.Local/ModelAdd", Roles::OPERATOR, Roles::NODES),
         Rule::new("/tierline.v1.Local/ModelRemove", Roles::OPERATOR, Roles::NODES),
         Rule::new("/tierline.v1.Local/ModelRename", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/VersionList", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/VersionTag", Roles::OPERATOR, Roles::NODES),
+        Rule::new("/tierline.v1.Local/VersionFetch", Roles::OPERATOR, Roles::NODES),
     ],
     make: |assembly| {
         let catalogue = Catalogue::new(assembly);
@@ -179,7 +184,7 @@ impl Catalogue {
     #[must_use]
     pub fn offers(&self) -> Offers {
         // What can't be run here is passed on, not offered.
-        let fit = self.known.list().into_iter().filter(|entry| self.known.check_fit(entry.model).is_ok());
+        let fit = self.known.all().into_iter().filter(|entry| self.known.check_fit(entry.model).is_ok());
         let offer = |entry: Entry| ModelOffer {
             model: entry.model.to_bytes(),
             profile: self.known.profile_artefact(entry.model).map(Digest::to_bytes).unwrap_or_default(),
@@ -237,6 +242,15 @@ impl Catalogue {
         }
         tierline_proto::name::check_model(&header.name)
             .map_err(|e| Failure::new(Code::InvalidInput, e.to_string()).with_help("choose another --name"))?;
+        if header.name.contains('@') && self.known.named(&header.name).is_none() {
+            let text = format!("`{}` is no model's name: what follows an `@` is a version", header.name);
+            return Err(Failure::new(Code::InvalidInput, text).with_help("choose another --name"));
+        }
+        versions::read_card(&header.card)?;
+        if header.push && self.known.named(&header.name).is_none() {
+            return Err(unknown_model(&header.name, &self.known.list())
+                .with_help("the first version of a model is added: `tierline model add`"));
+        }
         match header.files.first().map(|file| file.name.as_str()) {
             Some("model.onnx") if self.known.service(&header.name).is_some() => {
                 return Err(self.check_free(&header.name).err().unwrap_or_default());
@@ -245,23 +259,26 @@ impl Catalogue {
             _ => return Err(Failure::new(Code::Protocol, "the first file must be model.onnx or service.toml")),
         }
         let known = self.known.list().len();
-        if known >= MODELS_MAX && self.known.get(&header.name).is_none() {
+        if known >= MODELS_MAX && self.known.named(&header.name).is_none() {
             let text = format!("the site has {known} models, the most that it can");
             return Err(Failure::new(Code::TooLarge, text).with_help("remove some: `tierline model rm NAME`"));
         }
         Ok(())
     }
 
-    /// Takes in a model: checks, folds, stores and names it.
+    /// Takes in a model: checks, folds, stores and names it, or registers it as
+    /// another version of what its name means.
     ///
     /// # Errors
     /// When the name is taken, the files are no valid model, or the disk is full.
     pub async fn add_model(self: &Arc<Self>, header: ModelAddHeader, uploads: Uploads) -> Result<Entry, Failure> {
         self.check_new_model(&header)?;
+        let (card, push) = (versions::read_card(&header.card)?, header.push);
         let turn = self.artefacts.reading.lock().await;
         let catalogue = Arc::clone(self);
         let prepare = move || catalogue.prepare(&header, uploads);
-        let (uploads, golden, prepared, mut manifest) = self.cx.tasks.blocking("model preparation", prepare).await??;
+        let (uploads, golden, mut source, prepared, mut manifest) =
+            self.cx.tasks.blocking("model preparation", prepare).await??;
         drop(turn);
         // What is stored and not named yet must not be taken for what a removal left.
         let turn = self.artefacts.naming.lock().await;
@@ -274,7 +291,14 @@ impl Catalogue {
             self.artefacts.put_file(file.rewound()).await?;
         }
         manifest.check().map_err(|text| Failure::new(Code::InvalidInput, text))?;
-        let entry = self.adopt_manifest(manifest).await?;
+        let source = self.artefacts.put_file(source.rewound()).await?;
+        let (manifest, row) = self.register(manifest, Some(source), &card).await?;
+        if push {
+            return Entry::new(manifest, row.manifest);
+        }
+        let before = self.known.named(&row.name);
+        let entry = self.adopt_manifest_as(manifest, row.manifest).await?;
+        self.put_into_production(&row, before.as_ref()).await?;
         drop(turn);
         self.tell_children();
         // The same model under another name is measured already; what is expected of it may be new.
@@ -290,7 +314,7 @@ impl Catalogue {
         &self,
         header: &ModelAddHeader,
         uploads: Uploads,
-    ) -> Result<(Samples, Samples, File, Manifest), Failure> {
+    ) -> Result<(Samples, Samples, Uploaded, File, Manifest), Failure> {
         let invalid = |e: &dyn std::fmt::Display| Failure::new(Code::InvalidInput, e.to_string());
         let mut files = header.files.iter().map(|file| file.name.as_str()).zip(uploads.files);
         let (_, mut source) = files.next().ok_or_else(|| Failure::new(Code::Protocol, "no file came"))?;
@@ -303,12 +327,12 @@ impl Catalogue {
         }
         let bytes = source.read()?;
         let source_digest = crate::models::digest(&bytes);
-        if let Some(existing) = self.known.get(&header.name)
-            && !header.replace
-            && existing.manifest.source_digest != source_digest
-        {
+        let existing = self.known.named(&header.name).filter(|_| !header.replace && !header.push);
+        if existing.as_ref().is_some_and(|existing| existing.manifest.source_digest != source_digest) {
             let text = format!("`{}` already names another model", header.name);
-            return Err(Failure::new(Code::AlreadyExists, text).with_help("add --replace, or choose another name"));
+            return Err(Failure::new(Code::AlreadyExists, text).with_help(
+                "push it as another version (`tierline model push`), add --replace, or choose another name",
+            ));
         }
         let model = tierline_graph::Model::parse(bytes).map_err(|e| invalid(&e))?;
         let prepared = Prepared::fold(model, &self.cx.device.engine).map_err(|e| invalid(&e.error))?;
@@ -328,24 +352,18 @@ impl Catalogue {
         let values = values.collect::<Result<BTreeMap<_, _>, Failure>>()?;
         manifest.golden = Golden::read(&values, header.golden_tolerance, &manifest.inputs, &manifest.outputs)
             .map_err(|text| Failure::new(Code::InvalidInput, text))?;
-        if let Some(existing) = self.known.get(&header.name)
-            && !header.replace
-            && existing.manifest != manifest
-        {
-            return Err(measured_otherwise(&existing.manifest, &manifest));
+        if let Some(existing) = existing {
+            manifest.version = existing.manifest.version;
+            if existing.manifest != manifest {
+                return Err(measured_otherwise(&existing.manifest, &manifest));
+            }
         }
         let file = self.artefacts.store().unnamed()?;
         let mut writer = std::io::BufWriter::new(&file);
         prepared.model.write(&mut writer).map_err(|e| self.artefacts.store().refused(e))?;
         std::io::Write::flush(&mut writer).map_err(|e| self.artefacts.store().refused(e))?;
         drop(writer);
-        Ok((samples, golden, file, manifest))
-    }
-
-    /// Stores a manifest and points its name at it.
-    async fn adopt_manifest(&self, manifest: Manifest) -> Result<Entry, Failure> {
-        let digest = self.artefacts.put(documents::write(&manifest)?.into()).await?;
-        self.adopt_manifest_as(manifest, digest).await
+        Ok((samples, golden, source, file, manifest))
     }
 
     /// Points a manifest's name at it; it is kept under this digest.
@@ -360,7 +378,7 @@ impl Catalogue {
             }
             other => other?,
         }
-        let before = self.known.get(&entry.manifest.name);
+        let before = self.known.named(&entry.manifest.name);
         if let Some(old) =
             before.as_ref().filter(|old| old.manifest_digest != entry.manifest_digest && old.model == entry.model)
         {
@@ -376,10 +394,15 @@ impl Catalogue {
             );
         }
         if let Some(old) = before.filter(|old| old.manifest_digest != entry.manifest_digest) {
-            if self.known.by_model(old.model).is_none() {
-                self.forget_model(old.model);
+            // Until versions are told of anew, it is in use as one.
+            if old.manifest.version == entry.manifest.version {
+                if self.known.by_model(old.model).is_none() {
+                    self.forget_model(old.model);
+                }
+                self.let_go(&old).await;
+            } else {
+                self.known.insert_version(old);
             }
-            self.let_go(&old).await;
         }
         Ok(entry)
     }
@@ -397,16 +420,19 @@ impl Catalogue {
         }
         tierline_proto::name::check_model(new).map_err(|e| Failure::new(Code::InvalidInput, e.to_string()))?;
         let turn = self.artefacts.naming.lock().await;
-        let known = self.known.list();
-        let entry = self.known.get(name).ok_or_else(|| unknown_model(name, &known))?;
+        let entry = self.in_production(name)?;
         if entry.manifest.name == new {
             return Ok(entry);
         }
         self.check_free(new)?;
         self.check_unneeded(&entry.manifest.name)?;
         // First the new name: at no moment is the model without one.
-        let renamed = self.adopt_manifest(Manifest { name: new.to_owned(), ..entry.manifest.clone() }).await?;
+        let rows = self.rename_versions(&entry.manifest.name, new).await?;
+        let row = rows.iter().find(|row| row.version == entry.manifest.version);
+        let row = row.ok_or_else(|| Failure::new(Code::Internal, "the version in production is not registered"))?;
+        let renamed = self.adopt_manifest_as(self.version_entry(row).await?.manifest, row.manifest).await?;
         self.forget_name(&entry).await?;
+        self.take_up_versions().await?;
         drop(turn);
         self.tell_children();
         self.let_go(&entry).await;
@@ -425,13 +451,24 @@ impl Catalogue {
             );
         }
         let _turn = self.artefacts.naming.lock().await;
-        let known = self.known.list();
-        let entry = self.known.get(name).ok_or_else(|| unknown_model(name, &known))?;
+        if self.known.named(name).is_none() && split_version(name).1.is_some() {
+            return self.remove_version(&self.registered(name).await?).await;
+        }
+        let entry = self.in_production(name)?;
         self.check_unneeded(&entry.manifest.name)?;
         self.forget_name(&entry).await?;
+        self.forget_versions(&entry).await?;
         self.tell_children();
         self.let_go(&entry).await;
         Ok(())
+    }
+
+    /// What a name means on the site, or a model's digest.
+    fn in_production(&self, name: &str) -> Result<Entry, Failure> {
+        let known = self.known.list();
+        let digest = || known.iter().find(|entry| entry.manifest.digest == name).map(|e| e.manifest.name.clone());
+        let named = || self.known.named(&digest()?);
+        self.known.named(name).or_else(named).ok_or_else(|| unknown_model(name, &known))
     }
 
     /// Forgets a name: on the disk first, so that it doesn't come back.
@@ -611,6 +648,8 @@ impl Catalogue {
             self.forget_adopted(entry, &mut changed, &mut late).await;
         }
         if message.full && newest() {
+            let (news, again) = self.adopt_versions(message).await;
+            (changed, late) = (changed | news, late | again);
             let (news, again) = self.adopt_services(message).await;
             (changed, late) = (changed | news, late | again);
         }
@@ -620,7 +659,7 @@ impl Catalogue {
         }
         for entry in gone {
             // Unless it is still named: then it is tried again.
-            if self.known.get(&entry.manifest.name).is_none_or(|now| now.manifest_digest != entry.manifest_digest) {
+            if self.known.named(&entry.manifest.name).is_none_or(|now| now.manifest_digest != entry.manifest_digest) {
                 self.let_go(&entry).await;
             }
         }
@@ -640,7 +679,7 @@ impl Catalogue {
 
     async fn adopt_one(&self, model: &ModelEntry) -> Result<Option<Entry>, Failure> {
         let digest = Digest::try_from(&model.manifest).map_err(|e| Failure::new(Code::Protocol, e.to_string()))?;
-        if self.known.get(&model.name).is_some_and(|e| e.manifest_digest == digest) {
+        if self.known.named(&model.name).is_some_and(|e| e.manifest_digest == digest) {
             return Ok(None);
         }
         let manifest: Manifest = self.artefacts.document(digest).await?;
@@ -731,6 +770,7 @@ impl Duty for Arc<Catalogue> {
                 }
             }
         }
+        self.open_versions().await?;
         self.open_services().await
     }
 
@@ -756,9 +796,10 @@ impl Duty for Arc<Catalogue> {
     async fn needs(&self, needed: &mut HashSet<Digest>) -> Result<(), Failure> {
         let named = self.cx.state.with(State::named).await?;
         needed.extend(&named.manifests);
+        needed.extend(&named.sources);
         needed.extend(self.cx.state.with(State::services).await?.into_iter().map(|(_, document)| document));
         let (mut models, mut known) = (HashSet::new(), HashSet::new());
-        for entry in self.known.list() {
+        for entry in self.known.all() {
             known.insert(entry.manifest_digest);
             needed.insert(entry.manifest_digest);
             needed.extend(entry.manifest.artefacts());

@@ -53,11 +53,18 @@ pub async fn infer(
         _ => None,
     });
     let encoded = collected.await?;
-    let Entered { predicted, plan, model, answer } = ask(duty, &header, encoded, arrived, Arc::new(held)).await;
+    let Entered { predicted, plan, model, version, answer } =
+        ask(duty, &header, encoded, arrived, Arc::new(held)).await;
     let held = answer.held.clone();
     let (reply, tensors) = pack(answer, wire::raw().name());
-    let reply =
-        InferReply { reply: Some(reply), total_ns: ns(arrived.elapsed()), predicted_ns: predicted, plan, model };
+    let reply = InferReply {
+        reply: Some(reply),
+        total_ns: ns(arrived.elapsed()),
+        predicted_ns: predicted,
+        plan,
+        model,
+        version,
+    };
     Ok(Response::new(send(duty, reply, tensors, held)))
 }
 
@@ -113,6 +120,8 @@ pub struct Entered {
     pub plan: String,
     /// Digest of the model that its name pointed at.
     pub model: bytes::Bytes,
+    /// Its version; 0 for what has none.
+    pub version: u64,
     /// Outputs, and how it went.
     pub answer: Answer,
 }
@@ -130,9 +139,9 @@ async fn enter(
         return services.answer(id, header.clone(), encoded, deadline, held).await;
     }
     match prepare(duty, header, encoded, deadline, &id, held).await {
-        Ok(Prepared { routed, inputs, predicted, plan, chosen: _chosen }) => {
+        Ok(Prepared { routed, inputs, predicted, plan, version, chosen: _chosen }) => {
             let model = routed.program.manifest.digest.parse().map(Digest::to_bytes).unwrap_or_default();
-            Entered { predicted, plan, model, answer: flow::answer(duty, routed, inputs).await }
+            Entered { predicted, plan, model, version, answer: flow::answer(duty, routed, inputs).await }
         }
         Err(failure) => Entered::failed(id, failure.at(duty.cx.me.name())),
     }
@@ -144,7 +153,7 @@ impl Entered {
     pub fn failed(id: Vec<u8>, failure: Failure) -> Self {
         let reply = Reply { request: id.into(), failure: Some(failure), ..Reply::default() };
         let answer = Answer { outputs: Vec::new(), held: None, exits: Vec::new(), reply };
-        Self { predicted: 0, plan: String::new(), model: bytes::Bytes::new(), answer }
+        Self { predicted: 0, plan: String::new(), model: bytes::Bytes::new(), version: 0, answer }
     }
 }
 
@@ -156,6 +165,8 @@ pub(super) struct Prepared {
     pub(super) predicted: u64,
     /// The plan in words.
     pub(super) plan: String,
+    /// The version of the model.
+    pub(super) version: u64,
     /// Which of several parents takes it; kept until it has ended.
     pub(super) chosen: Option<Chosen>,
 }
@@ -172,6 +183,7 @@ pub(super) async fn prepare(
     // Where the request enters, so that a wrong one costs no transfer.
     wire::check_wanted(&encoded, &entry.manifest.inputs)
         .map_err(|f| f.with_help(format!("`tierline model show {}` lists the inputs", entry.manifest.name)))?;
+    let version = entry.manifest.version;
     let entry = match (header.placement(), header.exit) {
         (Placement::Plan, None) => duty.planning.stand_in(entry),
         _ => entry,
@@ -211,7 +223,7 @@ pub(super) async fn prepare(
         guarded: true,
     };
     let inputs = Inputs::new(0, encoded, held);
-    Ok(Prepared { routed, inputs, predicted: placed.predicted_ns, plan: placed.text, chosen })
+    Ok(Prepared { routed, inputs, predicted: placed.predicted_ns, plan: placed.text, version, chosen })
 }
 
 /// Sends an answer, and holds its memory until it is out.

@@ -76,7 +76,7 @@ impl Inference {
         let header = InferHeader { model, placement, trace, priority, hedge, ..InferHeader::default() };
         let ahead = AtomicU64::new(wire::total(&encoded));
         let prepared = prepare(self, &header, encoded, deadline, &id, held).await;
-        let Prepared { mut routed, inputs, predicted, plan, chosen: _chosen } = match prepared {
+        let Prepared { mut routed, inputs, predicted, plan, version, chosen: _chosen } = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return Entered::failed(id, Failure::at(failure, self.cx.me.name())),
         };
@@ -95,6 +95,6 @@ impl Inference {
             never = silence => match never {},
         };
         self.planning.observe_answer(&header, &model, &plan, &answer.exits, begun.elapsed(), &answer.reply);
-        Entered { predicted, plan, model, answer }
+        Entered { predicted, plan, model, version, answer }
     }
 }

@@ -427,7 +427,7 @@ impl Flow<'_> {
             ..Reply::default()
         };
         let answer = Answer { outputs, reply, held: Some(Arc::clone(&self.held)), exits: Vec::new() };
-        Entered { predicted: 0, plan, model, answer }
+        Entered { predicted: 0, plan, model, version: 0, answer }
     }
 
     /// Hands what the first model wasn't sure of to whoever keeps examples.

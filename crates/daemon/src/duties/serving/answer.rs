@@ -67,14 +67,14 @@ impl Serving {
             let text = format!("the model has no output `{}`; it gives {}", unknown.name, names.join(", "));
             return Err(Failure::new(Code::InvalidInput, text));
         }
-        let header = header(&model.name, &request.parameters, trace, patience)?;
+        let header = header(&model.asked, &request.parameters, trace, patience)?;
         let rows = request.inputs.first().and_then(|input| input.shape.first()).map_or(1, |rows| *rows as u64);
         let inputs = std::mem::take(&mut request.inputs);
         let encoded = inputs.into_iter().map(tensors::encode).collect::<Result<Vec<_>, _>>()?;
         held.take(inference::wire::total(&encoded))?;
         let held = Arc::new(held);
         let read = arrived.elapsed();
-        let Entered { plan, answer, .. } =
+        let Entered { plan, version, answer, .. } =
             inference::ask(&self.inference, &header, encoded, arrived, Arc::clone(&held)).await;
         if let Some(failure) = answer.reply.failure.filter(|failure| failure.code() != Code::Ok) {
             return Err(failure);
@@ -91,6 +91,8 @@ impl Serving {
         let outputs = outputs.into_iter().map(|(name, tensor)| tensors::decode(name, tensor));
         let response = Response {
             model: model.name.clone(),
+            // A name may mean another version by now.
+            version: if version == 0 { model.version } else { version.to_string() },
             id: request.id,
             parameters: told(&reply, plan),
             outputs: outputs.collect::<Result<_, _>>()?,

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tierline_proto::oip::VERSION;
 use tierline_proto::oip::messages::{InferBatchStatistics, InferStatistics, ModelStatistics, StatisticDuration};
 
 use crate::runtime::events::now_ms;
@@ -141,10 +140,10 @@ impl Counts {
     }
 
     /// As the extension has it; a model that nobody asked has zeros.
-    pub fn message(&self, name: &str) -> ModelStatistics {
+    pub fn message(&self, of: &super::Model) -> ModelStatistics {
         let models = self.lock();
         let none = Model::default();
-        let model = models.get(name).unwrap_or(&none);
+        let model = models.get(&of.name).unwrap_or(&none);
         let batch = |(rows, runs): (&u64, &Runs)| InferBatchStatistics {
             batch_size: *rows,
             compute_input: runs.message(runs.input_ns),
@@ -152,8 +151,8 @@ impl Counts {
             compute_output: runs.message(runs.output_ns),
         };
         ModelStatistics {
-            name: name.to_owned(),
-            version: VERSION.to_owned(),
+            name: of.name.clone(),
+            version: of.version.clone(),
             last_inference: model.last_ms,
             inference_count: model.rows,
             execution_count: model.runs.round() as u64,

@@ -9,7 +9,7 @@ use tierline_proto::oip::messages::{
     ModelConfig, ModelDynamicBatching, ModelInput, ModelMetadataResponse, ModelOutput, ModelStatistics,
     ModelVersionPolicy, ServerMetadataResponse, StatisticDuration,
 };
-use tierline_proto::oip::{Datatype, VERSION, grpc};
+use tierline_proto::oip::{Datatype, grpc};
 
 use super::{Model, Serving, tensors};
 use crate::net::asking::Asker;
@@ -39,7 +39,7 @@ pub fn metadata(model: &Model) -> ModelMetadataResponse {
     };
     ModelMetadataResponse {
         name: model.name.clone(),
-        versions: vec![VERSION.to_owned()],
+        versions: model.versions.clone(),
         platform: PLATFORM.to_owned(),
         inputs: model.inputs.iter().map(tensor).collect(),
         outputs: model.outputs.iter().map(tensor).collect(),
@@ -99,7 +99,7 @@ impl Serving {
             };
             ModelIndex {
                 name: model.name,
-                version: VERSION.to_owned(),
+                version: model.version,
                 state: if ready { "READY" } else { "UNAVAILABLE" }.to_owned(),
                 reason: reason.to_owned(),
             }
@@ -111,11 +111,11 @@ impl Serving {
     /// Statistics of one model, or of all that somebody may use.
     pub(super) fn statistics(&self, asker: &Asker, model: Option<&Model>) -> Vec<ModelStatistics> {
         match model {
-            Some(model) => vec![self.counts.message(&model.name)],
+            Some(model) => vec![self.counts.message(model)],
             None => {
                 let models = self.models();
                 let seen = models.iter().filter(|model| asker.may_use(&model.name));
-                seen.map(|model| self.counts.message(&model.name)).collect()
+                seen.map(|model| self.counts.message(model)).collect()
             }
         }
     }

@@ -51,6 +51,12 @@ pub const DUTY: Registration =
 /// one name.
 struct Model {
     name: String,
+    /// Which version of it.
+    version: String,
+    /// All that can be asked for, the newest last.
+    versions: Vec<String>,
+    /// What a request for it asks the node for.
+    asked: String,
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
     /// Of one that is no service.
@@ -96,26 +102,37 @@ impl Serving {
             Some(composed) => self.service(&composed)?,
             None => self.catalogued(self.catalogue.entry(name)?),
         };
-        if !version.is_empty() && version != VERSION {
-            let version: String = version.chars().take(32).collect();
-            let text = format!("model `{}` has version {VERSION}, and no `{version}`", model.name);
-            return Err(Failure::new(Code::UnknownModel, text));
+        if version.is_empty() || version == model.version {
+            return Ok(model);
         }
-        Ok(model)
+        let other = version.parse().ok().filter(|_| model.digest.is_some());
+        match other.and_then(|version| self.catalogue.known.version(&model.name, version)) {
+            Some(entry) => Ok(Model { asked: entry.versioned(), ..self.catalogued(entry) }),
+            None => {
+                let version: String = version.chars().take(32).collect();
+                let text = format!("model `{}` has no version `{}`", model.name, version.escape_debug());
+                Err(Failure::new(Code::UnknownModel, text).with_help(format!("it has {}", model.versions.join(", "))))
+            }
+        }
     }
 
     fn catalogued(&self, entry: Entry) -> Model {
-        let Manifest { name, inputs, outputs, digest, .. } = entry.manifest;
+        let Manifest { name, version, inputs, outputs, digest, .. } = entry.manifest;
         let bounds = self.cx.me.config().batching.bounds(&name);
         let batches = bounds.rows_max > 1 && self.cx.device.compute.runs_together(&digest);
         let batching = batches.then_some(bounds.delay);
-        Model { name, inputs, outputs, digest: Some(entry.model), batching }
+        let versions = self.catalogue.known.versions_of(&name).iter().map(u64::to_string).collect();
+        let (version, asked) = (version.to_string(), name.clone());
+        Model { name, version, versions, asked, inputs, outputs, digest: Some(entry.model), batching }
     }
 
     fn service(&self, composed: &Composed) -> Result<Model, Failure> {
         let wiring = self.catalogue.wiring(&composed.service)?;
         Ok(Model {
             name: composed.name.clone(),
+            version: VERSION.to_owned(),
+            versions: vec![VERSION.to_owned()],
+            asked: composed.name.clone(),
             inputs: wiring.inputs,
             outputs: wiring.outputs,
             digest: None,

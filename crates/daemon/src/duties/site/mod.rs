@@ -290,6 +290,24 @@ impl Site {
         listed
     }
 
+    /// Through which child, by its name, each node below is reached: children
+    /// that are connected themselves, and those that they have told of.
+    #[must_use]
+    pub fn children_by_node(&self) -> HashMap<String, String> {
+        let children: Vec<_> = self.cx.children.list().into_iter().filter(|child| child.here).collect();
+        let reports = self.reports();
+        let mut at = HashMap::new();
+        for child in &children {
+            for node in reports.get(&child.id).into_iter().flat_map(|report| &report.below.nodes) {
+                if matches!(node.state.as_str(), "connected" | "doubled" | "renaming") {
+                    at.insert(node.node_id.clone(), child.name.clone());
+                }
+            }
+        }
+        at.extend(children.into_iter().map(|child| (child.id, child.name)));
+        at
+    }
+
     /// Whether a child may say something of a member: of itself, or of a node
     /// that it is known to have below it.
     #[must_use]
