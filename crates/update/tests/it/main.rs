@@ -1,0 +1,3 @@
+//! Integration tests of the update crate.
+
+mod trust;
