@@ -6,4 +6,5 @@
 #![forbid(unsafe_code)]
 
 pub mod card;
+pub mod rollout;
 pub mod trust;
