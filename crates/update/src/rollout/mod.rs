@@ -29,7 +29,7 @@ pub use gates::{Gate, Verdict};
 pub use health::{Health, Latency};
 pub use message::{Ask, Attributes, Failed, Kind, Limits, Phase, Report, Want};
 pub use spec::{Amount, Group, Spec};
-pub use swap::{Swap, SwapAction, SwapEvent, SwapRecord, Terms};
+pub use swap::{Swap, SwapAction, SwapEvent, SwapRecord, Terms, Work};
 pub use time::{Now, Seconds};
 pub use window::Window;
 pub use words::Version;

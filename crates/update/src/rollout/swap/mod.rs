@@ -95,8 +95,10 @@ pub struct Swap {
     loaded: Vec<Version>,
     /// Bytes of memory that versions take, of those that said so.
     sizes: BTreeMap<Version, u64>,
-    /// Versions whose bytes this machine asked for or still names.
+    /// Versions whose bytes this machine named, and those that it doesn't name
+    /// any more.
     held: BTreeSet<Version>,
+    freed: BTreeSet<Version>,
     memory_max: Option<u64>,
     /// The work under way, and when it is given up or taken up again.
     op: u64,
@@ -134,6 +136,7 @@ impl Swap {
             loaded: Vec::new(),
             sizes: BTreeMap::new(),
             held: BTreeSet::new(),
+            freed: BTreeSet::new(),
             memory_max,
             op: 0,
             busy: false,
@@ -160,11 +163,17 @@ impl Swap {
         self.ledger.previous.as_ref()
     }
 
-    /// The version on its way in, if there is one. It, and what [`Swap::current`]
-    /// and [`Swap::previous`] name, must not be removed from the disk.
+    /// The version on its way in, if there is one.
     #[must_use]
     pub fn wanted(&self) -> Option<&Version> {
         self.ledger.want.as_ref().filter(|_| self.ledger.fate != Fate::Over).map(|want| &want.version)
+    }
+
+    /// Versions whose bytes must stay on the disk.
+    #[must_use]
+    pub fn kept(&self) -> BTreeSet<Version> {
+        let named = [self.current(), self.previous(), self.wanted(), self.running()];
+        named.into_iter().flatten().chain(&self.loaded).chain(&self.freed).cloned().collect()
     }
 
     /// What answers requests now.
@@ -744,21 +753,21 @@ impl Swap {
         self.until_ms = Some(self.clock.elapsed_ms() + pause_ms);
     }
 
-    /// Versions that nothing names any more.
-    fn released(&mut self) -> Vec<Version> {
-        let held = std::mem::take(&mut self.held);
-        let named = |version: &Version| {
-            let names = [self.ledger.current.as_ref(), self.ledger.previous.as_ref(), self.wanted(), self.running()];
-            names.contains(&Some(version)) || self.loaded.contains(version)
-        };
-        let (held, released): (BTreeSet<Version>, BTreeSet<Version>) = held.into_iter().partition(named);
-        self.held = held;
-        for version in [self.current().cloned(), self.previous().cloned(), self.wanted().cloned()].into_iter().flatten()
-        {
-            let _new = self.held.insert(version);
+    /// Versions whose bytes may go: nothing names them any more, and a record
+    /// lies behind the one that let them go. A disk that forgets its last record
+    /// thus still has all that the record before it names.
+    fn released(&mut self, recorded: bool) -> Vec<Version> {
+        let mut released = Vec::new();
+        if recorded {
+            let freed = std::mem::take(&mut self.freed);
+            let kept = self.kept();
+            released.extend(freed.into_iter().filter(|version| !kept.contains(version)));
         }
-        self.sizes.retain(|version, _| self.held.contains(version));
-        released.into_iter().collect()
+        let kept = self.kept();
+        let held = std::mem::replace(&mut self.held, kept.clone());
+        self.freed.extend(held.into_iter().filter(|version| !kept.contains(version) && !released.contains(version)));
+        self.sizes.retain(|version, _| kept.contains(version));
+        released
     }
 
     fn keep(&mut self, record: SwapRecord) {
@@ -785,12 +794,13 @@ impl Swap {
             .into_iter()
             .filter(|action| !is_report(action))
             .partition(|action| matches!(action, SwapAction::Keep(_)));
+        let recorded = !records.is_empty();
         if self.records > RECORDS_MAX {
             records.push(SwapAction::Keep(SwapRecord::Snapshot(Box::new(self.ledger.clone()))));
             self.records = 1;
         }
         records.extend(rest);
-        records.extend(self.released().into_iter().map(|version| SwapAction::Release { version }));
+        records.extend(self.released(recorded).into_iter().map(|version| SwapAction::Release { version }));
         if reports > 0 {
             let report = self.report();
             records.push(SwapAction::Report(report));

@@ -1,0 +1,4 @@
+//! Rollouts: a device killed at every step, a fleet under seeded faults.
+
+mod device;
+mod swaps;
