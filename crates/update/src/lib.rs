@@ -6,5 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod card;
+pub mod drift;
+pub mod gate;
 pub mod rollout;
 pub mod trust;
+
+mod special;
