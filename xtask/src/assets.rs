@@ -26,6 +26,8 @@ const PACKAGES: &[&str] = &[
     "schemathesis==4.32.5",
     "prometheus-client==0.26.0",
     "opentelemetry-proto==1.45.2",
+    "tuf==7.0.1",
+    "securesystemslib[crypto]==1.6.0",
 ];
 
 /// What drives a browser for the dashboard's test: fetched with npm, where there

@@ -205,6 +205,25 @@ impl Client {
         self.phase = Phase::Root { left: self.limits.roots.max(1) };
     }
 
+    /// Begins with what was kept and asks nobody: for a device that can't reach the repository. What is kept and
+    /// fresh is believed until it ends; searches may still ask for files.
+    ///
+    /// # Errors
+    /// What has expired, or isn't there.
+    pub fn resume(&mut self, now: UnixTime) -> Result<(), TrustError> {
+        self.begin(now);
+        let resumed = self.end_of_roots().and_then(|()| {
+            let missing = |file: &str| TrustError::Missing { file: file.to_owned() };
+            let timestamp = self.kept.get("timestamp.json").cloned().ok_or_else(|| missing("timestamp.json"))?;
+            self.take_timestamp(&timestamp)?;
+            self.next().map_or(Ok(()), |wanted| Err(missing(&wanted.name)))
+        });
+        if resumed.is_err() {
+            self.phase = Phase::Ended;
+        }
+        resumed
+    }
+
     /// The file that is wanted next; none: the update, or the search, is done.
     #[must_use]
     pub fn next(&self) -> Option<Fetch> {

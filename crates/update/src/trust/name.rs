@@ -8,6 +8,9 @@ use super::json::short;
 /// Bytes of a target's name.
 const BYTES_MAX: usize = 512;
 
+/// Bytes of a file's name: 255 is what file systems take.
+const FILE_BYTES_MAX: usize = 220;
+
 /// The name of a target, as in `detector/2/model.onnx`: a relative path that
 /// leads nowhere else.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +72,11 @@ pub(super) fn file(role: &str) -> String {
         }
     }
     file + ".json"
+}
+
+/// Whether a role's file has a name that file systems take, with some room for a version.
+pub(super) fn fits(role: &str) -> bool {
+    file(role).len() <= FILE_BYTES_MAX
 }
 
 /// The file of one version of a role's metadata.

@@ -83,6 +83,9 @@ impl Delegations {
                 .filter(|&bits| bits <= 32)
                 .ok_or_else(|| bins.wrong("bit_length", "from 1 to 32"))?;
             let prefix = bins.text("name_prefix")?.to_owned();
+            if !name::fits(&format!("{prefix}-ffffffff")) {
+                return Err(bins.wrong("name_prefix", "short enough for a file's name"));
+            }
             return Ok(Self { keys, to: Delegated::Bins { role: RoleKeys::read(&bins)?, bits, prefix } });
         }
         let list = fields.map.get("roles").and_then(Value::as_array).ok_or_else(|| fields.wrong("roles", "a list"))?;
@@ -94,8 +97,15 @@ impl Delegations {
                 of: "roles",
             };
             let name = fields.text("name")?;
-            if name.is_empty() || Kind::ALL.iter().any(|kind| kind.word() == name) || !names.insert(name) {
-                return Err(fields.wrong("name", "a role's own, not one of the four, and there once"));
+            if name.is_empty()
+                || !name::fits(name)
+                || Kind::ALL.iter().any(|kind| kind.word() == name)
+                || !names.insert(name)
+            {
+                return Err(fields.wrong(
+                    "name",
+                    "a role's own, not one of the four, there once, and short enough for a file's name",
+                ));
             }
             let paths = match (fields.texts("paths")?, fields.texts("path_hash_prefixes")?) {
                 (Some(patterns), None) => Paths::Patterns(patterns),
@@ -103,7 +113,7 @@ impl Delegations {
                 _ => return Err(fields.wrong("paths", "there, or `path_hash_prefixes`, and not both")),
             };
             let role = RoleKeys::read(&fields)?;
-            roles.push(Delegation { name: name.to_owned(), role, terminating: fields.flag("terminating")?, paths });
+            roles.push(Delegation { name: name.to_owned(), role, terminating: fields.switch("terminating")?, paths });
         }
         Ok(Self { keys, to: Delegated::Roles(roles) })
     }

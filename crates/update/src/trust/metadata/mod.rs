@@ -196,11 +196,14 @@ impl<'a> Fields<'a> {
         UnixTime::read(self.text(name)?).ok_or_else(|| self.wrong(name, "a time, as in 2026-01-31T12:00:00Z"))
     }
 
+    /// False where it is left out.
     fn flag(&self, name: &str) -> Result<bool, Malformed> {
-        match self.map.get(name) {
-            None | Some(Value::Null) => Ok(false),
-            Some(value) => value.as_bool().ok_or_else(|| self.wrong(name, "true or false")),
-        }
+        let absent = self.map.get(name).is_none_or(Value::is_null);
+        if absent { Ok(false) } else { self.switch(name) }
+    }
+
+    fn switch(&self, name: &str) -> Result<bool, Malformed> {
+        self.map.get(name).and_then(Value::as_bool).ok_or_else(|| self.wrong(name, "true or false"))
     }
 
     fn object(&self, name: &str) -> Result<&'a Map<String, Value>, Malformed> {

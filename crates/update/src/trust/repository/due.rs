@@ -120,7 +120,7 @@ impl Repository {
             }
             let can_sign = role != "root"
                 && self
-                    .published_holders(&role)
+                    .holders(&role)
                     .is_some_and(|holders| holders.keys.intersection(keys).count() >= holders.threshold);
             due.ending.push(Ending { role, expires: head.expires, can_sign });
         }
@@ -157,7 +157,9 @@ impl Repository {
         Ok((published, self.due(&ids, now)))
     }
 
-    fn published_holders(&self, role: &str) -> Option<RoleKeys> {
+    /// Who signs for a role, as it is published.
+    #[must_use]
+    pub fn holders(&self, role: &str) -> Option<RoleKeys> {
         if let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.word() == role) {
             return self.root.as_ref().map(|root| root.role(kind).clone());
         }

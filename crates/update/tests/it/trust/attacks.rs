@@ -331,6 +331,27 @@ fn a_kept_file_that_is_damaged_is_fetched_again() {
 }
 
 #[test]
+fn a_device_without_its_repository() {
+    let mut site = Site::new();
+    site.set("targets", "a", b"1", START);
+    site.publish(START);
+    let mut client = site.client();
+    assert!(matches!(client.resume(START), Err(TrustError::Missing { .. })));
+    update(&mut client, &site.files(), START).unwrap();
+    let mut files = BTreeMap::new();
+    kept(&mut files, &mut client);
+    let mut client = site.client().with_kept(files.clone());
+    client.resume(day(6)).unwrap();
+    assert_eq!(client.next(), None);
+    client.search(&name("a")).unwrap();
+    assert_eq!(client.found().unwrap().role, "targets");
+    assert!(matches!(client.resume(day(7)), Err(TrustError::Expired { .. })));
+    assert_eq!(client.search(&name("a")), Err(TrustError::Unasked));
+    files.remove("targets.json");
+    assert!(matches!(site.client().with_kept(files).resume(day(6)), Err(TrustError::Missing { .. })));
+}
+
+#[test]
 fn an_update_cut_short_anywhere_goes_on() {
     let mut site = Site::new();
     let mut client = site.client();

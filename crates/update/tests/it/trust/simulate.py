@@ -2,6 +2,7 @@
 
     simulate.py run CLIENT      every case against a client with the conformance suite's command line
     simulate.py run reference   the same against python-tuf's own client, which judges the cases
+    simulate.py differ CLIENT N SEED  documents altered at random, signed as they are: where both clients judge differently
     simulate.py write DIR       writes a repository: DIR/anchor.json, DIR/metadata, DIR/targets, DIR/expected.json
     simulate.py read DIR NAME   reads such a folder with python-tuf's client; prints what it found, as JSON
 
@@ -12,6 +13,7 @@ import datetime
 import hashlib
 import http.server
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -191,7 +193,7 @@ class Command:
     """A client as the conformance suite drives it."""
 
     def __init__(self, command, server, folder):
-        self.command, self.server = command, server
+        self.command, self.server, self.said = command, server, ""
         self.metadata, self.targets = folder / "metadata", folder / "targets"
         self.metadata.mkdir()
         self.targets.mkdir()
@@ -220,8 +222,9 @@ class Command:
         return Metadata.from_file(str(path)).signed if path.exists() else None
 
     def version(self, role):
-        body = self.body(role)
-        return body.version if body else None
+        # Not by python-tuf, which may find fault with what another client takes.
+        path = self.metadata / f"{parse.quote(role, '')}.json"
+        return json.loads(path.read_bytes())["signed"].get("version") if path.exists() else None
 
     def downloaded(self):
         return sorted(path.read_bytes() for path in self.targets.iterdir())
@@ -1063,6 +1066,76 @@ def run(kind):
     sys.exit(failed > 0)
 
 
+def nodes(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from nodes(item, (*path, key))
+
+
+ODD = [None, True, False, 0, -1, 1, 2, 2**31, 2**63 - 1, 2**64, 1.5, "", "x", "a" * 64, [], {}, [1], ["a"], {"a": 1}, "1.9.9", "2030-01-01T00:00:00Z"]
+
+
+def alter(body, rng):
+    """One value of a document, deleted, renamed, doubled or replaced; what was done, as text."""
+    path = rng.choice([path for path in nodes(body) if path])
+    within = body
+    for key in path[:-1]:
+        within = within[key]
+    key, how = path[-1], rng.randrange(5)
+    if how == 0:
+        del within[key]
+        return f"{path} deleted"
+    if how == 1 and isinstance(within, dict):
+        within[key + "x"] = within.pop(key)
+        return f"{path} renamed"
+    if how == 2 and isinstance(within, list):
+        within.append(within[key])
+        return f"{path} doubled"
+    within[key] = rng.choice(ODD)
+    return f"{path} = {within[key]!r}"
+
+
+def differ(command, count, seed):
+    """Documents that right keys signed, and that aren't what they should be."""
+    rng = random.Random(seed)
+    server = Server()
+    different = accepted = laxer = 0
+    for number in range(count):
+        r = server.repository = Repository()
+        r.delegate("site", paths=["a*", "b/*"])
+        r.artifact("site", "a", b"content", ["sha256", "sha512"])
+        r.artifact("targets", "own", b"own")
+        r.publish("targets", "site")
+        r.next_root()
+        file, role, body = rng.choice([
+            ("2.root.json", "root", r.root), ("timestamp.json", "timestamp", r.timestamp), ("2.snapshot.json", "snapshot", r.snapshot),
+            ("2.targets.json", "targets", r.targets["targets"]), ("1.site.json", "site", r.targets["site"]),
+        ])
+        document = body.to_dict()
+        what = alter(document, rng)
+        try:
+            signed = encode_canonical(document).encode()
+        except Exception:
+            signed = json.dumps(document).encode()
+        signatures = [signer.sign(signed).to_dict() for signer in r.signers[role]]
+        r.files[file] = json.dumps({"signed": document, "signatures": signatures}).encode()
+        verdicts = []
+        for kind in (Command, Reference):
+            with tempfile.TemporaryDirectory() as folder:
+                client = kind(command, server, Path(folder))
+                assert client.init(r.anchor)
+                verdicts.append(([client.refresh(), client.download("a"), client.download("own"), *versions(client)], client.said.strip()))
+        (ours, why), (theirs, theirs_why) = verdicts
+        accepted += theirs[0]
+        if ours != theirs:
+            different += 1
+            laxer += any(mine and not other for mine, other in zip(ours[:3], theirs[:3]))
+            print(f"{file}: {what}: here {ours} ({why}), there {theirs} ({theirs_why[:80]})", flush=True)
+    print(f"{count} documents, {accepted} of them taken, {different} judged differently, {laxer} with more taken here")
+    sys.exit(laxer > 0)
+
+
 def write(folder):
     """A repository with rotated keys of every kind, thresholds and delegations."""
     r = Repository(hashes=True)
@@ -1114,4 +1187,4 @@ def read(folder, name):
 
 
 if __name__ == "__main__":
-    {"run": lambda: run(sys.argv[2]), "write": lambda: write(Path(sys.argv[2])), "read": lambda: read(Path(sys.argv[2]), sys.argv[3])}[sys.argv[1]]()
+    {"run": lambda: run(sys.argv[2]), "differ": lambda: differ(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])), "write": lambda: write(Path(sys.argv[2])), "read": lambda: read(Path(sys.argv[2]), sys.argv[3])}[sys.argv[1]]()
