@@ -413,6 +413,9 @@ pub struct NodeConfig {
     /// What is logged, as in `warn,tierline=debug`; TIERLINE_LOG goes before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
+    /// What people write on the node: rollouts choose nodes by it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Addresses of the tiers above (`https://host:port`), most wanted first.
     pub parents: Vec<String>,
     /// Addresses of edges that help this one when it is busy, and that it helps.
@@ -487,6 +490,7 @@ impl Default for NodeConfig {
             traces: TracesConfig::default(),
             log: None,
             parents: Vec::new(),
+            labels: BTreeMap::new(),
             siblings: Vec::new(),
             children_max: None,
             engine: "auto".to_owned(),

@@ -35,6 +35,9 @@ pub const ALIAS_BYTES_MAX: usize = 32;
 /// catalogue of [`MODELS_MAX`] with them is one message.
 pub const VERSIONS_IN_USE_MAX: usize = 2_048;
 
+/// Aliases of versions of all models.
+pub const ALIASES_MAX: usize = 4_096;
+
 /// Versions of one model that are kept, in use or not.
 pub const VERSIONS_MAX: usize = 1_000;
 

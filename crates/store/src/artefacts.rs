@@ -206,6 +206,25 @@ impl ArtefactStore {
         Ok(bytes)
     }
 
+    /// Reads a whole artefact again, and compares it with its digest. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] where it isn't; [`StoreError::Corrupt`] where it
+    /// is another.
+    pub fn verify(&self, digest: Digest) -> Result<(), StoreError> {
+        let path = self.path(digest);
+        let file = fs::File::open(&path).map_err(|e| self.failed(digest, e))?;
+        let mut hasher = blake3::Hasher::new();
+        blocks(&file, |block| {
+            hasher.update(block);
+        })
+        .map_err(|e| self.io(&path, e))?;
+        if hasher.finalize().as_bytes() == &digest.0 {
+            return Ok(());
+        }
+        Err(StoreError::Corrupt(digest))
+    }
+
     /// A range of an artefact, as far as it goes.
     ///
     /// # Errors

@@ -52,6 +52,9 @@ pub enum StoreError {
         /// Ours.
         known: i64,
     },
+    /// An artefact's file is another one.
+    #[error("artefact {0} is damaged on the disk")]
+    Corrupt(tierline_proto::Digest),
     /// An artefact isn't there.
     #[error("artefact {0} is not in the store")]
     Missing(tierline_proto::Digest),
@@ -62,6 +65,7 @@ impl From<StoreError> for Failure {
         let code = match &error {
             StoreError::Full { .. } | StoreError::NoRoomToStart { .. } => Code::StorageFull,
             StoreError::Missing(_) => Code::NotFound,
+            StoreError::Corrupt(_) => Code::Corrupt,
             _ => Code::Internal,
         };
         Self::new(code, error.to_string())

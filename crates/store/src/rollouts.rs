@@ -2,6 +2,7 @@
 //! node the journals of its own changes from one version of a model to another.
 
 use rusqlite::params;
+use tierline_proto::Digest;
 
 use super::{State, StoreError};
 
@@ -18,7 +19,9 @@ pub const TABLES: &[&str] = &["
         seq INTEGER PRIMARY KEY AUTOINCREMENT, model TEXT NOT NULL, record TEXT NOT NULL
     ) STRICT;
     CREATE INDEX swap_journal_of ON swap_journal (model, seq);
-    CREATE TABLE sessions (name TEXT PRIMARY KEY, number INTEGER NOT NULL) STRICT;
+    CREATE TABLE swap_versions (
+        model TEXT NOT NULL, version TEXT NOT NULL, manifest BLOB NOT NULL, PRIMARY KEY (model, version)
+    ) STRICT;
 "];
 
 /// A rollout that was begun here.
@@ -35,18 +38,37 @@ pub struct RolloutRow {
 }
 
 impl State {
-    /// Counts a start of something on the disk; the first is 1.
+    /// Keeps a version's manifest while a node may need it, whatever the
+    /// catalogue says.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn next_session(&self, name: &str) -> Result<u64, StoreError> {
+    pub fn hold_swap_version(&self, model: &str, version: &str, manifest: Digest) -> Result<(), StoreError> {
         self.with(|c| {
-            c.query_row(
-                "INSERT INTO sessions VALUES (?1, 1) ON CONFLICT (name) DO UPDATE SET number = number + 1 \
-                 RETURNING number",
-                [name],
-                |row| row.get::<_, i64>(0).map(|number| number.max(0) as u64),
-            )
+            let row = params![model, version, manifest.0];
+            c.execute("INSERT OR REPLACE INTO swap_versions VALUES (?1, ?2, ?3)", row).map(drop)
+        })
+    }
+
+    /// Lets go of a version.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn release_swap_version(&self, model: &str, version: &str) -> Result<(), StoreError> {
+        self.essential(|c| {
+            c.execute("DELETE FROM swap_versions WHERE model = ?1 AND version = ?2", [model, version]).map(drop)
+        })
+    }
+
+    /// Versions that are held: model, version, manifest.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn swap_versions(&self) -> Result<Vec<(String, String, Digest)>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT model, version, manifest FROM swap_versions ORDER BY model, version")?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?, Digest(row.get(2)?))))?
+                .collect()
         })
     }
 
@@ -104,6 +126,21 @@ impl State {
     pub fn rollout_records_add(&self, id: u64, records: &[String]) -> Result<(), StoreError> {
         self.with(|c| {
             let t = c.transaction()?;
+            for record in records {
+                t.execute("INSERT INTO rollout_journal (rollout, record) VALUES (?1, ?2)", params![id as i64, record])?;
+            }
+            t.commit()
+        })
+    }
+
+    /// Puts records in the place of a rollout's journal.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn rollout_records_replace(&self, id: u64, records: &[String]) -> Result<(), StoreError> {
+        self.with(|c| {
+            let t = c.transaction()?;
+            t.execute("DELETE FROM rollout_journal WHERE rollout = ?1", [id as i64])?;
             for record in records {
                 t.execute("INSERT INTO rollout_journal (rollout, record) VALUES (?1, ?2)", params![id as i64, record])?;
             }

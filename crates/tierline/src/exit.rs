@@ -20,6 +20,8 @@ pub enum ExitCode {
     Infeasible = 5,
     /// A digest, signature or certificate doesn't verify.
     Verification = 6,
+    /// It was rolled back.
+    RolledBack = 7,
     /// The deadline passed.
     Timeout = 124,
     /// The user interrupted.

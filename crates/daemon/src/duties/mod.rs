@@ -10,6 +10,7 @@ pub mod inference;
 mod operators;
 pub mod planning;
 pub mod profiling;
+pub mod rollout;
 pub mod services;
 pub mod serving;
 pub mod site;
@@ -35,6 +36,7 @@ pub const REGISTRY: &[Registration] = &[
     services::DUTY,
     serving::DUTY,
     federation::DUTY,
+    rollout::DUTY,
     operators::DUTY,
     dashboard::DUTY,
 ];

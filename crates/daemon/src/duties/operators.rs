@@ -13,7 +13,8 @@ use tierline_proto::v1::{
     Failure, InferChunk, JobControlRequest, JobInfo, JobListReply, JobRequest, JobSubmitChunk, LogFilterReply,
     LogFilterRequest, MetricsReply, ModelAddChunk, ModelAddReply, ModelListReply, ModelRemoveRequest,
     ModelRenameRequest, ModelShowReply, ModelShowRequest, NodeRemoveRequest, NodeRenameRequest, NodeRevokeRequest,
-    NodeStatus, NodesReply, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, TaskListReply, TokenCreateReply,
+    NodeStatus, NodesReply, PlanReply, PlanRequest, ProfileProgress, ProfileRequest, RolloutControlRequest,
+    RolloutInfo, RolloutListReply, RolloutRequest, RolloutStartRequest, TaskListReply, TokenCreateReply,
     TokenCreateRequest, TokenListReply, TokenRevokeRequest, VersionListReply, VersionTagRequest, WatchRequest,
     model_add_chunk,
 };
@@ -31,6 +32,7 @@ use super::inference::{self, Inference};
 use super::json;
 use super::planning::Planning;
 use super::profiling::Profiling;
+use super::rollout::Rollouts;
 use super::services::{Services, examples};
 use super::site::Site;
 use crate::net::door;
@@ -77,6 +79,7 @@ pub struct LocalService {
     inference: Arc<Inference>,
     services: Arc<Services>,
     federation: Arc<Jobs>,
+    rollouts: Arc<Rollouts>,
 }
 
 impl LocalService {
@@ -93,6 +96,7 @@ impl LocalService {
             inference: assembly.get(),
             services: assembly.get(),
             federation: assembly.get(),
+            rollouts: assembly.get(),
         }
     }
 }
@@ -383,6 +387,24 @@ impl Local for LocalService {
 
     async fn job_watch(&self, request: Request<JobRequest>) -> Reply1<Self::JobWatchStream> {
         Ok(Response::new(watching::watch(&self.federation, &request.into_inner().job).await?))
+    }
+
+    async fn rollout_start(&self, request: Request<RolloutStartRequest>) -> Reply1<RolloutInfo> {
+        Ok(Response::new(self.rollouts.the_fleets()?.start(request.into_inner().spec).await?))
+    }
+
+    async fn rollout_list(&self, _: Request<Empty>) -> Reply1<RolloutListReply> {
+        Ok(Response::new(RolloutListReply { rollouts: self.rollouts.the_fleets()?.list()? }))
+    }
+
+    async fn rollout_show(&self, request: Request<RolloutRequest>) -> Reply1<RolloutInfo> {
+        Ok(Response::new(self.rollouts.the_fleets()?.show(&request.into_inner().rollout)?))
+    }
+
+    async fn rollout_control(&self, request: Request<RolloutControlRequest>) -> Reply1<RolloutInfo> {
+        let request = request.into_inner();
+        let what = request.what();
+        Ok(Response::new(self.rollouts.the_fleets()?.control(request.rollout, what).await?))
     }
 
     async fn job_model(&self, request: Request<JobRequest>) -> Reply1<Self::JobModelStream> {

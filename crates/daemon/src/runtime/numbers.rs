@@ -30,6 +30,19 @@ pub fn labelled<'v, V: Display>(
     }
 }
 
+/// Numbers of several labels.
+pub fn labelled_by<const N: usize, V: Display>(
+    out: &mut String,
+    (name, kind, help): (&str, &str, &str),
+    rows: impl IntoIterator<Item = ([(&'static str, String); N], V)>,
+) {
+    head(out, name, kind, help);
+    for (labels, value) in rows {
+        let labels: Vec<String> = labels.iter().map(|(label, of)| format!("{label}=\"{}\"", escaped(of))).collect();
+        let _ = writeln!(out, "{name}{{{}}} {value}", labels.join(","));
+    }
+}
+
 /// A label's value, as it stands between quotes.
 #[must_use]
 pub fn escaped(value: &str) -> std::borrow::Cow<'_, str> {

@@ -5,9 +5,9 @@ use super::{
 };
 use crate::envelope;
 use crate::limits::{
-    CERTIFICATE_BYTES_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, RENAMES_MAX, REVERSE_BYTES_MAX, REVOCATIONS_MAX,
-    ROLLOUT_BYTES_MAX, ROLLOUT_REPORTS_MAX, ROLLOUT_WANTS_MAX, ROLLOUTS_MAX, SERVICES_MAX, SUBTREE_NODES_MAX,
-    VERSIONS_IN_USE_MAX, WORD_BYTES_MAX,
+    ALIASES_MAX, CERTIFICATE_BYTES_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, RENAMES_MAX, REVERSE_BYTES_MAX,
+    REVOCATIONS_MAX, ROLLOUT_BYTES_MAX, ROLLOUT_REPORTS_MAX, ROLLOUT_WANTS_MAX, ROLLOUTS_MAX, SERVICES_MAX,
+    SUBTREE_NODES_MAX, VERSIONS_IN_USE_MAX, WORD_BYTES_MAX,
 };
 use crate::name::{self, NodeName};
 use crate::v1::{
@@ -208,6 +208,11 @@ impl Door for Catalogue {
         count("names removed", self.removed.len(), MODELS_MAX)?;
         count("services in a catalogue", self.services.len(), SERVICES_MAX)?;
         count("versions in a catalogue", self.versions.len(), VERSIONS_IN_USE_MAX)?;
+        count("aliases in a catalogue", self.aliases.len(), ALIASES_MAX)?;
+        for alias in &self.aliases {
+            name::check_model(&alias.model)?;
+            name::check_alias(&alias.alias)?;
+        }
         self.models.iter_mut().chain(&mut self.versions).try_for_each(Door::check)?;
         self.services.iter_mut().try_for_each(Door::check)?;
         self.removed.iter().try_for_each(|name| Ok(name::check_model(name)?))

@@ -131,7 +131,7 @@ fn lists_and_names_are_bounded() {
         Revocations { sequence: 1, revoked: vec![Revoked { node_id: "x".into(), ..Revoked::default() }] },
         "identity",
     );
-    let model = ModelEntry { name: "m".into(), manifest: DIGEST, model: DIGEST, bytes: 1 };
+    let model = ModelEntry { name: "m".into(), manifest: DIGEST, model: DIGEST, bytes: 1, version: 1 };
     let catalogue = |models| Catalogue { sequence: 1, full: true, models, ..Catalogue::default() };
     refused(catalogue(vec![model.clone(); MODELS_MAX + 1]), "models in a catalogue");
     refused(catalogue(vec![ModelEntry { name: "a\u{1b}[2J".into(), ..model }]), "is no model's name");

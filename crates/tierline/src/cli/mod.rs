@@ -25,6 +25,7 @@ mod link;
 mod model;
 mod node;
 mod planning;
+mod rollout;
 mod running;
 mod serve;
 mod site;
@@ -148,6 +149,11 @@ enum Verb {
     /// Jobs of the site: list, look, follow, pause, resume, cancel
     #[command(subcommand)]
     Job(job::JobVerb),
+    /// Bring another version of a model to nodes, step by step
+    #[command(subcommand)]
+    Rollout(rollout::RolloutVerb),
+    /// Bring every node back to the version that it ran before
+    Rollback(rollout::Rollback),
     /// Try a federation in one process: any number of ends, links and devices as wished
     Sim(train::Sim),
     /// Send a request to a node
@@ -206,6 +212,8 @@ fn dispatch(cli: Cli) -> CommandResult {
         Verb::Explain(args) => planning::plan(global, &args, true),
         Verb::Train(args) => train::train(global, &args),
         Verb::Job(verb) => job::job(global, verb),
+        Verb::Rollout(verb) => rollout::rollout(global, verb),
+        Verb::Rollback(args) => rollout::rollback(global, &args),
         Verb::Sim(args) => train::simulate(global, &args),
         Verb::Infer(args) => infer::infer(global, &args),
         Verb::Serve(args) => serve::serve(global, &args),

@@ -31,8 +31,8 @@ pub struct Push {
     #[arg(long, value_name = "JOB")]
     job: Option<String>,
     /// Data that it learned from; again for more
-    #[arg(long, value_name = "NAME")]
-    data: Vec<String>,
+    #[arg(long, value_name = "DATA")]
+    trained_on: Vec<String>,
     /// A number that it was measured by: NAME=0.93; again for more
     #[arg(long = "metric", value_name = "NAME=X")]
     metrics: Vec<String>,
@@ -77,7 +77,7 @@ impl Push {
         };
         card.parent = self.parent.or(card.parent);
         card.job = self.job.clone().or(card.job);
-        card.data.extend(self.data.iter().cloned());
+        card.data.extend(self.trained_on.iter().cloned());
         for metric in &self.metrics {
             let (name, value) = metric.split_once('=').ok_or_else(|| usage(format!("--metric {metric}: NAME=X")))?;
             let value = value.parse().map_err(|e| usage(format!("--metric {metric}: {e}")))?;

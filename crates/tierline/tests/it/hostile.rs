@@ -301,9 +301,11 @@ fn a_parent_neither_ends_a_node_nor_fills_it() {
                 manifest: digest(n * 1_000 + i),
                 model: digest(i),
                 bytes: 1,
+                version: i % 3,
             };
             let models = (0..1_000).map(entry).collect();
-            let catalogue = Catalogue { sequence: n, models, ..Catalogue::default() };
+            let versions = (0..500).map(entry).collect();
+            let catalogue = Catalogue { sequence: n, models, versions, full: true, ..Catalogue::default() };
             out.push(of(parent_message::Body::Catalogue(catalogue)));
         }
         out
@@ -574,11 +576,20 @@ impl Anything {
                     manifest: any.bytes(),
                     model: any.bytes(),
                     bytes: any.count(),
+                    version: any.count(),
                 };
                 let service = |any: &mut Self| ServiceEntry { name: any.text(), document: any.bytes() };
                 let (models, removed, services) = (self.list(entry), self.list(Self::text), self.list(service));
-                let (sequence, full) = (self.count(), self.rng.bool());
-                Some(Body::Catalogue(Catalogue { sequence, full, models, removed, services }))
+                let (sequence, full, versions) = (self.count(), self.rng.bool(), self.list(entry));
+                Some(Body::Catalogue(Catalogue {
+                    sequence,
+                    full,
+                    models,
+                    removed,
+                    services,
+                    versions,
+                    aliases: Vec::new(),
+                }))
             }
             3 | 4 => Some(Body::Path(UpstreamPath { sequence: self.count(), tiers: self.list(Self::tier) })),
             5 => {

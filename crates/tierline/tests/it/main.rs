@@ -38,6 +38,7 @@ mod operators;
 mod panics;
 mod python;
 mod reference;
+mod rollouts;
 mod running;
 mod serve;
 mod services;

@@ -283,7 +283,47 @@ fn all_at_once() -> Vec<f64> {
     vec![100.0]
 }
 
+impl Group {
+    /// A group of this name with every device, in one wave, a tenth of them at
+    /// work at once.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            matches: Matches::default(),
+            dynamic: yes(),
+            canary: None,
+            waves: all_at_once(),
+            concurrency: tenth(),
+            unavailable_max: None,
+            failures_max: none(),
+            attempts: one(),
+            health: None,
+            on_wave: OnSuccess::default(),
+            on_success: OnSuccess::default(),
+            on_error: OnError::default(),
+        }
+    }
+}
+
 impl Spec {
+    /// A rollout of these groups, with everything else as it is when left out.
+    #[must_use]
+    pub fn new(model: &str, from: Version, to: Version, groups: Vec<Group>) -> Self {
+        Self {
+            model: model.to_owned(),
+            from,
+            to,
+            other: Other::default(),
+            supersede: false,
+            failures_max: None,
+            limits: LimitSpec::default(),
+            trial: Terms::default(),
+            health: Gate::default(),
+            groups,
+        }
+    }
+
     /// Reads and checks a file's text.
     ///
     /// # Errors

@@ -526,6 +526,20 @@ impl Artefacts {
         self.ensure_of(digest, ARTEFACT_BYTES_MAX).await
     }
 
+    /// Reads an artefact that is here again, and compares it with its digest;
+    /// a damaged one is let go, so that it is fetched anew.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], [`Code::Corrupt`].
+    pub async fn check(&self, digest: Digest) -> Result<(), Failure> {
+        let store = self.store.clone();
+        let checked = self.cx.tasks.blocking("artefact check", move || store.verify(digest)).await?;
+        if let Err(StoreError::Corrupt(_)) = &checked {
+            self.remove(digest).await?;
+        }
+        Ok(checked?)
+    }
+
     /// A document that is named by its digest, fetched from above if need be.
     ///
     /// # Errors

@@ -96,6 +96,11 @@ pub struct Known {
     sequence: std::sync::atomic::AtomicU64,
 }
 
+/// An alias as it travels.
+fn alias(((model, alias), version): (&(String, String), &u64)) -> v1::Alias {
+    v1::Alias { model: model.clone(), alias: alias.clone(), version: *version }
+}
+
 fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -199,9 +204,15 @@ impl Known {
         read(&self.running).get(name).cloned()
     }
 
-    /// What versions of a name are also called.
-    pub fn set_aliases(&self, aliases: BTreeMap<(String, String), u64>) {
-        *write(&self.aliases) = aliases;
+    /// What versions of a name are also called; says whether that is news.
+    pub fn set_aliases(&self, aliases: BTreeMap<(String, String), u64>) -> bool {
+        let mut known = write(&self.aliases);
+        if *known == aliases {
+            return false;
+        }
+        *known = aliases;
+        self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        true
     }
 
     /// What a version is also called.
@@ -358,6 +369,9 @@ impl Known {
         for entry in read(&self.versions).values() {
             hasher.update(entry.manifest.name.as_bytes()).update(&[2]).update(&entry.manifest_digest.0);
         }
+        for ((name, alias), version) in read(&self.aliases).iter() {
+            hasher.update(name.as_bytes()).update(&[3]).update(alias.as_bytes()).update(&version.to_le_bytes());
+        }
         for composed in read(&self.services).values() {
             hasher.update(composed.name.as_bytes()).update(&[1]).update(&composed.document.0);
         }
@@ -375,6 +389,7 @@ impl Known {
             models: read(&self.entries).values().map(Entry::message).collect(),
             removed: Vec::new(),
             versions: read(&self.versions).values().map(Entry::message).collect(),
+            aliases: read(&self.aliases).iter().map(alias).collect(),
             services: self.services().iter().map(Composed::message).collect(),
         }
     }

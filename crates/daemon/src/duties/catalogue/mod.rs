@@ -101,7 +101,7 @@ pub struct Catalogue {
 
 impl Manifest {
     /// The artefacts that it names.
-    fn artefacts(&self) -> impl Iterator<Item = Digest> + '_ {
+    pub fn artefacts(&self) -> impl Iterator<Item = Digest> + '_ {
         let golden = self.golden.iter().flat_map(|golden| golden.digests());
         let all = std::iter::once(&self.digest).chain(self.sample.values()).chain(golden);
         all.filter_map(|digest| digest.parse().ok())
@@ -220,7 +220,8 @@ impl Catalogue {
         }
     }
 
-    async fn load_profile(&self, entry: &Entry) {
+    /// Takes up what this device has measured of a model.
+    pub async fn load_profile(&self, entry: &Entry) {
         let model = entry.model;
         let Ok(Some(digest)) = self.cx.state.with(move |state| state.profile(model)).await else { return };
         let Ok(json) = self.artefacts.get(digest).await else { return };
@@ -427,7 +428,7 @@ impl Catalogue {
         self.check_free(new)?;
         self.check_unneeded(&entry.manifest.name)?;
         // First the new name: at no moment is the model without one.
-        let rows = self.rename_versions(&entry.manifest.name, new).await?;
+        let (rows, before) = self.rename_versions(&entry.manifest.name, new).await?;
         let row = rows.iter().find(|row| row.version == entry.manifest.version);
         let row = row.ok_or_else(|| Failure::new(Code::Internal, "the version in production is not registered"))?;
         let renamed = self.adopt_manifest_as(self.version_entry(row).await?.manifest, row.manifest).await?;
@@ -436,6 +437,7 @@ impl Catalogue {
         drop(turn);
         self.tell_children();
         self.let_go(&entry).await;
+        self.artefacts.remove_unneeded(before).await?;
         Ok(renamed)
     }
 
@@ -694,7 +696,7 @@ impl Catalogue {
 
     /// Removes what an entry that lost its name leaves behind, but for what
     /// another name or a job needs. Trouble is told of and tried again later.
-    async fn let_go(&self, entry: &Entry) {
+    pub async fn let_go(&self, entry: &Entry) {
         let gone = async {
             let mut candidates = vec![entry.manifest_digest, entry.model];
             candidates.extend(entry.manifest.artefacts());

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tierline_proto::Digest;
-use tierline_proto::limits::{CARD_BYTES_MAX, CHUNK_BYTES, VERSIONS_IN_USE_MAX, VERSIONS_MAX};
+use tierline_proto::limits::{ALIASES_MAX, CARD_BYTES_MAX, CHUNK_BYTES, VERSIONS_IN_USE_MAX, VERSIONS_MAX};
 use tierline_proto::name::{check_alias, split_version};
 use tierline_proto::v1::{Catalogue as CatalogueMessage, Code, Failure, FetchChunk, VersionInfo, VersionListReply};
 use tierline_store::State;
@@ -300,12 +300,17 @@ impl Catalogue {
         self.take_up_versions().await
     }
 
-    /// Registers all versions of a name under another one; gives them. Whoever
-    /// calls it holds `naming`.
-    pub(super) async fn rename_versions(&self, old: &str, new: &str) -> Result<Vec<VersionRow>, Failure> {
+    /// Registers all versions of a name under another one; gives them, and the
+    /// manifests that they had. Whoever calls it holds `naming`.
+    pub(super) async fn rename_versions(
+        &self,
+        old: &str,
+        new: &str,
+    ) -> Result<(Vec<VersionRow>, Vec<Digest>), Failure> {
         let registry = self.registry().await?;
-        let mut rows = Vec::new();
+        let (mut rows, mut before) = (Vec::new(), Vec::new());
         for row in registry.of(old) {
+            before.push(row.manifest);
             let manifest = Manifest { name: new.to_owned(), ..self.version_entry(row).await?.manifest };
             let digest = self.artefacts.put(documents::write(&manifest)?.into()).await?;
             rows.push(VersionRow { name: new.to_owned(), manifest: digest, ..row.clone() });
@@ -314,7 +319,7 @@ impl Catalogue {
         let aliases: Vec<AliasRow> = aliases.map(|row| AliasRow { name: new.to_owned(), ..row.clone() }).collect();
         let (old, kept) = (old.to_owned(), rows.clone());
         self.cx.state.with(move |state| state.move_versions(&old, &kept, &aliases)).await?;
-        Ok(rows)
+        Ok((rows, before))
     }
 
     /// Forgets every version of a name that nothing means any more.
@@ -372,8 +377,10 @@ impl Catalogue {
     /// Takes versions with an alias into use, and others out of it.
     pub(super) async fn take_up_versions(&self) -> Result<(), Failure> {
         let registry = self.registry().await?;
-        let aliases = registry.aliases.iter();
-        self.known.set_aliases(aliases.map(|row| ((row.name.clone(), row.alias.clone()), row.version)).collect());
+        if registry.aliases.len() > ALIASES_MAX {
+            let text = format!("{} aliases; at most {ALIASES_MAX} can be", registry.aliases.len());
+            return Err(Failure::new(Code::TooLarge, text).with_help("take some away that nobody needs"));
+        }
         let means = |row: &VersionRow| self.known.named(&row.name).is_some_and(|e| e.manifest.version == row.version);
         let used = |row: &&VersionRow| registry.aliases(&row.name, row.version).next().is_some() && !means(row);
         let in_use: BTreeMap<(String, u64), &VersionRow> =
@@ -382,6 +389,8 @@ impl Catalogue {
             let text = format!("{} versions in use; at most {VERSIONS_IN_USE_MAX} can be", in_use.len());
             return Err(Failure::new(Code::TooLarge, text).with_help("take aliases away that nobody needs"));
         }
+        let aliases = registry.aliases.iter();
+        self.known.set_aliases(aliases.map(|row| ((row.name.clone(), row.alias.clone()), row.version)).collect());
         for gone in self.known.versions() {
             let key = (gone.manifest.name.clone(), gone.manifest.version);
             if !in_use.contains_key(&key) {
@@ -415,7 +424,8 @@ impl Catalogue {
     /// Takes over the versions of the catalogue above; whether that changed
     /// something, and whether one could not be had yet.
     pub(super) async fn adopt_versions(&self, message: &CatalogueMessage) -> (bool, bool) {
-        let (mut changed, mut late) = (false, false);
+        let aliases = message.aliases.iter().map(|a| ((a.model.clone(), a.alias.clone()), a.version));
+        let (mut changed, mut late) = (self.known.set_aliases(aliases.collect()), false);
         let told = |entry: &Entry| {
             let same = |m: &&tierline_proto::v1::ModelEntry| {
                 m.name == entry.manifest.name && m.version == entry.manifest.version

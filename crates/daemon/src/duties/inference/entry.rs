@@ -86,6 +86,7 @@ pub async fn ask(
     }
     let total = arrived.elapsed();
     duty.count_request(total, &entered.answer.reply);
+    duty.health.observe(&entered.model, total, &entered.answer.reply);
     let Answer { reply, exits, .. } = &entered.answer;
     duty.planning.observe_answer(header, &entered.model, &entered.plan, exits, total, reply);
     entered

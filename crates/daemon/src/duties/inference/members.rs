@@ -94,6 +94,7 @@ impl Inference {
             answer = flow::answer(self, routed, inputs) => answer,
             never = silence => match never {},
         };
+        self.health.observe(&model, begun.elapsed(), &answer.reply);
         self.planning.observe_answer(&header, &model, &plan, &answer.exits, begun.elapsed(), &answer.reply);
         Entered { predicted, plan, model, version, answer }
     }

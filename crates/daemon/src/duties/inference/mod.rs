@@ -8,6 +8,7 @@ mod calls;
 mod entry;
 mod exits;
 mod flow;
+pub mod health;
 pub mod members;
 mod nearby;
 mod numbers;
@@ -62,6 +63,8 @@ pub struct Inference {
     catalogue: Arc<Catalogue>,
     planning: Arc<Planning>,
     numbers: Numbers,
+    /// How models do that somebody watches.
+    pub health: health::Watched,
     /// How many inferences of each caller may go past the exits.
     deep: DeepBudget,
     /// Whoever answers for several models under one name.
@@ -84,6 +87,7 @@ impl Inference {
             catalogue,
             planning,
             numbers: Numbers::default(),
+            health: health::Watched::default(),
             deep,
             services: OnceLock::new(),
             chooser: Mutex::default(),

@@ -72,6 +72,9 @@ const LOOK: Duration = Duration::from_millis(1_000);
 /// A profile that could not be fetched is asked for again after this.
 const PROFILE_RETRY: Duration = Duration::from_secs(5);
 
+/// Between two looks at whether something has come about.
+const SHORTLY: Duration = Duration::from_millis(50);
+
 /// Sessions that nodes below ask for, being loaded at once.
 const HINTED_MAX: usize = 64;
 
@@ -477,7 +480,11 @@ impl Planning {
     async fn work(self: Arc<Self>) {
         loop {
             self.changed.notified().await;
-            for entry in self.catalogue.known.list() {
+            let known = &self.catalogue.known;
+            let running: HashSet<Digest> = known.list().iter().map(|entry| entry.model).collect();
+            // Versions in use elsewhere are planned for once they are measured here.
+            let planned = |entry: &Entry| running.contains(&entry.model) || known.profile(entry.model).is_some();
+            for entry in known.all().into_iter().filter(planned) {
                 // What is scaled from above comes once there is something to scale.
                 if self.cx.me.config().scale_of_parent.is_some() && self.catalogue.known.profile(entry.model).is_none()
                 {
@@ -503,6 +510,13 @@ impl Planning {
             }
         }
         None
+    }
+
+    /// Waits until a model has a plan in force here.
+    pub async fn until_planned(&self, model: Digest) {
+        while self.lock().adapt.current(model).is_none() {
+            tokio::time::sleep(SHORTLY).await;
+        }
     }
 
     /// Makes the plans of a model again, if they went to make room.

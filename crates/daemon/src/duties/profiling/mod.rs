@@ -12,16 +12,17 @@ use tierline_graph::{DataType, Tensor};
 use tierline_node::admit::Class;
 use tierline_node::policy::{Roles, Rule};
 use tierline_proto::Digest;
-use tierline_proto::v1::{Code, Failure, ProfileProgress};
+use tierline_proto::v1::{Code, Failure, InferHeader, ProfileProgress};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::artefacts::Artefacts;
 use super::catalogue::{AGAIN, Catalogue, Change, Entry, UNKEPT_SHARE, is_late};
+use super::inference::{self, Inference, wire};
 use super::planning::Planning;
 use crate::device::compute::{Compute, Hold};
 use crate::device::program::Source;
-use crate::golden::differs;
+use crate::golden::{differs, wrong};
 use crate::models::Manifest;
 use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
@@ -36,6 +37,13 @@ const WAITS_MAX: Duration = Duration::from_secs(60);
 
 /// How often it is looked whether a measurement takes too long.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// How far an answer may be off that came by a plan, as a part of the largest
+/// value: codecs on links may cost as much.
+const PROBE_TOLERANCE: f64 = 0.02;
+
+/// Tensors by name.
+type Tensors = Vec<(String, Tensor)>;
 
 /// Who hears of a measurement's steps.
 type Callback = Box<dyn Fn(Progress) + Send + Sync>;
@@ -304,7 +312,8 @@ impl Profiling {
         let (inputs, expected) = (self.tensors(&golden.inputs).await?, self.tensors(&golden.outputs).await?);
         let (engine, load) = (Arc::clone(&self.cx.device.engine), self.cx.me.config().load_options());
         let (tolerance, source) = (golden.tolerance, Arc::clone(source));
-        let run = move || differs(engine.as_ref(), &load, &source.model, (&inputs, &expected), tolerance);
+        let run =
+            move || differs(engine.as_ref(), &load, &source.model, (&inputs, &expected), tolerance, &Stop::never());
         match self.cx.tasks.blocking("golden inputs", run).await? {
             Ok(None) => Ok(()),
             Ok(Some(text)) => {
@@ -314,6 +323,91 @@ impl Profiling {
             // What runs nowhere in one piece is checked by nobody.
             Err(EngineError::Memory { .. }) => Ok(()),
             Err(other) => Err(Failure::new(Code::Engine, format!("golden inputs: {other}"))),
+        }
+    }
+
+    /// Has a model ready to run here: in memory, measured, planned with.
+    ///
+    /// # Errors
+    /// When it can't be had or run here.
+    pub async fn prepare(&self, entry: &Entry) -> Result<(), Failure> {
+        self.catalogue.program(entry).await?;
+        let _turn = self.measuring.lock().await;
+        if self.catalogue.known.profile(entry.model).is_none() {
+            let profile = match self.cx.me.config().scale_of_parent {
+                Some(factor) => self.scaled(entry, factor.get()).await?,
+                None => self.measured(entry, None).await?,
+            };
+            let digest = self.artefacts.put(documents::write(&profile)?.into()).await?;
+            self.artefacts.keep_profile(entry.model, digest).await?;
+            self.catalogue.known.set_profile(entry.model, profile, digest);
+        }
+        self.catalogue.tell(&Change::Profiled);
+        Ok(())
+    }
+
+    /// Runs a model apart from requests, on its golden inputs where it has some,
+    /// else on what it is measured with: whether it gives what is expected, or
+    /// numbers at least.
+    ///
+    /// # Errors
+    /// How it fails; [`Code::DeadlineExceeded`] when it takes longer.
+    pub async fn self_test(&self, entry: &Entry, limit: Duration) -> Result<(), Failure> {
+        let (_, source) = {
+            let _turn = self.catalogue.turn_to_load(entry).await?;
+            self.catalogue.loaded(entry).await?
+        };
+        let (inputs, expected, tolerance) = self.test_values(&entry.manifest).await?;
+        let (engine, load) = (Arc::clone(&self.cx.device.engine), self.cx.me.config().load_options());
+        // Also when nobody waits for it any more.
+        let stop = PullOnDrop(Stop::at(Instant::now() + limit));
+        let until = stop.0.clone();
+        let run = move || differs(engine.as_ref(), &load, &source.model, (&inputs, &expected), tolerance, &until);
+        match self.cx.tasks.blocking("self-test", run).await? {
+            Ok(None) => Ok(()),
+            Ok(Some(text)) => Err(Failure::new(Code::Engine, text)),
+            Err(EngineError::Stopped { .. }) => {
+                let text = format!("it ran for longer than {:.1} s on its test", limit.as_secs_f64());
+                Err(Failure::new(Code::DeadlineExceeded, text))
+            }
+            Err(error) => Err(Failure::new(Code::Engine, error.to_string())),
+        }
+    }
+
+    /// Runs a model as requests do that enter here, on the same inputs.
+    ///
+    /// # Errors
+    /// How it fails.
+    pub async fn probe(&self, inference: &Arc<Inference>, entry: &Entry, limit: Duration) -> Result<(), Failure> {
+        let (inputs, expected, tolerance) = self.test_values(&entry.manifest).await?;
+        let packed = wire::pack(&inputs, |_| wire::raw().name())?;
+        let held = Arc::new(self.cx.device.budget.request(""));
+        let header = InferHeader {
+            model: entry.versioned(),
+            deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+            ..InferHeader::default()
+        };
+        let entered = inference::ask(inference, &header, packed.tensors, Instant::now(), held).await;
+        if let Some(failure) = entered.answer.reply.failure.filter(|failure| failure.code() != Code::Ok) {
+            return Err(failure);
+        }
+        let outputs: Vec<(&str, &Tensor)> = entered.answer.outputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        // What plans may lose on the way is no fault of the model's.
+        match wrong(&outputs, &expected, tolerance.max(PROBE_TOLERANCE)) {
+            None => Ok(()),
+            Some(text) => Err(Failure::new(Code::Engine, text)),
+        }
+    }
+
+    /// Inputs to test a model with, what is expected of them, and how far it may
+    /// be off.
+    async fn test_values(&self, manifest: &Manifest) -> Result<(Tensors, Tensors, f64), Failure> {
+        match &manifest.golden {
+            Some(golden) => {
+                let (inputs, outputs) = (self.tensors(&golden.inputs).await?, self.tensors(&golden.outputs).await?);
+                Ok((inputs, outputs, golden.tolerance))
+            }
+            None => Ok((self.sample_inputs(manifest).await?, Vec::new(), 1.0)),
         }
     }
 
