@@ -81,12 +81,51 @@ impl Frequencies {
     pub fn image(&self, x: &[f32], mut each: impl FnMut(usize, f64)) {
         debug_assert_eq!(x.len(), self.dimensions);
         let scale = 1.0 / (self.count as f64).sqrt();
-        for (i, row) in self.rows.chunks_exact(self.dimensions.max(1)).enumerate() {
-            let (sin, cos) = dot(row, x).sin_cos();
-            each(2 * i, f64::from(cos) * scale);
-            each(2 * i + 1, f64::from(sin) * scale);
+        let mut turns = [0.0f32; BLOCK];
+        let mut first = 0;
+        for block in self.rows.chunks(BLOCK * self.dimensions.max(1)) {
+            let rows = block.chunks_exact(self.dimensions.max(1));
+            let n = rows.len();
+            for (turn, row) in turns.iter_mut().zip(rows) {
+                *turn = dot(row, x) * (1.0 / std::f32::consts::TAU);
+            }
+            let (cosines, sines) = waves(&turns);
+            for i in 0..n {
+                each(2 * (first + i), f64::from(cosines[i]) * scale);
+                each(2 * (first + i) + 1, f64::from(sines[i]) * scale);
+            }
+            first += n;
         }
     }
+}
+
+/// Frequencies that are taken at once.
+const BLOCK: usize = 16;
+
+/// Cosines and sines of whole turns, within 2e-6: the same on every machine,
+/// which the system's are not, and sixteen side by side.
+fn waves(turns: &[f32; BLOCK]) -> ([f32; BLOCK], [f32; BLOCK]) {
+    // Adding and taking this rounds to whole numbers; where numbers are too large
+    // for that they have no fraction, and the bounds keep what is left harmless.
+    const WHOLE: f32 = 12_582_912.0;
+    let (mut cosines, mut sines) = ([0.0f32; BLOCK], [0.0f32; BLOCK]);
+    for i in 0..BLOCK {
+        let x = (turns[i] - ((turns[i] + WHOLE) - WHOLE)).clamp(-0.5, 0.5) * std::f32::consts::TAU;
+        // Of half the angle, whose series end early; then doubled.
+        let h = 0.5 * x;
+        let q = h * h;
+        let sin = h
+            * (1.0
+                + q * (-1.0 / 6.0
+                    + q * (1.0 / 120.0 + q * (-1.0 / 5_040.0 + q * (1.0 / 362_880.0 - q / 39_916_800.0)))));
+        let cos = 1.0
+            + q * (-0.5
+                + q * (1.0 / 24.0
+                    + q * (-1.0 / 720.0 + q * (1.0 / 40_320.0 - q * (1.0 / 3_628_800.0 - q / 479_001_600.0)))));
+        cosines[i] = 1.0 - 2.0 * sin * sin;
+        sines[i] = 2.0 * sin * cos;
+    }
+    (cosines, sines)
 }
 
 /// Eight sums side by side, which compilers make vector instructions of.
@@ -158,4 +197,29 @@ pub fn p_value(squared: f64, n: f64, m: f64, traces: Traces) -> f64 {
     let freedom = second.powi(3) / (third * third);
     let standard = (scaled - first) / (2.0 * second).sqrt();
     chi_squared_above(freedom, freedom + standard * (2.0 * freedom).sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waves_are_cosines_and_sines() {
+        let mut random = Random::new(2);
+        for round in 0..2_000 {
+            let reach = [1.0, 3.0, 100.0, 1e4][round % 4];
+            let turns: [f32; BLOCK] = std::array::from_fn(|_| ((random.uniform() - 0.5) * reach) as f32);
+            let (cosines, sines) = waves(&turns);
+            for ((turn, cos), sin) in turns.iter().zip(cosines).zip(sines) {
+                let angle = f64::from(*turn) * std::f64::consts::TAU;
+                assert!((f64::from(cos) - angle.cos()).abs() < 2e-6, "cos of {turn} turns is {cos}");
+                assert!((f64::from(sin) - angle.sin()).abs() < 2e-6, "sin of {turn} turns is {sin}");
+            }
+        }
+        for hostile in [1e7, -1e9, 1e20, f32::MAX, f32::MIN, f32::INFINITY, f32::NAN] {
+            let (cosines, sines) = waves(&[hostile; BLOCK]);
+            assert!(cosines[0].is_nan() || cosines[0].abs() <= 1.0 + 1e-6, "{hostile}");
+            assert!(sines[0].is_nan() || sines[0].abs() <= 1.0 + 1e-6, "{hostile}");
+        }
+    }
 }

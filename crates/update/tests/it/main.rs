@@ -1,4 +1,6 @@
 //! Integration tests of the update crate.
 
+mod drift;
+mod gate;
 mod rollouts;
 mod trust;
