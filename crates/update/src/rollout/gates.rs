@@ -95,6 +95,28 @@ pub struct Measured {
     pub paired_new: Health,
     /// How the old version did on those.
     pub paired_old: Health,
+    /// How the old version did on all devices of the group, those that haven't
+    /// got the new one included.
+    pub old: Health,
+}
+
+/// Which health is compared with which.
+struct Pair<'a> {
+    new: &'a Health,
+    old: &'a Health,
+    /// Where both were measured, in words.
+    place: &'static str,
+}
+
+impl Measured {
+    /// The two versions on the same devices where that is enough to tell, else
+    /// over all of the group.
+    fn pair(&self, enough: impl Fn(&Health) -> bool) -> Pair<'_> {
+        if enough(&self.paired_new) && enough(&self.paired_old) {
+            return Pair { new: &self.paired_new, old: &self.paired_old, place: "on the same devices" };
+        }
+        Pair { new: &self.new, old: &self.old, place: "in the group" }
+    }
 }
 
 impl Gate {
@@ -146,6 +168,18 @@ impl Gate {
         hold.unwrap_or(Verdict::Pass)
     }
 
+    /// What is missing of the old version to compare with: without it, no device
+    /// is asked.
+    #[must_use]
+    pub fn lacks(&self, old: &Health) -> Option<String> {
+        let held = |verdict| if let Verdict::Hold(reason) = verdict { Some(reason) } else { None };
+        let ratios = self.latency_p95_ratio_max.or(self.latency_p99_ratio_max);
+        let latency = ratios.and_then(|_| self.enough_latency("of the old version", old)).and_then(held);
+        let accuracy =
+            || self.accuracy_drop_max.and_then(|_| self.accuracy("of the old version", old).err()).and_then(held);
+        latency.or_else(accuracy)
+    }
+
     fn verdicts(&self, m: &Measured) -> Vec<Verdict> {
         let mut verdicts = vec![
             at_least("devices that ran the new version", m.devices, self.devices_min).unwrap_or(Verdict::Pass),
@@ -164,14 +198,14 @@ impl Gate {
             (0.99, "the 99th percentile of latency over the old version's", self.latency_p99_ratio_max),
         ] {
             let Some(max) = max else { continue };
-            let ratio = || {
-                let (new, old) = (m.paired_new.latency.quantile_ns(q)?, m.paired_old.latency.quantile_ns(q)?);
-                Some(new / old)
-            };
+            let pair = m.pair(|health| health.latency.count() >= self.runs_min);
+            let ratio = || Some(pair.new.latency.quantile_ns(q)? / pair.old.latency.quantile_ns(q)?);
             verdicts.push(
-                self.enough_latency("of the new version where the old one was measured", &m.paired_new)
-                    .or_else(|| self.enough_latency("of the old version", &m.paired_old))
-                    .unwrap_or_else(|| measured(ratio(), |ratio| at_most(name, ratio, max))),
+                self.enough_latency("of the new version", pair.new)
+                    .or_else(|| self.enough_latency("of the old version", pair.old))
+                    .unwrap_or_else(|| {
+                        measured(ratio(), |ratio| at_most(&format!("{name} {}", pair.place), ratio, max))
+                    }),
             );
         }
         if let Some(min) = self.accuracy_min {
@@ -184,10 +218,12 @@ impl Gate {
             });
         }
         if let Some(max) = self.accuracy_drop_max {
-            let new = self.accuracy("of the new version where the old one was measured", &m.paired_new);
-            let old = self.accuracy("of the old version", &m.paired_old);
+            let pair = m.pair(|health| self.accuracy("", health).is_ok());
+            let new = self.accuracy("of the new version", pair.new);
+            let old = self.accuracy("of the old version", pair.old);
+            let name = format!("the loss of accuracy against the old version {}", pair.place);
             verdicts.push(match (new, old) {
-                (Ok(new), Ok(old)) => at_most("the loss of accuracy against the old version", old - new, max),
+                (Ok(new), Ok(old)) => at_most(&name, old - new, max),
                 (Err(hold), _) | (_, Err(hold)) => hold,
             });
         }
@@ -245,7 +281,8 @@ mod tests {
     }
 
     fn measured_of(new: &Health, old: &Health) -> Measured {
-        Measured { devices: 3, new: new.clone(), paired_new: new.clone(), paired_old: old.clone() }
+        let (paired_new, paired_old) = (new.clone(), old.clone());
+        Measured { devices: 3, new: new.clone(), paired_new, paired_old, old: old.clone() }
     }
 
     #[test]
@@ -263,19 +300,29 @@ mod tests {
         assert!(matches!(all.judge(&Measured::default()), Verdict::Hold(_)));
         // Each piece of data that is missing holds by itself.
         let whole = Health { drift_samples: 100, drift: 0.0, ..health(200, 0, 5) };
-        let full = Measured { devices: 1, new: whole.clone(), paired_new: whole.clone(), paired_old: whole };
+        let full = Measured { devices: 1, ..measured_of(&whole, &whole) };
         assert_eq!(all.judge(&full), Verdict::Pass);
         type Cut = fn(&mut Measured);
-        let cuts: [Cut; 8] = [
+        let without =
+            |m: &mut Measured, cut: fn(&mut Health)| [&mut m.paired_old, &mut m.old].into_iter().for_each(cut);
+        let cuts: [Cut; 6] = [
             |m| m.devices = 0,
             |m| m.new.runs = 99,
             |m| m.new.latency = Latency::default(),
-            |m| m.paired_new.latency = Latency::default(),
-            |m| m.paired_old.latency = Latency::default(),
             |m| m.new.labelled = 99,
-            |m| m.paired_old.labelled = 99,
             |m| m.new.drift_samples = 99,
+            |m| (m.paired_old, m.old) = (Health::default(), Health::default()),
         ];
+        for cut in [|h: &mut Health| h.latency = Latency::default(), |h: &mut Health| h.labelled = 99] {
+            let mut less = full.clone();
+            without(&mut less, cut);
+            assert!(matches!(all.judge(&less), Verdict::Hold(_)), "{:?}", all.judge(&less));
+            assert!(all.lacks(&less.old).is_some() && all.lacks(&full.old).is_none());
+            // Where the same devices don't tell enough, the group does.
+            let mut unpaired = full.clone();
+            cut(&mut unpaired.paired_old);
+            assert_eq!(all.judge(&unpaired), Verdict::Pass);
+        }
         for (i, cut) in cuts.iter().enumerate() {
             let mut less = full.clone();
             cut(&mut less);

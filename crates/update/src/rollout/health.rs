@@ -1,8 +1,6 @@
 //! How a version does on a device: counts that only grow while a process
 //! lives, so that a message that is lost or comes twice changes nothing.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::RolloutError;
@@ -89,26 +87,39 @@ impl Health {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<(u16, u64)>", into = "Vec<(u16, u64)>")]
 pub struct Latency {
-    counts: BTreeMap<u16, u64>,
+    /// Buckets with their counts, in order.
+    counts: Vec<(u16, u64)>,
 }
 
 impl Latency {
     /// Counts one, in nanoseconds.
     pub fn note_ns(&mut self, ns: u64) {
-        *self.counts.entry(bucket(ns)).or_default() += 1;
+        let bucket = bucket(ns);
+        match self.counts.binary_search_by_key(&bucket, |(at, _)| *at) {
+            Ok(found) => self.counts[found].1 = self.counts[found].1.saturating_add(1),
+            Err(place) => self.counts.insert(place, (bucket, 1)),
+        }
     }
 
     /// How many were counted.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.counts.values().fold(0, |sum, n| sum.saturating_add(*n))
+        self.counts.iter().fold(0, |sum, (_, n)| sum.saturating_add(*n))
     }
 
     /// Adds others.
     pub fn add(&mut self, other: &Self) {
-        for (at, n) in &other.counts {
-            let count = self.counts.entry(*at).or_default();
-            *count = count.saturating_add(*n);
+        if self.counts.is_empty() {
+            return self.counts.clone_from(&other.counts);
+        }
+        // Both are sorted: one pass, from where the last one was found.
+        let mut from = 0;
+        for (bucket, n) in &other.counts {
+            from += self.counts[from..].partition_point(|(at, _)| at < bucket);
+            match self.counts.get_mut(from).filter(|(at, _)| at == bucket) {
+                Some((_, count)) => *count = count.saturating_add(*n),
+                None => self.counts.insert(from, (*bucket, *n)),
+            }
         }
     }
 
@@ -119,7 +130,7 @@ impl Latency {
         let wanted = q.clamp(0.0, 1.0) * self.count() as f64;
         let mut below = 0.0;
         let mut last = None;
-        for (at, n) in self.counts.iter().filter(|(_, n)| **n > 0) {
+        for (at, n) in self.counts.iter().filter(|(_, n)| *n > 0) {
             let (from, to) = edges(*at);
             let n = *n as f64;
             if below + n >= wanted {
@@ -155,19 +166,22 @@ impl TryFrom<Vec<(u16, u64)>> for Latency {
         if pairs.len() > usize::from(BUCKETS) {
             return Err(RolloutError::Untrue(format!("latencies have {} buckets; there are {BUCKETS}", pairs.len())));
         }
-        let mut counts = BTreeMap::new();
-        for (at, n) in pairs {
-            if at >= BUCKETS || n > COUNT_MAX || counts.insert(at, n).is_some() {
-                return Err(RolloutError::Untrue(format!("latencies have a bucket {at} that can't be, or twice")));
+        let mut before = None;
+        for (at, n) in &pairs {
+            if *at >= BUCKETS || *n > COUNT_MAX || before >= Some(*at) {
+                return Err(RolloutError::Untrue(format!(
+                    "latencies have a bucket {at} that can't be, or out of order"
+                )));
             }
+            before = Some(*at);
         }
-        Ok(Self { counts })
+        Ok(Self { counts: pairs })
     }
 }
 
 impl From<Latency> for Vec<(u16, u64)> {
     fn from(latency: Latency) -> Self {
-        latency.counts.into_iter().collect()
+        latency.counts
     }
 }
 

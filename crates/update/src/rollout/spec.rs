@@ -41,6 +41,10 @@ pub struct Spec {
     /// over.
     #[serde(default)]
     pub supersede: bool,
+    /// Seconds that the first wave waits for devices to be seen, one behind the
+    /// other, when the rollout or its orchestrator begins.
+    #[serde(default = "a_moment")]
+    pub gather_s: Seconds,
     /// Devices that may fail, over all groups; more roll everything back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failures_max: Option<Amount>,
@@ -263,6 +267,10 @@ pub enum OnError {
     RollBackAll,
 }
 
+fn a_moment() -> Seconds {
+    Seconds::of(3.0)
+}
+
 fn yes() -> bool {
     true
 }
@@ -316,6 +324,7 @@ impl Spec {
             to,
             other: Other::default(),
             supersede: false,
+            gather_s: a_moment(),
             failures_max: None,
             limits: LimitSpec::default(),
             trial: Terms::default(),
@@ -500,6 +509,7 @@ from = "v1"
 to = "v2"
 other = "update"
 supersede = true
+gather_s = 3
 failures_max = "5%"
 
 [limits]

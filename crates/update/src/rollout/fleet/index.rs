@@ -19,7 +19,7 @@ pub(super) enum Class {
     Returned,
 }
 
-const CLASSES: [Class; 7] =
+pub(super) const CLASSES: [Class; 7] =
     [Class::Pool, Class::Due, Class::Asked, Class::Confirmed, Class::Failed, Class::Returning, Class::Returned];
 
 /// The order in which devices are taken: mixed, so that a wave is a fair sample

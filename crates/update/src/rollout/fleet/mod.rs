@@ -15,7 +15,7 @@ pub use event::{Action, Command, Event, Outcome};
 pub use ledger::{Closed, Fact, Ledger, Record, Stop};
 pub use progress::{Counts, GroupProgress, Progress, Standing};
 
-use index::{Class, Index};
+use index::{CLASSES, Class, Index};
 use ledger::{Changed, Stage, State};
 
 use super::gates::Measured;
@@ -75,9 +75,20 @@ impl Samples {
     }
 
     fn total(&self) -> Health {
-        let mut total = self.past.clone();
-        total.add(&self.current);
+        let mut total = self.current.clone();
+        self.add_past(&mut total);
         total
+    }
+
+    fn add_to(&self, sum: &mut Health) {
+        sum.add(&self.current);
+        self.add_past(sum);
+    }
+
+    fn add_past(&self, sum: &mut Health) {
+        if self.past.runs > 0 {
+            sum.add(&self.past);
+        }
     }
 
     fn runs(&self) -> u64 {
@@ -102,11 +113,15 @@ pub struct Fleet {
     resend_ms: u64,
     judged_ms: u64,
     kept_ms: u64,
+    /// When this process began, by the machine's clock.
+    began_ms: u64,
     /// Records since the journal was begun or replaced.
     records: usize,
     /// Groups whose measures changed since they were judged, and the verdicts.
     changed: BTreeSet<usize>,
     verdicts: BTreeMap<usize, Verdict>,
+    /// What groups lack of the old version to compare with.
+    lacks: BTreeMap<usize, Option<String>>,
     waits_for: Option<String>,
     /// What the group under way was said to wait for, by group and wave.
     said_hold: Option<(usize, Option<usize>)>,
@@ -203,9 +218,11 @@ impl Fleet {
             resend_ms: 0,
             judged_ms: 0,
             kept_ms: at_ms,
+            began_ms: at_ms,
             records: 0,
             changed: BTreeSet::new(),
             verdicts: BTreeMap::new(),
+            lacks: BTreeMap::new(),
             waits_for: None,
             said_hold: None,
             out: Vec::new(),
@@ -304,12 +321,14 @@ impl Fleet {
         }
         let elapsed = self.clock.elapsed_ms();
         let mut times = self.deadlines();
+        // That time passes is worth a record only while something waits for it.
+        if !times.is_empty() {
+            times.push((self.kept_ms + CHECKPOINT_MS).max(elapsed + 1));
+        }
         if self.works() {
             times.push(self.resend_ms);
         }
         let next = times.into_iter().filter(|at| *at > elapsed).min();
-        // That time passes is worth a record only while something waits for it.
-        let next = next.map(|at| at.min((self.kept_ms + CHECKPOINT_MS).max(elapsed + 1)));
         let look = self.ledger.spec.limits.window.filter(|_| !self.is_idle()).map(|window| {
             let change = self.now.unix_ms.map_or(LOOK_MS, |unix_ms| window.until_change_ms(unix_ms));
             elapsed + change.clamp(1, LOOK_MS)
@@ -669,7 +688,7 @@ impl Fleet {
         }
         let samples = if new { &mut seen.new } else { &mut seen.old };
         samples.note(session, health);
-        if let Some(member) = self.ledger.members.get(device).filter(|_| new) {
+        if let Some(member) = self.ledger.members.get(device) {
             let _new = self.changed.insert(member.group);
         }
     }
@@ -682,12 +701,21 @@ impl Fleet {
             if seen.new.runs() == 0 {
                 continue;
             }
-            let new = seen.new.total();
             measured.devices += 1;
-            measured.new.add(&new);
+            seen.new.add_to(&mut measured.new);
             if let Some(old) = &member.baseline {
-                measured.paired_new.add(&new);
+                seen.new.add_to(&mut measured.paired_new);
                 measured.paired_old.add(old);
+            }
+        }
+        for class in CLASSES {
+            for device in self.index.all(group, class) {
+                let kept = self.ledger.members.get(device).and_then(|member| member.baseline.as_ref());
+                match (kept, self.seen.get(device)) {
+                    (Some(old), _) => measured.old.add(old),
+                    (None, Some(seen)) if seen.old.runs() > 0 => seen.old.add_to(&mut measured.old),
+                    (None, _) => {}
+                }
             }
         }
         measured

@@ -40,10 +40,17 @@ impl Fleet {
         if self.changed.is_empty() || elapsed < self.judged_ms {
             return;
         }
-        self.judged_ms = elapsed + JUDGE_MS;
+        // All measures are added up anew: less often where there are many.
+        self.judged_ms = elapsed + JUDGE_MS * (1 + self.ledger.members.len() as u64 / 1_000);
+        let current = self.ledger.current();
         for group in std::mem::take(&mut self.changed) {
-            let verdict = self.ledger.spec.gate_of(&self.ledger.spec.groups[group]).judge(&self.measured(group));
-            self.verdicts.insert(group, verdict);
+            if self.ledger.groups[group].wave.is_none() && current != Some(group) {
+                continue;
+            }
+            let gate = self.ledger.spec.gate_of(&self.ledger.spec.groups[group]);
+            let measured = self.measured(group);
+            self.verdicts.insert(group, gate.judge(&measured));
+            self.lacks.insert(group, gate.lacks(&measured.old));
         }
     }
 
@@ -104,7 +111,18 @@ impl Fleet {
                 self.hold(group, "it has no devices yet".into());
                 false
             }
-            None => self.begin_wave(group, 0),
+            None if self.clock.elapsed_ms() < self.gathered_ms() => false,
+            None => match self.lacks.get(&group) {
+                Some(None) => self.begin_wave(group, 0),
+                Some(Some(reason)) => {
+                    self.hold(group, format!("there is too little to compare with: {reason}"));
+                    false
+                }
+                None => {
+                    let _new = self.changed.insert(group);
+                    false
+                }
+            },
             Some(wave) if state.passed => self.begin_wave(group, wave + 1),
             Some(_) if state.settled_ms.is_none() => {
                 self.fill(group);
@@ -112,6 +130,11 @@ impl Fleet {
             }
             Some(wave) => self.gate(group, wave),
         }
+    }
+
+    /// When devices had time to be seen.
+    fn gathered_ms(&self) -> u64 {
+        self.began_ms + self.ledger.spec.gather_s.ms()
     }
 
     /// Devices that came late, in groups that are through.
@@ -357,6 +380,9 @@ impl Fleet {
                     times.extend(gate.hold_max_s.map(|max| since + max.ms()));
                 }
             }
+        }
+        if running {
+            times.push(self.gathered_ms());
         }
         if running && !self.changed.is_empty() {
             times.push(self.judged_ms.max(elapsed + 1));

@@ -62,6 +62,8 @@ pub struct Device {
     last_load: Option<(u64, Version)>,
     /// What the journal names, read as a stranger would.
     named: [Option<Version>; 2],
+    /// Whether the journal is read anew behind each record.
+    pub strict: bool,
 }
 
 /// Bytes of memory that every version takes here.
@@ -78,8 +80,17 @@ impl Device {
         disk.journal.truncate(end);
         let swap = Swap::recover(records, memory_max);
         let loaded = BTreeSet::new();
-        let mut device =
-            Self { disk, swap, loaded, serving: None, committed, memory_max, last_load: None, named: [None, None] };
+        let mut device = Self {
+            disk,
+            swap,
+            loaded,
+            serving: None,
+            committed,
+            memory_max,
+            last_load: None,
+            named: [None, None],
+            strict: true,
+        };
         device.read_journal();
         device
     }
@@ -92,7 +103,11 @@ impl Device {
                     self.disk.journal.clear();
                 }
                 self.disk.journal.extend(journal::encode(record).unwrap());
-                self.read_journal();
+                if self.strict {
+                    self.read_journal();
+                } else {
+                    self.trust_machine(record);
+                }
                 Became::Nothing
             }
             SwapAction::Do { op, work } => self.work(*op, work, flaw),
@@ -191,6 +206,23 @@ impl Device {
         }
         let journalled = Swap::recover(records, None);
         self.named = [journalled.current().cloned(), journalled.previous().cloned()];
+    }
+
+    /// The same, as the machine says it.
+    fn trust_machine(&mut self, record: &SwapRecord) {
+        let names = matches!(
+            record,
+            SwapRecord::Installed { .. }
+                | SwapRecord::Committed { .. }
+                | SwapRecord::RolledBack { .. }
+                | SwapRecord::FellBack
+        );
+        if names {
+            self.named = [self.swap.current().cloned(), self.swap.previous().cloned()];
+        }
+        if matches!(record, SwapRecord::Installed { .. } | SwapRecord::Committed { .. }) {
+            self.committed.extend(self.named[0].clone());
+        }
     }
 
     /// What must be so at every moment.

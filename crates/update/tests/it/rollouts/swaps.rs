@@ -61,7 +61,7 @@ impl Run {
     }
 
     /// Runs until nothing is left to do; how many actions that were.
-    fn to_the_end(mut self) -> Self {
+    fn run_out(mut self) -> Self {
         while self.process() {
             assert!(self.kills < 20, "it is killed again and again");
         }
@@ -178,11 +178,11 @@ impl Run {
 }
 
 fn end(script: Script) -> (Option<Version>, Option<Version>) {
-    Run::new(script).to_the_end().rests()
+    Run::new(script).run_out().rests()
 }
 
 fn steps(script: &Script) -> u64 {
-    Run::new(script.clone()).to_the_end().steps
+    Run::new(script.clone()).run_out().steps
 }
 
 /// Scripts that cover the machine's ways.
@@ -310,7 +310,7 @@ fn an_older_want_that_comes_late_is_passed_over() {
 
 #[test]
 fn a_version_that_cannot_be_loaded_any_more_gives_way_to_the_one_before() {
-    let mut run = Run::new(Script { wants: vec![(4, update(1, "v2"))], ..Script::default() }).to_the_end();
+    let mut run = Run::new(Script { wants: vec![(4, update(1, "v2"))], ..Script::default() }).run_out();
     let _was = run.device.disk.staged.remove(&version("v2"));
     let mut run = Run { script: Script::default(), ..run };
     run.device.committed.insert(version("v2"));
@@ -407,7 +407,7 @@ fn a_trial_ends_at_once_when_the_version_breaks_or_fails_requests() {
 
 #[test]
 fn an_operator_goes_back_at_once_and_only_once() {
-    let mut run = Run::new(Script { wants: vec![(4, update(1, "v2"))], ..Script::default() }).to_the_end();
+    let mut run = Run::new(Script { wants: vec![(4, update(1, "v2"))], ..Script::default() }).run_out();
     let back = |run: &mut Run| {
         let mut queue: VecDeque<SwapEvent> = [SwapEvent::RollBack { reason: "it looks odd".into() }].into();
         while let Some(event) = queue.pop_front() {
@@ -427,7 +427,7 @@ fn an_operator_goes_back_at_once_and_only_once() {
 #[test]
 fn a_journal_stays_short_and_says_the_same() {
     let wants = (1..60).map(|n| (n * 40, update(n, if n % 2 == 0 { "v2" } else { "v3" }))).collect();
-    let run = Run::new(Script { wants, ..Script::default() }).to_the_end();
+    let run = Run::new(Script { wants, ..Script::default() }).run_out();
     let (records, _) = Device::records(&run.device.disk);
     assert!(records.len() < 80, "{} records", records.len());
     assert!(records.iter().any(SwapRecord::replaces_earlier));
