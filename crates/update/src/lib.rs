@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod card;
+pub mod delta;
 pub mod drift;
 pub mod gate;
 pub mod rollout;

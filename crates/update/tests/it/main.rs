@@ -1,5 +1,6 @@
 //! Integration tests of the update crate.
 
+mod delta;
 mod drift;
 mod gate;
 mod rollouts;
