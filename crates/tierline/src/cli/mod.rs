@@ -32,6 +32,7 @@ mod site;
 mod top;
 mod train;
 mod trainable;
+mod trust;
 mod versions;
 mod zoo;
 
@@ -132,6 +133,9 @@ enum Verb {
     /// Look into models, cut them, and give them to the site
     #[command(subcommand)]
     Model(model::ModelVerb),
+    /// Signed metadata of models by hand: keys, roles, targets, signatures
+    #[command(subcommand)]
+    Trust(trust::TrustVerb),
     /// Name data sets on this device, and look into them
     #[command(subcommand)]
     Data(data::DataVerb),
@@ -205,6 +209,7 @@ fn dispatch(cli: Cli) -> CommandResult {
         Verb::Join(args) => node::join(global, &args),
         Verb::Nodes(args) => site::nodes(global, &args),
         Verb::Model(verb) => model::model(global, verb),
+        Verb::Trust(verb) => trust::trust(global, verb),
         Verb::Data(verb) => data::data(global, verb),
         Verb::Examples(verb) => examples::examples(global, verb),
         Verb::Profile(args) => planning::profile(global, &args),

@@ -48,6 +48,7 @@ mod supervised;
 mod traces;
 mod train;
 mod transfer;
+mod trust;
 mod under_load;
 mod updates;
 mod versions;
