@@ -357,7 +357,8 @@ fn changed(global: &Global, repository: &Repository, changed: Changed) -> Comman
     global.output().data(&changed, |changed| {
         let rows = [("signed", &changed.signed), ("published", &changed.published), ("waiting", &changed.waiting)];
         let rows = rows.into_iter().filter(|(_, roles)| !roles.is_empty());
-        rows.map(|(what, roles)| format!("{what}: {}\n", roles.join(", "))).collect()
+        let text: String = rows.map(|(what, roles)| format!("{what}: {}\n", roles.join(", "))).collect();
+        if text.is_empty() { "nothing was to be done\n".to_owned() } else { text }
     })
 }
 
