@@ -156,7 +156,7 @@ impl Checkpoint {
 }
 
 /// Writes a file through to the disk: some say only then that they are full.
-fn whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+pub(crate) fn whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut file = File::create(path)?;
     file.write_all(bytes)?;
     file.sync_all()

@@ -98,6 +98,17 @@ pub enum TrainError {
     /// Training from which no control variates can be told.
     #[error("scaffold tells a member's mean gradient from how far its steps led, and {0}, or another strategy")]
     Control(&'static str),
+    /// Learning one task after the other, as it can't be done.
+    #[error("continual: {0}")]
+    Continual(String),
+    /// What a job kept of earlier tasks can't be read, written, or used.
+    #[error("{path:?}, kept of earlier tasks: {reason}")]
+    Kept {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// Several models where weights travel.
     #[error("the job names several models, and weights of one don't fit another; name strategy fedmd, or one model")]
     Models,

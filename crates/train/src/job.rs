@@ -8,6 +8,7 @@ use tierline_federate::Federation;
 use tierline_federate::config::EPOCHS_MAX;
 use tierline_graph::step::{Also, Clip, Decay, Loss, Optimizer, Recipe, Schedule, matches};
 
+use crate::continual::Continual;
 use crate::data::{Augment, BatchOptions, CLASSES_MAX, DataError, Dataset, Last, Normalize, Others, names_together};
 use crate::error::TrainError;
 use crate::run::RunOptions;
@@ -72,6 +73,9 @@ pub struct Job {
     /// Steps between two checkpoints, besides those behind each epoch.
     #[serde(default)]
     pub checkpoint_every: u64,
+    /// How it learns one task after the other; all at once when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continual: Option<Continual>,
     /// How many nodes train it together; it stays with this one when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub federation: Option<Federation>,
@@ -294,6 +298,7 @@ impl Job {
         }
         self.data.check()?;
         self.recipe(1).check()?;
+        self.continual.as_ref().map_or(Ok(()), Continual::check)?;
         self.federation.as_ref().map_or(Ok(()), |federation| Ok(federation.check()?))
     }
 

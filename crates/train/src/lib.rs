@@ -12,6 +12,7 @@
 pub mod bottleneck;
 pub mod chart;
 pub mod checkpoint;
+pub mod continual;
 pub mod data;
 pub mod exits;
 pub mod federated;
@@ -26,4 +27,4 @@ pub use checkpoint::Checkpoint;
 pub use error::TrainError;
 pub use job::Job;
 pub use run::{Epoch, Event, RunOptions, TrainingResult, run};
-pub use trainer::{Scores, StepReport, Trainer};
+pub use trainer::{Flat, Scores, StepReport, Trainer};

@@ -1,5 +1,6 @@
 //! A model in training: its step and its evaluation, loaded in an engine.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,9 @@ pub struct Trainer {
     /// A run broke off: sessions are loaded anew before the next.
     worn: bool,
 }
+
+/// Numbers shaped as weights are, flat, by the weights' names.
+pub type Flat = BTreeMap<String, Vec<f32>>;
 
 /// What one step gave.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -154,33 +158,8 @@ impl Trainer {
         }
     }
 
-    /// Targets as the step takes them, where that differs: with axes of one
-    /// element more or fewer, in the output's own type.
     fn fit_targets(&self, targets: &Tensor) -> Result<Option<Tensor>, TrainError> {
-        let example = &targets.shape()[1..];
-        let Some(shape) = &self.target.shape else { return Ok(None) };
-        let axes = shape.get(1..).unwrap_or_default();
-        let fits = |dim: &Dim, n: usize| dim.known().is_none_or(|d| d == n as u64);
-        let whole = axes.len() == example.len() && axes.iter().zip(example).all(|(d, &n)| fits(d, n));
-        // The same numbers in the same order, whatever stands between them.
-        let wide: Vec<&Dim> = axes.iter().filter(|d| d.known() != Some(1)).collect();
-        let long: Vec<usize> = example.iter().copied().filter(|&n| n != 1).collect();
-        if !whole && (wide.len() != long.len() || !wide.iter().zip(&long).all(|(d, &n)| fits(d, n))) {
-            return Err(TrainError::TargetShape {
-                has: example.to_vec(),
-                output: self.spec.predicts.clone(),
-                gives: axes.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "),
-            });
-        }
-        let same = self.target.dtype.is_none_or(|d| d == targets.dtype());
-        if whole && same {
-            return Ok(None);
-        }
-        let mut long = long.into_iter();
-        let fitted = axes.iter().map(|d| if d.known() == Some(1) { 1 } else { long.next().unwrap_or(1) });
-        let fitted = if whole { example.to_vec() } else { fitted.collect() };
-        let elements = converted(targets.elements(), self.target.dtype);
-        Ok(Some(Tensor::new([&targets.shape()[..1], &fitted].concat(), elements)?))
+        fit_targets(&self.target, &self.spec.predicts, targets)
     }
 
     /// From now on, steps and evaluations end when `stop` is pulled, or when a
@@ -293,6 +272,67 @@ impl Trainer {
         Ok(())
     }
 
+    /// How strongly weights are held from now on, and to where, of a step that
+    /// takes it: flat, by name. Those that aren't named aren't held.
+    ///
+    /// # Errors
+    /// When the step takes nothing of the kind, or not as many numbers.
+    pub fn set_anchors(&mut self, stiffness: &Flat, anchors: &Flat) -> Result<(), TrainError> {
+        let names = [self.spec.stiffness.clone(), self.spec.anchors.clone()];
+        self.set_shaped("stiffness", &names[0], stiffness, 0.0)?;
+        self.set_shaped("anchors", &names[1], anchors, 0.0)
+    }
+
+    /// What weights' changes are multiplied by from now on, of a step that takes
+    /// it: flat, by name. Those that aren't named move freely.
+    ///
+    /// # Errors
+    /// As [`Trainer::set_anchors`].
+    pub fn set_masks(&mut self, masks: &Flat) -> Result<(), TrainError> {
+        let names = self.spec.masks.clone();
+        self.set_shaped("masks", &names, masks, 1.0)
+    }
+
+    fn set_shaped(
+        &mut self,
+        what: &'static str,
+        inputs: &[String],
+        given: &Flat,
+        or: f32,
+    ) -> Result<(), TrainError> {
+        let weights = self.spec.state.iter().filter(|slot| slot.role == Role::Parameter);
+        for (slot, input) in weights.zip(inputs) {
+            let Some((_, tensor)) = self.steering.iter_mut().find(|(name, _)| name == input) else { continue };
+            let values = given.get(&slot.input).map(Vec::as_slice);
+            if let Some(wrong) = values.filter(|values| values.len() != tensor.len()) {
+                return Err(TrainError::Vector { what, expected: tensor.len(), given: wrong.len() });
+            }
+            let value = |i: usize| values.map_or(or, |values| values[i]);
+            match tensor.elements_mut() {
+                Elements::F32(own) => own.iter_mut().enumerate().for_each(|(i, x)| *x = value(i)),
+                Elements::F64(own) => own.iter_mut().enumerate().for_each(|(i, x)| *x = value(i).into()),
+                _ => {}
+            }
+        }
+        let missing = inputs.is_empty() && !given.is_empty();
+        if missing { Err(TrainError::Vector { what, expected: 0, given: given.len() }) } else { Ok(()) }
+    }
+
+    /// The state's tensors of a role: flat, by weight. A path is its weight's.
+    ///
+    /// # Errors
+    /// When the engine can't give its state.
+    pub fn flat(&self, role: Role) -> Result<Flat, TrainError> {
+        let state = self.session.state()?;
+        let slots = self.spec.state.iter().zip(&state).filter(|(slot, _)| slot.role == role);
+        let named = slots.map(|(slot, tensor)| (slot.input.clone(), numbers(tensor)));
+        if role != Role::Path {
+            return Ok(named.collect());
+        }
+        let weights = self.spec.state.iter().filter(|slot| slot.role == Role::Parameter);
+        Ok(weights.map(|slot| slot.input.clone()).zip(named.map(|(_, values)| values)).collect())
+    }
+
     /// Steps taken so far.
     ///
     /// # Errors
@@ -379,9 +419,8 @@ impl Trainer {
     /// # Errors
     /// When the engine fails.
     pub fn answers(&self, dataset: &Dataset, options: &BatchOptions) -> Result<Vec<f32>, TrainError> {
-        let model = step::answering(&self.export()?, &self.recipe.loss, &self.spec.predicts)?;
-        let logits = model.outputs().first().map(|o| o.name.clone()).unwrap_or_default();
-        self.run_over(&model, &logits, dataset, options)
+        let runner = Runner { engine: &self.engine, options: &self.options };
+        runner.answers(&self.export()?, &self.recipe.loss, &self.spec.predicts, dataset, options)
     }
 
     /// What a tensor within the model is for each example of a data set, with
@@ -390,33 +429,8 @@ impl Trainer {
     /// # Errors
     /// When there is no such tensor, or the engine fails.
     pub fn values_of(&self, tensor: &str, dataset: &Dataset, options: &BatchOptions) -> Result<Vec<f32>, TrainError> {
-        let model = self.export()?;
-        let types = infer_types(&model)?;
-        let mut parts = slice(&model, &types, &[vec![tensor.to_owned()]])
-            .map_err(|e| TrainError::Transfer { features: tensor.to_owned(), reason: e.to_string() })?;
-        self.run_over(&parts.swap_remove(0), tensor, dataset, options)
-    }
-
-    /// One output of a model for each example of a data set.
-    fn run_over(
-        &self,
-        model: &Model,
-        output: &str,
-        dataset: &Dataset,
-        options: &BatchOptions,
-    ) -> Result<Vec<f32>, TrainError> {
-        let mut session = self.engine.load(model, &self.options)?;
-        let at = session.outputs().iter().position(|v| v.name == output).unwrap_or(0);
-        let mut values = Vec::new();
-        let mut batches = Batches::start(dataset, &options.for_evaluation(), Position::default(), 1)?;
-        while let Some(batch) = batches.next() {
-            let features = fit(&self.input, &batch.features)?;
-            let features = features.as_ref().unwrap_or(&batch.features);
-            let outputs = session.run(&[(self.input.name.as_str(), features)])?;
-            values.extend_from_slice(outputs[at].as_f32().unwrap_or_default());
-            batches.recycle(batch);
-        }
-        Ok(values)
+        let runner = Runner { engine: &self.engine, options: &self.options };
+        runner.values_of(&self.export()?, tensor, dataset, options)
     }
 
     /// The state, in the order of [`Spec::state`].
@@ -441,6 +455,78 @@ impl Trainer {
     /// When it isn't valid.
     pub fn export(&self) -> Result<Model, TrainError> {
         Ok(self.spec.export(&self.model, &self.session.state()?)?)
+    }
+}
+
+/// Runs models for use over whole data sets.
+#[derive(Clone, Copy)]
+pub(crate) struct Runner<'a> {
+    pub(crate) engine: &'a Arc<dyn Engine>,
+    pub(crate) options: &'a LoadOptions,
+}
+
+impl Runner<'_> {
+    /// What a model says of each example: [`Trainer::answers`].
+    pub(crate) fn answers(
+        &self,
+        model: &Model,
+        loss: &Loss,
+        output: &str,
+        dataset: &Dataset,
+        options: &BatchOptions,
+    ) -> Result<Vec<f32>, TrainError> {
+        let model = step::answering(model, loss, output)?;
+        let logits = model.outputs().first().map(|o| o.name.clone()).unwrap_or_default();
+        self.over(&model, &logits, dataset, options)
+    }
+
+    /// What a tensor within a model is for each example: [`Trainer::values_of`].
+    pub(crate) fn values_of(
+        &self,
+        model: &Model,
+        tensor: &str,
+        dataset: &Dataset,
+        options: &BatchOptions,
+    ) -> Result<Vec<f32>, TrainError> {
+        let types = infer_types(model)?;
+        let mut parts = slice(model, &types, &[vec![tensor.to_owned()]])
+            .map_err(|e| TrainError::Transfer { features: tensor.to_owned(), reason: e.to_string() })?;
+        self.over(&parts.swap_remove(0), tensor, dataset, options)
+    }
+
+    /// One output of a model for each example.
+    fn over(
+        &self,
+        model: &Model,
+        output: &str,
+        dataset: &Dataset,
+        options: &BatchOptions,
+    ) -> Result<Vec<f32>, TrainError> {
+        let mut session = self.engine.load(model, self.options)?;
+        let at = session.outputs().iter().position(|v| v.name == output).unwrap_or(0);
+        let input = match session.inputs() {
+            [input] => input.clone(),
+            inputs => return Err(TrainError::Inputs { inputs: inputs.iter().map(|i| i.name.clone()).collect() }),
+        };
+        let mut values = Vec::new();
+        let mut batches = Batches::start(dataset, &options.for_evaluation(), Position::default(), 1)?;
+        while let Some(batch) = batches.next() {
+            let features = fit(&input, &batch.features)?;
+            let features = features.as_ref().unwrap_or(&batch.features);
+            let outputs = session.run(&[(input.name.as_str(), features)])?;
+            values.extend_from_slice(outputs[at].as_f32().unwrap_or_default());
+            batches.recycle(batch);
+        }
+        Ok(values)
+    }
+}
+
+/// A tensor's numbers in single precision.
+pub(crate) fn numbers(tensor: &Tensor) -> Vec<f32> {
+    match tensor.elements() {
+        Elements::F32(v) => v.clone(),
+        Elements::F64(v) => v.iter().map(|&x| x as f32).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -474,6 +560,39 @@ pub(crate) fn fit(input: &ValueInfo, features: &Tensor) -> Result<Option<Tensor>
         None => features.shape().to_vec(),
     };
     Ok(Some(Tensor::new(full, converted(features.elements(), input.dtype))?))
+}
+
+/// Targets as the step takes them, where that differs: with axes of one
+/// element more or fewer, in the output's own type.
+pub(crate) fn fit_targets(
+    target: &ValueInfo,
+    predicts: &str,
+    targets: &Tensor,
+) -> Result<Option<Tensor>, TrainError> {
+    let example = &targets.shape()[1..];
+    let Some(shape) = &target.shape else { return Ok(None) };
+    let axes = shape.get(1..).unwrap_or_default();
+    let fits = |dim: &Dim, n: usize| dim.known().is_none_or(|d| d == n as u64);
+    let whole = axes.len() == example.len() && axes.iter().zip(example).all(|(d, &n)| fits(d, n));
+    // The same numbers in the same order, whatever stands between them.
+    let wide: Vec<&Dim> = axes.iter().filter(|d| d.known() != Some(1)).collect();
+    let long: Vec<usize> = example.iter().copied().filter(|&n| n != 1).collect();
+    if !whole && (wide.len() != long.len() || !wide.iter().zip(&long).all(|(d, &n)| fits(d, n))) {
+        return Err(TrainError::TargetShape {
+            has: example.to_vec(),
+            output: predicts.to_owned(),
+            gives: axes.iter().map(Dim::to_string).collect::<Vec<_>>().join(", "),
+        });
+    }
+    let same = target.dtype.is_none_or(|d| d == targets.dtype());
+    if whole && same {
+        return Ok(None);
+    }
+    let mut long = long.into_iter();
+    let fitted = axes.iter().map(|d| if d.known() == Some(1) { 1 } else { long.next().unwrap_or(1) });
+    let fitted = if whole { example.to_vec() } else { fitted.collect() };
+    let elements = converted(targets.elements(), target.dtype);
+    Ok(Some(Tensor::new([&targets.shape()[..1], &fitted].concat(), elements)?))
 }
 
 /// Numbers of a batch in the type that they are taken in.

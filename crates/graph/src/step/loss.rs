@@ -26,6 +26,9 @@ pub enum Targets {
 /// loss, of its mean, and of those that are right. PyTorch's `ignore_index`.
 pub const LEFT_OUT: i64 = -100;
 
+/// A teacher's logit of a class that it says nothing of; so is any below it.
+pub const NOT_SAID: f32 = -1e30;
+
 /// What is to become small; each is averaged over the batch, and agrees with
 /// PyTorch's loss of its name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,6 +63,11 @@ pub enum Loss {
     /// Cross-entropy with a class, and with it `weight` times the divergence
     /// from a teacher's logits, as [`Loss::Kl`] has it. Targets are f32
     /// `[batch, 1 + classes]`: the class, then the teacher's logits.
+    ///
+    /// Either may be missing. A class of [`LEFT_OUT`] doesn't count in the first
+    /// mean. Logits of [`NOT_SAID`] are left out of both distributions, those of
+    /// the teacher and of the model, as if there were no such class; where a
+    /// teacher says nothing of an example, it doesn't count in the second mean.
     Distil {
         /// Divides the logits, above 0.
         temperature: f64,
@@ -222,7 +230,8 @@ fn valued(types: &Types, loss: &Loss, about: &About<'_>, out: &mut Emitter) -> R
             let given = if fixed { TARGET.to_owned() } else { w.shaped_without_classes(logits, shape.len()) };
             let hard = w.places(&given, classes);
             counts = Some([w.correct(logits, &given), w.total(&hard.counted)]);
-            w.of_classes(logits, &hard, *smoothing, weights, classes, shape.len())
+            let (sum, count) = w.of_classes(logits, &hard, *smoothing, weights, classes, shape.len());
+            w.op("Div", &[&sum, &count])
         }
         Loss::CrossEntropy { targets: Targets::Probabilities, smoothing, weights } => {
             let classes = classes.unwrap_or_default();
@@ -260,8 +269,11 @@ fn valued(types: &Types, loss: &Loss, about: &About<'_>, out: &mut Emitter) -> R
             let class = w.out.op("Cast", &[&class], &[("to", Attribute::Int(i64::from(DataType::I64.to_onnx())))]);
             let teacher = w.columns(&given, 1, classes as i64 + 1);
             let hard = w.places(&class, classes);
-            let own = w.of_classes(logits, &hard, 0.0, &[], classes, 2);
-            let taught = w.divergence(logits, &teacher, *temperature);
+            let (sum, count) = w.of_classes(logits, &hard, 0.0, &[], classes, 2);
+            let one = w.number(1.0);
+            let count = w.op("Max", &[&count, &one]);
+            let own = w.op("Div", &[&sum, &count]);
+            let taught = w.divergence_where_said(logits, &teacher, *temperature);
             let weight = w.number(*weight);
             let taught = w.op("Mul", &[&taught, &weight]);
             w.op("Add", &[&own, &taught])
@@ -413,7 +425,8 @@ impl Writer<'_> {
         Places { class, left_out, counted }
     }
 
-    /// Cross-entropy with one class for each example, or place of one.
+    /// Cross-entropy with one class for each example, or place of one: the sum,
+    /// and what makes a mean of it.
     fn of_classes(
         &mut self,
         logits: &str,
@@ -422,7 +435,7 @@ impl Writer<'_> {
         weights: &[f64],
         classes: u64,
         rank: usize,
-    ) -> String {
+    ) -> (String, String) {
         let log = self.out.op("LogSoftmax", &[logits], &[("axis", Attribute::Int(1))]);
         let (axis, none) = (self.out.ints(&[1]), self.number(0.0));
         let class = self.op("Unsqueeze", &[&places.class, &axis]);
@@ -454,8 +467,7 @@ impl Writer<'_> {
             sum = self.op("Add", &[&kept, &spread]);
         }
         let sum = self.op("Neg", &[&sum]);
-        let count = self.total(&share);
-        self.op("Div", &[&sum, &count])
+        (sum, self.total(&share))
     }
 
     /// Cross-entropy with a probability for each class.
@@ -494,23 +506,47 @@ impl Writer<'_> {
 
     /// Batch axis 0, classes along axis 1.
     fn divergence(&mut self, logits: &str, target: &str, temperature: f64) -> String {
-        let axis = [("axis", Attribute::Int(1))];
         let divisor = self.number(temperature);
-        let soft = |w: &mut Self, x: &str| {
-            let cool = w.op("Div", &[x, &divisor]);
-            w.out.op("LogSoftmax", &[&cool], &axis)
-        };
-        let student = soft(self, logits);
-        let teacher = soft(self, target);
-        let share = self.op("Exp", &[&teacher]);
-        let gap = self.op("Sub", &[&teacher, &student]);
-        let each = self.op("Mul", &[&share, &gap]);
-        let sum = self.total(&each);
+        let [student, teacher] = [logits, target].map(|x| self.op("Div", &[x, &divisor]));
+        let sum = self.divergences(&student, &teacher);
         let batch = self.out.op("Shape", &[logits], &[("start", Attribute::Int(0)), ("end", Attribute::Int(1))]);
         let zero = self.out.ints(&[0]);
         let batch = self.op("Squeeze", &[&batch, &zero]);
         let batch = self.as_float(&batch);
-        let mean = self.op("Div", &[&sum, &batch]);
+        self.scaled_mean(&sum, &batch, temperature)
+    }
+
+    /// The same over those logits that a teacher says, and those examples of
+    /// which it says some; zero where there are none.
+    fn divergence_where_said(&mut self, logits: &str, target: &str, temperature: f64) -> String {
+        let (nothing, divisor) = (self.number(NOT_SAID.into()), self.number(temperature));
+        let said = self.op("Greater", &[target, &nothing]);
+        let [student, teacher] = [logits, target].map(|x| {
+            let cool = self.op("Div", &[x, &divisor]);
+            // Equal in both, and nothing beside whatever is said.
+            self.op("Where", &[&said, &cool, &nothing])
+        });
+        let sum = self.divergences(&student, &teacher);
+        let counted = self.as_float(&said);
+        let axis = self.out.ints(&[1]);
+        let counted = self.out.op("ReduceMax", &[&counted, &axis], &[("keepdims", Attribute::Int(0))]);
+        let (counted, one) = (self.total(&counted), self.number(1.0));
+        let counted = self.op("Max", &[&counted, &one]);
+        self.scaled_mean(&sum, &counted, temperature)
+    }
+
+    /// The sum over examples.
+    fn divergences(&mut self, student: &str, teacher: &str) -> String {
+        let axis = [("axis", Attribute::Int(1))];
+        let [student, teacher] = [student, teacher].map(|x| self.out.op("LogSoftmax", &[x], &axis));
+        let share = self.op("Exp", &[&teacher]);
+        let gap = self.op("Sub", &[&teacher, &student]);
+        let each = self.op("Mul", &[&share, &gap]);
+        self.total(&each)
+    }
+
+    fn scaled_mean(&mut self, sum: &str, count: &str, temperature: f64) -> String {
+        let mean = self.op("Div", &[sum, count]);
         let square = self.number(temperature * temperature);
         self.op("Mul", &[&mean, &square])
     }

@@ -20,6 +20,8 @@ pub enum Role {
     Statistic,
     /// What the optimiser remembers.
     Optimizer,
+    /// How much of the loss's fall a weight brought, of a step that traces it.
+    Path,
     /// The number of steps taken.
     Counter,
 }
@@ -71,6 +73,17 @@ pub struct Spec {
     /// so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<String>,
+    /// Inputs that say how strongly weights are held, one for each parameter of
+    /// `state` in its order; none unless the step is steered so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stiffness: Vec<String>,
+    /// Inputs that say to where, in the same order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub anchors: Vec<String>,
+    /// Inputs that weights' changes are multiplied by, in the same order; none
+    /// unless the step is steered so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masks: Vec<String>,
     /// Inputs that are added to gradients, one for each parameter of `state`
     /// in its order; none unless the step is steered so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -94,6 +107,9 @@ impl Spec {
             state: Vec::new(),
             pace: None,
             pull: None,
+            stiffness: Vec::new(),
+            anchors: Vec::new(),
+            masks: Vec::new(),
             corrections: Vec::new(),
             untrained: Vec::new(),
         }
@@ -101,7 +117,8 @@ impl Spec {
 
     /// Inputs that steer the step, all with defaults that change nothing.
     pub fn steering(&self) -> impl Iterator<Item = &str> {
-        self.pace.iter().chain(&self.pull).chain(&self.corrections).map(String::as_str)
+        let held = self.stiffness.iter().chain(&self.anchors).chain(&self.masks);
+        self.pace.iter().chain(&self.pull).chain(held).chain(&self.corrections).map(String::as_str)
     }
 
     pub(super) fn write(&self, proto: &mut ModelProto) {

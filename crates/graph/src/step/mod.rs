@@ -11,6 +11,7 @@
 
 mod dropout;
 mod evaluate;
+mod layers;
 mod logits;
 mod loss;
 mod metadata;
@@ -20,6 +21,7 @@ mod parameters;
 mod recompute;
 mod schedule;
 mod sizes;
+mod squares;
 mod steering;
 mod untrained;
 
@@ -29,12 +31,14 @@ use loss::About;
 use serde::{Deserialize, Serialize};
 
 pub use evaluate::{Evaluation, answering, deployed, evaluation, probe};
-pub use loss::{LEFT_OUT, Loss, Targets};
+pub use layers::{Layer, layers};
+pub use loss::{LEFT_OUT, Loss, NOT_SAID, Targets};
 pub use metadata::{METADATA, Role, Slot, Spec};
 pub use normalise::{learned_by_normalisation, variances_of_normalisation};
 pub use optimizer::{Clip, Moments, Optimizer};
 pub use parameters::matches;
 pub use schedule::{Decay, Schedule};
+pub use squares::{SquareSum, Squares, squares};
 pub use steering::Steering;
 pub use untrained::Untrained;
 
@@ -234,21 +238,10 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
     let parameters::Found { all, trained: parameters } = parameters::find(&model, &recipe.freeze)?;
     untrained::refuse_inner_statistics(&model, &parameters)?;
     let (model, statistics) = normalise::in_training(&model, &all, &parameters, &recipe.freeze)?;
-    let output = output(&model, recipe)?;
-    let (mut model, logits) = logits::found(&model, &recipe.loss, &output)?;
-    let mut also = Vec::with_capacity(recipe.also.len());
-    for other in &recipe.also {
-        named(&model, &other.output)?;
-        let logits;
-        (model, logits) = logits::found(&model, &recipe.loss, &other.output)?;
-        also.push(logits);
-    }
+    let (model, answers) = answers(&model, recipe)?;
     let model = dropout::drawn(&model, recipe.seed)?;
-    let others = recipe.also.iter().zip(&also);
-    let others = others.map(|(also, logits)| About { output: &also.output, logits, weight: also.weight });
-    let about: Vec<About> =
-        [About { output: &output, logits: &logits, weight: 1.0 }].into_iter().chain(others).collect();
-    let (model, loss) = loss::attach(&model, &recipe.loss, &about)?;
+    let (model, loss) = loss::attach(&model, &recipe.loss, &answers.about())?;
+    let output = answers.output;
 
     let forward = Forward::new(&model, kernels)?;
     let mut out = forward.emitter();
@@ -284,7 +277,7 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
         let pace = steering::of_type(steering::PACE, dtype, &mut out);
         rate = out.op("Mul", &[&rate, &pace], &[]);
         for (name, gradient) in &mut wanted {
-            *gradient = steering.gradient(name, gradient, own(name), &mut out);
+            *gradient = steering.gradient(name, gradient, &rate, [own(name), dtype], &mut out);
         }
     }
     let wanted: Vec<_> = wanted.iter().map(|(name, gradient)| (*name, gradient.as_str(), own(name))).collect();
@@ -293,7 +286,21 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
         .iter()
         .map(|name| optimizer::Weight { name, gradient: &clipped.gradients[*name], like: &constants[*name] })
         .collect();
-    let updates = optimizer::emit(&recipe.optimizer, &weights, (&rate, dtype), STEP, kernels, &mut out);
+    let mut updates = optimizer::emit(&recipe.optimizer, &weights, (&rate, dtype), STEP, kernels, &mut out);
+    if let Some(steering) = &recipe.steering {
+        let mut paths = Vec::new();
+        for update in updates.iter_mut().filter(|update| update.role == Role::Parameter) {
+            let of = steering::Move {
+                weight: &update.input,
+                gradient: &gradients[&update.input],
+                like: &constants[&update.input],
+            };
+            let (next, path) = steering.moved(&of, &update.value, &mut out);
+            update.value = next;
+            paths.extend(path);
+        }
+        updates.extend(paths);
+    }
 
     let mut spec = Spec { untrained, ..Spec::new(&model, &loss, &output) };
     let mut defaults = Vec::new();
@@ -322,11 +329,16 @@ pub fn trainable_with(model: &Model, recipe: &Recipe, kernels: &Kernels) -> Resu
             spec.pull = Some(steering::PULL.to_owned());
             defaults.push(tensor_to_proto(steering::PULL, &scalar(0.0)));
         }
-        if steering.corrected {
-            let zeros = steering::defaults(&spec.state, &constants);
-            spec.corrections = zeros.iter().map(|t| t.name().to_owned()).collect();
-            defaults.extend(zeros);
-        }
+        let mut shaped = |wanted: bool, of: fn(&str) -> String, value: f64, state: &[Slot]| -> Vec<String> {
+            let made = if wanted { steering::defaults(of, value, state, &constants) } else { Vec::new() };
+            let names = made.iter().map(|t| t.name().to_owned()).collect();
+            defaults.extend(made);
+            names
+        };
+        spec.stiffness = shaped(steering.anchored, steering::stiffness_of, 0.0, &spec.state);
+        spec.anchors = shaped(steering.anchored, steering::anchor_of, 0.0, &spec.state);
+        spec.masks = shaped(steering.masked, steering::mask_of, 1.0, &spec.state);
+        spec.corrections = shaped(steering.corrected, steering::correction_of, 0.0, &spec.state);
     }
     for (name, value) in [("learning_rate", &rate), ("gradient_norm", &clipped.norm)] {
         let output = out.name(name);
@@ -379,6 +391,36 @@ impl Recipe {
         self.schedule.check()?;
         self.clip.map_or(Ok(()), Clip::check)
     }
+}
+
+/// Outputs that a loss is about, and their logits.
+struct Answers {
+    output: String,
+    logits: String,
+    /// Of further outputs, with what their losses weigh.
+    also: Vec<(Also, String)>,
+}
+
+impl Answers {
+    fn about(&self) -> Vec<About<'_>> {
+        let first = About { output: &self.output, logits: &self.logits, weight: 1.0 };
+        let others = self.also.iter().map(|(also, logits)| About { output: &also.output, logits, weight: also.weight });
+        [first].into_iter().chain(others).collect()
+    }
+}
+
+/// The model with the logits in it that a recipe's loss is about.
+fn answers(model: &Model, recipe: &Recipe) -> Result<(Model, Answers), StepError> {
+    let output = output(model, recipe)?;
+    let (mut model, logits) = logits::found(model, &recipe.loss, &output)?;
+    let mut also = Vec::with_capacity(recipe.also.len());
+    for other in &recipe.also {
+        named(&model, &other.output)?;
+        let logits;
+        (model, logits) = logits::found(&model, &recipe.loss, &other.output)?;
+        also.push((other.clone(), logits));
+    }
+    Ok((model, Answers { output, logits, also }))
 }
 
 fn output(model: &Model, recipe: &Recipe) -> Result<String, StepError> {

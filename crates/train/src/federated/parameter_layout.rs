@@ -301,7 +301,7 @@ pub(super) fn recipe(job: &Job) -> Result<Recipe, TrainError> {
     }
     let ditto = matches!(job.federation.as_ref().and_then(|f| f.personal.as_ref()), Some(Personal::Ditto { .. }));
     let pulled = local_objective.pull != 0.0 || ditto;
-    let steering = Steering { pulled, corrected: pulled || local_objective.control };
+    let steering = Steering { pulled, corrected: pulled || local_objective.control, ..Steering::default() };
     // The rate of a round comes from outside: each task begins at step 0.
     Ok(Recipe { schedule: Schedule::constant(1.0), steering: Some(steering), ..job.recipe(1) })
 }

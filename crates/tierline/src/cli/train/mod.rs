@@ -1,6 +1,7 @@
 //! `tierline train`: a job's model, trained on this device, in simulation, or
 //! on the nodes of the site.
 
+mod continual;
 mod local;
 mod rounds;
 mod sim;
@@ -65,6 +66,9 @@ pub fn train(global: &Global, args: &Train) -> CommandResult {
     let mut job = read(&args.job)?;
     if let Some(epochs) = args.epochs {
         job.epochs = epochs;
+    }
+    if args.local && job.continual.is_some() {
+        return continual::continual(global, args, job);
     }
     if args.local {
         return local::local(global, args, job);
