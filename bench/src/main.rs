@@ -6,6 +6,7 @@
 
 mod beside;
 mod build;
+mod continual;
 mod exits;
 mod federation;
 mod footprint;
@@ -62,6 +63,7 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("training", "Training steps beside PyTorch", || both(training::run()?)),
     alone("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),
     alone("fashion", "Fashion-MNIST beside PyTorch", || both(training::fashion::run()?)),
+    alone("continual", "Learning the new, keeping the old", || both(continual::run()?)),
     federated("flower", "Rounds of a federation beside Flower", || both(federation::flower::run()?)),
     federated("codecs", "Bytes of a federation to an accuracy", || both(federation::codecs::run()?)),
     federated("equality", "FedAvg beside PyTorch", || both(federation::equality::run()?)),

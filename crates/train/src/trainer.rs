@@ -118,6 +118,7 @@ impl Trainer {
             worn: false,
         };
         it.set_pace(1.0);
+        it.set_masks(&Flat::new())?;
         Ok(it)
     }
 
@@ -508,8 +509,15 @@ impl Runner<'_> {
             [input] => input.clone(),
             inputs => return Err(TrainError::Inputs { inputs: inputs.iter().map(|i| i.name.clone()).collect() }),
         };
+        let mut options = options.for_evaluation();
+        let mut rows: Vec<usize> = (0..dataset.len()).collect();
+        if let Some(size) = fixed_batch(&input) {
+            // The last batch is filled up, and what is said of that let go of.
+            options.size = size;
+            rows.resize(dataset.len().next_multiple_of(size), dataset.len() - 1);
+        }
         let mut values = Vec::new();
-        let mut batches = Batches::start(dataset, &options.for_evaluation(), Position::default(), 1)?;
+        let mut batches = Batches::start(&dataset.subset(&rows)?, &options, Position::default(), 1)?;
         while let Some(batch) = batches.next() {
             let features = fit(&input, &batch.features)?;
             let features = features.as_ref().unwrap_or(&batch.features);
@@ -517,8 +525,15 @@ impl Runner<'_> {
             values.extend_from_slice(outputs[at].as_f32().unwrap_or_default());
             batches.recycle(batch);
         }
+        values.truncate(values.len() / rows.len() * dataset.len());
         Ok(values)
     }
+}
+
+/// Examples of a batch, of an input that takes no other number.
+pub(crate) fn fixed_batch(input: &ValueInfo) -> Option<usize> {
+    let first = input.shape.as_ref()?.first()?.known()?;
+    usize::try_from(first).ok().filter(|n| *n > 0)
 }
 
 /// A tensor's numbers in single precision.

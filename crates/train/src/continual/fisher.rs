@@ -6,11 +6,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tierline_engine::{Engine, LoadOptions, StateSlot, Stop};
 use tierline_graph::step::{self, Loss, Recipe};
-use tierline_graph::{Elements, Model, Tensor};
+use tierline_graph::{Model, Tensor};
 
 use crate::data::{BatchOptions, Batches, Dataset, Last, Position, Targets, seed_of};
 use crate::error::TrainError;
-use crate::trainer::{Flat, Runner, fit, fit_targets, numbers};
+use crate::trainer::{Flat, Runner, fit, fit_targets, fixed_batch, numbers};
 
 /// Keeps these draws apart from others.
 const EXAMPLES: u64 = 0x6669_7368;
@@ -85,8 +85,7 @@ fn squares(at: &At<'_>, dataset: &Dataset) -> Result<Flat, TrainError> {
     let (input, target) = (found(name).ok_or_else(wrong)?, found(&made.target).ok_or_else(wrong)?);
     // Of a model whose batch is fixed, each example fills one: the mean over
     // copies is the example's own.
-    let fixed = input.shape.as_ref().and_then(|shape| shape.first()?.known()).and_then(|n| usize::try_from(n).ok());
-    let copies = fixed.unwrap_or(1).max(1);
+    let copies = fixed_batch(&input).unwrap_or(1);
     let rows: Vec<usize> = (0..dataset.len()).flat_map(|row| std::iter::repeat_n(row, copies)).collect();
     let options = BatchOptions { size: copies, last: Last::Drop, ..at.batch.for_evaluation() };
     let batches = Batches::start(&dataset.subset(&rows)?, &options, Position::default(), 1)?;

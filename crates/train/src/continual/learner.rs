@@ -14,7 +14,7 @@ use crate::data::{BatchOptions, Batches, Dataset, Last, Normalize, Position, Tar
 use crate::error::TrainError;
 use crate::init;
 use crate::job::Job;
-use crate::trainer::{Flat, Runner, Scores, Trainer};
+use crate::trainer::{Runner, Scores, Trainer};
 
 /// Keeps the order of examples apart from other draws.
 const ORDER: u64 = 0x6f72_6465;
@@ -346,7 +346,7 @@ impl Learner {
             None => return Ok(None),
         };
         let recipe = self.job.recipe(1);
-        let mut teacher = |data: &Dataset| -> Result<Vec<f32>, TrainError> {
+        let teacher = |data: &Dataset| -> Result<Vec<f32>, TrainError> {
             let mut logits = self.answers(&self.model, &recipe, data)?;
             let width = logits.len() / data.len();
             for row in logits.chunks_mut(width.max(1)) {

@@ -24,10 +24,10 @@ mod penalty;
 mod pick;
 mod settings;
 
-pub use fisher::{Labels, fisher};
+pub use fisher::{At, Labels, fisher};
 pub use isolation::{Isolation, Owners};
 pub use kept::{KEPT_BYTES_MAX, Kept};
 pub use learner::{Learner, Report, Tested, forgetting, mean_accuracy};
-pub use memory::{Memory, Pick, Replay};
+pub use memory::{Memory, Pick, Replay, Said};
 pub use penalty::{Ewc, Penalty, Si, Variant, importance};
 pub use settings::{Continual, Learned, Lwf, TASKS_MAX, Task};

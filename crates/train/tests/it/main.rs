@@ -4,6 +4,7 @@ mod bad_input;
 mod batches;
 mod bottleneck;
 mod classes;
+mod continual;
 mod detecting;
 mod exits;
 mod federated;
