@@ -23,9 +23,8 @@ pub fn classes(train: &Dataset, test: &Dataset) -> Result<Vec<Part>> {
         let own: Vec<usize> = (0..dataset.len()).filter(|&at| classes[at] / 2 == task).collect();
         Ok(dataset.subset(&own)?)
     };
-    let parts = NAMES.iter().enumerate().map(|(task, name)| {
-        Ok(Part { name, train: of(train, task)?, test: of(test, task)? })
-    });
+    let parts =
+        NAMES.iter().enumerate().map(|(task, name)| Ok(Part { name, train: of(train, task)?, test: of(test, task)? }));
     parts.collect()
 }
 

@@ -163,6 +163,11 @@ impl Trainer {
         fit_targets(&self.target, &self.spec.predicts, targets)
     }
 
+    /// What runs it, and how it was loaded.
+    pub(crate) fn place(&self) -> (&Arc<dyn Engine>, &LoadOptions) {
+        (&self.engine, &self.options)
+    }
+
     /// From now on, steps and evaluations end when `stop` is pulled, or when a
     /// run of one batch takes longer than `run_max`.
     pub fn heed(&mut self, stop: Stop, run_max: Option<Duration>) {
@@ -294,13 +299,7 @@ impl Trainer {
         self.set_shaped("masks", &names, masks, 1.0)
     }
 
-    fn set_shaped(
-        &mut self,
-        what: &'static str,
-        inputs: &[String],
-        given: &Flat,
-        or: f32,
-    ) -> Result<(), TrainError> {
+    fn set_shaped(&mut self, what: &'static str, inputs: &[String], given: &Flat, or: f32) -> Result<(), TrainError> {
         let weights = self.spec.state.iter().filter(|slot| slot.role == Role::Parameter);
         for (slot, input) in weights.zip(inputs) {
             let Some((_, tensor)) = self.steering.iter_mut().find(|(name, _)| name == input) else { continue };
@@ -579,11 +578,7 @@ pub(crate) fn fit(input: &ValueInfo, features: &Tensor) -> Result<Option<Tensor>
 
 /// Targets as the step takes them, where that differs: with axes of one
 /// element more or fewer, in the output's own type.
-pub(crate) fn fit_targets(
-    target: &ValueInfo,
-    predicts: &str,
-    targets: &Tensor,
-) -> Result<Option<Tensor>, TrainError> {
+pub(crate) fn fit_targets(target: &ValueInfo, predicts: &str, targets: &Tensor) -> Result<Option<Tensor>, TrainError> {
     let example = &targets.shape()[1..];
     let Some(shape) = &target.shape else { return Ok(None) };
     let axes = shape.get(1..).unwrap_or_default();

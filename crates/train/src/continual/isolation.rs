@@ -58,9 +58,10 @@ impl Owners {
     pub(super) fn free(model: &Model, freeze: &[String]) -> Result<Self, TrainError> {
         let weights = step::parameters(model, freeze)?;
         let graph = model.graph();
-        let shared = graph.initializer.iter().filter(|t| {
-            t.dims.iter().filter(|&&d| d > 1).count() >= 2 && weights.iter().any(|w| w == t.name())
-        });
+        let shared = graph
+            .initializer
+            .iter()
+            .filter(|t| t.dims.iter().filter(|&&d| d > 1).count() >= 2 && weights.iter().any(|w| w == t.name()));
         let len = |dims: &[i64]| dims.iter().map(|&d| usize::try_from(d).unwrap_or(0)).product();
         Ok(Self(shared.map(|t| (t.name().to_owned(), vec![0; len(&t.dims)])).collect()))
     }
@@ -124,8 +125,12 @@ impl Owners {
                 let mut values = tensor_from_proto(tensor)?;
                 let gone = |at: usize| of.get(at).is_some_and(|owner| *owner == 0 || *owner > task);
                 match values.elements_mut() {
-                    Elements::F32(v) => v.iter_mut().enumerate().filter(|(at, _)| gone(*at)).for_each(|(_, x)| *x = 0.0),
-                    Elements::F64(v) => v.iter_mut().enumerate().filter(|(at, _)| gone(*at)).for_each(|(_, x)| *x = 0.0),
+                    Elements::F32(v) => {
+                        v.iter_mut().enumerate().filter(|(at, _)| gone(*at)).for_each(|(_, x)| *x = 0.0)
+                    }
+                    Elements::F64(v) => {
+                        v.iter_mut().enumerate().filter(|(at, _)| gone(*at)).for_each(|(_, x)| *x = 0.0)
+                    }
                     _ => {}
                 }
                 let name = tensor.name().to_owned();

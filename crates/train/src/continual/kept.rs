@@ -155,7 +155,8 @@ impl Kept {
         let mut parts: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
         if let Some(memory) = self.memory.as_ref().filter(|memory| !memory.is_empty()) {
             let n = memory.items.len();
-            let dtype = memory.form.dtype().and_then(dtype).ok_or("its features are of a type that files don't have")?;
+            let dtype =
+                memory.form.dtype().and_then(dtype).ok_or("its features are of a type that files don't have")?;
             let features = memory.items.iter().flat_map(|item| item.features.iter().copied()).collect();
             parts.push(("memory.features".into(), dtype, [&[n], &memory.form.shape[..]].concat(), features));
             if memory.form.classes.is_some() {

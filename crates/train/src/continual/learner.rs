@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use tierline_engine::{Engine, LoadOptions, Stop};
-use tierline_graph::step::{self, Loss, NOT_SAID, Recipe, Role, Steering};
+use tierline_graph::step::{self, LEFT_OUT, Loss, NOT_SAID, Recipe, Role, Steering};
 use tierline_graph::{Elements, Model, Tensor};
 
 use super::fisher::{At, output};
 use super::memory::Said;
-use super::{Continual, Kept, Memory, Owners, Penalty, Pick, fisher, importance};
+use super::{Continual, Kept, Memory, Owners, Penalty, Pick, Teacher, fisher, importance};
 use crate::data::{BatchOptions, Batches, Dataset, Last, Normalize, Position, Targets, seed_of};
 use crate::error::TrainError;
 use crate::init;
@@ -27,6 +27,7 @@ pub struct Learner {
     settings: Continual,
     batch: BatchOptions,
     model: Model,
+    teacher: Option<Model>,
     kept: Kept,
 }
 
@@ -84,15 +85,19 @@ impl Learner {
         job.check()?;
         let settings = job.continual.clone().unwrap_or_default();
         kept.check(&model)?;
-        let taught = settings.lwf.is_some() || settings.replay.as_ref().is_some_and(|replay| replay.logits);
+        let taught = settings.lwf.is_some()
+            || settings.teacher.is_some()
+            || settings.replay.as_ref().is_some_and(|replay| replay.logits);
         let plain = matches!(&job.loss, Loss::CrossEntropy { targets: step::Targets::Classes, smoothing, weights }
             if *smoothing == 0.0 && weights.is_empty());
         if taught && !(plain && job.also.is_empty()) {
-            let text = "lwf and replay.logits go with a plain cross-entropy on classes of one output";
+            let text = "lwf, a teacher and replay.logits go with a plain cross-entropy on classes of one output";
             return Err(TrainError::Continual(text.into()));
         }
         if settings.replay.is_some() && job.batch.size < 2 {
-            return Err(TrainError::Continual("a batch of one example has no room for replay; take larger ones".into()));
+            return Err(TrainError::Continual(
+                "a batch of one example has no room for replay; take larger ones".into(),
+            ));
         }
         let mut kept = kept;
         if let (Some(replay), Some(memory)) = (&settings.replay, kept.memory.take()) {
@@ -111,7 +116,32 @@ impl Learner {
         }
         let batch = job.options(normalize)?.batch;
         let (engine, load, job) = (Arc::clone(engine), load.clone(), job.clone());
-        Ok(Self { engine, load, job, settings, batch, model, kept })
+        Ok(Self { engine, load, job, settings, batch, model, teacher: None, kept })
+    }
+
+    /// With the teacher that the job names.
+    ///
+    /// # Errors
+    /// When it isn't one for the model's examples and classes.
+    pub fn with_teacher(mut self, teacher: Model) -> Result<Self, TrainError> {
+        let width = |model: &Model, name: &str| {
+            let found = model.outputs().into_iter().find(|output| output.name == name);
+            found.and_then(|output| output.shape?.get(1)?.known())
+        };
+        let first = teacher.outputs().into_iter().next().map(|output| output.name).unwrap_or_default();
+        let own = output(&self.model, &self.job.recipe(1));
+        let (said, wanted) = (width(&teacher, &first), width(&self.model, &own));
+        if let (Some(said), Some(wanted), true) = (said, wanted, said != wanted) {
+            let text =
+                format!("the teacher tells {said} classes apart, and the model {wanted}; take one of the same classes");
+            return Err(TrainError::Continual(text));
+        }
+        if teacher.inputs().len() != 1 {
+            let inputs = teacher.inputs().into_iter().map(|input| input.name).collect();
+            return Err(TrainError::Inputs { inputs });
+        }
+        self.teacher = Some(teacher);
+        Ok(self)
     }
 
     /// The model as it is now: with isolation, what the last task asks.
@@ -243,14 +273,8 @@ impl Learner {
         drop(trainer);
         if let Some(ewc) = &self.settings.ewc {
             let recipe = self.job_recipe(&kept, 1)?;
-            let at = At {
-                engine: &self.engine,
-                load: &self.load,
-                model: &model,
-                recipe: &recipe,
-                batch: &self.batch,
-                stop,
-            };
+            let at =
+                At { engine: &self.engine, load: &self.load, model: &model, recipe: &recipe, batch: &self.batch, stop };
             let fisher = fisher(&at, task, ewc.examples, ewc.labels, seed(2))?;
             kept.ewc = Some(kept.ewc.take().unwrap_or_default().behind(ewc, fisher, &weights));
         }
@@ -294,15 +318,7 @@ impl Learner {
 
     /// What is held, and how strongly.
     fn held(&self, kept: &Kept) -> Penalty {
-        let mut held = Penalty::default();
-        if let (Some(ewc), Some(penalty)) = (&self.settings.ewc, &kept.ewc) {
-            held = held.plus(&penalty.times(ewc.lambda));
-        }
-        if let (Some(si), Some(penalty)) = (&self.settings.si, &kept.si) {
-            // The penalty is the whole square, of which half is taken here.
-            held = held.plus(&penalty.times(2.0 * si.strength));
-        }
-        held
+        self.settings.held(kept.ewc.as_ref(), kept.si.as_ref())
     }
 
     /// Share of a batch that is of earlier tasks.
@@ -324,9 +340,16 @@ impl Learner {
         if let (true, Some(old)) = (anew, &old) {
             return Ok((Lesson { all: old.clone(), new: old.len(), old: 0 }, self.job.loss.clone()));
         }
-        let said = self.said(kept, task, old.as_ref())?;
+        let said = match (&self.settings.teacher, &self.teacher) {
+            (Some(settings), Some(teacher)) => Some(self.taught(settings, teacher, task, old.as_ref())?),
+            (Some(settings), None) => {
+                let text = format!("the teacher {} isn't at hand", settings.model.display());
+                return Err(TrainError::Continual(text));
+            }
+            (None, _) => self.said(kept, task, old.as_ref())?,
+        };
         let (new, held) = (task.len(), old.as_ref().map_or(0, Dataset::len));
-        let all = joined(task, old.as_ref(), said.as_ref().map(|said| said.logits.as_slice()))?;
+        let all = joined(task, old.as_ref(), said.as_ref())?;
         let loss = match said {
             Some(said) => Loss::Distil { temperature: said.temperature, weight: said.weight },
             None => self.job.loss.clone(),
@@ -368,7 +391,25 @@ impl Learner {
             (Some(old), None) if lwf.is_some() => logits.extend(teacher(old)?),
             _ => {}
         }
-        Ok(Some(Teaching { logits, temperature, weight }))
+        Ok(Some(Teaching { logits, temperature, weight, labels: true }))
+    }
+
+    /// What the teacher says of the new examples, and of those kept.
+    fn taught(
+        &self,
+        settings: &Teacher,
+        teacher: &Model,
+        task: &Dataset,
+        old: Option<&Dataset>,
+    ) -> Result<Teaching, TrainError> {
+        // Whichever output is its first.
+        let recipe = Recipe { output: None, ..self.job.recipe(1) };
+        let mut logits = self.answers(teacher, &recipe, task)?;
+        if let Some(old) = old {
+            logits.extend(self.answers(teacher, &recipe, old)?);
+        }
+        let Teacher { temperature, weight, labels, .. } = *settings;
+        Ok(Teaching { logits, temperature, weight, labels })
     }
 
     fn answers(&self, model: &Model, recipe: &Recipe, data: &Dataset) -> Result<Vec<f32>, TrainError> {
@@ -407,10 +448,12 @@ struct Teaching {
     logits: Vec<f32>,
     temperature: f64,
     weight: f64,
+    /// Whether the new examples' classes count.
+    labels: bool,
 }
 
 /// New examples, then old ones, with what is said of them.
-fn joined(new: &Dataset, old: Option<&Dataset>, said: Option<&[f32]>) -> Result<Dataset, TrainError> {
+fn joined(new: &Dataset, old: Option<&Dataset>, said: Option<&Teaching>) -> Result<Dataset, TrainError> {
     if old.is_none() && said.is_none() {
         return Ok(new.clone());
     }
@@ -422,12 +465,16 @@ fn joined(new: &Dataset, old: Option<&Dataset>, said: Option<&[f32]>) -> Result<
     }
     let total = sets.iter().map(|set| set.len()).sum::<usize>();
     let features = Tensor::from_bytes(new.dtype(), [&[total], new.example_shape()].concat(), &bytes)?;
-    let classes: Option<Vec<usize>> = sets.iter().map(|set| set.classes()).collect::<Option<Vec<_>>>().map(|c| c.concat());
+    let classes: Option<Vec<usize>> =
+        sets.iter().map(|set| set.classes()).collect::<Option<Vec<_>>>().map(|c| c.concat());
     let targets = match (classes, said) {
         (Some(classes), Some(said)) => {
-            let width = said.len() / total;
-            let rows = classes.iter().zip(said.chunks(width.max(1)));
-            let values = rows.flat_map(|(class, said)| std::iter::once(*class as f32).chain(said.iter().copied()));
+            let width = said.logits.len() / total;
+            let rows = classes.iter().zip(said.logits.chunks(width.max(1))).enumerate();
+            let values = rows.flat_map(|(at, (class, logits))| {
+                let class = if said.labels || at >= new.len() { *class as f32 } else { LEFT_OUT as f32 };
+                std::iter::once(class).chain(logits.iter().copied())
+            });
             Targets::Values(Tensor::new([total, 1 + width], Elements::F32(values.collect()))?)
         }
         (Some(classes), None) => {
@@ -568,11 +615,11 @@ pub fn forgetting(tests: &[Tested]) -> Option<f64> {
     let last = tests.last()?;
     let earlier = last.len().checked_sub(1).filter(|n| *n > 0)?;
     let mut sum = 0.0;
-    for task in 0..earlier {
+    for (task, now) in last.iter().enumerate().take(earlier) {
         let of = tests.iter().filter_map(|scores| scores.get(task)).map(|scores| scores.accuracy);
         let all: Vec<f64> = of.collect::<Option<_>>()?;
         let best = all.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        sum += best - last[task].accuracy?;
+        sum += best - now.accuracy?;
     }
     Some(sum / earlier as f64)
 }

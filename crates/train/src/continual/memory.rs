@@ -294,8 +294,7 @@ impl Memory {
         let class = |row: usize| classes.as_ref().map_or(0, |classes| classes[row] as u32);
         let mut kept: Vec<Slot> =
             self.items.iter().enumerate().map(|(at, item)| Slot { class: item.class(), at }).collect();
-        let new: Vec<Slot> =
-            (0..dataset.len()).map(|row| Slot { class: class(row), at: held + row }).collect();
+        let new: Vec<Slot> = (0..dataset.len()).map(|row| Slot { class: class(row), at: held + row }).collect();
         let known: BTreeSet<u32> = self.came.keys().copied().chain(new.iter().map(|slot| slot.class)).collect();
         let quota = self.quota(known.len());
         let came = &mut self.came;

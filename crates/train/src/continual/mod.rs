@@ -30,4 +30,4 @@ pub use kept::{KEPT_BYTES_MAX, Kept};
 pub use learner::{Learner, Report, Tested, forgetting, mean_accuracy};
 pub use memory::{Memory, Pick, Replay, Said};
 pub use penalty::{Ewc, Penalty, Si, Variant, importance};
-pub use settings::{Continual, Learned, Lwf, TASKS_MAX, Task};
+pub use settings::{Continual, Learned, Lwf, TASKS_MAX, Task, Teacher};

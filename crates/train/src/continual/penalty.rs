@@ -64,7 +64,12 @@ impl Default for Si {
 
 impl Ewc {
     pub(super) fn check(&self) -> Result<(), TrainError> {
-        within("continual.ewc.lambda", self.lambda, (0.0..=1e15).contains(&self.lambda), "at least 0 and at most 1e15")?;
+        within(
+            "continual.ewc.lambda",
+            self.lambda,
+            (0.0..=1e15).contains(&self.lambda),
+            "at least 0 and at most 1e15",
+        )?;
         within("continual.ewc.decay", self.decay, (0.0..=1.0).contains(&self.decay), "at least 0 and at most 1")?;
         let examples = self.examples;
         within("continual.ewc.examples", examples as f64, (1..=1 << 24).contains(&examples), "1 to 2^24")
@@ -126,7 +131,7 @@ impl Penalty {
 
     /// Behind a task that ended at `weights`: what is held from now on.
     #[must_use]
-    pub(super) fn behind(self, settings: &Ewc, fisher: Flat, weights: &Flat) -> Self {
+    pub(crate) fn behind(self, settings: &Ewc, fisher: Flat, weights: &Flat) -> Self {
         let anchor: Flat = fisher.keys().filter_map(|name| Some((name.clone(), weights.get(name)?.clone()))).collect();
         let new = Self { stiffness: fisher, anchor };
         match settings.variant {

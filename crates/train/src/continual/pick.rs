@@ -105,13 +105,7 @@ pub(super) fn greedy(kept: &mut Vec<Slot>, new: &[Slot], came: &mut Came, [all, 
 /// Of each class, those whose mean comes nearest to the class's, the nearest
 /// first. `features` are of all that were kept, then of the new, `width` each.
 /// Those kept stand for all that came of their class.
-pub(super) fn herded(
-    kept: &mut Vec<Slot>,
-    new: &[Slot],
-    came: &mut Came,
-    of_one: usize,
-    features: (&[f32], usize),
-) {
+pub(super) fn herded(kept: &mut Vec<Slot>, new: &[Slot], came: &mut Came, of_one: usize, features: (&[f32], usize)) {
     let (features, width) = features;
     let held = kept.len();
     let mut classes: BTreeMap<u32, Vec<Slot>> = BTreeMap::new();

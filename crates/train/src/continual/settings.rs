@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tierline_graph::Model;
 use tierline_graph::step;
 
-use super::{Ewc, Isolation, Replay, Si};
+use super::{Ewc, Isolation, Penalty, Replay, Si};
 use crate::data::Dataset;
 use crate::error::TrainError;
 
@@ -42,6 +42,9 @@ pub struct Continual {
     /// What the model said before of the new examples is learned with them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lwf: Option<Lwf>,
+    /// What a larger model says of the new examples is learned with them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<Teacher>,
     /// Each task has weights of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
@@ -96,13 +99,42 @@ impl Default for Lwf {
     }
 }
 
+/// A model from whose answers another one learns (Hinton et al., 2015): that of
+/// the tier above, say. It may be of any architecture that takes the same
+/// examples and tells the same classes apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Teacher {
+    /// The ONNX file, seen from the job's own folder.
+    pub model: PathBuf,
+    /// Divides the logits, above 0.
+    #[serde(default = "Teacher::temperature")]
+    pub temperature: f64,
+    /// What the divergence from its answers weighs beside the classes.
+    #[serde(default = "Teacher::weight")]
+    pub weight: f64,
+    /// Whether classes are learned as well; examples that nobody labelled have
+    /// none that count.
+    #[serde(default = "Teacher::labels")]
+    pub labels: bool,
+}
+
+impl Teacher {
+    fn temperature() -> f64 {
+        Lwf::default().temperature
+    }
+
+    fn weight() -> f64 {
+        Lwf::default().weight
+    }
+
+    fn labels() -> bool {
+        true
+    }
+}
+
 /// Refuses a number outside of its range.
-pub(super) fn within(
-    what: &'static str,
-    value: f64,
-    holds: bool,
-    range: &'static str,
-) -> Result<(), TrainError> {
+pub(super) fn within(what: &'static str, value: f64, holds: bool, range: &'static str) -> Result<(), TrainError> {
     if holds && value.is_finite() { Ok(()) } else { Err(TrainError::Range { what, value: value.to_string(), range }) }
 }
 
@@ -127,6 +159,15 @@ impl Continual {
             within("continual.lwf.temperature", lwf.temperature, lwf.temperature > 0.0, "above 0 and finite")?;
             within("continual.lwf.weight", lwf.weight, lwf.weight >= 0.0, "at least 0 and finite")?;
         }
+        if let Some(teacher) = &self.teacher {
+            let (temperature, weight) = (teacher.temperature, teacher.weight);
+            within("continual.teacher.temperature", temperature, temperature > 0.0, "above 0 and finite")?;
+            within("continual.teacher.weight", weight, weight >= 0.0, "at least 0 and finite")?;
+            if self.lwf.is_some() {
+                let text = "a teacher and lwf would both speak of the new examples; take one of the two";
+                return Err(TrainError::Continual(text.into()));
+            }
+        }
         self.replay.as_ref().map_or(Ok(()), Replay::check)?;
         self.ewc.as_ref().map_or(Ok(()), Ewc::check)?;
         self.si.as_ref().map_or(Ok(()), Si::check)?;
@@ -138,6 +179,19 @@ impl Continual {
             return Err(TrainError::Continual("gdumb begins anew, which isolation can't; take one of the two".into()));
         }
         Ok(())
+    }
+
+    /// What is held of what the methods keep, and how strongly.
+    pub(crate) fn held(&self, of_ewc: Option<&Penalty>, of_si: Option<&Penalty>) -> Penalty {
+        let mut held = Penalty::default();
+        if let (Some(ewc), Some(penalty)) = (&self.ewc, of_ewc) {
+            held = held.plus(&penalty.times(ewc.lambda));
+        }
+        if let (Some(si), Some(penalty)) = (&self.si, of_si) {
+            // The penalty is the whole square, of which half is taken here.
+            held = held.plus(&penalty.times(2.0 * si.strength));
+        }
+        held
     }
 
     /// Which weights of a model stay as they are, besides those that its job

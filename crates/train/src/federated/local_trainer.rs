@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use tierline_engine::{Engine, EngineError, LoadOptions, Stop};
 use tierline_federate::{Channel, Contribution, Federation, HeldOut, Personal, Report, Vectors};
-use tierline_graph::step::Optimizer;
+use tierline_graph::step::{Optimizer, Recipe};
 use tierline_graph::{Model, Tensor};
 
 use super::knowledge::{Pupil, public};
+use super::local::continual::Taught;
 use super::parameter_layout::{NO_CLASSES, ParameterLayout, recipe, vector};
 use super::transfer::{Divided, Small, part_recipe};
 use super::{LocalTask, MemberState, Share, local};
 use crate::data::{BatchOptions, Batches, Dataset, Position, seed_of};
 use crate::error::TrainError;
 use crate::job::Job;
-use crate::trainer::{Scores, Trainer};
+use crate::trainer::{Flat, Scores, Trainer};
 
 /// Keeps the order of examples for an end's own model apart from that for the
 /// shared one.
@@ -33,8 +34,10 @@ pub struct LocalTrainer {
     pupil: Option<Pupil>,
     /// Where ends train a part of the model.
     pub(super) small: Option<Small>,
+    /// Where members learn one task after the other by what they said before.
+    pub(super) taught: Option<Taught>,
     pub(super) job: Job,
-    federation: Federation,
+    pub(super) federation: Federation,
 }
 
 /// What some epochs gave.
@@ -45,6 +48,13 @@ pub(super) struct Learned {
     steps: u64,
 }
 
+impl Learned {
+    /// Of no example.
+    pub(super) fn nothing() -> Self {
+        Self { loss: 0.0, accuracy: None, steps: 0 }
+    }
+}
+
 impl LocalTrainer {
     /// Prepares a model, its constants folded for training, for members of
     /// the job.
@@ -53,6 +63,8 @@ impl LocalTrainer {
     /// When the model can't be trained so.
     pub fn new(engine: &Arc<dyn Engine>, model: Model, job: &Job, options: &LoadOptions) -> Result<Self, TrainError> {
         let federation = job.federation.clone().unwrap_or_default();
+        let continual = job.continual.as_ref();
+        continual.map_or(Ok(()), |settings| local::continual::check(settings, &federation))?;
         let transfer = federation.transfer();
         let divided = transfer.map(|settings| Divided::new(&model, settings, job)).transpose()?;
         let (own, recipe) = match &divided {
@@ -60,13 +72,21 @@ impl LocalTrainer {
             None => (model.clone(), recipe(job)?),
         };
         let trainer = Trainer::new(engine, own.clone(), &recipe, options)?;
+        let taught = match continual.and_then(|settings| settings.lwf.as_ref()) {
+            Some(lwf) if trainer.spec().classes.is_some() => {
+                let recipe = Recipe { loss: Taught::loss(lwf), ..recipe.clone() };
+                Some(Taught::new(Trainer::new(engine, own.clone(), &recipe, options)?)?)
+            }
+            Some(_) => return Err(TrainError::Continual("lwf learns what a model says of classes".into())),
+            None => None,
+        };
         let small = match transfer {
             Some(settings) => Some(Small::new(engine, model, own.clone(), job, settings, options)?),
             None => None,
         };
         let parameter_layout =
             ParameterLayout::of(own, trainer.spec().clone(), trainer.state()?, job, small.is_some())?;
-        Ok(Self { parameter_layout, trainer, pupil: None, small, job: job.clone(), federation })
+        Ok(Self { parameter_layout, trainer, pupil: None, small, taught, job: job.clone(), federation })
     }
 
     /// With the data set of which the job's public examples are drawn; nothing
@@ -153,7 +173,7 @@ impl LocalTrainer {
             let Some(()) = self.personalise(task, share, kept, stop)? else { return Ok(None) };
             held_out = self.evaluate_held_out(share)?;
         }
-        let local = local::of(&self.federation);
+        let local = local::of(&self.federation, self.job.continual.as_ref());
         let Some(mut contribution) = local.work(self, task, share, kept, stop)? else { return Ok(None) };
         for modifier in &self.federation.modifiers {
             modifier.behaviour().modify(&mut contribution)?;
@@ -375,6 +395,9 @@ impl LocalTrainer {
         self.trainer.set_state(state)?;
         self.trainer.set_pace(self.rate(round));
         self.trainer.set_pull(pull);
+        if !self.trainer.spec().stiffness.is_empty() {
+            self.trainer.set_anchors(&Flat::new(), &Flat::new())?;
+        }
         if self.trainer.spec().corrections.is_empty() { Ok(()) } else { self.trainer.set_corrections(corrections) }
     }
 

@@ -301,7 +301,14 @@ pub(super) fn recipe(job: &Job) -> Result<Recipe, TrainError> {
     }
     let ditto = matches!(job.federation.as_ref().and_then(|f| f.personal.as_ref()), Some(Personal::Ditto { .. }));
     let pulled = local_objective.pull != 0.0 || ditto;
-    let steering = Steering { pulled, corrected: pulled || local_objective.control, ..Steering::default() };
+    let continual = job.continual.as_ref();
+    let traced = continual.is_some_and(|settings| settings.si.is_some());
+    let anchored = traced || continual.is_some_and(|settings| settings.ewc.is_some());
+    if continual.is_some() && local_objective.control {
+        return Err(TrainError::Continual("scaffold corrects what penalties add; take another strategy".into()));
+    }
+    let corrected = pulled || local_objective.control;
+    let steering = Steering { pulled, corrected, anchored, masked: false, traced };
     // The rate of a round comes from outside: each task begins at step 0.
     Ok(Recipe { schedule: Schedule::constant(1.0), steering: Some(steering), ..job.recipe(1) })
 }

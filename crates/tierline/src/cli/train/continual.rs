@@ -93,6 +93,10 @@ pub fn continual(global: &Global, args: &Train, job: Job) -> CommandResult {
     let ready = model(global, &args.job, &job, &engine)?;
     let mut learner =
         Learner::new(&engine, ready, &job, normalize.clone(), kept, &load).exit_with(ExitCode::Configuration)?;
+    if let Some(teacher) = &settings.teacher {
+        let teacher = models::for_training(engines::load(global, &beside.join(&teacher.model))?, &engine)?;
+        learner = learner.with_teacher(teacher).exit_with(ExitCode::Configuration)?;
+    }
     let folder = Folder::take_new(folder_beside(&args.job, args.out.as_deref()), args.replace)?;
     let stop = stopped_by_user()?;
     let started = Instant::now();
@@ -122,7 +126,8 @@ pub fn continual(global: &Global, args: &Train, job: Job) -> CommandResult {
             });
             bar.finish_and_clear();
             let Some(done) = outcome? else {
-                let text = format!("stopped in task {}; what was learned before it is in {}", part.name, kept_file.display());
+                let text =
+                    format!("stopped in task {}; what was learned before it is in {}", part.name, kept_file.display());
                 let hint = "name that file as continual.from and the model beside it as model, and list the tasks that \
                             are done with learned = true";
                 return Err(CommandError::message(ExitCode::Interrupted, text).hint(hint));
@@ -213,7 +218,8 @@ impl Said<'_> {
                     0 => String::new(),
                     n => format!(", behind {n} learned before"),
                 };
-                let tasks = if *tasks == 1 { "1 task".to_owned() } else { format!("{tasks} tasks, one after the other") };
+                let tasks =
+                    if *tasks == 1 { "1 task".to_owned() } else { format!("{tasks} tasks, one after the other") };
                 self.global.output().say(format!("learning {tasks}{before}, on {engine}"));
                 Ok(())
             }

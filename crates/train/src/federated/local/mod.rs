@@ -5,6 +5,7 @@
 //! here and a line in [`of`]. Whatever comes of it goes through the job's client
 //! modifiers, and then through the stages that make it small.
 
+pub(super) mod continual;
 mod fedgkt;
 mod fedmd;
 mod train;
@@ -14,6 +15,7 @@ use tierline_federate::{Contribution, Federation, Strategy};
 
 use super::local_trainer::LocalTrainer;
 use super::{LocalTask, MemberState, Share};
+use crate::continual::Continual;
 use crate::error::TrainError;
 
 /// A way to do tasks.
@@ -35,7 +37,10 @@ pub(super) trait LocalTraining {
 }
 
 /// What the members of a federation's ends do.
-pub(super) fn of(federation: &Federation) -> Box<dyn LocalTraining + Send + Sync> {
+pub(super) fn of(federation: &Federation, continual: Option<&Continual>) -> Box<dyn LocalTraining + Send + Sync> {
+    if let Some(settings) = continual {
+        return Box::new(continual::Tasks(settings.clone()));
+    }
     match &federation.of_ends().strategy {
         Strategy::FedMd(settings) => Box::new(settings.clone()),
         Strategy::FedGkt(settings) => Box::new(settings.clone()),

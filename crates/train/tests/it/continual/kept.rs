@@ -85,5 +85,7 @@ fn broken_files_are_refused() {
     apart.ewc.as_mut().unwrap().anchor.pop_first();
     assert!(Kept::parse(&apart.to_bytes().unwrap()).unwrap_err().contains("of other weights"));
     assert!(Kept::parse(b"").is_err());
-    assert!(Kept::load(std::path::Path::new("nowhere.safetensors")).unwrap_err().to_string().contains("cannot be read"));
+    assert!(
+        Kept::load(std::path::Path::new("nowhere.safetensors")).unwrap_err().to_string().contains("cannot be read")
+    );
 }

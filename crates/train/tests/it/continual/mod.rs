@@ -1,6 +1,7 @@
 //! Learning without forgetting: what is computed, against `reference.py`, and
 //! what comes of it.
 
+mod federated;
 mod kept;
 mod learning;
 
