@@ -106,7 +106,7 @@ fn for_looks() -> Vec<Way> {
             way("SI", false, json!({ "si": { "strength": 1.0 } })),
             way("LwF", false, json!({ "lwf": { "weight": 2.0 } })),
             way("EWC and LwF", false, json!({ "ewc": { "lambda": 1e4 }, "lwf": { "weight": 2.0 } })),
-            way("last two layers only", false, json!({ "learn": { "last": 2 } })),
+            way("last layer only", false, json!({ "learn": "head" })),
             way("isolation, told which look", false, json!({ "isolation": { "prune": 0.7 } })),
         ],
     ]

@@ -283,6 +283,13 @@ fn cascades() {
 }
 
 #[test]
+fn continual() {
+    let mut reader = Reader::new(10);
+    assert!(reader.follow(&page("docs/guide/continual.md"), |_| true) > 6);
+    reader.made(&["try/tasks.run/model.onnx", "try/tasks.run/kept.safetensors", "try/later.run/kept.safetensors"]);
+}
+
+#[test]
 fn training() {
     let mut reader = Reader::new(10);
     assert!(reader.follow(&page("docs/guide/training.md"), |_| true) > 7);
