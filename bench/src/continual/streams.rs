@@ -10,22 +10,18 @@ const SIDE: usize = 28;
 
 /// A task: what is learned, and what is tested.
 pub struct Part {
-    pub name: &'static str,
     pub train: Dataset,
     pub test: Dataset,
 }
 
 /// Five tasks of two classes each, in the order of their numbers.
 pub fn classes(train: &Dataset, test: &Dataset) -> Result<Vec<Part>> {
-    const NAMES: [&str; 5] = ["0, 1", "2, 3", "4, 5", "6, 7", "8, 9"];
     let of = |dataset: &Dataset, task: usize| -> Result<Dataset> {
         let classes = dataset.classes().context("pictures have classes")?;
         let own: Vec<usize> = (0..dataset.len()).filter(|&at| classes[at] / 2 == task).collect();
         Ok(dataset.subset(&own)?)
     };
-    let parts =
-        NAMES.iter().enumerate().map(|(task, name)| Ok(Part { name, train: of(train, task)?, test: of(test, task)? }));
-    parts.collect()
+    (0..5).map(|task| Ok(Part { train: of(train, task)?, test: of(test, task)? })).collect()
 }
 
 /// How pictures of a domain look.
@@ -57,8 +53,8 @@ pub fn looks(train: &Dataset, test: &Dataset, seed: u64) -> Result<Vec<Part>> {
     let share = train.len() / LOOKS.len();
     let mut order: Vec<usize> = (0..train.len()).collect();
     fastrand::Rng::with_seed(seed).shuffle(&mut order);
-    let parts = LOOKS.iter().zip(order.chunks(share)).zip(1..).map(|(((name, look), own), at)| {
-        Ok(Part { name, train: seen(&train.subset(own)?, *look, seed + at)?, test: seen(test, *look, at)? })
+    let parts = LOOKS.iter().zip(order.chunks(share)).zip(1..).map(|(((_, look), own), at)| {
+        Ok(Part { train: seen(&train.subset(own)?, *look, seed + at)?, test: seen(test, *look, at)? })
     });
     parts.collect()
 }
