@@ -319,10 +319,14 @@ impl fmt::Display for Report {
                 let share = lost.zip(naive).map(|(lost, naive)| format!("{:.2}", lost / naive));
                 writeln!(
                     f,
-                    "| {} | {:.2}% ({low:.2} to {high:.2}) | {:.2}% | {} | {} | {:.0} | {:.1} |",
+                    "| {} | {:.2}% ({low:.2} to {high:.2}) | {} | {} | {} | {:.0} | {:.1} |",
                     row.name,
                     row.mean(|run| 1e2 * run.accuracy),
-                    row.mean(|run| 1e2 * run.learned),
+                    if row.name == JOINT {
+                        "-".to_owned()
+                    } else {
+                        format!("{:.2}%", row.mean(|run| 1e2 * run.learned))
+                    },
                     lost.map_or("-".to_owned(), |lost| format!("{:.2}", 1e2 * lost)),
                     share.unwrap_or("-".to_owned()),
                     row.mean(|run| run.bytes as f64),
