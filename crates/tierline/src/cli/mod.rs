@@ -16,6 +16,7 @@ pub mod client;
 mod completions;
 mod data;
 mod doctor;
+mod drift;
 mod engines;
 mod examples;
 mod exits;
@@ -139,6 +140,9 @@ enum Verb {
     /// Name data sets on this device, and look into them
     #[command(subcommand)]
     Data(data::DataVerb),
+    /// Notice that what a model sees has changed
+    #[command(subcommand)]
+    Drift(drift::DriftVerb),
     /// What services kept to train on: examples that small models weren't sure of
     #[command(subcommand)]
     Examples(examples::ExamplesVerb),
@@ -211,6 +215,7 @@ fn dispatch(cli: Cli) -> CommandResult {
         Verb::Model(verb) => model::model(global, verb),
         Verb::Trust(verb) => trust::trust(global, verb),
         Verb::Data(verb) => data::data(global, verb),
+        Verb::Drift(verb) => drift::drift(global, &verb),
         Verb::Examples(verb) => examples::examples(global, verb),
         Verb::Profile(args) => planning::profile(global, &args),
         Verb::Plan(args) => planning::plan(global, &args, false),
