@@ -12,6 +12,7 @@ mod counted;
 mod dashboard;
 mod data;
 mod doors;
+mod drift;
 mod earlier;
 mod examples;
 mod exits;
