@@ -57,6 +57,10 @@ pub struct MakeReference {
     /// Numbers that features are sketched as, at most
     #[arg(long, value_name = "N", default_value_t = 64)]
     numbers: usize,
+    /// Random frequencies that features are watched together by; 0 for none, where an example takes
+    /// under half a millisecond
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    frequencies: usize,
     /// What the model takes out of its input: `measured` on the examples, or MEAN,..:STD,..
     #[arg(long, value_name = "NUMBERS")]
     normalize: Option<String>,
@@ -153,6 +157,7 @@ fn reference(global: &Global, args: &MakeReference) -> CommandResult {
         model: run.digest.clone(),
         source: at.clone(),
         numbers: args.numbers,
+        frequencies: args.frequencies,
         seed: args.seed,
         ..Settings::of(features, run.classes)
     };

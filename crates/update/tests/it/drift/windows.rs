@@ -189,7 +189,7 @@ impl World {
 }
 
 fn reference(n: usize, seed: u64) -> Arc<Reference> {
-    let mut builder = Builder::new(Settings { seed, ..Settings::of(4, 2) }).unwrap();
+    let mut builder = Builder::new(Settings { seed, frequencies: 16, ..Settings::of(4, 2) }).unwrap();
     let mut world = World { random: Random::new(seed), shift: 0.0 };
     for _ in 0..n {
         let (features, answer, right) = world.example();
