@@ -3,9 +3,9 @@
 //! Reports of devices carry attributes (place, weather, camera) and whether
 //! drift was found. Sets of attributes that are frequent among drifted reports
 //! are mined, kept where they pass four thresholds, and pruned by asking what
-//! would be left if a cause were gone: Hao and others, "Nazar: Monitoring and
-//! adapting ML models on mobile devices", ASPLOS 2025 (risk ratio after Bailis
-//! and others, "MacroBase", SIGMOD 2017). Start at [`Fleet`].
+//! would be left if a cause were gone, after "Nazar: Monitoring and adapting ML
+//! models on mobile devices" (arXiv 2305.07772, 2023); the risk ratio is that of
+//! epidemiology. Start at [`Fleet`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -46,7 +46,7 @@ pub struct DeviceReport {
     pub drifted: bool,
 }
 
-/// When a set of attributes is a cause. The defaults are Nazar's.
+/// When a set of attributes is a cause.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Thresholds {
