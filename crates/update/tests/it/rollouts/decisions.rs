@@ -317,6 +317,56 @@ fn failed_devices_keep_their_place_and_late_ones_count_as_failed() {
 }
 
 #[test]
+fn a_place_isnt_free_while_a_failed_device_holds_it() {
+    let text = format!("{SHORT}[[group]]\nname = \"all\"\nconcurrency = 2\nfailures_max = 5\n");
+    let mut site = Site::new(&text);
+    // The first two that are asked: one fails at once, the other says nothing.
+    site.ends(10);
+    site.deaf = (0..10).map(|at| format!("end-{at}")).collect();
+    site.passes(6);
+    let asked = |site: &Site| site.records.iter().filter(|record| matches!(record.fact, Fact::Asked { .. })).count();
+    assert_eq!(asked(&site), 2);
+    let fails = site.records.iter().find_map(|record| match &record.fact {
+        Fact::Asked { device, number, .. } => Some((device.clone(), Ask { rollout: 7, number: *number })),
+        _ => None,
+    });
+    let (device, ask) = fails.unwrap();
+    let mut report = site.report(&device, Some(ask));
+    report.failed = Some(Failed { ask, version: version("v2"), reason: "its self-test failed".into() });
+    site.step(Event::Report { device, report });
+    site.passes(20);
+    let total = site.fleet.progress().total;
+    assert_eq!((asked(&site), total.asked, total.failed), (2, 1, 1));
+}
+
+#[test]
+fn a_wave_whose_devices_are_all_away_holds() {
+    let mut site = Site::new(&one("waves = [50, 100]\non_wave = \"pause\""));
+    site.ends(4);
+    site.passes(60);
+    assert_eq!((site.on_new(), site.stage()), (2, Standing::Paused));
+    let old: Vec<String> =
+        site.devices.iter().filter(|(_, (running, _))| running == "v1").map(|(device, _)| device.clone()).collect();
+    old.iter().for_each(|device| site.step(Event::Lost { device: device.clone() }));
+    site.command(Command::Resume);
+    site.passes(1_000);
+    assert_eq!((site.on_new(), site.stage()), (2, Standing::Running), "{:?}", site.notes);
+    assert!(site.says("no device of the wave has confirmed"), "{:?}", site.notes);
+}
+
+#[test]
+fn what_was_lost_is_said_again() {
+    let mut site = Site::new(&one(""));
+    site.deaf = vec!["end-0".into(), "end-1".into()];
+    site.ends(2);
+    site.passes(6);
+    assert_eq!((site.fleet.progress().total.asked, site.on_new()), (2, 0));
+    site.deaf.clear();
+    site.passes(20);
+    assert_eq!(site.on_new(), 2, "nobody said anything meanwhile");
+}
+
+#[test]
 fn success_counts_for_what_was_asked_only() {
     let mut site = Site::new(&one("waves = [50, 100]\non_wave = \"pause\""));
     site.deaf = (0..4).map(|at| format!("end-{at}")).collect();
