@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
+use tierline_proto::Role;
 use tierline_proto::v1::local_client::LocalClient;
 use tierline_proto::v1::rollout_control_request::What;
 use tierline_proto::v1::{
     Empty, ModelShowRequest, RolloutControlRequest, RolloutInfo, RolloutRequest, RolloutStartRequest,
 };
-use tierline_update::rollout::{Amount, Group, Seconds, Spec, Version};
+use tierline_update::rollout::{Amount, Gate, Group, Seconds, Spec, Version};
 use tonic::transport::Channel;
 
 use super::{Global, client, infer, usage};
@@ -229,9 +230,22 @@ async fn spec_of(node: &mut LocalClient<Channel>, args: &Start, to: &str) -> Com
     group.canary = args.canary.as_deref().map(amount).transpose()?;
     group.waves.clone_from(&args.waves);
     group.concurrency = amount(&args.concurrency)?;
-    let mut spec = Spec::new(&args.what, version(&from.to_string())?, version(to)?, vec![group]);
+    let nodes = node.nodes(Empty {}).await.map_err(|s| client::refused(&s))?.into_inner().nodes;
+    let ends = nodes.iter().any(|node| node.role() == Role::End);
+    let mut groups = vec![group];
+    if ends {
+        // Requests enter at ends; the tiers above follow, and are not waited for until somebody asks them.
+        "ends".clone_into(&mut groups[0].name);
+        groups[0].matches.roles = vec![Role::End.word().to_owned()];
+        groups.push(Group::new("above"));
+    }
+    let mut spec = Spec::new(&args.what, version(&from.to_string())?, version(to)?, groups);
     spec.health.window_s = Seconds::new(args.watch.as_secs_f64()).map_err(|e| usage(e.to_string()))?;
     spec.health.runs_min = args.runs;
+    if ends {
+        let above = Gate { runs_min: 1, ..spec.health.clone() };
+        spec.groups[1].health = Some(above);
+    }
     spec.trial.window_s = Seconds::new(args.trial.as_secs_f64()).map_err(|e| usage(e.to_string()))?;
     spec.check().map_err(anyhow::Error::from).exit_with(ExitCode::Configuration)?;
     Ok(spec)

@@ -45,6 +45,10 @@ const STAGED_MAX: Duration = Duration::from_secs(15 * 60);
 /// share of the link above.
 const PASSING_MAX: usize = 4;
 
+/// A piece of an artefact that is fetched slowly waits no longer: whoever sends
+/// it would give up.
+const PACE_WAIT_MAX: Duration = Duration::from_secs(30);
+
 /// Artefacts of which it is known what room they need.
 const NO_ROOM_MAX: usize = 1_024;
 
@@ -91,6 +95,8 @@ pub struct Artefacts {
     /// For which there was no room, and how much they need.
     no_room: Mutex<HashMap<Digest, u64>>,
     passing: Arc<Semaphore>,
+    /// Bytes per second with which some are fetched, at most.
+    paces: Mutex<HashMap<Digest, u64>>,
     uploads: Arc<Semaphore>,
     store: ArtefactStore,
     /// What is stored and not named yet must not be taken for what nothing
@@ -112,6 +118,7 @@ impl Artefacts {
         Arc::new(Self {
             no_room: Mutex::default(),
             passing: Arc::new(Semaphore::new(PASSING_MAX)),
+            paces: Mutex::default(),
             uploads: upload::places(),
             store: assembly.get::<ArtefactStore>().as_ref().clone(),
             naming: tokio::sync::Mutex::default(),
@@ -186,6 +193,24 @@ impl Artefacts {
         let store = self.store.clone();
         // Nothing to do about a disk that refuses; they are tried again.
         let _ = self.cx.tasks.blocking("artefact list", move || store.clear_staged(Duration::ZERO)).await;
+    }
+
+    /// An artefact is fetched with so many bytes per second at most, from now on;
+    /// none: as fast as the link is.
+    pub fn set_pace(&self, digest: Digest, bytes_per_s: Option<u64>) {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        match bytes_per_s {
+            Some(pace) => drop(paces.insert(digest, pace.max(1))),
+            None => drop(paces.remove(&digest)),
+        }
+    }
+
+    /// Waits as long as bytes that came have to take.
+    async fn keep_pace(&self, digest: Digest, bytes: u64) {
+        let pace = self.paces.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).copied();
+        if let Some(pace) = pace {
+            tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / pace as f64).min(PACE_WAIT_MAX)).await;
+        }
     }
 
     /// Whether the disk still has no room for an artefact that was tried: then
@@ -479,10 +504,12 @@ async fn fetch(
             let event = Event::WriteFailed { digest, full: true, reason };
             return door.send(News::Event(event)).await.map_err(|_| gone());
         }
-        let event = Event::Chunk { transfer, total, offset, length: data.len() as u64 };
+        let length = data.len() as u64;
+        let event = Event::Chunk { transfer, total, offset, length };
         let (kept, is_kept) = oneshot::channel();
         door.send(News::Chunk { event, data, kept }).await.map_err(|_| gone())?;
         is_kept.await.map_err(|_| gone())?;
+        artefacts.keep_pace(digest, length).await;
     }
     Ok(())
 }

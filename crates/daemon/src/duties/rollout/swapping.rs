@@ -372,7 +372,9 @@ impl Machine<'_> {
                 }
                 SwapAction::Release { version } => self.release(&version).await?,
                 SwapAction::Report(report) => self.report(report),
-                SwapAction::Notify { text } => self.swapping.record(self.model, text),
+                SwapAction::Notify { text } => {
+                    self.swapping.record(self.model, format!("{}: version {text}", self.model))
+                }
             }
         }
         Ok(())
@@ -517,10 +519,13 @@ async fn perform(swapping: &Arc<Swapping>, model: &str, work: Work) -> Result<u6
             .ok_or_else(|| Failure::new(Code::NotFound, format!("nobody here knows {model}@{version}")))
     };
     match work {
-        Work::Fetch { version, limits: _ } => {
+        Work::Fetch { version, limits } => {
             let entry = entry_of(&version)?;
             swapping.artefacts.ensure(entry.manifest_digest).await?;
-            swapping.artefacts.ensure(entry.model).await?;
+            swapping.artefacts.set_pace(entry.model, limits.bytes_per_s);
+            let fetched = swapping.artefacts.ensure(entry.model).await;
+            swapping.artefacts.set_pace(entry.model, None);
+            fetched?;
             for digest in entry.manifest.artefacts() {
                 swapping.artefacts.ensure(digest).await?;
             }
