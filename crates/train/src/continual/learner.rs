@@ -1,9 +1,11 @@
 //! Learns task after task.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Serialize;
 use tierline_engine::{Engine, LoadOptions, Stop};
+use tierline_graph::onnx::TensorProto;
 use tierline_graph::step::{self, LEFT_OUT, Loss, NOT_SAID, Recipe, Role, Steering};
 use tierline_graph::{Elements, Model, Tensor};
 
@@ -26,7 +28,10 @@ pub struct Learner {
     job: Job,
     settings: Continual,
     batch: BatchOptions,
+    /// As it is trained: with its dropout.
     model: Model,
+    /// As it is deployed.
+    ready: Model,
     teacher: Option<Model>,
     kept: Kept,
 }
@@ -115,8 +120,9 @@ impl Learner {
             return Err(TrainError::Continual(text.into()));
         }
         let batch = job.options(normalize)?.batch;
+        let ready = step::deployed(&model)?;
         let (engine, load, job) = (Arc::clone(engine), load.clone(), job.clone());
-        Ok(Self { engine, load, job, settings, batch, model, teacher: None, kept })
+        Ok(Self { engine, load, job, settings, batch, model, ready, teacher: None, kept })
     }
 
     /// With the teacher that the job names.
@@ -144,10 +150,10 @@ impl Learner {
         Ok(self)
     }
 
-    /// The model as it is now: with isolation, what the last task asks.
+    /// The model as it is now, for use: with isolation, what the last task asks.
     #[must_use]
     pub fn model(&self) -> &Model {
-        &self.model
+        &self.ready
     }
 
     /// What is kept of the tasks so far.
@@ -163,8 +169,8 @@ impl Learner {
     /// When the result isn't valid.
     pub fn model_of(&self, task: usize) -> Result<Model, TrainError> {
         match &self.kept.owners {
-            Some(owners) => owners.model(&self.model, u8::try_from(task + 1).unwrap_or(u8::MAX)),
-            None => Ok(self.model.clone()),
+            Some(owners) => owners.model(&self.ready, u8::try_from(task + 1).unwrap_or(u8::MAX)),
+            None => Ok(self.ready.clone()),
         }
     }
 
@@ -287,7 +293,7 @@ impl Learner {
         kept.tasks += 1;
         let classes = task.classes().unwrap_or_default().into_iter().map(|class| class as u32);
         kept.classes = classes.chain(kept.classes).collect::<std::collections::BTreeSet<u32>>().into_iter().collect();
-        (self.model, self.kept) = (model, kept);
+        (self.model, self.ready, self.kept) = (with_weights(&self.model, &model)?, model, kept);
         let remembered = self.kept.memory.as_ref().map_or(0, Memory::len);
         Ok(Some(Report { examples: task.len(), steps, loss, remembered, bytes: self.kept.bytes() }))
     }
@@ -441,6 +447,20 @@ impl Learner {
         kept.memory = Some(memory);
         Ok(())
     }
+}
+
+/// A model with the constants that another one has under the same names.
+fn with_weights(model: &Model, of: &Model) -> Result<Model, TrainError> {
+    let weights: HashMap<&str, &TensorProto> = of.graph().initializer.iter().map(|t| (t.name(), t)).collect();
+    let mut proto = model.proto().clone();
+    if let Some(graph) = proto.graph.as_mut() {
+        for tensor in &mut graph.initializer {
+            if let Some(now) = weights.get(tensor.name()) {
+                *tensor = (*now).clone();
+            }
+        }
+    }
+    Ok(Model::from_proto(proto)?)
 }
 
 /// What teachers say, row after row, and how it counts.
