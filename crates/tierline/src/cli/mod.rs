@@ -15,6 +15,7 @@ mod catalogue;
 pub mod client;
 mod completions;
 mod data;
+mod delta;
 mod doctor;
 mod drift;
 mod engines;
@@ -146,6 +147,9 @@ enum Verb {
     /// What services kept to train on: examples that small models weren't sure of
     #[command(subcommand)]
     Examples(examples::ExamplesVerb),
+    /// A new version of a file as what differs from the old one
+    #[command(subcommand)]
+    Delta(delta::DeltaVerb),
     /// Measure a model on this device
     Profile(planning::Profile),
     /// Find the best placement of a model on the tiers
@@ -217,6 +221,7 @@ fn dispatch(cli: Cli) -> CommandResult {
         Verb::Data(verb) => data::data(global, verb),
         Verb::Drift(verb) => drift::drift(global, &verb),
         Verb::Examples(verb) => examples::examples(global, verb),
+        Verb::Delta(verb) => delta::delta(global, verb),
         Verb::Profile(args) => planning::profile(global, &args),
         Verb::Plan(args) => planning::plan(global, &args, false),
         Verb::Explain(args) => planning::plan(global, &args, true),

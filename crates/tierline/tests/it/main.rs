@@ -11,6 +11,7 @@ mod clocks;
 mod counted;
 mod dashboard;
 mod data;
+mod delta;
 mod doors;
 mod drift;
 mod earlier;
