@@ -7,6 +7,7 @@
 mod beside;
 mod build;
 mod continual;
+mod delta;
 mod exits;
 mod federation;
 mod footprint;
@@ -62,6 +63,7 @@ const BENCHMARKS: &[Benchmark] = &[
     alone("build", "Building from nothing", || both(build::run()?)),
     alone("training", "Training steps beside PyTorch", || both(training::run()?)),
     alone("exports", "Gradients of PyTorch's exports", || both(training::exports::run()?)),
+    alone("delta", "Deltas beside zstd and bsdiff", || both(delta::run()?)),
     alone("fashion", "Fashion-MNIST beside PyTorch", || both(training::fashion::run()?)),
     alone("continual", "Learning the new, keeping the old", || both(continual::run()?)),
     federated("flower", "Rounds of a federation beside Flower", || both(federation::flower::run()?)),
@@ -88,6 +90,11 @@ fn main() -> Result<()> {
         && verb == serving::bare::VERB
     {
         return serving::bare::serve(address, numbers);
+    }
+    if let [verb, way, old, new] = &words[..]
+        && verb == delta::VERB
+    {
+        return delta::child(way, old, new);
     }
     // So are the ends of the benchmark of idle ones.
     if let [verb, url, authority] = &words[..]

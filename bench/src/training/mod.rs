@@ -480,7 +480,10 @@ pub fn child(name: &str, form: &str, threads: &str, batch: &str) -> Result<()> {
 }
 
 /// Peak resident memory of this process, bytes.
-fn peak() -> Result<u64> {
+///
+/// # Errors
+/// When the system doesn't tell.
+pub fn peak() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("VmHWM in /proc/self/status")?;
     let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
