@@ -225,8 +225,8 @@ mod tests {
         let chosen = herding(&rows, 2);
         assert!(chosen == [2, 3] || chosen == [3, 2], "{chosen:?}");
         assert_eq!(herding(&rows, 9).len(), 4);
-        assert_eq!(herding(&rows, 0), []);
-        assert_eq!(herding(&[], 3), []);
+        assert_eq!(herding(&rows, 0), [0usize; 0]);
+        assert_eq!(herding(&[], 3), [0usize; 0]);
         // Nothing has a direction: the first come first.
         let still: Vec<(&[f32], f64)> = vec![(&[0.0], 1.0), (&[f32::NAN], 1.0)];
         assert_eq!(herding(&still, 2), [0, 1]);
