@@ -9,6 +9,7 @@
 mod samples;
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::Path;
 
 use image::ImageFormat;
@@ -20,6 +21,7 @@ use tierline_federate::{Channel, Layout, Part, wire};
 use tierline_graph::{Elements, Tensor};
 use tierline_proto::oip::messages::model_infer_request::InferInputTensor;
 use tierline_proto::oip::messages::{InferTensorContents, ModelInferRequest};
+use tierline_update::delta::{self, Options};
 
 fn main() {
     let npy: Vec<Vec<u8>> = tensors().iter().filter_map(|tensor| npy::write(tensor).ok()).collect();
@@ -34,6 +36,7 @@ fn main() {
     keep("update", updates());
     keep("contribution", contributions());
     keep("data", data());
+    keep("delta", deltas());
     keep("oip", requests());
 }
 
@@ -178,4 +181,29 @@ fn data() -> Vec<Vec<u8>> {
     let pairs = [(0, &images, &classes), (1, &array, &truth), (6, &png, &jpeg), (7, &jpeg, &png)];
     inputs.extend(pairs.into_iter().filter_map(|(choice, first, second)| padded(choice, first, second)));
     inputs
+}
+
+/// Of each way to code: where the base ends, the base, the delta.
+fn deltas() -> Vec<Vec<u8>> {
+    let floats = |by: f32| -> Vec<u8> { (0..60).flat_map(|i| ((i as f32).sin() * by).to_le_bytes()).collect() };
+    let some = {
+        let mut bytes = floats(1.0);
+        bytes[100] ^= 9;
+        bytes
+    };
+    let text = b"a text that is said again, a text that is said again".to_vec();
+    let pairs = [(floats(1.0), floats(1.01)), (floats(1.0), some), (text.clone(), text[9..].to_vec()), (Vec::new(), text)];
+    let delta = |(old, new): &(Vec<u8>, Vec<u8>)| {
+        let mut made = Cursor::new(Vec::new());
+        delta::make(&mut Cursor::new(old), &mut Cursor::new(new), &Options::default(), &mut made, &mut std::io::sink())
+            .expect("memory doesn't fail");
+        let whole = old.len() + made.get_ref().len();
+        // The target's own arithmetic must find the end of the base again.
+        (0..2_000).find_map(|more| {
+            let share = (0..=255u8).find(|share| (whole + more) * usize::from(*share) / 255 == old.len())?;
+            let more = vec![0; more];
+            Some([&[share], &old[..], made.get_ref(), &more].concat())
+        })
+    };
+    pairs.iter().filter_map(delta).collect()
 }
