@@ -60,6 +60,14 @@ impl State {
         })
     }
 
+    /// Lets go of every version of a model.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn release_swap_versions(&self, model: &str) -> Result<(), StoreError> {
+        self.essential(|c| c.execute("DELETE FROM swap_versions WHERE model = ?1", [model]).map(drop))
+    }
+
     /// Versions that are held: model, version, manifest.
     ///
     /// # Errors

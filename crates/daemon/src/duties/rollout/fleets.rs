@@ -247,9 +247,6 @@ impl Fleets {
 
     pub(super) fn numbers(&self, out: &mut String) {
         let machines = self.machines();
-        if machines.is_empty() {
-            return;
-        }
         let mut rows = Vec::new();
         for machine in machines.values().filter(|machine| !machine.is_over()) {
             let total = machine.fleet.progress().total;

@@ -11,9 +11,9 @@ mod fleets;
 mod relay;
 mod swapping;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tierline_identity::Peer;
@@ -65,6 +65,8 @@ pub struct Rollouts {
     swapping: Arc<Swapping>,
     down: Mutex<Down>,
     up: Mutex<Up>,
+    /// Through which child each node below is reached, and since when that is known.
+    at: Mutex<Option<(Instant, Arc<HashMap<String, String>>)>>,
     /// Rings when there is something to pass on.
     news: Notify,
 }
@@ -82,6 +84,7 @@ impl Rollouts {
             swapping: Swapping::new(assembly),
             down: Mutex::default(),
             up: Mutex::default(),
+            at: Mutex::default(),
             news: Notify::new(),
         })
     }
@@ -136,6 +139,10 @@ impl Rollouts {
                 () = self.swapping.something_told() => tokio::time::sleep(PAUSE).await,
                 _ = look.tick() => {}
             }
+            // Models may have come or gone since it was said which are watched.
+            let watched = lock(&self.down).watched().clone();
+            self.swapping.watch(&watched);
+            self.swapping.forget_removed().await;
             for (model, told) in self.swapping.told() {
                 if let Ok(json) = told.write() {
                     self.heard(self.cx.me.id(), &model, json);
@@ -148,12 +155,25 @@ impl Rollouts {
         }
     }
 
+    /// As [`Site::children_by_node`], which is looked up once in a while.
+    fn children_by_node(&self) -> Arc<HashMap<String, String>> {
+        let mut at = lock(&self.at);
+        if let Some((since, known)) = at.as_ref()
+            && since.elapsed() < LOOK
+        {
+            return Arc::clone(known);
+        }
+        let known = Arc::new(self.site.children_by_node());
+        *at = Some((Instant::now(), Arc::clone(&known)));
+        known
+    }
+
     fn pass_down(&self) {
         let children = self.cx.children.names();
         if children.is_empty() {
             return;
         }
-        let at = self.site.children_by_node();
+        let at = self.children_by_node();
         for child in children {
             let messages = lock(&self.down).messages(&child, |node| at.get(node).is_some_and(|via| *via == child));
             for message in messages {
@@ -183,6 +203,7 @@ impl Duty for Arc<Rollouts> {
     }
 
     fn child_up(&self, child: &Peer) {
+        *lock(&self.at) = None;
         lock(&self.down).forget(&child.name);
         self.news.notify_one();
     }
@@ -204,7 +225,7 @@ impl Duty for Arc<Rollouts> {
 
     fn hear_child(&self, child: &Peer, payload: Bytes) -> Result<(), Breach> {
         let message = Sound::<RolloutReports>::decode(payload)?.into_inner();
-        let at = self.site.children_by_node();
+        let at = self.children_by_node();
         for report in message.reports {
             // Of itself, or of a node that it has below it; nobody speaks for others.
             let below = at.get(&report.node_id).is_some_and(|via| *via == child.name);

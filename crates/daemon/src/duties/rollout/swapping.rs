@@ -51,8 +51,6 @@ const AGAIN: Duration = Duration::from_secs(5);
 struct Driven {
     door: mpsc::Sender<SwapEvent>,
     told: Told,
-    /// Manifests and models that must stay.
-    keeps: Vec<Digest>,
     /// What versions are, by the machine's names for them.
     entries: BTreeMap<Version, Entry>,
     /// Since when it is in no rollout; `None` while it is in one.
@@ -140,18 +138,10 @@ impl Swapping {
             let current = swap.current().and_then(|current| of.entries.get(current)).cloned();
             drop(driven);
             if let Some(entry) = current {
-                self.let_run(&model, Some(entry));
+                self.catalogue.known.run(&model, Some(entry));
             }
         }
         Ok(())
-    }
-
-    /// Lets requests that begin from now on go to a version.
-    fn let_run(&self, model: &str, entry: Option<Entry>) {
-        let known = &self.catalogue.known;
-        let is_what_it_means =
-            |entry: &Entry| known.named(model).is_some_and(|named| named.manifest_digest == entry.manifest_digest);
-        known.run(model, entry.filter(|entry| !is_what_it_means(entry)));
     }
 
     pub(super) fn begin(self: &Arc<Self>) {
@@ -178,6 +168,30 @@ impl Swapping {
         }
         drop(driven);
         self.watch_health();
+    }
+
+    /// Lets go of models that the catalogue has no more.
+    pub(super) async fn forget_removed(&self) {
+        let removed: Vec<String> = {
+            let driven = self.driven();
+            driven.keys().filter(|model| self.catalogue.known.named(model).is_none()).cloned().collect()
+        };
+        for model in removed {
+            let Some(gone) = self.driven().remove(&model) else { continue };
+            self.catalogue.known.run(&model, None);
+            let of = model.clone();
+            let forget = move |state: &tierline_store::State| {
+                state.swap_records_replace(&of, &[])?;
+                state.release_swap_versions(&of)
+            };
+            if let Err(failure) = self.cx.state.with(forget).await {
+                tracing::warn!(%failure, model, "the journal of its versions stays");
+            }
+            for entry in gone.entries.values() {
+                self.catalogue.let_go(entry).await;
+            }
+            self.watch_health();
+        }
     }
 
     /// Something shall run here.
@@ -248,7 +262,6 @@ impl Swapping {
 
     pub(super) fn needs(&self, needed: &mut HashSet<Digest>) {
         for of in self.driven().values() {
-            needed.extend(of.keeps.iter().copied());
             for entry in of.entries.values() {
                 needed.insert(entry.manifest_digest);
                 needed.extend(entry.manifest.artefacts());
@@ -320,13 +333,7 @@ impl Driven {
     fn new() -> Self {
         // Closed from the start: nobody drives it.
         let (door, _) = mpsc::channel(1);
-        Self {
-            door,
-            told: Told::default(),
-            keeps: Vec::new(),
-            entries: BTreeMap::new(),
-            unwatched: Some(Instant::now()),
-        }
+        Self { door, told: Told::default(), entries: BTreeMap::new(), unwatched: Some(Instant::now()) }
     }
 }
 
@@ -570,7 +577,8 @@ async fn perform(swapping: &Arc<Swapping>, model: &str, work: Work) -> Result<u6
             let entry = entry_of(&version)?;
             // Its plan first: else the first requests would find none.
             let _ = tokio::time::timeout(PLAN_TIME, swapping.planning.until_planned(entry.model)).await;
-            swapping.let_run(model, Some(entry));
+            // Also where the catalogue means the same: what runs here changes by this way alone.
+            swapping.catalogue.known.run(model, Some(entry));
             swapping.catalogue.tell(&Change::Renamed);
             Ok(0)
         }
