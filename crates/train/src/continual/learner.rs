@@ -152,6 +152,7 @@ impl Learner {
 
     /// The model as it is now, for use: with isolation, what the last task asks.
     #[must_use]
+    #[allow(clippy::misnamed_getters)]
     pub fn model(&self) -> &Model {
         &self.ready
     }

@@ -56,6 +56,9 @@ pub const DUTY: Registration = Registration {
     },
 };
 
+/// Names of children, by the identities of nodes that are reached through them.
+type Ways = HashMap<String, String>;
+
 /// The duty.
 pub struct Rollouts {
     cx: Context,
@@ -66,7 +69,7 @@ pub struct Rollouts {
     down: Mutex<Down>,
     up: Mutex<Up>,
     /// Through which child each node below is reached, and since when that is known.
-    at: Mutex<Option<(Instant, Arc<HashMap<String, String>>)>>,
+    at: Mutex<Option<(Instant, Arc<Ways>)>>,
     /// Rings when there is something to pass on.
     news: Notify,
 }
@@ -156,7 +159,7 @@ impl Rollouts {
     }
 
     /// As [`Site::children_by_node`], which is looked up once in a while.
-    fn children_by_node(&self) -> Arc<HashMap<String, String>> {
+    fn children_by_node(&self) -> Arc<Ways> {
         let mut at = lock(&self.at);
         if let Some((since, known)) = at.as_ref()
             && since.elapsed() < LOOK

@@ -13,6 +13,9 @@ use super::bytes::Bytes;
 use super::element::Element;
 use super::error::DeltaError;
 
+/// Writes a part at a level of compression.
+type Encode<'p> = dyn Fn(i32, &mut Vec<u8>) + 'p;
+
 /// How a part's changed bytes are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Coding {
@@ -82,7 +85,7 @@ pub fn encode(old: &[u8], new: &[u8], element: Element, level: i32) -> (Coding, 
     }
     let planes = |level, out: &mut Vec<u8>| planes::encode(old, new, element, level, out);
     let plain = |level, out: &mut Vec<u8>| pack(new, level, out);
-    let zstd: [(_, &dyn Fn(i32, &mut Vec<u8>), _); 2] =
+    let zstd: [(_, &Encode<'_>, _); 2] =
         [(Coding::Planes, &planes, PLANES_TRIAL_SHARE), (Coding::Plain, &plain, TRIAL_SHARE)];
     for (coding, encode, share) in zstd {
         let trial = code(&|out| encode(TRIAL_LEVEL, out));
