@@ -38,7 +38,7 @@ fuzz_target!(|input: &[u8]| {
         assert_eq!(again.as_ref(), Ok(input));
     }
     // What was read can be written, and is the same when it is read again.
-    let response = Response { model: "m".into(), id, parameters, outputs: inputs.clone() };
+    let response = Response { model: "m".into(), version: "1".into(), id, parameters, outputs: inputs.clone() };
     let Ok(body) = rest::write(&response, |_| true) else { return };
     assert!(body.bytes.len() >= inputs.iter().map(|input| input.data.len()).sum());
     let message = grpc::write(response.clone());

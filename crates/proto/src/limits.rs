@@ -35,6 +35,9 @@ pub const ALIAS_BYTES_MAX: usize = 32;
 /// catalogue of [`MODELS_MAX`] with them is one message.
 pub const VERSIONS_IN_USE_MAX: usize = 2_048;
 
+/// Deltas between models in use.
+pub const DELTAS_MAX: usize = 1_024;
+
 /// Aliases of versions of all models.
 pub const ALIASES_MAX: usize = 4_096;
 

@@ -206,6 +206,14 @@ impl ArtefactStore {
         Ok(bytes)
     }
 
+    /// An artefact's file, to read. Blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] where it isn't.
+    pub fn file(&self, digest: Digest) -> Result<fs::File, StoreError> {
+        fs::File::open(self.path(digest)).map_err(|e| self.failed(digest, e))
+    }
+
     /// Reads a whole artefact again, and compares it with its digest. Blocks.
     ///
     /// # Errors

@@ -24,8 +24,24 @@ pub const TABLES: &[&str] = &[
     CREATE TABLE aliases (
         name TEXT NOT NULL, alias TEXT NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (name, alias)
     ) STRICT;
+    CREATE TABLE deltas (
+        base BLOB NOT NULL, model BLOB NOT NULL, delta BLOB NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (base, model)
+    ) STRICT;
 ",
 ];
+
+/// What makes one model of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DeltaRow {
+    /// The model that it is made from.
+    pub base: Digest,
+    /// The model that it makes.
+    pub model: Digest,
+    /// The delta, an artefact.
+    pub delta: Digest,
+    /// Its length.
+    pub bytes: u64,
+}
 
 /// A version of a model, as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -243,6 +259,46 @@ impl State {
                 };
             }
             t.commit()
+        })
+    }
+
+    /// Keeps a delta.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn keep_delta(&self, row: DeltaRow) -> Result<(), StoreError> {
+        self.with(|c| {
+            let row = params![row.base.0, row.model.0, row.delta.0, row.bytes as i64];
+            c.execute("INSERT OR REPLACE INTO deltas VALUES (?1, ?2, ?3, ?4)", row).map(drop)
+        })
+    }
+
+    /// Forgets a delta.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove_delta(&self, row: DeltaRow) -> Result<(), StoreError> {
+        self.essential(|c| {
+            c.execute("DELETE FROM deltas WHERE base = ?1 AND model = ?2", params![row.base.0, row.model.0]).map(drop)
+        })
+    }
+
+    /// Every delta.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn deltas(&self) -> Result<Vec<DeltaRow>, StoreError> {
+        self.with(|c| {
+            c.prepare("SELECT base, model, delta, bytes FROM deltas ORDER BY base, model")?
+                .query_map([], |row| {
+                    Ok(DeltaRow {
+                        base: Digest(row.get(0)?),
+                        model: Digest(row.get(1)?),
+                        delta: Digest(row.get(2)?),
+                        bytes: number(row.get(3)?),
+                    })
+                })?
+                .collect()
         })
     }
 

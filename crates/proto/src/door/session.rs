@@ -5,9 +5,9 @@ use super::{
 };
 use crate::envelope;
 use crate::limits::{
-    ALIASES_MAX, CERTIFICATE_BYTES_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, RENAMES_MAX, REVERSE_BYTES_MAX,
-    REVOCATIONS_MAX, ROLLOUT_BYTES_MAX, ROLLOUT_REPORTS_MAX, ROLLOUT_WANTS_MAX, ROLLOUTS_MAX, SERVICES_MAX,
-    SUBTREE_NODES_MAX, VERSIONS_IN_USE_MAX, WORD_BYTES_MAX,
+    ALIASES_MAX, CERTIFICATE_BYTES_MAX, DELTAS_MAX, HINTS_MAX, MODELS_MAX, PATH_TIERS_MAX, RENAMES_MAX,
+    REVERSE_BYTES_MAX, REVOCATIONS_MAX, ROLLOUT_BYTES_MAX, ROLLOUT_REPORTS_MAX, ROLLOUT_WANTS_MAX, ROLLOUTS_MAX,
+    SERVICES_MAX, SUBTREE_NODES_MAX, VERSIONS_IN_USE_MAX, WORD_BYTES_MAX,
 };
 use crate::name::{self, NodeName};
 use crate::v1::{
@@ -209,6 +209,13 @@ impl Door for Catalogue {
         count("services in a catalogue", self.services.len(), SERVICES_MAX)?;
         count("versions in a catalogue", self.versions.len(), VERSIONS_IN_USE_MAX)?;
         count("aliases in a catalogue", self.aliases.len(), ALIASES_MAX)?;
+        count("deltas in a catalogue", self.deltas.len(), DELTAS_MAX)?;
+        for delta in &mut self.deltas {
+            digest("a delta's base", &mut delta.base)?;
+            digest("a delta's model", &mut delta.model)?;
+            digest("a delta", &mut delta.delta)?;
+            delta.bytes = delta.bytes.min(BYTES_MAX);
+        }
         for alias in &self.aliases {
             name::check_model(&alias.model)?;
             name::check_alias(&alias.alias)?;

@@ -589,6 +589,7 @@ impl Anything {
                     services,
                     versions,
                     aliases: Vec::new(),
+                    deltas: Vec::new(),
                 }))
             }
             3 | 4 => Some(Body::Path(UpstreamPath { sequence: self.count(), tiers: self.list(Self::tier) })),

@@ -14,7 +14,7 @@ use crate::versions::{aliases, another, push};
 struct Fleet {
     site: Site,
     model: Model,
-    _edge: Node,
+    edge: Node,
     ends: Vec<Node>,
 }
 
@@ -30,7 +30,7 @@ impl Fleet {
         let model = site.add_model();
         let ends: Vec<Node> = (1..=3).map(|i| site.end(&format!("end-{i}"), &edge.url, &[])).collect();
         ends.iter().for_each(until_planned);
-        Self { site, model, _edge: edge, ends }
+        Self { site, model, edge, ends }
     }
 
     /// A specification with times that tests can wait for.
@@ -107,7 +107,13 @@ impl Fleet {
 fn a_version_reaches_every_node_while_they_answer_and_goes_back_on_demand() {
     let mut fleet = Fleet::new();
     let first = fleet.ends[0].ask(&["infer", "--model", "digits", "--input", &fleet.model.input, "--json"]).json();
-    push(&fleet.site.cloud, &another(fleet.site.folder.path(), 2), &[]);
+    // A few weights are other ones.
+    let mut bytes = std::fs::read(&fleet.model.file).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 64].iter_mut().step_by(4).for_each(|byte| *byte ^= 1);
+    let file = fleet.site.folder.path().join("nearly.onnx");
+    std::fs::write(&file, bytes).expect("it is written");
+    push(&fleet.site.cloud, &file, &[]);
     let started = fleet.start(&fleet.spec(2, ""));
     assert_eq!((&started["from"], &started["to"]), (&"1".into(), &"2".into()));
     fleet.site.cloud.ask(&["rollout", "start", fleet.spec(2, "").to_str().unwrap()]).refused(1, "isn't over");
@@ -116,6 +122,9 @@ fn a_version_reaches_every_node_while_they_answer_and_goes_back_on_demand() {
     let total = &done["progress"]["total"];
     assert_eq!((&total["failed"], &total["percent"]), (&0.into(), &100.0.into()), "{done:#}");
     assert_eq!(fleet.versions(), [Some(2); 3]);
+    for node in fleet.ends.iter().chain([&fleet.edge]) {
+        assert!(node.log().contains("came as a delta of"), "{}", node.log());
+    }
     let now = |version: u64, names: &[&str]| (version, names.iter().map(ToString::to_string).collect::<Vec<_>>());
     assert_eq!(aliases(&fleet.site.cloud), [now(1, &["previous"]), now(2, &["production"])]);
 

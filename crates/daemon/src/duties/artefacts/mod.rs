@@ -2,6 +2,7 @@
 //! what the fetch machine asks (`tierline_node::fetch`). `library` says what
 //! stays, `upload` takes in what operators give, `service` hands out.
 
+mod deltas;
 mod library;
 mod service;
 pub mod upload;

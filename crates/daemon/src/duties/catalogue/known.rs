@@ -15,6 +15,8 @@ use tierline_proto::Digest;
 use tierline_proto::name::split_version;
 use tierline_proto::v1::{self, Catalogue, Code, Failure, ModelEntry};
 
+use tierline_store::models::DeltaRow;
+
 use crate::device::memory::{Key, Memory};
 use crate::device::program::{Program, Source};
 use crate::models::{Manifest, Prepared};
@@ -84,6 +86,8 @@ pub struct Known {
     running: RwLock<BTreeMap<String, Entry>>,
     /// Other names of versions.
     aliases: RwLock<BTreeMap<(String, String), u64>>,
+    /// What makes one model of another.
+    deltas: RwLock<Vec<DeltaRow>>,
     services: RwLock<BTreeMap<String, Composed>>,
     /// What requests need to know of models, as large as their manifests.
     programs: RwLock<HashMap<Digest, Arc<Program>>>,
@@ -94,6 +98,12 @@ pub struct Known {
     /// Models that can't be run here, and why.
     unfit: RwLock<HashMap<Digest, String>>,
     sequence: std::sync::atomic::AtomicU64,
+}
+
+/// A delta as it travels.
+fn delta(row: &DeltaRow) -> v1::ModelDelta {
+    let DeltaRow { base, model, delta, bytes } = row;
+    v1::ModelDelta { base: base.to_bytes(), model: model.to_bytes(), delta: delta.to_bytes(), bytes: *bytes }
 }
 
 /// An alias as it travels.
@@ -118,6 +128,7 @@ impl Known {
             versions: RwLock::default(),
             running: RwLock::default(),
             aliases: RwLock::default(),
+            deltas: RwLock::default(),
             services: RwLock::default(),
             programs: RwLock::default(),
             memory,
@@ -213,6 +224,20 @@ impl Known {
         *known = aliases;
         self.sequence.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         true
+    }
+
+    /// What makes one model of another; says whether that is news.
+    pub fn set_deltas(&self, deltas: Vec<DeltaRow>) -> bool {
+        let mut known = write(&self.deltas);
+        let news = *known != deltas;
+        *known = deltas;
+        news
+    }
+
+    /// Every delta.
+    #[must_use]
+    pub fn deltas(&self) -> Vec<DeltaRow> {
+        read(&self.deltas).clone()
     }
 
     /// What a version is also called.
@@ -390,6 +415,7 @@ impl Known {
             removed: Vec::new(),
             versions: read(&self.versions).values().map(Entry::message).collect(),
             aliases: read(&self.aliases).iter().map(alias).collect(),
+            deltas: read(&self.deltas).iter().map(delta).collect(),
             services: self.services().iter().map(Composed::message).collect(),
         }
     }

@@ -510,7 +510,7 @@ impl Catalogue {
     /// time, so that those which wait take no memory.
     pub async fn turn_to_load(&self, entry: &Entry) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
         // Others have their turn while it is on its way.
-        match self.artefacts.ensure(entry.model).await {
+        match self.ensure_model(entry.model).await {
             // Without room on the disk it comes in its turn, into memory.
             Err(failure) if failure.code() != Code::StorageFull => Err(failure),
             _ => Ok(self.loading.lock().await),
@@ -575,7 +575,7 @@ impl Catalogue {
     /// As [`Catalogue::run_here`].
     pub async fn warm(&self, key: SliceKey) -> Result<u64, Failure> {
         let entry = self.entry_of(&key)?;
-        let here = tokio::time::timeout(WARM_TIME_MAX, self.artefacts.ensure(entry.model)).await;
+        let here = tokio::time::timeout(WARM_TIME_MAX, self.ensure_model(entry.model)).await;
         let late = || Failure::new(Code::ModelNotReady, format!("{} is still on its way", entry.manifest.name));
         match here.map_err(|_| late())? {
             Err(failure) if failure.code() != Code::StorageFull => return Err(failure),
@@ -799,6 +799,10 @@ impl Duty for Arc<Catalogue> {
         let named = self.cx.state.with(State::named).await?;
         needed.extend(&named.manifests);
         needed.extend(&named.sources);
+        // An edge has them ready for all who are below it.
+        if self.cx.me.role() != tierline_proto::Role::End {
+            needed.extend(self.known.deltas().iter().map(|row| row.delta));
+        }
         needed.extend(self.cx.state.with(State::services).await?.into_iter().map(|(_, document)| document));
         let (mut models, mut known) = (HashSet::new(), HashSet::new());
         for entry in self.known.all() {

@@ -38,6 +38,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Rollouts that are remembered once they are over.
 const REMEMBERED_MAX: usize = 100;
 
+/// A delta to the new version is waited for so long before a rollout begins
+/// without one.
+const DELTA_TIME: Duration = Duration::from_secs(60);
+
 /// What a rollout told people lately, and is shown with it.
 const TOLD_MAX: usize = 50;
 
@@ -274,7 +278,8 @@ impl Fleets {
     /// Runs the machines, until the node ends.
     async fn run(self: Arc<Self>, rollouts: Weak<Rollouts>) {
         let mut inbox = self.inbox.lock().await;
-        let mut running = Running { fleets: &self, rollouts, names: HashMap::new(), told: HashMap::new() };
+        let mut running =
+            Running { fleets: &self, rollouts, names: HashMap::new(), named: HashMap::new(), told: HashMap::new() };
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -320,8 +325,9 @@ fn find(machines: &BTreeMap<u64, Machine>, rollout: &str) -> Result<u64, Failure
 struct Running<'f> {
     fleets: &'f Arc<Fleets>,
     rollouts: Weak<Rollouts>,
-    /// Identities of nodes, by name.
+    /// Identities of nodes, by name, and the other way round.
     names: HashMap<String, String>,
+    named: HashMap<String, String>,
     /// What each node told last, by identity and model.
     told: HashMap<(String, String), Told>,
 }
@@ -331,8 +337,7 @@ impl Running<'_> {
         match news {
             News::Heard { node, model, told } => {
                 self.told.insert((node.clone(), model.clone()), (*told).clone());
-                let name = self.names.iter().find(|(_, id)| **id == node).map(|(name, _)| name.clone());
-                match name {
+                match self.named.get(&node).cloned() {
                     Some(name) => self.heard(&name, &model, &told).await,
                     // It is seen with the next look.
                     None => Ok(()),
@@ -362,6 +367,7 @@ impl Running<'_> {
         let nodes = self.fleets.site.nodes().nodes;
         let is_here = |node: &NodeInfo| matches!(node.state.as_str(), "connected" | "doubled" | "renaming");
         self.names = nodes.iter().map(|node| (node.node_name.clone(), node.node_id.clone())).collect();
+        self.named = nodes.iter().map(|node| (node.node_id.clone(), node.node_name.clone())).collect();
         let roles: HashMap<&str, (Role, &str)> =
             nodes.iter().map(|node| (node.node_id.as_str(), (node.role(), node.node_name.as_str()))).collect();
         let parents: HashMap<&str, &str> =
@@ -566,8 +572,17 @@ impl Running<'_> {
             let others = machines.values().filter(|machine| !machine.is_over()).map(|machine| &machine.fleet);
             admit(&spec, others).map_err(|e| Failure::new(Code::AlreadyExists, e.to_string()))?
         };
-        // Nodes hear of the version before they are told to run it.
         let number = spec.to.as_str().parse().unwrap_or_default();
+        // Whoever has the old version needn't fetch all of the new one.
+        let base = spec.from.as_str().parse().unwrap_or_default();
+        match tokio::time::timeout(DELTA_TIME, catalogue.make_delta(&spec.model, base, number)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => self.fleets.record(&spec.model, format!("there is no delta: {failure}")),
+            Err(_) => {
+                self.fleets.record(&spec.model, format!("there is no delta: it takes longer than {DELTA_TIME:?}"))
+            }
+        }
+        // Nodes hear of the version before they are told to run it.
         catalogue.tag(&spec.model, number, CANDIDATE).await?;
         let (model, created_ms) = (spec.model.clone(), now_ms());
         let (of, kept) = (model.clone(), text.to_owned());

@@ -530,7 +530,7 @@ async fn perform(swapping: &Arc<Swapping>, model: &str, work: Work) -> Result<u6
             let entry = entry_of(&version)?;
             swapping.artefacts.ensure(entry.manifest_digest).await?;
             swapping.artefacts.set_pace(entry.model, limits.bytes_per_s);
-            let fetched = swapping.artefacts.ensure(entry.model).await;
+            let fetched = swapping.catalogue.ensure_model(entry.model).await;
             swapping.artefacts.set_pace(entry.model, None);
             fetched?;
             for digest in entry.manifest.artefacts() {

@@ -176,7 +176,16 @@ async fn answer(
 ) -> Result<Response, Failure> {
     let (model, version) = named(path)?;
     // Before a body is read for nothing.
-    let under_way = UnderWay::new(serving, serving.model_for(asker, &model, &version)?.name, arrived);
+    let found = match serving.model_for(asker, &model, &version) {
+        Ok(found) => found,
+        Err(failure) => {
+            // A small one is read all the same: else its connection could carry no further request.
+            let held = serving.cx.device.budget.request(&asker.share());
+            let _ = whole(request, SMALL_BYTES_MAX, &held).await;
+            return Err(failure);
+        }
+    };
+    let under_way = UnderWay::new(serving, found.name, arrived);
     let answered = read_and_answer(serving, asker, (model, version), request, arrived).await;
     under_way.end(answered)
 }
