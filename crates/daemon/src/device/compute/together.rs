@@ -526,6 +526,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn without_memory_for_it_each_runs_by_itself() {
         let runs = load(Manner::Sound, 64).await;
-        assert!(runs.batches == 0 && runs.single >= 15 * 30, "{runs:?}");
+        // Whoever is answered may look before the last one is counted.
+        assert!(runs.batches == 0 && runs.single >= 15 * 30 - 1, "{runs:?}");
     }
 }
