@@ -139,6 +139,16 @@ fn a_version_reaches_every_node_while_they_answer_and_goes_back_on_demand() {
     let again = fleet.ends[0].ask(&["infer", "--model", "digits", "--input", &fleet.model.input, "--json"]).json();
     same_outputs(&first, &again);
     until("so is the name", || (aliases(&fleet.site.cloud)[0].1.contains(&"production".to_owned())).then_some(()));
+
+    // A model that is removed is gone, also where its versions changed.
+    assert_eq!(fleet.site.cloud.ask(&["model", "rm", "digits"]).code, 0);
+    let gone = |node: &Node| {
+        let ran = node.ask(&["infer", "--model", "digits", "--input", &fleet.model.input]);
+        ran.code == 1 && ran.stderr.contains("no model `digits`")
+    };
+    until("nobody knows it", || fleet.ends.iter().all(gone).then_some(()));
+    fleet.ends[0].restart();
+    until("nor behind a start", || gone(&fleet.ends[0]).then_some(()));
 }
 
 #[test]

@@ -16,12 +16,12 @@ use tierline_proto::v1::{Code, Failure, NodeInfo, RolloutInfo};
 use tierline_store::State;
 use tierline_update::rollout::fleet::{Standing, admit};
 use tierline_update::rollout::{
-    Action, Attributes, Command, Event, Fleet, Now, Outcome, Progress, Record, Spec, Version, Want,
+    Action, Attributes, Command, Event, Fleet, Outcome, Progress, Record, Spec, Version, Want,
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::Rollouts;
 use super::relay::Told;
+use super::{Rollouts, journal, now};
 use crate::duties::catalogue::Catalogue;
 use crate::duties::catalogue::versions::{CANDIDATE, PRODUCTION};
 use crate::duties::site::Site;
@@ -149,11 +149,6 @@ impl Fleets {
 
     fn machines(&self) -> MutexGuard<'_, BTreeMap<u64, Machine>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn now(&self) -> Now {
-        let uptime = self.cx.clock.uptime().as_millis();
-        Now { monotonic_ms: u64::try_from(uptime).unwrap_or(u64::MAX), unix_ms: Some(now_ms()) }
     }
 
     fn record(&self, model: &str, text: String) {
@@ -286,7 +281,7 @@ impl Fleets {
             let deadline = {
                 let machines = self.machines();
                 let next = machines.values().filter_map(|machine| machine.fleet.next_deadline()).min();
-                next.map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(self.now().monotonic_ms)))
+                next.map(|at| Instant::now() + Duration::from_millis(at.saturating_sub(now(&self.cx).monotonic_ms)))
             };
             let done = tokio::select! {
                 news = inbox.recv() => match news {
@@ -451,7 +446,7 @@ impl Running<'_> {
     }
 
     async fn step(&mut self, id: u64, event: Event) -> Result<(), Failure> {
-        let now = self.fleets.now();
+        let now = now(&self.fleets.cx);
         let actions = match self.fleets.machines().get_mut(&id) {
             Some(machine) => machine.fleet.step(now, event),
             None => return Ok(()),
@@ -509,13 +504,10 @@ impl Running<'_> {
 
     /// Writes records through to the disk.
     async fn keep(&self, id: u64, records: &[Record]) -> Result<(), Failure> {
-        let replaces = records.iter().rposition(Record::replaces_earlier);
-        let lines = records.iter().skip(replaces.unwrap_or(0)).map(serde_json::to_string);
-        let lines: Vec<String> =
-            lines.collect::<Result<_, _>>().map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
-        let write = move |state: &State| match replaces {
-            Some(_) => state.rollout_records_replace(id, &lines),
-            None => state.rollout_records_add(id, &lines),
+        let (lines, whole) = journal(records, Record::replaces_earlier)?;
+        let write = move |state: &State| match whole {
+            true => state.rollout_records_replace(id, &lines),
+            false => state.rollout_records_add(id, &lines),
         };
         self.fleets.cx.state.with(write).await
     }
@@ -590,7 +582,7 @@ impl Running<'_> {
         for other in superseded {
             self.step(other, Event::Command(Command::Supersede { by: id })).await?;
         }
-        let (fleet, actions) = Fleet::new(spec, id, self.fleets.now()).map_err(|e| invalid(&e))?;
+        let (fleet, actions) = Fleet::new(spec, id, now(&self.fleets.cx)).map_err(|e| invalid(&e))?;
         self.fleets.machines().insert(id, Machine::new(fleet, created_ms));
         self.perform(id, actions).await?;
         self.forget_oldest().await?;

@@ -16,13 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde::Serialize;
 use tierline_identity::Peer;
 use tierline_node::policy::{Roles, Rule};
 use tierline_proto::envelope::ROLLOUT;
 use tierline_proto::v1::{Code, Failure, RolloutReports, RolloutWants};
 use tierline_proto::{Breach, Sound};
 use tierline_store::rollouts;
-use tierline_update::rollout::Want;
+use tierline_update::rollout::{Now, Want};
 use tokio::sync::Notify;
 
 use self::fleets::Fleets;
@@ -32,6 +33,7 @@ use super::site::Site;
 use crate::net::Uplink;
 use crate::runtime::Context;
 use crate::runtime::duty::{Assembly, Duty, Registration};
+use crate::runtime::events::now_ms;
 
 /// Between two looks at what has to be passed on, at most: nodes come and go
 /// below without a word to this duty.
@@ -72,6 +74,21 @@ pub struct Rollouts {
     at: Mutex<Option<(Instant, Arc<Ways>)>>,
     /// Rings when there is something to pass on.
     news: Notify,
+}
+
+/// The time, as the machines take it.
+fn now(cx: &Context) -> Now {
+    let uptime = cx.clock.uptime().as_millis();
+    Now { monotonic_ms: u64::try_from(uptime).unwrap_or(u64::MAX), unix_ms: Some(now_ms()) }
+}
+
+/// Records as lines of a journal, and whether they take the place of all that
+/// is in it: those before one that does so are left out.
+fn journal<R: Serialize>(records: &[R], replaces: impl Fn(&R) -> bool) -> Result<(Vec<String>, bool), Failure> {
+    let last = records.iter().rposition(replaces);
+    let lines = records.iter().skip(last.unwrap_or(0)).map(serde_json::to_string);
+    let lines = lines.collect::<Result<_, _>>().map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+    Ok((lines, last.is_some()))
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -13,12 +13,13 @@ use tierline_proto::Digest;
 use tierline_proto::v1::{Code, Failure};
 use tierline_update::rollout::swap::Work;
 use tierline_update::rollout::{
-    Ask, Health, Kind, Limits, Now, Report, Swap, SwapAction, SwapEvent, SwapRecord, Terms, Version, Want,
+    Ask, Health, Kind, Limits, Report, Swap, SwapAction, SwapEvent, SwapRecord, Terms, Version, Want,
 };
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::relay::Told;
+use super::{journal, now};
 use crate::documents;
 use crate::duties::artefacts::Artefacts;
 use crate::duties::catalogue::{Catalogue, Change, Entry};
@@ -27,7 +28,6 @@ use crate::duties::planning::Planning;
 use crate::duties::profiling::Profiling;
 use crate::models::Manifest;
 use crate::runtime::duty::Assembly;
-use crate::runtime::events::now_ms;
 use crate::runtime::{Context, wait_until};
 
 /// News for a machine that wait for it; others wait with theirs.
@@ -39,6 +39,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A model that is in no rollout any more follows the catalogue after this: what
 /// the rollout led to is on its way.
 const FOLLOW_AFTER: Duration = Duration::from_secs(10);
+
+/// A version that failed here, and that the catalogue still means, is tried
+/// again after this: what was in its way may be gone.
+const FOLLOW_AGAIN: Duration = Duration::from_secs(600);
 
 /// A plan for a new version is waited for so long; without it the node runs the
 /// whole of it.
@@ -94,11 +98,6 @@ impl Swapping {
 
     fn driven(&self) -> MutexGuard<'_, BTreeMap<String, Driven>> {
         self.driven.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn now(&self) -> Now {
-        let uptime = self.cx.clock.uptime().as_millis();
-        Now { monotonic_ms: u64::try_from(uptime).unwrap_or(u64::MAX), unix_ms: Some(now_ms()) }
     }
 
     /// Rings when a model has something to tell.
@@ -292,6 +291,7 @@ impl Swapping {
             swap: Swap::recover(records.collect::<Vec<_>>(), Some(self.cx.me.config().memory_bytes())),
             works: HashMap::new(),
             done: mpsc::channel(NEWS_MAX),
+            followed: Instant::now(),
         };
         let installed = self.catalogue.known.named(model);
         let installed = match &installed {
@@ -303,7 +303,7 @@ impl Swapping {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let deadline = machine.swap.next_deadline().map(|at| {
-                let wait = at.saturating_sub(self.now().monotonic_ms);
+                let wait = at.saturating_sub(now(&self.cx).monotonic_ms);
                 Instant::now() + Duration::from_millis(wait)
             });
             let event = tokio::select! {
@@ -343,6 +343,8 @@ struct Machine<'s> {
     model: &'s str,
     swap: Swap,
     works: HashMap<u64, AbortHandle>,
+    /// When it last went after what the catalogue means, or began.
+    followed: Instant,
     done: (mpsc::Sender<SwapEvent>, mpsc::Receiver<SwapEvent>),
 }
 
@@ -354,7 +356,7 @@ impl Drop for Machine<'_> {
 
 impl Machine<'_> {
     async fn step(&mut self, event: SwapEvent) -> Result<(), Failure> {
-        let actions = self.swap.step(self.swapping.now(), event);
+        let actions = self.swap.step(now(&self.swapping.cx), event);
         let mut rest = actions.into_iter().peekable();
         while let Some(action) = rest.next() {
             match action {
@@ -397,14 +399,11 @@ impl Machine<'_> {
                 _ => {}
             }
         }
-        let replaces = records.iter().rposition(SwapRecord::replaces_earlier);
-        let lines = records.iter().skip(replaces.unwrap_or(0)).map(serde_json::to_string);
-        let lines: Vec<String> =
-            lines.collect::<Result<_, _>>().map_err(|e| Failure::new(Code::Internal, e.to_string()))?;
+        let (lines, whole) = journal(&records, SwapRecord::replaces_earlier)?;
         let model = self.model.to_owned();
-        let write = move |state: &tierline_store::State| match replaces {
-            Some(_) => state.swap_records_replace(&model, &lines),
-            None => state.swap_records_add(&model, &lines),
+        let write = move |state: &tierline_store::State| match whole {
+            true => state.swap_records_replace(&model, &lines),
+            false => state.swap_records_add(&model, &lines),
         };
         self.swapping.cx.state.with(write).await
     }
@@ -475,9 +474,10 @@ impl Machine<'_> {
         let means = version(&means)?;
         let report = self.swap.report();
         let failed = report.failed.as_ref().is_some_and(|failed| failed.version == means);
-        if self.swap.current() == Some(&means) || failed {
+        if self.swap.current() == Some(&means) || (failed && self.followed.elapsed() < FOLLOW_AGAIN) {
             return Ok(());
         }
+        self.followed = Instant::now();
         // A want of this node's own, behind all that it heard.
         let last = report.ask.unwrap_or(Ask { rollout: 0, number: 0 });
         let ask = Ask { rollout: last.rollout, number: last.number + 1 };
