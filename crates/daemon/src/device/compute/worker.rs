@@ -52,7 +52,7 @@ pub(super) struct Inner {
 }
 
 /// Runs of the engine for requests, by rows.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Runs {
     /// Of one request each.
     pub single: u64,
