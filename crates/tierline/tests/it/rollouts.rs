@@ -121,6 +121,8 @@ fn a_version_reaches_every_node_while_they_answer_and_goes_back_on_demand() {
     assert!(answers > 10, "{answers}");
     let total = &done["progress"]["total"];
     assert_eq!((&total["failed"], &total["percent"]), (&0.into(), &100.0.into()), "{done:#}");
+    let told = done["told"].as_array().expect("sentences").last().cloned().unwrap_or_default();
+    assert_eq!(told, "rollout 1 is over, succeeded: all groups are through");
     assert_eq!(fleet.versions(), [Some(2); 3]);
     for node in fleet.ends.iter().chain([&fleet.edge]) {
         assert!(node.log().contains("came as a delta of"), "{}", node.log());

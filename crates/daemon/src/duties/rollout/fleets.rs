@@ -14,7 +14,7 @@ use tierline_proto::limits::ROLLOUTS_MAX;
 use tierline_proto::v1::rollout_control_request::What;
 use tierline_proto::v1::{Code, Failure, NodeInfo, RolloutInfo};
 use tierline_store::State;
-use tierline_update::rollout::fleet::{Standing, admit};
+use tierline_update::rollout::fleet::admit;
 use tierline_update::rollout::{
     Action, Attributes, Command, Event, Fleet, Outcome, Progress, Record, Spec, Version, Want,
 };
@@ -94,20 +94,6 @@ struct Device<'f> {
     reason: Option<&'f str>,
 }
 
-/// What a rollout is at, in a word.
-fn state(progress: &Progress) -> &'static str {
-    match progress.stage {
-        Standing::Running => "running",
-        Standing::Paused => "paused",
-        Standing::Approval => "waits for approval",
-        Standing::Returning => "rolling back",
-        Standing::Finished(Outcome::Succeeded) => "succeeded",
-        Standing::Finished(Outcome::RolledBack) => "rolled back",
-        Standing::Finished(Outcome::Aborted) => "aborted",
-        Standing::Finished(Outcome::Superseded) => "superseded",
-    }
-}
-
 impl Machine {
     fn new(fleet: Fleet, created_ms: u64) -> Self {
         Self { fleet, created_ms, here: BTreeSet::new(), told: VecDeque::new() }
@@ -119,7 +105,7 @@ impl Machine {
 
     fn info(&self) -> Result<RolloutInfo, Failure> {
         let (spec, progress) = (self.fleet.spec(), self.fleet.progress());
-        let word = state(&progress).to_owned();
+        let word = progress.stage.words().to_owned();
         let device = |(device, group, state, reason)| Device { device, group, state, reason };
         let devices = self.fleet.devices().take(DEVICES_SHOWN_MAX).map(device).collect();
         Ok(RolloutInfo {
@@ -570,9 +556,9 @@ impl Running<'_> {
         match tokio::time::timeout(DELTA_TIME, catalogue.make_delta(&spec.model, base, number)).await {
             Ok(Ok(())) => {}
             Ok(Err(failure)) => self.fleets.record(&spec.model, format!("there is no delta: {failure}")),
-            Err(_) => {
-                self.fleets.record(&spec.model, format!("there is no delta: it takes longer than {DELTA_TIME:?}"))
-            }
+            Err(_) => self
+                .fleets
+                .record(&spec.model, format!("there is no delta: it takes longer than {} s", DELTA_TIME.as_secs())),
         }
         // Nodes hear of the version before they are told to run it.
         catalogue.tag(&spec.model, number, CANDIDATE).await?;
@@ -595,7 +581,8 @@ impl Running<'_> {
             What::Approve => Command::Approve,
             What::Pause => Command::Pause,
             What::Resume => Command::Resume,
-            What::Abort | What::RollBack => Command::Abort { reason: "an operator said so".to_owned() },
+            What::Abort => Command::Abort { reason: "by `rollout abort`".to_owned() },
+            What::RollBack => Command::Abort { reason: "by `rollback`".to_owned() },
             What::Unspecified => return Err(Failure::new(Code::InvalidInput, "nothing that can be done to a rollout")),
         };
         self.step(id, Event::Command(command)).await?;

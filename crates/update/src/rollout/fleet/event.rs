@@ -131,3 +131,30 @@ pub enum Outcome {
     /// A later rollout took its place.
     Superseded,
 }
+
+impl Outcome {
+    /// In a word or two, for people.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::RolledBack => "rolled back",
+            Self::Aborted => "aborted",
+            Self::Superseded => "superseded",
+        }
+    }
+}
+
+impl Command {
+    /// In a word, as operators say it.
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Approve => "approve",
+            Self::Skip { .. } => "skip",
+            Self::Abort { .. } => "abort",
+            Self::Supersede { .. } => "supersede",
+        }
+    }
+}

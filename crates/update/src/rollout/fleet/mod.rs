@@ -757,8 +757,8 @@ impl Fleet {
                 self.finish(Outcome::Superseded, format!("rollout {by} takes its place"));
             }
             (command, _) => {
-                let waits = self.progress().stage;
-                self.say(format!("`{command:?}` means nothing to a rollout that is {waits:?}"));
+                let is = self.progress().stage.words();
+                self.say(format!("`{}` means nothing to this rollout now: {is}", command.word()));
             }
         }
     }
@@ -775,7 +775,7 @@ impl Fleet {
 
     fn finish(&mut self, outcome: Outcome, reason: String) {
         self.note(Fact::Finished { outcome });
-        self.say(format!("rollout {} is over, {outcome:?}: {reason}", self.ledger.rollout));
+        self.say(format!("rollout {} is over, {}: {reason}", self.ledger.rollout, outcome.words()));
         self.out.push(Action::Finished(outcome));
     }
 }

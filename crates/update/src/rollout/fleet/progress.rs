@@ -40,6 +40,20 @@ pub enum Standing {
     Finished(Outcome),
 }
 
+impl Standing {
+    /// In a word or two, for people.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Approval => "waits for approval",
+            Self::Returning => "rolling back",
+            Self::Finished(outcome) => outcome.words(),
+        }
+    }
+}
+
 /// A group.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GroupProgress {
